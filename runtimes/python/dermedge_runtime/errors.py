@@ -1,0 +1,60 @@
+"""Every exception that dermedge raises on purpose, and the exit code of each.
+
+DermedgeError            1  something went wrong while running
+|-- ImageError           1  an input that is not a usable image
+|-- DataError            1  a table, a split or a checkpoint that cannot be used
+|-- EngineError          1  an inference engine failed
+|-- UsageError           2  an argument or a name that makes no sense
+|-- GateError            3  an artifact lost more accuracy than the gate allows
+|-- MissingExtraError    4  an engine or an optional dependency is not installed
+`-- BundleError          5  a bundle that is damaged, unsafe or too new
+
+A message names the bad value and ends with what to do.
+"""
+
+
+class DermedgeError(Exception):
+    """Base of all errors that dermedge raises on purpose."""
+
+    exit_code = 1
+
+
+class ImageError(DermedgeError):
+    """The input is not an image that a model may be asked about."""
+
+
+class DataError(DermedgeError):
+    """A table, a split, a weights folder or a checkpoint cannot be used."""
+
+
+class EngineError(DermedgeError):
+    """The inference engine refused the artifact or failed while running it."""
+
+
+class UsageError(DermedgeError):
+    """An argument, an option or a name makes no sense."""
+
+    exit_code = 2
+
+
+class GateError(DermedgeError):
+    """An artifact lost more accuracy than its target's gate allows."""
+
+    exit_code = 3
+
+
+class MissingExtraError(DermedgeError):
+    """An engine or an optional dependency is not installed."""
+
+    exit_code = 4
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'dermedge[{extra}]'.")
+        self.package = package
+        self.extra = extra
+
+
+class BundleError(DermedgeError):
+    """A bundle is damaged, incomplete, unsafe or of an unknown format."""
+
+    exit_code = 5
