@@ -1,0 +1,250 @@
+"""Measures the budgets that dermedge keeps, side by side with what they are compared to, and prints one table.
+
+    python tests/benchmarks/budgets.py BUNDLE [--json OUT] [--calls N] [--rounds N]
+
+Both sides of each ratio are measured in turns within one run, and their medians compared, so that a busy machine slows
+both. Run by hand; tests assert no time.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter, thread_time
+
+import numpy as np
+from PIL import Image
+
+from dermedge_runtime.bench import PHOTO, device, photograph
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.model import Model, load
+
+# What a user would write without dermedge: decode, resize, run, softmax.
+BARE = """
+import sys
+import numpy as np
+import onnxruntime
+from PIL import Image
+path, image, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def predict():
+    pixels = np.asarray(Image.open(image).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    return session.run(None, {"image": pixels[None]})
+"""
+
+# The same with dermedge.
+OURS = """
+import sys
+import dermedge
+from dermedge_runtime.model import load
+path, image = sys.argv[1], sys.argv[2]
+model = load(path, threads=1)
+def predict():
+    return model.predict(image)
+"""
+
+THEN = """
+predict()
+print("predicted", flush=True)
+for _ in range(20):
+    predict()
+fields = open("/proc/self/status").read().split()
+print(int(fields[fields.index("VmRSS:") + 1]) * 1024)
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `met` is None where there is no limit."""
+
+    what: str
+    budget: str
+    measured: str
+    met: bool | None
+
+
+def in_turns(rounds: int, *sides: Callable[[], None]) -> list[float]:
+    """The median milliseconds of each side, called in turns, the order reversed every other round.
+
+    Processor time of this one thread, which is what a prediction takes on a machine that does nothing else.
+    """
+    times: list[list[float]] = [[] for _ in sides]
+    for turn in range(rounds):
+        order = range(len(sides)) if turn % 2 else reversed(range(len(sides)))
+        for index in order:
+            start = thread_time()
+            sides[index]()
+            times[index].append((thread_time() - start) * 1000)
+    return [median(values) for values in times]
+
+
+def overhead(model: Model, rounds: int) -> list[Row]:
+    """`Model.predict` without preprocessing against the bare engine call on the same tensor, ten and ten in turns."""
+    import onnxruntime
+
+    bundle = model.bundle
+    tensor = bundle.golden()[0].tensor
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        bundle.read(bundle.artifact.path), options, providers=["CPUExecutionProvider"]
+    )
+    prepared, batch = [(tensor, 0.0)], tensor[None]
+    times: dict[str, list[float]] = {"ours": [], "bare": []}
+    calls = {"ours": lambda: model._predict(prepared), "bare": lambda: session.run(None, {"image": batch})}
+    for turn in range(2 + rounds // 10):
+        for side in ("ours", "bare") if turn % 2 else ("bare", "ours"):
+            for _ in range(10):
+                start = thread_time()
+                calls[side]()
+                times[side].append((thread_time() - start) * 1e6)
+    engine = median(times["bare"][20:])
+    extra = median(times["ours"][20:]) - engine
+    share = extra / engine
+    return [
+        Row(
+            "Model.predict over the bare engine call, preprocessing excluded",
+            "<= 50 us",
+            f"{extra:.0f} us",
+            extra <= 50,
+        ),
+        Row(
+            "the same, as a share of the engine call",
+            "<= 5 %",
+            f"{share:.1%} of {engine / 1000:.2f} ms",
+            share <= 0.05,
+        ),
+    ]
+
+
+def smooth(png: bytes) -> bytes:
+    with Image.open(io.BytesIO(png)) as image:
+        large = image.convert("RGB").resize(PHOTO, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    large.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def decoding(model: Model, rounds: int) -> list[Row]:
+    png = model.bundle.golden()[0].image
+    rows = []
+    for name, data in (("smooth", smooth(png)), ("with sensor noise", photograph(png))):
+        reduced, full = in_turns(
+            rounds,
+            lambda data=data: model.predict(data),  # type: ignore[misc]
+            lambda data=data: model.predict(data, exact=True),  # type: ignore[misc]
+        )
+        allowed = 25 / 113 * full
+        rows.append(
+            Row(
+                f"12 MP JPEG to prediction, one thread ({name}, {len(data) / 1e6:.1f} MB)",
+                f"<= 25 ms where full decoding costs 113 ms: here <= {allowed:.0f} ms",
+                f"{reduced:.1f} ms (full decoding {full:.0f} ms)",
+                reduced <= allowed,
+            )
+        )
+    return rows
+
+
+def fresh(code: str, *arguments: str) -> tuple[float, int]:
+    """Milliseconds from the start of a process to its first prediction, and the bytes it holds after twenty more."""
+    start = perf_counter()
+    command = [sys.executable, "-c", code + THEN, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        word = process.stdout.readline().strip()
+        milliseconds = (perf_counter() - start) * 1000
+        rest = process.stdout.read()
+    if word != "predicted" or process.returncode:
+        raise SystemExit(f"the fresh process failed with exit code {process.returncode}")
+    return milliseconds, int(rest)
+
+
+def fresh_processes(bundle: Bundle, rounds: int) -> list[Row]:
+    size = str(bundle.spec.preprocess.size)
+    with tempfile.TemporaryDirectory() as folder:
+        image, model = Path(folder) / "lesion.jpg", Path(folder) / "model.onnx"
+        Image.open(io.BytesIO(bundle.golden()[0].image)).convert("RGB").save(image, quality=95)
+        model.write_bytes(bundle.read(bundle.artifact.path))
+        ours, bare = [], []
+        for _ in range(1 + rounds):
+            ours.append(fresh(OURS, str(bundle.path), str(image)))
+            bare.append(fresh(BARE, str(model), str(image), size))
+    ms, bare_ms = (median(time for time, _ in side[1:]) for side in (ours, bare))
+    held, bare_held = (median(size for _, size in side[1:]) / 1e6 for side in (ours, bare))
+    return [
+        Row(
+            "import dermedge and first prediction in a fresh process, over bare onnxruntime",
+            "<= 1.3 x",
+            f"{ms / bare_ms:.2f} x ({ms:.0f} ms over {bare_ms:.0f} ms)",
+            ms <= 1.3 * bare_ms,
+        ),
+        Row(
+            "resident memory of a device process over bare onnxruntime",
+            "<= 20 MB",
+            f"{held - bare_held:+.1f} MB ({held:.1f} MB over {bare_held:.1f} MB)",
+            held - bare_held <= 20,
+        ),
+    ]
+
+
+def resident() -> int:
+    fields = Path("/proc/self/status").read_text().split()
+    return int(fields[fields.index("VmRSS:") + 1]) * 1024
+
+
+def growth(model: Model, calls: int) -> list[Row]:
+    """The slope of resident memory over the second half of the calls, by which every cache and pool has filled."""
+    case = model.bundle.golden()[0]
+    every = max(1, calls // 200)
+    at, held = [], []
+    for call in range(calls):
+        model.predict(case.tensor)
+        if call % every == 0:
+            at.append(call)
+            held.append(resident())
+    half = len(at) // 2
+    slope = float(np.polyfit(at[half:], held[half:], 1)[0]) * 100_000 / 1e6
+    return [
+        Row(
+            f"growth of resident memory, from {calls} repeated predictions to 100,000",
+            "no growth (<= 1 MB)",
+            f"{slope:+.2f} MB per 100,000",
+            slope <= 1,
+        )
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--json", type=Path, dest="out")
+    parser.add_argument("--calls", type=int, default=100_000, help="predictions for the growth of memory")
+    parser.add_argument("--rounds", type=int, default=300, help="pairs of timed calls")
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
+    rows = fresh_processes(bundle, max(5, options.rounds // 30))
+    with load(bundle, threads=1) as model:
+        rows += overhead(model, options.rounds)
+        rows += decoding(model, max(5, options.rounds // 15))
+        rows += growth(model, options.calls)
+    where, spec = device(), bundle.spec
+    print(f"{spec.name} {spec.version}, {spec.preprocess.size} px; {where['cpu']}, {where['cores']} cores\n")
+    print("| what | budget | measured | |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row.what} | {row.budget} | {row.measured} | {'met' if row.met else 'missed'} |")
+    if options.out:
+        document = {"bundle": bundle.id, "device": dict(where), "rows": [asdict(row) for row in rows]}
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

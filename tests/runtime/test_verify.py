@@ -1,0 +1,224 @@
+"""`verify` asks four questions; each can be answered with no on its own, and then names its culprit."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TOY_SPEC, FakeRuntime, toy_cases, toy_content
+from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.errors import UsageError
+from dermedge_runtime.golden import golden_files
+from dermedge_runtime.model import RUNTIMES
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.spec import Postprocessing, Preprocess, to_json
+from dermedge_runtime.verify import verify
+
+QUESTIONS = ["files", "preprocessing", "engine", "decoding"]
+
+
+def bundle_with(path, cases, **changes):
+    content = toy_content()
+    files = {name: data for name, data in content["files"].items() if not name.startswith("golden/")}
+    return write_bundle(
+        path, **{**content, "files": {**files, **(golden_files(cases) if cases else {})}, **changes}
+    ).path
+
+
+def refused(report, question):
+    """The detail of the one check that failed: those before it passed, those after it were not run."""
+    index = QUESTIONS.index(question)
+    assert report.status == "failed"
+    assert [check.name for check in report.checks] == QUESTIONS
+    assert [c.status for c in report.checks] == ["passed"] * index + ["failed"] + ["not_run"] * (3 - index)
+    return report.checks[index].detail
+
+
+class Shifted(FakeRuntime):
+    """An engine that computes one output a little differently."""
+
+    def __init__(self, shift, output="malignancy"):
+        super().__init__()
+        self.shift, self.output = np.float32(shift), output
+
+    def run(self, images):
+        outputs = super().run(images)
+        return {**outputs, self.output: outputs[self.output] + self.shift}
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "opened", "text"])
+def test_an_intact_bundle_passes(toy_bundle_path, tmp_path, fake_runtime, form):
+    bundle = Bundle.open(toy_bundle_path)
+    given = {
+        "folder": toy_bundle_path,
+        "text": str(toy_bundle_path),
+        "opened": bundle,
+        "zip": bundle.save(tmp_path / "toy.zip", zipped=True).path,
+    }[form]
+    report = verify(given, runtime=fake_runtime)
+    assert report.status == "passed"
+    assert [(check.name, check.status) for check in report.checks] == [(name, "passed") for name in QUESTIONS]
+    assert (report.bundle, report.engine) == (bundle.id, "fake 1.0")
+    assert "0.0001 between export and fp32 student" in report.checks[2].detail
+    assert not fake_runtime.closed
+    assert json.loads(json.dumps(to_json(report)))["checks"][3]["name"] == "decoding"
+
+
+def test_engine_is_found_by_the_artifacts_format_and_closed(toy_bundle_path, monkeypatch):
+    started = []
+
+    class Recorded(FakeRuntime):
+        @classmethod
+        def open(cls, bundle, *, threads=None):
+            started.append((cls(), bundle.artifact.path, threads))
+            return started[-1][0]
+
+    monkeypatch.setattr("conftest.Recorded", Recorded, raising=False)
+    monkeypatch.setitem(RUNTIMES, "fake", "conftest:Recorded")
+    assert verify(toy_bundle_path, threads=2).status == "passed"
+    [(runtime, path, threads)] = started
+    assert (runtime.closed, path, threads) == (True, "model.fake", 2)
+    with pytest.raises(UsageError, match=r"did you mean 'fake'"):
+        verify(toy_bundle_path, engine="fak")
+
+
+def test_a_path_without_bundle_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"gone"):
+        verify(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("name", ["model.fake", "golden/lesion-1.png", "golden/cases.json", "LICENSES/Apache-2.0.txt"])
+def test_a_damaged_file_is_the_files_fault(toy_bundle_path, fake_runtime, name):
+    bundle = Bundle.open(toy_bundle_path)
+    (toy_bundle_path / name).write_bytes((toy_bundle_path / name).read_bytes()[:-1] + b"?")
+    for given in (toy_bundle_path, bundle):
+        report = verify(given, runtime=fake_runtime)
+        assert name in refused(report, "files")
+        assert (report.bundle, report.engine) == (str(toy_bundle_path), "not started")
+
+
+def test_golden_cases_that_are_absent_or_of_another_model_are_the_files_fault(tmp_path, fake_runtime):
+    case = toy_cases()[0]
+    one = {"diagnosis": case.expected["diagnosis"]}
+    other_size = toy_cases(replace(TOY_SPEC, preprocess=Preprocess(size=48)))
+    wide = {**case.reference, "diagnosis": np.zeros(4, np.float32)}
+    for index, (cases, found) in enumerate(
+        [
+            ([], r"golden/cases.json"),
+            ([replace(case, expected=one)], r"expected of golden case 'lesion-1'"),
+            ([replace(case, reference=one)], r"reference of golden case 'lesion-1'"),
+            ([replace(case, reference=wide)], r"(4,)"),
+            (other_size, r"48 px"),
+        ]
+    ):
+        report = verify(bundle_with(tmp_path / str(index), cases), runtime=fake_runtime)
+        assert found in refused(report, "files")
+
+
+def test_a_tensor_off_by_one_is_preprocessings_fault(tmp_path, fake_runtime):
+    first, second = toy_cases()
+    tensor = second.tensor.copy()
+    tensor[5, 7, 1] ^= 1
+    path = bundle_with(tmp_path / "x", [first, replace(second, tensor=tensor)])
+    detail = refused(verify(path, runtime=fake_runtime), "preprocessing")
+    assert "'lesion-2' differs in 1 of 3072 values, by up to 1 of 255" in detail
+
+
+def test_another_kernel_on_this_machine_is_preprocessings_fault(toy_bundle_path, fake_runtime, monkeypatch):
+    def bicubic(source, spec, *, exact=False):
+        image = Image.fromarray(preprocess(source, replace(spec, size=64), exact=exact))
+        return np.array(image.resize((spec.size, spec.size), Image.Resampling.BICUBIC))
+
+    monkeypatch.setattr("dermedge_runtime.verify.preprocess", bicubic)
+    assert "'lesion-1' differs" in refused(verify(toy_bundle_path, runtime=fake_runtime), "preprocessing")
+
+
+def test_a_golden_image_that_is_no_image_is_preprocessings_fault(tmp_path, fake_runtime):
+    path = bundle_with(tmp_path / "x", [replace(toy_cases()[0], image=b"no PNG")])
+    assert "'lesion-1' cannot be preprocessed" in refused(verify(path, runtime=fake_runtime), "preprocessing")
+
+
+@pytest.mark.parametrize("output", ["diagnosis", "malignancy"])
+def test_an_engine_outside_the_tolerance_is_the_engines_fault(toy_bundle_path, output):
+    assert verify(toy_bundle_path, runtime=Shifted(0.9e-3, output)).status == "passed"
+    for shift in (2e-3, -2e-3, np.nan, np.inf):
+        report = verify(toy_bundle_path, runtime=Shifted(shift, output))
+        detail = refused(report, "engine")
+        assert "fake 1.0" in detail
+        assert f"output {output!r}" in detail
+        assert report.engine == "fake 1.0"
+
+
+def test_each_output_has_its_own_tolerance(tmp_path):
+    path = bundle_with(tmp_path / "x", toy_cases(), tolerance={"diagnosis": 0.5, "malignancy": 1e-6})
+    assert verify(path, runtime=Shifted(0.4, "diagnosis")).status == "passed"
+    assert "'malignancy'" in refused(verify(path, runtime=Shifted(1e-5)), "engine")
+
+
+def test_an_engine_that_fails_or_forgets_is_the_engines_fault(toy_bundle_path, monkeypatch):
+    class Broken(FakeRuntime):
+        answer = None
+
+        def run(self, images):
+            if self.answer is None:
+                raise RuntimeError("out of memory")
+            return self.answer
+
+    assert "out of memory" in refused(verify(toy_bundle_path, runtime=Broken()), "engine")
+    good = FakeRuntime().run(toy_cases()[0].tensor[None])
+    for answer in ({}, {**good, "malignancy": good["malignancy"][0]}, {**good, "diagnosis": good["diagnosis"][:, :2]}):
+        Broken.answer = answer
+        assert "golden case 'lesion-1'" in refused(verify(toy_bundle_path, runtime=Broken()), "engine")
+
+
+def test_an_artifact_that_the_engine_refuses_is_the_engines_fault(tmp_path):
+    pytest.importorskip("onnxruntime")
+    artifact = replace(toy_content()["artifact"], format="onnx")
+    path = bundle_with(tmp_path / "x", toy_cases(), artifact=artifact)
+    assert "model.fake" in refused(verify(path), "engine")
+
+
+def test_reference_drift_is_told_but_not_judged(tmp_path, fake_runtime):
+    cases = [replace(c, reference={n: a + np.float32(3) for n, a in c.expected.items()}) for c in toy_cases()]
+    report = verify(bundle_with(tmp_path / "x", cases), runtime=fake_runtime)
+    assert report.status == "passed"
+    assert "3 between export and fp32 student" in report.checks[2].detail
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda p: p["labels"][0].update(probability=p["labels"][0]["probability"] + 1e-5), "labels[0].probability"),
+        (lambda p: p["labels"].reverse(), "labels[0]."),
+        (lambda p: p["labels"].pop(), "labels"),
+        (lambda p: p.update(decision="unsure"), "decision"),
+        (lambda p: p.update(threshold=0.41), "threshold"),
+        (lambda p: p.update(malignancy=None), "malignancy"),
+        (lambda p: p.update(added_later=1), "added_later"),
+    ],
+)
+def test_a_prediction_that_differs_is_decodings_fault(tmp_path, fake_runtime, edit, found):
+    first, second = toy_cases()
+    prediction = json.loads(json.dumps(second.prediction))
+    edit(prediction)
+    path = bundle_with(tmp_path / "x", [first, replace(second, prediction=prediction)])
+    detail = refused(verify(path, runtime=fake_runtime), "decoding")
+    assert "'lesion-2' decodes differently" in detail
+    assert found in detail
+
+
+def test_decoding_is_compared_without_times_and_within_a_millionth(tmp_path, fake_runtime):
+    case = toy_cases()[0]
+    prediction = json.loads(json.dumps(case.prediction))
+    prediction["labels"][0]["probability"] += 5e-7
+    prediction |= {"timing": {"engine_ms": 99.0}, "provenance": {"engine": "other"}, "added_later": None}
+    path = bundle_with(tmp_path / "x", [replace(case, prediction=prediction)])
+    assert verify(path, runtime=fake_runtime).status == "passed"
+
+
+def test_a_threshold_of_another_precision_is_decodings_fault(tmp_path, fake_runtime):
+    fitted = {"diagnosis": Postprocessing(temperature=1.25), "malignancy": Postprocessing(0.8, 0.6)}
+    path = bundle_with(tmp_path / "x", toy_cases(), postprocessing=fitted)
+    assert "decision is 'benign'" in refused(verify(path, runtime=fake_runtime), "decoding")
