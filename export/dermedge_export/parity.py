@@ -1,0 +1,275 @@
+"""Two tables of predictions over the same images, compared: what a candidate lost, and for whom."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermedge_export import gate, metrics
+from dermedge_export.gate import MINIMUM_CASES, RELATIVE, Measurement
+from dermedge_export.metrics import Array, Floats, Statistic
+from dermedge_export.predictions import Decoded, Predictions, decode_table
+from dermedge_runtime.errors import DataError
+from dermedge_runtime.report import Interval, ParityReport, Subgroup
+from dermedge_runtime.spec import Postprocessing, Spec
+
+Metric = Callable[[Decoded, Array, Floats | None], Floats]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One metric to compare, over the `rows` [N] that it counts. `absent` says why it is not asked at all.
+
+    `looks` is how many questions it is the worst answer of: a 95 % bound that holds for all of them at once
+    (Bonferroni) is needed there, else one subgroup of many looks worse by chance.
+    """
+
+    metric: str
+    measure: Metric
+    rows: NDArray[np.bool_]
+    absent: str = ""
+    note: str = ""
+    looks: int = 1
+
+
+def parity(
+    reference: Predictions,
+    candidate: Predictions,
+    spec: Spec,
+    reference_post: Mapping[str, Postprocessing],
+    candidate_post: Mapping[str, Postprocessing],
+    *,
+    precision: str,
+    basis: str,
+    engine: str,
+    hardware: str,
+    limits: Mapping[str, float] | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> ParityReport:
+    """Compares a candidate's predictions with its reference's, and judges the losses.
+
+    Each side is decoded with its own fitted postprocessing, as it will be on a device. Losses come with intervals of a
+    paired bootstrap over lesions or patients. Without a labelled image only agreement is judged, and the basis says so.
+
+    Args:
+        reference: of the fp32 student.
+        candidate: of the artifact, over the same images in the same order.
+        spec: of both.
+        reference_post: fitted on the reference's validation predictions.
+        candidate_post: fitted on the candidate's.
+        precision: of the candidate; picks the limits.
+        basis: on what is compared, such as `test split of ham10000`.
+        engine: that ran the candidate.
+        hardware: that the engine ran on.
+        limits: a target's tighter limits, by metric.
+        replicates: bootstrap replicates.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: the tables are not over the same images, or the reference itself gives NaN or Inf.
+        UsageError: an unknown precision or limit.
+    """
+    allowed = gate.limits_for(precision, limits)
+    broken = _check_pair(reference, candidate)
+    sides = (decode_table(reference, spec, reference_post), decode_table(candidate, spec, candidate_post))
+    questions, within = _questions(sides, reference), _subgroup_questions(sides[0], reference)
+    measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
+    subgroups: list[Measurement] = []
+    agreement: dict[str, float] = {}
+    if broken:
+        measured += [Measurement(q.metric, None, note="outputs are not finite") for q in questions]
+    else:
+        agreement = _agreement(reference, candidate, sides)
+        measured.append(Measurement("max_abs", len(candidate), Interval(agreement["max_abs"])))
+        found = _compare([*questions, *within.values()], sides, reference.groups, replicates, seed)
+        measured += found[: len(questions)]
+        subgroups = found[len(questions) :]
+        if (sides[0].labels >= 0).any():
+            measured.append(_worst(subgroups))
+        elif not np.isfinite(reference.malignant).any():
+            basis += " (no labels: agreement only)"
+    judged = tuple(gate.judge(m, allowed[m.metric]) for m in measured if m.metric in allowed)
+    return ParityReport(
+        status=gate.overall(judged),
+        basis=basis,
+        cases=len(candidate),
+        engine=engine,
+        hardware=hardware,
+        precision=precision,
+        limits=judged,
+        subgroups=tuple(
+            Subgroup(column, value, m.cases or 0, m.reference, m.candidate, m.loss)
+            for (column, value), m in zip(within, subgroups, strict=not broken)
+        ),
+        agreement=agreement | {"non_finite": float(broken)},
+    )
+
+
+def _check_pair(reference: Predictions, candidate: Predictions) -> int:
+    """How many of the candidate's images have an output that is not finite."""
+    if reference.image_ids != candidate.image_ids:
+        raise DataError(
+            f"The reference predicts {len(reference)} images and the candidate {len(candidate)}, not the same in the "
+            "same order; run both on one table."
+        )
+    if len(reference) == 0:
+        raise DataError("No image to compare on: the table is empty; name a split that has images.")
+    for name, output in reference.outputs.items():
+        shape = candidate.outputs[name].shape if name in candidate.outputs else None
+        if shape != output.shape:
+            raise DataError(
+                f"Output {name!r} is {output.shape} of the reference and {shape} of the candidate; export again."
+            )
+    bad = _not_finite(reference)
+    if bad.any():
+        example = reference.image_ids[int(bad.argmax())]
+        raise DataError(f"The reference itself gives NaN or Inf for image {example!r}; train or export it again.")
+    return int(_not_finite(candidate).sum())
+
+
+def _not_finite(table: Predictions) -> NDArray[np.bool_]:
+    bad = np.zeros(len(table), bool)
+    for output in table.outputs.values():
+        bad |= ~np.isfinite(output.reshape(len(table), -1)).all(axis=1)
+    return bad
+
+
+def _questions(sides: tuple[Decoded, Decoded], table: Predictions) -> list[_Question]:
+    """The metrics that a bootstrap is drawn for, in the order of the report."""
+    first, second = sides
+    everything, labelled, positive = np.ones(len(table), bool), first.labels >= 0, table.malignant == 1
+    silent = "" if first.names else "the model classifies nothing"
+    unlabelled = silent or ("" if labelled.any() else "no labelled image")
+    unscored = "the model gives no malignancy score" if np.isnan(first.scores).all() else ""
+    unknown = unscored or ("" if np.isfinite(table.malignant).any() else "no image known as malignant or benign")
+    unfitted = "no threshold was fitted" if first.threshold is None or second.threshold is None else ""
+    return [
+        # Against itself the reference agrees everywhere, so the candidate's loss is its share of changed classes.
+        _Question("top1_agreement", partial(_agrees, first), everything, silent),
+        _Question("balanced_accuracy", _balanced_accuracy, labelled, unlabelled),
+        _Question("macro_auroc", _macro_auroc, labelled, unlabelled),
+        _Question("malignant_sensitivity", _undefined if unfitted else _sensitivity, positive, unknown, unfitted),
+        _Question("ece", _ece, labelled, unlabelled),
+    ]
+
+
+def _subgroup_questions(first: Decoded, table: Predictions) -> dict[tuple[str, str], _Question]:
+    """Balanced accuracy within every (column, value) that a labelled image is known to belong to."""
+    rows = {
+        (column, value): (values == value) & (first.labels >= 0)
+        for column, values in table.subgroups.items()
+        for value in sorted(set(values.tolist()) - {""})
+    }
+    looks = sum(int(chosen.sum()) >= MINIMUM_CASES for chosen in rows.values())
+    return {
+        (column, value): _Question(
+            "worst_subgroup", _balanced_accuracy, chosen, note=f"{column} {value}", looks=max(1, looks)
+        )
+        for (column, value), chosen in rows.items()
+        if chosen.any()
+    }
+
+
+def _compare(
+    questions: list[_Question], sides: tuple[Decoded, Decoded], groups: Array, replicates: int, seed: int
+) -> list[Measurement]:
+    """Both sides' values and the loss of every question, with intervals over the same replicates."""
+
+    def both(question: _Question, weights: Floats | None) -> Floats:
+        chosen = None if weights is None else weights[:, question.rows]
+        return np.stack([question.measure(side, question.rows, chosen) for side in sides], axis=-1)
+
+    statistics: dict[int, Statistic] = {
+        index: partial(both, question)
+        for index, question in enumerate(questions)
+        if not question.absent and question.rows.any()
+    }
+    drawn = metrics.bootstrap(groups, statistics, replicates=replicates, seed=seed)
+    found = []
+    for index, question in enumerate(questions):
+        if index not in drawn:
+            cases = None if question.absent else 0
+            found.append(Measurement(question.metric, cases, note=question.absent or question.note))
+            continue
+        point, pairs = both(question, None), drawn[index]
+        losses = _loss(question.metric, pairs)
+        spread = metrics.interval(_loss(question.metric, point), losses)
+        found.append(
+            Measurement(
+                metric=question.metric,
+                cases=int(question.rows.sum()),
+                loss=spread,
+                reference=metrics.interval(point[0], pairs[:, 0]),
+                candidate=metrics.interval(point[1], pairs[:, 1]),
+                bound=None if spread.low is None else float(np.nanquantile(losses, 0.05 / question.looks)),
+                note=question.note,
+            )
+        )
+    return found
+
+
+def _loss(metric: str, pair: Floats) -> Floats:
+    """How much worse the candidate is: [..., 2] -> [...]."""
+    loss = pair[..., 1] - pair[..., 0] if metric == "ece" else pair[..., 0] - pair[..., 1]
+    return metrics.ratio(loss, pair[..., 0]) if metric in RELATIVE else loss
+
+
+def _worst(subgroups: list[Measurement]) -> Measurement:
+    """The largest loss among the subgroups of 100 cases or more."""
+    large = [(m.loss.value, m) for m in subgroups if (m.cases or 0) >= MINIMUM_CASES and m.loss.value is not None]
+    if large:
+        return max(large, key=lambda pair: pair[0])[1]
+    most = max((m.cases or 0 for m in subgroups), default=0)
+    note = f"no subgroup has {MINIMUM_CASES} cases" if most else "no skin type, sex, age or site is known"
+    return Measurement("worst_subgroup", min(most, MINIMUM_CASES - 1), note=note)
+
+
+def _agreement(reference: Predictions, candidate: Predictions, sides: tuple[Decoded, Decoded]) -> dict[str, float]:
+    """Numbers that need no labels, and the loss of recall of each class, which is reported but not judged."""
+    found: dict[str, float] = {}
+    for name, output in reference.outputs.items():
+        other = candidate.outputs[name]
+        found[f"max_abs:{name}"] = float(np.abs(output.astype(np.float64) - other.astype(np.float64)).max())
+        if output[0].size > 1:
+            found[f"cosine:{name}"] = float(metrics.logit_cosine(output, other).mean())
+    found["max_abs"] = max(value for name, value in found.items() if name.startswith("max_abs:"))
+    cosines = [value for name, value in found.items() if name.startswith("cosine:")]
+    if cosines:
+        found["cosine"] = min(cosines)
+    first, second = sides
+    if not first.names:
+        return found
+    found["top1"] = float(metrics.top1_agreement(first.predicted, second.predicted))
+    found["kl"] = float(metrics.kl_divergence(first.probabilities, second.probabilities).mean())
+    known = first.labels >= 0
+    recall = [metrics.recalls(first.labels[known], side.predicted[known], len(first.names)) for side in sides]
+    losses = zip(first.names, recall[0] - recall[1], strict=True)
+    return found | {f"recall_loss:{name}": float(loss) for name, loss in losses if np.isfinite(loss)}
+
+
+def _agrees(first: Decoded, side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    return metrics.top1_agreement(first.predicted[rows], side.predicted[rows], weights)
+
+
+def _balanced_accuracy(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    return metrics.balanced_accuracy(side.labels[rows], side.predicted[rows], len(side.names), weights)
+
+
+def _macro_auroc(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    return metrics.macro_auroc(side.labels[rows], side.probabilities[rows], weights)
+
+
+def _ece(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    return metrics.ece(side.labels[rows], side.probabilities[rows], weights)
+
+
+def _sensitivity(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    threshold = np.inf if side.threshold is None else side.threshold
+    return metrics.weighted_mean(side.scores[rows] >= threshold, weights)
+
+
+def _undefined(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    return np.full(() if weights is None else weights.shape[:-1], np.nan)

@@ -1,0 +1,115 @@
+import dataclasses
+
+import pytest
+
+from dermedge_export.gate import LIMITS, Measurement, blocks, judge, limits_for, overall
+from dermedge_runtime.errors import UsageError
+from dermedge_runtime.report import Interval, Limit, ParityReport
+
+
+def measured(metric="balanced_accuracy", cases=500, loss=0.0, bound=0.0, **others):
+    sides = {"reference": Interval(0.7), "candidate": Interval(0.7 * (1 - (loss or 0)))}
+    return Measurement(metric, cases, Interval(loss), bound=bound, **sides, **others)
+
+
+def report(*limits):
+    return ParityReport(overall(limits), "test split", 500, "engine", "cpu", "int8", limits)
+
+
+def test_the_table_of_limits():
+    table = {name: tuple(row[precision] for precision in ("fp32", "fp16", "int8")) for name, row in LIMITS.items()}
+    assert table == {
+        "non_finite": (0, 0, 0),
+        "max_abs": (1e-4, None, None),
+        "top1_agreement": (0, 0.005, 0.02),
+        "balanced_accuracy": (0.001, 0.005, 0.01),
+        "macro_auroc": (0.001, 0.005, 0.01),
+        "malignant_sensitivity": (0, 0.005, 0.01),
+        "worst_subgroup": (0.005, 0.02, 0.02),
+        "ece": (0.001, 0.005, 0.02),
+    }
+
+
+@pytest.mark.parametrize(
+    ("measurement", "status"),
+    [
+        (measured(loss=0.009, bound=0.005), "passed"),  # a loss for sure, but an allowed one
+        (measured(loss=-0.02, bound=-0.03), "passed"),
+        (measured(loss=0.01, bound=0.004), "passed"),  # exactly what is allowed
+        (measured(loss=0.012, bound=0.001), "failed"),
+        (measured(loss=0.03, bound=0.0), "warn"),
+        (measured(loss=0.03, bound=-0.01), "warn"),
+        (measured(loss=0.03, bound=None), "warn"),
+        (measured(cases=99, loss=0.2, bound=0.1), "insufficient"),
+        (measured(cases=99), "insufficient"),
+        (measured(cases=100), "passed"),
+        (measured(cases=0, loss=None, bound=None), "insufficient"),
+        (measured(loss=None, bound=None), "insufficient"),
+        (measured(cases=None, loss=None, bound=None), "not_run"),
+    ],
+)
+def test_status_of_a_sampled_metric(measurement, status):
+    assert judge(measurement, 0.01).status == status
+
+
+@pytest.mark.parametrize(("loss", "status"), [(0.9e-4, "passed"), (1.1e-4, "failed"), (None, "failed")])
+def test_the_largest_difference_needs_neither_cases_nor_a_bound(loss, status):
+    assert judge(Measurement("max_abs", 4, Interval(loss)), 1e-4).status == status
+
+
+def test_one_nan_among_few_images_fails():
+    assert judge(Measurement("non_finite", 4, Interval(1.0)), 0.0).status == "failed"
+    assert judge(Measurement("non_finite", 4, Interval(0.0)), 0.0).status == "passed"
+
+
+def test_the_worst_status_of_what_was_asked_counts():
+    by_status = {
+        status: dataclasses.replace(judge(measured(), 0.01), status=status)
+        for status in ("failed", "warn", "insufficient", "passed", "not_run")
+    }
+    assert overall(by_status.values()) == "failed"
+    assert overall([by_status["warn"], by_status["insufficient"], by_status["passed"]]) == "warn"
+    assert overall([by_status["insufficient"], by_status["passed"]]) == "insufficient"
+    assert overall([by_status["passed"], by_status["not_run"]]) == "passed"
+    assert overall([by_status["not_run"]]) == "not_run"
+
+
+def test_only_failed_limits_block_and_each_says_why():
+    failed = judge(measured("worst_subgroup", loss=0.04, bound=0.02, note="fitzpatrick V"), 0.02)
+    nan = judge(Measurement("non_finite", 500, Interval(7.0)), 0.0)
+    far = judge(Measurement("max_abs", 500, Interval(0.25)), 1e-4)
+    reasons = blocks(report(failed, nan, far, judge(measured(loss=0.03), 0.01), judge(measured(cases=5), 0.01)))
+    assert len(reasons) == 3
+    assert reasons[0].startswith("worst_subgroup: 0.7000 -> 0.6720, a relative loss of 0.0400 where 0.0200 is allowed")
+    assert "fitzpatrick V" in reasons[0]
+    assert reasons[1] == "non_finite: 7 of 500 images give NaN or Inf."
+    assert "0.25" in reasons[2]
+    assert "0.0001" in reasons[2]
+    assert blocks(report(judge(measured(), 0.01))) == []
+
+
+def test_a_target_may_tighten_but_never_loosen():
+    limits = limits_for("int8", {"balanced_accuracy": 0.002, "ece": 0.5, "max_abs": 0.3})
+    assert limits["balanced_accuracy"] == 0.002
+    assert limits["ece"] == LIMITS["ece"]["int8"]
+    assert limits["max_abs"] == 0.3
+    assert "max_abs" not in limits_for("int8")
+
+
+@pytest.mark.parametrize("precision", ["int8+fp16", "w8", "palettized"])
+def test_low_precisions_are_held_to_the_limits_of_int8(precision):
+    assert limits_for(precision) == limits_for("int8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "limits"),
+    [("int4", None), ("int8", {"balanced_acuracy": 0.1}), ("int8", {"ece": -0.1}), ("int8", {"ece": float("nan")})],
+)
+def test_what_the_gate_does_not_know_is_refused(precision, limits):
+    with pytest.raises(UsageError):
+        limits_for(precision, limits)
+
+
+def test_a_limit_carries_what_was_measured():
+    limit = judge(measured(loss=0.005, note="x"), 0.01)
+    assert limit == Limit("balanced_accuracy", "passed", 0.7, 0.7 * 0.995, Interval(0.005), 0.01, 500, "x")

@@ -1,0 +1,280 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from dermedge_export.calibrate import fit_postprocessing
+from dermedge_export.gate import blocks
+from dermedge_export.parity import parity
+from dermedge_export.predictions import Predictions, predict_table
+from dermedge_runtime.errors import DataError
+from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
+
+IDS = {"mel": True, "nv": False, "bcc": True, "akiec": None, "bkl": False}
+DIAGNOSIS = Task("diagnosis", "classify", tuple(Label(name, name, truth) for name, truth in IDS.items()))
+SPEC = Spec("lesions", "1", (DIAGNOSIS,), Preprocess(32))
+BINARY = Spec("binary", "1", (Task("malignancy", "binary"),), Preprocess(32))
+PRIOR = (0.2, 0.5, 0.12, 0.08, 0.1)
+ABOUT = {"engine": "onnxruntime 1", "hardware": "cpu", "basis": "test split"}
+
+
+def student(n=600, seed=0):
+    """A fair classifier of imbalanced lesions, with one or two photographs of each."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(5, n, p=PRIOR)
+    logits = (1.5 * rng.normal(size=(n, 5)) + 3 * np.eye(5)[labels]).astype(np.float32)
+    return Predictions(
+        image_ids=tuple(f"image-{i}" for i in range(n)),
+        outputs={"diagnosis": logits, "malignancy": logits[:, :1] - logits[:, 1:2]},
+        labels=labels,
+        malignant=np.array([1.0, 0.0, 1.0, np.nan, 0.0])[labels],
+        groups=np.array([f"lesion-{int(i / 1.3)}" for i in range(n)]),
+        subgroups={
+            "sex": rng.choice(["female", "male", ""], n),
+            "fitzpatrick": rng.choice(["II", "III", "V", ""], n, p=[0.4, 0.3, 0.05, 0.25]),
+        },
+    )
+
+
+def changed(predictions, change):
+    return dataclasses.replace(
+        predictions, outputs={k: change(v).astype(np.float32) for k, v in predictions.outputs.items()}
+    )
+
+
+def noise(scale, seed):
+    rng = np.random.default_rng(seed)
+    return lambda logits: logits + rng.normal(scale=scale, size=logits.shape)
+
+
+def compare(change, precision="int8", n=600, seed=0, spec=SPEC, test=None, **options):
+    """Parity of a student with the candidate that `change` makes of its logits, on val for the fits and on test."""
+    val, test = student(n, seed=2 * seed + 1), test or student(n, seed=2 * seed)
+    fits = [fit_postprocessing(table, spec) for table in (val, changed(val, change))]
+    options = {"replicates": 300} | options
+    return parity(test, changed(test, change), spec, *fits, precision=precision, **ABOUT, **options)
+
+
+def limit(report, metric):
+    return next(limit for limit in report.limits if limit.metric == metric)
+
+
+def test_an_identical_candidate_passes_at_fp32():
+    report = compare(lambda logits: logits, "fp32", n=1000)
+    assert report.status == "passed"
+    assert blocks(report) == []
+    assert {entry.status for entry in report.limits} == {"passed"}
+    assert len(report.limits) == 8
+    assert report.agreement["top1"] == report.agreement["cosine"] == 1
+    assert report.agreement["max_abs"] == report.agreement["kl"] == 0
+    assert all(entry.loss.value == 0 for entry in report.subgroups)
+
+
+def test_float32_noise_of_another_engine_passes_at_fp32():
+    assert compare(noise(1e-6, 3), "fp32", n=1000).status == "passed"
+
+
+def test_random_logits_fail():
+    report = compare(lambda logits: np.random.default_rng(1).normal(size=logits.shape))
+    assert report.status == "failed"
+    assert {"top1_agreement", "balanced_accuracy", "macro_auroc", "worst_subgroup"} <= {
+        reason.split(":")[0] for reason in blocks(report)
+    }
+    assert limit(report, "balanced_accuracy").candidate == pytest.approx(0.2, abs=0.08)
+
+
+def test_a_candidate_that_lost_one_class_fails_by_that_class():
+    def blind_to_melanoma(logits):
+        return logits - 4 * np.eye(5)[0] if logits.shape[1] == 5 else logits
+
+    report = compare(blind_to_melanoma)
+    assert report.status == "failed"
+    assert limit(report, "balanced_accuracy").status == "failed"
+    assert report.agreement["recall_loss:mel"] > 0.5
+    assert report.agreement["recall_loss:nv"] <= 0
+
+
+def test_unbiased_noise_of_int8_passes_in_most_seeds():
+    statuses = [compare(noise(0.03, seed), seed=seed, n=1000, replicates=200).status for seed in range(12)]
+    assert statuses.count("failed") <= 1
+    assert statuses.count("passed") >= 7
+
+
+def test_one_changed_class_at_fp32_is_a_warning_and_ten_are_a_failure():
+    def swapped(count):
+        def swap(logits):
+            logits = logits.copy()
+            logits[:count] = logits[:count, ::-1]
+            return logits
+
+        return swap
+
+    assert limit(compare(swapped(1), "fp32"), "top1_agreement").status == "warn"
+    assert limit(compare(swapped(10), "fp32"), "top1_agreement").status == "failed"
+
+
+def test_max_abs_is_judged_at_fp32_only():
+    report = compare(lambda logits: logits + 1e-3, "fp32")
+    assert limit(report, "max_abs").status == "failed"
+    assert blocks(report) == ["max_abs: outputs differ by up to 0.001 where 0.0001 is allowed."]
+    reported = compare(lambda logits: logits + 1e-3, "int8")
+    assert all(entry.metric != "max_abs" for entry in reported.limits)
+    assert reported.agreement["max_abs"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_nan_or_infinity_fails_whatever_the_rest():
+    def overflow(logits):
+        logits = logits.copy()
+        logits[3, 0], logits[7, 0] = np.nan, np.inf
+        return logits
+
+    report = compare(overflow, "fp16")
+    assert report.status == "failed"
+    assert blocks(report) == ["non_finite: 2 of 600 images give NaN or Inf."]
+    json.dumps(to_json(report), allow_nan=False)
+
+
+def test_a_reference_with_nan_is_an_error():
+    broken = changed(student(), lambda logits: np.where(logits > 4, np.nan, logits))
+    with pytest.raises(DataError, match="reference"):
+        parity(broken, broken, SPEC, {}, {}, precision="int8", **ABOUT)
+
+
+def test_few_cases_are_insufficient_however_good():
+    report = compare(lambda logits: logits, n=80)
+    assert report.status == "insufficient"
+    assert blocks(report) == []
+    assert limit(report, "balanced_accuracy").status == "insufficient"
+
+
+def test_sensitivity_counts_malignant_images():
+    test = student(280)
+    report = compare(lambda logits: logits, test=test)
+    entry = limit(report, "malignant_sensitivity")
+    assert entry.cases == (test.malignant == 1).sum() < 100
+    assert entry.status == "insufficient"
+    assert limit(report, "balanced_accuracy").status == "passed"
+
+
+def test_only_subgroups_of_a_hundred_cases_are_judged_but_all_are_reported():
+    test = student()
+
+    def bad_for_type_v_and_worse_for_men(logits):
+        rows = (test.subgroups["fitzpatrick"] == "V") if len(logits) == 600 else np.zeros(len(logits), bool)
+        men = (test.subgroups["sex"] == "male") & (np.arange(600) % 4 == 0)
+        return np.where((rows | men)[:, None], logits[:, ::-1], logits)
+
+    fits = fit_postprocessing(student(seed=1), SPEC)
+    candidate = changed(test, bad_for_type_v_and_worse_for_men)
+    report = parity(test, candidate, SPEC, fits, fits, precision="int8", **ABOUT, replicates=300)
+    losses = {(entry.column, entry.value): entry.loss.value for entry in report.subgroups}
+    assert set(losses) == {
+        ("sex", "female"),
+        ("sex", "male"),
+        ("fitzpatrick", "II"),
+        ("fitzpatrick", "III"),
+        ("fitzpatrick", "V"),
+    }
+    assert max(losses, key=losses.get) == ("fitzpatrick", "V")
+    worst = limit(report, "worst_subgroup")
+    assert (worst.status, worst.note, worst.cases) == ("failed", "sex male", (test.subgroups["sex"] == "male").sum())
+    assert worst.loss.value == losses["sex", "male"]
+
+
+def test_the_worst_of_many_subgroups_is_not_failed_by_chance():
+    statuses = []
+    for seed in range(10):
+        test = student(1400, seed)
+        sites = np.random.default_rng(seed).choice([f"site {i}" for i in range(10)], 1400)
+        test = dataclasses.replace(test, subgroups={"site": sites})
+        report = compare(noise(0.15, seed), test=test, n=1400, replicates=200)
+        statuses.append(limit(report, "worst_subgroup").status)
+    assert statuses.count("failed") <= 1
+    assert statuses.count("warn") >= 5
+
+
+def test_without_a_known_subgroup_nobody_can_say_for_whom_it_is_worse():
+    test = dataclasses.replace(student(1000), subgroups={"sex": np.full(1000, "")})
+    entry = limit(compare(lambda logits: logits, test=test, n=1000), "worst_subgroup")
+    assert entry.status == "insufficient"
+    assert "known" in entry.note
+
+
+def test_without_labels_only_agreement_is_judged_and_the_basis_says_so():
+    blank = dataclasses.replace(student(), labels=np.full(600, -1), malignant=np.full(600, np.nan))
+    report = parity(blank, blank, SPEC, {}, {}, precision="int8", **ABOUT)
+    assert "agreement only" in report.basis
+    assert report.status == "passed"
+    assert {entry.metric for entry in report.limits if entry.status == "passed"} == {"non_finite", "top1_agreement"}
+    assert {entry.status for entry in report.limits} == {"passed", "not_run"}
+    worse = parity(blank, changed(blank, noise(3, 0)), SPEC, {}, {}, precision="int8", **ABOUT)
+    assert worse.status == "failed"
+
+
+def test_each_side_is_calibrated_with_its_own_fit():
+    refitted = compare(lambda logits: 3 * logits)
+    assert limit(refitted, "ece").status == "passed"
+    fits, test = fit_postprocessing(student(seed=1), SPEC), student()
+    stale = parity(test, changed(test, lambda z: 3 * z), SPEC, fits, fits, precision="int8", **ABOUT)
+    assert limit(stale, "ece").status == "failed"
+
+
+def test_a_binary_model_is_judged_as_benign_against_malignant():
+    kept = compare(noise(1e-6, 0), "fp32", spec=BINARY, n=1000)
+    assert kept.status == "passed"
+    lost = compare(lambda logits: -logits, spec=BINARY)
+    assert {"balanced_accuracy", "macro_auroc"} <= {reason.split(":")[0] for reason in blocks(lost)}
+
+
+def test_losses_and_intervals_have_the_right_sign_and_unit():
+    report = compare(noise(1.5, 4))
+    entry = limit(report, "balanced_accuracy")
+    assert entry.loss.value == pytest.approx(1 - entry.candidate / entry.reference)
+    assert 0 < entry.loss.low < entry.loss.value < entry.loss.high
+    ece = limit(report, "ece")
+    assert ece.loss.value == pytest.approx(ece.candidate - ece.reference)
+
+
+def test_pairing_makes_the_loss_surer_than_either_side():
+    report = compare(noise(0.1, 4), n=1000)
+    subgroup = report.subgroups[0]
+    width = {name: getattr(subgroup, name).high - getattr(subgroup, name).low for name in ("reference", "loss")}
+    assert width["loss"] < width["reference"] / 2
+
+
+def test_tables_of_other_images_are_refused():
+    test = student()
+    with pytest.raises(DataError, match="same order"):
+        parity(test, test.rows(np.arange(600)[::-1]), SPEC, {}, {}, precision="int8", **ABOUT)
+    with pytest.raises(DataError, match="empty"):
+        empty = test.rows(np.zeros(600, bool))
+        parity(empty, empty, SPEC, {}, {}, precision="int8", **ABOUT)
+    cut = dataclasses.replace(test, outputs={"diagnosis": test.outputs["diagnosis"][:, :4]})
+    with pytest.raises(DataError, match="diagnosis"):
+        parity(test, cut, SPEC, {}, {}, precision="int8", **ABOUT)
+
+
+def test_the_report_is_json_and_repeatable():
+    first, second = (compare(noise(0.3, 1)) for _ in range(2))
+    assert json.dumps(to_json(first), allow_nan=False) == json.dumps(to_json(second))
+
+
+def test_columns_of_another_length_are_refused():
+    with pytest.raises(DataError, match="'labels'"):
+        dataclasses.replace(student(), labels=np.zeros(3, np.int64))
+
+
+def test_predict_table_keeps_order_and_batches():
+    images = np.random.default_rng(0).integers(0, 255, (10, 4, 4, 3), np.uint8)
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch))
+        return {"diagnosis": batch.mean((1, 2)).astype(np.float32), "malignancy": batch.mean((1, 2, 3))[:, None]}
+
+    outputs = predict_table(run, iter(images), batch=4)
+    assert sizes == [4, 4, 2]
+    np.testing.assert_allclose(outputs["diagnosis"], images.mean((1, 2)), rtol=1e-6)
+    assert outputs["malignancy"].shape == (10, 1)
+    assert outputs["malignancy"].dtype == np.float32
