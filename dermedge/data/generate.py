@@ -1,0 +1,154 @@
+"""A data set of procedural lesions: for the demo and the tests, with everything a real table has."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dermedge.data.table import COLUMNS, Table, read_table
+from dermedge_export.lesions import CLASSES, Lesion, draw_lesion
+from dermedge_runtime.errors import UsageError
+from dermedge_runtime.files import atomic_folder
+from dermedge_runtime.progress import Progress
+
+# Shares of HAM10000, softened so that a small set still has some of each.
+SHARES = {"nv": 0.48, "mel": 0.16, "bkl": 0.14, "bcc": 0.11, "vasc": 0.06, "df": 0.05}
+SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot", "neck", "scalp")
+SKIN_TYPES = (0.14, 0.28, 0.24, 0.16, 0.11, 0.07)
+_AGE = {"nv": 46.0, "mel": 61.0, "bkl": 64.0, "bcc": 67.0, "vasc": 52.0, "df": 51.0}
+_LARGEST_SEED = 2**31 - 1
+
+
+def generate(
+    out: str | Path,
+    *,
+    count: int,
+    seed: int = 0,
+    size: tuple[int, int] = (256, 192),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Table:
+    """Write a folder of `count` procedural images with masks and a full table; the same arguments give the same bytes.
+
+    Nevi are most, as in a clinic. Some lesions are photographed two or three times (turned, shifted, lit and compressed
+    otherwise) and some patients have several lesions, so splits must be grouped. Every class is there.
+
+    Args:
+        out: the folder to write; it appears when it is complete.
+        count: images, at least 6.
+        seed: not negative.
+        size: width and height in pixels, each at least 32.
+        overwrite: replace `out` where it exists.
+        progress: told after every image.
+
+    Raises:
+        UsageError: for a count, seed or size that cannot be, or an `out` that exists.
+    """
+    if count < len(CLASSES):
+        raise UsageError(f"count {count} is too small: ask for at least {len(CLASSES)} images, one per class.")
+    if seed < 0 or min(size) < 32:
+        raise UsageError(f"seed {seed} and size {size}: the seed is 0 or more, width and height are at least 32.")
+    with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
+        (folder / "images").mkdir()
+        (folder / "masks").mkdir()
+        lines: list[dict[str, str]] = []
+        for view in _views(count, seed, size):
+            lines.append(_save(folder, len(lines), view))
+            if progress:
+                progress(len(lines), count, lines[-1]["image_id"])
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        (folder / "metadata.csv").write_text(buffer.getvalue(), encoding="utf-8")
+    return read_table(out)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One photograph: uint8 [H, W, 3] with its mask bool [H, W], JPEG quality, and what the table says of it."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    quality: int
+    cells: dict[str, str]
+
+
+def _views(count: int, seed: int, size: tuple[int, int]) -> Iterator[_View]:
+    rng = np.random.default_rng([seed, 1])
+    done = lesions = patients = 0
+    person: dict[str, str] = {}
+    left = 0
+    while done < count:
+        dx = CLASSES[lesions] if lesions < len(CLASSES) else str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        if left == 0:
+            person = {
+                "patient_id": f"P{patients:05d}",
+                "age": str(int(np.clip(rng.normal(_AGE[dx], 14), 18, 92))),
+                "sex": str(rng.choice(("female", "male"))),
+                "fitzpatrick": str(rng.choice(6, p=SKIN_TYPES) + 1),
+            }
+            patients += 1
+            left = int(rng.choice((1, 2, 3), p=(0.8, 0.14, 0.06)))
+        lesion = draw_lesion(
+            int(rng.integers(_LARGEST_SEED)),
+            dx=dx,
+            fitzpatrick=int(person["fitzpatrick"]),
+            width=size[0],
+            height=size[1],
+        )
+        cells = {
+            **person,
+            "lesion_id": f"L{lesions:05d}",
+            "dx": dx,
+            "severity": str(lesion.severity),
+            "site": str(rng.choice(SITES)),
+        }
+        shots = int(rng.choice((1, 2, 3), p=(0.78, 0.17, 0.05))) if count - done > len(CLASSES) - lesions else 1
+        for shot in range(min(shots, count - done)):
+            yield _photograph(lesion, shot, rng, cells)
+            done += 1
+        lesions += 1
+        left -= 1
+
+
+def _photograph(lesion: Lesion, shot: int, rng: np.random.Generator, cells: dict[str, str]) -> _View:
+    """The drawing itself, or for a further shot of it another framing, light and compression."""
+    if shot == 0:
+        return _View(lesion.image, lesion.mask, 92, cells)
+    height, width = lesion.mask.shape
+    zoom = rng.uniform(0.84, 0.96)
+    crop_width, crop_height = int(width * zoom), int(height * zoom)
+    left, top = int(rng.integers(width - crop_width + 1)), int(rng.integers(height - crop_height + 1))
+    box = (left, top, left + crop_width, top + crop_height)
+    image = Image.fromarray(lesion.image).crop(box).resize((width, height), Image.Resampling.BICUBIC)
+    mask = (
+        Image.fromarray(lesion.mask.astype(np.uint8) * 255).crop(box).resize((width, height), Image.Resampling.NEAREST)
+    )
+    pixels, inside = np.asarray(image).astype(np.float32), np.asarray(mask) > 0
+    if rng.random() < 0.5:
+        pixels, inside = pixels[:, ::-1], inside[:, ::-1]
+    if rng.random() < 0.5:
+        pixels, inside = pixels[::-1], inside[::-1]
+    pixels = pixels * rng.uniform(0.92, 1.06, size=3).astype(np.float32)
+    return _View(np.clip(pixels + 0.5, 0, 255).astype(np.uint8), inside, int(rng.integers(72, 92)), cells)
+
+
+def _save(folder: Path, number: int, view: _View) -> dict[str, str]:
+    name = f"D{number:06d}"
+    image, mask = f"images/{name}.jpg", f"masks/{name}.png"
+    Image.fromarray(view.image).save(folder / image, quality=view.quality, subsampling=0)
+    Image.fromarray(view.mask.astype(np.uint8) * 255).convert("1").save(folder / mask)
+    return {
+        **view.cells,
+        "image_id": name,
+        "image": image,
+        "mask": mask,
+        "source": "procedural",
+        "licence": "CC0-1.0",
+    }

@@ -1,0 +1,13 @@
+"""Any CSV file of images; `add` is told which of its columns mean what."""
+
+from dermedge.data.layouts import Layout, Part
+
+LAYOUT = Layout(
+    name="csv",
+    title="A table of your own",
+    licence="",
+    citation="",
+    homepage="",
+    parts=(Part(table=("metadata.csv", "*.csv")),),
+    columns={},
+)

@@ -1,0 +1,117 @@
+"""A table of images through a model: what it answered, beside what the table knows of each image."""
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermedge.data.table import Table, groups
+from dermedge.data.taxonomy import project
+from dermedge_export.predictions import Predictions, Run, predict_table
+from dermedge_runtime.errors import DataError, ImageError
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.progress import Progress
+from dermedge_runtime.spec import Preprocess, Spec
+
+AGE_BANDS = ((0, "0-29"), (30, "30-49"), (50, "50-69"), (70, "70+"))
+SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")
+AHEAD = 16
+
+
+def table_predictions(
+    table: Table, spec: Spec, run: Run, *, batch: int = 32, workers: int = 2, progress: Progress | None = None
+) -> Predictions:
+    """Runs a model over every image of a table.
+
+    Images are decoded at full scale, as they are for the conformance cases, by threads that work ahead of the engine.
+
+    Args:
+        table: the images, and what is known of them.
+        spec: the model's tasks, labels and preprocessing.
+        run: the model, from uint8 [N, S, S, 3] to outputs [N, ...] by task.
+        batch: how many images go through it at once.
+        workers: threads that decode.
+        progress: told how far it is.
+
+    Raises:
+        DataError: an image is missing or unreadable.
+    """
+    paths = [table.path(image) for image in table.frame["image"]]
+    outputs = predict_table(
+        run, _told(_images(paths, spec.preprocess, table, workers), len(paths), progress), batch=batch
+    )
+    return Predictions(
+        image_ids=tuple(table.frame["image_id"]),
+        outputs=outputs,
+        labels=labels(table.frame, spec),
+        malignant=table.frame["malignant"].to_numpy(np.float64),
+        groups=groups(table.frame).to_numpy(str),
+        subgroups=subgroups(table.frame),
+    )
+
+
+def labels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64]:
+    """The diagnosis label [N] of every row, -1 where it is unknown or the model has no label that covers it."""
+    ids = [label.id for label in spec.diagnosis.labels] if spec.diagnosis is not None else []
+    covering = {dx: project(dx, ids) for dx in frame["dx"].unique() if dx}
+    index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
+    return np.array([index.get(dx, -1) for dx in frame["dx"]], np.int64)
+
+
+def unmapped(frame: pd.DataFrame, spec: Spec) -> dict[str, int]:
+    """How many rows have a diagnosis that no label of the model covers, by diagnosis."""
+    if spec.diagnosis is None:
+        return {}
+    foreign = frame["dx"][labels(frame, spec) < 0]
+    return dict(sorted(Counter(dx for dx in foreign if dx).items()))
+
+
+def subgroups(frame: pd.DataFrame) -> dict[str, NDArray[np.str_]]:
+    """Skin type (I to VI), sex, age band and site [N] of every row, "" where unknown."""
+    skin = [SKIN_TYPES[int(value) - 1] if not math.isnan(value) else "" for value in frame["fitzpatrick"]]
+    return {
+        "fitzpatrick": np.array(skin, str),
+        "sex": frame["sex"].to_numpy(str),
+        "age_band": np.array([age_band(age) for age in frame["age"]], str),
+        "site": frame["site"].to_numpy(str),
+    }
+
+
+def age_band(age: float) -> str:
+    """The band that an age in years falls into, "" for NaN."""
+    return next((name for start, name in reversed(AGE_BANDS) if age >= start), "")
+
+
+def _images(paths: list[Path], spec: Preprocess, table: Table, workers: int) -> Iterator[NDArray[np.uint8]]:
+    """The preprocessed images, in order; never more than AHEAD of them wait."""
+
+    def load(path: Path) -> NDArray[np.uint8]:
+        try:
+            return preprocess(path, spec, exact=True)
+        except ImageError as error:
+            raise DataError(f"{error} `dermedge data check {table.root}` lists every such image.") from error
+
+    waiting: deque[Future[NDArray[np.uint8]]] = deque()
+    remaining = iter(paths)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="dermedge-decode")
+    try:
+        waiting.extend(pool.submit(load, path) for path in islice(remaining, AHEAD))
+        while waiting:
+            image = waiting.popleft().result()
+            waiting.extend(pool.submit(load, path) for path in islice(remaining, 1))
+            yield image
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _told(images: Iterable[NDArray[np.uint8]], total: int, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
+    for done, image in enumerate(images, start=1):
+        yield image
+        if progress is not None:
+            progress(done, total, "images")
