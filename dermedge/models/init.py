@@ -1,0 +1,175 @@
+"""Where weights come from: a safetensors file, timm's hub, or a wider model of the same family."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dermedge.models.network import Backbone, Network, create_backbone
+from dermedge.models.student import Student
+from dermedge_runtime.errors import DataError, UsageError
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def backbone_of_file(path: Path, backbone: Backbone | None) -> Backbone:
+    """The backbone that a safetensors file was made for, from its own metadata (`architecture`, `mean`, `std`,
+    `pad_type`), completing what `backbone` leaves open.
+
+    Raises:
+        DataError: the file cannot be read.
+        UsageError: neither the file nor the caller names an architecture.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is not a safetensors file ({error}): give the weights in that format.") from error
+    name = backbone.name if backbone else metadata.get("architecture", "").removeprefix("timm ")
+    if not name:
+        raise UsageError(f"{path} does not say which timm model it is: name it with --backbone.")
+    args = {"pad_type": metadata["pad_type"]} if "pad_type" in metadata else {}
+    known = replace(backbone or Backbone(name), args={**args, **(backbone.args if backbone else {})})
+    if "mean" in metadata and "std" in metadata:
+        known = replace(known, mean=_rgb(metadata["mean"]), std=_rgb(metadata["std"]))
+    return known
+
+
+def _rgb(text: str) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in text.split(","))
+    return red, green, blue
+
+
+def load_backbone(network: Network, path: Path) -> None:
+    """Copy backbone weights from a safetensors file; a classifier in the file is left out.
+
+    Raises:
+        DataError: the file lacks weights of the backbone, or they have other shapes.
+    """
+    weights = load_file(path)
+    if any(name.startswith("backbone.") for name in weights):
+        weights = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
+    own = network.backbone.state_dict()
+    wrong = [name for name, tensor in own.items() if name not in weights or weights[name].shape != tensor.shape]
+    if wrong:
+        raise DataError(
+            f"{path} does not fit the backbone: {', '.join(wrong[:3])} missing or of another shape. Check --backbone."
+        )
+    network.backbone.load_state_dict({name: weights[name] for name in own})
+
+
+def load_hub(network: Network, backbone: Backbone) -> None:
+    """Copy timm's published weights, downloading them if they are not cached.
+
+    Raises:
+        DataError: timm has none, or they could not be downloaded.
+    """
+    try:
+        source = timm.create_model(backbone.name, pretrained=True, num_classes=0, **backbone.args)
+    except Exception as error:  # timm, the hub client and urllib share no base class
+        raise DataError(
+            f"timm's weights of {backbone.name!r} could not be loaded ({error}): give a file with --init."
+        ) from error
+    network.backbone.load_state_dict(source.state_dict())
+
+
+def has_identity_norms(network: nn.Module) -> bool:
+    """Whether every BatchNorm has a running mean of 0 and a weight of 1: folded ones, without real statistics."""
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
+    return bool(norms) and all(
+        bool((norm.running_mean == 0).all()) and bool((norm.weight == 1).all())
+        for norm in norms
+        if norm.running_mean is not None
+    )
+
+
+@torch.no_grad()
+def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give identity BatchNorms the statistics of their inputs, without changing the function that they compute.
+
+    With m and v the mean and variance of a norm's input: running_mean = m, running_var = v, weight = sqrt(v + eps),
+    bias += m. One pass serves all layers, as the function stays the same. `batches` yields uint8 [N, S, S, 3].
+    """
+    sums: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
+
+    def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().double().transpose(0, 1).flatten(1)
+        total, squares, count = sums.get(norm, (torch.zeros(len(x)), torch.zeros(len(x)), 0))
+        sums[norm] = (total + x.sum(1), squares + x.square().sum(1), count + x.shape[1])
+
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
+    handles = [norm.register_forward_pre_hook(observe) for norm in norms]
+    network.eval()
+    for batch in batches:
+        network(batch)
+    for handle in handles:
+        handle.remove()
+    for norm, (total, squares, count) in sums.items():
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0)
+        bn: Any = norm
+        bn.running_mean.copy_(mean)
+        bn.running_var.copy_(variance)
+        bn.weight.copy_((variance + bn.eps).sqrt())
+        bn.bias.add_(mean)
+
+
+def prunable(wide: Backbone, name: str | None, args: Mapping[str, Any]) -> bool:
+    """Whether the timm model `name` has the layers of `wide`, so that `narrow` may start it."""
+    if name is None or not timm.is_model(name):
+        return False
+    with torch.device("meta"):
+        layers = [
+            {layer for layer, _ in create_backbone(candidate).named_modules()}
+            for candidate in (wide, replace(wide, name=name, args={**wide.args, **args}))
+        ]
+    return layers[0] == layers[1]
+
+
+def narrow(teacher: Student, network: Network, size: int) -> None:
+    """Start a narrower network of the same family from its teacher, by structured pruning.
+
+    Channels that depend on each other (residual sums, depthwise convolutions, BatchNorms) are removed together, the
+    groups with the smallest L2 norm first (Fang et al., "DepGraph", CVPR 2023), until every layer has the width of
+    `network`. Heads of equal tasks come along.
+
+    Raises:
+        UsageError: `network` is not a narrower version of the teacher's architecture.
+    """
+    import torch_pruning as tp
+
+    wide = copy.deepcopy(teacher.module).eval()
+    target = dict(network.backbone.named_modules())
+    if {name for name, _ in wide.backbone.named_modules()} != set(target):
+        raise UsageError(
+            f"{teacher.backbone.name!r} cannot be pruned to the student's backbone, they differ in more than width: "
+            "choose a narrower model of the same family, or --init none."
+        )
+    graph = tp.DependencyGraph().build_dependency(wide.backbone, torch.zeros(1, 3, size, size))
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    for name, module in list(wide.backbone.named_modules()):
+        if not isinstance(module, nn.Conv2d) or module.groups > 1:
+            continue
+        surplus = module.out_channels - target[name].out_channels
+        if surplus > 0:
+            group = graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels)))
+            scores = importance(group)
+            losers = sorted(torch.argsort(scores)[:surplus].tolist())
+            graph.get_pruning_group(module, tp.prune_conv_out_channels, losers).prune()
+    try:
+        network.backbone.load_state_dict(wide.backbone.state_dict())
+    except RuntimeError as error:
+        raise UsageError(
+            f"{teacher.backbone.name!r} could not be pruned to the student's widths ({str(error)[:200]}): "
+            "use --init none."
+        ) from error
+    for name, head in wide.heads.items():
+        if name in network.heads and network.heads[name].weight.shape == head.weight.shape:
+            network.heads[name].load_state_dict(head.state_dict())

@@ -1,0 +1,7 @@
+"""Verbs that make models: fine-tune a teacher, distil a student."""
+
+from dermedge.train.distill import distill
+from dermedge.train.finetune import finetune
+from dermedge.train.loop import Schedule
+
+__all__ = ["Schedule", "distill", "finetune"]

@@ -1,0 +1,55 @@
+"""Losses, as plain functions of logits and targets."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tensor:
+    """Cross entropy with logits shifted by the log of the class frequencies, so that argmax aims at balanced accuracy.
+
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (tau = 1). Rows labelled -1 do not count;
+    without any labelled row the loss is 0.
+
+    Args:
+        logits: [N, K].
+        labels: [N], int64.
+        log_prior: [K], zeros for plain cross entropy.
+    """
+    known = labels >= 0
+    if not known.any():
+        return logits.sum() * 0
+    return F.cross_entropy(logits[known] + log_prior, labels[known])
+
+
+def masked_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy over the rows whose target is not NaN; 0 without any.
+
+    Args:
+        logits: [N, 1].
+        targets: [N], 0, 1 or NaN.
+    """
+    known = ~targets.isnan()
+    if not known.any():
+        return logits.sum() * 0
+    return F.binary_cross_entropy_with_logits(logits[known, 0], targets[known])
+
+
+def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's softened classes, times T^2 so that its gradient keeps its size.
+
+    Hinton et al., "Distilling the knowledge in a neural network", 2015.
+
+    Args:
+        logits: the student's, [N, K].
+        teacher: the teacher's logits, [N, K].
+        temperature: softens both.
+    """
+    student = F.log_softmax(logits / temperature, dim=1)
+    target = F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def soft_binary_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Binary cross entropy against the teacher's probability; both are logits [N, 1]."""
+    return F.binary_cross_entropy_with_logits(logits, torch.sigmoid(teacher))

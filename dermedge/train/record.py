@@ -1,0 +1,95 @@
+"""`run.json`: what a training was asked, what it saw, what came out; and whether a folder already holds that run."""
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dermedge.models.student import Role, Student, load_student
+from dermedge.train.loop import CHECKPOINT, Fitted
+from dermedge_runtime.errors import DataError, UsageError
+from dermedge_runtime.files import atomic_write, canonical_json, read_json, sha256_hex
+
+PACKAGES = ("dermedge", "torch", "timm", "albumentations", "lightning-fabric", "torch-pruning", "numpy", "pillow")
+RUN = "run.json"
+
+
+@dataclass
+class Run:
+    """One training in one folder: opened before the work, closed after it."""
+
+    folder: Path
+    command: str
+    role: Role
+    settings: Mapping[str, Any]
+    started: float = field(default_factory=time.perf_counter)
+    cpu_started: float = field(default_factory=lambda: sum(os.times()[:2]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the command and its settings, data and initial weights included."""
+        return sha256_hex(canonical_json({"command": self.command, **self.settings}))
+
+    def finished(self, *, overwrite: bool) -> Student | None:
+        """The model that this very run left here earlier, or None if there is work to do.
+
+        Raises:
+            UsageError: the folder holds another run, and `overwrite` is not given.
+        """
+        path = self.folder / RUN
+        earlier = self._earlier(path) if path.is_file() else None
+        if earlier and earlier.get("finished") and earlier.get("fingerprint") == self.fingerprint and not overwrite:
+            return load_student(self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file: choose a folder with -o.")
+        strange = self.folder.is_dir() and any(self.folder.iterdir())
+        if strange and (earlier is None or earlier.get("fingerprint") != self.fingerprint) and not overwrite:
+            raise UsageError(f"{self.folder} already holds something else: choose another folder, or pass --overwrite.")
+        if overwrite and self.folder.is_dir():
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        same = earlier is not None and earlier.get("fingerprint") == self.fingerprint and not overwrite
+        spent = (earlier or {}) if same else {}
+        self.started -= spent.get("wall_seconds", 0.0)
+        self.cpu_started -= spent.get("cpu_seconds", 0.0)
+        self.write(finished=False)
+        return None
+
+    def write(self, *, finished: bool, **results: Any) -> None:
+        """Write run.json; what a kill leaves says `finished: false`."""
+        data = {
+            "schema": "dermedge.run/1",
+            "command": self.command,
+            "fingerprint": self.fingerprint,
+            "finished": finished,
+            "settings": self.settings,
+            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+            "wall_seconds": round(time.perf_counter() - self.started, 2),
+            "cpu_seconds": round(sum(os.times()[:2]) - self.cpu_started, 2),
+            **results,
+        }
+        atomic_write(self.folder / RUN, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def close(self, fitted: Fitted, **results: Any) -> None:
+        """Record the results and delete what only a resumed run needs."""
+        self.write(finished=True, **asdict(fitted), **results)
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+
+    def _earlier(self, path: Path) -> dict[str, Any]:
+        data = read_json(path, DataError)
+        return data if isinstance(data, dict) else {}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
