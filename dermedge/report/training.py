@@ -1,0 +1,111 @@
+"""A training's `run.json` as what a reader wants to know of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from dermedge.report import plots, text
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: `facts` are (name, value), `scores` the validation metrics of the epoch that was kept."""
+
+    role: str
+    name: str
+    finished: bool
+    plot: Markup | None
+    scores: Sequence[tuple[str, str]]
+    facts: Sequence[tuple[str, str]]
+    versions: str
+
+
+def training(run: Mapping[str, Any]) -> Training:
+    """Reads a run.json; what it does not hold is left out."""
+    settings = _mapping(run.get("settings"))
+    role = settings.get("role") or ("student" if run.get("command") == "distill" else "model")
+    epochs = [epoch for epoch in run.get("history") or () if isinstance(epoch, Mapping)]
+    best = run.get("best_epoch")
+    backbone, spec = _mapping(settings.get("backbone")), _mapping(settings.get("spec"))
+    versions = _mapping(run.get("versions"))
+    return Training(
+        role=str(role).capitalize(),
+        name=str(spec.get("name") or backbone.get("name") or ""),
+        finished=run.get("finished") is True,
+        plot=plots.history(epochs, best if isinstance(best, int) else None),
+        scores=_scores(run),
+        facts=[(name, str(value)) for name, value in _facts(run, settings, len(epochs)) if value not in (None, "")],
+        versions=", ".join(f"{name} {value}" for name, value in versions.items() if value),
+    )
+
+
+def _scores(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = _mapping(run.get("metrics"))
+    teacher = _mapping(run.get("teacher_val"))
+    rows = []
+    for key, value in found.items():
+        if key in text.METRICS:
+            named = text.METRICS[key]
+            beside = f", teacher {text.FORMATS[named.kind](teacher[key])}" if key in teacher else ""
+            rows.append((named.name, text.FORMATS[named.kind](value) + beside))
+    return rows
+
+
+def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> list[tuple[str, Any]]:
+    schedule, backbone = _mapping(settings.get("schedule")), _mapping(settings.get("backbone"))
+    preprocess = _mapping(_mapping(settings.get("spec")).get("preprocess"))
+    size, best, machine = preprocess.get("size"), run.get("best_epoch"), _mapping(run.get("machine"))
+    planned = schedule.get("epochs")
+    data = settings.get("data")
+    return [
+        ("Backbone", " ".join([str(backbone.get("name") or ""), *_pairs(backbone.get("args"))]).strip()),
+        ("Parameters", text.millions(run["parameters"]) if "parameters" in run else None),
+        ("Input", f"{size} x {size} pixels, {preprocess.get('fit', '')}" if size else None),
+        ("Started from", _start(settings.get("init"))),
+        ("Epochs", f"{ran} of {planned} planned" if planned else ran or None),
+        ("Kept epoch", best + 1 if isinstance(best, int) and best >= 0 else None),
+        ("Optimiser", _optimiser(schedule)),
+        ("Distillation", _distillation(settings)),
+        ("Aims at", {True: "balanced accuracy (logit adjustment)", False: "accuracy"}.get(settings.get("balance", ""))),
+        ("Seed", settings.get("seed")),
+        ("Precision", schedule.get("precision")),
+        ("Wall time", text.duration(run["wall_seconds"]) if "wall_seconds" in run else None),
+        ("CPU time", text.duration(run["cpu_seconds"]) if "cpu_seconds" in run else None),
+        ("Machine", ", ".join(str(v) for v in (_cpus(machine.get("cpus")), machine.get("platform")) if v)),
+        ("Data digest", ", ".join(map(str, data if isinstance(data, list) else [data])) if data else None),
+        ("Teacher's weights", settings.get("teacher")),
+    ]
+
+
+def _start(init: Any) -> str | None:
+    known = {"none": "random weights", "hub": "timm's published weights"}
+    return None if init is None else known.get(str(init), f"weights {init}")
+
+
+def _optimiser(schedule: Mapping[str, Any]) -> str:
+    named = (
+        ("batch_size", "batch"),
+        ("lr", "learning rate"),
+        ("weight_decay", "weight decay"),
+        ("ema_decay", "moving average"),
+    )
+    return ", ".join(f"{name} {schedule[key]}" for key, name in named if schedule.get(key) is not None)
+
+
+def _distillation(settings: Mapping[str, Any]) -> str:
+    named = (("temperature", "temperature {}"), ("soft_weight", "soft weight {}"), ("views", "{} views per image"))
+    return ", ".join(words.format(settings[key]) for key, words in named if settings.get(key) is not None)
+
+
+def _cpus(count: Any) -> str | None:
+    return f"{count} CPU cores" if count else None
+
+
+def _pairs(value: Any) -> list[str]:
+    return [f"{key}={item}" for key, item in _mapping(value).items()]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,600 @@
+import base64
+import io
+import json
+import os
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import toy_content
+from dermedge.evaluate.report import EvaluatedImage, EvaluationReport, ReliabilityBin, Scores, SubgroupScores
+from dermedge.report import html, text, write_report
+from dermedge.report.images import choose
+from dermedge_export.lesions import draw_lesion
+from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.decode import Provenance
+from dermedge_runtime.errors import DataError, DermedgeError, UsageError
+from dermedge_runtime.report import (
+    Check,
+    Interval,
+    LatencyReport,
+    Limit,
+    ParityReport,
+    Percentiles,
+    Subgroup,
+    VerifyReport,
+)
+from dermedge_runtime.spec import Label, Postprocessing, to_json
+
+EVIL = "<script>alert('x')</script>"
+LABELS = ("nv", "mel", "akiec")
+VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """What a reader finds: text, tags with attributes, and that every tag is closed where it should be."""
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text("utf-8")
+        self.tags, self.open, self.words = [], [], []
+        self.rows = []
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if self.rows and "table" in self.open:
+            self.rows[-1] += " " + data
+
+    def row(self, start):
+        """The text of the one table row that starts so."""
+        rows = [re.sub(r"\s+", " ", row).strip() for row in self.rows]
+        (found,) = [row for row in rows if row.startswith(start)]
+        return found
+
+    def named(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make_bundle(path, **changes):
+    content = toy_content()
+    content["files"]["reports/parity.json"] = b"{}"
+    write_bundle(path, **content | changes)
+    return Bundle.open(path)
+
+
+def make_data(folder, **columns):
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for seed in range(8):
+        Image.fromarray(draw_lesion(seed, width=320, height=240).image).save(folder / f"images/i{seed}.jpg")
+        rows.append({"image_id": f"i{seed}", "image": f"images/i{seed}.jpg", "dx": "nv"} | columns)
+    pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+def scores(balanced, *, cases=1253, labelled=1250, malignant=143, groups=934, sensitivity=0.9021):
+    found = {
+        "balanced_accuracy": balanced,
+        "accuracy": Interval(0.7013, 0.6702, 0.7315),
+        "macro_auroc": Interval(0.9421, 0.9312, 0.9534),
+        "malignant_auroc": Interval(0.9094, 0.8873, 0.9292),
+        "sensitivity": Interval(sensitivity, 0.8411, 0.9513),
+        "specificity": Interval(0.7425, 0.7132, 0.7719),
+        "ece": Interval(0.0432, 0.0311, 0.0617),
+    }
+    return Scores(cases, labelled, malignant, groups, found)
+
+
+def picture(number, label, predicted, probability, malignant, malignancy, **more):
+    defaults = {"image": f"images/i{number}.jpg", "dx": label or "", "trained_on": False}
+    return EvaluatedImage(
+        image_id=f"i{number}",
+        label=label,
+        predicted=predicted,
+        probability=probability,
+        malignant=malignant,
+        malignancy=malignancy,
+        **defaults | more,
+    )
+
+
+def evaluation_of(bundle, **changes):
+    found = EvaluationReport(
+        model=Provenance(bundle.id, "toy", "1.0.0", "cpu", "fp32", "onnxruntime 1.23.2"),
+        data="clinic",
+        data_digest="d" * 64,
+        split="test",
+        labels=LABELS,
+        postprocessing={"diagnosis": Postprocessing(1.25), "malignancy": Postprocessing(0.8, 0.2314)},
+        threshold=0.2314,
+        overall=scores(Interval(0.6944, 0.6357, 0.7491)),
+        recall={"nv": Interval(0.8, 0.75, 0.85), "mel": Interval(0.613, 0.5, 0.7), "akiec": Interval(None)},
+        support={"nv": 1000, "mel": 250, "akiec": 0},
+        subgroups=(
+            SubgroupScores("sex", "female", scores(Interval(0.71, 0.65, 0.77), labelled=600)),
+            SubgroupScores("fitzpatrick", "II", scores(Interval(0.72, 0.66, 0.78), labelled=100)),
+            SubgroupScores("fitzpatrick", "VI", scores(Interval(0.987, 0.9, 1.0), labelled=99, malignant=7)),
+        ),
+        confusion=((811, 140, 49), (93, 152, 5), (0, 0, 0)),
+        reliability=(ReliabilityBin(0.0, 0.5, 0, None, None), ReliabilityBin(0.5, 1.0, 1250, 0.81, 0.7668)),
+        roc=((0.0, 0.0), (0.1, 0.8), (0.2575, 0.9021), (1.0, 1.0)),
+        unmapped={"psoriasis": 3},
+        trained_on=(),
+        warnings=("3 images have a diagnosis that no label of the model covers (psoriasis 3): left out.",),
+        images=(
+            picture(0, "mel", "nv", 0.83, True, 0.0312),
+            picture(1, "nv", "mel", 0.97, False, 0.8713),
+            picture(2, "nv", "nv", 0.9912, False, 0.0101),
+            picture(3, "mel", "mel", 0.9542, True, 0.9234),
+            picture(4, None, "nv", 0.6, None, 0.3, dx="psoriasis"),
+        ),
+    )
+    return replace(found, **changes)
+
+
+PARITY = ParityReport(
+    status="warn",
+    basis="test split of clinic",
+    cases=1253,
+    engine="onnxruntime 1.23.2",
+    hardware="Some CPU (avx2 fma)",
+    precision="int8",
+    limits=(
+        Limit("non_finite", "passed", None, None, Interval(0.0), 0.0, 1253),
+        Limit("top1_agreement", "passed", 1.0, 0.9912, Interval(0.0088, 0.0041, 0.0133), 0.02, 1253),
+        Limit(
+            "balanced_accuracy", "warn", 0.7011, 0.6944, Interval(0.0096, -0.0043, 0.0212), 0.005, 1250, "may be chance"
+        ),
+        Limit("worst_subgroup", "insufficient", 0.8, 0.79, Interval(0.0125, -0.1, 0.11), 0.02, 99, "fitzpatrick VI"),
+        Limit("brightness_of_toes", "failed", 3.0, 2.0, Interval(1.0), 0.5, 12),
+    ),
+    subgroups=(
+        Subgroup("fitzpatrick", "VI", 99, Interval(0.8), Interval(0.7654), Interval(0.0433)),
+        Subgroup("sex", "female", 600, Interval(0.71), Interval(0.7), Interval(0.0141)),
+    ),
+    agreement={"top1": 0.9912, "kl": 0.00123, "cosine:diagnosis": 0.99931, "recall_loss:mel": 0.0123},
+)
+
+
+def latency_of(bundle, **changes):
+    found = LatencyReport(
+        bundle=bundle.id,
+        engine="onnxruntime",
+        engine_version="1.23.2",
+        device={"cpu": "Some CPU", "flags": "avx2 fma", "cores": "2"},
+        threads=1,
+        image="12.2 MP JPEG",
+        end_to_end=Percentiles(24.31, 26.52, 31.13, 24.9, 100),
+        preprocess=Percentiles(19.02, 20.13, 25.24, 19.5, 100),
+        engine_only=Percentiles(4.815, 5.126, 6.737, 4.9, 100),
+        cold_start_ms=312.4,
+        resident_bytes=92_300_000,
+    )
+    return replace(found, **changes)
+
+
+RUN = {
+    "command": "distill",
+    "finished": True,
+    "settings": {
+        "backbone": {"name": "mobilenetv4_conv_small_050", "args": {}},
+        "init": "none",
+        "spec": {"name": "student-a", "preprocess": {"size": 128, "fit": "crop"}},
+        "temperature": 2.0,
+        "soft_weight": 0.7,
+        "views": 4,
+        "teacher": "c0ffee11" * 8,
+        "schedule": {"epochs": 20, "batch_size": 64, "lr": 0.001},
+        "seed": 7,
+    },
+    "history": [
+        {"loss": 2.1, "score": 0.31, "balanced_accuracy": 0.31, "malignant_auroc": 0.71},
+        {"loss": 1.1, "score": 0.64, "balanced_accuracy": 0.64, "malignant_auroc": 0.88},
+        {"loss": 0.9, "score": 0.63, "balanced_accuracy": 0.63, "malignant_auroc": 0.89},
+    ],
+    "best_epoch": 1,
+    "metrics": {"balanced_accuracy": 0.6412, "loss": 1.1},
+    "teacher_val": {"balanced_accuracy": 0.6987},
+    "parameters": 968_123,
+    "wall_seconds": 842.0,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("b") / "toy.dermedge")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("d") / "clinic")
+
+
+def page(out, bundle, **changes):
+    checks = (Check("files", "passed", "9 files are intact"), Check("engine", "not_run", "an earlier check failed"))
+    arguments = {
+        "evaluation": evaluation_of(bundle),
+        "parity": json.loads(json.dumps(to_json(PARITY))),
+        "latency": latency_of(bundle),
+        "verification": VerifyReport(bundle.id, "onnxruntime 1.23.2", "passed", checks),
+        "runs": [RUN],
+        "data": None,
+    }
+    return Page(write_report(out / "report.html", bundle=bundle, **arguments | changes))
+
+
+def test_every_number_of_a_known_input_is_there(tmp_path, bundle, data):
+    found = page(tmp_path, bundle, data=data)
+    headline = "On 1,253 images of 934 lesions or patients (test split of clinic), it tells 3 diagnoses apart with a"
+    assert f"{headline} balanced accuracy of 69.4 % (95 % interval 63.6 to 74.9 %)." in found.text
+    assert "AUROC of 0.909." in found.text
+    assert "At its threshold of 0.231 it finds 90.2 % of the malignant images and clears 74.2 % of the" in found.text
+    assert "One prediction takes 24.3 ms from file to answer (Some CPU, 1 thread)" in found.text
+    assert found.row("Balanced accuracy 69.4 % 63.6 to 74.9 %")
+    assert found.row("Macro AUROC 0.942 0.931 to 0.953")
+    assert found.row("Sensitivity 90.2 % 84.1 to 95.1 %")
+    assert found.row("Calibration error (ECE) 0.043 0.031 to 0.062")
+    assert "always answers the most frequent diagnosis has 80.0 % accuracy and 50.0 % balanced accuracy" in found.text
+    nv = "Melanocytic naevus nv 811 81 % 140 14 % 49 5 % 1,000 80.0 % (75.0 to 85.0)"
+    assert found.row("Melanocytic naevus nv") == nv
+    assert found.row("Actinic keratosis") == "Actinic keratosis or Bowen's disease akiec 0 0 0 0 not measured"
+    assert found.row("0.500 to 1.000") == "0.500 to 1.000 1,250 81.0 % 76.7 %"
+    assert found.row("Same first diagnosis").endswith(
+        "100.00 % 99.12 % 0.88 points 0.41 to 1.33 points 2.00 points 1,253 passed"
+    )
+    assert found.row("Balanced accuracy may be chance") == (
+        "Balanced accuracy may be chance 70.11 % 69.44 % 0.96 % -0.43 to 2.12 % 0.50 % 1,250 warn"
+    )
+    assert found.row("Worst subgroup").startswith(
+        "Worst subgroup's balanced accuracy Skin type (Fitzpatrick): VI 80.00"
+    )
+    assert found.row("brightness_of_toes") == "brightness_of_toes 3 2 1 0.5 12 failed"
+    assert found.row("VI insufficient 99 80.0 % 76.5 % 4.33 %")
+    assert "Cosine similarity of logits: diagnosis 0.9993" in found.text
+    assert "Recall lost: mel 1.23 points" in found.text
+    assert found.row("End to end") == "End to end 24.3 ms 26.5 ms 31.1 ms 100"
+    assert found.row("Engine 4") == "Engine 4.82 ms 5.13 ms 6.74 ms 100"
+    assert "Cold start 312 ms from a fresh process" in found.text
+    assert "Memory 92.30 MB resident" in found.text
+    assert "Balanced accuracy 64.1 %, teacher 69.9 %" in found.text
+    assert "Parameters 0.97 million" in found.text
+    assert "Wall time 14 min" in found.text
+    assert "Epochs 3 of 20 planned Kept epoch 2" in found.text
+    assert "temperature 2.0, soft weight 0.7, 4 views per image" in found.text
+    for command in ("verify", "bench", "inspect"):
+        assert f"dermedge {command} toy.dermedge" in found.text
+    assert "Not a medical device" in found.text
+    assert "procedural lesions" in found.text
+
+
+def test_the_page_needs_nothing_else(tmp_path, bundle, data):
+    found = page(tmp_path, bundle, data=data)
+    for tag, attributes in found.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        assert not any(name.startswith("on") for name in attributes)
+        assert "srcset" not in attributes
+        for name in ("src", "href", "xlink:href", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/jpeg;base64,"))
+    targets = {attributes["href"][1:] for attributes in found.named("a")}
+    assert targets <= {attributes.get("id") for _, attributes in found.tags}
+    assert not re.search(r"url\(|@import|https?://", found.source)
+    policy = next(m["content"] for m in found.named("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in found.named("svg"))
+    assert len(found.named("svg")) == 3
+    assert all(image["alt"] for image in found.named("img"))
+
+
+def test_examples_are_small_jpegs_of_what_the_model_sees(tmp_path, bundle, data):
+    found = page(tmp_path, bundle, data=data)
+    images = [Image.open(io.BytesIO(base64.b64decode(i["src"].partition(",")[2]))) for i in found.named("img")]
+    assert len(images) == 4
+    assert {image.format for image in images} == {"JPEG"}
+    assert {image.size for image in images} == {(160, 160)}
+    with Image.open(data / "images/i0.jpg") as original:
+        expected = np.asarray(original.crop((40, 0, 280, 240)).resize((160, 160), Image.Resampling.BILINEAR), float)
+    assert np.abs(np.asarray(images[0], float) - expected).mean() < 4
+    missed = "missed Truth Melanoma malignant Model Melanocytic naevus probability 83.0 % Decision benign"
+    assert f"{missed} malignancy 0.031 i0" in found.text
+    assert "false alarm" not in found.text.partition("Confident and right")[2]
+    assert (
+        "right Truth Melanoma malignant Model Melanoma probability 95.4 % Decision malignant malignancy 0.923"
+        in found.text
+    )
+    assert (tmp_path / "report.html").stat().st_size < 200_000
+
+
+def test_the_pick_is_balanced_and_puts_missed_malignant_first(bundle):
+    images = [picture(n, "nv", "mel", 0.9 - n / 100, False, 0.9) for n in range(20)]
+    images += [picture(100 + n, "mel", "mel", 0.6, True, 0.2 - n / 100) for n in range(10)]
+    images += [picture(200, "akiec", "nv", 0.4, None, 0.1), picture(201, "nv", "nv", 0.99, False, 0.5)]
+    images += [picture(202, "nv", "nv", 0.3, False, 0.1)]
+    kinds = choose(evaluation_of(bundle, images=tuple(images)))
+    assert [kind.word for kind in kinds] == ["missed", "wrong", "false alarm", "right"]
+    missed, wrong, alarms, right = ([image.image_id for image in kind.images] for kind in kinds)
+    assert missed == [f"i{109 - n}" for n in range(6)]
+    assert wrong[:2] == ["i0", "i200"]
+    assert "i201" not in right
+    assert right == ["i202"]
+    assert [kind.total for kind in kinds] == [10, 21, 21, 1]
+    assert len({*missed, *wrong, *alarms, *right}) == len(missed + wrong + alarms + right)
+
+
+def test_without_a_threshold_nothing_is_called_missed(bundle):
+    kinds = choose(evaluation_of(bundle, threshold=None))
+    assert [kind.word for kind in kinds] == ["wrong", "right"]
+
+
+@pytest.mark.parametrize("given", [{"images": False}, {"data": None}])
+def test_images_can_be_left_out(tmp_path, bundle, data, given):
+    found = page(tmp_path, bundle, **{"data": data} | given)
+    assert found.named("img") == []
+    assert "i0" not in found.text.split()
+    assert ("left out of this page on request" if "images" in given else "made without the data") in found.text
+
+
+def test_an_image_that_is_gone_leaves_a_note(tmp_path, bundle):
+    data = make_data(tmp_path / "clinic")
+    (data / "images/i0.jpg").unlink()
+    (data / "images/i1.jpg").write_bytes(b"no image")
+    found = page(tmp_path, bundle, data=data)
+    assert len(found.named("img")) == 2
+    assert found.text.count("The image could not be read.") == 2
+
+
+def test_a_table_that_is_not_there_is_an_error(tmp_path, bundle):
+    with pytest.raises(DataError, match="nowhere"):
+        page(tmp_path, bundle, data=tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_comes_from_data_is_escaped(tmp_path, data):
+    content = toy_content()
+    task = content["spec"].tasks[0]
+    task = replace(task, labels=(Label("nv", EVIL), *task.labels[1:]))
+    lineage = {"data": {EVIL: [EVIL, {"licence": EVIL}]}}
+    spec = replace(content["spec"], tasks=(task, content["spec"].tasks[1]), intended_use=EVIL, lineage=lineage)
+    failures = {"status": "failed", "allowed_failures": [EVIL]}
+    bundle = make_bundle(
+        tmp_path / "toy.dermedge", spec=spec, parity={"host": failures, "device": {"status": "not_run"}}
+    )
+    quoted = f'"{EVIL}'
+    wrong = picture(0, EVIL, quoted, 0.5, True, 0.1, dx=EVIL)
+    right = replace(picture(1, EVIL, EVIL, 0.5, False, 0.1), image_id=quoted)
+    found = page(
+        tmp_path,
+        bundle,
+        data=data,
+        title=EVIL,
+        evaluation=evaluation_of(
+            bundle,
+            data=EVIL,
+            labels=(quoted, EVIL, "akiec"),
+            recall={EVIL: Interval(0.5)},
+            warnings=(EVIL,),
+            unmapped={EVIL: 1},
+            subgroups=(SubgroupScores(EVIL, EVIL, scores(Interval(0.5))),),
+            images=(wrong, right),
+        ),
+        parity={
+            "status": EVIL,
+            "basis": EVIL,
+            "limits": [{"metric": EVIL, "status": quoted, "note": EVIL}],
+            "agreement": {EVIL: EVIL},
+            "subgroups": [{"column": EVIL, "value": EVIL}],
+        },
+        latency=latency_of(bundle, device={EVIL: EVIL, "cpu": EVIL}, image=EVIL),
+        verification=VerifyReport(bundle.id, EVIL, "failed", (Check(EVIL, "failed", EVIL),)),
+        runs=[RUN | {"settings": {"role": EVIL, "init": EVIL}, "history": [{EVIL: 0.5}], "versions": {EVIL: EVIL}}],
+    )
+    assert found.named("script") == []
+    assert "<script" not in found.source
+    assert found.text.count("alert('x')") > 30
+
+
+def test_what_was_not_measured_says_so(tmp_path, bundle):
+    nothing = Scores(5, 0, 0, 5, {})
+    found = page(
+        tmp_path,
+        bundle,
+        latency=None,
+        verification=None,
+        parity={},
+        runs=[],
+        evaluation=evaluation_of(
+            bundle,
+            labels=(),
+            threshold=None,
+            overall=nothing,
+            recall={},
+            support={},
+            subgroups=(),
+            confusion=(),
+            reliability=(),
+            roc=(),
+            unmapped={},
+            trained_on=None,
+            warnings=(),
+            images=(),
+        ),
+    )
+    assert found.row("Balanced accuracy").startswith("Balanced accuracy not measured")
+    assert "Verification on this machine not run" in found.text
+    assert "Parity with its student not run" in found.text
+    assert "dermedge bench toy.dermedge measures it on a device" in found.text
+    assert "One prediction not measured" in found.text
+    assert "the bundle carries no parity report" in found.text
+    assert "No threshold was fitted" in found.text
+    assert "Only 0 images have a label" in found.text
+    assert "None" not in found.text
+    assert "nan" not in found.text.split()
+
+
+def test_half_filled_reports_are_shown_as_far_as_they_go(tmp_path, bundle):
+    metrics = {"balanced_accuracy": Interval(0.5), "sensitivity": Interval(None), "ece": Interval(float("nan"))}
+    found = page(
+        tmp_path,
+        bundle,
+        latency=latency_of(bundle, threads=None, resident_bytes=None, device={}, sustained=(20.0, 30.0)),
+        parity={"status": "passed", "limits": [{"metric": "ece", "status": "not_run", "loss": None, "cases": None}]},
+        runs=[{}, {"finished": False, "settings": {"schedule": None}, "history": [{"loss": 1.0}], "best_epoch": -1}],
+        evaluation=evaluation_of(bundle, overall=replace(scores(Interval(0.5)), metrics=metrics)),
+    )
+    assert found.row("Balanced accuracy").startswith("Balanced accuracy 50.0 % no interval")
+    assert found.row("Calibration error (ECE) not measured reported").endswith("reported not measured not run")
+    assert "threads as the engine decides" in found.text
+    assert "Memory not measured" in found.text
+    assert found.text.count("not finished") == 2
+    assert any("30.0" in svg["aria-label"] for svg in found.named("svg"))
+
+
+def test_only_passed_is_green(tmp_path, bundle):
+    found = page(tmp_path, bundle, parity={"status": "insufficient"}, verification=None)
+    assert "passed" not in {c for _, attributes in found.tags for c in (attributes.get("class") or "").split()}
+    badges = [attributes["class"] for attributes in found.named("span") if "status" in (attributes.get("class") or "")]
+    assert badges[:2] == ["status insufficient", "status not_run"]
+    strange = page(tmp_path, bundle, parity={"status": "great"}, verification=None)
+    assert "Parity with its student not run" in strange.text
+    style = found.source.partition("</style>")[0].partition("<style>")[2]
+    rules = re.findall(r"([^{}]+)\{[^{}]*var\(--passed", style)
+    assert [rule.strip() for rule in rules] == [".status.passed"]
+
+
+def test_small_subgroups_are_marked_whatever_their_value(tmp_path, bundle):
+    found = page(tmp_path, bundle)
+    assert found.row("VI 99 98.7 %") == "VI 99 98.7 % (90.0 to 100.0) insufficient 90.2 % of 7"
+    assert "insufficient" not in found.row("II 100 72.0 %")
+    assert "insufficient" not in found.row("female 600 71.0 % (")
+    assert found.text.index("Skin type (Fitzpatrick)") < found.text.index("Sex")
+
+
+def test_an_unknown_skin_type_is_said_aloud(tmp_path, bundle):
+    assert "nothing is known about how the model does on dark skin" not in page(tmp_path, bundle).text
+    lighter = evaluation_of(bundle, subgroups=evaluation_of(bundle).subgroups[:1])
+    assert "nothing is known about how the model does on dark skin" in page(tmp_path, bundle, evaluation=lighter).text
+
+
+def test_warnings_stand_before_the_numbers(tmp_path, bundle, data):
+    evaluation = evaluation_of(
+        bundle,
+        trained_on=("i3",),
+        warnings=("The model was TRAINED ON 1 of these 1253 images: ...", "Something else."),
+        overall=scores(Interval(0.9), labelled=99),
+    )
+    drawn = make_data(tmp_path / "demo", source="procedural")
+    failed = VerifyReport(bundle.id, "onnxruntime", "failed", (Check("files", "failed", "model.onnx is damaged"),))
+    found = page(tmp_path, bundle, evaluation=evaluation, data=drawn, parity={"status": "failed"}, verification=failed)
+    tiles = found.text.index("Balanced accuracy 90.0 %")
+    for warning in (
+        "TRAINED ON 1",
+        "Something else.",
+        "Only 99 images",
+        "are drawn",
+        "gate FAILED",
+        "Verification FAILED",
+    ):
+        assert found.text.index(warning) < tiles
+    levels = {a.get("class") for a in found.named("li") if a.get("class") in ("warn", "failed")}
+    assert levels == {"warn", "failed"}
+    assert "model.onnx is damaged" in found.text
+    assert "are drawn" not in page(tmp_path, bundle, data=data).text
+
+
+def test_reports_about_another_bundle_are_refused(tmp_path, bundle):
+    other = replace(bundle, id="0" * 64)
+    for name, report in (
+        ("evaluation", evaluation_of(other)),
+        ("latency", latency_of(other)),
+        ("verification", VerifyReport(other.id, "", "passed", ())),
+    ):
+        with pytest.raises(UsageError, match=f"{name}.*000000000000.*again"):
+            page(tmp_path, bundle, **{name: report})
+    assert list(tmp_path.iterdir()) == []
+    page(tmp_path, bundle, verification=VerifyReport("some/path.dermedge", "not started", "failed", ()))
+
+
+def test_a_kill_leaves_the_old_page_or_the_new_one(tmp_path, bundle, monkeypatch):
+    page(tmp_path, bundle)
+    before = (tmp_path / "report.html").read_bytes()
+
+    def killed(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(DermedgeError):
+        page(tmp_path, bundle, title="Another")
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_same_input_gives_the_same_bytes_and_a_folder_gets_its_file(tmp_path, bundle, data):
+    page(tmp_path, bundle, data=data)
+    (tmp_path / "folder").mkdir()
+    arguments = {"evaluation": evaluation_of(bundle), "parity": {}, "latency": None, "verification": None, "runs": []}
+    written = [write_report(tmp_path / "folder", bundle=bundle, data=data, **arguments)]
+    written.append(write_report(tmp_path / "other.html", bundle=bundle, data=data, **arguments))
+    assert [path.name for path in written] == ["report.html", "other.html"]
+    assert written[0].read_bytes() == written[1].read_bytes()
+
+
+def test_a_large_evaluation_stays_a_small_page(tmp_path, bundle, data):
+    rng = np.random.default_rng(0)
+    steps = np.sort(rng.random((20_000, 2)), axis=0)
+    images = tuple(picture(n % 8, "nv", "mel", 0.5, bool(n % 2), 0.1 + (n % 3) / 10) for n in range(10_000))
+    evaluation = evaluation_of(bundle, roc=tuple(map(tuple, steps.tolist())), images=images)
+    page(tmp_path, bundle, data=data, evaluation=evaluation)
+    assert (tmp_path / "report.html").stat().st_size < 400_000
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (text.percent(-0.00001), "0.0 %"),
+        (text.percent(-0.0043), "-0.4 %"),
+        (text.percent_fine(-0.0043), "-0.43 %"),
+        (text.significant(-1.2e-6), "-1.2e-06"),
+        (text.percent(None), "not measured"),
+        (text.decimal(float("inf")), "not measured"),
+        (text.whole(True), "not measured"),
+        (text.milliseconds(1203.6), "1,204 ms"),
+        (text.milliseconds(0.4321), "0.43 ms"),
+        (text.duration(41.2), "41 s"),
+        (text.duration(4320), "1 h 12 min"),
+        (text.duration(7190), "2 h 0 min"),
+        (text.low_high({"value": 0.5, "low": -0.1, "high": 0.2}, "points"), "-10.00 to 20.00 points"),
+        (text.spread(Interval(0.5, 0.4, 0.6), "decimal"), "0.500 (0.400 to 0.600)"),
+        (text.spread(Interval(0.5), "percent"), "50.0 %"),
+        (text.remark("age_band 30-49"), "Age in years: 30-49"),
+        (text.remark("fewer than 100 cases"), "fewer than 100 cases"),
+    ],
+)
+def test_numbers_read_as_people_write_them(written, expected):
+    assert written.replace(text.SPACE, " ") == expected
+
+
+def test_the_template_and_its_style_are_inside_the_package():
+    folder = Path(html.__file__).parent
+    assert (folder / "report.html.j2").is_file()
+    assert (folder / "report.css").is_file()
