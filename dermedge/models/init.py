@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dermedge.models.network import Backbone, Network, create_backbone
+from dermedge.models.network import Backbone, Network, create_backbone, truncate
 from dermedge.models.student import Student
 from dermedge_runtime.errors import DataError, UsageError
 
@@ -92,10 +92,11 @@ def has_identity_norms(network: nn.Module) -> bool:
 
 @torch.no_grad()
 def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give identity BatchNorms the statistics of their inputs, without changing the function that they compute.
+    """Give BatchNorms the statistics of their inputs, without changing the function that they compute in eval mode.
 
-    With m and v the mean and variance of a norm's input: running_mean = m, running_var = v, weight = sqrt(v + eps),
-    bias += m. One pass serves all layers, as the function stays the same. `batches` yields uint8 [N, S, S, 3].
+    With m and v the mean and variance of a norm's input, and a the slope that it has had: running_mean = m,
+    running_var = v, weight = a sqrt(v + eps), bias += a (m - old mean). One pass serves all layers, as the function
+    stays the same. `batches` yields uint8 [N, S, S, 3].
     """
     sums: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
 
@@ -115,26 +116,31 @@ def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)
         bn: Any = norm
+        slope = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+        bn.weight.copy_(slope * (variance + bn.eps).sqrt())
+        bn.bias.add_(slope * (mean - bn.running_mean.double()))
         bn.running_mean.copy_(mean)
         bn.running_var.copy_(variance)
-        bn.weight.copy_((variance + bn.eps).sqrt())
-        bn.bias.add_(mean)
 
 
-def prunable(wide: Backbone, name: str | None, args: Mapping[str, Any]) -> bool:
-    """Whether the timm model `name` has the layers of `wide`, so that `narrow` may start it."""
+def prunable(wide: Backbone, name: str | None, args: Mapping[str, Any], stages: int | None = None) -> bool:
+    """Whether the first `stages` of the timm model `name` have the layers of `wide`, so that `narrow` may start it."""
     if name is None or not timm.is_model(name):
         return False
-    with torch.device("meta"):
-        layers = [
-            {layer for layer, _ in create_backbone(candidate).named_modules()}
-            for candidate in (wide, replace(wide, name=name, args={**wide.args, **args}))
-        ]
-    return layers[0] == layers[1]
+    narrower = replace(wide, name=name, args={**wide.args, **args}, stages=stages or wide.stages)
+    wide = replace(wide, stages=narrower.stages)
+    try:
+        with torch.device("meta"):
+            own, others = ({layer for layer, _ in create_backbone(b).named_modules()} for b in (wide, narrower))
+    except UsageError:  # another family, which refuses the teacher's arguments
+        return False
+    return own == others
 
 
-def narrow(teacher: Student, network: Network, size: int) -> None:
-    """Start a narrower network of the same family from its teacher, by structured pruning.
+def narrow(teacher: Student, network: Network, size: int, stages: int | None = None) -> None:
+    """Start a narrower or shorter network of the same family from its teacher, by structured pruning.
+
+    Where the network has fewer `stages`, the teacher's later ones are cut off.
 
     Channels that depend on each other (residual sums, depthwise convolutions, BatchNorms) are removed together, the
     groups with the smallest L2 norm first (Fang et al., "DepGraph", CVPR 2023), until every layer has the width of
@@ -146,6 +152,8 @@ def narrow(teacher: Student, network: Network, size: int) -> None:
     import torch_pruning as tp
 
     wide = copy.deepcopy(teacher.module).eval()
+    if stages is not None and stages != teacher.backbone.stages:
+        truncate(wide.backbone, stages, teacher.backbone.name)
     target = dict(network.backbone.named_modules())
     if {name for name, _ in wide.backbone.named_modules()} != set(target):
         raise UsageError(

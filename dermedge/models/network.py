@@ -19,13 +19,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Backbone:
     """A timm model by name, the arguments it is created with, and the normalisation it was trained with.
 
-    `mean` and `std` are per channel, of RGB scaled to [0, 1].
+    `mean` and `std` are per channel, of RGB scaled to [0, 1]. `stages` keeps only that many of its stages, the first
+    ones (blocks, for a transformer); None keeps all.
     """
 
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    stages: int | None = None
 
 
 class Network(nn.Module):
@@ -48,7 +50,9 @@ class Network(nn.Module):
         """Pooled features [N, D] of `image`, uint8 [N, S, S, 3]."""
         pixels = image.permute(0, 3, 1, 2).to(self.mean.dtype)
         pooled: Tensor = self.backbone((pixels - self.mean) * self.scale)
-        return pooled
+        if pooled.ndim == 4:  # a truncated backbone has lost its pooling with its head
+            return pooled.mean((2, 3))
+        return pooled.mean(1) if pooled.ndim == 3 else pooled
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Logits of every task from `image`, uint8 [N, S, S, 3]."""
@@ -73,7 +77,22 @@ def create_backbone(backbone: Backbone) -> Any:
         ) from error
     # Some families widen the features after pooling (conv_head), and timm names that width apart.
     model.num_features_out = getattr(model, "head_hidden_size", None) or model.num_features
+    if backbone.stages is not None:
+        truncate(model, backbone.stages, backbone.name)
     return model
+
+
+def truncate(model: Any, stages: int, name: str) -> None:
+    """Cut a backbone off behind its first `stages` stages, in place.
+
+    Raises:
+        UsageError: it has fewer, or timm cannot cut this family.
+    """
+    widths = [stage["num_chs"] for stage in model.feature_info] if hasattr(model, "prune_intermediate_layers") else []
+    if not 1 <= stages <= len(widths):
+        raise UsageError(f"{name!r} has {len(widths)} stages to keep, not {stages}: give fewer, or none.")
+    model.prune_intermediate_layers(indices=[stages - 1], prune_norm=True, prune_head=True)
+    model.num_features_out = widths[stages - 1]
 
 
 def output_width(task: Task) -> int:

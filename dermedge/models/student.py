@@ -69,20 +69,19 @@ def load_student(folder: Path | str) -> Student:
     if path is None:
         raise DataError(f"{folder} holds neither student.json nor teacher.json: give the folder that training wrote.")
     data = read_json(path, DataError)
-    if data.get("schema") != SCHEMA:
-        raise DataError(
-            f"{path} has schema {data.get('schema')!r}, this dermedge reads {SCHEMA!r}: upgrade or train again."
-        )
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise DataError(f"{path} has schema {schema!r}, this dermedge reads {SCHEMA!r}: upgrade or train again.")
     try:
         raw = data["backbone"]
-        backbone = Backbone(raw["name"], raw["args"], tuple(raw["mean"]), tuple(raw["std"]))
+        backbone = Backbone(raw["name"], raw["args"], tuple(raw["mean"]), tuple(raw["std"]), raw.get("stages"))
         spec = Spec.from_json(data["spec"])
         network = Network(backbone, spec.tasks)
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
         split = tuple(_row(line) for line in (folder / SPLIT).read_text("utf-8").splitlines()[1:])
+        return Student(network.eval(), spec, backbone, data["role"], data.get("metrics", {}), split)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, DermedgeError) as error:
         raise DataError(f"{folder} is damaged ({error}): train again, or restore it from a copy.") from error
-    return Student(network.eval(), spec, backbone, data["role"], data.get("metrics", {}), split)
 
 
 def _row(line: str) -> tuple[str, str, str]:

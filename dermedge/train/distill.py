@@ -17,25 +17,25 @@ from torch import Tensor
 from dermedge.models.init import prunable
 from dermedge.models.network import Network
 from dermedge.models.student import Student, load_student
-from dermedge.train.finetune import (
-    INTENDED_USE,
-    Batch,
-    Job,
-    choose_backbone,
-    data_lineage,
-    finish,
-    init_digest,
-    origin,
-    run_network,
-)
+from dermedge.train.finetune import Batch, Job, finish, run_network
 from dermedge.train.loop import Schedule
 from dermedge.train.losses import soft_binary_cross_entropy, soft_cross_entropy
-from dermedge.train.record import Run
+from dermedge.train.origin import (
+    choose_backbone,
+    data_lineage,
+    identity,
+    init_digest,
+    init_rows,
+    learned,
+    make_spec,
+    origin,
+)
+from dermedge.train.record import CACHE, Run
 from dermedge.train.samples import Samples, ahead, read_samples
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import Spec, to_json
+from dermedge_runtime.spec import to_json
 
 
 def distill(
@@ -45,6 +45,7 @@ def distill(
     *,
     backbone: str | None = None,
     backbone_args: dict[str, Any] | None = None,
+    stages: int | None = None,
     init: str = "auto",
     unlabelled: Sequence[Path | str] = (),
     temperature: float = 2.0,
@@ -69,6 +70,7 @@ def distill(
         out: folder for the student.
         backbone: timm name of the student; may be left out where `init` is a folder or a file that names it.
         backbone_args: arguments of `timm.create_model`.
+        stages: keep only so many of the backbone's stages, the first ones.
         init: `auto` (pruned from the teacher if the student is a narrower model of its family, else random), or what
             `finetune` accepts.
         unlabelled: further tables, all of whose rows are used without their labels.
@@ -93,25 +95,26 @@ def distill(
     schedule = schedule or Schedule()
     master = load_student(teacher)
     if init == "auto":
-        init = str(teacher) if prunable(master.backbone, backbone, backbone_args or {}) else "none"
+        init = str(teacher) if prunable(master.backbone, backbone, backbone_args or {}, stages) else "none"
     if init in ("none", "hub") and backbone is None:
         raise UsageError("No student backbone is named: pass --backbone with a timm name.")
-    chosen = choose_backbone(backbone, backbone_args or {}, init)
+    chosen = choose_backbone(backbone, backbone_args or {}, init, stages)
     samples, tasks = read_samples(data, master.spec.tasks)
     extra = [read_samples(table, tasks)[0] for table in unlabelled]
+    everything = join(samples, extra)
     lineage = {
         "teacher": {
             **master.spec.lineage.get(master.role, {}),
             "weights": sha256_file(Path(teacher) / "weights.safetensors"),
         },
         "student": origin(chosen, init),
-        "data": data_lineage(samples),
+        "data": data_lineage(everything),
     }
-    spec = Spec(name or f"{chosen.name}-student", "1", tasks, master.spec.preprocess, INTENDED_USE, lineage)
+    spec = make_spec(name or f"{chosen.name}-student", tasks, master.spec.preprocess, lineage)
     settings = {
         "data": [samples.table_digest, *(table.table_digest for table in extra)],
         "teacher": lineage["teacher"]["weights"],
-        "backbone": to_json(chosen),
+        "backbone": identity(chosen),
         "init": init_digest(init),
         "spec": to_json(replace(spec, lineage={})),
         "temperature": temperature,
@@ -121,16 +124,21 @@ def distill(
         "schedule": asdict(schedule),
         "seed": seed,
     }
-    run = Run(Path(out), "distill", "student", settings)
+    run = Run(Path(out), "distill", "student", settings, everything.images_digest)
     done = run.finished(overwrite=overwrite)
     if done is not None:
         return done
-    job = Distillation(join(samples, extra), tasks, spec, chosen, schedule, seed, balance)
+    job = Distillation(everything, tasks, spec, chosen, schedule, seed, balance)
     network = job.start(init)
+    split = learned(everything, master.split, init_rows(init))
+    run.open(overwrite=overwrite)
     job.learn_from(master, run, views, temperature, soft_weight, progress)
     fitted = job.fit(network, run, job.soft_batches, job.soft_loss, progress)
     return finish(
-        Student(network, spec, chosen, "student"), job, run, fitted, teacher_val=dict(master.metrics.get("val", {}))
+        Student(network, spec, chosen, "student", split=split),
+        run,
+        fitted,
+        teacher_val=dict(master.metrics.get("val", {})),
     )
 
 
@@ -147,7 +155,7 @@ class Distillation(Job):
             raise UsageError("Teacher and student need the same input size: distil at the teacher's.")
         self.position = np.full(len(self.samples.image_ids), -1)
         self.position[self.train] = np.arange(len(self.train))
-        self.logits = [self._teacher_view(teacher.module, run.folder / "cache", v, progress) for v in range(views)]
+        self.logits = [self._teacher_view(teacher.module, run.folder / CACHE, v, progress) for v in range(views)]
 
     def soft_batches(self, epoch: int) -> Iterable[Batch]:
         """Batches (image, labels, malignant, teacher logits per task) of one epoch."""
@@ -210,6 +218,7 @@ def join(samples: Samples, extra: Sequence[Samples]) -> Samples:
     known = set(samples.digests)
     for table in extra:
         fresh = [i for i, digest in enumerate(table.digests) if digest not in known]
+        known.update(table.digests)
         samples = replace(
             samples,
             image_ids=samples.image_ids + tuple(table.image_ids[i] for i in fresh),

@@ -9,32 +9,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dermedge.models.init import (
-    backbone_of_file,
-    has_identity_norms,
-    load_backbone,
-    load_hub,
-    narrow,
-    recalibrate_norms,
-)
+from dermedge.models.init import has_identity_norms, load_backbone, load_hub, narrow, recalibrate_norms
 from dermedge.models.network import Backbone, Network, count_parameters
 from dermedge.models.student import Role, Student, load_student, save_student
 from dermedge.train.loop import Fitted, Schedule, fit
 from dermedge.train.losses import adjusted_cross_entropy, masked_binary_cross_entropy
+from dermedge.train.origin import (
+    check_input,
+    choose_backbone,
+    data_lineage,
+    identity,
+    init_digest,
+    init_rows,
+    learned,
+    make_preprocess,
+    make_spec,
+    origin,
+)
 from dermedge.train.record import Run
 from dermedge.train.samples import Frames, Samples, Views, ahead, read_samples
 from dermedge_export.metrics import accuracy, auroc, balanced_accuracy
-from dermedge_runtime.errors import DataError, UsageError
-from dermedge_runtime.files import sha256_file
+from dermedge_runtime.errors import DataError
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import Preprocess, Spec, Task, to_json
+from dermedge_runtime.spec import Spec, Task, to_json
 
 Batch = tuple[Tensor, ...]
 EVALUATION_BATCH = 64
-INTENDED_USE = (
-    "Decision support for trained users who look at images of single skin lesions like those that the model was "
-    "trained on. Not a diagnosis, and not a replacement for one."
-)
 
 
 def finetune(
@@ -43,6 +43,7 @@ def finetune(
     *,
     backbone: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
+    stages: int | None = None,
     init: str = "none",
     size: int = 160,
     fit: str = "crop",
@@ -64,6 +65,7 @@ def finetune(
         out: folder for the model, its `run.json` and, while training, its checkpoint.
         backbone: timm name; may be left out where `init` knows it.
         backbone_args: arguments of `timm.create_model`.
+        stages: keep only so many of the backbone's stages, the first ones.
         init: `none` (random), `hub` (timm's published weights), a safetensors file, or a model's folder: the same
             backbone is copied, a narrower one of its family is pruned from it.
         size: side of the network's square input in pixels.
@@ -82,20 +84,12 @@ def finetune(
     """
     schedule = schedule or Schedule()
     samples, tasks = read_samples(data)
-    chosen = choose_backbone(backbone, backbone_args or {}, init)
-    spec = Spec(
-        name=name or f"{chosen.name}-{role}",
-        version="1",
-        tasks=tasks,
-        preprocess=Preprocess.from_json(
-            {"size": size, "fit": fit, "kernel": "triangle", "background": [255, 255, 255]}
-        ),
-        intended_use=INTENDED_USE,
-        lineage={role: origin(chosen, init), "data": data_lineage(samples)},
-    )
+    chosen = choose_backbone(backbone, backbone_args or {}, init, stages)
+    lineage = {role: origin(chosen, init), "data": data_lineage(samples)}
+    spec = make_spec(name or f"{chosen.name}-{role}", tasks, make_preprocess(size, fit), lineage)
     settings = {
         "data": samples.table_digest,
-        "backbone": to_json(chosen),
+        "backbone": identity(chosen),
         "init": init_digest(init),
         "spec": to_json(replace(spec, lineage={})),
         "role": role,
@@ -103,14 +97,16 @@ def finetune(
         "schedule": asdict(schedule),
         "seed": seed,
     }
-    run = Run(Path(out), "finetune", role, settings)
+    run = Run(Path(out), "finetune", role, settings, samples.images_digest)
     done = run.finished(overwrite=overwrite)
     if done is not None:
         return done
     job = Job(samples, tasks, spec, chosen, schedule, seed, balance)
     network = job.start(init)
+    split = learned(samples, init_rows(init))
+    run.open(overwrite=overwrite)
     fitted = job.fit(network, run, job.labelled_batches, job.labelled_loss, progress)
-    return finish(Student(network, spec, chosen, role), job, run, fitted)
+    return finish(Student(network, spec, chosen, role, split=split), run, fitted)
 
 
 @dataclass
@@ -130,6 +126,8 @@ class Job:
         for split, rows in (("train", self.train), ("val", self.val)):
             if not len(rows):
                 raise DataError(f"The table has no {split} rows: run `dermedge data split`, or fill its split column.")
+        if not (self.samples.labels[self.val] >= 0).any():
+            raise DataError("No val row has a diagnosis that the model knows: fill the table's dx column.")
         self.frames = Frames(self.samples.paths, self.spec.preprocess)
         self.views = Views(self.frames, self.samples.image_ids, self.seed)
         self.batch_size = min(self.schedule.batch_size, len(self.train))
@@ -153,22 +151,29 @@ class Job:
         if init == "hub":
             load_hub(network, self.backbone)
         elif init != "none" and Path(init).is_dir():
-            narrow(load_student(init), network, self.spec.preprocess.size)
+            narrow(load_student(init), network, self.spec.preprocess.size, self.backbone.stages)
         elif init != "none":
             load_backbone(network, Path(init))
         if init != "none" and has_identity_norms(network):
             rows = self.train[np.random.default_rng(self.seed).permutation(len(self.train))[:256]]
             recalibrate_norms(network, (self.pixels(rows[i : i + 64]) for i in range(0, len(rows), 64)))
+        check_input(network, self.backbone.name, self.spec.preprocess.size)
         return network
 
     def fit(self, network: Network, run: Run, batches: Any, loss: Any, progress: Progress | None) -> Fitted:
-        """Run the loop."""
+        """Run the loop. `run` is told of every epoch, so that a killed run's time is known too."""
+
+        def score(network: torch.nn.Module) -> dict[str, float]:
+            metrics = self.score(network)
+            run.write(finished=False)
+            return metrics
+
         return fit(
             network,
             steps=self.steps,
             batches=batches,
             loss=loss,
-            score=self.score,
+            score=score,
             schedule=self.schedule,
             seed=self.seed,
             folder=run.folder,
@@ -211,7 +216,9 @@ class Job:
         return torch.from_numpy(np.stack([self.frames.centred(int(row)) for row in rows]))
 
     def score(self, network: torch.nn.Module) -> dict[str, float]:
-        """Metrics on val; balanced accuracy is the score."""
+        """Metrics on val; balanced accuracy is the score. What val does not tell, as it lacks malignant images, say, is
+        left out.
+        """
         if self._val_pixels is None:
             self._val_pixels = self.pixels(self.val)
         outputs = run_network(network, self._val_pixels)
@@ -227,7 +234,7 @@ class Job:
         if "malignancy" in outputs:
             told = ~np.isnan(malignant)
             metrics["malignant_auroc"] = float(auroc(malignant[told] == 1, outputs["malignancy"][told, 0]))
-        return metrics
+        return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
 
 @torch.no_grad()
@@ -241,74 +248,10 @@ def run_network(network: torch.nn.Module, pixels: Tensor) -> dict[str, Any]:
     return {name: torch.cat([part[name].float().cpu() for part in parts]).numpy() for name in parts[0]}
 
 
-def finish(student: Student, job: Job, run: Run, fitted: Fitted, **results: Any) -> Student:
+def finish(student: Student, run: Run, fitted: Fitted, **results: Any) -> Student:
     """Save the model, then its run.json: a folder whose run.json says finished is complete."""
     metrics = {"val": dict(fitted.metrics), "parameters": count_parameters(student.module)}
-    split = tuple(zip(job.samples.image_ids, job.samples.digests, map(str, job.samples.split), strict=True))
-    student = replace(student, metrics=metrics, split=split)
+    student = replace(student, metrics=metrics)
     save_student(student, run.folder)
     run.close(fitted, parameters=metrics["parameters"], **results)
     return student
-
-
-def choose_backbone(name: str | None, args: Mapping[str, Any], init: str) -> Backbone:
-    """The backbone that name, arguments and initial weights agree on.
-
-    Raises:
-        UsageError: nothing names an architecture, or `init` is neither a keyword, a file nor a folder.
-    """
-    asked = Backbone(name, dict(args)) if name else None
-    if init in ("none", "hub"):
-        if asked is None:
-            raise UsageError(
-                "No backbone is named: pass --backbone with a timm name, mobilenetv4_conv_small for example."
-            )
-        return asked if init == "none" else hub_backbone(asked)
-    path = Path(init)
-    if path.is_dir():
-        origin = load_student(path).backbone
-        return replace(origin, name=name or origin.name, args={**origin.args, **args})
-    if path.is_file():
-        return backbone_of_file(path, asked)
-    raise UsageError(
-        f"--init {init!r} is neither 'none', 'hub', a safetensors file nor a model's folder: check the path."
-    )
-
-
-def hub_backbone(asked: Backbone) -> Backbone:
-    """A backbone with the normalisation that timm's weights were trained with."""
-    import timm
-
-    config = timm.get_pretrained_cfg(asked.name)
-    return replace(asked, mean=tuple(config.mean), std=tuple(config.std)) if config else asked
-
-
-def origin(backbone: Backbone, init: str) -> dict[str, Any]:
-    """A model's entry in the lineage."""
-    entry: dict[str, Any] = {
-        "backbone": f"timm {backbone.name}",
-        "licence": "Apache-2.0 (architecture, timm)",
-        "init": "random",
-    }
-    if init == "hub":
-        entry["init"] = "timm's published weights; see their model card for the licence"
-    elif init != "none":
-        entry["init"] = f"{Path(init).name}, sha256 {init_digest(init)}"
-    return entry
-
-
-def init_digest(init: str) -> str:
-    """What identifies the initial weights: a keyword, or the sha256 of the weights file."""
-    path = Path(init)
-    if init in ("none", "hub"):
-        return init
-    return sha256_file(path / "weights.safetensors" if path.is_dir() else path)
-
-
-def data_lineage(samples: Samples) -> dict[str, Any]:
-    """The data's entry in the lineage."""
-    return {
-        "digest": samples.table_digest,
-        "licences": list(samples.licences),
-        "images": {split: len(samples.rows(split)) for split in ("train", "val", "test")},
-    }

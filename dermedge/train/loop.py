@@ -18,10 +18,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from dermedge.models.network import Network
-from dermedge_runtime.errors import DataError
+from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.progress import Progress
 
 CHECKPOINT = "checkpoint.ckpt"
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,15 @@ class Schedule:
     ema_decay: float = 0.998
     patience: int = 6
     precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"Precision {self.precision!r} is unknown: use one of {', '.join(PRECISIONS)}.")
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
+            raise UsageError(
+                f"{self.epochs} epochs of batches of {self.batch_size} at a rate of {self.lr} train nothing: "
+                "give at least 1 epoch, 2 images per batch and a rate above 0."
+            )
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,19 @@ from dermedge_runtime.files import atomic_write, canonical_json, read_json, sha2
 
 PACKAGES = ("dermedge", "torch", "timm", "albumentations", "lightning-fabric", "torch-pruning", "numpy", "pillow")
 RUN = "run.json"
+MODELS = ("student.json", "teacher.json")
+CACHE = "cache"
 
 
 @dataclass
 class Run:
-    """One training in one folder: opened before the work, closed after it."""
+    """One training in one folder: opened before the work, closed after it. `images` identifies the image files."""
 
     folder: Path
     command: str
     role: Role
     settings: Mapping[str, Any]
+    images: str
     started: float = field(default_factory=time.perf_counter)
     cpu_started: float = field(default_factory=lambda: sum(os.times()[:2]))
 
@@ -37,29 +40,39 @@ class Run:
         return sha256_hex(canonical_json({"command": self.command, **self.settings}))
 
     def finished(self, *, overwrite: bool) -> Student | None:
-        """The model that this very run left here earlier, or None if there is work to do.
+        """The model that this very run left here earlier, or None if there is work to do. Nothing is written.
 
         Raises:
             UsageError: the folder holds another run, and `overwrite` is not given.
         """
-        path = self.folder / RUN
-        earlier = self._earlier(path) if path.is_file() else None
-        if earlier and earlier.get("finished") and earlier.get("fingerprint") == self.fingerprint and not overwrite:
-            return load_student(self.folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file: choose a folder with -o.")
-        strange = self.folder.is_dir() and any(self.folder.iterdir())
-        if strange and (earlier is None or earlier.get("fingerprint") != self.fingerprint) and not overwrite:
+        if overwrite:
+            return None
+        earlier = self._earlier()
+        if earlier is not None and earlier.get("finished"):
+            return load_student(self.folder)
+        # A kill in the very first write leaves an unfinished run.json under a hidden name.
+        found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
+        if earlier is None and found:
             raise UsageError(f"{self.folder} already holds something else: choose another folder, or pass --overwrite.")
-        if overwrite and self.folder.is_dir():
-            (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        same = earlier is not None and earlier.get("fingerprint") == self.fingerprint and not overwrite
-        spent = (earlier or {}) if same else {}
-        self.started -= spent.get("wall_seconds", 0.0)
-        self.cpu_started -= spent.get("cpu_seconds", 0.0)
-        self.write(finished=False)
         return None
+
+    def open(self, *, overwrite: bool) -> None:
+        """Claim the folder. What another run left goes first, so that no kill mixes the two; a killed run's own
+        checkpoint and cache stay.
+        """
+        earlier = None if overwrite else self._earlier()
+        if earlier is None:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / CACHE, ignore_errors=True)
+        else:
+            self.started -= earlier.get("wall_seconds", 0.0)
+            self.cpu_started -= earlier.get("cpu_seconds", 0.0)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write(finished=False)
+        for name in MODELS:
+            (self.folder / name).unlink(missing_ok=True)
 
     def write(self, *, finished: bool, **results: Any) -> None:
         """Write run.json; what a kill leaves says `finished: false`."""
@@ -69,6 +82,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "finished": finished,
             "settings": self.settings,
+            "images": self.images,
             "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
             "wall_seconds": round(time.perf_counter() - self.started, 2),
@@ -81,11 +95,15 @@ class Run:
         """Record the results and delete what only a resumed run needs."""
         self.write(finished=True, **asdict(fitted), **results)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        shutil.rmtree(self.folder / CACHE, ignore_errors=True)
 
-    def _earlier(self, path: Path) -> dict[str, Any]:
-        data = read_json(path, DataError)
-        return data if isinstance(data, dict) else {}
+    def _earlier(self) -> dict[str, Any] | None:
+        """The record of this very run, if the folder holds it."""
+        path = self.folder / RUN
+        data = read_json(path, DataError) if path.is_file() else None
+        if not isinstance(data, dict) or data.get("fingerprint") != self.fingerprint:
+            return None
+        return data if data.get("images", self.images) == self.images else None
 
 
 def _version(name: str) -> str | None:

@@ -17,6 +17,7 @@ from dermedge.data.split import with_split
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.data.taxonomy import TAXONOMY, project, resolve
 from dermedge_runtime.errors import DataError, ImageError
+from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.preprocess import decode_image, preprocess
 from dermedge_runtime.spec import Label, Preprocess, Task
 
@@ -27,12 +28,13 @@ FRAME_BYTES = 3 << 30
 
 @dataclass(frozen=True)
 class Samples:
-    """The rows of one table, in its order.
+    """The rows of the table `name`, in its order.
 
     `labels` indexes the diagnosis task's labels, -1 where unknown or foreign; `malignant` is 1, 0 or NaN; `split` is
     train, val or test.
     """
 
+    name: str
     image_ids: tuple[str, ...]
     paths: tuple[Path, ...]
     digests: tuple[str, ...]
@@ -41,6 +43,11 @@ class Samples:
     split: NDArray[np.str_]
     table_digest: str
     licences: tuple[str, ...]
+
+    @property
+    def images_digest(self) -> str:
+        """Identifies the image files themselves, whatever the table says of them."""
+        return sha256_hex("\n".join(sorted(self.digests)).encode())
 
     def rows(self, split: str) -> NDArray[np.intp]:
         """Indices of one split's rows."""
@@ -62,6 +69,7 @@ def read_samples(data: Path | str, tasks: tuple[Task, ...] | None = None) -> tup
     index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
     files = digests(table)
     samples = Samples(
+        name=table.name,
         image_ids=tuple(frame["image_id"]),
         paths=tuple(table.root / image for image in frame["image"]),
         digests=tuple(files.loc[list(frame["image_id"])]),

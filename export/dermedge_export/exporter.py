@@ -1,6 +1,10 @@
 """`export`: a student becomes a bundle for a target, measured against the student before anyone sees it."""
 
+import contextlib
+import glob
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +38,7 @@ EXPORTERS: dict[str, str] = {"onnx": "dermedge_export.onnx:export_onnx"}
 GROUP = "dermedge.exporters"
 PROCEDURAL = 128  # lesions that agreement is gated on where there is no labelled data
 TOLERANCE = {"fp32": 1e-3}  # absolute, on logits: what engines and CPUs differ by in the order of their sums
+LEFTOVER_SECONDS = 24 * 3600
 PREFIX = 16  # hex digits of a training image's sha256: enough to find it again
 Step = Callable[[str], None]
 
@@ -120,6 +125,7 @@ def export(
     exporter: Exporter = lookup("format", target.format, EXPORTERS, GROUP)
     built = exporter(source, target, dynamic_batch=dynamic_batch)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         draft = _write(Path(folder) / "draft", source.spec, built, {}, {}, {})
         with load(draft) as model:
@@ -147,6 +153,14 @@ def export(
             failed = next(check for check in answer.checks if check.status == "failed")
             raise BundleError(f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written.")
         return final.save(path, overwrite=overwrite)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what killed exports to `path` left beside it. One that is younger than a day may still be at work."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):
+            if leftover.is_dir() and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(leftover)
 
 
 def check_leakage(evidence: Evidence, training_images: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from dermedge_runtime.container import (
     DAMAGED,
@@ -30,9 +30,10 @@ from dermedge_runtime.files import (
     pretty_json,
     sha256_hex,
 )
-from dermedge_runtime.golden import Case, read_golden
-from dermedge_runtime.report import Status
-from dermedge_runtime.spec import Artifact, Json, Postprocessing, Spec, take, to_json
+from dermedge_runtime.spec import Artifact, Json, Postprocessing, Spec, Status, take, to_json
+
+if TYPE_CHECKING:
+    from dermedge_runtime.golden import Case
 
 SCHEMA = "dermedge.bundle/1"
 LARGEST_TOLERANCE = 0.5
@@ -89,8 +90,10 @@ class Bundle:
             raise BundleError(f"{name!r} in {self.path} was changed since the bundle was opened; {DAMAGED}")
         return data
 
-    def golden(self) -> list[Case]:
+    def golden(self) -> "list[Case]":
         """The golden cases, one or more. Raises BundleError where they are missing or not readable."""
+        from dermedge_runtime.golden import read_golden
+
         return read_golden(self.read)
 
     def save(self, out: str | Path, *, zipped: bool = False, overwrite: bool = False) -> "Bundle":

@@ -6,13 +6,15 @@ import os
 import re
 import stat
 import unicodedata
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from dermedge_runtime.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile
 
 MANIFEST = "manifest.json"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -24,7 +26,7 @@ DAMAGED = "get the bundle again from where it was exported."
 class Container:
     """A bundle's files by name; made by `open_container`, valid inside its `with` block."""
 
-    def __init__(self, path: Path, sizes: Mapping[str, int], archive: zipfile.ZipFile | None) -> None:
+    def __init__(self, path: Path, sizes: Mapping[str, int], archive: "ZipFile | None") -> None:
         self.path = path
         self.sizes = sizes
         self._archive = archive
@@ -68,12 +70,15 @@ def open_container(path: Path) -> Iterator[Container]:
         with path.open("rb") as stream:
             if stream.read(4) != ZIP_MAGIC:
                 raise BundleError(f"{path} is neither a bundle's folder nor its zip; name a .dermedge folder or file.")
-            with zipfile.ZipFile(stream) as archive:
-                yield Container(path, _list_zip(path, archive), archive)
+            from zipfile import BadZipFile, ZipFile
+
+            try:
+                with ZipFile(stream) as archive:
+                    yield Container(path, _list_zip(path, archive), archive)
+            except (BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+                raise BundleError(f"{path} is a damaged zip ({error}); {DAMAGED}") from error
     except OSError as error:
         raise BundleError(f"Cannot read {error.filename or path} ({error.strerror or error}); {DAMAGED}") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise BundleError(f"{path} is a damaged zip ({error}); {DAMAGED}") from error
 
 
 def _list_folder(root: Path) -> dict[str, int]:
@@ -93,7 +98,9 @@ def _list_folder(root: Path) -> dict[str, int]:
     return sizes
 
 
-def _list_zip(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:
+def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
+    from zipfile import ZIP_STORED
+
     sizes: dict[str, int] = {}
     for info in archive.infolist():
         name, mode = info.orig_filename, info.external_attr >> 16
@@ -101,7 +108,7 @@ def _list_zip(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:
             raise BundleError(f"{name!r} stands twice in {path}, which is unsafe; {DAMAGED}")
         if name.endswith("/") or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
             raise BundleError(f"{name!r} in {path} is a link or no regular file, which is unsafe; {DAMAGED}")
-        if info.compress_type != zipfile.ZIP_STORED:
+        if info.compress_type != ZIP_STORED:
             raise BundleError(f"{name!r} in {path} is compressed; zip the bundle with its own `save`.")
         sizes[name] = info.file_size
     return sizes
@@ -129,10 +136,12 @@ def check_names(names: Iterable[str], where: str) -> None:
 
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     """The files as a zip: stored, sorted by name, with one fixed time, so that the same files give the same bytes."""
+    from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with ZipFile(buffer, "w", ZIP_STORED) as archive:
         for name in sorted(files):
-            info = zipfile.ZipInfo(name, EPOCH)
+            info = ZipInfo(name, EPOCH)
             info.create_system, info.external_attr = 3, 0o100644 << 16
             archive.writestr(info, files[name])
     return buffer.getvalue()

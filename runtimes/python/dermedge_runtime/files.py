@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +187,8 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | No
         UsageError: where `path` exists and may not be replaced.
         DermedgeError: where the system refuses to write.
     """
+    import shutil
+
     path = Path(path)
     check_free(path, overwrite=overwrite, marker=marker)
     temporary = _beside(path, "tmp")
@@ -213,7 +214,7 @@ def check_free(path: Path, *, overwrite: bool, marker: str | None = None) -> Non
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise UsageError(f"{path} exists already; choose another path, or ask to overwrite it.")
+        raise UsageError(f"{path} exists already; choose another path, or overwrite it (--overwrite).")
     if marker is not None and path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
         raise UsageError(f"{path} is a folder without {marker}, so it is not overwritten; choose another path.")
 
@@ -241,7 +242,7 @@ def _put(temporary: Path, path: Path, *, overwrite: bool) -> None:
         _sync(path.parent)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise UsageError(f"{path} exists already; choose another path, or ask to overwrite it.") from error
+            raise UsageError(f"{path} exists already; choose another path, or overwrite it (--overwrite).") from error
         raise DermedgeError(f"Cannot write {path} ({error.strerror}); choose a path you may write to.") from error
 
 
@@ -258,6 +259,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
+    import shutil
+
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

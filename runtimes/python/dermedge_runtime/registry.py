@@ -3,7 +3,6 @@
 Groups: `dermedge.targets`, `dermedge.runtimes`, `dermedge.datasets`; they are read only here.
 """
 
-import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,6 +60,8 @@ def pick(kind: str, name: str, known: Iterable[str]) -> str:
     Raises:
         UsageError: where it is not, with the nearest known name and all of them.
     """
+    import difflib
+
     names = sorted(known)
     if name in names:
         return name

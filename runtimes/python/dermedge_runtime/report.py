@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-Status = Literal["passed", "warn", "failed", "insufficient", "not_run"]
+from dermedge_runtime.spec import Status as Status
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dermedge_runtime.errors import BundleError
 Json = dict[str, Any]
 Kind = Literal["classify", "binary", "ordinal", "segment", "embed"]
 Fit = Literal["crop", "pad", "stretch"]
+Status = Literal["passed", "warn", "failed", "insufficient", "not_run"]
 T = TypeVar("T")
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -1,0 +1,151 @@
+"""`dermedge data add|check|split`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dermedge.cli.console import emit, json_option, key_values, overwrite_option, pairs, progress, table
+
+if TYPE_CHECKING:
+    from dermedge.data import AddReport, CheckReport, SplitReport
+
+SHOWN = 5
+
+
+@click.group("data")
+def command() -> None:
+    """Add, check or split a data set: a folder with images and one table, metadata.csv."""
+
+
+@command.command("add", short_help="Import a public data set as it is published.")
+@click.argument("layout")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    callback=key_values,
+    help="For layout csv: a column's name there.",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="THEIRS=ID",
+    callback=key_values,
+    help="For layout csv: a label's id here.",
+)
+@click.option("--link", is_flag=True, help="Hard-link images instead of copying them.")
+@overwrite_option
+@json_option
+def add_command(
+    layout: str,
+    source: Path,
+    out: Path,
+    columns: dict[str, Any],
+    labels: dict[str, Any],
+    link: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Import SOURCE, a public set as it is published, LAYOUT being ham10000, isic2017, isic2018, isic2019,
+    pad_ufes_20 or csv.
+    """
+    from dermedge.data import add
+
+    with progress(f"add {layout}") as tell:
+        report = add(
+            layout,
+            source,
+            out,
+            columns={name: str(value) for name, value in columns.items()} or None,
+            labels={name: str(value) for name, value in labels.items()} or None,
+            link=link,
+            overwrite=overwrite,
+            progress=tell,
+        )
+    emit(report, as_json, show_added)
+
+
+@command.command("check", short_help="Look for what would spoil a model or its measurement.")
+@click.argument("data", type=click.Path(path_type=Path))
+@json_option
+def check_command(data: Path, as_json: bool) -> int:
+    """Look for what would spoil a model made from DATA, or its measurement. Exit code 1 if there are errors."""
+    from dermedge.data import check
+
+    with progress("check") as tell:
+        report = check(data, progress=tell)
+    emit(report, as_json, show_checked)
+    return 1 if report.status == "error" else 0
+
+
+@command.command("split", short_help="Deal rows out into train, val and test by lesion and patient.")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Table to write beside this one; by default this one."
+)
+@click.option(
+    "--fractions", nargs=3, type=float, default=(0.7, 0.15, 0.15), show_default=True, help="Train, val and test."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in which groups are dealt out.")
+@click.option("--redo", is_flag=True, help="Deal out rows anew that have a split.")
+@overwrite_option
+@json_option
+def split_command(
+    data: Path,
+    out: Path | None,
+    fractions: tuple[float, float, float],
+    seed: int,
+    redo: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Deal DATA out into train, val and test, no lesion and no patient on two sides, every diagnosis on each."""
+    from dermedge.data import split
+
+    report = split(data, out, fractions=fractions, seed=seed, redo=redo, overwrite=overwrite)
+    emit(report, as_json, show_split)
+
+
+def show_added(report: "AddReport") -> None:
+    """Print what was imported, and what was left out."""
+    pairs({"layout": report.layout, "folder": report.out, "images": report.images, "licence": report.licence})
+    table(("label", "images"), [(label or "(none)", count) for label, count in report.labels.items()])
+    left_out = report.rows_without_image + report.images_without_row
+    if left_out:
+        click.secho(
+            f"left out: {report.rows_without_image} rows without an image, "
+            f"{report.images_without_row} images without a row",
+            fg="yellow",
+        )
+    for note in report.notes:
+        click.echo(note)
+
+
+def show_checked(report: "CheckReport") -> None:
+    """Print the findings, errors first, then the counts."""
+    for finding in report.findings:
+        colour = {"error": "red", "warning": "yellow"}.get(finding.level)
+        click.secho(f"{finding.level}: {finding.message}", fg=colour)
+        shown = [example for example in finding.examples[:SHOWN] if example not in finding.message]
+        if shown:
+            click.echo(f"    {'; '.join(shown)}{' ...' if finding.count > len(shown) else ''}")
+    splits = [name for name in ("train", "val", "test", "") if name in report.splits]
+    rows = [
+        (label or "(none)", count, *(report.splits[name].get(label, 0) for name in splits))
+        for label, count in report.classes.items()
+    ]
+    table(("diagnosis", "images", *(name or "(no split)" for name in splits)), rows)
+    click.echo(f"{report.data}: {report.images} images of {report.groups} lesions or patients, {report.status}")
+
+
+def show_split(report: "SplitReport") -> None:
+    """Print images per diagnosis and split."""
+    names = sorted({label for counts in report.counts.values() for label in counts})
+    rows = [(name or "(none)", *(report.counts[split].get(name, 0) for split in report.counts)) for name in names]
+    table(("diagnosis", *report.counts), rows)
+    click.echo(f"{report.images} images of {report.groups} groups in {report.out}; {report.kept} kept their split")

@@ -1,0 +1,73 @@
+"""`dermedge finetune`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dermedge.cli.console import emit, pairs, progress, training_options
+
+if TYPE_CHECKING:
+    from dermedge.models import Student
+
+
+@click.command("finetune")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the model.")
+@click.option("--backbone", help="timm name; may be left out where --init names it.")
+@click.option(
+    "--init",
+    default="none",
+    show_default=True,
+    help="Initial weights: none, hub (timm's, downloaded), a safetensors file, or a model's folder "
+    "(pruned if it is wider).",
+)
+@click.option(
+    "--size", type=click.IntRange(16, 4096), default=160, show_default=True, help="Side of the input in pixels."
+)
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="How a rectangle becomes a square.",
+)
+@click.option(
+    "--role",
+    type=click.Choice(["teacher", "student"]),
+    default="teacher",
+    show_default=True,
+    help="What the model is called.",
+)
+@training_options
+def command(data: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Train a backbone with a diagnosis and a malignancy head; stops early on the balanced accuracy of val.
+
+    A killed run continues where it was; a finished one with the same settings is not done again.
+    """
+    from dermedge.train import finetune
+
+    arguments = training_arguments(options)
+    with progress("finetune") as tell:
+        student = finetune(data, out, progress=tell, **arguments)
+    emit(summary(student, out), as_json, pairs)
+
+
+def training_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the command line as arguments of the function: the schedule's gathered, the rest as they are."""
+    from dermedge.train import Schedule
+
+    names = ("epochs", "batch_size", "lr", "patience", "precision")
+    schedule = Schedule(**{name: options.pop(name) for name in names})
+    return {**options, "balance": not options.pop("no_balance"), "schedule": schedule}
+
+
+def summary(student: "Student", out: Path) -> dict[str, Any]:
+    """What training left behind, for a person or as JSON."""
+    val = student.metrics["val"]
+    return {
+        "model": student.spec.name,
+        "folder": str(out),
+        "parameters": student.metrics["parameters"],
+        **{f"val {name}": round(value, 4) for name, value in val.items() if name not in ("score", "loss")},
+    }

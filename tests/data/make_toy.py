@@ -1,0 +1,104 @@
+"""Makes `toy.dermedge`, the small real bundle of the tests, by the real exporter: python tests/data/make_toy.py
+
+A network of 5,000 parameters learns procedural lesions for a moment; its bundle is zipped, so that no version control
+rewrites a line end in it.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from dermedge.data import digests, generate, project, read_table, split
+from dermedge.evaluate.evidence import TableEvidence
+from dermedge_export.exporter import export
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.spec import Label, Preprocess, Spec, Task
+
+OUT = Path(__file__).parent / "toy.dermedge"
+SPEC = Spec(
+    name="toy",
+    version="1.0.0",
+    tasks=(
+        Task(
+            "diagnosis",
+            "classify",
+            (
+                Label("nv", "Melanocytic naevus", malignant=False, codes={"icd11": "2F20"}),
+                Label("mel", "Melanoma", malignant=True, codes={"icd11": "2C30"}),
+                Label("bcc", "Basal cell carcinoma", malignant=True, codes={"icd11": "2C32"}),
+            ),
+        ),
+        Task("malignancy", "binary"),
+    ),
+    preprocess=Preprocess(size=48),
+    intended_use="Tests only: it has seen nothing but drawings.",
+    lineage={"data": {"name": "procedural lesions", "licence": "CC0-1.0"}},
+)
+
+
+class Network(nn.Module):
+    """uint8 [N, S, S, 3] to logits by task; mean and standard deviation inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 8, 16, 24)
+        self.body = nn.Sequential(
+            *(
+                layer
+                for narrow, wide in itertools.pairwise(widths)
+                for layer in (nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.ReLU())
+            ),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.heads = nn.ModuleDict({"diagnosis": nn.Linear(24, 3), "malignancy": nn.Linear(24, 1)})
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.body((image.permute(0, 3, 1, 2).float() - 127.5) / 63.75)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def learn(images: torch.Tensor, labels: torch.Tensor, malignant: torch.Tensor) -> Network:
+    torch.manual_seed(0)
+    network = Network()
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(300):
+        outputs = network(images)
+        loss = nn.functional.cross_entropy(outputs["diagnosis"], labels)
+        loss = loss + nn.functional.binary_cross_entropy_with_logits(outputs["malignancy"][:, 0], malignant)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "procedural-lesions"
+        generate(data, count=1000, size=(96, 72))
+        split(data, fractions=(0.4, 0.15, 0.45), overwrite=True)
+        table = read_table(data).of("train")
+        ids = [label.id for label in SPEC.tasks[0].labels]
+        labels = np.array([project(dx, ids) or "" for dx in table.frame["dx"]])
+        known = np.isin(labels, ids)
+        tensors = [preprocess(data / image, SPEC.preprocess) for image in table.frame["image"][known]]
+        index = torch.tensor([ids.index(label) for label in labels[known]])
+        network = learn(torch.from_numpy(np.stack(tensors)), index, (index > 0).float())
+        bundle = export(
+            SimpleNamespace(module=network, spec=SPEC),
+            "cpu",
+            folder,
+            evidence=TableEvidence(data, SPEC),
+            training_images=list(digests(table)),
+        )
+        bundle.save(OUT, zipped=True, overwrite=True)
+    print(f"{OUT}: {OUT.stat().st_size} bytes, parity {bundle.parity['host']['status']}")
+
+
+if __name__ == "__main__":
+    main()
