@@ -4,16 +4,16 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dermedge.data.check import check
+from dermedge.data.check import CheckReport, check
 from dermedge.data.generate import generate
 from dermedge.data.split import split
-from dermedge.data.table import read_table, table_digest
+from dermedge.data.table import digests, read_table, table_digest
 from dermedge.evaluate import EvaluationReport, evaluate
 from dermedge.exporting import export as export
-from dermedge.models import load_student
 from dermedge.report import write_report
 from dermedge.train import Schedule, distill, finetune
 from dermedge_export.target import find_target
@@ -92,7 +92,8 @@ def run(
 ) -> RunReport:
     """Go the whole way: check the data, train a teacher, distil a student, export it, measure it, write `report.html`.
 
-    Every stage keeps its result in `out`; one that was done there before with the same inputs is skipped.
+    Every stage keeps its result in `out`. Trainings and the export are skipped if they were done there with the same
+    inputs; checks and measurements, which are quick, are made anew.
 
     Args:
         data: a table's folder or file.
@@ -108,16 +109,15 @@ def run(
         UsageError: `out` holds another run, and `overwrite` is not given.
         GateError: the exported model lost too much.
     """
-    recipe, out = recipe or Recipe(), Path(out)
+    recipe, out, show = recipe or Recipe(), Path(out), show or _silent
     find_target(target)
-    stages = Stages(out, show or (lambda title: nullcontext(lambda done, total, note: None)))
-    digest = table_digest(read_table(data))
-
-    with stages.open("check the data") as tell:
-        found = stages.json("data-check.json", {"data": digest}, lambda: to_json(check(data, progress=tell)))
+    with show("check the data") as tell:
+        found = check(data, progress=tell)
+        atomic_write(out / "data-check.json", pretty_json(to_json(found)))
     _refuse_errors(found)
     teacher, student = out / "teacher", out / "student"
-    with stages.open("train the teacher") as tell:
+    with show("train the teacher") as tell:
+        taught = _Heard(tell)
         finetune(
             data,
             teacher,
@@ -130,9 +130,10 @@ def run(
             schedule=recipe.teacher_schedule,
             seed=recipe.seed,
             overwrite=overwrite,
-            progress=stages.heard("teacher", tell),
+            progress=taught,
         )
-    with stages.open("distil the student") as tell:
+    with show("distil the student") as tell:
+        distilled = _Heard(tell)
         distill(
             teacher,
             data,
@@ -146,17 +147,20 @@ def run(
             schedule=recipe.student_schedule,
             seed=recipe.seed,
             overwrite=overwrite,
-            progress=stages.heard("student", tell),
+            progress=distilled,
         )
-    with stages.open(f"export for {target}") as tell:
-        bundle = stages.bundle(student, data, target, digest, tell)
-    with stages.open("verify") as tell:
+    with show(f"export for {target}") as tell:
+        exported = _Heard(tell)
+        bundle = _export_once(student, data, target, out, exported)
+    with show("verify"):
         verified = verify(bundle)
-    with stages.open("evaluate on test") as tell:
-        evaluation = stages.evaluation(bundle, data, digest, tell)
-    with stages.open("measure speed") as tell:
-        latency = stages.latency(bundle, tell)
-    with stages.open("write the report"):
+    with show("evaluate on test") as tell:
+        evaluation = evaluate(bundle, data, progress=tell)
+        atomic_write(out / "evaluation.json", pretty_json(to_json(evaluation)))
+    with show("measure speed") as tell:
+        latency = bench(bundle, progress=tell)
+        atomic_write(out / "latency.json", pretty_json(to_json(latency)))
+    with show("write the report"):
         page = write_report(
             out / "report.html",
             bundle=bundle,
@@ -178,7 +182,11 @@ def run(
         verified=verified.status,
         evaluation=evaluation,
         latency=latency,
-        skipped=tuple(stages.skipped),
+        skipped=tuple(
+            name
+            for name, heard in (("teacher", taught), ("student", distilled), ("export", exported))
+            if not heard.worked
+        ),
     )
 
 
@@ -190,85 +198,51 @@ def demo(out: Path | str, *, images: int = DEMO_IMAGES, overwrite: bool = False,
     """
     out = Path(out)
     data = out / "lesions"
-    shown = show or (lambda title: nullcontext(lambda done, total, note: None))
     if overwrite or not (data / "metadata.csv").is_file():
-        with shown("draw lesions") as tell:
+        with (show or _silent)("draw lesions") as tell:
             generate(data, count=images, overwrite=overwrite, progress=tell)
     if (read_table(data).frame["split"] == "").any():
         split(data, fractions=DEMO_SPLIT, overwrite=True)
     return run(data, out, recipe=DEMO, overwrite=overwrite, show=show)
 
 
-class Stages:
-    """The results that stand in a run's folder, each with the digest of what it was made from."""
+class _Heard:
+    """A stage's progress that remembers whether there was any work to do."""
 
-    def __init__(self, out: Path, show: Show) -> None:
-        self.out, self.show = out, show
-        self.skipped: list[str] = []
-        self.inputs = read_json(out / "stages.json", DataError) if (out / "stages.json").is_file() else {}
+    def __init__(self, tell: Progress) -> None:
+        self.tell, self.worked = tell, False
 
-    def open(self, title: str) -> AbstractContextManager[Progress]:
-        """Show a stage."""
-        return self.show(title)
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self.worked = True
+        self.tell(done, total, note)
 
-    def heard(self, name: str, tell: Progress) -> Progress:
-        """`tell`, with `name` taken as skipped until it is called."""
-        self.skipped.append(name)
 
-        def progress(done: int, total: int, note: str) -> None:
-            if name in self.skipped:
-                self.skipped.remove(name)
-            tell(done, total, note)
+def _silent(title: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda done, total, note: None)
 
-        return progress
 
-    def json(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Any]) -> Any:
-        """The JSON file `name`, from an earlier run with the same inputs, or from `work`."""
-        path = self.out / name
-        if self.known(name, inputs) and path.is_file():
-            return read_json(path, DataError)
-        result = work()
-        atomic_write(path, pretty_json(result))
-        self.remember(name, inputs)
-        return result
-
-    def known(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether `name` was made from these inputs; counted as skipped then."""
-        same = self.inputs.get(name) == sha256_hex(canonical_json(to_json(inputs)))
-        if same:
-            self.skipped.append(name)
-        return bool(same)
-
-    def remember(self, name: str, inputs: Mapping[str, Any]) -> None:
-        """Keep the digest of what `name` was made from."""
-        self.inputs[name] = sha256_hex(canonical_json(to_json(inputs)))
-        atomic_write(self.out / "stages.json", pretty_json(self.inputs))
-
-    def bundle(self, student: Path, data: Path | str, target: str, digest: str, tell: Progress) -> Bundle:
-        """The student's bundle."""
-        name = load_student(student).spec.name
-        path = self.out / f"{name}-{target}.dermedge"
-        inputs = {"student": sha256_file(student / "weights.safetensors"), "data": digest, "target": target}
-        if self.known(path.name, inputs) and path.exists():
+def _export_once(student: Path, data: Path | str, target: str, out: Path, progress: Progress) -> Bundle:
+    """The student's bundle, made unless `out` holds it; `export.json` says what it was made from."""
+    table = read_table(data)
+    inputs = {
+        "student": sha256_file(student / "weights.safetensors"),
+        "table": table_digest(table),
+        "images": sha256_hex(canonical_json(digests(table).to_dict())),
+        "target": target,
+        "dermedge": version("dermedge"),
+    }
+    record = out / "export.json"
+    if record.is_file():
+        earlier = read_json(record, DataError)
+        path = out / str(earlier.get("bundle"))
+        if earlier.get("inputs") == inputs and path.is_dir():
             return Bundle.open(path)
-        made = export(student, target, self.out, data=data, overwrite=True, progress=tell)
-        self.remember(path.name, inputs)
-        return made
-
-    def evaluation(self, bundle: Bundle, data: Path | str, digest: str, tell: Progress) -> EvaluationReport:
-        """The bundle on the test split. Cheap beside training, so it is done each time."""
-        report = evaluate(bundle, data, progress=tell)
-        atomic_write(self.out / "evaluation.json", pretty_json(to_json(report)))
-        return report
-
-    def latency(self, bundle: Bundle, tell: Progress) -> LatencyReport:
-        """The bundle's speed here. Measured each time: it belongs to this moment of this machine."""
-        report = bench(bundle, progress=tell)
-        atomic_write(self.out / "latency.json", pretty_json(to_json(report)))
-        return report
+    bundle = export(student, target, out, data=data, overwrite=True, progress=progress)
+    atomic_write(record, pretty_json({"bundle": bundle.path.name, "inputs": inputs}))
+    return bundle
 
 
-def _refuse_errors(found: Mapping[str, Any]) -> None:
-    errors = [finding["message"] for finding in found["findings"] if finding["level"] == "error"]
+def _refuse_errors(found: CheckReport) -> None:
+    errors = [finding.message for finding in found.findings if finding.level == "error"]
     if errors:
         raise DataError(f"The data have errors: {' '.join(errors)} Mend them; `dermedge data check` lists the rows.")
