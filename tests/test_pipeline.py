@@ -18,6 +18,7 @@ RECIPE = Recipe(
     backbone_args={"channels": (8, 16, 24, 32), "stem_width": 8},
     student="resnet10t",
     student_args={"channels": (8, 8, 16, 16), "stem_width": 8},
+    student_stages=None,
     size=32,
     name="tiny",
     views=1,

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def emit(report: Any, as_json: bool, show: Callable[[Any], None]) -> None:
     """Print a report as JSON, or the way a person reads it."""
     if as_json:
         data = report.to_json() if hasattr(report, "to_json") else to_json(report)
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath))
     else:
         show(report)
 
@@ -94,8 +95,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
 
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
+        word = max(map(len, column.split()))
         numeric = index > 0 and all(isinstance(row[index], (int, float)) or _numeric(row[index]) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=len(column))
+        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=word)
     for row in rows:
         grid.add_row(*(status(cell) for cell in row))
     console = Console()

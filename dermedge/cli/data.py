@@ -113,7 +113,7 @@ def split_command(
 
 def show_added(report: "AddReport") -> None:
     """Print what was imported, and what was left out."""
-    pairs({"layout": report.layout, "folder": report.out, "images": report.images, "licence": report.licence})
+    pairs({"layout": report.layout, "folder": report.out, "images": report.images, "licence": report.licence or "-"})
     table(("label", "images"), [(label or "(none)", count) for label, count in report.labels.items()])
     left_out = report.rows_without_image + report.images_without_row
     if left_out:
@@ -146,6 +146,7 @@ def show_checked(report: "CheckReport") -> None:
 def show_split(report: "SplitReport") -> None:
     """Print images per diagnosis and split."""
     names = sorted({label for counts in report.counts.values() for label in counts})
-    rows = [(name or "(none)", *(report.counts[split].get(name, 0) for split in report.counts)) for name in names]
-    table(("diagnosis", *report.counts), rows)
+    splits = [name for name in ("train", "val", "test") if name in report.counts]
+    rows = [(name or "(none)", *(report.counts[split].get(name, 0) for split in splits)) for name in names]
+    table(("diagnosis", *splits), rows)
     click.echo(f"{report.images} images of {report.groups} groups in {report.out}; {report.kept} kept their split")

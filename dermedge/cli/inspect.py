@@ -40,7 +40,9 @@ def show(bundle: Bundle) -> None:
         fitted = bundle.postprocessing[task.name]
         labels = ", ".join(label.id for label in task.labels) or "-"
         temperature = "not fitted" if fitted.temperature is None else f"{fitted.temperature:.3f}"
-        threshold = "not fitted" if fitted.threshold is None else f"{fitted.threshold:.4f}"
+        threshold = "not fitted" if task is spec.malignancy or task.kind == "segment" else "-"
+        if fitted.threshold is not None:
+            threshold = f"{fitted.threshold:.4f}"
         rows.append((task.name, task.kind, labels, temperature, threshold))
     table(("task", "kind", "labels", "temperature", "threshold"), rows)
     sides = [(side, bundle.parity[side]) for side in ("host", "device")]

@@ -41,7 +41,7 @@ def command(
             tell(done, len(sources), "images")
             if isinstance(answer, ImageError):
                 failed += 1
-                click.echo(f"Error: {answer}", err=True)
+                print(f"Error: {answer}", file=sys.stderr)  # not click.echo, which writes across the bar
                 if as_json:
                     click.echo(json.dumps({"image": name, "error": str(answer)}, ensure_ascii=False))
             elif as_json:

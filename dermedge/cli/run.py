@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The teacher's initial weights: none, hub, a safetensors file or a model's folder.",
 )
-@click.option("--student", default="mobilenetv2_050", show_default=True, help="timm name of the student.")
+@click.option("--student", help="timm name of the student; by default mobilenetv2_100, cut to its first 4 stages.")
 @click.option(
     "--student-stages", type=click.IntRange(min=1), help="Keep only so many of the student's stages, the first ones."
 )
@@ -73,7 +73,7 @@ def command(
     out: Path,
     backbone: str | None,
     init: str,
-    student: str,
+    student: str | None,
     student_stages: int | None,
     student_init: str,
     size: int,
@@ -99,8 +99,8 @@ def command(
     recipe = Recipe(
         backbone=backbone,
         teacher_init=init,
-        student=student,
-        student_stages=student_stages,
+        student=student or Recipe.student,
+        student_stages=student_stages if student or student_stages else Recipe.student_stages,
         student_init=student_init,
         size=size,
         fit=fit,

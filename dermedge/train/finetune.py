@@ -12,7 +12,7 @@ from torch import Tensor
 from dermedge.models.init import has_identity_norms, load_backbone, load_hub, narrow, recalibrate_norms
 from dermedge.models.network import Backbone, Network, count_parameters
 from dermedge.models.student import Role, Student, load_student, save_student
-from dermedge.train.loop import Fitted, Schedule, fit
+from dermedge.train.loop import Fitted, Schedule, fit, keep_freed_memory
 from dermedge.train.losses import adjusted_cross_entropy, masked_binary_cross_entropy
 from dermedge.train.origin import (
     check_input,
@@ -122,6 +122,7 @@ class Job:
     balance: bool
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         self.train, self.val = self.samples.rows("train"), self.samples.rows("val")
         for split, rows in (("train", self.train), ("val", self.val)):
             if not len(rows):

@@ -67,7 +67,7 @@ def learn(images: torch.Tensor, labels: torch.Tensor, malignant: torch.Tensor) -
     torch.manual_seed(0)
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    for _ in range(300):
+    for _ in range(400):
         outputs = network(images)
         loss = nn.functional.cross_entropy(outputs["diagnosis"], labels)
         loss = loss + nn.functional.binary_cross_entropy_with_logits(outputs["malignancy"][:, 0], malignant)
@@ -80,8 +80,8 @@ def learn(images: torch.Tensor, labels: torch.Tensor, malignant: torch.Tensor) -
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "procedural-lesions"
-        generate(data, count=1000, size=(96, 72))
-        split(data, fractions=(0.4, 0.15, 0.45), overwrite=True)
+        generate(data, count=2000, size=(96, 72))
+        split(data, fractions=(0.6, 0.15, 0.25), overwrite=True)
         table = read_table(data).of("train")
         ids = [label.id for label in SPEC.tasks[0].labels]
         labels = np.array([project(dx, ids) or "" for dx in table.frame["dx"]])

@@ -1,0 +1,140 @@
+"""`dermedge predict`: what goes in, what comes out, and on which stream."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import TOY, dermedge, process
+from PIL import Image
+
+import dermedge as library
+from dermedge_export.lesions import draw_lesion
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two good photographs, a broken one between them, one more in a folder below, and a text file."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for seed, name in enumerate(("a.jpg", "c [bold].png", "more/d.PNG")):
+        Image.fromarray(draw_lesion(seed).image).save(folder / name)
+    (folder / "b.jpg").write_bytes((folder / "a.jpg").read_bytes()[:2000])
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def expected(path: Path, **options: bool) -> dict[str, object]:
+    with library.load(TOY) as model:
+        answer = model.predict(path, **options).to_json()
+    return {key: value for key, value in answer.items() if key != "timing"}
+
+
+def told(line: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in line.items() if key not in ("image", "timing")}
+
+
+def test_one_bad_file_in_a_folder_is_reported_and_the_others_are_predicted(photos: Path) -> None:
+    ran = dermedge("predict", TOY, photos)
+    assert ran.code == 1
+    assert ran.err.count("Error: ") == 1
+    assert "b.jpg is truncated or damaged" in ran.err
+    for name in ("a.jpg", "c [bold].png", "more/d.PNG"):
+        assert sum(str(photos / name) in line for line in ran.out.splitlines()) == 1
+    assert "b.jpg" not in ran.out
+    assert "notes.txt" not in ran.out
+
+
+def test_json_lines_are_what_python_predicts_in_order(photos: Path) -> None:
+    ran = dermedge("predict", TOY, photos, "--json")
+    assert ran.code == 1
+    lines = ran.lines()
+    names = ["a.jpg", "b.jpg", "c [bold].png", "more/d.PNG"]
+    assert [line["image"] for line in lines] == [str(photos / name) for name in names]
+    assert set(lines[1]) == {"image", "error"}
+    assert f"Error: {lines[1]['error']}" in ran.err
+    for line in (lines[0], *lines[2:]):
+        assert told(line) == expected(Path(line["image"]))
+        assert line["timing"]["preprocess_ms"] > 0
+
+
+def test_the_table_shows_the_same_numbers(photos: Path) -> None:
+    answer = expected(photos / "a.jpg")
+    ran = dermedge("predict", TOY, photos / "a.jpg")
+    assert ran.code == 0
+    row = next(line for line in ran.out.splitlines() if "a.jpg" in line)
+    first = answer["labels"][0]
+    assert first["name"] in row
+    for number in (first["probability"], answer["malignancy"]):
+        assert f"{number:.3f}" in row
+    assert row.rstrip().endswith(str(answer["decision"]))
+
+
+def test_a_dash_is_standard_input(photos: Path) -> None:
+    data = (photos / "a.jpg").read_bytes()
+    (line,) = dermedge("predict", TOY, "-", "--json", stdin=data).lines()
+    assert line["image"] == "-"
+    assert told(line) == expected(photos / "a.jpg")
+
+
+def test_a_zipped_bundle_and_its_folder_answer_alike(photos: Path, tmp_path: Path) -> None:
+    folder = library.Bundle.open(TOY).save(tmp_path / "toy.dermedge").path
+    zipped, plain = (dermedge("predict", b, photos / "a.jpg", "--json").lines()[0] for b in (TOY, folder))
+    assert told(zipped) == told(plain)
+
+
+def test_exact_decodes_a_large_photograph_at_full_scale(tmp_path: Path) -> None:
+    photo = tmp_path / "large.jpg"
+    Image.fromarray(draw_lesion(3, height=768, width=1024).image).save(photo, quality=85)
+    fast, exact = (dermedge("predict", TOY, photo, "--json", *flag).lines()[0] for flag in ((), ("--exact",)))
+    assert told(exact) == expected(photo, exact=True)
+    assert told(fast) == expected(photo)
+    assert exact["malignancy"] != fast["malignancy"]
+
+
+def with_broken_exif() -> bytes:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "maker"
+    Image.fromarray(draw_lesion(0).image).save(buffer, "JPEG", exif=exif.tobytes()[:33])
+    return buffer.getvalue()
+
+
+def test_a_photograph_with_broken_exif_is_predicted_without_a_word(tmp_path: Path) -> None:
+    photo = tmp_path / "phone.jpg"
+    photo.write_bytes(with_broken_exif())
+    code = f"import sys; from PIL import Image; Image.open({str(photo)!r}).getexif().get_ifd(0x8769)"
+    assert "UserWarning" in process(code=code).err, "the photograph must be one that Pillow warns about"
+    ran = process("predict", TOY, photo)
+    assert ran.code == 0
+    assert ran.err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_the_progress_bar_never_takes_the_output(photos: Path) -> None:
+    import pty
+
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-m", "dermedge", "predict", str(TOY), str(photos / "a.jpg"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side, env={**os.environ, "TERM": "xterm"}) as running:
+        assert running.stdout is not None
+        out = running.stdout.read()
+    os.close(side)
+    os.close(terminal)
+    assert running.returncode == 0
+    assert told(json.loads(out)) == expected(photos / "a.jpg")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX pipe")
+def test_a_reader_that_leaves_early_is_no_error_to_tell(photos: Path) -> None:
+    command = [sys.executable, "-m", "dermedge", "predict", str(TOY), str(photos / "a.jpg"), "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr

@@ -1,0 +1,207 @@
+"""A device never pays for what only the makers of models need: what is imported, and when.
+
+Packages are walked, so a new module is tested by being there. Each question is asked in a fresh interpreter.
+"""
+
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+import dermedge
+import dermedge_export
+import dermedge_runtime
+from dermedge_export.lesions import CLASSES
+
+TOY = Path(__file__).parent / "data" / "toy.dermedge"
+MAKERS = frozenset(("torch", "timm", "onnx", "onnxscript", "nncf", "albumentations", "cv2", "matplotlib", "jinja2"))
+NUMBERS = frozenset(("pandas", "scipy", "sklearn"))
+DEVICE = frozenset(("numpy", "PIL", "dermedge", "dermedge_runtime"))
+COMMAND_LINE = DEVICE | {"click", "rich", "dermedge_export"}
+
+# Imports modules one by one; prints for each which top-level packages it brought in that are not Python's own. (What
+# has no spec is a namespace that compiled modules of numpy share, no package.)
+IMPORTS = """
+import importlib, json, sys
+known = {name.partition(".")[0] for name in sys.modules} | set(sys.stdlib_module_names)
+brought = {}
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    now = {name.partition(".")[0] for name, found in sys.modules.items() if getattr(found, "__spec__", None)}
+    brought[module] = sorted(now - known)
+    known |= now
+print(json.dumps(brought))
+"""
+
+
+def fresh(code: str, *args: object) -> str:
+    """What a new interpreter prints that runs `code`."""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def brought_in(*modules: str) -> dict[str, set[str]]:
+    found: dict[str, list[str]] = json.loads(fresh(IMPORTS, *modules))
+    return {module: set(packages) for module, packages in found.items()}
+
+
+def walked(package: object, prefix: str) -> list[str]:
+    return [prefix, *(found.name for found in pkgutil.walk_packages(package.__path__, f"{prefix}."))]  # type: ignore[attr-defined]
+
+
+def below(folder: str) -> list[str]:
+    return [name for name in walked(dermedge, "dermedge") if f"{name}.".startswith(f"dermedge.{folder}.")]
+
+
+def test_the_device_floor_imports_numpy_and_pillow_only() -> None:
+    modules = walked(dermedge_runtime, "dermedge_runtime")
+    assert "dermedge_runtime.ort" in modules
+    for module, packages in brought_in(*modules).items():
+        assert packages <= {"numpy", "PIL", "dermedge_runtime"}, module
+
+
+def test_importing_dermedge_imports_nothing() -> None:
+    assert brought_in("dermedge") == {"dermedge": {"dermedge"}}
+
+
+def test_the_public_names_need_numpy_and_pillow_only() -> None:
+    code = IMPORTS.replace("print(", "import dermedge\nfor name in dermedge.__all__: getattr(dermedge, name)\nprint(")
+    code = code.replace("print(", "brought = sorted({n.partition('.')[0] for n in sys.modules} - known)\nprint(")
+    assert set(json.loads(fresh(code))) == DEVICE
+
+
+def test_the_command_line_imports_no_engine_and_nothing_of_the_makers() -> None:
+    modules = below("cli")
+    assert "dermedge.cli.predict" in modules
+    for module, packages in brought_in(*modules).items():
+        assert packages <= COMMAND_LINE, module
+
+
+@pytest.mark.parametrize("floor", ["export", "data", "evaluate", "report"])
+def test_no_module_between_the_floors_imports_torch_before_its_turn(floor: str) -> None:
+    modules = walked(dermedge_export, "dermedge_export") if floor == "export" else below(floor)
+    assert len(modules) > 4
+    allowed = {"jinja2", "matplotlib"} if floor == "report" else set()
+    for module, packages in brought_in(*modules).items():
+        assert not packages & (MAKERS - allowed), module
+
+
+def test_targets_lesions_golden_cases_and_the_gate_need_numpy_and_pillow_only() -> None:
+    modules = [f"dermedge_export.{name}" for name in ("target", "gate", "lesions", "golden", "predictions", "card")]
+    for module, packages in brought_in(*modules).items():
+        assert packages <= DEVICE | {"dermedge_export"}, module
+
+
+# Runs command lines one after another in one process; prints which of the packages each of them brought in.
+RUNS = """
+import contextlib, io, json, sys
+from dermedge.cli import main
+packages, runs = json.loads(sys.argv[1])
+answers = []
+for args in runs:
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(args)
+    except SystemExit as leaving:
+        code = leaving.code
+    answers.append([args[0], code, err.getvalue(), [name for name in packages if name in sys.modules]])
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    from dermedge.data import generate
+
+    folder = tmp_path / "lesions"
+    generate(folder, count=2 * len(CLASSES), size=(64, 48))
+    return folder
+
+
+def test_no_verb_of_the_device_imports_torch_when_it_really_runs(data: Path) -> None:
+    image = next((data / "images").iterdir())
+    toy = str(TOY)
+    runs = [
+        ["targets"],
+        ["doctor"],
+        ["inspect", toy],
+        ["verify", toy],
+        ["predict", toy, str(image)],
+        ["bench", toy, "--image", str(image), "--runs", "2", "--warmup", "0"],
+        ["evaluate", toy, "--data", str(data), "--split", "all", "--replicates", "10"],
+        ["data", "check", str(data)],
+    ]
+    answers = json.loads(fresh(RUNS, json.dumps([sorted(MAKERS | NUMBERS), runs])))
+    assert len(answers) == len(runs)
+    for verb, code, err, packages in answers:
+        assert code == 0 or verb == "data", err
+        assert "Error" not in err
+        assert not MAKERS & set(packages), verb
+        assert verb in ("evaluate", "data") or not NUMBERS & set(packages), verb
+
+
+@cache
+def extras() -> dict[str, set[str]]:
+    """Which distributions each extra of dermedge brings, with the extras that it includes."""
+    named: dict[str, set[str]] = {}
+    for line in requires("dermedge") or ():
+        requirement, _, marker = line.partition(";")
+        if extra := re.search(r"extra == ['\"](\w+)['\"]", marker):
+            named.setdefault(extra[1], set()).add(requirement.strip())
+    found: dict[str, set[str]] = {}
+
+    def distributions(extra: str) -> set[str]:
+        if extra not in found:
+            found[extra] = set()
+            for requirement in named[extra]:
+                name, _, inner = re.split(r"[<>=!~ ]", requirement)[0].partition("[")
+                own = {each for part in inner.rstrip("]").split(",") if part for each in distributions(part)}
+                found[extra] |= own if name == "dermedge" else {name.lower()}
+        return found[extra]
+
+    for extra in named:
+        distributions(extra)
+    return found
+
+
+# Imports modules where some packages cannot be imported.
+BLOCKED = """
+import importlib, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+absent = set(sys.argv[1].split(","))
+sys.meta_path.insert(0, Absent())
+for module in sys.argv[2:]:
+    importlib.import_module(module)
+"""
+
+
+@pytest.mark.parametrize(
+    ("extra", "modules"),
+    [
+        ("evaluate", ["dermedge.evaluate"]),
+        ("data", ["dermedge.data"]),
+        ("report", ["dermedge.report"]),
+        ("export", ["dermedge.exporting", "dermedge_export.onnx"]),
+    ],
+)
+def test_a_verb_needs_no_more_than_its_extra_brings(extra: str, modules: list[str]) -> None:
+    everything = set().union(*(brings for name, brings in extras().items() if name != "test"))
+    absent = everything - extras()[extra]
+    assert absent
+    owners = packages_distributions()
+    packages = {name for name, owned in owners.items() if {owner.lower() for owner in owned} & absent}
+    assert packages & {"torch", "albumentations", "lightning_fabric"}
+    fresh(BLOCKED, ",".join(sorted(packages)), *modules)

@@ -1,0 +1,192 @@
+"""The wheel as a device gets it: what it holds, and what it can do with nothing but what it asks for.
+
+Nothing is downloaded: a virtual environment of its own sees, by links, the installed packages that it may have.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import dermedge
+from dermedge_export.lesions import draw_lesion
+
+ROOT = Path(__file__).parents[1]
+TOY = ROOT / "tests" / "data" / "toy.dermedge"
+PACKAGES = {
+    "dermedge": ROOT / "dermedge",
+    "dermedge_export": ROOT / "export" / "dermedge_export",
+    "dermedge_runtime": ROOT / "runtimes" / "python" / "dermedge_runtime",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+class Device:
+    """A virtual environment that holds the wheel, and links to what it may use beside it."""
+
+    def __init__(self, folder: Path, wheel: Path) -> None:
+        venv.create(folder, symlinks=os.name != "nt")
+        scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+        self.python, self.command = scripts / "python", scripts / "dermedge"
+        self.site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+        pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-index"]
+        subprocess.run([*pip, "--disable-pip-version-check", wheel], check=True)
+
+    def may_use(self, distributions: Iterable[str]) -> None:
+        for name in closure(distributions):
+            found = distribution(name)
+            for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+                if not (self.site / top).exists():
+                    (self.site / top).symlink_to(Path(str(found.locate_file(top))))
+
+    def run(self, *args: object) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        return subprocess.run(
+            [self.command, *map(str, args)], cwd=self.site, capture_output=True, text=True, check=False, env=environment
+        )
+
+
+def closure(distributions: Iterable[str]) -> set[str]:
+    """The distributions with all that they require here; those that are not installed are not required here."""
+    found: set[str] = set()
+    pending = list(distributions)
+    while pending:
+        name = re.split(r"[ ;<>=!~\[(]", pending.pop())[0].lower()
+        try:
+            required = distribution(name).requires or ()
+        except PackageNotFoundError:
+            continue
+        if name not in found:
+            found.add(name)
+            pending += [line for line in required if "extra ==" not in line]
+    return found
+
+
+@pytest.fixture(scope="module")
+def device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """A device with what the wheel itself requires: no engine, no extra."""
+    made = Device(tmp_path_factory.mktemp("device"), wheel)
+    base = [line for line in distribution("dermedge").requires or () if "extra ==" not in line]
+    assert {re.split(r"[<>=]", line)[0] for line in base} == {"numpy", "pillow", "click", "rich"}
+    made.may_use(base)
+    return made
+
+
+@pytest.fixture(scope="module")
+def device_with_engine(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Device:
+    made = Device(tmp_path_factory.mktemp("engine"), wheel)
+    made.may_use(["numpy", "pillow", "click", "rich", "onnxruntime"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "lesion.png"
+    Image.fromarray(draw_lesion(5).image).save(path)
+    return path
+
+
+def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    held = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
+    source = {
+        f"{package}/{path.relative_to(folder).as_posix()}"
+        for package, folder in PACKAGES.items()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert held == source
+    assert {f"{package}/py.typed" for package in PACKAGES} <= held
+    assert "dermedge/report/report.html.j2" in held
+    assert {Path(name).suffix for name in held} <= {".py", ".typed", ".j2", ".css"}, "no test, no picture, no data"
+    assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
+
+
+def test_without_any_extra_it_explains_itself_and_reads_bundles(device: Device) -> None:
+    help_text = device.run("--help")
+    assert help_text.returncode == 0
+    assert "predict" in help_text.stdout
+    version = device.run("--version")
+    assert version.stdout.strip() == f"dermedge {distribution('dermedge').version}"
+    inspected = device.run("inspect", TOY, "--json")
+    assert inspected.returncode == 0, inspected.stderr
+    assert json.loads(inspected.stdout)["id"] == dermedge.Bundle.open(TOY).id
+    assert device.run("inspect", TOY).returncode == device.run("targets").returncode == 0
+
+
+def test_without_any_extra_the_doctor_says_what_to_install(device: Device) -> None:
+    shown = device.run("doctor")
+    assert shown.returncode == 0, shown.stderr
+    for extra in ("onnxruntime", "evaluate", "data", "report", "export", "train"):
+        (row,) = (line for line in shown.stdout.splitlines() if line.split()[:1] == [extra])
+        assert row.split()[1] == "missing"
+        assert row.endswith(f"pip install 'dermedge[{extra}]'")
+
+
+def test_without_its_extra_a_verb_names_it(device: Device, photo: Path) -> None:
+    for extra, args in (
+        ("onnxruntime", ("predict", TOY, photo)),
+        ("onnxruntime", ("verify", TOY)),
+        ("onnxruntime", ("bench", TOY)),
+        ("evaluate", ("evaluate", TOY, "--data", photo.parent)),
+        ("data", ("data", "check", photo.parent)),
+        ("export", ("export", photo.parent, "--target", "cpu", "-o", photo.parent / "out")),
+        ("train", ("finetune", "--data", photo.parent, "-o", photo.parent / "out")),
+        ("train", ("demo", "-o", photo.parent / "out")),
+    ):
+        refused = device.run(*args)
+        assert refused.returncode == 4, refused.stderr
+        assert refused.stdout == ""
+        assert refused.stderr.startswith("Error: ")
+        assert refused.stderr.rstrip().endswith(f"pip install 'dermedge[{extra}]'.")
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_with_an_engine_it_verifies_and_predicts_as_here(device_with_engine: Device, photo: Path) -> None:
+    verified = device_with_engine.run("verify", TOY)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert verified.stderr == ""
+    predicted = device_with_engine.run("predict", TOY, photo, "--json")
+    assert predicted.returncode == 0, predicted.stderr
+    answer = json.loads(predicted.stdout)
+    with dermedge.load(TOY) as model:
+        expected = json.loads(json.dumps(model.predict(photo).to_json()))
+    for key in expected.keys() - {"timing"}:
+        assert answer[key] == expected[key], key
+    where = device_with_engine.run("doctor", "--json")
+    assert {extra["name"]: extra["status"] for extra in json.loads(where.stdout)["extras"]}["onnxruntime"] == "ok"
+
+
+def test_the_installed_wheel_is_what_the_device_ran(device: Device) -> None:
+    code = "import dermedge_runtime.model as m, sys; print(m.__file__); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [device.python, "-c", code], cwd=device.site.parent, capture_output=True, text=True, check=True
+    )
+    file, torch = done.stdout.splitlines()
+    assert Path(file).is_relative_to(device.site)
+    assert torch == "False"
