@@ -12,7 +12,7 @@ from dermedge_export.predictions import Run
 from dermedge_runtime.decode import decode
 from dermedge_runtime.golden import Case, stable
 from dermedge_runtime.preprocess import preprocess
-from dermedge_runtime.spec import Postprocessing, Spec, to_json
+from dermedge_runtime.spec import Postprocessing, Spec
 
 # (height, width): landscape, portrait, square, odd sides, and one smaller than most networks' input.
 SHAPES = ((192, 256), (256, 192), (224, 224), (201, 267), (97, 131), (192, 341))
@@ -36,7 +36,7 @@ def golden_cases(
         Image.fromarray(lesion.image).save(png, "PNG", optimize=True)
         tensor = preprocess(png.getvalue(), spec.preprocess, exact=True)
         expected = _single(candidate, tensor)
-        prediction = to_json(decode(expected, spec, postprocessing))
+        prediction = decode(expected, spec, postprocessing).to_json()
         cases.append(
             Case(
                 f"{dx}-{height}x{width}",
