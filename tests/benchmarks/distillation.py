@@ -4,8 +4,8 @@
         --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/ham10000
 
 Trains a teacher from the given weights and two students of one architecture, both pruned from the teacher: one learns
-from labels alone, one is distilled. The distilled one gets fewer epochs, as the teacher's passes are paid for out of its
-time. Each is exported and measured on the test split. A run resumes after a kill and is skipped when it is done.
+from labels alone, one is distilled. The distilled one gets fewer epochs, as the teacher's passes are paid for out of
+its time. Each is exported and measured on the test split. A run resumes after a kill and is skipped when it is done.
 """
 
 import argparse
