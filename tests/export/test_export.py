@@ -1,0 +1,371 @@
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import folder_bytes
+from dermedge.cli import main
+from dermedge.data import digests, read_table
+from dermedge.evaluate.evidence import TableEvidence
+from dermedge.models import Student, load_student
+from dermedge_export import exporter, target
+from dermedge_export.exporter import Built, export, module_run
+from dermedge_export.gate import LIMITS
+from dermedge_runtime import files
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.decode import decode
+from dermedge_runtime.errors import BundleError, DataError, GateError, UsageError
+from dermedge_runtime.golden import stable
+from dermedge_runtime.model import load
+from dermedge_runtime.spec import Postprocessing
+from dermedge_runtime.verify import verify
+from train import small
+from train.small import PREBUILT, die, edited, in_process
+
+NAME = "small-prebuilt.dermedge"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="module")
+def data(base: Path) -> Path:
+    return small.data_set(base)
+
+
+@pytest.fixture(scope="module")
+def folder(base: Path) -> Path:
+    return small.student_folder(base)
+
+
+@pytest.fixture(scope="module")
+def student(folder: Path) -> Student:
+    return load_student(folder)
+
+
+@pytest.fixture(scope="module")
+def evidence(data: Path, student: Student) -> TableEvidence:
+    return TableEvidence(data, student.spec)
+
+
+@pytest.fixture(autouse=True)
+def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Built], None]:
+    """The target `prebuilt`, as a plug-in would bring it; call the fixture to put another artifact in its hands."""
+    monkeypatch.setitem(exporter.EXPORTERS, "prebuilt", "train.small:prebuilt")
+    monkeypatch.setitem(target.TARGETS, "prebuilt", "train.small:PREBUILT")
+    monkeypatch.setattr(small, "BUILT", [small.built(folder)])
+    return lambda artifact: monkeypatch.setattr(small, "BUILT", [artifact])
+
+
+@pytest.fixture(scope="module")
+def judged(
+    folder: Path, student: Student, evidence: TableEvidence, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Bundle, list[str]]:
+    """A bundle that was fitted and judged on a table, made by the real exporter; and what was said meanwhile."""
+    told: list[str] = []
+    out = tmp_path_factory.mktemp("judged")
+    made = export(student, "cpu", out, evidence=evidence, training_images=student.training_images, step=told.append)
+    assert [path.name for path in out.iterdir()] == ["small-cpu.dermedge"]
+    return made, told
+
+
+def hidden(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name.startswith(".")) if out.exists() else []
+
+
+class TestWithData:
+    def test_the_bundle_verifies_and_computes_what_the_student_computes(
+        self, student: Student, judged: tuple[Bundle, list[str]]
+    ) -> None:
+        made, told = judged
+        assert verify(made.path).status == "passed"
+        assert told[-1] == "verifying the bundle"
+        images = small.pixels(3).numpy()
+        with load(made.path) as model:
+            found = model.run(images)
+        for name, values in module_run(student.module)(images).items():
+            np.testing.assert_allclose(found[name], values, atol=1e-4)
+
+    def test_postprocessing_is_fitted_on_val_for_this_artifact(
+        self, student: Student, evidence: TableEvidence, judged: tuple[Bundle, list[str]]
+    ) -> None:
+        made, _ = judged
+        with load(made.path) as model:
+            val = evidence.predictions("val", model.run)
+        fitted = made.postprocessing
+        assert all(post.temperature is not None for post in fitted.values())
+        assert fitted["malignancy"].temperature != 1.0
+        assert fitted["diagnosis"].threshold is None
+        threshold = fitted["malignancy"].threshold
+        assert threshold is not None
+        logits = val.outputs["malignancy"][:, 0].astype(np.float64) / fitted["malignancy"].temperature
+        scores = np.sort((1 / (1 + np.exp(-logits)))[val.malignant == 1])
+        found = (scores >= threshold).mean()
+        assert found >= 0.9
+        assert (scores >= threshold * 1.001).mean() < 0.9 or threshold == pytest.approx(scores[0], rel=1e-3)
+
+        losses = []
+        for temperature in np.array([0.8, 1, 1.25]) * fitted["diagnosis"].temperature:
+            scaled = val.outputs["diagnosis"] / temperature
+            log_p = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+            losses.append(-log_p[np.arange(len(val)), val.labels].mean())
+        assert losses[1] == min(losses)
+
+    def test_parity_on_test_stands_in_the_manifest(
+        self, data: Path, evidence: TableEvidence, judged: tuple[Bundle, list[str]]
+    ) -> None:
+        made, _ = judged
+        tested = evidence.table.of("test")
+        report = json.loads(made.read("reports/parity.json"))
+        for side in ("host", "device"):
+            entry = made.parity[side]
+            assert entry["status"] == report["status"] == "insufficient"  # a gate needs 100 cases
+            assert entry["basis"] == "test split of lesions"
+            assert entry["cases"] == len(tested)
+            assert entry["engine"].startswith("onnxruntime ")
+            assert "allowed_failures" not in entry
+        limits = {limit["metric"]: limit for limit in report["limits"]}
+        assert set(limits) == {name for name, row in LIMITS.items() if row["fp32"] is not None}
+        assert limits["max_abs"]["status"] == limits["non_finite"]["status"] == "passed"
+        assert limits["max_abs"]["loss"]["value"] <= 1e-4
+        assert limits["balanced_accuracy"]["status"] == "insufficient"
+        assert limits["balanced_accuracy"]["candidate"] == limits["balanced_accuracy"]["reference"]
+
+    def test_it_carries_what_a_reader_needs_and_no_image_of_the_table(
+        self, data: Path, folder: Path, student: Student, judged: tuple[Bundle, list[str]]
+    ) -> None:
+        made, _ = judged
+        assert made.spec == student.spec
+        assert made.artifact.target == "cpu"
+        card = made.read("modelcard.md").decode()
+        threshold = made.postprocessing["malignancy"].threshold
+        assert f"{threshold:.4f}" in card
+        assert "test split of lesions" in card
+        assert json.loads(made.read("LICENSES/lineage.json"))["data"]["licences"] == ["CC0-1.0"]
+        listed = made.read("reports/training_images.txt").decode().split()
+        assert listed == [digest[:16] for digest in student.training_images]
+        table = digests(read_table(data))
+        assert not set(table) & set(made.files.values())
+        assert not {name for name in made.files if name.endswith((".jpg", ".jpeg"))}
+        for name, content in folder_bytes(made.path).items():
+            for trace in (folder.parent, Path.home(), made.path.parent):
+                assert str(trace).encode() not in content, name
+
+    def test_golden_cases_hold_both_sides_and_decode_with_what_was_fitted(
+        self, student: Student, judged: tuple[Bundle, list[str]]
+    ) -> None:
+        made, _ = judged
+        run = module_run(student.module)
+        for case in made.golden():
+            for name, values in run(case.tensor[None]).items():
+                np.testing.assert_array_equal(case.reference[name], values[0])
+                assert np.abs(case.expected[name] - values[0]).max() <= made.tolerance[name]
+            decoded = decode(case.expected, made.spec, made.postprocessing)
+            assert case.prediction == stable(decoded.to_json())
+            assert case.prediction["threshold"] == made.postprocessing["malignancy"].threshold
+
+
+class TestWithoutData:
+    def test_only_agreement_is_judged_and_nothing_is_fitted(self, student: Student, tmp_path: Path) -> None:
+        made = export(student, "prebuilt", tmp_path)
+        assert set(made.postprocessing.values()) == {Postprocessing()}
+        host = made.parity["host"]
+        assert host["status"] == "passed"
+        assert host["basis"].startswith(f"{exporter.PROCEDURAL} procedural lesions, agreement only")
+        asked = {
+            limit["metric"]
+            for limit in json.loads(made.read("reports/parity.json"))["limits"]
+            if limit["status"] != "not_run"
+        }
+        assert asked == {"non_finite", "max_abs", "top1_agreement"}
+        assert verify(made).status == "passed"
+        assert {case.prediction["threshold"] for case in made.golden()} == {None}
+        assert {case.prediction["decision"] for case in made.golden()} == {None}
+        assert "temperature not fitted" in made.read("modelcard.md").decode()
+
+
+@pytest.mark.parametrize("broken", [small.with_noise, small.with_bgr])
+class TestGate:
+    """An exporter that makes another model of the student."""
+
+    @pytest.fixture(autouse=True)
+    def distorted(self, folder: Path, prepared: Callable[[Built], None], broken: Callable[[Built], Built]) -> None:
+        prepared(broken(small.built(folder)))
+
+    def test_another_model_is_not_written(self, student: Student, evidence: TableEvidence, tmp_path: Path) -> None:
+        with pytest.raises(GateError, match=r"not the same model: max_abs: outputs differ.*--allow-parity-failure"):
+            export(student, "prebuilt", tmp_path / "out", evidence=evidence)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_the_command_ends_with_three(
+        self, folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["export", str(folder), "--target", "prebuilt", "--data", str(data), "-o", str(tmp_path / "out")]
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 3
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "The fp32 artifact for prebuilt is not the same model: max_abs" in last
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_it_is_written_on_demand_and_never_called_passed(
+        self, student: Student, evidence: TableEvidence, tmp_path: Path
+    ) -> None:
+        made = export(student, "prebuilt", tmp_path, evidence=evidence, allow_parity_failure=True)
+        reopened = Bundle.open(tmp_path / NAME)
+        assert reopened == made
+        for side in ("host", "device"):
+            assert reopened.parity[side]["status"] == "failed"
+            assert reopened.parity[side]["allowed_failures"][0].startswith("max_abs: outputs differ by up to")
+        assert "**failed**" in made.read("modelcard.md").decode()
+        assert verify(made).status == "passed"  # intact, and what it computes is what its golden cases say
+
+    def test_without_data_it_is_not_written_either(
+        self, student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(exporter.procedural_predictions, "__defaults__", (6,))
+        with pytest.raises(GateError):
+            export(student, "prebuilt", tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestRefusal:
+    def test_images_that_the_model_has_learned_from_do_not_judge_it(
+        self, folder: Path, data: Path, student: Student, tmp_path: Path
+    ) -> None:
+        def leak(frame: Any) -> Any:
+            frame.loc[frame.index[frame["split"] == "train"][:2], "split"] = "test"
+            frame.loc[frame.index[frame["split"] == "val"][:1], "split"] = "test"
+            return frame
+
+        leaky = edited(data, tmp_path / "leaky", leak)
+        with pytest.raises(DataError, match="3 test images of leaky are among those that the model has learned from"):
+            export(
+                student,
+                "prebuilt",
+                tmp_path / "out",
+                evidence=TableEvidence(leaky, student.spec),
+                training_images=student.training_images,
+            )
+        assert not (tmp_path / "out").exists()
+        with pytest.raises(SystemExit) as ended:
+            main(["export", str(folder), "--target", "prebuilt", "--data", str(leaky), "-o", str(tmp_path / "out")])
+        assert ended.value.code == 1
+        assert not (tmp_path / "out").exists()
+
+    def test_an_existing_bundle_is_kept_unless_told_otherwise(
+        self, student: Student, evidence: TableEvidence, tmp_path: Path
+    ) -> None:
+        first = export(student, "prebuilt", tmp_path, evidence=evidence)
+        before = folder_bytes(tmp_path)
+        with pytest.raises(UsageError, match="exists already"):
+            export(student, "prebuilt", tmp_path, evidence=evidence)
+        assert folder_bytes(tmp_path) == before
+        renamed = replace(student, spec=replace(student.spec, version="2"))
+        second = export(renamed, "prebuilt", tmp_path, evidence=evidence, overwrite=True)
+        assert second.id != first.id
+        assert Bundle.open(tmp_path / NAME) == second
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+    def test_a_folder_that_is_no_bundle_is_not_overwritten(
+        self, student: Student, evidence: TableEvidence, tmp_path: Path
+    ) -> None:
+        (tmp_path / NAME).mkdir()
+        (tmp_path / NAME / "holiday.txt").write_text("photographs")
+        with pytest.raises(UsageError, match="without manifest"):
+            export(student, "prebuilt", tmp_path, evidence=evidence, overwrite=True)
+        assert (tmp_path / NAME / "holiday.txt").read_text() == "photographs"
+
+    def test_a_target_that_is_not_known(self, student: Student, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="did you mean 'prebuilt'"):
+            export(student, "prebuild", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_an_artifact_that_no_engine_takes_leaves_nothing(
+        self, student: Student, evidence: TableEvidence, prepared: Callable[[Built], None], tmp_path: Path
+    ) -> None:
+        whole = small.BUILT[-1]
+        prepared(Built(whole.artifact, {"model.onnx": whole.files["model.onnx"][:-500]}))
+        with pytest.raises(Exception, match=r"onnxruntime .* refuses model\.onnx"):
+            export(student, "prebuilt", tmp_path, evidence=evidence)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_bundle_that_would_not_verify_is_not_shown(
+        self, student: Student, evidence: TableEvidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn = exporter.golden_cases
+
+        def wrong(*arguments: Any) -> list[Any]:
+            cases = drawn(*arguments)
+            shifted = {name: values + np.float32(0.1) for name, values in cases[2].expected.items()}
+            return [*cases[:2], replace(cases[2], expected=shifted), *cases[3:]]
+
+        monkeypatch.setattr(exporter, "golden_cases", wrong)
+        with pytest.raises(BundleError, match=r"does not verify \(engine: .*nothing was written"):
+            export(student, "prebuilt", tmp_path, evidence=evidence)
+        assert list(tmp_path.iterdir()) == []
+
+
+def killed_export(student: Path, data: Path, out: Path, artifact: Built, place: str, overwrite: bool) -> None:
+    small.BUILT.append(artifact)
+    exporter.EXPORTERS["prebuilt"] = "train.small:prebuilt"
+    if place.startswith("_"):
+        setattr(files, place, lambda *arguments, **options: die())
+    model = load_student(student)
+    export(
+        model,
+        PREBUILT,
+        out,
+        evidence=TableEvidence(data, model.spec),
+        overwrite=overwrite,
+        step=lambda note: die() if note == place else None,
+    )
+
+
+class TestKill:
+    @pytest.fixture
+    def kill(self, folder: Path, data: Path, tmp_path: Path) -> Iterator[Callable[..., None]]:
+        def kill(place: str, *, overwrite: bool = False) -> None:
+            arguments = (folder, data, tmp_path / "out", small.built(folder), place, overwrite)
+            assert in_process(killed_export, *arguments) == -9, place
+
+        yield kill
+        assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == [NAME]
+
+    def test_nothing_stands_there_and_the_next_export_succeeds_and_cleans_up(
+        self, kill: Callable[..., None], student: Student, evidence: TableEvidence, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        for place in ("comparing it with the student", "_put"):
+            kill(place)
+            assert not (out / NAME).exists()
+        left = hidden(out)
+        assert len(left) >= 2
+        bystander = out / ".small-prebuilt-other.dermedge.kept"
+        bystander.mkdir()
+        long_ago = time.time() - 2 * exporter.LEFTOVER_SECONDS
+        for name in (*left[1:], bystander.name):
+            os.utime(out / name, (long_ago, long_ago))
+        made = export(student, "prebuilt", out, evidence=evidence)
+        assert verify(made).status == "passed"
+        assert hidden(out) == sorted([left[0], bystander.name])  # a young one may be another export at work
+
+    def test_the_old_bundle_stays_whole_until_the_new_one_is(
+        self, kill: Callable[..., None], student: Student, evidence: TableEvidence, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        old = export(replace(student, spec=replace(student.spec, version="0")), "prebuilt", out, evidence=evidence)
+        before = folder_bytes(old.path)
+        kill("_put", overwrite=True)
+        assert folder_bytes(out / NAME) == before
+        kill("_remove", overwrite=True)  # the new one stands, the old one is being deleted
+        assert Bundle.open(out / NAME).spec == student.spec
+        assert verify(out / NAME).status == "passed"

@@ -1,0 +1,73 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TOY_POSTPROCESSING, TOY_SPEC, FakeRuntime
+from dermedge_export.golden import golden_cases
+from dermedge_export.lesions import CLASSES
+from dermedge_runtime.decode import decode
+from dermedge_runtime.golden import Case, golden_files, read_golden, stable
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.spec import Preprocess, Spec
+
+SPEC = Spec(TOY_SPEC.name, TOY_SPEC.version, TOY_SPEC.tasks, Preprocess(160))
+
+
+def reference(images):
+    return {name: values + np.float32(0.125) for name, values in FakeRuntime().run(images).items()}
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return golden_cases(SPEC, reference, FakeRuntime().run, TOY_POSTPROCESSING)
+
+
+def pictures(cases: list[Case]) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(case.image)) for case in cases]
+
+
+def test_they_cover_what_photographs_look_like(cases: list[Case]) -> None:
+    shapes = [picture.size for picture in pictures(cases)]
+    assert {picture.format for picture in pictures(cases)} == {"PNG"}
+    assert any(width > height for width, height in shapes)
+    assert any(width < height for width, height in shapes)
+    assert any(width == height for width, height in shapes)
+    assert any(width % 2 and height % 2 for width, height in shapes)
+    assert any(min(shape) < SPEC.preprocess.size for shape in shapes)
+    assert any(min(shape) > SPEC.preprocess.size for shape in shapes)
+    assert {case.name.partition("-")[0] for case in cases} == set(CLASSES)
+
+
+def test_no_two_are_alike(cases: list[Case]) -> None:
+    for part in ("name", "image"):
+        assert len({getattr(case, part) for case in cases}) == len(cases)
+    assert len({case.tensor.tobytes() for case in cases}) == len(cases)
+    assert len({case.expected["diagnosis"].tobytes() for case in cases}) == len(cases)
+
+
+def test_tensor_outputs_and_prediction_belong_to_the_image(cases: list[Case]) -> None:
+    for case in cases:
+        np.testing.assert_array_equal(case.tensor, preprocess(case.image, SPEC.preprocess, exact=True))
+        assert case.tensor.shape == (160, 160, 3)
+        engine = FakeRuntime().run(case.tensor[None])
+        for name, values in engine.items():
+            np.testing.assert_array_equal(case.expected[name], values[0])
+            np.testing.assert_array_equal(case.reference[name], values[0] + np.float32(0.125))
+        prediction = decode(case.expected, SPEC, TOY_POSTPROCESSING)
+        assert case.prediction == stable(prediction.to_json())
+        assert case.prediction["threshold"] == TOY_POSTPROCESSING["malignancy"].threshold
+        assert case.prediction["decision"] in ("malignant", "benign")
+
+
+def test_the_same_model_gives_the_same_files_and_they_come_back(cases: list[Case]) -> None:
+    files = golden_files(cases)
+    assert files == golden_files(golden_cases(SPEC, reference, FakeRuntime().run, TOY_POSTPROCESSING))
+    back = read_golden(files.__getitem__)
+    for case, again in zip(cases, back, strict=True):
+        assert (case.name, case.image, case.prediction) == (again.name, again.image, again.prediction)
+        np.testing.assert_array_equal(case.tensor, again.tensor)
+        for name in case.expected:
+            np.testing.assert_array_equal(case.expected[name], again.expected[name])
+            np.testing.assert_array_equal(case.reference[name], again.reference[name])

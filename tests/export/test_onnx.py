@@ -1,0 +1,204 @@
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from dermedge.models import Network, Student, load_student
+from dermedge.models.network import Backbone
+from dermedge_export.exporter import Built, module_run
+from dermedge_export.onnx import METADATA_KEY, export_onnx
+from dermedge_export.target import CPU
+from dermedge_runtime.bundle import write_bundle
+from dermedge_runtime.files import parse_json
+from dermedge_runtime.golden import golden_files
+from dermedge_runtime.model import load
+from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
+from train import small
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.student_folder(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def student(folder: Path) -> Student:
+    return load_student(folder)
+
+
+@pytest.fixture(scope="module")
+def artifact(folder: Path) -> Built:
+    return small.built(folder)
+
+
+@pytest.fixture(scope="module")
+def graph(artifact: Built) -> onnx.ModelProto:
+    return onnx.load_model_from_string(artifact.files["model.onnx"])
+
+
+@pytest.fixture(scope="module")
+def backwards() -> tuple[Student, Built]:
+    """A model whose tasks are not in alphabetical order, exported with an open batch size."""
+    labels = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
+    tasks = (Task("malignancy", "binary"), Task("diagnosis", "classify", labels))
+    torch.manual_seed(5)
+    backbone = Backbone("test_resnet")
+    source = Student(Network(backbone, tasks).eval(), Spec("backwards", "1", tasks, Preprocess(40)), backbone)
+    return source, export_onnx(source, CPU, dynamic_batch=True)
+
+
+def session(artifact: Built) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(artifact.files["model.onnx"], providers=["CPUExecutionProvider"])
+
+
+def ask(artifact: Built, images: torch.Tensor) -> dict[str, np.ndarray]:
+    engine = session(artifact)
+    names = [output.name for output in engine.get_outputs()]
+    return dict(zip(names, engine.run(names, {"image": images.numpy()}), strict=True))
+
+
+class TestContract:
+    def test_one_uint8_image_in_one_float32_output_per_task_out(self, artifact: Built) -> None:
+        engine = session(artifact)
+        assert [(node.name, node.type, node.shape) for node in engine.get_inputs()] == [
+            ("image", "tensor(uint8)", [1, small.SIZE, small.SIZE, 3])
+        ]
+        assert [(node.name, node.type, node.shape) for node in engine.get_outputs()] == [
+            ("diagnosis", "tensor(float)", [1, 6]),
+            ("malignancy", "tensor(float)", [1, 1]),
+        ]
+
+    def test_it_computes_what_the_student_computes(self, student: Student, artifact: Built) -> None:
+        images = small.pixels(6)
+        expected = module_run(student.module)(images.numpy())
+        assert {name: values.shape for name, values in expected.items()} == {"diagnosis": (6, 6), "malignancy": (6, 1)}
+        rows = [ask(artifact, image[None]) for image in images]
+        for name, values in expected.items():
+            np.testing.assert_allclose(np.concatenate([row[name] for row in rows]), values, atol=5e-5)
+        assert np.ptp(expected["diagnosis"], axis=0).max() > 0.1
+
+    def test_channels_are_read_as_rgb(self, artifact: Built) -> None:
+        image = small.pixels(1)
+        turned = ask(artifact, image.flip(-1))["diagnosis"]
+        assert np.abs(ask(artifact, image)["diagnosis"] - turned).max() > 0.1
+
+    def test_opset_and_ir_are_those_recorded(self, artifact: Built, graph: onnx.ModelProto) -> None:
+        details = artifact.artifact.details
+        assert {(opset.domain, opset.version) for opset in graph.opset_import} == {("", details["opset"])}
+        assert details["opset"] == CPU.opset
+        assert graph.ir_version == details["ir_version"] <= 9  # what the oldest onnxruntime in `requires` reads
+        assert details["batch"] == 1
+        assert artifact.artifact.precision == "fp32"
+        assert set(artifact.artifact.toolchain) == {"dermedge", "torch", "onnx", "onnxscript"}
+
+    def test_the_weights_are_inside(self, student: Student, artifact: Built, graph: onnx.ModelProto) -> None:
+        assert set(artifact.files) == {"model.onnx"}
+        assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.graph.initializer)
+        held = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+        parameters = sum(parameter.numel() for parameter in student.module.parameters())
+        assert 0.9 * 4 * parameters < held < 1.2 * 4 * parameters
+
+    def test_its_metadata_is_the_spec_and_nothing_else(self, student: Student, graph: onnx.ModelProto) -> None:
+        assert [entry.key for entry in graph.metadata_props] == [METADATA_KEY]
+        mirrored = parse_json(graph.metadata_props[0].value.encode(), "metadata", ValueError)  # type: ignore[type-var]
+        assert mirrored == to_json(student.spec)
+        assert Spec.from_json(mirrored) == student.spec
+
+    def test_the_students_own_mode_and_weights_are_left_alone(self, folder: Path, student: Student) -> None:
+        fresh = load_student(folder)
+        assert not student.module.training
+        for name, tensor in fresh.module.state_dict().items():
+            assert torch.equal(tensor, student.module.state_dict()[name])
+
+
+SCRIPT = """
+import sys, hashlib, dermedge, dermedge_export, dermedge_runtime
+from pathlib import Path
+from dermedge.models import load_student
+from dermedge_export.onnx import export_onnx
+from dermedge_export.target import CPU
+for package in (dermedge, dermedge_export, dermedge_runtime):
+    assert Path(package.__file__).is_relative_to(sys.argv[2]), package.__file__
+data = export_onnx(load_student(sys.argv[1]), CPU).files["model.onnx"]
+print(hashlib.sha256(data).hexdigest())
+"""
+
+
+class TestReproducibility:
+    def test_another_folder_and_process_give_the_same_bytes(
+        self, folder: Path, artifact: Built, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "some other place"
+        for package in ("dermedge", "export/dermedge_export", "runtimes/python/dermedge_runtime"):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / package, source / Path(package).name, ignore=ignore)
+        copy = shutil.copytree(folder, tmp_path / "copy of the student")
+        answer = subprocess.run(
+            [sys.executable, "-c", SCRIPT, copy, source],
+            env={**os.environ, "PYTHONPATH": str(source), "PYTHONHASHSEED": "7"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.strip() == sha256(artifact.files["model.onnx"]).hexdigest()
+
+    def test_it_names_no_folder_of_this_machine(
+        self, folder: Path, artifact: Built, backwards: tuple[Student, Built]
+    ) -> None:
+        for model in (artifact, backwards[1]):
+            content = model.files["model.onnx"]
+            for trace in (str(ROOT), str(folder.parent), str(Path.home()), sys.prefix, "site-packages", ".py"):
+                assert trace.encode() not in content, trace
+
+
+class TestDynamicBatch:
+    def test_any_number_of_images_gives_the_same_rows(self, backwards: tuple[Student, Built]) -> None:
+        source, artifact = backwards
+        assert artifact.artifact.details["batch"] == "dynamic"
+        images = small.pixels(5, size=40)
+        expected = module_run(source.module)(images.numpy())
+        for count in (1, 2, 5):
+            found = ask(artifact, images[:count])
+            for name, values in expected.items():
+                np.testing.assert_allclose(found[name], values[:count], atol=5e-5)
+
+    def test_outputs_are_named_after_their_tasks_in_any_order(self, backwards: tuple[Student, Built]) -> None:
+        engine = session(backwards[1])
+        assert engine.get_inputs()[0].shape[1:] == [40, 40, 3]
+        assert not isinstance(engine.get_inputs()[0].shape[0], int)
+        assert [(node.name, node.shape[1:]) for node in engine.get_outputs()] == [
+            ("malignancy", [1]),
+            ("diagnosis", [3]),
+        ]
+
+
+def test_a_graph_with_a_batch_of_one_answers_for_many(student: Student, artifact: Built, tmp_path: Path) -> None:
+    from dermedge_export.golden import golden_cases
+
+    images = small.pixels(5).numpy()
+    run = module_run(student.module)
+    write_bundle(
+        tmp_path / "small.dermedge",
+        spec=student.spec,
+        artifact=artifact.artifact,
+        postprocessing={},
+        tolerance={"diagnosis": 1e-3, "malignancy": 1e-3},
+        parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},
+        files={**artifact.files, **golden_files(golden_cases(student.spec, run, run, {}))},
+    )
+    with load(tmp_path / "small.dermedge") as model:
+        found = model.run(images)
+    for name, values in run(images).items():
+        np.testing.assert_allclose(found[name], values, atol=5e-5)

@@ -1,0 +1,282 @@
+import json
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dermedge.data import digests, generate, read_table
+from dermedge.models import Network, load_student
+from dermedge.models.init import narrow
+from dermedge.train import Schedule
+from dermedge.train.distill import turned
+from dermedge_runtime.errors import DataError, UsageError
+from train.small import NARROW, SIZE, die, die_before, edited, flat, in_process, learn, pixels, train
+
+SHORT = Schedule(epochs=1, batch_size=16)
+
+
+def weights(folder: Path) -> str:
+    return sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def record(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
+    return data
+
+
+@pytest.fixture(scope="module")
+def student(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("distilled") / "student"
+    learn(teacher, data, out)
+    return out
+
+
+class TestResult:
+    def test_the_student_is_a_smaller_model_with_its_teachers_contract(
+        self, teacher: Path, data: Path, student: Path
+    ) -> None:
+        model, master = load_student(student), load_student(teacher)
+        assert {path.name for path in student.iterdir()} == {
+            "run.json",
+            "split.csv",
+            "student.json",
+            "weights.safetensors",
+        }
+        assert model.role == "student"
+        assert model.spec.tasks == master.spec.tasks
+        assert model.spec.preprocess == master.spec.preprocess
+        assert model.backbone.name == NARROW
+        assert model.metrics["parameters"] == sum(p.numel() for p in model.module.parameters())
+        assert model.metrics["parameters"] < master.metrics["parameters"]
+        assert model.split == master.split
+        with torch.no_grad():
+            assert flat(model.module(pixels(3))).shape == (3, 7)
+
+    def test_its_lineage_names_its_teacher(self, teacher: Path, student: Path) -> None:
+        lineage = load_student(student).spec.lineage
+        assert lineage["teacher"]["weights"] == weights(teacher)
+        assert lineage["teacher"]["backbone"] == "timm mobilenetv2_050"
+        assert lineage["student"]["init"] == f"teacher, sha256 {weights(teacher)}"
+        assert lineage["data"]["licences"] == ["CC0-1.0"]
+
+    def test_its_record_holds_the_distillation(self, teacher: Path, student: Path) -> None:
+        run = record(student)
+        assert run["finished"] is True
+        assert run["command"] == "distill"
+        settings = {name: run["settings"][name] for name in ("temperature", "soft_weight", "views", "teacher")}
+        assert settings == {"temperature": 2.0, "soft_weight": 0.7, "views": 2, "teacher": weights(teacher)}
+        assert run["teacher_val"] == record(teacher)["metrics"]
+
+    def test_it_starts_as_its_teacher_pruned(self, teacher: Path, data: Path, tmp_path: Path) -> None:
+        still = replace(SHORT, lr=1e-12)
+        model = learn(teacher, data, tmp_path / "pruned", views=1, schedule=still)
+        master = load_student(teacher)
+        expected = Network(replace(master.backbone, name=NARROW), master.spec.tasks)
+        narrow(master, expected, SIZE)
+        for (name, one), other in zip(model.module.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=name)
+        other = learn(teacher, data, tmp_path / "other", backbone="test_resnet", views=1, schedule=still)
+        assert other.spec.lineage["student"]["init"] == "random"
+
+
+def test_a_shorter_student_is_kept_and_returned(teacher: Path, data: Path, tmp_path: Path) -> None:
+    made = learn(teacher, data, tmp_path / "short", stages=3, views=1, schedule=SHORT)
+    loaded = load_student(tmp_path / "short")
+    assert loaded.backbone.stages == 3
+    assert loaded.spec.lineage["student"]["init"].startswith("teacher")
+    assert loaded.metrics["parameters"] < 0.2 * load_student(teacher).metrics["parameters"]
+    images = pixels(2)
+    with torch.no_grad():
+        assert torch.equal(flat(loaded.module(images)), flat(made.module(images)))
+    with pytest.raises(UsageError, match="--overwrite"):
+        learn(teacher, data, tmp_path / "short", stages=4, views=1, schedule=SHORT)
+    with pytest.raises(UsageError, match="stages to keep, not 9"):
+        learn(teacher, data, tmp_path / "none", stages=9, views=1, schedule=SHORT)
+    assert not (tmp_path / "none").exists()
+
+
+def killed_distillation(teacher: Path, data: Path, out: Path, place: str | int, seed: int) -> None:
+    if isinstance(place, str):
+        die_before(place)
+
+    def progress(done: int, total: int, note: str) -> None:
+        if note.startswith("epoch") and done == place:
+            die()
+
+    learn(teacher, data, out, seed=seed, progress=progress)
+
+
+class TestKill:
+    def test_the_teacher_does_not_look_twice_and_the_bits_are_the_same(
+        self, teacher: Path, data: Path, student: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "student"
+        assert in_process(killed_distillation, teacher, data, out, "view-1.safetensors", 0) == -9
+        seen = {path.name: path.stat().st_mtime_ns for path in (out / "cache").glob("view*")}
+        assert list(seen) == ["view-0.safetensors"]
+        assert in_process(killed_distillation, teacher, data, out, 5, 0) == -9
+        assert (out / "cache" / "view-0.safetensors").stat().st_mtime_ns == seen["view-0.safetensors"]
+        assert record(out)["finished"] is False
+        with pytest.raises(DataError):
+            load_student(out)
+        notes: list[str] = []
+        learn(teacher, data, out, progress=lambda done, total, note: notes.append(note))
+        assert notes
+        assert not [note for note in notes if note.startswith("teacher")]
+        assert weights(out) == weights(student)
+        assert record(out)["finished"] is True
+        assert not (out / "cache").exists()
+
+    def test_what_another_runs_teacher_saw_is_not_used(
+        self, teacher: Path, data: Path, student: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "student"
+        assert in_process(killed_distillation, teacher, data, out, 1, 5) == -9
+        assert (out / "cache" / "view-1.safetensors").is_file()
+        with pytest.raises(UsageError, match="--overwrite"):
+            learn(teacher, data, out)
+        learn(teacher, data, out, overwrite=True)
+        assert weights(out) == weights(student)
+
+    def test_a_finished_run_is_returned(self, teacher: Path, data: Path, student: Path) -> None:
+        before = (student / "run.json").read_bytes()
+        notes: list[str] = []
+        learn(teacher, data, student, progress=lambda done, total, note: notes.append(note))
+        assert notes == []
+        assert (student / "run.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def further(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 new pictures, and some that the main table has in train, val and test."""
+    folder = tmp_path_factory.mktemp("further") / "clinic"
+    generate(folder, count=12, seed=77, size=(64, 48))
+    frame = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(licence="CC-BY-NC-4.0")
+    main = read_table(data).frame
+    for split in ("train", "val", "test"):
+        for image in main.loc[main["split"] == split, "image"].iloc[:2]:
+            name = f"images/{split}-{Path(image).name}"
+            shutil.copy(data / image, folder / name)
+            frame.loc[len(frame)] = {**frame.iloc[0], "image_id": name, "image": name, "patient_id": name}
+    frame.assign(mask="").to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(teacher: Path, data: Path, further: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("taught") / "student"
+    learn(teacher, data, out, unlabelled=[further], views=1, schedule=SHORT)
+    return out
+
+
+class TestUnlabelled:
+    def test_its_new_pictures_are_learned_from_but_none_that_is_measured_on(
+        self, data: Path, further: Path, taught: Path
+    ) -> None:
+        main, model = read_table(data), load_student(taught)
+        files = digests(main)
+        held_out = {files[name] for name in main.frame.loc[main.frame["split"] == "test", "image_id"]}
+        new = set(digests(read_table(further))) - set(files)
+        assert len(new) == 12
+        assert new <= set(model.training_images)
+        assert not held_out & set(model.training_images)
+        counts = pd.Series([split for _, _, split in model.split]).value_counts()
+        expected = main.frame["split"].value_counts()
+        assert counts.to_dict() == {**expected.to_dict(), "train": expected["train"] + 12}
+        assert model.spec.lineage["data"]["licences"] == ["CC-BY-NC-4.0", "CC0-1.0"]
+
+    def test_its_labels_are_not_read(
+        self, teacher: Path, data: Path, further: Path, taught: Path, tmp_path: Path
+    ) -> None:
+        lies = edited(further, tmp_path / "lies", lambda frame: frame.assign(dx="mel", malignant="0"))
+        learn(teacher, data, tmp_path / "out", unlabelled=[lies], views=1, schedule=SHORT)
+        assert weights(tmp_path / "out") == weights(taught)
+        learn(teacher, data, tmp_path / "without", views=1, schedule=SHORT)
+        assert weights(tmp_path / "without") != weights(taught)
+
+    def test_a_table_that_is_not_there(self, teacher: Path, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="nowhere"):
+            learn(teacher, data, tmp_path / "out", unlabelled=[tmp_path / "nowhere"])
+        assert not (tmp_path / "out").exists()
+
+
+def test_without_a_labelled_share_only_the_teacher_is_heard(teacher: Path, data: Path, tmp_path: Path) -> None:
+    def lie(frame: pd.DataFrame) -> pd.DataFrame:
+        chosen = frame["split"] == "train"
+        return frame.assign(dx=frame["dx"].where(~chosen, "df"))
+
+    lies = edited(data, tmp_path / "lies", lie)
+    alike = {}
+    for share in (1.0, 0.5):
+        found = []
+        for table in (data, lies):
+            out = tmp_path / f"{table.name}-{share}"
+            learn(teacher, table, out, soft_weight=share, views=1, schedule=SHORT)
+            found.append(weights(out))
+        alike[share] = found[0] == found[1]
+    assert alike == {1.0: True, 0.5: False}
+
+
+def test_what_its_teacher_has_seen_counts_as_seen(teacher: Path, data: Path, tmp_path: Path) -> None:
+    """Else a student could be measured on its teacher's training images."""
+
+    def resplit(frame: pd.DataFrame) -> pd.DataFrame:
+        frame.loc[frame.index[frame["split"] == "train"][:3], "split"] = "test"
+        return frame
+
+    other = edited(data, tmp_path / "other", resplit)
+    table = read_table(data)
+    files = digests(table)
+    moved = [files[name] for name in table.frame.loc[table.frame["split"] == "train", "image_id"][:3]]
+    distilled = learn(teacher, other, tmp_path / "distilled", init="none", views=1, schedule=SHORT)
+    pruned = train(other, tmp_path / "pruned", backbone=NARROW, init=str(teacher), role="student", schedule=SHORT)
+    for model in (distilled, pruned):
+        assert set(moved) <= set(model.training_images)
+    alone = train(other, tmp_path / "alone", backbone=NARROW, schedule=SHORT)
+    assert not set(moved) & set(alone.training_images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"soft_weight": 1.5}, "soft weight"),
+        ({"temperature": 0}, "temperature above 0"),
+        ({"views": 0}, "at least one view"),
+        ({"backbone": None}, "--backbone"),
+        ({"backbone": "mobilenetv2_035x"}, "timm knows no model"),
+        ({"backbone": "test_resnet", "init": "the teacher"}, "differ in more than width"),
+        ({"name": "a/b"}, "cannot name a model"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    teacher: Path, data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    if "init" in changes:
+        changes = {**changes, "init": str(teacher)}
+    with pytest.raises(UsageError, match=message):
+        learn(teacher, data, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"neither student\.json nor teacher\.json"):
+        learn(tmp_path, data, tmp_path / "out")
+
+
+def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
+    image = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
+    turns = [turned(image, turn) for turn in range(8)]
+    assert len({turn.tobytes() for turn in turns}) == 8
+    np.testing.assert_array_equal(turns[0], image)
+    for turn in turns:
+        assert turn.flags.c_contiguous
+        np.testing.assert_array_equal(turn[2, 2], image[2, 2])
+        assert {tuple(pixel) for pixel in turn.reshape(-1, 3)} == {tuple(pixel) for pixel in image.reshape(-1, 3)}
+        corners = [tuple(turn[at]) for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))]
+        assert set(corners) == {tuple(image[at]) for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))}
