@@ -59,7 +59,8 @@ def training_arguments(options: dict[str, Any]) -> dict[str, Any]:
 
     names = ("epochs", "batch_size", "lr", "patience", "precision")
     schedule = Schedule(**{name: options.pop(name) for name in names})
-    return {**options, "balance": not options.pop("no_balance"), "schedule": schedule}
+    balance = not options.pop("no_balance")
+    return {**options, "balance": balance, "schedule": schedule}
 
 
 def summary(student: "Student", out: Path) -> dict[str, Any]:

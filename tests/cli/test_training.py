@@ -1,0 +1,60 @@
+"""`finetune`, `distill` and `export` as they are typed."""
+
+import json
+
+import pytest
+from command import dermedge, refused
+
+from dermedge.data import generate
+
+SMALL = ("--epochs", "1", "--batch-size", "16", "--backbone", "resnet10t", "--backbone-arg", "stem_width=8")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    generate(folder / "lesions", count=72, size=(64, 48))
+    return folder
+
+
+def test_a_teacher_a_student_and_a_bundle_from_the_command_line(place):
+    data = str(place / "lesions")
+    wide, narrow = "channels=[8,16,24,32]", "channels=[8,8,16,16]"
+
+    taught = dermedge(
+        "finetune",
+        "--data",
+        data,
+        "-o",
+        str(place / "teacher"),
+        "--size",
+        "32",
+        *SMALL,
+        "--backbone-arg",
+        wide,
+        "--json",
+    )
+    assert taught.code == 0, taught.err
+    assert taught.json()["parameters"] > 0
+    settings = json.loads((place / "teacher" / "run.json").read_text("utf-8"))["settings"]
+    assert settings["balance"] is True
+    assert settings["schedule"]["epochs"] == 1
+
+    arguments = ("--data", data, "-o", str(place / "student"), *SMALL, "--backbone-arg", narrow, "--views", "1")
+    distilled = dermedge("distill", str(place / "teacher"), *arguments, "--no-balance", "--json")
+    assert distilled.code == 0, distilled.err
+    assert distilled.json()["parameters"] < taught.json()["parameters"]
+    assert json.loads((place / "student" / "run.json").read_text("utf-8"))["settings"]["balance"] is False
+
+    exported = dermedge("export", str(place / "student"), "--target", "cpu", "-o", str(place / "out"))
+    assert exported.code == 0, exported.err
+    bundle = place / "out" / "resnet10t-student-cpu.dermedge"
+    assert str(bundle) in exported.out
+    assert dermedge("verify", bundle).code == 0
+
+
+def test_an_unknown_backbone_is_one_line_and_leaves_nothing(place):
+    out = place / "unknown"
+    ran = dermedge("finetune", "--data", str(place / "lesions"), "-o", str(out), "--backbone", "mobilnetv2")
+    assert "mobilnetv2" in refused(ran, 2)
+    assert not out.exists()
