@@ -13,7 +13,7 @@ from dermedge.data.generate import generate
 from dermedge.data.split import split
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.evaluate import EvaluationReport, evaluate
-from dermedge.exporting import export as export
+from dermedge.exporting import export
 from dermedge.report import write_report
 from dermedge.train import Schedule, distill, finetune
 from dermedge_export.target import find_target

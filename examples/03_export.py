@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dermedge.evaluate import evaluate
-from dermedge.pipeline import export
+from dermedge.exporting import export
 from dermedge_runtime.errors import GateError
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from dermedge.data import read_table, with_split
 from dermedge.evaluate import evaluate
 from dermedge.evaluate.table import table_predictions
+from dermedge.exporting import export
 from dermedge.models import load_student
 from dermedge.models.network import count_macs
-from dermedge.pipeline import export
 from dermedge.train import Schedule, distill, finetune
 from dermedge_export.metrics import auroc, balanced_accuracy, bootstrap, macro_auroc
 from dermedge_export.metrics import interval as interval_of
