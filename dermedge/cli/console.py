@@ -36,7 +36,6 @@ PACKAGES = frozenset(
         "jinja2",
         "lightning_fabric",
         "markupsafe",
-        "matplotlib",
         "onnx",
         "onnxruntime",
         "onnxscript",
@@ -61,6 +60,23 @@ threads_option = click.option(
 )
 engine_option = click.option("--engine", help="Name of the engine; by default the one for the bundle's format.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at the output.")
+size_option = click.option(
+    "--size", type=click.IntRange(16, 4096), default=160, show_default=True, help="Side of the input in pixels."
+)
+fit_option = click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="How a rectangle becomes a square.",
+)
+views_option = click.option(
+    "--views",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Views of each image that the teacher looks at.",
+)
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dermedge.cli.console import emit, pairs, progress, training_options
+from dermedge.cli.console import emit, pairs, progress, training_options, views_option
 from dermedge.cli.finetune import summary, training_arguments
 
 
@@ -37,13 +37,7 @@ from dermedge.cli.finetune import summary, training_arguments
 @click.option(
     "--soft-weight", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Share of the distillation loss."
 )
-@click.option(
-    "--views",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Views of each image that the teacher looks at.",
-)
+@views_option
 @training_options
 def command(teacher: Path, data: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Train a compact student from TEACHER's softened logits and the labels.

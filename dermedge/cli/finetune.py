@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import emit, pairs, progress, training_options
+from dermedge.cli.console import emit, fit_option, pairs, progress, size_option, training_options
 
 if TYPE_CHECKING:
     from dermedge.models import Student
@@ -22,16 +22,8 @@ if TYPE_CHECKING:
     help="Initial weights: none, hub (timm's, downloaded), a safetensors file, or a model's folder "
     "(pruned if it is wider).",
 )
-@click.option(
-    "--size", type=click.IntRange(16, 4096), default=160, show_default=True, help="Side of the input in pixels."
-)
-@click.option(
-    "--fit",
-    type=click.Choice(["crop", "pad", "stretch"]),
-    default="crop",
-    show_default=True,
-    help="How a rectangle becomes a square.",
-)
+@size_option
+@fit_option
 @click.option(
     "--role",
     type=click.Choice(["teacher", "student"]),

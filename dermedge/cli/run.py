@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dermedge.cli.console import emit, interval, json_option, known_target, overwrite_option, pairs, progress
+from dermedge.cli.console import (
+    emit,
+    fit_option,
+    interval,
+    json_option,
+    known_target,
+    overwrite_option,
+    pairs,
+    progress,
+    size_option,
+    views_option,
+)
 from dermedge_runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,26 +53,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="The student's: auto (pruned from the teacher), none, hub, a file or a folder.",
 )
-@click.option(
-    "--size", type=click.IntRange(16, 4096), default=160, show_default=True, help="Side of the input in pixels."
-)
-@click.option(
-    "--fit",
-    type=click.Choice(["crop", "pad", "stretch"]),
-    default="crop",
-    show_default=True,
-    help="How a rectangle becomes a square.",
-)
+@size_option
+@fit_option
 @click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of the teacher.")
 @click.option("--student-epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of the student.")
 @click.option("--batch-size", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step.")
-@click.option(
-    "--views",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Views of each image that the teacher looks at.",
-)
+@views_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of order, augmentation and initial weights.")
 @click.option("--name", help="Name of the student; by default its backbone's.")
 @click.option("--no-images", is_flag=True, help="Leave example images out of the report.")

@@ -1,6 +1,6 @@
 """Names to `module:attribute`: what is built in, and what third parties add by entry points.
 
-Groups: `dermedge.targets`, `dermedge.runtimes`, `dermedge.datasets`; they are read only here.
+Groups: `dermedge.targets`, `dermedge.exporters`, `dermedge.runtimes`, `dermedge.datasets`; they are read only here.
 """
 
 import importlib
