@@ -19,11 +19,13 @@ COMMANDS = {
     "finetune": "Train a teacher, or a student alone, on labelled images.",
     "distill": "Train a compact student from a teacher.",
     "export": "Turn a student into a gated bundle for a target.",
+    "build": "Build a bundle's engine on this device, and gate it there.",
     "verify": "Check that a bundle is intact and right on this machine.",
     "evaluate": "Measure a bundle on labelled images, overall and per subgroup.",
     "bench": "Measure a bundle's speed and memory on this machine.",
     "predict": "Ask a bundle about images.",
     "inspect": "Show what a bundle is, and what is known about it.",
+    "parity": "Find where an artifact drifts from its student.",
     "targets": "List what bundles can be made for.",
     "doctor": "Show what this machine can do, and what to install for the rest.",
 }

@@ -13,18 +13,26 @@ from dermedge_runtime.registry import entries
 # What each extra brings, by distribution name.
 EXTRAS = {
     "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "coreml": ("coremltools",),
     "evaluate": ("pandas", "scikit-learn", "scipy"),
     "data": ("imagehash", "pyarrow"),
     "report": ("jinja2",),
     "export": ("torch", "timm", "onnx", "onnxscript", "safetensors"),
+    "quantize": ("nncf",),
     "train": ("lightning-fabric", "albumentations", "torch-pruning"),
 }
 ENABLES = {
     "onnxruntime": "predict, verify, bench",
+    "openvino": "the same, and export for cpu",
+    "tensorrt": "build and run on a Jetson",
+    "coreml": "export for ios, verify on a Mac",
     "evaluate": "evaluate",
     "data": "data check",
     "report": "report.html",
     "export": "export",
+    "quantize": "export --precision auto",
     "train": "finetune, distill, run, demo",
 }
 

@@ -1,24 +1,138 @@
 """`dermedge targets`."""
 
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+
 import click
 
 from dermedge.cli.console import emit, json_option, table
-from dermedge_export.target import GROUP, TARGETS, Target, find_target
-from dermedge_runtime.registry import entries
+from dermedge_export.candidate import Candidate, candidates
+from dermedge_export.target import Target, all_targets
+from dermedge_runtime.bench import device
+
+# What building takes, by the name that is imported, and the extra of dermedge that brings it.
+PACKAGES = {
+    "torch": "export",
+    "timm": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "nncf": "quantize",
+    "coremltools": "coreml",
+}
+TRACED = ("torch", "timm", "onnx", "onnxscript")
+FORMATS = {
+    "onnx": (*TRACED, "onnxruntime"),
+    "tensorrt": (*TRACED, "onnxruntime"),
+    "openvino": (*TRACED, "openvino"),
+    "coreml": ("torch", "timm", "coremltools"),
+}
+METHODS = {"nncf": ("nncf",), "accuracy-control": ("nncf",), "qat": ("nncf",)}
+# Engines and systems whose names differ from the format's and the package's, or that only one system has.
+ENGINES = {"onnx": "onnxruntime"}
+MODULES = {"coreml": "coremltools"}
+SYSTEMS = {"coreml": "darwin"}
+SIMULATED = "torch simulation"
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """A target, and what this machine can do for it.
+
+    `build` maps each precision to the packages that it still needs, none where it can be built, None where this machine
+    can never build it. `run` names the device's engines that are here, `check` who measures the artifact here, None
+    where nobody can.
+    """
+
+    target: Target
+    build: Mapping[str, tuple[str, ...] | None]
+    run: tuple[str, ...]
+    check: str | None
+
+
+def targets() -> list[TargetState]:
+    """Every target, and what this machine can do for it; looks for packages without importing any."""
+    flags = device()["flags"].split()
+    return [_state(target, candidates(target, flags)) for target in all_targets()]
+
+
+def _state(target: Target, known: list[Candidate]) -> TargetState:
+    build: dict[str, tuple[str, ...] | None] = {}
+    for precision in target.precisions:
+        ways = [_missing(candidate) for candidate in known if candidate.precision == precision]
+        build[precision] = min(ways, key=len, default=None)
+    run = tuple(engine for engine in _own_engines(target, known) if _here(engine))
+    simulated = SIMULATED if _installed("torch") else None
+    check = simulated if target.host is None else target.host if _here(target.host) else None
+    return TargetState(target, build, run, " or ".join(run) or check)
+
+
+def _own_engines(target: Target, known: list[Candidate]) -> list[str]:
+    """The engines that a device of this kind would run its artifacts with, as far as this package knows them."""
+    formats = [candidate.format for candidate in known] if target.native else [target.format]
+    engines = dict.fromkeys(ENGINES.get(name, name) for name in formats)
+    return [engine for engine in engines if engine in target.engine.split()]
+
+
+def _here(engine: str) -> bool:
+    return _installed(MODULES.get(engine, engine)) and SYSTEMS.get(engine, sys.platform) == sys.platform
+
+
+def _missing(candidate: Candidate) -> tuple[str, ...]:
+    needed = (*FORMATS.get(candidate.format, ()), *METHODS.get(candidate.method, ()))
+    return tuple(name for name in needed if not _installed(name))
+
+
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 @click.command("targets")
 @json_option
 def command(as_json: bool) -> None:
-    """List what bundles can be made for, and what their devices need."""
-    emit([find_target(name) for name in entries(TARGETS, GROUP)], as_json, show)
+    """List what bundles can be made for, what their devices need, and what this machine can build, run and check."""
+    emit(targets(), as_json, show)
 
 
-def show(targets: list[Target]) -> None:
-    """Print a line per target."""
-    rows = [(t.name, t.format, ", ".join(t.precisions), ", ".join(t.requires), _gate(t), t.checked) for t in targets]
-    table(("target", "format", "precisions", "needs", "gate", "checked"), rows)
+def show(states: list[TargetState]) -> None:
+    """Print what targets are, a variant below its family and only where it differs; then what can be done here."""
+    families = {state.target.name: state.target for state in states}
+    rows = [_described(state.target, families.get(state.target.family)) for state in states]
+    table(("target", "format", "precisions", "engine", "device needs"), rows)
+    own = [state for state in states if state.target.family not in families]
+    table(("here", "builds", "runs", "checks by", "limits"), [_possible(state) for state in own])
+    for line in dict.fromkeys(line for state in own for line in _remaining(state)):
+        click.echo(line)
 
 
-def _gate(target: Target) -> str:
-    return ", ".join(f"{name} {value}" for name, value in target.gate.items()) or "default limits"
+def _described(target: Target, family: Target | None) -> tuple[str, ...]:
+    needs = ", ".join(target.requires)
+    if "provider" in target.facts:
+        needs = ", ".join(str(target.facts[key]) for key in ("provider", "abi") if key in target.facts)
+    cells = (target.format, ", ".join(target.precisions), target.engine, needs)
+    if family is None:
+        return (target.name, *cells)
+    _, *same = _described(family, None)
+    return (f"  {target.name}", *("" if mine == its else mine for mine, its in zip(cells, same, strict=True)))
+
+
+def _possible(state: TargetState) -> tuple[str, ...]:
+    builds = ", ".join(precision for precision, missing in state.build.items() if missing == ())
+    limits = ", ".join(f"{name} {value:g}" for name, value in state.target.gate.items())
+    return (state.target.name, builds or "-", ", ".join(state.run) or "-", state.check or "-", limits or "default")
+
+
+def _remaining(state: TargetState) -> Iterator[str]:
+    """What to install or to type, and where."""
+    name = state.target.name
+    for precision, missing in state.build.items():
+        if missing is None:
+            yield f"{name} {precision}: nothing makes it for this CPU"
+        elif missing:
+            extras = ",".join(sorted({PACKAGES[package] for package in missing}))
+            yield f"{name} {precision}: pip install 'dermedge[{extras}]'"
+    if state.target.todo:
+        yield f"{name}, once exported, {state.target.todo.format(bundle='BUNDLE')}"

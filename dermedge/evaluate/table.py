@@ -25,27 +25,29 @@ AHEAD = 16
 
 
 def table_predictions(
-    table: Table, spec: Spec, run: Run, *, batch: int = 32, workers: int = 2, progress: Progress | None = None
+    table: Table,
+    spec: Spec,
+    run: Run,
+    *,
+    batch: int = 32,
+    images: Iterable[NDArray[np.uint8]] | None = None,
+    progress: Progress | None = None,
 ) -> Predictions:
     """Runs a model over every image of a table.
-
-    Images are decoded at full scale, as they are for the conformance cases, by threads that work ahead of the engine.
 
     Args:
         table: the images, and what is known of them.
         spec: the model's tasks, labels and preprocessing.
         run: the model, from uint8 [N, S, S, 3] to outputs [N, ...] by task.
         batch: how many images go through it at once.
-        workers: threads that decode.
+        images: what `preprocessed` gave for this table, where it is at hand.
         progress: told how far it is.
 
     Raises:
         DataError: an image is missing or unreadable.
     """
-    paths = [table.path(image) for image in table.frame["image"]]
-    outputs = predict_table(
-        run, _told(_images(paths, spec.preprocess, table, workers), len(paths), progress), batch=batch
-    )
+    pixels = preprocessed(table, spec.preprocess) if images is None else images
+    outputs = predict_table(run, _told(pixels, len(table), progress), batch=batch)
     return Predictions(
         image_ids=tuple(table.frame["image_id"]),
         outputs=outputs,
@@ -88,8 +90,19 @@ def age_band(age: float) -> str:
     return next((name for start, name in reversed(AGE_BANDS) if age >= start), "")
 
 
-def _images(paths: list[Path], spec: Preprocess, table: Table, workers: int) -> Iterator[NDArray[np.uint8]]:
-    """The preprocessed images, in order; never more than AHEAD of them wait."""
+def preprocessed(table: Table, spec: Preprocess, *, workers: int = 2) -> Iterator[NDArray[np.uint8]]:
+    """The network's input [S, S, 3] for every image of a table, in order; never more than AHEAD of them wait.
+
+    Images are decoded at full scale, as they are for the conformance cases, by threads that work ahead of the reader.
+
+    Args:
+        table: the images.
+        spec: the model's preprocessing.
+        workers: threads that decode.
+
+    Raises:
+        DataError: an image is missing or unreadable.
+    """
 
     def load(path: Path) -> NDArray[np.uint8]:
         try:
@@ -97,6 +110,7 @@ def _images(paths: list[Path], spec: Preprocess, table: Table, workers: int) -> 
         except ImageError as error:
             raise DataError(f"{error} `dermedge data check {table.root}` lists every such image.") from error
 
+    paths = [table.path(image) for image in table.frame["image"]]
     waiting: deque[Future[NDArray[np.uint8]]] = deque()
     remaining = iter(paths)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dermedge-decode")

@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from markupsafe import Markup, escape
 
-from dermedge_runtime.report import Interval
+from dermedge_runtime.report import Interval, Status
 
 UNKNOWN = "not measured"
 NO_INTERVAL = "no interval"
@@ -112,6 +112,12 @@ def digested(value: Any) -> Markup:
     for index, part in enumerate(DIGEST.split(str(value))):
         parts.append(Markup('<code title="{}">{}</code>').format(part, part[:12]) if index % 2 else escape(part))
     return Markup("").join(parts)
+
+
+def status_of(value: Any) -> str:
+    """A report's status; what is none of the known words counts as not run."""
+    word = value.get("status") if isinstance(value, Mapping) else getattr(value, "status", None)
+    return word if isinstance(word, str) and word in get_args(Status) else "not_run"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,34 @@
 """The texts that travel in a bundle: its model card, and whose work it rests on."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from dermedge_runtime.files import pretty_json
 from dermedge_runtime.report import ParityReport
 from dermedge_runtime.spec import Artifact, Postprocessing, Spec, to_json
 
+INT8 = (
+    "8-bit results differ between instruction sets: these hold where products are computed as on the machine above; "
+    "`dermedge verify` asks another one."
+)
+
 
 def model_card(
-    spec: Spec, artifact: Artifact, postprocessing: Mapping[str, Postprocessing], report: ParityReport
+    spec: Spec,
+    artifact: Artifact,
+    postprocessing: Mapping[str, Postprocessing],
+    report: ParityReport,
+    device: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown for the person who was handed the file: what it answers, for whom, how sure, and what is not known."""
+    """Markdown for the person who was handed the file: what it answers, for whom, how sure, and what is not known.
+
+    Args:
+        spec: what the model is.
+        artifact: which file for which target.
+        postprocessing: what was fitted, by task.
+        report: its parity on the exporting machine.
+        device: the manifest's `parity.device`; None where nothing has run on the device.
+    """
     lines = [
         f"# {spec.name} {spec.version}",
         "",
@@ -30,11 +48,18 @@ def model_card(
         "",
         *(_task_line(spec, name, postprocessing.get(name, Postprocessing())) for name in (t.name for t in spec.tasks)),
         "",
+        "## How it was rounded",
+        "",
+        f"- calibration: {calibrated_on(artifact)}",
+        f"- kept in fp32: {', '.join(f'`{name}`' for name in kept_fp32(artifact)) or 'no layer by choice'}",
+        "",
         "## Still the same model?",
         "",
-        f"Compared with its fp32 student on {report.basis} ({report.cases} images, {report.engine}, "
-        f"{report.hardware}): **{report.status}**.",
+        f"- on the exporting machine: **{report.status}**, compared with its fp32 student on {report.basis} "
+        f"({report.cases} images, {report.engine}, {report.hardware})",
+        f"- on the device: {_device_line(device or {'status': 'not_run'})}",
         "",
+        *([INT8, ""] if eight_bit(artifact) else []),
         "| metric | student | this artifact | loss | allowed | |",
         "|---|---|---|---|---|---|",
         *(
@@ -50,6 +75,30 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def calibrated_on(artifact: Artifact) -> str:
+    """Which images told quantization the ranges of activations."""
+    found = artifact.calibration
+    if found is None:
+        return "none, its precision needs none"
+    images = f"{found.get('count', 'unknown number of')} images of split {found.get('split', 'unknown')}"
+    return f"{images}, digest {str(found.get('digest', 'unknown'))[:12]}"
+
+
+def kept_fp32(artifact: Artifact) -> tuple[str, ...]:
+    """The layers that were kept in fp32 because rounding them costs accuracy."""
+    return tuple(map(str, artifact.details.get("kept_fp32") or ()))
+
+
+def other_details(artifact: Artifact) -> str:
+    """What else only this format has: `opset 18, batch 1`."""
+    return ", ".join(f"{name} {value}" for name, value in artifact.details.items() if name != "kept_fp32")
+
+
+def eight_bit(artifact: Artifact) -> bool:
+    """Whether activations are 8-bit integers, which CPUs multiply differently."""
+    return "int8" in artifact.precision or "a8" in artifact.precision
 
 
 def licences(spec: Spec) -> dict[str, bytes]:
@@ -69,6 +118,14 @@ def _task_line(spec: Spec, name: str, fitted: Postprocessing) -> str:
     threshold = "" if fitted.threshold is None else f", decision threshold {fitted.threshold:.4f}"
     kind = task.kind if task else "?"
     return f"- `{name}` ({kind}{': ' + labels if labels else ''}); temperature {temperature}{threshold}"
+
+
+def _device_line(device: Mapping[str, Any]) -> str:
+    state = f"**{device.get('status')}**"
+    if todo := device.get("todo"):
+        return f"{state}; to do {todo}"
+    measured = ", ".join(str(device[key]) for key in ("engine", "hardware") if device.get(key))
+    return f"{state}{f' ({measured})' if measured else ''}"
 
 
 def _number(value: float | None) -> str:

@@ -5,22 +5,21 @@ import glob
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dermedge_export.calibrate import fit_postprocessing
+from dermedge_export.calibration import check_calibration
+from dermedge_export.candidate import AUTO, chosen
 from dermedge_export.card import licences, model_card
 from dermedge_export.gate import blocks
 from dermedge_export.golden import golden_cases
-from dermedge_export.lesions import draw_lesion
-from dermedge_export.parity import parity
-from dermedge_export.predictions import Predictions, Run, predict_table
+from dermedge_export.jury import Evidence, Jury
+from dermedge_export.reference import reference_file
+from dermedge_export.search import Choice, search
 from dermedge_export.target import Target, find_target
+from dermedge_export.workbench import Built, Exportable, Exporter, Retrain, Workbench, module_run
 from dermedge_runtime.bench import device
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.container import MANIFEST
@@ -28,56 +27,33 @@ from dermedge_runtime.errors import BundleError, DataError, GateError, UsageErro
 from dermedge_runtime.files import check_free, pretty_json
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.model import Runtime, load
-from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.progress import Progress
 from dermedge_runtime.registry import lookup
 from dermedge_runtime.report import ParityReport
-from dermedge_runtime.spec import Artifact, Postprocessing, Spec, to_json
+from dermedge_runtime.spec import Json, Postprocessing, Spec, to_json
 from dermedge_runtime.verify import verify
 
-EXPORTERS: dict[str, str] = {"onnx": "dermedge_export.onnx:export_onnx"}
+EXPORTERS: dict[str, str] = {
+    "onnx": "dermedge_export.onnx:export_onnx",
+    "openvino": "dermedge_export.openvino:export_openvino",
+    "tensorrt": "dermedge_export.tensorrt:export_tensorrt",
+    "coreml": "dermedge_export.coreml:export_coreml",
+}
 GROUP = "dermedge.exporters"
-PROCEDURAL = 128  # lesions that agreement is gated on where there is no labelled data
-TOLERANCE = {"fp32": 1e-3}  # absolute, on logits: what engines and CPUs differ by in the order of their sums
+# Absolute, on logits: what engines and CPUs differ by in the order of their sums, and in how they round to few bits.
+TOLERANCE = {
+    "fp32": 1e-3,
+    "fp16": 0.05,
+    "bf16": 0.25,
+    "w8": 0.05,
+    "palettized": 0.05,
+    "int8": 0.25,
+    "int8+fp16": 0.5,
+    "w8a8": 0.5,
+}
 LEFTOVER_SECONDS = 24 * 3600
 PREFIX = 16  # hex digits of a training image's sha256: enough to find it again
-Step = Callable[[str], None]
-
-
-class Exportable(Protocol):
-    """What an exporter needs of a model: a torch module from uint8 [N, S, S, 3] to logits by task, and its contract."""
-
-    @property
-    def module(self) -> Any: ...
-
-    @property
-    def spec(self) -> Spec: ...
-
-
-class Evidence(Protocol):
-    """Labelled images to fit and to judge on; `name` says whose they are."""
-
-    @property
-    def name(self) -> str: ...
-
-    def predictions(self, split: str, run: Run) -> Predictions:
-        """What `run` answers for every image of a split."""
-
-    def digests(self, split: str) -> Sequence[str]:
-        """sha256 of every image file of a split."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """What an exporter makes: the artifact's description and its files, by path inside the bundle."""
-
-    artifact: Artifact
-    files: Mapping[str, bytes]
-
-
-class Exporter(Protocol):
-    """A format. One function in a file of its own, named in `EXPORTERS` or by the entry points `dermedge.exporters`."""
-
-    def __call__(self, source: Exportable, target: Target, *, dynamic_batch: bool = False) -> Built: ...
+CACHE = ".candidates"
 
 
 def export(
@@ -87,16 +63,21 @@ def export(
     *,
     evidence: Evidence | None = None,
     training_images: Sequence[str] = (),
+    precision: str | None = None,
+    engine: str | None = None,
     dynamic_batch: bool = False,
     allow_parity_failure: bool = False,
+    budget_minutes: float = 30.0,
+    retrain: Retrain | None = None,
     overwrite: bool = False,
-    step: Step | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
-    """Build the artifact, fit its postprocessing, compare it with the student, and write `OUT/NAME-TARGET.dermedge`.
+    """Build candidates, choose one on val, judge it on test, and write `OUT/NAME-TARGET.dermedge`.
 
-    With `evidence`, postprocessing is fitted on its val split for this very artifact and the gate judges its test
-    split. Without, only agreement with the student on procedural lesions is gated, and nothing is fitted. The bundle
-    has passed `verify` before it stands at its place; after an error, or a kill, nothing stands there.
+    With `evidence`, quantization is calibrated on its train split, postprocessing is fitted on its val split for the
+    very artifact, and the gate judges the winner on its test split, once. Without, only agreement with the student on
+    procedural lesions is gated, and nothing is fitted. The bundle has passed `verify` before it stands at its place, as
+    far as its engine runs here; after an error, or a kill, nothing stands there.
 
     Args:
         source: the model.
@@ -104,55 +85,230 @@ def export(
         out: folder to write into.
         evidence: labelled images.
         training_images: sha256 of the image files that the model has learned from; the bundle keeps prefixes of them.
+        precision: one of the target's; None is its first, `auto` tries all and takes the best that passes.
+        engine: only artifacts for this engine, where a target has several.
         dynamic_batch: leave the batch size open; it is 1 by default.
         allow_parity_failure: write the bundle although the gate failed, which its manifest records.
+        budget_minutes: after that no further candidate is begun.
+        retrain: quantization-aware training, for when nothing else keeps the accuracy.
         overwrite: replace an older bundle.
-        step: told what is being done.
+        progress: told what is being done.
 
     Raises:
         UsageError: an unknown target, or the bundle exists and may not be replaced.
-        DataError: the model has learned from test images.
+        DataError: the model has learned from test images, or calibration images are unfit.
         GateError: the artifact lost more than its target allows.
+        MissingExtraError: a toolchain is not installed.
         BundleError: the written bundle did not verify.
     """
-    target = target if isinstance(target, Target) else find_target(target)
-    tell = step or (lambda _: None)
-    path = Path(out) / f"{source.spec.name}-{target.name}.dermedge"
-    check_free(path, overwrite=overwrite, marker=MANIFEST)
-    if evidence is not None:
-        check_leakage(evidence, training_images)
-    tell(f"building {target.format} for {target.name}")
-    exporter: Exporter = lookup("format", target.format, EXPORTERS, GROUP)
-    built = exporter(source, target, dynamic_batch=dynamic_batch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        draft = _write(Path(folder) / "draft", source.spec, built, {}, {}, {})
-        with load(draft) as model:
-            tell("comparing it with the student")
-            report, fitted = _measure(source, built.artifact, model.runtime, target, evidence)
-            tell("drawing golden cases")
-            golden = golden_files(golden_cases(source.spec, module_run(source.module), model.run, fitted))
-        reasons = blocks(report)
-        if reasons and not allow_parity_failure:
-            raise GateError(
-                f"The {built.artifact.precision} artifact for {target.name} is not the same model: {' '.join(reasons)} "
-                "No bundle was written; --allow-parity-failure writes it all the same and records that."
+    shop = Workshop.opened(
+        source, evidence=evidence, training_images=training_images, dynamic_batch=dynamic_batch, retrain=retrain
+    )
+    return shop.export(
+        target,
+        out,
+        precision=precision,
+        engine=engine,
+        allow_parity_failure=allow_parity_failure,
+        budget_minutes=budget_minutes,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A student and the jury of its artifacts; targets that are exported from one workshop share traces and answers."""
+
+    work: Workbench
+    jury: Jury
+    training_images: tuple[str, ...]
+
+    @classmethod
+    def opened(
+        cls,
+        source: Exportable,
+        *,
+        evidence: Evidence | None = None,
+        training_images: Sequence[str] = (),
+        dynamic_batch: bool = False,
+        retrain: Retrain | None = None,
+    ) -> "Workshop":
+        """Arguments and errors as of `export`."""
+        work = Workbench(source, dynamic_batch=dynamic_batch, retrain=retrain)
+        jury = Jury(source.spec, module_run(source.module), evidence)
+        if evidence is not None:
+            check_leakage(evidence, training_images)
+            work.calibration_source = lambda: _calibration(evidence)
+            work.val = lambda: jury.student("val")
+        return cls(work, jury, tuple(training_images))
+
+    def export(
+        self,
+        target: str | Target,
+        out: Path | str,
+        *,
+        precision: str | None = None,
+        engine: str | None = None,
+        allow_parity_failure: bool = False,
+        budget_minutes: float = 30.0,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Bundle:
+        """One bundle; arguments and errors as of the function `export`."""
+        target = target if isinstance(target, Target) else find_target(target)
+        tell = progress or (lambda done, total, note: None)
+        candidates = chosen(target, precision, engine, device()["flags"].split())
+        path = Path(out) / f"{self.work.spec.name}-{target.name}.dermedge"
+        check_free(path, overwrite=overwrite, marker=MANIFEST)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            drafts = _Drafts(self.work.spec, target, Path(folder))
+            choice = search(
+                self.work,
+                target,
+                candidates,
+                self.jury,
+                _exporter,
+                drafts.start,
+                exhaustive=precision == AUTO,
+                allow_failure=allow_parity_failure,
+                budget_minutes=budget_minutes,
+                cache=path.parent / CACHE if precision == AUTO else None,
+                progress=progress,
             )
+            with drafts.start(choice.built) as runtime:
+                tell(0, 1, f"judging {choice.built.artifact.precision} on {self.jury.basis('test')}")
+                verdict = _verdict(self.jury, choice, runtime, target)
+                if verdict.reasons and not allow_parity_failure:
+                    raise GateError(
+                        f"The {choice.built.artifact.precision} artifact for {target.name} is not the same model: "
+                        f"{' '.join(verdict.reasons)} No bundle was written; --allow-parity-failure writes it all the "
+                        "same and records that."
+                    )
+                tell(0, 1, "drawing golden cases")
+                entries = _parity_entries(verdict, target, path)
+                files = self._files(choice, verdict, target, entries, runtime)
+                tell(0, 1, "verifying the bundle")
+                final = drafts.write("final", choice.built, verdict.fitted, entries, files)
+                _must_verify(final, runtime)
+            return final.save(path, overwrite=overwrite)
+
+    def _files(
+        self, choice: Choice, verdict: "_Verdict", target: Target, entries: Json, runtime: Runtime
+    ) -> dict[str, bytes]:
+        """What travels beside the model. `reports/` holds the parity, how the artifact was chosen, what the model has
+        learned from, and for a target that is judged elsewhere the student's own answers, so that it can be judged
+        there without torch.
+        """
+        jury, spec, artifact = self.jury, self.work.spec, choice.built.artifact
+        # The reference is the network that was trained, not the merged one that is exported.
+        cases = golden_cases(spec, jury.reference, runtime.run, verdict.fitted)
+        learned = "".join(f"{digest[:PREFIX]}\n" for digest in sorted(self.training_images))
         files = {
-            **golden,
-            "reports/parity.json": pretty_json(to_json(report)),
-            "reports/training_images.txt": "".join(f"{d[:PREFIX]}\n" for d in sorted(training_images)).encode(),
-            "modelcard.md": model_card(source.spec, built.artifact, fitted, report).encode(),
-            **licences(source.spec),
+            **golden_files(cases),
+            "reports/parity.json": pretty_json(to_json(verdict.report)),
+            "reports/candidates.json": pretty_json(choice.to_json() | {"basis": jury.basis("val")}),
+            "reports/training_images.txt": learned.encode(),
+            "modelcard.md": model_card(spec, artifact, verdict.fitted, verdict.report, entries["device"]).encode(),
+            **licences(spec),
         }
-        tell("verifying the bundle")
-        final = _write(Path(folder) / "final", source.spec, built, fitted, _parity_entries(report, reasons), files)
-        answer = verify(final)
-        if answer.status != "passed":
-            failed = next(check for check in answer.checks if check.status == "failed")
-            raise BundleError(f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written.")
-        return final.save(path, overwrite=overwrite)
+        if jury.evidence is not None and not target.native:
+            student, fitted = jury.student("test"), jury.fit(jury.student("val"))
+            digests = jury.evidence.digests("test")
+            files["reports/reference.json"] = reference_file(student, digests, fitted, jury.basis("test"))
+        return files
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The winner on test: its parity, what was fitted for it, and why the gate stays shut, if it does."""
+
+    report: ParityReport
+    fitted: Mapping[str, Postprocessing]
+    reasons: list[str]
+
+
+def _verdict(jury: Jury, choice: Choice, runtime: Runtime, target: Target) -> _Verdict:
+    fitted = jury.fit(choice.val)
+    # Without evidence there is nothing beyond what it has answered already.
+    answers = choice.val if jury.evidence is None else jury.ask("test", runtime.run)
+    report = jury.judge("test", answers, fitted, choice.built.artifact.precision, runtime, target)
+    return _Verdict(report, fitted, blocks(report))
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    """Bundles under construction, in a folder that nobody sees."""
+
+    spec: Spec
+    target: Target
+    folder: Path
+
+    @contextlib.contextmanager
+    def start(self, built: Built) -> Iterator[Runtime]:
+        """The engine that runs an artifact on this machine, or what imitates it."""
+        if built.simulation is not None:
+            yield built.simulation
+            return
+        # What this machine has in place of the device's own engine.
+        engine = self.target.host if built.artifact.format == self.target.format else None
+        with (
+            tempfile.TemporaryDirectory(dir=self.folder) as folder,
+            load(self._write(Path(folder) / "draft", built, {}, {}, {}), engine=engine) as model,
+        ):
+            yield model.runtime
+
+    def write(
+        self,
+        name: str,
+        built: Built,
+        fitted: Mapping[str, Postprocessing],
+        parity_entries: Mapping[str, Any],
+        files: Mapping[str, bytes],
+    ) -> Bundle:
+        """A whole bundle, not yet at its place."""
+        return self._write(self.folder / name, built, fitted, parity_entries, files)
+
+    def _write(
+        self,
+        path: Path,
+        built: Built,
+        fitted: Mapping[str, Postprocessing],
+        parity_entries: Mapping[str, Any],
+        files: Mapping[str, bytes],
+    ) -> Bundle:
+        if built.artifact.precision not in TOLERANCE:
+            raise UsageError(f"No tolerance is known for precision {built.artifact.precision!r}: add it to TOLERANCE.")
+        tolerance = TOLERANCE[built.artifact.precision]
+        return write_bundle(
+            path,
+            spec=self.spec,
+            artifact=built.artifact,
+            postprocessing=fitted,
+            tolerance={task.name: tolerance for task in self.spec.tasks},
+            parity=parity_entries or {"host": {"status": "not_run"}, "device": {"status": "not_run"}},
+            files={**built.files, **files},
+        )
+
+
+def _exporter(name: str) -> Exporter:
+    exporter: Exporter = lookup("format", name, EXPORTERS, GROUP)
+    return exporter
+
+
+def _calibration(evidence: Evidence) -> Any:
+    calibration = evidence.calibration()
+    check_calibration(calibration, {split: evidence.digests(split) for split in ("val", "test")}, evidence.name)
+    return calibration
+
+
+def _must_verify(bundle: Bundle, runtime: Runtime) -> None:
+    answer = verify(bundle, runtime=runtime)
+    if answer.status != "passed":
+        failed = next(check for check in answer.checks if check.status != "passed")
+        raise BundleError(f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written.")
 
 
 def _sweep(path: Path) -> None:
@@ -173,69 +329,10 @@ def check_leakage(evidence: Evidence, training_images: Sequence[str]) -> None:
         )
 
 
-def module_run(module: Any) -> Run:
-    """A torch module as a function from uint8 [N, S, S, 3] to float32 outputs [N, ...] by task."""
-    import torch
-
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        with torch.inference_mode():
-            outputs = module(torch.from_numpy(np.ascontiguousarray(images)))
-        return {name: output.float().numpy() for name, output in outputs.items()}
-
-    module.eval()
-    return run
-
-
-def procedural_predictions(spec: Spec, run: Run, count: int = PROCEDURAL) -> Predictions:
-    """What `run` answers for procedural lesions; nothing is known about them, so only agreement can be judged."""
-    tensors = [preprocess(draw_lesion(seed).image, spec.preprocess) for seed in range(count)]
-    names = tuple(f"procedural-{seed}" for seed in range(count))
-    return Predictions(
-        image_ids=names,
-        outputs=predict_table(run, tensors),
-        labels=np.full(count, -1, np.int64),
-        malignant=np.full(count, np.nan),
-        groups=np.array(names),
-    )
-
-
-def _measure(
-    source: Exportable, artifact: Artifact, runtime: Runtime, target: Target, evidence: Evidence | None
-) -> tuple[ParityReport, dict[str, Postprocessing]]:
-    """The parity of the artifact with its student, and the postprocessing fitted for the artifact."""
-    spec, reference = source.spec, module_run(source.module)
-    if evidence is None:
-        tables = [procedural_predictions(spec, run) for run in (reference, runtime.run)]
-        fitted: list[dict[str, Postprocessing]] = [{}, {}]
-        basis = f"{PROCEDURAL} procedural lesions, agreement only"
-    else:
-        fitted = [fit_postprocessing(evidence.predictions("val", run), spec) for run in (reference, runtime.run)]
-        tables = [evidence.predictions("test", run) for run in (reference, runtime.run)]
-        basis = f"test split of {evidence.name}"
-    report = parity(
-        tables[0],
-        tables[1],
-        spec,
-        fitted[0],
-        fitted[1],
-        precision=artifact.precision,
-        basis=basis,
-        engine=f"{runtime.name} {runtime.version}",
-        hardware=_hardware(),
-        limits=target.gate,
-    )
-    return report, {task.name: Postprocessing() for task in spec.tasks} | fitted[1]
-
-
-def _hardware() -> str:
-    """The CPU and the instruction sets that decide what its numbers are."""
-    this = device()
-    return f"{this['cpu']} ({this['flags']})" if this["flags"] else this["cpu"]
-
-
-def _parity_entries(report: ParityReport, reasons: list[str]) -> dict[str, Any]:
-    """The manifest's `parity`: this machine is both the exporting host and, for a CPU target, the device."""
-    entry: dict[str, Any] = {
+def _parity_entries(verdict: _Verdict, target: Target, path: Path) -> Json:
+    """The manifest's `parity`: this machine is the exporting host, and the device too where the target is native."""
+    report = verdict.report
+    entry: Json = {
         "status": report.status,
         "basis": report.basis,
         "cases": report.cases,
@@ -243,28 +340,8 @@ def _parity_entries(report: ParityReport, reasons: list[str]) -> dict[str, Any]:
         "hardware": report.hardware,
         "report": "reports/parity.json",
     }
-    if reasons:
-        entry["allowed_failures"] = reasons
-    return {"host": entry, "device": entry}
-
-
-def _write(
-    path: Path,
-    spec: Spec,
-    built: Built,
-    fitted: Mapping[str, Postprocessing],
-    parity_entries: Mapping[str, Any],
-    files: Mapping[str, bytes],
-) -> Bundle:
-    if built.artifact.precision not in TOLERANCE:
-        raise UsageError(f"No tolerance is known for precision {built.artifact.precision!r}: add it to TOLERANCE.")
-    tolerance = TOLERANCE[built.artifact.precision]
-    return write_bundle(
-        path,
-        spec=spec,
-        artifact=built.artifact,
-        postprocessing=fitted,
-        tolerance={task.name: tolerance for task in spec.tasks},
-        parity=parity_entries or {"host": {"status": "not_run"}, "device": {"status": "not_run"}},
-        files={**built.files, **files},
-    )
+    if verdict.reasons:
+        entry["allowed_failures"] = verdict.reasons
+    if target.native:
+        return {"host": entry, "device": entry}
+    return {"host": entry, "device": {"status": "not_run", "todo": target.todo.format(bundle=path.name)}}

@@ -26,6 +26,7 @@ FAMILIES = {
     "int8+fp16": "int8",
     "w8": "int8",
     "palettized": "int8",
+    "w8a8": "int8",
 }
 DETERMINISTIC = ("non_finite", "max_abs")  # no sample of cases, so neither a bound nor a minimum
 RELATIVE = ("balanced_accuracy", "macro_auroc", "worst_subgroup")

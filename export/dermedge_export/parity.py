@@ -1,8 +1,9 @@
 """Two tables of predictions over the same images, compared: what a candidate lost, and for whom."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,17 +77,20 @@ def parity(
     broken = _check_pair(reference, candidate)
     sides = (decode_table(reference, spec, reference_post), decode_table(candidate, spec, candidate_post))
     questions, within = _questions(sides, reference), _subgroup_questions(sides[0], reference)
+    by_class = _class_questions(sides[0])
     measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
     subgroups: list[Measurement] = []
+    classes: list[Measurement] = []
     agreement: dict[str, float] = {}
     if broken:
         measured += [Measurement(q.metric, None, note="outputs are not finite") for q in questions]
     else:
         agreement = _agreement(reference, candidate, sides)
         measured.append(Measurement("max_abs", len(candidate), Interval(agreement["max_abs"])))
-        found = _compare([*questions, *within.values()], sides, reference.groups, replicates, seed)
-        measured += found[: len(questions)]
-        subgroups = found[len(questions) :]
+        asked = [*questions, *within.values(), *by_class.values()]
+        found = iter(_compare(asked, sides, reference.groups, replicates, seed))
+        measured += islice(found, len(questions))
+        subgroups, classes = list(islice(found, len(within))), list(found)
         if (sides[0].labels >= 0).any():
             measured.append(_worst(subgroups))
         elif not np.isfinite(reference.malignant).any():
@@ -100,11 +104,9 @@ def parity(
         hardware=hardware,
         precision=precision,
         limits=judged,
-        subgroups=tuple(
-            Subgroup(column, value, m.cases or 0, m.reference, m.candidate, m.loss)
-            for (column, value), m in zip(within, subgroups, strict=not broken)
-        ),
+        subgroups=_named(within, subgroups),
         agreement=agreement | {"non_finite": float(broken)},
+        classes=_named(by_class, classes),
     )
 
 
@@ -171,6 +173,22 @@ def _subgroup_questions(first: Decoded, table: Predictions) -> dict[tuple[str, s
         for (column, value), chosen in rows.items()
         if chosen.any()
     }
+
+
+def _class_questions(first: Decoded) -> dict[tuple[str, str], _Question]:
+    """Recall of every class that a labelled image belongs to; among images of one class it is the balanced accuracy."""
+    rows = {("class", name): first.labels == index for index, name in enumerate(first.names)}
+    return {
+        key: _Question("balanced_accuracy", _balanced_accuracy, chosen) for key, chosen in rows.items() if chosen.any()
+    }
+
+
+def _named(keys: Iterable[tuple[str, str]], found: list[Measurement]) -> tuple[Subgroup, ...]:
+    """What was found by (column, value); nothing where nothing was measured."""
+    return tuple(
+        Subgroup(column, value, m.cases or 0, m.reference, m.candidate, m.loss)
+        for (column, value), m in zip(keys, found, strict=False)
+    )
 
 
 def _compare(

@@ -105,7 +105,8 @@ def malignancy_scores(
         return np.full(len(predictions), np.nan)
     if task.kind == "binary":
         scaled = _scaled(predictions, task.name, postprocessing)[:, 0]
-        return np.asarray(np.exp(-np.logaddexp(0.0, -scaled)))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.exp(-np.logaddexp(0.0, -scaled)))
     chosen = np.array([label.malignant is True for label in task.labels])
     return np.asarray(np.minimum(probabilities(predictions, spec, postprocessing)[:, chosen].sum(axis=1), 1.0))
 

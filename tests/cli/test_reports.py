@@ -15,12 +15,12 @@ from PIL import Image
 import dermedge as library
 from dermedge.cli import COMMANDS
 from dermedge.cli.doctor import doctor
+from dermedge.cli.targets import targets
 from dermedge.data import add, check, generate, split
 from dermedge.evaluate import evaluate
-from dermedge_export.exporter import module_run
 from dermedge_export.golden import SHAPES
 from dermedge_export.lesions import draw_lesion
-from dermedge_export.target import TARGETS, find_target
+from dermedge_export.workbench import module_run
 from dermedge_runtime.spec import to_json
 
 
@@ -51,7 +51,7 @@ def test_inspect_and_verify_print_the_reports_of_their_functions() -> None:
 
 
 def test_targets_and_doctor_print_the_reports_of_their_functions() -> None:
-    assert dermedge("targets", "--json").json() == [plain(find_target(name)) for name in TARGETS]
+    assert dermedge("targets", "--json").json() == plain(targets())
     assert dermedge("doctor", "--json").json() == plain(doctor())
 
 

@@ -14,9 +14,10 @@ from dermedge.cli import main
 from dermedge.data import digests, read_table
 from dermedge.evaluate.evidence import TableEvidence
 from dermedge.models import Student, load_student
-from dermedge_export import exporter, target
-from dermedge_export.exporter import Built, export, module_run
+from dermedge_export import exporter, jury, target
+from dermedge_export.exporter import export
 from dermedge_export.gate import LIMITS
+from dermedge_export.workbench import Built, module_run
 from dermedge_runtime import files
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import decode
@@ -72,7 +73,11 @@ def judged(
     """A bundle that was fitted and judged on a table, made by the real exporter; and what was said meanwhile."""
     told: list[str] = []
     out = tmp_path_factory.mktemp("judged")
-    made = export(student, "cpu", out, evidence=evidence, training_images=student.training_images, step=told.append)
+
+    def tell(done: int, total: int, note: str) -> None:
+        told.append(note)
+
+    made = export(student, "cpu", out, evidence=evidence, training_images=student.training_images, progress=tell)
     assert [path.name for path in out.iterdir()] == ["small-cpu.dermedge"]
     return made, told
 
@@ -179,7 +184,7 @@ class TestWithoutData:
         assert set(made.postprocessing.values()) == {Postprocessing()}
         host = made.parity["host"]
         assert host["status"] == "passed"
-        assert host["basis"].startswith(f"{exporter.PROCEDURAL} procedural lesions, agreement only")
+        assert host["basis"].startswith(f"{jury.PROCEDURAL} procedural lesions, agreement only")
         asked = {
             limit["metric"]
             for limit in json.loads(made.read("reports/parity.json"))["limits"]
@@ -201,7 +206,10 @@ class TestGate:
         prepared(broken(small.built(folder)))
 
     def test_another_model_is_not_written(self, student: Student, evidence: TableEvidence, tmp_path: Path) -> None:
-        with pytest.raises(GateError, match=r"not the same model: max_abs: outputs differ.*--allow-parity-failure"):
+        with pytest.raises(
+            GateError,
+            match=r"the same model as its student\. fp32 prebuilt plain: max_abs: outputs differ.*--allow-parity",
+        ):
             export(student, "prebuilt", tmp_path / "out", evidence=evidence)
         assert list((tmp_path / "out").iterdir()) == []
 
@@ -213,7 +221,7 @@ class TestGate:
             main(command)
         assert ended.value.code == 3
         last = capsys.readouterr().err.splitlines()[-1]
-        assert "The fp32 artifact for prebuilt is not the same model: max_abs" in last
+        assert "No artifact for prebuilt is the same model as its student. fp32 prebuilt plain: max_abs" in last
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_it_is_written_on_demand_and_never_called_passed(
@@ -231,7 +239,7 @@ class TestGate:
     def test_without_data_it_is_not_written_either(
         self, student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exporter.procedural_predictions, "__defaults__", (6,))
+        monkeypatch.setattr(jury, "PROCEDURAL", 6)
         with pytest.raises(GateError):
             export(student, "prebuilt", tmp_path)
         assert list(tmp_path.iterdir()) == []
@@ -326,7 +334,7 @@ def killed_export(student: Path, data: Path, out: Path, artifact: Built, place: 
         out,
         evidence=TableEvidence(data, model.spec),
         overwrite=overwrite,
-        step=lambda note: die() if note == place else None,
+        progress=lambda done, total, note: die() if note == place else None,
     )
 
 
@@ -344,7 +352,7 @@ class TestKill:
         self, kill: Callable[..., None], student: Student, evidence: TableEvidence, tmp_path: Path
     ) -> None:
         out = tmp_path / "out"
-        for place in ("comparing it with the student", "_put"):
+        for place in ("comparing fp32 prebuilt plain with the student", "_put"):
             kill(place)
             assert not (out / NAME).exists()
         left = hidden(out)

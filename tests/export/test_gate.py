@@ -96,7 +96,7 @@ def test_a_target_may_tighten_but_never_loosen():
     assert "max_abs" not in limits_for("int8")
 
 
-@pytest.mark.parametrize("precision", ["int8+fp16", "w8", "palettized"])
+@pytest.mark.parametrize("precision", ["int8+fp16", "w8", "palettized", "w8a8"])
 def test_low_precisions_are_held_to_the_limits_of_int8(precision):
     assert limits_for(precision) == limits_for("int8")
 

@@ -13,9 +13,10 @@ import torch
 
 from dermedge.models import Network, Student, load_student
 from dermedge.models.network import Backbone
-from dermedge_export.exporter import Built, module_run
+from dermedge_export.candidate import Candidate
 from dermedge_export.onnx import METADATA_KEY, export_onnx
 from dermedge_export.target import CPU
+from dermedge_export.workbench import Built, Workbench, module_run
 from dermedge_runtime.bundle import write_bundle
 from dermedge_runtime.files import parse_json
 from dermedge_runtime.golden import golden_files
@@ -54,7 +55,7 @@ def backwards() -> tuple[Student, Built]:
     torch.manual_seed(5)
     backbone = Backbone("test_resnet")
     source = Student(Network(backbone, tasks).eval(), Spec("backwards", "1", tasks, Preprocess(40)), backbone)
-    return source, export_onnx(source, CPU, dynamic_batch=True)
+    return source, export_onnx(Workbench(source, dynamic_batch=True), CPU, Candidate("fp32", "onnx"))
 
 
 def session(artifact: Built) -> onnxruntime.InferenceSession:
@@ -125,12 +126,15 @@ SCRIPT = """
 import sys, hashlib, dermedge, dermedge_export, dermedge_runtime
 from pathlib import Path
 from dermedge.models import load_student
+from dermedge_export.candidate import Candidate
 from dermedge_export.onnx import export_onnx
 from dermedge_export.target import CPU
+from dermedge_export.workbench import Workbench
 for package in (dermedge, dermedge_export, dermedge_runtime):
     assert Path(package.__file__).is_relative_to(sys.argv[2]), package.__file__
-data = export_onnx(load_student(sys.argv[1]), CPU).files["model.onnx"]
-print(hashlib.sha256(data).hexdigest())
+work = Workbench(load_student(sys.argv[1]))
+for candidate in (Candidate("fp32", "onnx"), Candidate("int8", "onnx", "minmax")):
+    print(hashlib.sha256(export_onnx(work, CPU, candidate).files["model.onnx"]).hexdigest())
 """
 
 
@@ -152,7 +156,9 @@ class TestReproducibility:
             check=False,
         )
         assert answer.returncode == 0, answer.stderr
-        assert answer.stdout.strip() == sha256(artifact.files["model.onnx"]).hexdigest()
+        quantized = export_onnx(Workbench(load_student(folder)), CPU, Candidate("int8", "onnx", "minmax"))
+        expected = [sha256(built.files["model.onnx"]).hexdigest() for built in (artifact, quantized)]
+        assert answer.stdout.split() == expected
 
     def test_it_names_no_folder_of_this_machine(
         self, folder: Path, artifact: Built, backwards: tuple[Student, Built]

@@ -95,6 +95,32 @@ def test_a_candidate_that_lost_one_class_fails_by_that_class():
     assert report.agreement["recall_loss:nv"] <= 0
 
 
+def test_every_class_has_its_recall_with_paired_intervals():
+    def half_blind_to_melanoma(logits):
+        rows = np.arange(len(logits)) % 2 == 0
+        return logits - 6 * rows[:, None] * np.eye(5)[0] if logits.shape[1] == 5 else logits
+
+    test = student(1000)
+    found = {entry.value: entry for entry in compare(half_blind_to_melanoma, test=test, n=1000).classes}
+    assert {entry.column for entry in found.values()} == {"class"}
+    assert list(found) == list(IDS)
+    melanoma = test.labels == 0
+    recall = (test.outputs["diagnosis"][melanoma].argmax(1) == 0).mean()
+    assert found["mel"].cases == melanoma.sum()
+    assert found["mel"].reference.value == pytest.approx(recall)
+    assert found["mel"].loss.value == pytest.approx(1 - found["mel"].candidate.value / recall)
+    assert 0.2 < found["mel"].loss.low < found["mel"].loss.value < found["mel"].loss.high < 0.7
+    assert found["nv"].loss.high <= 0
+
+
+def test_a_class_without_a_labelled_image_has_no_line():
+    test = student()
+    test = dataclasses.replace(test, labels=np.where(test.labels == 3, -1, test.labels))
+    assert [entry.value for entry in compare(lambda z: z, test=test).classes] == ["mel", "nv", "bcc", "bkl"]
+    blank = dataclasses.replace(test, labels=np.full(600, -1))
+    assert compare(lambda z: z, test=blank).classes == ()
+
+
 def test_unbiased_noise_of_int8_passes_in_most_seeds():
     statuses = [compare(noise(0.03, seed), seed=seed, n=1000, replicates=200).status for seed in range(12)]
     assert statuses.count("failed") <= 1

@@ -19,7 +19,7 @@ from dermedge.report.images import choose
 from dermedge_export.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.decode import Provenance
-from dermedge_runtime.errors import DataError, DermedgeError, UsageError
+from dermedge_runtime.errors import BundleError, DataError, DermedgeError, UsageError
 from dermedge_runtime.report import (
     Check,
     Interval,
@@ -175,7 +175,26 @@ PARITY = ParityReport(
         Subgroup("sex", "female", 600, Interval(0.71), Interval(0.7), Interval(0.0141)),
     ),
     agreement={"top1": 0.9912, "kl": 0.00123, "cosine:diagnosis": 0.99931, "recall_loss:mel": 0.0123},
+    classes=(Subgroup("class", "mel", 143, Interval(0.6131), Interval(0.5754), Interval(0.0612, 0.0104, 0.1123)),),
 )
+CANDIDATES = {
+    "schema": "dermedge.candidates/1",
+    "machine": "Some CPU (avx2 fma)",
+    "candidates": [
+        {
+            "name": "int8 onnx entropy",
+            "status": "won",
+            "reason": "fastest of those that passed: 9.60 ms against 13.40 ms",
+            "size_bytes": 4_123_456,
+            "latency_ms": 9.6,
+            "top1": 0.9912,
+            "kl": 0.00123,
+            "balanced_accuracy_loss": {"value": 0.0021, "low": -0.004, "high": 0.009},
+        },
+        {"name": "fp32 onnx plain", "status": "passed", "reason": EVIL, "size_bytes": None, "latency_ms": 13.4},
+        {"name": "int8 onnx qat", "status": "skipped", "reason": "not needed", "balanced_accuracy_loss": None},
+    ],
+}
 
 
 def latency_of(bundle, **changes):
@@ -271,7 +290,11 @@ def test_every_number_of_a_known_input_is_there(tmp_path, bundle, data):
         "Worst subgroup's balanced accuracy Skin type (Fitzpatrick): VI 80.00"
     )
     assert found.row("brightness_of_toes") == "brightness_of_toes 3 2 1 0.5 12 failed"
-    assert found.row("VI insufficient 99 80.0 % 76.5 % 4.33 %")
+    assert found.row("Overall") == "Overall 1,250 0.96 % (-0.43 to 2.12) 70.1 % 69.4 %"
+    assert found.row("VI 99 4") == "VI 99 4.33 % 80.0 % 76.5 % insufficient"
+    assert found.row("female 600 1.41") == "female 600 1.41 % 71.0 % 70.0 %"
+    assert found.row("Melanoma 143") == "Melanoma 143 6.12 % (1.04 to 11.23) 61.3 % 57.5 %"
+    assert found.row("Diagnosis (its recall)") == "Diagnosis (its recall) reported, not judged"
     assert "Cosine similarity of logits: diagnosis 0.9993" in found.text
     assert "Recall lost: mel 1.23 points" in found.text
     assert found.row("End to end") == "End to end 24.3 ms 26.5 ms 31.1 ms 100"
@@ -303,7 +326,7 @@ def test_the_page_needs_nothing_else(tmp_path, bundle, data):
     policy = next(m["content"] for m in found.named("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in found.named("svg"))
-    assert len(found.named("svg")) == 3
+    assert len(found.named("svg")) == 8
     assert all(image["alt"] for image in found.named("img"))
 
 
@@ -480,6 +503,67 @@ def test_only_passed_is_green(tmp_path, bundle):
     style = found.source.partition("</style>")[0].partition("<style>")[2]
     rules = re.findall(r"([^{}]+)\{[^{}]*var\(--passed", style)
     assert [rule.strip() for rule in rules] == [".status.passed"]
+
+
+def carrying(path, device=None, **reports):
+    content = toy_content()
+    content["files"] |= {f"reports/{name}.json": json.dumps(to_json(found)).encode() for name, found in reports.items()}
+    artifact = replace(
+        content["artifact"],
+        details={"opset": 19, "kept_fp32": ["/stem/Conv", "/head/Gemm"]},
+        calibration={"digest": "ab12" * 16, "split": "train", "count": 300},
+    )
+    parity = {"host": {"status": "warn"}, "device": device or {"status": "not_run"}}
+    return write_bundle(path, **content | {"artifact": artifact, "parity": parity})
+
+
+def test_a_bundle_alone_gives_its_page(tmp_path):
+    todo = {"status": "not_run", "todo": "on a Mac: dermedge verify toy.dermedge"}
+    bundle = carrying(tmp_path / "toy.dermedge", todo, parity=PARITY, candidates=CANDIDATES)
+    found = Page(write_report(tmp_path / "page.html", bundle=bundle))
+    assert "On 1,253 images (test split of clinic) the fp32 artifact gives its student's first diagnosis" in found.text
+    assert "It lost 0.96 % of the student's balanced accuracy (95 % interval -0.43 to 2.12 %)." in found.text
+    assert "nothing has been measured yet. To do on a Mac: dermedge verify toy.dermedge." in found.text
+    badges = "Parity with its student warn Parity on its device not run Verification on this machine not run"
+    assert badges in found.text
+    assert "KL divergence of probabilities, mean 0.00123" in found.text
+    assert found.row("female 600") == "female 600 1.41 % 71.0 % 70.0 %"
+    assert "Calibration 300 images of split train, digest ab12ab12ab12" in found.text
+    assert "2 layers Names /stem/Conv, /head/Gemm" in found.text
+    assert {a["href"] for a in found.named("a")} == {"#parity", "#check"}
+    assert {a["href"][1:] for a in found.named("a")} <= {attributes.get("id") for _, attributes in found.tags}
+    assert "How accurate it is" not in found.text
+    assert "None" not in found.text
+
+
+def test_why_this_candidate_is_a_table(tmp_path):
+    bundle = carrying(tmp_path / "toy.dermedge", parity=PARITY, candidates=CANDIDATES)
+    found = Page(write_report(tmp_path / "page.html", bundle=bundle))
+    assert "Measured on Some CPU (avx2 fma)." in found.text
+    assert found.row("int8 onnx entropy") == (
+        "int8 onnx entropy fastest of those that passed: 9.60 ms against 13.40 ms won 4.12 MB 9.60 ms 99.12 % 0.00123 "
+        "0.21 % (-0.40 to 0.90)"
+    )
+    assert found.row("fp32 onnx plain") == f"fp32 onnx plain {EVIL} passed 13.4 ms"
+    assert found.row("int8 onnx qat") == "int8 onnx qat not needed skipped"
+    assert found.named("script") == []
+    classes = {attributes["class"] for attributes in found.named("span") if "status" in (attributes.get("class") or "")}
+    assert "status won" not in classes
+    assert "status plain" in classes
+
+
+def test_an_older_bundle_has_no_candidates_and_perhaps_no_parity(tmp_path):
+    found = Page(write_report(tmp_path / "page.html", bundle=carrying(tmp_path / "toy.dermedge")))
+    assert "Why this candidate" not in found.text
+    assert "the bundle carries no parity report" in found.text
+    assert "was not compared with its student" in found.text
+    assert found.named("svg") == []
+
+
+def test_a_report_in_a_bundle_that_is_no_object_is_refused(tmp_path):
+    bundle = carrying(tmp_path / "toy.dermedge", candidates=[1])
+    with pytest.raises(BundleError, match=r"reports/candidates.json .* not a JSON object"):
+        write_report(tmp_path / "page.html", bundle=bundle)
 
 
 def test_small_subgroups_are_marked_whatever_their_value(tmp_path, bundle):

@@ -4,7 +4,7 @@ import pytest
 import toy_onnx
 
 from dermedge_runtime.errors import BundleError, EngineError
-from dermedge_runtime.ort import OrtRuntime
+from dermedge_runtime.ort import CPU, OrtRuntime, check_placement
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
 
@@ -46,10 +46,10 @@ def test_the_engine_names_itself_and_prints_nothing(bundle_of, capfd):
 
 MISFITS = {
     "input name": ({"input_name": "pixels"}, r"inputs are .*pixels.*not one 'image'"),
-    "input type": ({"input_type": onnx.TensorProto.FLOAT}, r"tensor\(float\).*not one 'image', tensor\(uint8\)"),
+    "input type": ({"input_type": onnx.TensorProto.FLOAT}, r"'image' float32 \[1, 48, 48, 3\], not one 'image' uint8"),
     "size": ({"size": 64}, r"64, 64, 3.*\[N, 48, 48, 3\]"),
     "batch": ({"batch": 4}, "batches of 4"),
-    "labels": ({"labels": 2}, r"'diagnosis' is tensor\(float\) \[1, 2\], not tensor\(float\) \['N', 3\]"),
+    "labels": ({"labels": 2}, r"'diagnosis' is float32 \[1, 2\], not float32 \[N, 3\]"),
     "task": ({"names": ("diagnosis", "severity")}, r"\['diagnosis', 'severity'\].*\['diagnosis', 'malignancy'\]"),
 }
 
@@ -77,6 +77,54 @@ def test_what_onnxruntime_fails_on_is_one_error(bundle_of, capfd):
 def test_an_unknown_provider_is_refused_and_not_silently_replaced(bundle_of):
     with pytest.raises(EngineError, match=r"no NpuProvider, only .*CPUExecutionProvider"):
         OrtRuntime.open(bundle_of(toy_onnx.graph()), providers=("NpuProvider", "CPUExecutionProvider"))
+
+
+def test_placement_counts_the_nodes_that_the_cpu_computes(bundle_of):
+    placement = OrtRuntime.open(bundle_of(toy_onnx.graph())).placement()
+    assert set(placement) == {CPU}
+    assert placement[CPU]["Conv"] == 1
+    assert placement[CPU]["Gemm"] == 2
+
+
+def test_a_provider_that_leaves_everything_to_the_cpu_is_an_error(bundle_of):
+    import onnxruntime
+
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no provider that takes no node")
+    bundle = bundle_of(toy_onnx.graph())
+    with pytest.raises(
+        EngineError, match=r"^AzureExecutionProvider cannot compute \d+ of \d+ nodes \(2 Gemm, .*fell back"
+    ):
+        OrtRuntime.open(bundle, providers=("AzureExecutionProvider",))
+    with pytest.raises(EngineError, match=r"^AzureExecutionProvider computes none of the \d+ nodes"):
+        OrtRuntime.open(bundle, providers=("AzureExecutionProvider", CPU))
+
+
+CUDA = "CUDAExecutionProvider"
+SPLIT = {CUDA: {"Conv": 50, "Gemm": 2}, CPU: {"Resize": 3, "Gather": 1, "Cast": 1, "A": 1, "B": 1, "C": 1}}
+
+
+class TestPlacement:
+    def test_nodes_on_a_provider_that_was_not_named_are_named(self):
+        message = r"^CUDA\w+ cannot compute 8 of 60 nodes \(3 Resize, 1 A, 1 B, 1 C, 1 Cast and 1 more\), .*to CPUExec"
+        with pytest.raises(EngineError, match=message):
+            check_placement(SPLIT, (CUDA,))
+
+    def test_the_cpu_may_compute_the_rest_where_it_was_named(self):
+        check_placement(SPLIT, (CUDA, CPU))
+
+    def test_a_named_provider_without_any_node_is_an_error_although_the_cpu_was_named(self):
+        with pytest.raises(
+            EngineError, match=r"^CUDA\w+ computes none of the 52 nodes \(CPUExecutionProvider: 50 Conv, 2 "
+        ):
+            check_placement({CPU: SPLIT[CUDA]}, (CUDA, CPU))
+
+    def test_the_cpu_alone_need_not_be_split(self):
+        check_placement({CPU: {"Conv": 1}}, (CPU,))
+        check_placement({CUDA: {"Conv": 1}}, (CUDA, CPU))
+
+    def test_an_onnxruntime_that_does_not_tell_is_not_accused(self):
+        check_placement({}, (CUDA,))
 
 
 def test_a_closed_session_says_so(bundle_of):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from conftest import TOY_SPEC, FakeRuntime, toy_cases, toy_content
 from dermedge_runtime.bundle import Bundle, write_bundle
-from dermedge_runtime.errors import UsageError
+from dermedge_runtime.errors import ElsewhereError, MissingExtraError, UsageError
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.model import RUNTIMES
 from dermedge_runtime.preprocess import preprocess
@@ -34,6 +34,14 @@ def refused(report, question):
     assert [check.name for check in report.checks] == QUESTIONS
     assert [c.status for c in report.checks] == ["passed"] * index + ["failed"] + ["not_run"] * (3 - index)
     return report.checks[index].detail
+
+
+class Absent(FakeRuntime):
+    """An engine that exists on other machines only."""
+
+    @classmethod
+    def open(cls, bundle, *, threads=None):
+        raise ElsewhereError("Core ML runs on Apple's systems only: on a Mac, type dermedge verify toy.dermedge.")
 
 
 class Shifted(FakeRuntime):
@@ -82,6 +90,42 @@ def test_engine_is_found_by_the_artifacts_format_and_closed(toy_bundle_path, mon
     assert (runtime.closed, path, threads) == (True, "model.fake", 2)
     with pytest.raises(UsageError, match=r"did you mean 'fake'"):
         verify(toy_bundle_path, engine="fak")
+
+
+@pytest.fixture
+def absent_engine(monkeypatch):
+    monkeypatch.setattr("conftest.Absent", Absent, raising=False)
+    monkeypatch.setitem(RUNTIMES, "fake", "conftest:Absent")
+
+
+def test_an_engine_of_other_machines_is_not_run_and_the_rest_is_asked(toy_bundle_path, absent_engine):
+    report = verify(toy_bundle_path)
+    assert report.status == "not_run"
+    assert [check.status for check in report.checks] == ["passed", "passed", "not_run", "passed"]
+    assert "on a Mac, type dermedge verify" in report.checks[2].detail
+    assert (report.bundle, report.engine) == (Bundle.open(toy_bundle_path).id, "not started")
+
+
+def test_an_engine_of_other_machines_hides_no_failure(tmp_path, absent_engine):
+    case = toy_cases()[0]
+    path = bundle_with(tmp_path / "x", [replace(case, prediction={**case.prediction, "decision": "unsure"})])
+    report = verify(path)
+    assert report.status == "failed"
+    assert [check.status for check in report.checks] == ["passed", "passed", "not_run", "failed"]
+    (tmp_path / "x" / "model.fake").write_bytes(b"?")
+    assert refused(verify(path), "files")
+
+
+def test_an_engine_that_is_not_installed_is_an_error_still(toy_bundle_path, monkeypatch):
+    class Missing(FakeRuntime):
+        @classmethod
+        def open(cls, bundle, *, threads=None):
+            raise MissingExtraError("fake", "fake", "A fake bundle")
+
+    monkeypatch.setattr("conftest.Missing", Missing, raising=False)
+    monkeypatch.setitem(RUNTIMES, "fake", "conftest:Missing")
+    with pytest.raises(MissingExtraError):
+        verify(toy_bundle_path)
 
 
 def test_a_path_without_bundle_is_a_usage_error(tmp_path):

@@ -16,9 +16,10 @@ from onnx import helper, numpy_helper
 from dermedge.data import generate, read_table, with_split
 from dermedge.models import Student, load_student
 from dermedge.train import Schedule, distill, finetune
-from dermedge_export.exporter import Built
+from dermedge_export.candidate import Candidate
 from dermedge_export.onnx import export_onnx
 from dermedge_export.target import CPU, Target
+from dermedge_export.workbench import Built, Workbench
 
 WIDE, NARROW = "mobilenetv2_050", "mobilenetv2_035"
 EXPORTED = "test_efficientnet"
@@ -126,10 +127,12 @@ def die_before(name: str, time: int = 1) -> None:
 
 
 BUILT: list[Built] = []
-PREBUILT = Target("prebuilt", "prebuilt", ("fp32",), "onnxruntime", ("onnxruntime>=1.17",), 18, "in the tests")
+PREBUILT = Target(
+    *("prebuilt", "prebuilt", ("fp32",), "onnxruntime", ("onnxruntime>=1.17",), 18, "in the tests"), native=True
+)
 
 
-def prebuilt(source: Student, target: Target, *, dynamic_batch: bool = False) -> Built:
+def prebuilt(work: Workbench, target: Target, candidate: Candidate) -> Built:
     """An exporter that hands out what was built before; most promises of `export` are not about tracing."""
     return BUILT[-1]
 
@@ -137,7 +140,7 @@ def prebuilt(source: Student, target: Target, *, dynamic_batch: bool = False) ->
 @functools.cache
 def built(folder: Path) -> Built:
     """A student's ONNX artifact, traced once."""
-    return export_onnx(load_student(folder), CPU)
+    return export_onnx(Workbench(load_student(folder)), CPU, Candidate("fp32", "onnx"))
 
 
 def with_noise(artifact: Built) -> Built:

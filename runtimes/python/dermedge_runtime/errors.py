@@ -7,6 +7,7 @@ DermedgeError            1  something went wrong while running
 |-- UsageError           2  an argument or a name that makes no sense
 |-- GateError            3  an artifact lost more accuracy than the gate allows
 |-- MissingExtraError    4  an engine or an optional dependency is not installed
+|-- ElsewhereError       4  an engine that this kind of machine cannot have
 `-- BundleError          5  a bundle that is damaged, unsafe or too new
 
 A message names the bad value and ends with what to do.
@@ -52,6 +53,14 @@ class MissingExtraError(DermedgeError):
         super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'dermedge[{extra}]'.")
         self.package = package
         self.extra = extra
+
+
+class ElsewhereError(DermedgeError):
+    """The artifact's engine exists on other machines only: Core ML off a Mac, TensorRT off an NVIDIA GPU. The message
+    says what remains to be typed, and where.
+    """
+
+    exit_code = 4
 
 
 class BundleError(DermedgeError):

@@ -28,6 +28,9 @@ Item = tuple[Pixels, float]
 RUNTIMES = {
     "onnx": "dermedge_runtime.ort:OrtRuntime",
     "onnxruntime": "dermedge_runtime.ort:OrtRuntime",
+    "openvino": "dermedge_runtime.openvino:OpenVinoRuntime",
+    "tensorrt": "dermedge_runtime.trt:TensorRtRuntime",
+    "coreml": "dermedge_runtime.coreml:CoreMlRuntime",
 }
 GROUP = "dermedge.runtimes"
 
@@ -44,7 +47,7 @@ class Runtime(Protocol):
     @property
     def version(self) -> str: ...
 
-    def run(self, images: Pixels) -> Outputs:
+    def run(self, images: Pixels, /) -> Outputs:
         """Outputs [N, ...] by task of RGB images [N, S, S, 3]. Raises EngineError where the engine fails."""
         ...
 

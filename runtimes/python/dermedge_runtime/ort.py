@@ -1,21 +1,27 @@
 """ONNX Runtime, on the CPU unless other providers are asked for."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.decode import expected_shape
 from dermedge_runtime.errors import EngineError, MissingExtraError
+from dermedge_runtime.signature import AGAIN, INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
+from dermedge_runtime.telemetry import no_telemetry
 
 if TYPE_CHECKING:
     import onnxruntime
 
-INPUT = "image"
-AGAIN = "export the model again."
+CPU = "CPUExecutionProvider"
+TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+RECORD = "get_provider_graph_assignment_info"  # which older ones do not have
+NAMED = 5  # operators that a message lists
+# By execution provider: how many nodes of each operator it computes.
+Placement = Mapping[str, Mapping[str, int]]
 
 
 class OrtRuntime:
@@ -28,27 +34,29 @@ class OrtRuntime:
     def __init__(self, session: "onnxruntime.InferenceSession", spec: Spec, version: str) -> None:
         self.version = version
         self._names = [task.name for task in spec.tasks]
-        self._batch_one = _check_graph(session, spec)
+        self._batch_one = check_signature(_ports(session.get_inputs()), _ports(session.get_outputs()), spec)
+        self._placement = _placement(session)
         self._session: onnxruntime.InferenceSession | None = session
 
     @classmethod
-    def open(
-        cls, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
-    ) -> "OrtRuntime":
+    def open(cls, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> "OrtRuntime":
         """Starts a session on a bundle's ONNX file.
 
         Args:
             bundle: The bundle.
             threads: Threads within one operator; by default one per physical core.
-            providers: ONNX Runtime execution providers, the preferred first.
+            providers: ONNX Runtime execution providers, the preferred first. They alone compute: nodes fall back to
+                the CPU only where `CPUExecutionProvider` is named as well.
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
-            EngineError: ONNX Runtime refuses the graph or a provider, or inputs and outputs do not fit the spec.
+            EngineError: ONNX Runtime refuses the graph or a provider, a provider leaves the graph to the CPU, or inputs
+                and outputs do not fit the spec.
             BundleError: The file was changed since the bundle was opened.
         """
         try:
-            import onnxruntime
+            with no_telemetry():
+                import onnxruntime
         except ImportError as error:
             raise MissingExtraError("onnxruntime", "onnxruntime", "An ONNX bundle") from error
         available = onnxruntime.get_available_providers()
@@ -61,7 +69,7 @@ class OrtRuntime:
         try:
             # Without fallback: a provider that fails is an error, not a line on stdout and another provider.
             session = onnxruntime.InferenceSession(
-                graph, _options(threads), providers=list(providers), enable_fallback=0
+                graph, _options(threads, providers), providers=list(providers), enable_fallback=0
             )
             # The wrapper keeps the file's bytes for that fallback, as much memory again as the weights take.
             session._model_bytes = None
@@ -70,7 +78,9 @@ class OrtRuntime:
                 f"onnxruntime {onnxruntime.__version__} refuses {bundle.artifact.path} ({_first_line(error)}): "
                 f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; upgrade it, or {AGAIN}"
             ) from error
-        return cls(session, bundle.spec, str(onnxruntime.__version__))
+        runtime = cls(session, bundle.spec, str(onnxruntime.__version__))
+        check_placement(runtime._placement, providers)
+        return runtime
 
     def run(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs [N, ...] by task. Raises EngineError where the engine fails or is closed."""
@@ -88,12 +98,62 @@ class OrtRuntime:
             ) from error
         return {name: np.concatenate(column) for name, column in zip(self._names, zip(*rows, strict=True), strict=True)}
 
+    def placement(self) -> Placement:
+        """By execution provider, how many nodes of each operator it computes; empty where this onnxruntime is too old
+        to tell.
+        """
+        return self._placement
+
     def close(self) -> None:
         """Frees the session; one that still runs in another thread ends first."""
         self._session = None
 
 
-def _options(threads: int | None) -> "onnxruntime.SessionOptions":
+def check_placement(placement: Placement, providers: Sequence[str]) -> None:
+    """Refuse what a provider silently left to the CPU.
+
+    Args:
+        placement: As `OrtRuntime.placement` gives it; an empty one, of an older onnxruntime, tells nothing.
+        providers: Those that were asked for.
+
+    Raises:
+        EngineError: Nodes run on a provider that was not asked for, or one that was asked for got none at all.
+    """
+    if not placement:
+        return
+    total = sum(sum(operators.values()) for operators in placement.values())
+    for name, operators in placement.items():
+        if name not in providers:
+            raise EngineError(
+                f"{', '.join(providers)} cannot compute {sum(operators.values())} of {total} nodes "
+                f"({_listed(operators)}), which fell back to {name}: add {name!r} to `providers` to accept that."
+            )
+    for name in providers:
+        if name != CPU and not placement.get(name):
+            taken = "; ".join(f"{other}: {_listed(operators)}" for other, operators in placement.items())
+            raise EngineError(
+                f"{name} computes none of the {total} nodes ({taken}): leave it out of `providers`, or export at a "
+                "precision that it computes."
+            )
+
+
+def _placement(session: Any) -> Placement:
+    recorded = getattr(session, RECORD, tuple)
+    found: dict[str, Counter[str]] = {}
+    for part in recorded():
+        found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    return {name: dict(operators) for name, operators in found.items()}
+
+
+def _listed(operators: Mapping[str, int]) -> str:
+    """`17 Conv, 14 Mul and 5 more`: the most frequent ones."""
+    ranked = sorted(operators.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ranked[NAMED:])
+    named = ", ".join(f"{count} {name}" for name, count in ranked[:NAMED])
+    return f"{named} and {rest} more" if rest else named
+
+
+def _options(threads: int | None, providers: Sequence[str]) -> "onnxruntime.SessionOptions":
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -104,35 +164,19 @@ def _options(threads: int | None) -> "onnxruntime.SessionOptions":
     # Measured no slower, and what one call needed at its peak is not kept for the life of the process.
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
+    if hasattr(onnxruntime.InferenceSession, RECORD):
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    elif CPU not in providers:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
-def _check_graph(session: Any, spec: Spec) -> bool:
-    """Whether the graph takes exactly one image at a time. Raises EngineError where it does not fit the spec."""
-    size = spec.preprocess.size
-    inputs = {node.name: (node.type, node.shape) for node in session.get_inputs()}
-    kind, shape = inputs.get(INPUT, ("", []))
-    if len(inputs) != 1 or kind != "tensor(uint8)" or list(shape[1:]) != [size, size, 3]:
-        raise EngineError(
-            f"The graph's inputs are {inputs}, not one '{INPUT}', tensor(uint8) [N, {size}, {size}, 3]: {AGAIN}"
-        )
-    if isinstance(shape[0], int) and shape[0] != 1:
-        raise EngineError(f"The graph takes batches of {shape[0]}, not of one or of any size: {AGAIN}")
-    outputs = {node.name: (node.type, node.shape) for node in session.get_outputs()}
-    if set(outputs) != {task.name for task in spec.tasks}:
-        tasks = sorted(task.name for task in spec.tasks)
-        raise EngineError(f"The graph gives {sorted(outputs)}, but the tasks are {tasks}: {AGAIN}")
-    for task in spec.tasks:
-        kind, found = outputs[task.name]
-        expected = expected_shape(task, size)
-        fits = len(found) == 1 + len(expected) and all(
-            want is None or not isinstance(have, int) or want == have
-            for have, want in zip(found[1:], expected, strict=True)
-        )
-        if kind != "tensor(float)" or not fits:
-            wanted = ["N", *("D" if want is None else want for want in expected)]
-            raise EngineError(f"Output {task.name!r} is {kind} {found}, not tensor(float) {wanted}: {AGAIN}")
-    return isinstance(shape[0], int)
+def _ports(nodes: Sequence[Any]) -> dict[str, Port]:
+    """By name, the type and sizes of a session's inputs or outputs; an open size has a name in ONNX."""
+    return {
+        node.name: (TYPES.get(node.type, node.type), [size if isinstance(size, int) else None for size in node.shape])
+        for node in nodes
+    }
 
 
 def _first_line(error: Exception) -> str:

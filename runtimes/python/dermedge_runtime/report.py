@@ -2,8 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from dermedge_runtime.errors import BundleError
+from dermedge_runtime.files import parse_json
+from dermedge_runtime.spec import Json
 from dermedge_runtime.spec import Status as Status
+
+if TYPE_CHECKING:
+    from dermedge_runtime.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,9 @@ class Check:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The answers of `verify`, in the order in which they were asked; those after a failure are `not_run`."""
+    """The answers of `verify`, in the order in which they were asked; those after a failure are `not_run`, and so is
+    the engine's where this machine cannot have that engine.
+    """
 
     bundle: str
     engine: str
@@ -87,7 +96,9 @@ class Limit:
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Balanced accuracy of reference and candidate within one subgroup (`column` = `value`)."""
+    """Balanced accuracy of reference and candidate within one subgroup (`column` = `value`), and its loss as a share of
+    the reference's. Within one class (`class` = its label) that is the class's recall.
+    """
 
     column: str
     value: str
@@ -102,7 +113,7 @@ class ParityReport:
     """Two tables of predictions over the same images, compared.
 
     `basis` says on what (`test split of ham10000`, `procedural lesions`); `engine` and `hardware` name who produced
-    the candidate.
+    the candidate. `classes` holds a `Subgroup` for each class with a labelled image; it is missing in older reports.
     """
 
     status: Status
@@ -114,3 +125,17 @@ class ParityReport:
     limits: tuple[Limit, ...]
     subgroups: tuple[Subgroup, ...] = ()
     agreement: Mapping[str, float] = field(default_factory=dict)
+    classes: tuple[Subgroup, ...] = ()
+
+
+def bundled_report(bundle: "Bundle", name: str) -> Json:
+    """What `reports/NAME.json` of a bundle holds; empty where the bundle carries no such report.
+
+    Raises:
+        BundleError: it is no JSON object, or was changed since the bundle was opened.
+    """
+    path = f"reports/{name}.json"
+    found = parse_json(bundle.read(path), path, BundleError) if path in bundle.files else {}
+    if not isinstance(found, dict):
+        raise BundleError(f"{path} of {bundle.path} is not a JSON object; export the model again.")
+    return found

@@ -10,11 +10,11 @@ import PIL
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import decode, expected_shape
-from dermedge_runtime.errors import BundleError, DermedgeError, MissingExtraError, UsageError
+from dermedge_runtime.errors import BundleError, DermedgeError, ElsewhereError, MissingExtraError, UsageError
 from dermedge_runtime.golden import Case, stable
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.preprocess import preprocess
-from dermedge_runtime.report import Check, VerifyReport
+from dermedge_runtime.report import Check, Status, VerifyReport
 
 QUESTIONS = ("files", "preprocessing", "engine", "decoding")
 DECODED_WITHIN = 1e-6
@@ -33,7 +33,8 @@ def verify(
     runtime: Runtime | None = None,
 ) -> VerifyReport:
     """Asks of a bundle, in this order: are the files intact, is preprocessing exact, does the engine give the expected
-    outputs within the bundle's tolerance, does decoding them give the expected prediction. Stops at the first no.
+    outputs within the bundle's tolerance, does decoding them give the expected prediction. Stops at the first no. An
+    engine that this machine cannot have is not asked; then the bundle is `not_run`, whatever the other answers.
 
     It needs neither data nor a network. Everything is read from the disk again, also of an opened bundle.
 
@@ -51,24 +52,27 @@ def verify(
         MissingExtraError: The engine is not installed.
     """
     path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
-    identity, engine_name, details = str(path), "not started", list[str]()
-    failure = ""
+    identity, engine_name = str(path), "not started"
+    answers: list[tuple[Status, str]] = []
     try:
         opened, cases = _files(path)
         identity = opened.id
-        details.append(f"{len(opened.files)} files and {len(cases)} golden cases are intact")
-        details.append(_preprocessing(opened, cases))
-        with _started(opened, engine, threads, runtime) as started:
-            engine_name = f"{started.name} {started.version}"
-            details.append(_engine(opened, cases, started))
-        details.append(_decoding(opened, cases))
+        answers.append(("passed", f"{len(opened.files)} files and {len(cases)} golden cases are intact"))
+        answers.append(("passed", _preprocessing(opened, cases)))
+        try:
+            with _started(opened, engine, threads, runtime) as started:
+                engine_name = f"{started.name} {started.version}"
+                answers.append(("passed", _engine(opened, cases, started)))
+        except ElsewhereError as error:
+            answers.append(("not_run", str(error)))
+        answers.append(("passed", _decoding(opened, cases)))
     except _Failure as error:
-        failure = str(error)
-    checks = [Check(name, "passed", detail) for name, detail in zip(QUESTIONS, details, strict=False)]
-    if failure:
-        checks.append(Check(QUESTIONS[len(checks)], "failed", failure))
-    checks += [Check(name, "not_run", "an earlier check failed") for name in QUESTIONS[len(checks) :]]
-    return VerifyReport(identity, engine_name, "failed" if failure else "passed", tuple(checks))
+        answers.append(("failed", str(error)))
+    answers += [("not_run", "an earlier check failed")] * (len(QUESTIONS) - len(answers))
+    checks = tuple(Check(name, *answer) for name, answer in zip(QUESTIONS, answers, strict=True))
+    found = {check.status for check in checks}
+    status: Status = "failed" if "failed" in found else "not_run" if "not_run" in found else "passed"
+    return VerifyReport(identity, engine_name, status, checks)
 
 
 def _files(path: Path) -> tuple[Bundle, list[Case]]:
@@ -120,7 +124,7 @@ def _started(bundle: Bundle, engine: str | None, threads: int | None, runtime: R
         return
     try:
         model = load(bundle, engine=engine, threads=threads)
-    except (MissingExtraError, UsageError):
+    except (ElsewhereError, MissingExtraError, UsageError):
         raise
     except DermedgeError as error:
         raise _Failure(str(error)) from error

@@ -1,0 +1,82 @@
+"""`dermedge build`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dermedge.cli.console import bundle_argument, emit, json_option, pairs, progress, status, table
+
+if TYPE_CHECKING:
+    from dermedge_export.device import DeviceReport
+
+
+@click.command("build")
+@bundle_argument
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Table: the gate judges those images of its test split that the student has answered.",
+)
+@click.option(
+    "--workspace",
+    "workspace_mb",
+    type=click.IntRange(min=1),
+    help="Megabytes that a layer may use while it computes; all of the GPU's by default.",
+)
+@click.option("--rebuild", is_flag=True, help="Build anew what is in the cache.")
+@click.option("--allow-parity-failure", is_flag=True, help="Use the engine although the gate failed, and record that.")
+@json_option
+def command(
+    bundle: Path,
+    data: Path | None,
+    workspace_mb: int | None,
+    rebuild: bool,
+    allow_parity_failure: bool,
+    as_json: bool,
+) -> None:
+    """Build the engine of BUNDLE, a bundle for TensorRT, on this device, verify it, and compare it with its student.
+
+    Writes NAME.device.json and NAME.cache beside the bundle, which stays as it is. Exit code 3 if the engine lost more
+    accuracy than the target allows, 5 if it does not verify; it is not used then. Without --data only the golden cases
+    are compared, which are too few for the gate.
+    """
+    from dermedge.building import build
+
+    with progress("build") as tell:
+        report = build(
+            bundle,
+            data=data,
+            workspace_mb=workspace_mb,
+            rebuild=rebuild,
+            allow_parity_failure=allow_parity_failure,
+            progress=tell,
+        )
+    emit(report, as_json, show)
+
+
+def show(report: "DeviceReport") -> None:
+    """Print the device and its engine, then the checks and the gate."""
+    from rich.console import Console
+
+    precision, key, latency = report.precision, report.engine.key, report.latency
+    counts = ", ".join(f"{count} in {width}" for width, count in precision.counts.items())
+    pairs(
+        {
+            "device": f"{report.device['gpu']}, SM {key.sm}, CUDA {report.device['cuda']}",
+            "engine": f"TensorRT {key.tensorrt}, {report.engine.sha256[:16]}",
+            "layers": f"{counts} of those that multiply, {precision.layers} in all",
+            "latency": f"{latency.p50:.2f} ms (p50 of {latency.count}), {latency.p99:.2f} ms (p99)",
+        }
+    )
+    checks = [(check.name, check.status, check.detail) for check in report.verify.checks]
+    limits = [(limit.metric, limit.status, _loss(limit.loss.value, limit.allowed)) for limit in report.parity.limits]
+    table(("check", "status", "what was found"), [*checks, *limits])
+    for reason in report.allowed_failures:
+        click.secho(f"Warning: allowed although {reason}", fg="yellow", err=True)
+    Console().print(f"{report.parity.basis} on {report.parity.hardware}:", status(report.status), soft_wrap=True)
+
+
+def _loss(loss: float | None, allowed: float | None) -> str:
+    found = "nothing to measure" if loss is None else f"loss {loss:.4g}"
+    return f"{found}, allowed {allowed:.4g}" if allowed is not None else found

@@ -1,0 +1,75 @@
+"""`dermedge parity debug`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dermedge.cli.console import bundle_argument, emit, json_option, table
+
+if TYPE_CHECKING:
+    from dermedge_export.debug import DebugReport, NodeDrift
+
+
+@click.group("parity")
+def command() -> None:
+    """Find where an artifact drifts from its student."""
+
+
+@command.command("debug", short_help="Name the nodes at which an artifact drifts from its student.")
+@bundle_argument
+@click.option(
+    "--against",
+    "student",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The student that BUNDLE was made from: the folder that training wrote.",
+)
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=5, show_default=True, help="How many of the worst nodes to show."
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=20.0,
+    show_default=True,
+    help="Signal-to-noise ratio in dB below which a node counts as drifted.",
+)
+@json_option
+def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_json: bool) -> None:
+    """Show where BUNDLE first drifts from its student, and which nodes add the most noise.
+
+    The golden images and some drawn lesions go through both graphs, and every tensor that both have is compared.
+    """
+    from dermedge.models import load_student
+    from dermedge_export.debug import debug
+
+    emit(debug(bundle, load_student(student), nodes=nodes, threshold=threshold), as_json, show)
+
+
+def show(report: "DebugReport") -> None:
+    """Print where the drift begins, the worst nodes, and what reaches the outputs."""
+    if report.first is None:
+        click.echo(f"no node falls below {report.threshold_db:g} dB")
+    else:
+        first = report.first
+        click.echo(
+            f"first drift at {first.node} ({first.op}): {first.snr_db:.1f} dB, below {report.threshold_db:g}; "
+            f"it reads {first.inherited_db:.1f} dB"
+        )
+    if report.worst:
+        columns = ("node", "op", "precision", "SNR dB", "reads dB", "its own dB", "weights dB", "max abs")
+        table(columns, [_row(drift) for drift in report.worst], "nodes that add the most noise")
+    outputs = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in report.outputs.items())
+    click.echo(f"outputs: {outputs}; {report.compared} tensors over {report.images} images, {report.precision}")
+
+
+def _row(drift: "NodeDrift") -> tuple[str, ...]:
+    ratios = (drift.snr_db, drift.inherited_db, drift.own_db, drift.weights_db)
+    return (
+        drift.node,
+        drift.op,
+        "8 bits" if drift.quantized else "kept",
+        *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios),
+        "not finite" if drift.max_abs is None else f"{drift.max_abs:.3g}",
+    )

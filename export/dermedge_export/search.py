@@ -1,0 +1,311 @@
+"""The search: candidates are built, run, held against the student on val, and timed; one of them wins.
+
+Nothing is assumed: int8 may be slower than fp32 or broken, and the best engine differs from model to model.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dermedge_export import gate
+from dermedge_export.candidate import Candidate
+from dermedge_export.jury import Jury, hardware
+from dermedge_export.lesions import draw_lesion
+from dermedge_export.predictions import Predictions
+from dermedge_export.target import Target
+from dermedge_export.workbench import Built, Exporter, Workbench
+from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
+from dermedge_runtime.files import atomic_folder, canonical_json, pretty_json, sha256_hex
+from dermedge_runtime.model import Runtime
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.progress import Progress
+from dermedge_runtime.report import Interval, ParityReport
+from dermedge_runtime.spec import Artifact, Json, Spec, to_json
+
+SCHEMA = "dermedge.candidates/1"
+EXACT = ("fp32", "bf16", "fp16", "w8", "palettized", "w8a8", "int8+fp16", "int8")  # the least rounded first
+ROUNDS, WARMUP = 40, 5
+NOISE = 0.03  # share by which two latencies or sizes must differ to count as different
+ARTIFACT = "artifact.json"
+State = Literal["won", "passed", "failed", "refused", "skipped"]
+Start = Callable[[Built], AbstractContextManager[Runtime]]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of one candidate. `reason` says in a sentence why it won or what it lost.
+
+    `latency_ms` is the median of interleaved engine calls on this machine, None where it was not timed; `top1`, `kl`
+    and `balanced_accuracy_loss` compare it with its student on val.
+    """
+
+    name: str
+    precision: str
+    format: str
+    method: str
+    status: State
+    reason: str
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+    top1: float | None = None
+    kl: float | None = None
+    balanced_accuracy_loss: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The winner, and what became of everyone; `val` holds the winner's answers there."""
+
+    built: Built
+    val: Predictions
+    tried: tuple[Tried, ...]
+
+    def to_json(self) -> Json:
+        """`reports/candidates.json`."""
+        return {"schema": SCHEMA, "machine": hardware(), "candidates": to_json(self.tried)}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A candidate on its way: what it made and what val says of it."""
+
+    candidate: Candidate
+    built: Built
+    val: Predictions
+    report: ParityReport
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.built.files.values()))
+
+    @property
+    def kl(self) -> float:
+        return self.report.agreement.get("kl", float("inf"))
+
+    @property
+    def reasons(self) -> list[str]:
+        return gate.blocks(self.report)
+
+    def tried(self, status: State, reason: str, latency: float | None = None) -> Tried:
+        loss = next((limit.loss for limit in self.report.limits if limit.metric == "balanced_accuracy"), None)
+        return replace(
+            _tried(self.candidate, status, reason),
+            size_bytes=self.size,
+            latency_ms=latency,
+            top1=self.report.agreement.get("top1"),
+            kl=self.report.agreement.get("kl"),
+            balanced_accuracy_loss=loss if loss is not None and loss.value is not None else None,
+        )
+
+
+def search(
+    work: Workbench,
+    target: Target,
+    candidates: Sequence[Candidate],
+    jury: Jury,
+    exporter: Callable[[str], Exporter],
+    start: Start,
+    *,
+    exhaustive: bool = False,
+    allow_failure: bool = False,
+    budget_minutes: float = 30.0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """Make candidates and choose one.
+
+    Exhaustive: all `plain` ones are made; `mixed` ones only where no plain one of their precision passed, `trained`
+    ones only where no mixed one did either. Else the first that passes is taken.
+
+    Args:
+        work: the student.
+        target: what for.
+        candidates: in the order of preference.
+        jury: judges on val.
+        exporter: by format.
+        start: an engine that runs what was built.
+        exhaustive: try all and compare them.
+        allow_failure: take the best of the failed where none passes.
+        budget_minutes: after that no further candidate is begun.
+        cache: folder in which artifacts are kept by digest, so that a killed search goes on.
+        progress: told of every candidate.
+
+    Raises:
+        GateError: none passes; the message says what each lost.
+        MissingExtraError: nothing could be made, for want of an extra.
+        DermedgeError: nothing could be made.
+    """
+    begun, tell = time.monotonic(), progress or (lambda done, total, note: None)
+    entries: list[_Entry] = []
+    told: dict[str, Tried] = {}
+    errors: list[DermedgeError] = []
+    for index, candidate in enumerate(candidates):
+        late = time.monotonic() - begun > budget_minutes * 60
+        if why := _needless(candidate, entries, exhaustive, work) or _too_late(entries, late, budget_minutes):
+            told[candidate.name] = _tried(candidate, "skipped", why)
+            continue
+        tell(index, len(candidates), f"building {candidate.name}")
+        try:
+            built = _built(work, target, candidate, exporter(candidate.format), cache)
+            tell(index, len(candidates), f"comparing {candidate.name} with the student")
+            with start(built) as runtime:
+                val = jury.ask("val", runtime.run)
+                report = jury.judge("val", val, jury.fit(val), candidate.precision, runtime, target)
+        except DermedgeError as error:
+            errors.append(error)
+            told[candidate.name] = _tried(candidate, "refused", str(error))
+            continue
+        entries.append(_Entry(candidate, built, val, report))
+    tell(len(candidates), len(candidates), "choosing")
+    passed = [entry for entry in entries if not entry.reasons]
+    if not passed and not (allow_failure and entries):
+        raise _nothing(target, entries, errors)
+    timed = _latencies(passed, start, work.spec) if exhaustive and target.native and passed else {}
+    winner = _winner(passed, timed) if passed else min(entries, key=lambda entry: entry.kl)
+    for entry in entries:
+        told[entry.candidate.name] = _verdict(entry, winner, timed, len(entries))
+    return Choice(winner.built, winner.val, tuple(told[candidate.name] for candidate in candidates))
+
+
+def _needless(candidate: Candidate, entries: Sequence[_Entry], exhaustive: bool, work: Workbench) -> str:
+    """Why a candidate need not be made, if so."""
+    passed = [entry.candidate for entry in entries if not entry.reasons]
+    if passed and not exhaustive:
+        return f"not needed: {passed[0].name} passed"
+    if candidate.tier != "plain" and any(other.precision == candidate.precision for other in passed):
+        return f"not needed: {candidate.precision} passed without it"
+    if candidate.tier == "trained" and work.retrain is None:
+        return "training needs --data"
+    return ""
+
+
+def _too_late(entries: Sequence[_Entry], late: bool, budget_minutes: float) -> str:
+    return f"the budget of {budget_minutes:g} minutes was spent" if late and entries else ""
+
+
+def _winner(passed: Sequence[_Entry], timed: dict[str, float]) -> _Entry:
+    """The fastest, or where nothing was timed the smallest; of those that are as good, the least rounded."""
+    cost = {entry.candidate.name: timed.get(entry.candidate.name, float(entry.size)) for entry in passed}
+    best = min(cost.values())
+    equal = [entry for entry in passed if cost[entry.candidate.name] <= best * (1 + NOISE)]
+    return min(equal, key=lambda entry: (_rank(entry.candidate.precision), entry.kl))
+
+
+def _rank(precision: str) -> int:
+    return EXACT.index(precision) if precision in EXACT else len(EXACT)
+
+
+def _verdict(entry: _Entry, winner: _Entry, timed: dict[str, float], tried: int) -> Tried:
+    name, won = entry.candidate.name, winner.candidate.name
+    mine, best = timed.get(name), timed.get(won)
+    if entry is winner:
+        others = [ms for other, ms in timed.items() if other != name]
+        if entry.reasons:
+            reason = f"written although it failed: {' '.join(entry.reasons)}"
+        elif best is not None and others:
+            reason = f"fastest of those that passed: {best:.2f} ms against {min(others):.2f} ms"
+            if min(others) < best:
+                reason = f"as fast as any ({best:.2f} ms, {min(others):.2f} ms the fastest) and closest to the student"
+        elif tried > 1 and not timed:
+            reason = "smallest of those that passed; this target does not run here, so speed was not measured"
+        else:
+            reason = "passed"
+        return entry.tried("won", reason, best)
+    if entry.reasons:
+        return entry.tried("failed", " ".join(entry.reasons))
+    if mine is not None and best is not None:
+        rounder = _rank(entry.candidate.precision) > _rank(winner.candidate.precision)
+        worth = f"{entry.candidate.precision} is not worth it here: " if rounder else ""
+        return entry.tried("passed", f"{worth}{mine:.2f} ms against {best:.2f} ms", mine)
+    size = f"{entry.size / 1e6:.2f} MB against {winner.size / 1e6:.2f} MB"
+    return entry.tried("passed", f"{size}, KL {entry.kl:.2g} against {winner.kl:.2g}")
+
+
+def _nothing(target: Target, entries: Sequence[_Entry], errors: Sequence[DermedgeError]) -> DermedgeError:
+    """The error of a search in which nobody passed."""
+    if not entries:
+        missing = next((error for error in errors if isinstance(error, MissingExtraError)), None)
+        return missing or errors[0]
+    said = " ".join(f"{entry.candidate.name}: {' '.join(entry.reasons)}" for entry in entries)
+    return GateError(
+        f"No artifact for {target.name} is the same model as its student. {said} No bundle was written; "
+        "try --precision auto, or --allow-parity-failure, which writes it all the same and records that."
+    )
+
+
+def _tried(candidate: Candidate, status: State, reason: str) -> Tried:
+    return Tried(candidate.name, candidate.precision, candidate.format, candidate.method, status, reason)
+
+
+def _latencies(entries: Sequence[_Entry], start: Start, spec: Spec) -> dict[str, float]:
+    """Median milliseconds of one image through each engine, called in turns so that all see the same machine."""
+    pixels = preprocess(draw_lesion(0).image, spec.preprocess)[None]
+    times: dict[str, list[float]] = {entry.candidate.name: [] for entry in entries}
+    with contextlib.ExitStack() as stack:
+        runtimes = {entry.candidate.name: stack.enter_context(start(entry.built)) for entry in entries}
+        for turn in range(WARMUP + ROUNDS):
+            for name, runtime in runtimes.items():
+                begin = time.perf_counter()
+                runtime.run(pixels)
+                if turn >= WARMUP:
+                    times[name].append((time.perf_counter() - begin) * 1000)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def _built(work: Workbench, target: Target, candidate: Candidate, exporter: Exporter, cache: Path | None) -> Built:
+    """What the exporter makes, or what it made of the same student, images and versions before."""
+    if cache is None:
+        return exporter(work, target, candidate)
+    folder = cache / _key(work, target, candidate)
+    if (folder / ARTIFACT).is_file():
+        return _read(folder)
+    built = exporter(work, target, candidate)
+    if built.simulation is None:
+        with atomic_folder(folder, overwrite=True) as draft:
+            for name, data in built.files.items():
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                (draft / name).write_bytes(data)
+            (draft / ARTIFACT).write_bytes(pretty_json(to_json(built.artifact)))
+    return built
+
+
+def _read(folder: Path) -> Built:
+    artifact = Artifact.from_json(json.loads((folder / ARTIFACT).read_bytes()))
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ARTIFACT
+    }
+    return Built(artifact, files)
+
+
+def _key(work: Workbench, target: Target, candidate: Candidate) -> str:
+    """What an artifact depends on: the student's graph, the target, the method, the images, the versions."""
+    calibrated = candidate.precision not in ("fp32", "bf16")  # those of fp16 look for overflows
+    return sha256_hex(
+        canonical_json(
+            {
+                "graph": sha256_hex(work.graph(target.opset)),
+                "target": to_json(target),
+                "candidate": to_json(candidate),
+                "calibration": work.calibration.digest if calibrated else None,
+                "versions": dict(_versions()),
+            }
+        )
+    )
+
+
+def _versions() -> Iterator[tuple[str, Any]]:
+    for name in ("dermedge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools"):
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            yield name, None

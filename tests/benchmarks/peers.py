@@ -1,0 +1,233 @@
+"""Measures our `cpu --precision auto` bundle against what a user would pick instead, each by its own default path.
+
+    python tests/benchmarks/peers.py STUDENT... --data DIR -o runs/peers-bench \
+        [--olive-python PYTHON] [--executorch-python PYTHON] [--bundle BUNDLE]
+
+Every contender gets the same preprocessed pixels for its accuracy and the same 300 train images to calibrate on. Each
+is built in a process of its own, which may die without harm: that is a row too. All are then timed in turns within one
+process per number of threads. Writes results.json and results.md; what is done is kept, so a killed run goes on.
+"""
+
+import argparse
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers_contenders import CONTENDERS, Work, build
+from peers_engine import CONTRACT, QUESTIONS, Contract, Inputs
+from peers_scores import scores, tables
+from peers_table import markdown
+from PIL import Image
+
+from dermedge.evaluate.evidence import TableEvidence
+from dermedge.evaluate.table import preprocessed
+from dermedge.models import load_student
+from dermedge.models.student import WEIGHTS
+from dermedge_export.lesions import draw_lesion
+from dermedge_export.telemetry import no_telemetry
+from dermedge_runtime.bench import PHOTO, device, percentiles, photograph
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.errors import DataError
+from dermedge_runtime.files import atomic_write, pretty_json, read_json, sha256_file
+
+PHOTOGRAPHS = {"small": (600, 450), "large": PHOTO}
+CALLS = {"engine": 5, "small": 3, "large": 1}  # timed in one turn, after one that is not
+SETTLE_SECONDS = 0.02  # until the idle threads of the contender before have stopped spinning
+PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "pillow")
+ELSEWHERE = {"olive": ("olive-ai", "onnxruntime"), "executorch": ("executorch", "torch", "torchao", "timm")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", type=Path, nargs="+", help="folders that training wrote")
+    parser.add_argument("--data", type=Path, required=True, help="the table that they were trained on")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--olive-python", type=Path, help="interpreter of an environment with olive-ai")
+    parser.add_argument("--executorch-python", type=Path, help="interpreter of an environment with executorch")
+    parser.add_argument("--bundle", type=Path, action="append", default=[], help="measure this instead of exporting")
+    parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads; one and all cores by default")
+    parser.add_argument("--rounds", type=int, default=40, help="turns that every contender is timed in")
+    parser.add_argument("--limit", type=int, help="only so many images of each split, to try the script out")
+    options = parser.parse_args()
+    pythons = {"olive": options.olive_python, "executorch": options.executorch_python}
+    pythons = {name: path.absolute() for name, path in pythons.items() if path is not None}
+    bundles = {Bundle.open(path).spec.name: path for path in options.bundle}
+    threads = options.threads or sorted({1, len(os.sched_getaffinity(0))})
+    document: dict[str, Any] = {
+        "machine": dict(device()),
+        "versions": versions(pythons),
+        "settings": {"rounds": options.rounds, "calls": CALLS, "photographs": PHOTOGRAPHS, "limit": options.limit},
+        "threads": threads,
+        "students": {},
+    }
+    for student in options.students:
+        spec = load_student(student).spec
+        folder = options.out / spec.name
+        work = Work(student, folder, options.data, pythons, bundles.get(spec.name), options.limit)
+        prepare(work)
+        document["students"][spec.name] = measure(work, threads, options.rounds)
+        atomic_write(options.out / "results.json", pretty_json(document))
+        atomic_write(options.out / "results.md", markdown(document).encode())
+    print(markdown(document))
+
+
+def prepare(work: Work) -> None:
+    """Preprocesses the images of a student once, for all contenders, and draws two photographs.
+
+    Raises:
+        DataError: the folder holds the measurements of another student.
+    """
+    folder, digest = work.folder / "inputs", sha256_file(work.student / WEIGHTS)
+    if (folder / CONTRACT).exists():
+        if Inputs(folder).contract.weights != digest:
+            raise DataError(f"{work.folder} was measured with other weights: delete it, or give another --out.")
+        return
+    say(f"{work.folder.name}: preparing images")
+    student = load_student(work.student)
+    spec, backbone = student.spec, student.backbone
+    if spec.preprocess.fit != "crop":
+        raise DataError(f"{work.student} has fit {spec.preprocess.fit!r}; peers cut the centre square: crop.")
+    images = {split: np.stack(list(preprocessed(rows, spec.preprocess))) for split, rows in tables(work).items()}
+    images["calibration"] = TableEvidence(work.data, spec).calibration().images[: work.limit]
+    png = io.BytesIO()
+    Image.fromarray(draw_lesion(0).image).save(png, "PNG")
+    photographs = {name: photograph(png.getvalue(), size) for name, size in PHOTOGRAPHS.items()}
+    names = tuple(task.name for task in spec.tasks)
+    contract = Contract(spec.preprocess.size, backbone.mean, backbone.std, names, digest)
+    Inputs.write(folder, contract, images, photographs)
+
+
+def measure(work: Work, threads: list[int], rounds: int) -> dict[str, Any]:
+    """The rows of one student, the student itself last."""
+    rows = {name: built(name, work) for name in CONTENDERS}
+    ready = [name for name, row in rows.items() if row["status"] == "built"]
+    for count in threads:
+        taken = timed(work, ready, count, rounds)
+        for name in ready:
+            if "error" in taken[name]:
+                rows[name] |= {"status": "failed", "why": taken[name]["error"]}
+            else:
+                rows[name].setdefault("ms", {})[str(count)] = taken[name]
+    ready = [name for name in ready if rows[name]["status"] == "built"]
+    say(f"{work.folder.name}: scoring")
+    for name, found in scores(work, ready).items():
+        rows[name] = rows.get(name, {}) | found | {"status": "measured"}
+    return rows
+
+
+def built(name: str, work: Work) -> dict[str, Any]:
+    """A contender's `built.json`, made in a process of its own; what could not be tried is tried in the next run."""
+    contender, record = CONTENDERS[name], work.folder / name / "built.json"
+    if record.exists():
+        return dict(read_json(record, DataError))
+    if contender.environment and contender.environment not in work.pythons:
+        return {"status": "not_run", "why": f"no --{contender.environment}-python was given"}
+    say(f"{work.folder.name}: building {contender.title}")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    answer = isolated(partial(build, name, work), record.with_name("build.log"))
+    answer = {"status": "built", **answer} if "error" not in answer else {"status": "failed", "why": answer["error"]}
+    answer["seconds"] = round(time.perf_counter() - start, 1)
+    atomic_write(record, pretty_json(answer))
+    return answer
+
+
+def timed(work: Work, names: list[str], threads: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds by contender and question, measured in turns in one process."""
+    record = work.folder / f"timing-{threads}.json"
+    if record.exists():
+        document = read_json(record, DataError)
+        if set(document) == set(names):
+            return dict(document)
+    say(f"{work.folder.name}: timing {len(names)} contenders, threads: {threads}")
+    answer = isolated(partial(time_in_turns, names, work, threads, rounds), record.with_suffix(".log"))
+    if "error" in answer:
+        raise SystemExit(f"timing failed: {answer['error']}; see {record.with_suffix('.log')}")
+    atomic_write(record, pretty_json(answer))
+    return answer
+
+
+def time_in_turns(names: list[str], work: Work, threads: int, rounds: int) -> dict[str, Any]:
+    """Every contender is called in every round, the order reversed every other round."""
+    found: dict[str, Any] = {name: {} for name in names}
+    opened = {}
+    for name in names:
+        try:
+            opened[name] = CONTENDERS[name].open(work, work.artifact(name), threads)
+        except Exception as error:
+            found[name] = {"error": first_line(error)}
+    for question in QUESTIONS:
+        taken: dict[str, list[float]] = {name: [] for name in opened}
+        for turn in range(rounds if question == "engine" else max(3, rounds // 2)):
+            for name in list(opened) if turn % 2 else reversed(opened):
+                time.sleep(SETTLE_SECONDS)
+                opened[name].times(question, 1)
+                taken[name] += opened[name].times(question, CALLS[question])
+        for name, values in taken.items():
+            found[name][question] = vars(percentiles(values))
+    for contender in opened.values():
+        contender.close()
+    return found
+
+
+def isolated(function: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
+    """The answer of a function called in a fresh process, or `error`; what it prints goes to `log`."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=print_to, initargs=(log,)) as pool:
+        try:
+            return pool.submit(caught, function).result()
+        except BrokenProcessPool:
+            return {"error": "the process died"}
+
+
+def caught(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer of a function, or `error`, the first line of what it raised."""
+    try:
+        with no_telemetry():
+            return function()
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": first_line(error)}
+
+
+def print_to(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+
+
+def first_line(error: Exception) -> str:
+    """`TypeError: it said this`, without what follows."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}".strip()
+
+
+def versions(pythons: dict[str, Path]) -> dict[str, dict[str, str]]:
+    """Of the packages here and in the other environments."""
+    found = {"here": {name: metadata.version(name) for name in PACKAGES}}
+    for name, python in pythons.items():
+        code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+        done = subprocess.run([python, "-c", code, *ELSEWHERE[name]], text=True, capture_output=True, check=True)
+        found[name] = dict(zip(ELSEWHERE[name], done.stdout.split(), strict=True))
+    return found
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

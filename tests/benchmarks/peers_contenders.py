@@ -1,0 +1,305 @@
+"""The contenders of the peers' benchmark: how a user makes each, by its own default path, and how it is called.
+
+What is made for one contender lies in its folder's `artifact`, which is what its file size is the sum of. Each builder
+follows the quickstart of its tool for an image classifier on a CPU and leaves every option at its default.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from peers_elsewhere import SERVER, Worker, run
+from peers_engine import SPLITS, Inputs, Opened
+
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.errors import DataError
+
+GRAPH, PROGRAM = "model.onnx", "model.pte"
+BUNDLE = "bundle.txt"  # beside our artifact: where the bundle lies that it is of
+OURS, PLAIN = "dermedge", "onnx"  # PLAIN is whose graph the other tools quantize
+
+
+@dataclass(frozen=True)
+class Work:
+    """One student in the benchmark: its folder, what is written about it, and what it is measured with.
+
+    `pythons` are the interpreters of the tools that live in environments of their own; `bundle` is a finished bundle to
+    measure instead of exporting one; `limit` is how many images of each split are looked at, None for all.
+    """
+
+    student: Path
+    folder: Path
+    data: Path
+    pythons: Mapping[str, Path] = field(default_factory=dict)
+    bundle: Path | None = None
+    limit: int | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.folder / "inputs")
+
+    def artifact(self, name: str) -> Path:
+        """Where a contender's files lie."""
+        return self.folder / name / "artifact"
+
+
+class Engine(Protocol):
+    """A contender ready to run, here or in a process of its own; see `peers_engine.Opened`."""
+
+    def outputs(self, split: str) -> dict[str, Any]: ...
+
+    def times(self, question: str, count: int) -> list[float]: ...
+
+    @property
+    def close(self) -> Callable[[], None]: ...
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run a student: `build` writes its artifact, `open` starts its engine with a number of threads.
+
+    `environment` names the interpreter that it needs, where that is another one.
+    """
+
+    title: str
+    build: Callable[[Work, Path], None]
+    open: Callable[[Work, Path, int], Engine]
+    environment: str | None = None
+
+
+def build_dermedge(work: Work, artifact: Path) -> None:
+    from dermedge.exporting import export
+
+    path = work.bundle
+    if path is None:
+        path = export(work.student, "cpu", artifact.parent, data=work.data, precision="auto", overwrite=True).path
+    bundle = Bundle.open(path)
+    artifact.with_name(BUNDLE).write_text(str(Path(path).resolve()))
+    for name in _model_files(bundle):
+        (artifact / Path(name).name).write_bytes(bundle.read(name))
+
+
+def open_dermedge(work: Work, artifact: Path, threads: int) -> Opened:
+    from dermedge_runtime.model import load
+
+    model = load(artifact.with_name(BUNDLE).read_text(), threads=threads)
+    names = work.inputs.contract.tasks
+
+    def infer(images: Any) -> list[Any]:
+        outputs = model.runtime.run(images)
+        return [outputs[name] for name in names]
+
+    return Opened(work.inputs, infer, prepare=lambda images: images, predict=model.predict, close=model.close)
+
+
+def _model_files(bundle: Bundle) -> list[str]:
+    """What the engine reads: the artifact's file, or all files of its folder."""
+    path = bundle.artifact.path
+    return [name for name in bundle.files if name == path or name.startswith(f"{path}/")]
+
+
+def build_torch(work: Work, artifact: Path) -> None:
+    import torch
+    from peers_network import plain
+
+    torch.save(plain(work.student).state_dict(), artifact / "weights.pt")
+
+
+def open_torch(work: Work, artifact: Path, threads: int) -> Opened:
+    return _open_module(work, artifact, threads, lambda module: module)
+
+
+def open_compiled(work: Work, artifact: Path, threads: int) -> Opened:
+    import torch
+
+    return _open_module(work, artifact, threads, torch.compile)
+
+
+def _open_module(work: Work, artifact: Path, threads: int, wrap: Callable[[Any], Any]) -> Opened:
+    import torch
+    from peers_network import plain
+
+    torch.set_num_threads(threads)
+    module = plain(work.student)
+    module.load_state_dict(torch.load(artifact / "weights.pt", weights_only=True))
+    module = wrap(module)
+
+    def infer(pixels: Any) -> list[Any]:
+        with torch.inference_mode():
+            return [output.numpy() for output in module(torch.from_numpy(pixels))]
+
+    return Opened(work.inputs, infer)
+
+
+def build_onnx(work: Work, artifact: Path) -> None:
+    import torch
+    from peers_network import plain
+
+    torch.onnx.export(plain(work.student), (torch.from_numpy(_calibration(work)[0]),), artifact / GRAPH)
+
+
+def open_onnx(work: Work, artifact: Path, threads: int) -> Opened:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    path = next(artifact.rglob("*.onnx"))
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return Opened(work.inputs, lambda pixels: session.run(None, {name: pixels}))
+
+
+def build_ort_static(work: Work, artifact: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self.feeds = iter([{name: image} for image in _calibration(work)])
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    prepared = _prepared(work, artifact)
+    quantize_static(prepared, artifact / GRAPH, Reader(_input_name(prepared)))
+
+
+def build_ort_dynamic(work: Work, artifact: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(_prepared(work, artifact), artifact / GRAPH)
+
+
+def _prepared(work: Work, artifact: Path) -> Path:
+    """The plain graph after the pre-processing that ONNX Runtime recommends before quantization."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path = artifact.parent / "prepared.onnx"
+    quant_pre_process(_plain_graph(work), path)
+    return path
+
+
+def build_olive(work: Work, artifact: Path) -> None:
+    """`olive run` with the static quantization pass, whose calibration images it reads as raw files."""
+    graph = _plain_graph(work)
+    name, images = _input_name(graph), _calibration(work)
+    raw = artifact.parent / "calibration"
+    (raw / name).mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        image.tofile(raw / name / f"{index:04}.bin")
+    config = {
+        "input_model": {"type": "OnnxModel", "model_path": str(graph)},
+        "data_configs": [
+            {
+                "name": "calibration",
+                "type": "RawDataContainer",
+                "load_dataset_config": {
+                    "data_dir": str(raw),
+                    "input_names": [name],
+                    "input_shapes": [list(images[0].shape)],
+                },
+            }
+        ],
+        "passes": {"quantization": {"type": "OnnxStaticQuantization", "data_config": "calibration"}},
+        "output_dir": str(artifact.parent / "output"),
+        "cache_dir": str(artifact.parent / "cache"),
+    }
+    path = artifact.parent / "olive.json"
+    path.write_text(json.dumps(config, indent=1))
+    run(work.pythons["olive"], "-m", "olive", "run", "--config", path)
+    shutil.copy(artifact.parent / "output" / GRAPH, artifact)
+
+
+def build_nncf_onnx(work: Work, artifact: Path) -> None:
+    import nncf
+    import onnx
+
+    graph = _plain_graph(work)
+    name = _input_name(graph)
+    onnx.save(
+        nncf.quantize(onnx.load(graph), nncf.Dataset([{name: image} for image in _calibration(work)])), artifact / GRAPH
+    )
+
+
+def build_nncf_openvino(work: Work, artifact: Path) -> None:
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(_plain_graph(work))
+    openvino.save_model(nncf.quantize(model, nncf.Dataset(_calibration(work))), artifact / "model.xml")
+
+
+def open_openvino(work: Work, artifact: Path, threads: int) -> Opened:
+    import openvino
+
+    compiled = openvino.Core().compile_model(artifact / "model.xml", "CPU", {"INFERENCE_NUM_THREADS": threads})
+    count = len(compiled.outputs)
+
+    def infer(pixels: Any) -> list[Any]:
+        outputs = compiled(pixels)
+        return [outputs[index] for index in range(count)]
+
+    return Opened(work.inputs, infer)
+
+
+def build_executorch(work: Work, artifact: Path) -> None:
+    student, inputs, out = (path.resolve() for path in (work.student, work.inputs.folder, artifact / PROGRAM))
+    run(work.pythons["executorch"], SERVER, "build", student, inputs, out)
+
+
+def open_executorch(work: Work, artifact: Path, threads: int) -> Worker:
+    return Worker(work.pythons["executorch"], work.inputs, artifact / PROGRAM, threads)
+
+
+CONTENDERS = {
+    OURS: Contender("dermedge, cpu, auto", build_dermedge, open_dermedge),
+    "torch": Contender("PyTorch, eager", build_torch, open_torch),
+    "compile": Contender("torch.compile", build_torch, open_compiled),
+    PLAIN: Contender("ONNX Runtime, torch.onnx.export", build_onnx, open_onnx),
+    "ort-static": Contender("ONNX Runtime, quantize_static", build_ort_static, open_onnx),
+    "ort-dynamic": Contender("ONNX Runtime, quantize_dynamic", build_ort_dynamic, open_onnx),
+    "olive": Contender("Olive, int8", build_olive, open_onnx, "olive"),
+    "nncf-onnx": Contender("NNCF on ONNX, ONNX Runtime", build_nncf_onnx, open_onnx),
+    "nncf-openvino": Contender("NNCF on OpenVINO", build_nncf_openvino, open_openvino),
+    "executorch": Contender("ExecuTorch, XNNPACK int8", build_executorch, open_executorch, "executorch"),
+}
+
+
+def build(name: str, work: Work) -> dict[str, Any]:
+    """Makes a contender, runs it over val and test with one thread, and says how large it is."""
+    contender, artifact = CONTENDERS[name], work.artifact(name)
+    artifact.mkdir(parents=True, exist_ok=True)
+    contender.build(work, artifact)
+    opened = contender.open(work, artifact, 1)
+    for split in SPLITS:
+        np.savez(artifact.parent / f"{split}.npz", **opened.outputs(split))
+    opened.close()
+    files = [path for path in artifact.rglob("*") if path.is_file()]
+    return {"bytes": sum(path.stat().st_size for path in files)} | (_describe(artifact) if name == OURS else {})
+
+
+def _describe(artifact: Path) -> dict[str, Any]:
+    made = Bundle.open(artifact.with_name(BUNDLE).read_text()).artifact
+    return {"precision": made.precision, "format": made.format, "calibration": dict(made.calibration or {})}
+
+
+def _plain_graph(work: Work) -> Path:
+    path = work.artifact(PLAIN) / GRAPH
+    if not path.is_file():
+        raise DataError(f"{path} is missing: torch.onnx.export failed, and there is no graph to quantize.")
+    return path
+
+
+def _input_name(graph: Path) -> str:
+    import onnx
+
+    name: str = onnx.load(graph, load_external_data=False).graph.input[0].name
+    return name
+
+
+def _calibration(work: Work) -> list[Any]:
+    """Calibration images, float32 [1, 3, S, S] each."""
+    return [work.inputs.normalised(image[None]) for image in work.inputs.images("calibration")]

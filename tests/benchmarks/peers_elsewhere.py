@@ -1,0 +1,79 @@
+"""Contenders that live in environments of their own: commands that build them, and a worker that runs ExecuTorch."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers_engine import Inputs
+
+from dermedge_runtime.errors import DermedgeError
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SERVER = HERE / "peers_executorch.py"
+
+
+class Worker:
+    """ExecuTorch in its own environment: it times its calls itself, in turn with the others."""
+
+    def __init__(self, python: Path, inputs: Inputs, model: Path, threads: int) -> None:
+        self.answers = inputs.folder.resolve() / "executorch.npz"
+        self.log = model.parent.with_name("worker.log").open("w")
+        self.process = subprocess.Popen(
+            [python, SERVER, "serve", inputs.folder.resolve(), model.resolve(), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=_environment(),
+        )
+        self._answer()
+
+    def outputs(self, split: str) -> dict[str, Any]:
+        self._ask(do="outputs", split=split, to=str(self.answers))
+        with np.load(self.answers) as stored:
+            outputs = dict(stored)
+        self.answers.unlink()
+        return outputs
+
+    def times(self, question: str, count: int) -> list[float]:
+        taken: list[float] = self._ask(do="times", question=question, count=count)
+        return taken
+
+    def close(self) -> None:
+        self.process.communicate()
+        self.log.close()
+
+    def _ask(self, **request: Any) -> Any:
+        assert self.process.stdin is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise DermedgeError(_last_line(Path(self.log.name).read_text()))
+        return json.loads(line)
+
+
+def run(python: Path, *arguments: str | Path) -> None:
+    """A command in another environment. Raises DermedgeError with its last words."""
+    done = subprocess.run([python, *arguments], env=_environment(), text=True, capture_output=True, check=False)
+    print(done.stdout, done.stderr, sep="\n", flush=True)
+    if done.returncode:
+        raise DermedgeError(_last_line(done.stderr or done.stdout))
+
+
+def _environment() -> dict[str, str]:
+    """Where an interpreter without dermedge finds the student's code, this checkout; and no telemetry."""
+    folders = (ROOT, ROOT / "export", ROOT / "runtimes" / "python")
+    silent = {"OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, **silent, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]

@@ -1,0 +1,119 @@
+"""What every contender of the peers' benchmark is given, and how its calls are timed.
+
+Shared by the benchmark and by the worker that runs in ExecuTorch's environment, so it needs numpy and Pillow only.
+"""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CONTRACT = "contract.json"
+SPLITS = ("val", "test")
+QUESTIONS = ("engine", "small", "large")  # the engine alone; a 600 x 450 JPEG and a 12 MP one, from bytes to outputs
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A student's input and outputs, as one who runs it without dermedge must know them; `weights` is their sha256."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tasks: tuple[str, ...]
+    weights: str
+
+
+class Inputs:
+    """A folder with the preprocessed images of each split, two photographs and the contract."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.contract = Contract(**json.loads((folder / CONTRACT).read_text()))
+
+    @classmethod
+    def write(cls, folder: Path, contract: Contract, images: dict[str, Any], photographs: dict[str, bytes]) -> "Inputs":
+        """The contract is written last: a folder without it is not complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, pixels in images.items():
+            np.save(folder / f"{name}.npy", pixels)
+        for name, data in photographs.items():
+            (folder / f"{name}.jpg").write_bytes(data)
+        (folder / CONTRACT).write_text(json.dumps(asdict(contract)))
+        return cls(folder)
+
+    def images(self, split: str) -> Any:
+        """Uint8 [N, S, S, 3]."""
+        return np.load(self.folder / f"{split}.npy", mmap_mode="r")
+
+    def photograph(self, name: str) -> bytes:
+        return (self.folder / f"{name}.jpg").read_bytes()
+
+    def normalised(self, images: Any) -> Any:
+        """Float32 [N, 3, S, S] of uint8 [N, S, S, 3]: what the network of a peer's user takes."""
+        mean, std = (np.asarray(values, np.float32) for values in (self.contract.mean, self.contract.std))
+        pixels = (np.asarray(images, np.float32) / 255 - mean) / std
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+    def decoded(self, data: bytes) -> Any:
+        """Uint8 [S, S, 3] as a peer's user makes it: decode with Pillow, cut the centre square, resize bilinearly."""
+        with Image.open(io.BytesIO(data)) as image:
+            rgb = image.convert("RGB")
+        side = min(rgb.size)
+        left, top = ((length - side) // 2 for length in rgb.size)
+        square = rgb.crop((left, top, left + side, top + side))
+        size = self.contract.size
+        return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+
+
+class Opened:
+    """A contender ready to run, one image at a time.
+
+    `infer` is the bare engine call: from what `prepare` makes of uint8 [1, S, S, 3] to one array [1, ...] per task.
+    `predict` answers encoded bytes; by default as a peer's user writes it.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        infer: Callable[[Any], Sequence[Any]],
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        predict: Callable[[bytes], object] | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.inputs, self.infer, self.close = inputs, infer, close
+        self.prepare = prepare or inputs.normalised
+        answer = predict or (lambda data: infer(inputs.normalised(inputs.decoded(data)[None])))
+        prepared = self.prepare(np.array(inputs.images("test")[:1]))
+        small, large = (inputs.photograph(name) for name in ("small", "large"))
+        self._calls: dict[str, Callable[[], object]] = {
+            "engine": lambda: infer(prepared),
+            "small": lambda: answer(small),
+            "large": lambda: answer(large),
+        }
+
+    def outputs(self, split: str) -> dict[str, Any]:
+        """Float32 [N, ...] by task."""
+        images = self.inputs.images(split)
+        rows = [
+            [np.array(output, np.float32) for output in self.infer(self.prepare(np.array(images[index : index + 1])))]
+            for index in range(len(images))
+        ]
+        columns = zip(*rows, strict=True)
+        return {name: np.concatenate(column) for name, column in zip(self.inputs.contract.tasks, columns, strict=True)}
+
+    def times(self, question: str, count: int) -> list[float]:
+        """Milliseconds of each of `count` calls."""
+        call, taken = self._calls[question], []
+        for _ in range(count):
+            start = perf_counter()
+            call()
+            taken.append((perf_counter() - start) * 1000)
+        return taken

@@ -1,0 +1,81 @@
+"""ExecuTorch's side of the peers' benchmark; runs in an environment of its own, which `peers.py` is told of.
+
+    python peers_executorch.py build STUDENT INPUTS MODEL.pte
+    python peers_executorch.py serve INPUTS MODEL.pte THREADS
+
+`build` follows the guide of the XNNPACK backend: static int8, per channel. `serve` answers requests, one JSON object a
+line, and times the engine within this process.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers_engine import Inputs, Opened
+
+
+def build(student: Path, inputs: Inputs, out: Path) -> None:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from executorch.exir import to_edge_transform_and_lower
+    from peers_network import plain
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    images = [torch.from_numpy(inputs.normalised(image[None])) for image in inputs.images("calibration")]
+    example = (images[0],)
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    with torch.no_grad():
+        prepared = prepare_pt2e(torch.export.export(plain(student), example).module(), quantizer)
+        for image in images:
+            prepared(image)
+        exported = torch.export.export(convert_pt2e(prepared), example)
+        program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    out.write_bytes(program.buffer)
+
+
+def opened(inputs: Inputs, path: Path, threads: int) -> Opened:
+    import torch
+    from executorch.extension.pybindings import portable_lib
+    from executorch.kernels import quantized  # noqa: F401  registers the operators that XNNPACK leaves over
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    method = Runtime.get().load_program(path).load_method("forward")
+    return Opened(inputs, lambda pixels: [output.numpy() for output in method.execute([torch.from_numpy(pixels)])])
+
+
+def serve(contender: Opened, answers: Any) -> None:
+    """Answers requests from stdin until it ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: Any = None
+        if request["do"] == "times":
+            answer = contender.times(request["question"], request["count"])
+        else:
+            np.savez(request["to"], **contender.outputs(request["split"]))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def main() -> None:
+    verb, *arguments = sys.argv[1:]
+    if verb == "build":
+        student, inputs, out = map(Path, arguments)
+        build(student, Inputs(inputs), out)
+        return
+    # What the libraries print would be taken for answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    contender = opened(Inputs(Path(arguments[0])), Path(arguments[1]), int(arguments[2]))
+    print(json.dumps("ready"), file=answers, flush=True)
+    serve(contender, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The peers' benchmark: how accurate each contender is, and what it lost of its fp32 student."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers_contenders import OURS, Work
+from peers_engine import SPLITS
+
+from dermedge.data import read_table, with_split
+from dermedge.data.table import Table
+from dermedge.evaluate.table import table_predictions
+from dermedge.models import load_student
+from dermedge_export import metrics
+from dermedge_export.calibrate import fit_postprocessing
+from dermedge_export.predictions import Decoded, Predictions, decode_table
+from dermedge_export.workbench import module_run
+from dermedge_runtime.spec import to_json
+
+STUDENT = "student"
+
+
+def tables(work: Work) -> dict[str, Table]:
+    """The rows of each split, split as training split them."""
+    table = with_split(read_table(work.data))
+    return {split: (rows := table.of(split)).replace(rows.frame.head(work.limit or len(rows))) for split in SPLITS}
+
+
+def scores(work: Work, names: list[str]) -> dict[str, dict[str, Any]]:
+    """By contender, and for the fp32 student itself: on test, with temperature and threshold fitted on val for each.
+
+    Losses are in points of the metric, with intervals of a bootstrap over lesions that draws the same lesions for both
+    sides. `behind` is what the contender's balanced accuracy lacks of dermedge's.
+    """
+    student = load_student(work.student)
+    run = module_run(student.module)
+    first = {
+        split: table_predictions(rows, student.spec, run, images=work.inputs.images(split))
+        for split, rows in tables(work).items()
+    }
+    answers = {STUDENT: first, **{name: _stored(work.folder / name, first) for name in names}}
+    decoded = {
+        name: decode_table(of["test"], student.spec, fit_postprocessing(of["val"], student.spec))
+        for name, of in answers.items()
+    }
+    return _compared(first["test"], decoded)
+
+
+def _stored(folder: Path, like: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """What a contender answered, beside what is known of the images."""
+    return {split: replace(like[split], outputs=dict(np.load(folder / f"{split}.npz"))) for split in SPLITS}
+
+
+def _compared(truth: Predictions, decoded: Mapping[str, Decoded]) -> dict[str, dict[str, Any]]:
+    ask = {
+        "balanced_accuracy": _balanced_accuracy,
+        "malignant_sensitivity": partial(_sensitivity, truth.malignant == 1),
+    }
+    statistics = {(name, key): partial(f, side) for name, side in decoded.items() for key, f in ask.items()}
+    drawn = metrics.bootstrap(truth.groups, statistics)
+    point = {key: float(statistic(None)) for key, statistic in statistics.items()}
+
+    def minus(first: tuple[str, str], second: tuple[str, str]) -> Any:
+        return to_json(metrics.interval(point[first] - point[second], drawn[first] - drawn[second]))
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, side in decoded.items():
+        row: dict[str, Any] = {key: to_json(metrics.interval(point[name, key], drawn[name, key])) for key in ask}
+        row |= {f"{key}_lost": minus((STUDENT, key), (name, key)) for key in ask}
+        if OURS in decoded:
+            row["behind"] = minus((OURS, "balanced_accuracy"), (name, "balanced_accuracy"))
+        student = decoded[STUDENT]
+        divergence = float(metrics.kl_divergence(student.probabilities, side.probabilities).mean())
+        row["agreement"] = float(metrics.top1_agreement(student.predicted, side.predicted))
+        row["kl"] = divergence if np.isfinite(divergence) else None
+        found[name] = row
+    return found
+
+
+def _balanced_accuracy(side: Decoded, weights: Any) -> Any:
+    known = side.labels >= 0
+    chosen = None if weights is None else weights[..., known]
+    return metrics.balanced_accuracy(side.labels[known], side.predicted[known], len(side.names), chosen)
+
+
+def _sensitivity(positive: Any, side: Decoded, weights: Any) -> Any:
+    threshold = np.nan if side.threshold is None else side.threshold
+    return metrics.sensitivity(positive, side.scores, threshold, weights)

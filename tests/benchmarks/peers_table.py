@@ -1,0 +1,132 @@
+"""The peers' benchmark as Markdown: a table per student, and whether dermedge kept what it promises."""
+
+from typing import Any
+
+from peers_contenders import CONTENDERS, OURS, PLAIN
+from peers_engine import QUESTIONS
+
+WITHIN, FASTER = 1.05, 2.0
+LONGEST = 160  # characters of an error that are shown; the JSON has all
+TITLES = {"engine": "engine", "small": "600 x 450 JPEG", "large": "12 MP JPEG"}
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The whole document: tables and verdicts."""
+    machine = document["machine"]
+    lines = [f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']}).", ""]
+    for student, rows in document["students"].items():
+        lines += [f"### {student}", "", *_table(rows, document["threads"]), ""]
+    return "\n".join([*lines, "### Verdict", "", *(f"- {line}" for line in verdicts(document))]) + "\n"
+
+
+def verdicts(document: dict[str, Any]) -> list[str]:
+    """One line per student, question and number of threads, then one on int8."""
+    lines = []
+    for student, rows in document["students"].items():
+        if OURS not in _timed(rows):
+            lines.append(f"{student}: nothing to judge, dermedge is {_state(rows[OURS])}")
+            continue
+        for threads in document["threads"]:
+            lines += [f"{student}, {_threads(threads)}, {against_best(rows, threads, q)}" for q in QUESTIONS]
+            lines.append(f"{student}, {_threads(threads)}, engine: {against_plain(rows, threads)}")
+    return lines
+
+
+def against_best(rows: dict[str, Any], threads: int, question: str) -> str:
+    """Ours against the fastest peer that is as accurate: whose balanced accuracy is not surely lower than ours."""
+    ours = _median(rows[OURS], threads, question)
+    rivals = {
+        name: _median(row, threads, question)
+        for name, row in _timed(rows).items()
+        if name != OURS and not (row["behind"]["low"] or 0) > 0
+    }
+    if not rivals:
+        return f"{TITLES[question]}: {ours:.2f} ms, and no peer is as accurate: met"
+    best = min(rivals, key=lambda name: rivals[name])
+    met = ours <= WITHIN * rivals[best] and not (rows[best]["behind"]["high"] or 0) < 0
+    return (
+        f"{TITLES[question]}: {ours:.2f} ms, {ours / rivals[best]:.2f} x the fastest peer that is as accurate "
+        f"({CONTENDERS[best].title}, {rivals[best]:.2f} ms), at {_signed(rows[best]['behind'])} points of balanced "
+        f"accuracy: {'met' if met else 'missed'}"
+    )
+
+
+def against_plain(rows: dict[str, Any], threads: int) -> str:
+    """Where int8 was chosen, it must pay."""
+    precision = rows[OURS]["precision"]
+    if precision != "int8":
+        return f"{precision} was chosen, int8 does not pay here"
+    if PLAIN not in _timed(rows):
+        return f"no plain ONNX to compare with: {_state(rows[PLAIN])}"
+    ratio = _median(rows[PLAIN], threads, "engine") / _median(rows[OURS], threads, "engine")
+    return f"int8 is {ratio:.2f} x as fast as plain ONNX: {'met' if ratio >= FASTER else 'missed'}"
+
+
+def _table(rows: dict[str, Any], threads: list[int]) -> list[str]:
+    columns = [(question, count) for question in QUESTIONS for count in threads]
+    head = [
+        "contender",
+        *(f"{TITLES[question]}, {_threads(count)}" for question, count in columns),
+        "file",
+        "balanced accuracy",
+        "lost of it, points",
+        "malignant sensitivity",
+        "agreement",
+        "KL",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, row in rows.items():
+        cells = [CONTENDERS[name].title if name in CONTENDERS else "fp32 student"]
+        if row["status"] != "measured":
+            cells += [_state(row), *[""] * (len(head) - 2)]
+        else:
+            cells += [_ms(row, count, question) for question, count in columns]
+            cells += [
+                f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else "",
+                _interval(row["balanced_accuracy"]),
+                _signed(row["balanced_accuracy_lost"]),
+                _interval(row["malignant_sensitivity"]),
+                f"{row['agreement']:.2%}",
+                "" if row["kl"] is None else f"{row['kl']:.5f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _timed(rows: dict[str, Any]) -> dict[str, Any]:
+    return {name: row for name, row in rows.items() if row.get("ms")}
+
+
+def _median(row: dict[str, Any], threads: int, question: str) -> float:
+    median: float = row["ms"][str(threads)][question]["p50"]
+    return median
+
+
+def _ms(row: dict[str, Any], threads: int, question: str) -> str:
+    return f"{_median(row, threads, question):.2f} ms" if row.get("ms") else ""
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _state(row: dict[str, Any]) -> str:
+    why = row["why"] if len(row["why"]) <= LONGEST else f"{row['why'][:LONGEST]}..."
+    return f"{row['status'].replace('_', ' ')}: {why}".replace("|", "\\|")
+
+
+def _interval(value: dict[str, Any]) -> str:
+    if value["value"] is None:
+        return ""
+    if value["low"] is None:
+        return f"{value['value']:.3f}"
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _signed(value: dict[str, Any]) -> str:
+    """In points, of a hundred."""
+    if value["value"] is None:
+        return ""
+    if value["low"] is None:
+        return f"{100 * value['value']:+.2f}"
+    return f"{100 * value['value']:+.2f} ({100 * value['low']:+.2f} to {100 * value['high']:+.2f})"

@@ -1,0 +1,121 @@
+"""`dermedge build` as it is typed, on a machine without TensorRT and on one whose TensorRT is a fake of few lines."""
+
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from command import TOY, dermedge, refused, snapshot
+
+import fake_tensorrt
+from dermedge.data import generate
+from dermedge.evaluate.evidence import TableEvidence
+from dermedge_export.reference import PATH, reference_file
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.trt_api import TensorRt
+from runtime import toy_onnx
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that is all test, and a bundle whose student has answered it."""
+    folder = tmp_path_factory.mktemp("build")
+    generate(folder / "lesions", count=104, seed=3, size=(64, 48))
+    table = pd.read_csv(folder / "lesions" / "metadata.csv", dtype=str, keep_default_na=False)
+    table.assign(split="test").to_csv(folder / "lesions" / "metadata.csv", index=False)
+    evidence = TableEvidence(folder / "lesions", toy_onnx.spec())
+    student = evidence.predictions("test", fake_tensorrt.toy_run(toy_onnx.graph()))
+    reference = reference_file(student, evidence.digests("test"), toy_onnx.POSTPROCESSING, "test split of lesions")
+    fake_tensorrt.bundle(folder / "skin.dermedge", files={PATH: reference})
+    return folder
+
+
+@pytest.fixture
+def bundle(place: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(place / "skin.dermedge", tmp_path / "skin.dermedge"))
+
+
+def record(bundle: Path) -> Any:
+    return json.loads((bundle.parent / "skin.device.json").read_text("utf-8"))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> TensorRt:
+    device = fake_tensorrt.machine()
+    monkeypatch.setattr(TensorRt, "open", classmethod(lambda cls, bundle: device))
+    return device
+
+
+def test_on_a_machine_without_tensorrt_it_says_what_to_type_where(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    before = snapshot(bundle.parent)
+    message = refused(dermedge("build", bundle), 4)
+    assert f"on the Jetson, run `dermedge build {bundle}`" in message
+    assert snapshot(bundle.parent) == before
+    checked = dermedge("verify", bundle, "--engine", "onnxruntime")
+    assert checked.code == 0, checked.err
+
+
+def test_a_build_prints_the_engine_the_checks_and_the_gate(bundle: Path, place: Path, machine: TensorRt) -> None:
+    ran = dermedge("build", bundle, "--data", place / "lesions")
+    assert ran.code == 0, ran.err
+    for words in (
+        "Orin (fake), SM 87, CUDA 12.6",
+        "TensorRT 10.3.0",
+        "3 in fp16",
+        "macro_auroc",
+        "test split of",
+    ):
+        assert words in ran.out
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["skin.cache", "skin.dermedge", "skin.device.json"]
+    predicted = dermedge("predict", bundle, place / "lesions" / "images" / "D000000.jpg", "--json")
+    assert predicted.code == 0, predicted.err
+    assert "tensorrt 10.3.0" in predicted.out
+
+
+def test_its_json_is_the_record(bundle: Path, place: Path, machine: TensorRt) -> None:
+    ran = dermedge("build", bundle, "--data", place / "lesions", "--workspace", 64, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json() == record(bundle)
+    assert ran.json()["engine"]["key"]["flags"]["workspace_mb"] == 64
+    assert ran.json()["parity"]["cases"] == 104
+
+
+def test_an_engine_that_lost_accuracy_is_exit_code_3(bundle: Path, place: Path, machine: TensorRt) -> None:
+    outputs = itertools.count()
+
+    def wrong_beyond_the_golden_cases(values: Any) -> Any:
+        return values if next(outputs) < golden else -values
+
+    golden = 2 * len(Bundle.open(bundle).golden())
+    machine.trt.miscompile = wrong_beyond_the_golden_cases
+    assert "top1_agreement" in refused(dermedge("build", bundle, "--data", place / "lesions"), 3)
+    assert record(bundle)["status"] == "failed"
+    image = place / "lesions" / "images" / "D000000.jpg"
+    assert "failed its gate" in refused(dermedge("predict", bundle, image), 1)
+    outputs = itertools.count()
+    allowed = dermedge("build", bundle, "--data", place / "lesions", "--allow-parity-failure")
+    assert allowed.code == 0, allowed.err
+    assert "Warning: allowed although top1_agreement" in allowed.err
+    assert dermedge("predict", bundle, image).code == 0
+
+
+def test_an_engine_that_is_another_model_is_exit_code_5(bundle: Path, machine: TensorRt) -> None:
+    machine.trt.miscompile = lambda values: -values
+    assert "not the model that was exported" in refused(dermedge("build", bundle), 5)
+
+
+def test_a_bundle_of_another_engine_has_nothing_to_build(machine: TensorRt) -> None:
+    assert "nothing to build" in refused(dermedge("build", TOY), 2)
+    assert "no bundle at" in refused(dermedge("build", "nowhere.dermedge"), 2)
+
+
+def test_a_verb_that_needs_the_engine_before_it_is_built_names_the_verb(bundle: Path, machine: TensorRt) -> None:
+    assert "`dermedge build" in refused(dermedge("predict", bundle, "image.jpg"), 1)
+    assert Bundle.open(bundle).parity["device"]["status"] == "not_run"

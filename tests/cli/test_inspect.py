@@ -1,0 +1,120 @@
+"""`inspect` shows what a bundle carries, `verify` what cannot be asked here, `targets` what this machine can do."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import TOY, dermedge, refused
+
+from conftest import FakeRuntime, toy_content
+from dermedge.cli import targets as verb
+from dermedge.cli.targets import TargetState, targets
+from dermedge_export.target import TARGETS
+from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.errors import ElsewhereError
+from dermedge_runtime.model import RUNTIMES
+
+CANDIDATES = {
+    "schema": "dermedge.candidates/1",
+    "machine": "Some CPU",
+    "candidates": [
+        {"name": "int8 onnx entropy", "status": "won", "reason": "fastest", "size_bytes": 4_123_456, "latency_ms": 9.6},
+        {"name": "int8 onnx qat", "status": "skipped", "reason": "not needed", "top1": None, "kl": None},
+    ],
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    content = toy_content()
+    content["files"]["reports/candidates.json"] = json.dumps(CANDIDATES).encode()
+    content["parity"]["device"] = {"status": "not_run", "todo": "on a Mac: dermedge verify toy.dermedge"}
+    return write_bundle(tmp_path / "toy.dermedge", **content).path
+
+
+def test_inspect_shows_the_candidates_and_what_remains_to_do(bundle: Path) -> None:
+    lines = [line.split() for line in dermedge("inspect", bundle).out.splitlines()]
+    assert ["int8", "onnx", "entropy", "won", "4.12", "9.60", "-", "-", "fastest"] in lines
+    assert ["int8", "onnx", "qat", "skipped", "-", "-", "-", "-", "not", "needed"] in lines
+    assert ["to", "do", "on", "a", "Mac:", "dermedge", "verify", "toy.dermedge"] in lines
+    assert "candidate" not in dermedge("inspect", TOY).out
+
+
+def test_inspect_writes_a_page_that_it_does_not_replace_unasked(bundle: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert dermedge("inspect", bundle, "--html", page, "--json").json()["id"] == Bundle.open(bundle).id
+    assert "Why this candidate" in page.read_text("utf-8")
+    page.write_text("mine")
+    assert "--overwrite" in refused(dermedge("inspect", bundle, "--html", page), 2)
+    assert page.read_text() == "mine"
+    assert dermedge("inspect", bundle, "--html", page, "--overwrite").code == 0
+    assert "Why this candidate" in page.read_text("utf-8")
+
+
+def test_verify_exits_with_4_where_the_engine_cannot_be_here(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent(FakeRuntime):
+        @classmethod
+        def open(cls, bundle: Bundle, *, threads: int | None = None) -> FakeRuntime:
+            raise ElsewhereError("Core ML is not here: on a Mac, type dermedge verify toy.dermedge.")
+
+    monkeypatch.setattr("conftest.Absent", Absent, raising=False)
+    monkeypatch.setitem(RUNTIMES, "fake", "conftest:Absent")
+    ran = dermedge("verify", bundle)
+    assert ran.code == 4
+    (engine,) = (line for line in ran.out.splitlines() if line.split()[:1] == ["engine"])
+    assert engine.split()[1] == "not_run"
+    assert engine.endswith("type dermedge verify toy.dermedge.")
+    assert "known once that engine was asked" in ran.out
+    assert dermedge("verify", bundle, "--json").json()["status"] == "not_run"
+
+
+def without(*gone: str) -> Callable[[str], bool]:
+    return lambda package: package not in gone
+
+
+def state(name: str) -> TargetState:
+    return next(found for found in targets() if found.target.name == name)
+
+
+def test_targets_says_what_this_machine_builds_runs_and_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "device", lambda: {"flags": "avx2 avx512_vnni"})
+    monkeypatch.setattr(verb, "_installed", without("tensorrt"))
+    assert [found.target.name for found in targets()] == list(TARGETS)
+    cpu = state("cpu")
+    assert cpu.build == {"fp32": (), "int8": (), "bf16": None}  # no such instructions
+    assert cpu.run == ("onnxruntime", "openvino")
+    jetson = state("jetson")
+    assert (jetson.build, jetson.run, jetson.check) == ({"fp16": (), "int8+fp16": ()}, (), "onnxruntime")
+    assert (state("web").run, state("web").check) == ((), "onnxruntime")
+    monkeypatch.setattr(verb.sys, "platform", "linux")
+    assert (state("ios").run, state("ios").check) == ((), "torch simulation")
+    monkeypatch.setattr(verb.sys, "platform", "darwin")
+    assert (state("ios").run, state("ios").check) == (("coreml",), "coreml")
+
+
+def test_targets_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "_installed", without("coremltools", "openvino", "nncf", "onnxruntime"))
+    assert state("ios").build["fp16"] == ("coremltools",)
+    assert state("cpu").build["fp32"] == ("onnxruntime",)
+    assert (state("cpu").run, state("cpu").check) == ((), None)
+    out = dermedge("targets").out
+    assert "ios fp16: pip install 'dermedge[coreml]'" in out
+    assert "android int8: pip install 'dermedge[onnxruntime]'" in out
+
+
+def test_targets_shows_variants_below_their_family_and_only_what_differs() -> None:
+    lines = dermedge("targets").out.splitlines()
+    (thor,) = (line for line in lines if "jetson-thor" in line)
+    assert thor.split() == ["jetson-thor", "tensorrt>=10.13,<12,", "JetPack>=7.0"]
+    family = next(index for index, line in enumerate(lines) if line.split()[:1] == ["jetson"])
+    assert lines.index(thor) > family
+    assert thor.index("jetson-thor") == lines[family].index("jetson") + 2
+    assert "ios, once exported, on a Mac: dermedge verify BUNDLE" in lines
+
+
+def test_the_page_needs_the_extra_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dermedge.report", None)
+    message = refused(dermedge("inspect", TOY, "--html", tmp_path / "page.html"), 4)
+    assert "dermedge[report]" in message

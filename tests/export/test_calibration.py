@@ -1,0 +1,107 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermedge.data import digests
+from dermedge.evaluate.evidence import TableEvidence
+from dermedge.models import load_student
+from dermedge_export.calibration import Calibration, balanced_choice, check_calibration, procedural_calibration
+from dermedge_export.exporter import export
+from dermedge_export.jury import Jury, procedural_predictions
+from dermedge_runtime.errors import DataError
+from dermedge_runtime.spec import Preprocess, Spec
+from train import small
+
+
+def made(count: int = 40, classes: dict[str, int] | None = None) -> Calibration:
+    known = {"nv": count // 2, "mel": count - count // 2} if classes is None else classes
+    return Calibration(np.zeros((count, 16, 16, 3), np.uint8), tuple(map(str, range(count))), "train", known)
+
+
+class TestRefusal:
+    def test_images_that_the_artifact_is_judged_on(self) -> None:
+        with pytest.raises(DataError, match="2 calibration images of lesions are in its val split too"):
+            check_calibration(made(), {"val": ["3", "7", "x"], "test": []}, "lesions")
+
+    def test_too_few(self) -> None:
+        with pytest.raises(DataError, match=r"Only 31 calibration images in lesions, 32 are needed"):
+            check_calibration(made(31), {}, "lesions")
+
+    def test_one_class_only(self) -> None:
+        with pytest.raises(DataError, match=r"All 40 calibration images of lesions are 'nv'"):
+            check_calibration(made(classes={"nv": 40}), {}, "lesions")
+
+    def test_unlabelled_images_are_not_taken_for_one_class(self) -> None:
+        check_calibration(made(classes={}), {"val": ["a"], "test": ["b"]}, "lesions")
+        check_calibration(made(classes={"nv": 8}), {}, "lesions")
+
+
+def test_classes_are_taken_in_turn_so_that_rare_ones_are_seen() -> None:
+    labels = ["nv"] * 900 + ["mel"] * 90 + ["df"] * 10
+    chosen = balanced_choice(labels, 60)
+    assert Counter(labels[index] for index in chosen) == {"nv": 25, "mel": 25, "df": 10}
+    assert chosen == balanced_choice(labels, 60)
+    assert len(set(chosen)) == 60
+    assert len(balanced_choice(labels, 5000)) == 1000
+
+
+def test_drawn_lesions_for_calibration_are_none_of_those_that_judge() -> None:
+    spec = Preprocess(32)
+    seen: list[bytes] = []
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        seen.extend(image.tobytes() for image in images)
+        return {"diagnosis": np.zeros((len(images), 2), np.float32)}
+
+    procedural_predictions(run, Jury(Spec("toy", "1", (), spec), run, None)._lesions)
+    calibration = procedural_calibration(spec, 16)
+    assert calibration.split == "procedural"
+    assert not {image.tobytes() for image in calibration.images} & set(seen)
+
+
+class TestOfATable:
+    @pytest.fixture
+    def data(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return small.data_set(tmp_path_factory.getbasetemp())
+
+    def test_it_comes_from_train_with_a_digest_that_can_be_checked(
+        self, data: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        student = load_student(small.student_folder(tmp_path_factory.getbasetemp()))
+        evidence = TableEvidence(data, student.spec)
+        calibration = evidence.calibration(24)
+        train = digests(evidence.table.of("train"))
+        assert set(calibration.digests) <= set(train)
+        assert calibration.images.shape == (24, 32, 32, 3)
+        record = calibration.to_json()
+        assert (record["split"], record["count"]) == ("train", 24)
+        assert sum(record["classes"].values()) == 24
+        assert evidence.calibration(24).digest == record["digest"] != evidence.calibration(23).digest
+
+    def test_a_table_whose_val_repeats_train_images_is_refused_before_anything_is_quantized(
+        self, data: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        student = load_student(small.student_folder(tmp_path_factory.getbasetemp()))
+
+        def leak(frame: object) -> object:
+            import pandas as pd
+
+            assert isinstance(frame, pd.DataFrame)
+            twins = frame[frame["split"] == "train"].assign(split="val")
+            for path in twins["image"]:
+                twin = tmp_path / "leaky" / path.replace("images/", "images/twin-")
+                twin.write_bytes((tmp_path / "leaky" / path).read_bytes())
+            twins = twins.assign(
+                image=twins["image"].str.replace("images/", "images/twin-"), image_id="twin-" + twins["image_id"]
+            )
+            return pd.concat([frame, twins])
+
+        leaky = small.edited(data, tmp_path / "leaky", leak)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="calibration images of leaky are in its val split too"):
+            export(
+                student, "cpu", tmp_path / "out", evidence=TableEvidence(leaky, student.spec), precision="int8",
+                engine="onnxruntime",
+            )  # fmt: skip
+        assert [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == []

@@ -1,0 +1,96 @@
+import pytest
+
+from dermedge_export.candidate import AUTO, candidates, chosen
+from dermedge_export.exporter import EXPORTERS, TOLERANCE
+from dermedge_export.gate import FAMILIES, limits_for
+from dermedge_export.target import TARGETS, Target, all_targets, families, find_target, instruction_set
+from dermedge_runtime.bundle import LARGEST_TOLERANCE
+from dermedge_runtime.errors import UsageError
+
+VNNI = ["avx2", "avx512f", "avx512_vnni"]
+
+
+def test_all_is_one_of_each_family() -> None:
+    assert families() == ["cpu", "jetson", "ios", "android", "web"]
+
+
+@pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
+def test_whatever_can_be_asked_for_can_be_made_and_judged(target: Target) -> None:
+    for precision in target.precisions:
+        made = chosen(target, precision, flags=[*VNNI, "avx512_bf16"])
+        assert {candidate.precision for candidate in made} == {precision}
+        assert {candidate.format for candidate in made} <= set(EXPORTERS)
+        assert precision in FAMILIES
+        assert limits_for(precision, target.gate)
+        assert 0 < TOLERANCE[precision] <= LARGEST_TOLERANCE
+    assert len(chosen(target, AUTO)) >= len(target.precisions) - 1  # bf16 only where the CPU has it
+    assert target.native or "{bundle}" in target.todo or "golden" in target.todo
+
+
+def test_names_do_not_clash_and_variants_belong_to_a_family() -> None:
+    for name in TARGETS:
+        target = find_target(name)
+        assert target.name == name
+        assert target.family in ("", *families())
+        assert not target.family or name.startswith(f"{target.family}-")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("jetson-nano", "jetson-orin-nano"), ("jetsn", "jetson"), ("androit", "android"), ("ios-17", "ios-18")],
+)
+def test_a_target_that_is_not_known_is_answered_with_the_nearest(wrong: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown target '{wrong}'; did you mean '{near}'"):
+        find_target(wrong)
+
+
+def test_a_precision_that_the_target_lacks_is_refused_with_those_it_has() -> None:
+    with pytest.raises(UsageError, match="unknown precision 'fp61'; did you mean 'fp16'"):
+        chosen(find_target("jetson"), "fp61")
+    with pytest.raises(UsageError, match="Nothing can be made for ios in fp16 with engine openvino"):
+        chosen(find_target("ios"), "fp16", "openvino")
+
+
+def test_without_a_precision_the_first_method_of_each_is_tried_in_the_targets_order() -> None:
+    names = [candidate.name for candidate in chosen(find_target("android"), None)]
+    assert names == ["int8 onnx minmax", "fp32 onnx plain"]
+    assert [candidate.precision for candidate in chosen(find_target("jetson"), None)] == ["fp16", "int8+fp16"]
+    assert chosen(find_target("cpu"), None, flags=VNNI)[0].name == "fp32 onnx plain"
+
+
+def test_one_engine_can_be_asked_for() -> None:
+    cpu = find_target("cpu")
+    assert {candidate.format for candidate in chosen(cpu, AUTO, "onnxruntime", VNNI)} == {"onnx"}
+    assert {candidate.format for candidate in chosen(cpu, AUTO, "openvino", VNNI)} == {"openvino"}
+
+
+class TestInstructionSet:
+    """int8 is rounded as the device multiplies it."""
+
+    @pytest.mark.parametrize(
+        ("machine", "flags", "expected"),
+        [("x86_64", VNNI, "vnni"), ("x86_64", ["avx2"], "x86"), ("arm64", ["neon"], "arm"), ("aarch64", [], "arm")],
+    )
+    def test_of_a_native_target_it_is_this_machines(
+        self, machine: str, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("platform.machine", lambda: machine)
+        assert instruction_set(find_target("cpu"), flags) == expected
+
+    def test_activations_are_signed_on_arm_and_weights_have_seven_bits_without_vnni(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+        def options(name: str, flags: list[str]) -> object:
+            return next(c.options for c in candidates(find_target(name), flags) if c.method == "minmax")
+
+        assert options("cpu", VNNI) == {"activations": "u8", "reduce_range": False}
+        assert options("cpu", ["avx2"]) == {"activations": "u8", "reduce_range": True}
+        assert options("android", VNNI) == {"activations": "s8", "reduce_range": False}
+        assert options("web", VNNI) == {"activations": "u8", "reduce_range": False}
+
+    def test_bf16_is_a_candidate_only_where_the_cpu_has_it(self) -> None:
+        cpu = find_target("cpu")
+        assert "bf16" not in {candidate.precision for candidate in candidates(cpu, VNNI)}
+        assert "bf16" in {candidate.precision for candidate in candidates(cpu, [*VNNI, "avx512_bf16"])}
