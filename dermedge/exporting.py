@@ -12,7 +12,8 @@ from dermedge_export.candidate import Candidate
 from dermedge_export.target import families
 from dermedge_export.workbench import Retrain
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.errors import DermedgeError, UsageError
+from dermedge_runtime.container import MANIFEST
+from dermedge_runtime.errors import DermedgeError, MissingExtraError, UsageError
 from dermedge_runtime.progress import Progress
 
 ALL = "all"
@@ -92,6 +93,7 @@ def export_all(
     """
     if teacher is not None and data is None:
         raise UsageError("--teacher is for quantization-aware training, which needs --data: give both or neither.")
+    _refuse_bundle(Path(student))
     model = load_student(student)
     steps = _Steps(progress)
     shop = exporter.Workshop.opened(
@@ -121,6 +123,16 @@ def export_all(
             yield target, error
 
 
+def _refuse_bundle(path: Path) -> None:
+    """Say what to give instead to whoever wants to export a bundle; one of another schema is told so first."""
+    if path.is_file() or (path / MANIFEST).is_file():
+        made = Bundle.open(path)
+        raise UsageError(
+            f"{path} is a bundle for {made.artifact.target}, which is never changed or exported again: give the folder "
+            f"of the student {made.spec.name!r} that it was made of."
+        )
+
+
 def targets_of(name: str) -> list[str]:
     """The targets that a name stands for: `all` is one of each family."""
     return families() if name == ALL else [name]
@@ -130,8 +142,10 @@ def _retrain(model: Student, data: Path | str, teacher: Path | str | None, out: 
     """Quantization-aware training, imported when it is asked for: it needs the extra `train`."""
 
     def retrain(module: Any, calibration: Calibration, candidate: Candidate) -> Any:
-        from dermedge.train.qat import QuantizationAwareTraining
-
+        try:
+            from dermedge.train.qat import QuantizationAwareTraining
+        except ImportError as error:
+            raise MissingExtraError(error.name or "lightning-fabric", "train", "Quantization-aware training") from error
         training = QuantizationAwareTraining(
             model, data, teacher=teacher, folder=out / exporter.CACHE / "qat", progress=progress
         )

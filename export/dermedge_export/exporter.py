@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dermedge_export.calibration import check_calibration
-from dermedge_export.candidate import AUTO, chosen
+from dermedge_export.candidate import AUTO, Candidate, chosen
 from dermedge_export.card import licences, model_card
 from dermedge_export.gate import blocks
 from dermedge_export.golden import golden_cases
 from dermedge_export.jury import Evidence, Jury
 from dermedge_export.reference import reference_file
-from dermedge_export.search import Choice, search
+from dermedge_export.search import Choice, Tried, search
 from dermedge_export.target import Target, find_target
 from dermedge_export.workbench import Built, Exportable, Exporter, Retrain, Workbench, module_run
 from dermedge_runtime.bench import device
@@ -163,37 +163,52 @@ class Workshop:
         check_free(path, overwrite=overwrite, marker=MANIFEST)
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
+        rejected: tuple[Tried, ...] = ()
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             drafts = _Drafts(self.work.spec, target, Path(folder))
-            choice = search(
-                self.work,
-                target,
-                candidates,
-                self.jury,
-                _exporter,
-                drafts.start,
-                exhaustive=precision == AUTO,
-                allow_failure=allow_parity_failure,
-                budget_minutes=budget_minutes,
-                cache=path.parent / CACHE if precision == AUTO else None,
-                progress=progress,
-            )
-            with drafts.start(choice.built) as runtime:
-                tell(0, 1, f"judging {choice.built.artifact.precision} on {self.jury.basis('test')}")
-                verdict = _verdict(self.jury, choice, runtime, target)
-                if verdict.reasons and not allow_parity_failure:
-                    raise GateError(
-                        f"The {choice.built.artifact.precision} artifact for {target.name} is not the same model: "
-                        f"{' '.join(verdict.reasons)} No bundle was written; --allow-parity-failure writes it all the "
-                        "same and records that."
-                    )
-                tell(0, 1, "drawing golden cases")
-                entries = _parity_entries(verdict, target, path)
-                files = self._files(choice, verdict, target, entries, runtime)
-                tell(0, 1, "verifying the bundle")
-                final = drafts.write("final", choice.built, verdict.fitted, entries, files)
-                _must_verify(final, runtime)
-            return final.save(path, overwrite=overwrite)
+            for wanted in _attempts(candidates, precision):
+                choice = search(
+                    self.work,
+                    target,
+                    wanted,
+                    self.jury,
+                    _exporter,
+                    drafts.start,
+                    exhaustive=precision == AUTO,
+                    allow_failure=allow_parity_failure,
+                    budget_minutes=budget_minutes,
+                    cache=path.parent / CACHE if precision == AUTO else None,
+                    progress=progress,
+                ).after(rejected)
+                with drafts.start(choice.built) as runtime:
+                    tell(0, 1, f"judging {choice.built.artifact.precision} on {self.jury.basis('test')}")
+                    verdict = _verdict(self.jury, choice, runtime, target)
+                    if verdict.reasons and not allow_parity_failure:
+                        rejected = choice.rejected(verdict.reasons)
+                        continue
+                    tell(0, 1, "drawing golden cases")
+                    entries = _parity_entries(verdict, target, path)
+                    files = self._files(choice, verdict, target, entries, runtime)
+                    tell(0, 1, "verifying the bundle")
+                    final = drafts.write("final", choice.built, verdict.fitted, entries, files)
+                    _must_verify(final, runtime)
+                return final.save(path, overwrite=overwrite)
+        raise GateError(
+            f"The {choice.built.artifact.precision} artifact for {target.name} is not the same model: "
+            f"{' '.join(verdict.reasons)} No bundle was written; --allow-parity-failure writes it all the same and "
+            "records that."
+        )
+
+    def _learned_from(self, choice: Choice) -> list[str]:
+        """sha256 of every image that the artifact has learned from, sorted: the student's, and what quantization-aware
+        training saw.
+        """
+        images, evidence = set(self.training_images), self.jury.evidence
+        if evidence is not None and choice.built.artifact.details.get("method") == "qat":
+            seen = [*evidence.digests("train"), *evidence.digests("val")]
+            check_leakage(evidence, seen)
+            images.update(seen)
+        return sorted(images)
 
     def _files(
         self, choice: Choice, verdict: "_Verdict", target: Target, entries: Json, runtime: Runtime
@@ -205,7 +220,7 @@ class Workshop:
         jury, spec, artifact = self.jury, self.work.spec, choice.built.artifact
         # The reference is the network that was trained, not the merged one that is exported.
         cases = golden_cases(spec, jury.reference, runtime.run, verdict.fitted)
-        learned = "".join(f"{digest[:PREFIX]}\n" for digest in sorted(self.training_images))
+        learned = "".join(f"{digest[:PREFIX]}\n" for digest in self._learned_from(choice))
         files = {
             **golden_files(cases),
             "reports/parity.json": pretty_json(to_json(verdict.report)),
@@ -219,6 +234,14 @@ class Workshop:
             digests = jury.evidence.digests("test")
             files["reports/reference.json"] = reference_file(student, digests, fitted, jury.basis("test"))
         return files
+
+
+def _attempts(candidates: Sequence[Candidate], precision: str | None) -> list[list[Candidate]]:
+    """What is searched, and what in its place where the winner fails on test and no precision was insisted on: fp32
+    alone, which computes what the student computes. No second rounded candidate is tried on test.
+    """
+    exact = [candidate for candidate in candidates if candidate.precision == "fp32"]
+    return [list(candidates), exact] if exact and precision in (None, AUTO) else [list(candidates)]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Jury:
     def basis(self, split: str) -> str:
         """On what a split's verdict rests."""
         if self.evidence is None:
-            return f"{PROCEDURAL} procedural lesions, agreement only"
+            return f"{PROCEDURAL} procedural lesions"
         return f"{split} split of {self.evidence.name}"
 
     def judge(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from typing import Any
 from dermedge_export.candidate import Candidate
 from dermedge_export.target import Target
 from dermedge_export.workbench import Built, Workbench, unknown
-from dermedge_runtime.errors import DermedgeError, MissingExtraError
+from dermedge_runtime.errors import DermedgeError, MissingExtraError, UsageError
 from dermedge_runtime.spec import Artifact, Spec, to_json
 
 PATH = "model.onnx"
@@ -81,23 +82,37 @@ def trace(work: Workbench, opset: int) -> bytes:
     size = work.spec.preprocess.size
     # A batch of 1 would be burnt in as a constant where it ought to stay open.
     example = torch.zeros(2 if work.dynamic_batch else 1, size, size, 3, dtype=torch.uint8)
-    with quiet():
-        program = torch.onnx.export(
-            tuple_of(work.module, names),
-            (example,),
-            input_names=["image"],
-            output_names=names,
-            opset_version=opset,
-            dynamo=True,
-            external_data=False,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if work.dynamic_batch else None,
-            verbose=False,
-        )
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                tuple_of(work.module, names),
+                (example,),
+                input_names=["image"],
+                output_names=names,
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if work.dynamic_batch else None,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _untraceable(error) from error
     if program is None:
         raise DermedgeError(
             "torch.onnx.export gave no program: check that its version is one that constraints.txt names."
         )
     return seal(program.model_proto, work.spec)
+
+
+def _untraceable(error: Exception) -> UsageError:
+    """Names the operator that ONNX lacks, where the exporter tells which it is."""
+    text = " ".join(str(cause) for cause in (error, error.__cause__) if cause is not None)
+    found = re.search(r"(?:aten|prims|torchvision)[.:]+\w+", text)
+    what = f"the operator {found[0]}" if found else text.strip().partition("\n")[0]
+    return UsageError(
+        f"This network cannot become ONNX ({what}), which every target but ios needs: try --target ios, or another "
+        "backbone."
+    )
 
 
 def seal(model: Any, spec: Spec) -> bytes:

@@ -29,9 +29,8 @@ TENSOR, CHANNEL = "_fake_quantize_learnable_per_tensor_affine", "_fake_quantize_
 BATCH = 16
 FLOOR, TINY = 2.0**-12, 1e-6  # of a channel's scale, against the greatest of its layer: else no bias fits into int32
 LIMIT = 2.0**31 - 128  # the greatest float32 that fits into int32
-RATE = (
-    10.0  # Adam moves every parameter alike: a weight of 0.05 by a large share, the logarithm of a scale by a small one
-)
+# Adam moves every parameter alike, a weight of 0.05 by a large share of itself, a scale's logarithm by a small one.
+RATE = 10.0
 
 
 def qat_graph(work: Workbench, target: Target, candidate: Candidate) -> tuple[bytes, tuple[str, ...]]:

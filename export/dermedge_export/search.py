@@ -68,6 +68,18 @@ class Choice:
     val: Predictions
     tried: tuple[Tried, ...]
 
+    def rejected(self, reasons: Sequence[str]) -> tuple[Tried, ...]:
+        """What became of everyone, now that the winner has failed on test."""
+        said = f"chosen on val, but on test: {' '.join(reasons)}"
+        return tuple(replace(t, status="failed", reason=said) if t.status == "won" else t for t in self.tried)
+
+    def after(self, earlier: Sequence[Tried]) -> "Choice":
+        """This choice, with what became of candidates that an earlier search had tried."""
+        again = {tried.name: tried for tried in self.tried}
+        names = {tried.name for tried in earlier}
+        kept = tuple(again.get(tried.name, tried) for tried in earlier)
+        return replace(self, tried=kept + tuple(tried for tried in self.tried if tried.name not in names))
+
     def to_json(self) -> Json:
         """`reports/candidates.json`."""
         return {"schema": SCHEMA, "machine": hardware(), "candidates": to_json(self.tried)}
@@ -93,6 +105,11 @@ class _Entry:
     @property
     def reasons(self) -> list[str]:
         return gate.blocks(self.report)
+
+    @property
+    def warned(self) -> str:
+        """The limits that are neither kept for sure nor broken for sure."""
+        return ", ".join(limit.metric for limit in self.report.limits if limit.status in ("warn", "insufficient"))
 
     def tried(self, status: State, reason: str, latency: float | None = None) -> Tried:
         loss = next((limit.loss for limit in self.report.limits if limit.metric == "balanced_accuracy"), None)
@@ -171,7 +188,7 @@ def search(
     timed = _latencies(passed, start, work.spec) if exhaustive and target.native and passed else {}
     winner = _winner(passed, timed) if passed else min(entries, key=lambda entry: entry.kl)
     for entry in entries:
-        told[entry.candidate.name] = _verdict(entry, winner, timed, len(entries))
+        told[entry.candidate.name] = _verdict(entry, winner, timed, len(passed))
     return Choice(winner.built, winner.val, tuple(told[candidate.name] for candidate in candidates))
 
 
@@ -203,7 +220,7 @@ def _rank(precision: str) -> int:
     return EXACT.index(precision) if precision in EXACT else len(EXACT)
 
 
-def _verdict(entry: _Entry, winner: _Entry, timed: dict[str, float], tried: int) -> Tried:
+def _verdict(entry: _Entry, winner: _Entry, timed: dict[str, float], passed: int) -> Tried:
     name, won = entry.candidate.name, winner.candidate.name
     mine, best = timed.get(name), timed.get(won)
     if entry is winner:
@@ -214,10 +231,14 @@ def _verdict(entry: _Entry, winner: _Entry, timed: dict[str, float], tried: int)
             reason = f"fastest of those that passed: {best:.2f} ms against {min(others):.2f} ms"
             if min(others) < best:
                 reason = f"as fast as any ({best:.2f} ms, {min(others):.2f} ms the fastest) and closest to the student"
-        elif tried > 1 and not timed:
+        elif passed > 1:
             reason = "smallest of those that passed; this target does not run here, so speed was not measured"
         else:
-            reason = "passed"
+            reason = (
+                "the only one that passed"
+                if entry.report.status == "passed"
+                else f"{entry.report.status}: {entry.warned}"
+            )
         return entry.tried("won", reason, best)
     if entry.reasons:
         return entry.tried("failed", " ".join(entry.reasons))

@@ -76,7 +76,9 @@ def build_dermedge(work: Work, artifact: Path) -> None:
 
     path = work.bundle
     if path is None:
-        path = export(work.student, "cpu", artifact.parent, data=work.data, precision="auto", overwrite=True).path
+        path = export(
+            work.student, "cpu", artifact.parent, data=work.data, precision="auto", budget=10, overwrite=True
+        ).path
     bundle = Bundle.open(path)
     artifact.with_name(BUNDLE).write_text(str(Path(path).resolve()))
     for name in _model_files(bundle):

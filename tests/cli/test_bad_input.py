@@ -234,6 +234,7 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
         (("predict", TOY), "Missing argument 'IMAGES...'"),
         (("inspect",), "Missing argument 'BUNDLE'"),
         (("export", "student", "--target", "cpo", "-o", "out"), "did you mean 'cpu'?"),
+        (("export", "student", "--target", "jetson-nano", "-o", "out"), "did you mean 'jetson-orin-nano'?"),
         (("run", "--data", "x", "-o", "out", "--target", "cqu"), "did you mean 'cpu'?"),
         (("predict", TOY, "x.jpg", "--engine", "onnxruntme"), "did you mean 'onnxruntime'?"),
         (("verify", TOY, "--engine", "onxruntime"), "did you mean 'onnxruntime'?"),
@@ -286,6 +287,27 @@ def test_a_folder_that_is_no_student_is_refused(tmp_path: Path) -> None:
     message = refused(dermedge("export", tmp_path, "--target", "cpu", "-o", tmp_path / "out"), 1)
     assert str(tmp_path) in message
     assert snapshot(tmp_path) == {}
+
+
+def test_a_bundle_is_not_exported_again(bundle: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    message = refused(dermedge("export", bundle, "--target", "web", "-o", tmp_path / "out"), 2)
+    assert "is a bundle for cpu" in message
+    assert "student 'toy'" in message
+    assert snapshot(tmp_path) == before
+
+
+def test_nor_is_one_of_another_major_schema(bundle: Path, tmp_path: Path) -> None:
+    rewrite_manifest(bundle, {"schema": "dermedge.bundle/2"})
+    message = refused(dermedge("export", bundle, "--target", "web", "-o", tmp_path / "out"), 5)
+    assert "'dermedge.bundle/2'" in message
+    assert "upgrade dermedge" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_without_data_is_wrong_usage(tmp_path: Path) -> None:
+    args = ("export", tmp_path, "--target", "cpu", "-o", tmp_path / "out", "--teacher", tmp_path)
+    assert "--data" in refused(dermedge(*args), 2)
 
 
 NOT_INSTALLED = """

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,11 +18,12 @@ from dermedge.models import Student, load_student
 from dermedge_export import exporter, jury, target
 from dermedge_export.exporter import export
 from dermedge_export.gate import LIMITS
+from dermedge_export.target import Target
 from dermedge_export.workbench import Built, module_run
 from dermedge_runtime import files
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import decode
-from dermedge_runtime.errors import BundleError, DataError, GateError, UsageError
+from dermedge_runtime.errors import BundleError, DataError, DermedgeError, GateError, UsageError
 from dermedge_runtime.golden import stable
 from dermedge_runtime.model import load
 from dermedge_runtime.spec import Postprocessing
@@ -184,7 +186,7 @@ class TestWithoutData:
         assert set(made.postprocessing.values()) == {Postprocessing()}
         host = made.parity["host"]
         assert host["status"] == "passed"
-        assert host["basis"].startswith(f"{jury.PROCEDURAL} procedural lesions, agreement only")
+        assert host["basis"].startswith(f"{jury.PROCEDURAL} procedural lesions (no labels: agreement only)")
         asked = {
             limit["metric"]
             for limit in json.loads(made.read("reports/parity.json"))["limits"]
@@ -338,6 +340,22 @@ def killed_export(student: Path, data: Path, out: Path, artifact: Built, place: 
     )
 
 
+def export_to_a_full_disk(student: Path, out: Path, artifact: Built) -> None:
+    small.BUILT.append(artifact)
+    exporter.EXPORTERS["prebuilt"] = "train.small:prebuilt"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as write() sees it, no different from a full disk
+    try:
+        export(load_student(student), PREBUILT, out)
+    except DermedgeError as error:
+        os._exit(error.exit_code if "free space" in str(error) and "Cannot write" in str(error) else 90)
+    os._exit(91)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    assert in_process(export_to_a_full_disk, folder, tmp_path / "out", small.built(folder)) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 class TestKill:
     @pytest.fixture
     def kill(self, folder: Path, data: Path, tmp_path: Path) -> Iterator[Callable[..., None]]:
@@ -377,3 +395,41 @@ class TestKill:
         kill("_remove", overwrite=True)  # the new one stands, the old one is being deleted
         assert Bundle.open(out / NAME).spec == student.spec
         assert verify(out / NAME).status == "passed"
+
+
+class TestWinnerThatFailsOnTest:
+    """A candidate that passes on val and loses too much on test."""
+
+    @pytest.fixture
+    def target(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+        """Its int8 is the whole model, its fp32 too; but a jury sees the int8 one fail on test."""
+        monkeypatch.setattr(small, "BUILT", [small.built(folder)])
+        judge = jury.Jury.judge
+
+        def harsh(self: Any, split: str, answers: Any, fitted: Any, precision: str, *others: Any) -> Any:
+            report = judge(self, split, answers, fitted, precision, *others)
+            if (split, precision) != ("test", "int8"):
+                return report
+            limits = tuple(replace(limit, status="failed") for limit in report.limits[:1]) + report.limits[1:]
+            return replace(report, status="failed", limits=limits)
+
+        monkeypatch.setattr(jury.Jury, "judge", harsh)
+        return replace(small.PREBUILT, precisions=("int8", "fp32"))
+
+    def test_fp32_takes_its_place_and_the_bundle_says_why(
+        self, student: Student, evidence: TableEvidence, target: Target, tmp_path: Path
+    ) -> None:
+        made = export(student, target, tmp_path, evidence=evidence)
+        assert made.artifact.precision == "fp32"
+        tried = {entry["precision"]: entry for entry in json.loads(made.read("reports/candidates.json"))["candidates"]}
+        assert tried["int8"]["status"] == "failed"
+        assert tried["int8"]["reason"].startswith("chosen on val, but on test: non_finite")
+        assert tried["fp32"]["status"] == "won"
+        assert verify(made).status == "passed"
+
+    def test_where_int8_was_insisted_on_nothing_is_written(
+        self, student: Student, evidence: TableEvidence, target: Target, tmp_path: Path
+    ) -> None:
+        with pytest.raises(GateError, match="The int8 artifact for prebuilt is not the same model: non_finite"):
+            export(student, target, tmp_path, evidence=evidence, precision="int8")
+        assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from dermedge_export.onnx import METADATA_KEY, export_onnx
 from dermedge_export.target import CPU
 from dermedge_export.workbench import Built, Workbench, module_run
 from dermedge_runtime.bundle import write_bundle
+from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import parse_json
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.model import load
@@ -188,6 +189,18 @@ class TestDynamicBatch:
             ("malignancy", [1]),
             ("diagnosis", [3]),
         ]
+
+
+def test_an_operator_that_onnx_lacks_is_named_with_what_to_try() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            values = image.float().mean((1, 2))
+            return {"malignancy": torch.special.airy_ai(values)[:, :1]}
+
+    task = Task("malignancy", "binary")
+    source = Student(Odd().eval(), Spec("odd", "1", (task,), Preprocess(32)), Backbone("none"))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"cannot become ONNX \(the operator aten.*airy_ai.*try --target ios"):
+        export_onnx(Workbench(source), CPU, Candidate("fp32", "onnx"))
 
 
 def test_a_graph_with_a_batch_of_one_answers_for_many(student: Student, artifact: Built, tmp_path: Path) -> None:

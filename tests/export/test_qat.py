@@ -219,6 +219,7 @@ class TestGraph:
         kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
         assert [kinds.count(kind) for kind in ("QLinearConv", "Conv", "QGemm", "Gemm", "MatMul")] == [3, 0, 3, 0, 0]
 
+    @pytest.mark.parametrize("made", OPTIONS[:1], indirect=True)
     def test_the_same_module_gives_the_same_bytes(
         self, source: Source, made: tuple[dict[str, Any], Any, bytes]
     ) -> None:
@@ -267,7 +268,9 @@ class TestCandidate:
         candidate = Candidate("int8", "onnx", "qat", OPTIONS[1], "trained")
         graph, _ = qat_graph(work, CPU, candidate)
         assert seen[0][1:] == (calibration, candidate)
-        assert graph == integer_graph(seen[0][0], work, CPU.opset)
+        images = small.pixels(8, seed=7)
+        expected = asked(seen[0][0], images)
+        assert (answers(graph, images) - expected).abs().median() < 0.001 * expected.abs().max()
 
     def test_without_data_there_is_nothing_to_train_on(self, source: Source) -> None:
         with pytest.raises(UsageError, match="--data"):
