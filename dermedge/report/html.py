@@ -116,6 +116,7 @@ def _compared(bundle: Bundle, evaluation: EvaluationReport | None, parity: Mappi
         "limits": text.LIMITS,
         "lost": lost(parity),
         "forest": forest(parity, names),
+        "tried_on": search.get("basis") or "the validation split, or drawn lesions where there were no data",
         "candidates": [entry for entry in search.get("candidates") or () if isinstance(entry, Mapping)],
         "machine": search.get("machine"),
     }

@@ -89,7 +89,11 @@ def _onnx(target: Target, flags: list[str]) -> list[Candidate]:
         Candidate("int8", "onnx", "mixed-more", {**ranges, "remaining": 0.02}, "mixed"),
     ]
     if target.native:
-        found.append(Candidate("int8", "openvino", "accuracy-control", seven, "mixed"))
+        found += [
+            Candidate("int8", "openvino", "mixed", {**seven, "remaining": 0.1}, "mixed"),
+            Candidate("int8", "openvino", "mixed-more", {**seven, "remaining": 0.02}, "mixed"),
+            Candidate("int8", "openvino", "accuracy-control", seven, "mixed"),
+        ]
     return [*found, Candidate("int8", "onnx", "qat", ranges, "trained")]
 
 

@@ -190,7 +190,7 @@ class Workshop:
                     entries = _parity_entries(verdict, target, path)
                     files = self._files(choice, verdict, target, entries, runtime)
                     tell(0, 1, "verifying the bundle")
-                    final = drafts.write("final", choice.built, verdict.fitted, entries, files)
+                    final = drafts.write(Path(folder) / "final", choice.built, verdict.fitted, entries, files)
                     _must_verify(final, runtime)
                 return final.save(path, overwrite=overwrite)
         raise GateError(
@@ -279,22 +279,11 @@ class _Drafts:
         engine = self.target.host if built.artifact.format == self.target.format else None
         with (
             tempfile.TemporaryDirectory(dir=self.folder) as folder,
-            load(self._write(Path(folder) / "draft", built, {}, {}, {}), engine=engine) as model,
+            load(self.write(Path(folder) / "draft", built, {}, {}, {}), engine=engine) as model,
         ):
             yield model.runtime
 
     def write(
-        self,
-        name: str,
-        built: Built,
-        fitted: Mapping[str, Postprocessing],
-        parity_entries: Mapping[str, Any],
-        files: Mapping[str, bytes],
-    ) -> Bundle:
-        """A whole bundle, not yet at its place."""
-        return self._write(self.folder / name, built, fitted, parity_entries, files)
-
-    def _write(
         self,
         path: Path,
         built: Built,
@@ -302,6 +291,7 @@ class _Drafts:
         parity_entries: Mapping[str, Any],
         files: Mapping[str, bytes],
     ) -> Bundle:
+        """A bundle at `path` inside the folder."""
         if built.artifact.precision not in TOLERANCE:
             raise UsageError(f"No tolerance is known for precision {built.artifact.precision!r}: add it to TOLERANCE.")
         tolerance = TOLERANCE[built.artifact.precision]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dermedge_export.candidate import Candidate
 from dermedge_export.gate import limits_for
 from dermedge_export.onnx import METADATA_KEY, TOOLS, quiet
+from dermedge_export.quantize import sensitive_nodes
 from dermedge_export.target import Target
 from dermedge_export.telemetry import no_telemetry
 from dermedge_export.workbench import Built, Workbench, unknown
@@ -25,7 +26,7 @@ from dermedge_runtime.spec import Artifact, Kind, Spec, to_json
 FOLDER, XML, WEIGHTS = "model", "model/model.xml", "model/model.bin"
 REQUIRES = ("openvino>=2024.4",)
 PLAIN = ("fp32", "bf16")
-METHODS = ("nncf", "accuracy-control")
+METHODS = ("nncf", "mixed", "mixed-more", "accuracy-control")
 # Of nodes that the converter or NNCF made: the number counts all nodes that the process has ever made.
 COUNTED = re.compile(r"(^|/)[A-Z][A-Za-z]*_\d+(/|$)")
 WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
@@ -127,7 +128,9 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
         "fast_bias_correction": True,
         "model_type": nncf.ModelType.TRANSFORMER if has_attention(model) else None,
         # Gates and the like: in fp32 they cost, measured, neither accuracy nor time; in int8 both.
-        "ignored_scope": nncf.IgnoredScope(types=["Multiply"], validate=False),
+        "ignored_scope": nncf.IgnoredScope(
+            names=_sensitive(model, work, target, candidate), types=["Multiply"], validate=False
+        ),
     }
     # By default NNCF takes the mean of the images' extremes and clips the rest: measured ten times the error.
     advanced = nncf.AdvancedQuantizationParameters(
@@ -137,7 +140,7 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
         advanced.overflow_fix = nncf.OverflowFix.ENABLE
     try:
         with no_telemetry(), quiet():
-            if candidate.method == "nncf":
+            if candidate.method != "accuracy-control":
                 found = nncf.quantize(model, **parameters, advanced_parameters=advanced)
             else:
                 limit = limits_for(candidate.precision, target.gate)["top1_agreement"]
@@ -158,6 +161,15 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
     if not any(node.get_type_name() == "FakeQuantize" for node in found.get_ops()):
         raise DermedgeError(f"No layer of {work.spec.name!r} bears int8 by {candidate.method}: export it in fp32.")
     return found
+
+
+def _sensitive(model: Any, work: Workbench, target: Target, candidate: Candidate) -> list[str]:
+    """The operators that came of nodes which are better left in fp32; a convolution with a bias becomes two."""
+    if "remaining" not in candidate.options:
+        return []
+    kept = sensitive_nodes(work, target, candidate)
+    names = [node.get_friendly_name() for node in model.get_ops()]
+    return [name for name in names if name.partition("/")[0] in kept]
 
 
 def _feed(image: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:

@@ -1,7 +1,7 @@
 """Post-training quantization of an ONNX graph: int8 with explicit Q/DQ, weights per channel, activations per tensor."""
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,33 @@ def quantize_onnx(
     if "remaining" not in candidate.options and method not in ("minmax", "percentile", "entropy"):
         raise unknown(candidate)
     options = dict(candidate.options)
-    remaining = options.pop("remaining", None)
-    quantizer = Quantizer(graph, work.calibration, method if remaining is None else "minmax", **options)
     kept: tuple[str, ...] = ()
-    if remaining is not None:
-        from dermedge_export.sensitivity import choose_kept
-
-        kept = choose_kept(quantizer, graph, work.calibration.images, remaining=remaining)
+    if options.pop("remaining", None) is None:
+        quantizer = Quantizer(graph, work.calibration, method, **options)
+    else:
+        quantizer, kept = _by_extremes(work, target, options), sensitive_nodes(work, target, candidate)
     return seal(quantizer.model(kept), work.spec), ("onnxruntime",), kept
+
+
+def sensitive_nodes(work: Workbench, target: Target, candidate: Candidate) -> tuple[str, ...]:
+    """The nodes of the student's graph that are better left in fp32, so that no more than the candidate's `remaining`
+    share of the drift is left; swept for with onnxruntime, once for all engines.
+    """
+    from dermedge_export.sensitivity import choose_kept
+
+    options = {"activations": "u8", **candidate.options}
+    remaining = options.pop("remaining")
+
+    def choose() -> tuple[str, ...]:
+        images = work.calibration.images
+        return choose_kept(_by_extremes(work, target, options), work.graph(target.opset), images, remaining=remaining)
+
+    return work.once(("sensitive", target.opset, remaining, *sorted(options.items())), choose)
+
+
+def _by_extremes(work: Workbench, target: Target, options: Mapping[str, Any]) -> "Quantizer":
+    key = ("quantizer", target.opset, *sorted(options.items()))
+    return work.once(key, lambda: Quantizer(work.graph(target.opset), work.calibration, **options))
 
 
 class Quantizer:

@@ -4,18 +4,17 @@ Nothing is assumed: int8 may be slower than fp32 or broken, and the best engine 
 """
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from dermedge_export import gate
+from dermedge_export.cache import built_once
 from dermedge_export.candidate import Candidate
 from dermedge_export.jury import Jury, hardware
 from dermedge_export.lesions import draw_lesion
@@ -23,18 +22,16 @@ from dermedge_export.predictions import Predictions
 from dermedge_export.target import Target
 from dermedge_export.workbench import Built, Exporter, Workbench
 from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
-from dermedge_runtime.files import atomic_folder, canonical_json, pretty_json, sha256_hex
 from dermedge_runtime.model import Runtime
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.report import Interval, ParityReport
-from dermedge_runtime.spec import Artifact, Json, Spec, to_json
+from dermedge_runtime.spec import Json, Spec, to_json
 
 SCHEMA = "dermedge.candidates/1"
 EXACT = ("fp32", "bf16", "fp16", "w8", "palettized", "w8a8", "int8+fp16", "int8")  # the least rounded first
 ROUNDS, WARMUP = 40, 5
 NOISE = 0.03  # share by which two latencies or sizes must differ to count as different
-ARTIFACT = "artifact.json"
 State = Literal["won", "passed", "failed", "refused", "skipped"]
 Start = Callable[[Built], AbstractContextManager[Runtime]]
 
@@ -139,8 +136,8 @@ def search(
 ) -> Choice:
     """Make candidates and choose one.
 
-    Exhaustive: all `plain` ones are made; `mixed` ones only where no plain one of their precision passed, `trained`
-    ones only where no mixed one did either. Else the first that passes is taken.
+    Exhaustive: all `plain` ones are made; `mixed` ones only where none before of their precision and format passed,
+    `trained` ones only where none of their precision did. Else the first that passes is taken.
 
     Args:
         work: the student.
@@ -171,7 +168,7 @@ def search(
             continue
         tell(index, len(candidates), f"building {candidate.name}")
         try:
-            built = _built(work, target, candidate, exporter(candidate.format), cache)
+            built = built_once(work, target, candidate, exporter(candidate.format), cache)
             tell(index, len(candidates), f"comparing {candidate.name} with the student")
             with start(built) as runtime:
                 val = jury.ask("val", runtime.run)
@@ -197,8 +194,12 @@ def _needless(candidate: Candidate, entries: Sequence[_Entry], exhaustive: bool,
     passed = [entry.candidate for entry in entries if not entry.reasons]
     if passed and not exhaustive:
         return f"not needed: {passed[0].name} passed"
-    if candidate.tier != "plain" and any(other.precision == candidate.precision for other in passed):
-        return f"not needed: {candidate.precision} passed without it"
+    same = [other for other in passed if other.precision == candidate.precision]
+    if candidate.tier == "trained" and same:
+        return f"not needed: {candidate.precision} passed without training"
+    # Another engine's success says nothing of this one's speed.
+    if candidate.tier == "mixed" and any(other.format == candidate.format for other in same):
+        return f"not needed: {candidate.precision} passed in fewer steps"
     if candidate.tier == "trained" and work.retrain is None:
         return "training needs --data"
     return ""
@@ -279,54 +280,3 @@ def _latencies(entries: Sequence[_Entry], start: Start, spec: Spec) -> dict[str,
                 if turn >= WARMUP:
                     times[name].append((time.perf_counter() - begin) * 1000)
     return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def _built(work: Workbench, target: Target, candidate: Candidate, exporter: Exporter, cache: Path | None) -> Built:
-    """What the exporter makes, or what it made of the same student, images and versions before."""
-    if cache is None:
-        return exporter(work, target, candidate)
-    folder = cache / _key(work, target, candidate)
-    if (folder / ARTIFACT).is_file():
-        return _read(folder)
-    built = exporter(work, target, candidate)
-    if built.simulation is None:
-        with atomic_folder(folder, overwrite=True) as draft:
-            for name, data in built.files.items():
-                (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                (draft / name).write_bytes(data)
-            (draft / ARTIFACT).write_bytes(pretty_json(to_json(built.artifact)))
-    return built
-
-
-def _read(folder: Path) -> Built:
-    artifact = Artifact.from_json(json.loads((folder / ARTIFACT).read_bytes()))
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ARTIFACT
-    }
-    return Built(artifact, files)
-
-
-def _key(work: Workbench, target: Target, candidate: Candidate) -> str:
-    """What an artifact depends on: the student's graph, the target, the method, the images, the versions."""
-    calibrated = candidate.precision not in ("fp32", "bf16")  # those of fp16 look for overflows
-    return sha256_hex(
-        canonical_json(
-            {
-                "graph": sha256_hex(work.graph(target.opset)),
-                "target": to_json(target),
-                "candidate": to_json(candidate),
-                "calibration": work.calibration.digest if calibrated else None,
-                "versions": dict(_versions()),
-            }
-        )
-    )
-
-
-def _versions() -> Iterator[tuple[str, Any]]:
-    for name in ("dermedge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools"):
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            yield name, None

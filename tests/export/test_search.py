@@ -173,10 +173,16 @@ class TestTiers:
     def test_mixed_precision_is_only_tried_where_no_plain_one_passes(self) -> None:
         choice = Bench({FP32: 0.0, FAST: 0.01, MIXED: 0.0}).search(exhaustive=True)
         assert states(choice)["mixed"] == "skipped"
-        assert reasons(choice)["mixed"] == "not needed: int8 passed without it"
+        assert reasons(choice)["mixed"] == "not needed: int8 passed in fewer steps"
         bench = Bench({FP32: 0.0, FAST: 3.0, MIXED: 0.01, TRAINED: 0.0})
         assert states(bench.search(exhaustive=True, retrain=lambda *_: None))["qat"] == "skipped"
         assert bench.built == ["plain", "fast", "mixed"]
+
+    def test_one_engines_success_is_no_reason_to_leave_out_another(self, latencies: Callable[..., None]) -> None:
+        latencies(plain=3.0, fast=2.0, mixed=1.0)
+        elsewhere = replace(MIXED, format="other")
+        choice = Bench({FP32: 0.0, FAST: 0.01, elsewhere: 0.01}).search(exhaustive=True)
+        assert states(choice) == {"plain": "passed", "fast": "passed", "mixed": "won"}
 
     def test_training_comes_last_and_needs_data(self) -> None:
         damage: dict[Candidate, Any] = {FP32: 0.0, FAST: 3.0, MIXED: 3.0, TRAINED: 0.01}
