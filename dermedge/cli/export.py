@@ -33,8 +33,8 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
 )
 @click.option(
     "--precision",
-    help="One that the target has, or auto: build all candidates, drop those that lose accuracy, time the rest.  "
-    "[default: the target's first]",
+    help="One that the target has, or auto: build all candidates, drop those that lose accuracy, time the rest. "
+    "Without it the target's precisions are tried in their order, and the first that passes is written.",
 )
 @click.option("--engine", help="Only artifacts for this engine, where the target has several.")
 @click.option(

@@ -264,9 +264,7 @@ def test_table_predictions_keep_the_table_s_order_and_tell_their_progress(data):
     table = read_table(data)
     spec: Spec = toy_content()["spec"]
     told = []
-    predictions = table_predictions(
-        table, spec, FakeRuntime().run, batch=7, progress=lambda *step: told.append(step)
-    )
+    predictions = table_predictions(table, spec, FakeRuntime().run, batch=7, progress=lambda *step: told.append(step))
     assert predictions.image_ids == tuple(table.frame["image_id"])
     assert told[-1][:2] == (70, 70)
     assert [step[0] for step in told] == list(range(1, 71))

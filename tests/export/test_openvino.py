@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 
 from dermedge.models import Student, load_student
@@ -238,6 +239,16 @@ for candidate in (Candidate("int8", "openvino", "nncf"), Candidate("fp32", "open
     built = export_openvino(work, CPU, candidate)
     print(*(hashlib.sha256(data).hexdigest() for data in built.files.values()))
 """
+
+
+def test_layers_that_a_sweep_finds_sensitive_stay_in_fp32(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Workbench(student)
+    graph = onnx.load_model_from_string(work.graph(CPU.opset))
+    kept = [node.name for node in graph.graph.node if node.op_type == "Conv"][1:3]
+    monkeypatch.setattr("dermedge_export.openvino.sensitive_nodes", lambda work, target, candidate: tuple(kept))
+    candidate = Candidate("int8", "openvino", "mixed", {"remaining": 0.1})
+    found = export_openvino(work, CPU, candidate).artifact.details["kept_fp32"]
+    assert {name.partition("/")[0] for name in found} == set(kept)
 
 
 class TestReproducibility:

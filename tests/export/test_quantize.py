@@ -149,6 +149,29 @@ def test_layers_can_be_kept_and_ranges_are_measured_once(work: Workbench, monkey
     assert kept not in weights(onnx.load_model_from_string(quantizer([kept])))
 
 
+def test_a_kept_layer_is_not_quantized_behind_our_back() -> None:
+    """onnxruntime's optimiser quantizes fp32 weights behind a DequantizeLinear, with one scale for all channels."""
+    labels = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True)))
+    tasks = (Task("diagnosis", "classify", labels),)
+    torch.manual_seed(3)
+    backbone = Backbone("test_resnet")
+    work = Workbench(Student(Network(backbone, tasks).eval(), Spec("small", "1", tasks, Preprocess(64)), backbone))
+    model = onnx.load_model_from_string(work.graph(CPU.opset))
+    activated = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
+    layer = next(node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in activated)
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == layer.input[1])
+    values = numpy_helper.to_array(weights).copy()
+    values[0] *= -500 / np.abs(values[0]).max()  # one loud channel, which the ReLU behind it nearly silences
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    quantized = Quantizer(model.SerializeToString(), work.calibration)([layer.name])
+    images = work.calibration.images[:8]
+    as_written = onnxruntime.InferenceSession(
+        quantized, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
+    expected = np.concatenate([as_written.run(["diagnosis"], {"image": image[None]})[0] for image in images])
+    np.testing.assert_allclose(answers(quantized, images), expected, atol=1e-4)
+
+
 def test_a_method_that_does_not_exist_is_refused(work: Workbench) -> None:
     with pytest.raises(UsageError, match="No exporter makes 'int8 onnx magic'"):
         export_onnx(work, CPU, Candidate("int8", "onnx", "magic"))
