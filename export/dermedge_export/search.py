@@ -4,6 +4,7 @@ Nothing is assumed: int8 may be slower than fp32 or broken, and the best engine 
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -232,6 +233,7 @@ def _verdict(entry: _Entry, winner: _Entry, timed: dict[str, float], passed: int
             reason = f"fastest of those that passed: {best:.2f} ms against {min(others):.2f} ms"
             if min(others) < best:
                 reason = f"as fast as any ({best:.2f} ms, {min(others):.2f} ms the fastest) and closest to the student"
+            reason += _busy()
         elif passed > 1:
             reason = "smallest of those that passed; this target does not run here, so speed was not measured"
         else:
@@ -249,6 +251,15 @@ def _verdict(entry: _Entry, winner: _Entry, timed: dict[str, float], passed: int
         return entry.tried("passed", f"{worth}{mine:.2f} ms against {best:.2f} ms", mine)
     size = f"{entry.size / 1e6:.2f} MB against {winner.size / 1e6:.2f} MB"
     return entry.tried("passed", f"{size}, KL {entry.kl:.2g} against {winner.kl:.2g}")
+
+
+def _busy() -> str:
+    """What a reader of latencies must know where others were computing too; engines suffer from that unequally."""
+    load, cores = (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0), os.cpu_count() or 1
+    crowded = load > cores + 1
+    return (
+        f"; the machine was busy (load {load:.1f} on {cores} cores), so measure again on a quiet one" if crowded else ""
+    )
 
 
 def _nothing(target: Target, entries: Sequence[_Entry], errors: Sequence[DermedgeError]) -> DermedgeError:

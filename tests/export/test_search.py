@@ -113,7 +113,8 @@ def replace_source() -> Any:
 
 @pytest.fixture
 def latencies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Decides how long each method takes, in place of a clock."""
+    """Decides how long each method takes, in place of a clock, on a quiet machine."""
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 
     def decide(**milliseconds: float) -> None:
         monkeypatch.setattr(
@@ -204,6 +205,14 @@ class TestWinner:
         choice = Bench({FP32: 0.0, FAST: 0.02, CLOSE: 0.01}).search(exhaustive=True)
         assert states(choice) == {"plain": "passed", "fast": "won", "close": "passed"}
         assert reasons(choice)["fast"] == "fastest of those that passed: 6.00 ms against 7.00 ms"
+
+    def test_latencies_of_a_busy_machine_are_said_to_be_such(
+        self, latencies: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        latencies(plain=13.4, fast=6.0)
+        monkeypatch.setattr(module.os, "getloadavg", lambda: (99.0, 0.0, 0.0))
+        choice = Bench({FP32: 0.0, FAST: 0.02}).search(exhaustive=True)
+        assert "the machine was busy (load 99.0 on" in reasons(choice)["fast"]
 
     def test_int8_that_is_slower_is_not_worth_it(self, latencies: Callable[..., None]) -> None:
         latencies(plain=13.4, fast=19.8)
