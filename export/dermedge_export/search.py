@@ -31,7 +31,7 @@ from dermedge_runtime.spec import Json, Spec, to_json
 
 SCHEMA = "dermedge.candidates/1"
 EXACT = ("fp32", "bf16", "fp16", "w8", "palettized", "w8a8", "int8+fp16", "int8")  # the least rounded first
-ROUNDS, WARMUP = 40, 5
+TURNS, CALLS, SETTLE_SECONDS = 12, 8, 0.05
 NOISE = 0.03  # share by which two latencies or sizes must differ to count as different
 State = Literal["won", "passed", "failed", "refused", "skipped"]
 Start = Callable[[Built], AbstractContextManager[Runtime]]
@@ -279,15 +279,21 @@ def _tried(candidate: Candidate, status: State, reason: str) -> Tried:
 
 
 def _latencies(entries: Sequence[_Entry], start: Start, spec: Spec) -> dict[str, float]:
-    """Median milliseconds of one image through each engine, called in turns so that all see the same machine."""
+    """Median milliseconds of one image through each engine, called in turns so that all see the same machine.
+
+    An engine's threads go on spinning for a while after its call and would slow down another engine's, so each turn
+    begins with a pause and a call that is not timed.
+    """
     pixels = preprocess(draw_lesion(0).image, spec.preprocess)[None]
     times: dict[str, list[float]] = {entry.candidate.name: [] for entry in entries}
     with contextlib.ExitStack() as stack:
         runtimes = {entry.candidate.name: stack.enter_context(start(entry.built)) for entry in entries}
-        for turn in range(WARMUP + ROUNDS):
-            for name, runtime in runtimes.items():
-                begin = time.perf_counter()
-                runtime.run(pixels)
-                if turn >= WARMUP:
+        for turn in range(TURNS):
+            for name in list(runtimes) if turn % 2 else reversed(runtimes):
+                time.sleep(SETTLE_SECONDS)
+                runtimes[name].run(pixels)
+                for _ in range(CALLS):
+                    begin = time.perf_counter()
+                    runtimes[name].run(pixels)
                     times[name].append((time.perf_counter() - begin) * 1000)
     return {name: float(np.median(values)) for name, values in times.items()}
