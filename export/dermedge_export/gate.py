@@ -118,6 +118,22 @@ def blocks(report: ParityReport) -> list[str]:
     return [_sentence(limit) for limit in report.limits if limit.status == "failed"]
 
 
+def close_calls(report: ParityReport) -> list[str]:
+    """Why an artifact that passes on these images may well fail on others: the interval of its agreement, the one
+    metric that this many images resolve, reaches beyond the limit.
+    """
+    return [
+        f"a close call: {limit.metric} loses {limit.loss.value:.4f}, and up to {limit.loss.high:.4f} on other images, "
+        f"where {limit.allowed:.4f} is allowed ({limit.cases} cases)."
+        for limit in report.limits
+        if limit.metric == "top1_agreement"
+        and limit.status == "passed"
+        and limit.loss.high is not None
+        and limit.allowed is not None
+        and limit.loss.high > limit.allowed + ROUNDING
+    ]
+
+
 def _sentence(limit: Limit) -> str:
     loss, allowed = limit.loss.value, limit.allowed
     if limit.metric == "non_finite":

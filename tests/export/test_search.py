@@ -170,6 +170,12 @@ class TestOneAfterTheOther:
         assert set(bench.evidence.asked) == {"val"}
 
 
+    def test_one_that_only_just_passes_on_val_is_not_sent_to_test(self) -> None:
+        choice = Bench({FAST: 0.08, CLOSE: 0.01}).search()
+        assert states(choice) == {"fast": "failed", "close": "won"}
+        assert reasons(choice)["fast"].startswith("a close call: top1_agreement loses 0.0167, and up to 0.03")
+
+
 class TestTiers:
     def test_mixed_precision_is_only_tried_where_no_plain_one_passes(self) -> None:
         choice = Bench({FP32: 0.0, FAST: 0.01, MIXED: 0.0}).search(exhaustive=True)
