@@ -1,5 +1,6 @@
 """The gate: how much of its fp32 student an artifact must keep, and what happens where it does not."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ RELATIVE = ("balanced_accuracy", "macro_auroc", "worst_subgroup")
 MINIMUM_CASES = 100
 SEVERITY: tuple[Status, ...] = ("failed", "warn", "insufficient", "passed")
 ROUNDING = 1e-12
+QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
 UNKNOWN = Interval(None)
 
 
@@ -118,20 +120,16 @@ def blocks(report: ParityReport) -> list[str]:
     return [_sentence(limit) for limit in report.limits if limit.status == "failed"]
 
 
-def close_calls(report: ParityReport) -> list[str]:
-    """Why an artifact that passes on these images may well fail on others: the interval of its agreement, the one
-    metric that this many images resolve, reaches beyond the limit.
+def chance(report: ParityReport) -> float:
+    """How likely an artifact that passes on these images passes on as many others, by its agreement: the one metric
+    that so few images resolve. The difference of two such shares is taken as normal, with twice the variance of one.
     """
-    return [
-        f"a close call: {limit.metric} loses {limit.loss.value:.4f}, and up to {limit.loss.high:.4f} on other images, "
-        f"where {limit.allowed:.4f} is allowed ({limit.cases} cases)."
-        for limit in report.limits
-        if limit.metric == "top1_agreement"
-        and limit.status == "passed"
-        and limit.loss.high is not None
-        and limit.allowed is not None
-        and limit.loss.high > limit.allowed + ROUNDING
-    ]
+    limit = next((limit for limit in report.limits if limit.metric == "top1_agreement"), None)
+    if limit is None or limit.allowed is None or limit.loss.value is None or limit.loss.high is None:
+        return 1.0
+    spread = (limit.loss.high - (limit.loss.low or 0.0)) / (2 * QUANTILE) * math.sqrt(2)
+    room = limit.allowed - limit.loss.value
+    return 1.0 if spread == 0 else 0.5 * (1 + math.erf(room / spread / math.sqrt(2)))
 
 
 def _sentence(limit: Limit) -> str:

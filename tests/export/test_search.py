@@ -170,12 +170,6 @@ class TestOneAfterTheOther:
         assert set(bench.evidence.asked) == {"val"}
 
 
-    def test_one_that_only_just_passes_on_val_is_not_sent_to_test(self) -> None:
-        choice = Bench({FAST: 0.08, CLOSE: 0.01}).search()
-        assert states(choice) == {"fast": "failed", "close": "won"}
-        assert reasons(choice)["fast"].startswith("a close call: top1_agreement loses 0.0167, and up to 0.03")
-
-
 class TestTiers:
     def test_mixed_precision_is_only_tried_where_no_plain_one_passes(self) -> None:
         choice = Bench({FP32: 0.0, FAST: 0.01, MIXED: 0.0}).search(exhaustive=True)
@@ -234,6 +228,16 @@ class TestWinner:
         choice = Bench({FAST: 0.05, CLOSE: 0.01}).search(exhaustive=True)
         assert states(choice)["close"] == "won"
         assert "closest to the student" in reasons(choice)["close"]
+
+    def test_one_that_would_likely_fail_on_test_must_be_worth_the_risk(self, latencies: Callable[..., None]) -> None:
+        damage = {FP32: 0.0, FAST: 0.08, CLOSE: 0.01}  # fast loses 1.7 % agreement of the 2 % that are allowed
+        latencies(plain=13.4, fast=6.0, close=7.0)
+        choice = Bench(damage).search(exhaustive=True)
+        assert states(choice) == {"plain": "passed", "fast": "passed", "close": "won"}
+        assert "6.00 ms against 7.00 ms, but the risk to fail on test is" in reasons(choice)["fast"]
+        assert reasons(choice)["close"].startswith("the best bet: 7.00 ms")
+        latencies(plain=13.4, fast=2.0, close=7.0)
+        assert states(Bench(damage).search(exhaustive=True))["fast"] == "won"
 
     def test_one_that_is_fast_and_broken_never_wins(self, latencies: Callable[..., None]) -> None:
         latencies(plain=13.4)
