@@ -1,4 +1,4 @@
-"""`dermedge data add|check|split`."""
+"""`dermedge data add|sets|check|split`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,14 +8,14 @@ import click
 from dermedge.cli.console import emit, json_option, key_values, overwrite_option, pairs, progress, table
 
 if TYPE_CHECKING:
-    from dermedge.data import AddReport, CheckReport, SplitReport
+    from dermedge.data import AddReport, CheckReport, SetInfo, SplitReport
 
 SHOWN = 5
 
 
 @click.group("data")
 def command() -> None:
-    """Add, check or split a data set: a folder with images and one table, metadata.csv."""
+    """Add, check or split a data set, or list the public ones: a folder with images and one table, metadata.csv."""
 
 
 @command.command("add", short_help="Import a public data set as it is published.")
@@ -28,7 +28,7 @@ def command() -> None:
     multiple=True,
     metavar="OURS=THEIRS",
     callback=key_values,
-    help="For layout csv: a column's name there.",
+    help="A column's name there, where it is not the usual one.",
 )
 @click.option(
     "--label",
@@ -36,7 +36,7 @@ def command() -> None:
     multiple=True,
     metavar="THEIRS=ID",
     callback=key_values,
-    help="For layout csv: a label's id here.",
+    help="A label's id here, where the taxonomy knows another or none.",
 )
 @click.option("--link", is_flag=True, help="Hard-link images instead of copying them.")
 @overwrite_option
@@ -51,8 +51,13 @@ def add_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Import SOURCE, a public set as it is published, LAYOUT being ham10000, isic2017, isic2018, isic2019,
-    pad_ufes_20 or csv.
+    """Import SOURCE, the folder that a public set was unpacked into; LAYOUT is its name.
+
+    `dermedge data sets` lists the names; csv is a table of your own. Most layouts are unverified: made from what is
+    written about a set, and never run on the real download. Compare the counts that are printed with the paper's.
+
+    A set may have several labels: `--column dx=nine_partition_label` takes Fitzpatrick17k's nine-way ones, and
+    three_partition_label its three-way ones.
     """
     from dermedge.data import add
 
@@ -70,15 +75,32 @@ def add_command(
     emit(report, as_json, show_added)
 
 
+@command.command("sets", short_help="List the public data sets that can be added.")
+@json_option
+def sets_command(as_json: bool) -> None:
+    """List the public data sets that `data add` knows: what they tell, their licence, and whether their layout was
+    verified, that is, run on the real download.
+    """
+    from dermedge.data import sets
+
+    emit(sets(), as_json, show_sets)
+
+
 @command.command("check", short_help="Look for what would spoil a model or its measurement.")
 @click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A teacher's or student's folder: warn of images and sets that it was trained on.",
+)
 @json_option
-def check_command(data: Path, as_json: bool) -> int:
+def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
     """Look for what would spoil a model made from DATA, or its measurement. Exit code 1 if there are errors."""
     from dermedge.data import check
 
     with progress("check") as tell:
-        report = check(data, progress=tell)
+        report = check(data, teacher=teacher, progress=tell)
     emit(report, as_json, show_checked)
     return 1 if report.status == "error" else 0
 
@@ -124,6 +146,22 @@ def show_added(report: "AddReport") -> None:
         )
     for note in report.notes:
         click.echo(note)
+
+
+def show_sets(report: "tuple[SetInfo, ...]") -> None:
+    """Print one line per set."""
+    rows = [
+        (
+            one.name,
+            one.title,
+            ", ".join(one.tells) or "-",
+            one.expected or "-",
+            one.licence or "-",
+            "verified" if one.verified else "unverified",
+        )
+        for one in report
+    ]
+    table(("name", "set", "tells", "images", "licence", "layout"), rows)
 
 
 def show_checked(report: "CheckReport") -> None:

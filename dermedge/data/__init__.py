@@ -2,14 +2,17 @@
 
 from dermedge.data.check import CheckReport, Finding, check
 from dermedge.data.generate import generate
-from dermedge.data.importers import AddReport, add
-from dermedge.data.layouts import LAYOUTS, Join, Layout, Part
+from dermedge.data.importers import AddReport, SetInfo, add, sets
+from dermedge.data.layouts import CONTAINS, DERMNIO_PRETRAINED_ON, LAYOUTS, Join, Layout, Part
+from dermedge.data.skin import skin_tones
 from dermedge.data.split import SplitReport, assign_splits, split, with_split
 from dermedge.data.table import COLUMNS, SPLITS, Table, digests, groups, read_table, table_digest
 from dermedge.data.taxonomy import TAXONOMY, Diagnosis, lineage, project, resolve
 
 __all__ = [
     "COLUMNS",
+    "CONTAINS",
+    "DERMNIO_PRETRAINED_ON",
     "LAYOUTS",
     "SPLITS",
     "TAXONOMY",
@@ -20,6 +23,7 @@ __all__ = [
     "Join",
     "Layout",
     "Part",
+    "SetInfo",
     "SplitReport",
     "Table",
     "add",
@@ -32,6 +36,8 @@ __all__ = [
     "project",
     "read_table",
     "resolve",
+    "sets",
+    "skin_tones",
     "split",
     "table_digest",
     "with_split",

@@ -10,6 +10,8 @@ import pandas as pd
 
 from dermedge.data import leaks
 from dermedge.data.images import Look, check_masks, exact_pairs, look_at, near_pairs, unlisted
+from dermedge.data.overlap import Seen, seen_by, seen_sets
+from dermedge.data.skin import skin_tones
 from dermedge.data.table import SPLITS, Table, groups, read_table
 from dermedge.data.taxonomy import TAXONOMY
 from dermedge_runtime.progress import Progress
@@ -56,24 +58,29 @@ class CheckReport:
     subgroups: Mapping[str, Mapping[str, Mapping[str, int]]]
 
 
-def check(data: str | Path | Table, *, progress: Progress | None = None) -> CheckReport:
+def check(
+    data: str | Path | Table, *, teacher: str | Path | None = None, progress: Progress | None = None
+) -> CheckReport:
     """Look at every image and every column of a data set and report what would spoil a model or its measurement.
 
     Errors are images that are missing or unreadable, a lesion or patient in two splits, and one image in two splits.
     Warnings are duplicates across lesions, duplicates with different labels, columns that tell the label, classes that
-    a split lacks or that are too small to split. Small subgroups are information.
+    a split lacks or that are too small to split, and images and sets that a teacher has seen. Small subgroups are
+    information.
 
     Args:
         data: folder, table file or table.
+        teacher: folder of a teacher or student that is to be measured on these images.
         progress: told after every image.
 
     Raises:
-        DataError: as `read_table`.
+        DataError: as `read_table`; and where `teacher` holds no model.
         MissingExtraError: where imagehash is not installed.
     """
     table = data if isinstance(data, Table) else read_table(data)
     frame = table.frame
     group = groups(frame)
+    seen = None if teacher is None else seen_by(teacher)
     looks = look_at(table, progress=progress)
     findings = [
         *_files(table, looks),
@@ -83,6 +90,7 @@ def check(data: str | Path | Table, *, progress: Progress | None = None) -> Chec
         *_labels(frame),
         *_columns(frame, group, looks),
         *_small_subgroups(frame),
+        *(_pretrained(frame, looks, seen) if seen else ()),
     ]
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda finding: order[finding.level])
@@ -190,6 +198,31 @@ def _split_groups(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterable[Find
         yield Finding("info", "empty_split", f"No row is in the split {split!r}.", 0)
 
 
+def _pretrained(frame: pd.DataFrame, looks: Sequence[Look], seen: Seen) -> Iterable[Finding]:
+    """Rows that a model has seen: surely, by digest; and by the name of a set, of which it may have seen a part."""
+    surely = pd.Series([look.digest in seen.digests for look in looks], index=frame.index, dtype=bool)
+    yield from _finding(
+        "warning",
+        "pretrained_on",
+        f"images were seen by the teacher, byte by byte{_tested(frame[surely])}: it cannot be measured on them.",
+        frame.loc[surely, "image_id"].tolist(),
+    )
+    for source, name in seen_sets(frame["source"], seen).items():
+        rows = frame[(frame["source"] == source) & ~surely]
+        yield from _finding(
+            "warning",
+            "pretrained_on",
+            f"images are of {source}, and the teacher was pretrained on {name}{_tested(rows)}: a result on them is no "
+            "result on unseen images.",
+            rows["image_id"].tolist(),
+        )
+
+
+def _tested(rows: pd.DataFrame) -> str:
+    count = int((rows["split"] == "test").sum())
+    return f" ({count} of them in the split 'test')" if count else ""
+
+
 def _classes(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterable[Finding]:
     labelled = frame[frame["dx"] != ""]
     unlabelled = frame.loc[frame["dx"] == "", "image_id"].tolist()
@@ -252,6 +285,7 @@ def age_band(age: float) -> str:
 def _subgroups(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
     columns = {
         "fitzpatrick": frame["fitzpatrick"].map(lambda value: "" if value != value else str(int(value))),
+        "skin_tone": skin_tones(frame),
         "sex": frame["sex"],
         "age": frame["age"].map(age_band),
         "site": frame["site"],

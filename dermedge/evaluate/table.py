@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermedge.data.skin import skin_tones
 from dermedge.data.table import Table, groups
 from dermedge.data.taxonomy import project
 from dermedge_export.predictions import Predictions, Run, predict_table
@@ -75,8 +76,14 @@ def unmapped(frame: pd.DataFrame, spec: Spec) -> dict[str, int]:
 
 
 def subgroups(frame: pd.DataFrame) -> dict[str, NDArray[np.str_]]:
-    """Skin type (I to VI), sex, age band and site [N] of every row, "" where unknown."""
-    skin = [SKIN_TYPES[int(value) - 1] if not math.isnan(value) else "" for value in frame["fitzpatrick"]]
+    """Skin type (I to VI, or the range I-II, III-IV or V-VI where a set tells no more), sex, age band and site [N] of
+    every row, "" where unknown.
+    """
+    ranges = skin_tones(frame)
+    skin = [
+        SKIN_TYPES[int(value) - 1] if not math.isnan(value) else tone
+        for value, tone in zip(frame["fitzpatrick"], ranges, strict=True)
+    ]
     return {
         "fitzpatrick": np.array(skin, str),
         "sex": frame["sex"].to_numpy(str),

