@@ -1,5 +1,6 @@
 """`dermedge evaluate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from dermedge.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from dermedge.evaluate import EvaluationReport
+    from dermedge.evaluate import EvaluationReport, Fairness
 
 
 @click.command("evaluate")
@@ -43,6 +44,10 @@ def command(
 ) -> None:
     """Measure BUNDLE on labelled images: metrics with 95 % intervals over lesions or patients, overall and per
     subgroup.
+
+    Skin types (I-II, III-IV, V-VI) and sexes with at least 30 images are compared: the worst group, its gap to the best
+    one, and the equalised-odds difference at the threshold. Beside each difference stands what groups dealt out at
+    random show: the median, and what one in twenty exceeds. Only more than that is more than chance.
     """
     from dermedge.evaluate import evaluate
 
@@ -54,7 +59,7 @@ def command(
 
 
 def show(report: "EvaluationReport") -> None:
-    """Print warnings first, then the metrics, the classes and the subgroups."""
+    """Print warnings first, then the metrics, the classes, the subgroups and how they compare."""
     for warning in report.warnings:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     scores = report.overall
@@ -80,3 +85,35 @@ def show(report: "EvaluationReport") -> None:
             for group in report.subgroups
         ]
         table(("subgroup", "images", "balanced accuracy", "malignant AUROC", "sensitivity"), rows_by_group)
+    show_fairness(report.fairness, report.labels)
+
+
+def show_fairness(found: "Sequence[Fairness]", labels: Sequence[str]) -> None:
+    """Print what comparisons of groups found: their differences beside those by chance, then what that says."""
+    from dermedge.evaluate.verdict import COLUMNS, verdict
+
+    if not found:
+        click.echo("Fairness: not measured, the images with a known answer tell neither skin type nor sex.")
+        return
+    rows = [
+        (
+            COLUMNS.get(part.column, part.column),
+            part.worst or "-",
+            interval(part.gap),
+            _chance(part.chance, part.chance_high),
+            interval(part.equalised_odds),
+            _chance(part.equalised_odds_chance, part.equalised_odds_chance_high),
+        )
+        for part in found
+    ]
+    columns = ("fairness", "worst group", "gap (95 % interval)", "by chance (1 in 20 above)")
+    table((*columns, "equalised odds", "by chance (1 in 20 above)"), rows)
+    for part in found:
+        answer, *remarks = verdict(part, labels)
+        click.echo(answer)
+        for remark in remarks:
+            click.echo(f"  {remark}")
+
+
+def _chance(median: float | None, high: float | None) -> str:
+    return "-" if median is None or high is None else f"{median:.3f} ({high:.3f})"

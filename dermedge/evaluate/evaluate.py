@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from dermedge.data.split import with_split
 from dermedge.data.table import SPLITS, Table, digests, read_table, table_digest
-from dermedge.evaluate.report import EvaluatedImage, EvaluationReport, ReliabilityBin, Scores, SubgroupScores
+from dermedge.evaluate.fairness import fairness
+from dermedge.evaluate.report import EvaluatedImage, EvaluationReport, Fairness, ReliabilityBin, Scores, SubgroupScores
 from dermedge.evaluate.table import table_predictions, unmapped
 from dermedge_export import metrics
 from dermedge_export.metrics import Floats, Statistic
@@ -98,6 +99,7 @@ def evaluate(
         trained_on=None if seen is None else tuple(np.array(predictions.image_ids)[seen].tolist()),
         warnings=tuple(_warnings(seen, split, foreign, len(table))),
         images=tuple(_images(table, predictions, decoded, seen)),
+        fairness=_fairness(predictions, decoded, replicates, seed),
     )
 
 
@@ -171,6 +173,23 @@ def _measures(decoded: Decoded, malignant: Floats, rows: Rows) -> dict[str, Stat
 
 def _undefined(weights: Floats) -> Floats:
     return np.full(weights.shape[:-1], np.nan)
+
+
+def _fairness(predictions: Predictions, decoded: Decoded, replicates: int, seed: int) -> tuple[Fairness, ...]:
+    decision: Rows | None = None
+    if decoded.threshold is not None and np.isfinite(decoded.scores).any():
+        decision = decoded.scores >= decoded.threshold
+    return fairness(
+        decoded.labels,
+        decoded.predicted,
+        len(decoded.names),
+        predictions.subgroups,
+        predictions.groups,
+        positive=predictions.malignant,
+        decision=decision,
+        replicates=replicates,
+        seed=seed,
+    )
 
 
 def _trained_on(bundle: Bundle, table: Table) -> Rows | None:

@@ -26,12 +26,12 @@ class Scale:
     high: float
     ticks: Ticks
 
-    def axis(self) -> Markup:
+    def axis(self, says: str = "Scale of the losses below, left of zero is a gain") -> Markup:
         """Ticks with their values in percent, for the row above the lines."""
         parts = [self._tick(value, top=15) for value, _ in self.ticks]
         parts += [node("text", text, x=self._at(value), y=11, class_="tick middle") for value, text in self.ticks]
         ends = f"{self.ticks[0][1]} to {self.ticks[-1][1]} %"
-        return self._drawing(parts, f"Scale of the losses below, from {ends}; left of zero is a gain.", "axis")
+        return self._drawing(parts, f"{says}: from {ends}.", "axis")
 
     def line(self, value: Interval, *, allowed: float | None, class_: str, says: str) -> Markup:
         """A point with its interval, over a band from zero to what is allowed; an end beyond the scale has no stop."""
@@ -109,8 +109,8 @@ def forest(parity: Mapping[str, Any], names: Mapping[str, str]) -> Forest | None
     if not rows:
         return None
     allowed = [section.allowed for section in sections if section.allowed is not None]
-    scale = _scale([row for row in rows if not row.few] or rows, allowed)
-    return Forest(scale.axis(), tuple(_drawn(section, scale) for section in sections))
+    shared = _scale([row for row in rows if not row.few] or rows, allowed)
+    return Forest(shared.axis(), tuple(_drawn(section, shared) for section in sections))
 
 
 def _sections(parity: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[Section]:
@@ -141,13 +141,24 @@ def _row(name: str, part: Mapping[str, Any]) -> Row:
 
 def _scale(rows: Iterable[Row], allowed: Iterable[float]) -> Scale:
     """A scale that holds every interval, and the allowed losses on both sides of zero."""
-    ends = [NARROWEST, *allowed]
-    ends += [abs(end) for row in rows for end in (row.loss.value, row.loss.low, row.loss.high) if end is not None]
-    most = max(ends) * 1.08
-    step = next(step for step in _steps(most) if 2 * most / step <= TICKS)
-    ticks = [index * step for index in range(-math.floor(most / step), math.floor(most / step) + 1)]
+    return scale([*allowed, *known_ends(row.loss for row in rows)])
+
+
+def known_ends(intervals: Iterable[Interval]) -> Iterator[float]:
+    """All that is known of them."""
+    for found in intervals:
+        yield from (end for end in (found.value, found.low, found.high) if end is not None)
+
+
+def scale(values: Iterable[float], *, signed: bool = True) -> Scale:
+    """A scale from zero that holds all values, by their size; a signed one has as much on both sides of zero."""
+    most = max([NARROWEST, *map(abs, values)]) * 1.08
+    step = next(step for step in _steps(most) if (2 if signed else 1) * most / step <= TICKS)
+    first = -math.floor(most / step) if signed else 0
+    ticks = [index * step for index in range(first, math.floor(most / step) + 1)]
     digits = max(0, -math.floor(math.log10(step * 100) + 1e-9))
-    return Scale(-most, most, tuple((tick, f"{100 * tick:.{digits}f}") for tick in ticks))
+    low = -most if signed else 0.0
+    return Scale(low, most, tuple((tick, f"{100 * tick:.{digits}f}") for tick in ticks))
 
 
 def _steps(most: float) -> Iterator[float]:
@@ -158,11 +169,11 @@ def _steps(most: float) -> Iterator[float]:
         base *= STEPS[-1]
 
 
-def _drawn(section: Section, scale: Scale) -> Section:
-    return Section(section.heading, section.allowed, tuple(_plotted(row, section, scale) for row in section.rows))
+def _drawn(section: Section, shared: Scale) -> Section:
+    return Section(section.heading, section.allowed, tuple(_plotted(row, section, shared) for row in section.rows))
 
 
-def _plotted(row: Row, section: Section, scale: Scale) -> Row:
+def _plotted(row: Row, section: Section, shared: Scale) -> Row:
     if row.loss.value is None:
         return row
     over = section.allowed is not None and row.loss.value > section.allowed
@@ -170,5 +181,7 @@ def _plotted(row: Row, section: Section, scale: Scale) -> Row:
     few = ", too few cases to judge" if row.few else ""
     ends = low_high(row.loss, "percent_fine")
     says = f"{section.heading}, {row.name}: loss {percent_fine(row.loss.value)}, 95 % interval {ends}{allowed}{few}."
-    plot = scale.line(row.loss, allowed=section.allowed, class_="few" if row.few else "over" if over else "", says=says)
+    plot = shared.line(
+        row.loss, allowed=section.allowed, class_="few" if row.few else "over" if over else "", says=says
+    )
     return Row(row.name, row.cases, row.reference, row.candidate, row.loss, row.few, plot)

@@ -11,8 +11,10 @@ import jinja2
 
 from dermedge.data.table import Table, read_table
 from dermedge.data.taxonomy import TAXONOMY
+from dermedge.evaluate.fairness import MINIMUM_CASES as FAIR_MINIMUM
 from dermedge.evaluate.report import EvaluationReport, SubgroupScores
 from dermedge.report import plots, text
+from dermedge.report.fairness import comparisons
 from dermedge.report.forest import forest
 from dermedge.report.images import choose, thumbnails
 from dermedge.report.summary import lost, part, summary, warnings
@@ -130,6 +132,8 @@ def _evaluated(bundle: Bundle, evaluation: EvaluationReport | None, table: Table
         "metrics": text.METRICS,
         "part": part(evaluation),
         "subgroups": _groups(evaluation.subgroups),
+        "fairness": comparisons(evaluation.fairness, evaluation.labels, _names(bundle, evaluation)),
+        "fair_minimum": FAIR_MINIMUM,
         "examples": _examples(bundle, evaluation, table),
     }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from dermedge.data.table import Table
 from dermedge.evaluate.report import EvaluationReport
+from dermedge.evaluate.verdict import COLUMNS, exceeds_chance
 from dermedge.report import text
 from dermedge_export.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle
@@ -105,6 +106,13 @@ def _doubts(evaluation: EvaluationReport) -> Iterator[tuple[str, str]]:
     """What makes the measured accuracy doubtful."""
     for warning in evaluation.warnings:
         yield "failed" if evaluation.trained_on and "TRAINED" in warning else "warn", warning
+    for found in evaluation.fairness:
+        if exceeds_chance(found.gap.value, found.chance_high):
+            column, gap = COLUMNS.get(found.column, found.column), text.points(found.gap.value)
+            yield (
+                "warn",
+                f"Worst served is {column} {found.worst}: {gap} below the best group, more than chance explains.",
+            )
     overall = evaluation.overall
     if overall.labelled < MINIMUM_CASES:
         yield (

@@ -47,6 +47,7 @@ def _of(template: str, scale: float = 1.0) -> Format:
 percent = _of("{:.1f} %", 100)
 percent_fine = _of("{:.2f} %", 100)
 points = _of("{:.2f} points", 100)
+points_bare = _of("{:.1f}", 100)
 decimal = _of("{:.3f}")
 decimal_fine = _of("{:.4f}")
 significant = _of("{:.3g}")
@@ -56,6 +57,7 @@ FORMATS: Mapping[str, Format] = {
     "percent": percent,
     "percent_fine": percent_fine,
     "points": points,
+    "points_bare": points_bare,
     "decimal": decimal,
     "decimal_fine": decimal_fine,
     "significant": significant,

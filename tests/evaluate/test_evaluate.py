@@ -146,6 +146,44 @@ def test_subgroups_cover_what_is_known_and_nothing_else(data, toy_bundle_path):
     assert back.metrics["accuracy"].value == pytest.approx(np.mean(right))
 
 
+def test_small_skin_types_and_sexes_are_named_insufficient(data, bundle):
+    skin, sex = evaluate(bundle, data, replicates=20).fairness
+    assert (skin.column, skin.insufficient, skin.unknown) == ("fitzpatrick", {"I-II": 20, "V-VI": 20}, 20)
+    assert (sex.column, sex.insufficient, sex.unknown) == ("sex", {"female": 20, "male": 20}, 20)
+    assert skin.gap == sex.gap == Interval(None)
+
+
+def test_skin_tones_told_in_pairs_are_compared(tmp_path, bundle):
+    names = list(BRIGHT)
+    rows = [
+        {"dx": names[number % 3], "looks": "nv" if number % 7 == 0 or number >= 66 else names[number % 3], "by": 60}
+        | {"skin_tone": 12 if number < 60 else 56, "sex": "", "lesion_id": f"L{number}"}
+        for number in range(99)
+    ]
+    report = evaluate(bundle, make_data(tmp_path / "ddi", rows), replicates=50)
+    (skin,) = report.fairness
+    assert {name: group.cases for name, group in skin.groups.items()} == {"I-II": 60, "V-VI": 39}
+    truth = np.array([row.malignant for row in report.images], float)
+    called = np.array([row.malignancy >= report.threshold for row in report.images])
+    for name, part in (("I-II", slice(0, 60)), ("V-VI", slice(60, None))):
+        labels, predicted = zip(*((row.label, row.predicted) for row in report.images[part]), strict=True)
+        assert skin.groups[name].score.value == pytest.approx(balanced_accuracy_score(labels, predicted))
+        assert skin.groups[name].tpr.value == pytest.approx(called[part][truth[part] == 1].mean())
+        assert skin.groups[name].fpr.value == pytest.approx(called[part][truth[part] == 0].mean())
+        assert skin.groups[name].malignant == (truth[part] == 1).sum()
+    assert skin.worst == "V-VI"
+    assert skin.gap.value > skin.chance_high > skin.chance
+
+
+def test_without_a_threshold_skin_types_have_no_equalised_odds(data, tmp_path):
+    table = pd.read_csv(data / "metadata.csv").assign(sex=lambda rows: np.resize(["male", "female"], len(rows)))
+    table.to_csv(data / "metadata.csv", index=False)
+    bundle = make_bundle(tmp_path / "b.dermedge", postprocessing={"malignancy": Postprocessing()})
+    sex = evaluate(bundle, data, replicates=20).fairness[1]
+    assert sex.gap.value is not None
+    assert sex.equalised_odds is None
+
+
 def test_age_bands_have_no_gap():
     ages = [0, 29.9, 30, 49, 50, 69.5, 70, 120, float("nan")]
     assert [age_band(a) for a in ages] == [*["0-29"] * 2, *["30-49"] * 2, *["50-69"] * 2, *["70+"] * 2, ""]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dermedge.report.forest import forest
+from dermedge.report.forest import forest, scale
 
 NAMES = {"mel": "Melanoma"}
 
@@ -72,12 +72,21 @@ def test_points_intervals_and_bands_stand_where_their_numbers_are():
 
 
 def test_the_axis_has_few_round_ticks_around_zero():
-    for scale in (1e-6, 0.004, 0.05, 0.3, 7.0):
-        plot = forest(report(limits=[], classes=[], subgroups=[group("sex", "f", 200, interval(scale))]), {})
+    for largest in (1e-6, 0.004, 0.05, 0.3, 7.0):
+        plot = forest(report(limits=[], classes=[], subgroups=[group("sex", "f", 200, interval(largest))]), {})
         ticks = [float(text) for text in re.findall(r">(-?[\d.]+)</text>", plot.axis)]
         assert 3 <= len(ticks) <= 7
         assert ticks == [-tick for tick in reversed(ticks)]
         assert len(set(ticks)) == len(ticks)
+
+
+def test_a_scale_of_what_cannot_be_negative_starts_at_zero():
+    for largest in (0.004, 0.308, 7.0):
+        drawn = scale([largest, largest / 2], signed=False)
+        ticks = [tick for tick, _ in drawn.ticks]
+        assert (drawn.low, ticks[0]) == (0, 0)
+        assert 2 <= len(ticks) <= 7
+        assert ticks[-1] <= largest * 1.08 == drawn.high
 
 
 def test_few_cases_are_grey_and_do_not_set_the_scale():

@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from conftest import toy_content
-from dermedge.evaluate.report import EvaluatedImage, EvaluationReport, ReliabilityBin, Scores, SubgroupScores
+from dermedge.evaluate.report import (
+    EvaluatedImage,
+    EvaluationReport,
+    Fairness,
+    GroupScore,
+    ReliabilityBin,
+    Scores,
+    SubgroupScores,
+)
 from dermedge.report import html, text, write_report
 from dermedge.report.images import choose
 from dermedge_export.lesions import draw_lesion
@@ -152,6 +160,26 @@ def evaluation_of(bundle, **changes):
         ),
     )
     return replace(found, **changes)
+
+
+SKIN = Fairness(
+    column="fitzpatrick",
+    metric="balanced_accuracy",
+    classes=(0, 1),
+    groups={
+        "I-II": GroupScore(604, 252, Interval(0.747, 0.707, 0.787), Interval(0.667, 0.61, 0.724), Interval(0.091)),
+        "V-VI": GroupScore(154, 48, Interval(0.439, 0.356, 0.524), Interval(0.312, 0.174, 0.447), Interval(None)),
+    },
+    insufficient={"III-IV": 29},
+    unknown=1249,
+    worst="V-VI",
+    gap=Interval(0.308, 0.221, 0.401),
+    chance=0.055,
+    chance_high=0.113,
+    equalised_odds=Interval(0.15, 0.07, 0.3),
+    equalised_odds_chance=0.08,
+    equalised_odds_chance_high=0.16,
+)
 
 
 PARITY = ParityReport(
@@ -419,6 +447,7 @@ def test_whatever_comes_from_data_is_escaped(tmp_path, data):
             warnings=(EVIL,),
             unmapped={EVIL: 1},
             subgroups=(SubgroupScores(EVIL, EVIL, scores(Interval(0.5))),),
+            fairness=(replace(SKIN, column=EVIL, metric=EVIL, insufficient={EVIL: 1}, worst=EVIL),),
             images=(wrong, right),
         ),
         parity={
@@ -572,6 +601,67 @@ def test_small_subgroups_are_marked_whatever_their_value(tmp_path, bundle):
     assert "insufficient" not in found.row("II 100 72.0 %")
     assert "insufficient" not in found.row("female 600 71.0 % (")
     assert found.text.index("Skin type (Fitzpatrick)") < found.text.index("Sex")
+
+
+def test_groups_are_compared_beside_what_chance_shows(tmp_path, bundle):
+    found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(SKIN,)))
+    assert found.row("I-II") == "I-II 604 74.7 % (70.7 to 78.7) 66.7 % (61.0 to 72.4) of 252 9.1 %"
+    assert found.row("V-VI") == "V-VI worst 154 43.9 % (35.6 to 52.4) 31.2 % (17.4 to 44.7) of 48 not measured"
+    assert found.row("III-IV") == "III-IV 29 insufficient"
+    assert found.row("Gap in balanced accuracy") == (
+        "Gap in balanced accuracy 30.8 (22.1 to 40.1) 5.5 (11.3) more than chance"
+    )
+    assert found.row("Equalised odds") == "Equalised odds 15.0 (7.0 to 30.0) 8.0 (16.0) may be chance"
+    answer = "By skin type the worst group is V-VI, 30.8 points below the best one. Dealt out at random, groups are 5.5"
+    assert answer in found.text
+    assert "fewer than 30 images and so not compared: III-IV 29." in found.text
+    assert "because a group has fewer than 5 images of it: Actinic keratosis or Bowen's disease." in found.text
+    assert "1,249 images" in found.text
+    warning = "Worst served is skin type V-VI: 30.80 points below the best group, more than chance explains."
+    assert found.text.index(warning) < found.text.index("How accurate it is")
+    gap, odds = (
+        next(svg for svg in found.named("svg") if name in svg["aria-label"])
+        for name in ("Gap in balanced accuracy", "Equalised odds")
+    )
+    assert gap["class"] == "plot strip over"
+    assert odds["class"] == "plot strip"
+    assert "up to 11.30 points by chance" in gap["aria-label"].replace(text.SPACE, " ")
+
+
+def test_a_gap_within_chance_is_no_warning_and_no_yes(tmp_path, bundle):
+    sex = replace(SKIN, column="sex", chance_high=0.4)
+    found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(sex,)))
+    assert "Worst served" not in found.text
+    assert found.row("Gap in balanced accuracy").endswith("5.5 (40.0) may be chance")
+    assert "does not show that the groups are served alike" in found.text
+    assert "status passed" not in found.source.partition('id="fairness"')[2].partition("</section>")[0]
+
+
+def test_insufficient_groups_are_said_to_prove_nothing(tmp_path, bundle):
+    few = replace(
+        SKIN,
+        groups={},
+        insufficient={"I-II": 28, "V-VI": 12},
+        worst=None,
+        gap=Interval(None),
+        chance=None,
+        chance_high=None,
+        equalised_odds=None,
+        equalised_odds_chance=None,
+        equalised_odds_chance_high=None,
+    )
+    found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(few,)))
+    assert "By skin type nothing can be compared: no group has 30 images or more" in found.text
+    assert found.row("V-VI") == "V-VI 12 insufficient"
+    assert "None" not in found.text
+    assert "Difference" not in found.text
+
+
+def test_an_evaluation_older_than_the_comparison_still_has_its_page(tmp_path, bundle):
+    found = page(tmp_path, bundle)
+    assert evaluation_of(bundle).fairness == ()
+    assert "Not compared: the images with a known answer tell neither skin type nor sex" in found.text
+    assert "That does not show that the model serves all alike." in found.text
 
 
 def test_an_unknown_skin_type_is_said_aloud(tmp_path, bundle):
