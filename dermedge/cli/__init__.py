@@ -15,7 +15,10 @@ from dermedge.cli.console import explain
 COMMANDS = {
     "demo": "Run the whole way on procedural lesions, to see it work.",
     "run": "Go the whole way, from images to a bundle and a report.",
-    "data": "Add, check or split a data set.",
+    "data": "Add, list, check or split a data set.",
+    "pretrain": "Pretrain a teacher on images with and without labels.",
+    "teacher": "Import a published checkpoint as a teacher.",
+    "probe": "Measure what a teacher's features already hold.",
     "finetune": "Train a teacher, or a student alone, on labelled images.",
     "distill": "Train a compact student from a teacher.",
     "export": "Turn a student into a gated bundle for a target.",

@@ -1,7 +1,7 @@
 """Where weights come from: a safetensors file, timm's hub, or a wider model of the same family."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dermedge.models.network import Backbone, Network, create_backbone, truncate
-from dermedge.models.student import Student
+from dermedge.models.student import Student, load_student
 from dermedge_runtime.errors import DataError, UsageError
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -40,6 +40,12 @@ def backbone_of_file(path: Path, backbone: Backbone | None) -> Backbone:
     if "mean" in metadata and "std" in metadata:
         known = replace(known, mean=_rgb(metadata["mean"]), std=_rgb(metadata["std"]))
     return known
+
+
+def hub_backbone(asked: Backbone) -> Backbone:
+    """A backbone with the normalisation that timm's weights were trained with."""
+    config = timm.get_pretrained_cfg(asked.name)
+    return replace(asked, mean=tuple(config.mean), std=tuple(config.std)) if config else asked
 
 
 def _rgb(text: str) -> tuple[float, float, float]:
@@ -78,6 +84,34 @@ def load_hub(network: Network, backbone: Backbone) -> None:
             f"timm's weights of {backbone.name!r} could not be loaded ({error}): give a file with --init."
         ) from error
     network.backbone.load_state_dict(source.state_dict())
+
+
+def initialise(
+    network: Network, backbone: Backbone, init: str, size: int, images: Callable[[], Iterable[Tensor]]
+) -> None:
+    """Give a network its initial weights; identity BatchNorms are given the statistics of `images`.
+
+    Args:
+        network: as created, with random weights.
+        backbone: of the network.
+        init: `none`, `hub`, a safetensors file, or a model's folder.
+        size: side of the network's input in pixels.
+        images: batches of preprocessed training images, uint8 [N, S, S, 3].
+
+    Raises:
+        DataError: the weights cannot be read, or do not fit.
+        UsageError: the folder's model is of another family.
+    """
+    if init == "none":
+        return
+    if init == "hub":
+        load_hub(network, backbone)
+    elif Path(init).is_dir():
+        narrow(load_student(init), network, size, backbone.stages)
+    else:
+        load_backbone(network, Path(init))
+    if has_identity_norms(network):
+        recalibrate_norms(network, images())
 
 
 def has_identity_norms(network: nn.Module) -> bool:
@@ -138,39 +172,23 @@ def prunable(wide: Backbone, name: str | None, args: Mapping[str, Any], stages: 
 
 
 def narrow(teacher: Student, network: Network, size: int, stages: int | None = None) -> None:
-    """Start a narrower or shorter network of the same family from its teacher, by structured pruning.
+    """Start a network of the same family from its teacher: a copy where they are alike, else by structured pruning.
 
-    Where the network has fewer `stages`, the teacher's later ones are cut off.
-
-    Channels that depend on each other (residual sums, depthwise convolutions, BatchNorms) are removed together, the
-    groups with the smallest L2 norm first (Fang et al., "DepGraph", CVPR 2023), until every layer has the width of
-    `network`. Heads of equal tasks come along.
+    Where the network has fewer `stages`, the teacher's later ones are cut off. Heads of equal tasks come along.
 
     Raises:
         UsageError: `network` is not a narrower version of the teacher's architecture.
     """
-    import torch_pruning as tp
-
     wide = copy.deepcopy(teacher.module).eval()
     if stages is not None and stages != teacher.backbone.stages:
         truncate(wide.backbone, stages, teacher.backbone.name)
-    target = dict(network.backbone.named_modules())
-    if {name for name, _ in wide.backbone.named_modules()} != set(target):
+    if {name for name, _ in wide.backbone.named_modules()} != {name for name, _ in network.backbone.named_modules()}:
         raise UsageError(
             f"{teacher.backbone.name!r} cannot be pruned to the student's backbone, they differ in more than width: "
             "choose a narrower model of the same family, or --init none."
         )
-    graph = tp.DependencyGraph().build_dependency(wide.backbone, torch.zeros(1, 3, size, size))
-    importance = tp.importance.GroupMagnitudeImportance(p=2)
-    for name, module in list(wide.backbone.named_modules()):
-        if not isinstance(module, nn.Conv2d) or module.groups > 1:
-            continue
-        surplus = module.out_channels - target[name].out_channels
-        if surplus > 0:
-            group = graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels)))
-            scores = importance(group)
-            losers = sorted(torch.argsort(scores)[:surplus].tolist())
-            graph.get_pruning_group(module, tp.prune_conv_out_channels, losers).prune()
+    if shapes(wide.backbone) != shapes(network.backbone):
+        prune(wide.backbone, network.backbone, size)
     try:
         network.backbone.load_state_dict(wide.backbone.state_dict())
     except RuntimeError as error:
@@ -179,5 +197,32 @@ def narrow(teacher: Student, network: Network, size: int, stages: int | None = N
             "use --init none."
         ) from error
     for name, head in wide.heads.items():
-        if name in network.heads and network.heads[name].weight.shape == head.weight.shape:
+        if name in network.heads and shapes(network.heads[name]) == shapes(head):
             network.heads[name].load_state_dict(head.state_dict())
+
+
+def prune(wide: nn.Module, narrower: nn.Module, size: int) -> None:
+    """Remove output channels of `wide`, in place, until every convolution is as wide as that of `narrower`.
+
+    Channels that depend on each other (residual sums, depthwise convolutions, BatchNorms) are removed together, the
+    groups with the smallest L2 norm first. Source: Fang et al., "DepGraph", CVPR 2023.
+    """
+    import torch_pruning as tp
+
+    target: dict[str, Any] = dict(narrower.named_modules())
+    graph = tp.DependencyGraph().build_dependency(wide, torch.zeros(1, 3, size, size))
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    for name, module in list(wide.named_modules()):
+        if not isinstance(module, nn.Conv2d) or module.groups > 1:
+            continue
+        surplus = module.out_channels - target[name].out_channels
+        if surplus > 0:
+            group = graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels)))
+            scores = importance(group)
+            losers = sorted(torch.argsort(scores)[:surplus].tolist())
+            graph.get_pruning_group(module, tp.prune_conv_out_channels, losers).prune()
+
+
+def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """The shape of every tensor of a module's state."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Verbs that make models: fine-tune a teacher, distil a student."""
+"""Verbs that make models: pretrain or fine-tune a teacher, distil a student."""
 
 from dermedge.train.distill import distill
 from dermedge.train.finetune import finetune

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dermedge.models.init import has_identity_norms, load_backbone, load_hub, narrow, recalibrate_norms
+from dermedge.models.init import initialise
 from dermedge.models.network import Backbone, Network, count_parameters
-from dermedge.models.student import Role, Student, load_student, save_student
+from dermedge.models.student import Role, Student, save_student
 from dermedge.train.loop import Fitted, Schedule, fit, keep_freed_memory
 from dermedge.train.losses import adjusted_cross_entropy, masked_binary_cross_entropy
 from dermedge.train.origin import (
@@ -149,15 +149,9 @@ class Job:
         """The network with its initial weights; identity BatchNorms are given the statistics of training images."""
         torch.manual_seed(self.seed)
         network = Network(self.backbone, self.tasks)
-        if init == "hub":
-            load_hub(network, self.backbone)
-        elif init != "none" and Path(init).is_dir():
-            narrow(load_student(init), network, self.spec.preprocess.size, self.backbone.stages)
-        elif init != "none":
-            load_backbone(network, Path(init))
-        if init != "none" and has_identity_norms(network):
-            rows = self.train[np.random.default_rng(self.seed).permutation(len(self.train))[:256]]
-            recalibrate_norms(network, (self.pixels(rows[i : i + 64]) for i in range(0, len(rows), 64)))
+        rows = self.train[np.random.default_rng(self.seed).permutation(len(self.train))[:256]]
+        images = (self.pixels(rows[i : i + 64]) for i in range(0, len(rows), 64))
+        initialise(network, self.backbone, init, self.spec.preprocess.size, lambda: images)
         check_input(network, self.backbone.name, self.spec.preprocess.size)
         return network
 

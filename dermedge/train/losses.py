@@ -53,3 +53,22 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
 def soft_binary_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
     """Binary cross entropy against the teacher's probability; both are logits [N, 1]."""
     return F.binary_cross_entropy_with_logits(logits, torch.sigmoid(teacher))
+
+
+def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
+    """Binary cross entropies of the K-1 questions whether an image is above a level, summed, over the rows whose level
+    is known; 0 without any.
+
+    Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural networks with application to age
+    estimation", Pattern Recognition Letters 140, 2020.
+
+    Args:
+        logits: [N, K-1], of P(y > k).
+        levels: [N], 0 to K-1; -1 or NaN where unknown.
+    """
+    known = levels >= 0
+    if not known.any():
+        return logits.sum() * 0
+    above = levels[known, None] > torch.arange(logits.shape[1], device=logits.device)
+    losses = F.binary_cross_entropy_with_logits(logits[known], above.to(logits.dtype), reduction="none")
+    return losses.sum(1).mean()

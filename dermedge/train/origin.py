@@ -5,52 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dermedge.models.init import backbone_of_file
-from dermedge.models.network import Backbone, Network
+from dermedge.models.contract import check_input as check_input
+from dermedge.models.contract import make_preprocess as make_preprocess
+from dermedge.models.contract import make_spec as make_spec
+from dermedge.models.init import backbone_of_file, hub_backbone
+from dermedge.models.network import Backbone
 from dermedge.models.student import load_student
 from dermedge.train.samples import Samples
-from dermedge_runtime.errors import BundleError, UsageError
+from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import sha256_file
-from dermedge_runtime.spec import IDENTIFIER, Preprocess, Spec, Task, to_json
+from dermedge_runtime.spec import to_json
 
 Rows = tuple[tuple[str, str, str], ...]
-INTENDED_USE = (
-    "Decision support for trained users who look at images of single skin lesions like those that the model was "
-    "trained on. Not a diagnosis, and not a replacement for one."
-)
-
-
-def make_spec(name: str, tasks: tuple[Task, ...], preprocess: Preprocess, lineage: Mapping[str, Any]) -> Spec:
-    """The contract of a new model. Raises UsageError for a name that no file can have."""
-    if not IDENTIFIER.fullmatch(name):
-        raise UsageError(f"{name!r} cannot name a model: pass --name with letters, digits, '.', '_' and '-' only.")
-    return Spec(name, "1", tasks, preprocess, INTENDED_USE, lineage)
-
-
-def make_preprocess(size: int, fit: str) -> Preprocess:
-    """The preprocessing of a new model. Raises UsageError where there is no such one."""
-    try:
-        return Preprocess.from_json({"size": size, "fit": fit, "kernel": "triangle", "background": [255, 255, 255]})
-    except BundleError as error:
-        raise UsageError(
-            f"Size {size!r} with fit {fit!r} is no preprocessing: give a side of 16 to 4096 pixels and crop, pad or "
-            "stretch."
-        ) from error
-
-
-def check_input(network: Network, name: str, size: int) -> None:
-    """Raise UsageError if the network cannot take images of that size, as a transformer made for another one cannot."""
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"{name!r} does not take images of {size} x {size} pixels ({error}): choose another --size or --backbone, "
-            f"or make it for them with --backbone-arg img_size={size}."
-        ) from error
 
 
 def init_rows(init: str) -> Rows:
@@ -59,10 +25,12 @@ def init_rows(init: str) -> Rows:
 
 
 def learned(samples: Samples, *earlier: Rows) -> Rows:
-    """The rows (image_id, sha256, split) of a model's split.csv: those of its own table, and the images that the
-    models it comes from have learned from.
-    """
-    rows = tuple(zip(samples.image_ids, samples.digests, map(str, samples.split), strict=True))
+    """The rows of a model's split.csv: those of its own table, and what the models it comes from have learned from."""
+    return inherited(tuple(zip(samples.image_ids, samples.digests, map(str, samples.split), strict=True)), *earlier)
+
+
+def inherited(rows: Rows, *earlier: Rows) -> Rows:
+    """Rows (image_id, sha256, split), and after them the images that earlier models have learned from."""
     known = {digest for _, digest, split in rows if split in ("train", "val")}
     for row in (row for ancestor in earlier for row in ancestor):
         if row[2] in ("train", "val") and row[1] not in known:
@@ -98,14 +66,6 @@ def choose_backbone(name: str | None, args: Mapping[str, Any], init: str, stages
     raise UsageError(
         f"--init {init!r} is neither 'none', 'hub', a safetensors file nor a model's folder: check the path."
     )
-
-
-def hub_backbone(asked: Backbone) -> Backbone:
-    """A backbone with the normalisation that timm's weights were trained with."""
-    import timm
-
-    config = timm.get_pretrained_cfg(asked.name)
-    return replace(asked, mean=tuple(config.mean), std=tuple(config.std)) if config else asked
 
 
 def origin(backbone: Backbone, init: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dermedge.models.student import Role, Student, load_student
-from dermedge.train.loop import CHECKPOINT, Fitted
+from dermedge.train.loop import CHECKPOINT
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_write, canonical_json, read_json, sha256_hex
 
@@ -91,9 +91,11 @@ class Run:
         }
         atomic_write(self.folder / RUN, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def close(self, fitted: Fitted, **results: Any) -> None:
-        """Record the results and delete what only a resumed run needs."""
-        self.write(finished=True, **asdict(fitted), **results)
+    def close(self, outcome: Any, **results: Any) -> None:
+        """Record the results, the fields of the dataclass `outcome` among them, and delete what only a resumed run
+        needs.
+        """
+        self.write(finished=True, **asdict(outcome), **results)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         shutil.rmtree(self.folder / CACHE, ignore_errors=True)
 

@@ -104,14 +104,16 @@ def derive_tasks(frame: Any, where: str) -> tuple[Task, ...]:
 class Frames:
     """Decoded pictures, shrunk to what training needs and kept in memory up to a limit."""
 
-    def __init__(self, paths: Sequence[Path], spec: Preprocess) -> None:
-        self.paths, self.spec = paths, spec
+    def __init__(
+        self, paths: Sequence[Path], spec: Preprocess, *, margin: float = FRAME_MARGIN, room: int = FRAME_BYTES
+    ) -> None:
+        self.paths, self.spec, self.margin = paths, spec, margin
         self._kept: dict[int, Pixels] = {}
-        self._room = FRAME_BYTES
+        self._room = room
         self._lock = threading.Lock()
 
     def __getitem__(self, row: int) -> Pixels:
-        """RGB uint8 [H, W, 3], the short side at most 1.15 S."""
+        """RGB uint8 [H, W, 3], the short side at most `margin` S."""
         frame = self._kept.get(row)
         if frame is None:
             frame = self._decode(row)
@@ -134,7 +136,7 @@ class Frames:
         except ImageError as error:
             raise DataError(f"{self.paths[row]}: {error} Run `dermedge data check` on this table.") from error
         height, width = pixels.shape[:2]
-        ratio = FRAME_MARGIN * self.spec.size / min(height, width)
+        ratio = self.margin * self.spec.size / min(height, width)
         if ratio >= 1:
             return pixels
         size = (round(width * ratio), round(height * ratio))

@@ -139,6 +139,28 @@ def dice(mask: Array, predicted: Array) -> Floats:
     return np.where(total > 0, ratio(2.0 * both, total), 1.0)
 
 
+def mean_absolute_error(levels: Array, predicted: Array, weights: Floats | None = None) -> Floats:
+    """Mean distance, in levels, of the `predicted` levels [N] from the true ones [N]."""
+    return weighted_mean(np.abs(np.asarray(levels, np.float64) - np.asarray(predicted, np.float64)), weights)
+
+
+def quadratic_weighted_kappa(levels: Array, predicted: Array, weights: Floats | None = None) -> Floats:
+    """Agreement of the `predicted` levels [N] with the true ones [N] beyond chance: 1 less the ratio of the mean
+    squared distance to the one that the same levels would have if they were dealt out at random.
+
+    NaN where all levels, true and predicted, are the same.
+
+    Source: Cohen, Weighted kappa, Psychological Bulletin 70 (1968).
+    """
+    weights = _weights(len(levels), weights)
+    truth, guess = np.asarray(levels, np.float64), np.asarray(predicted, np.float64)
+    count = weights.sum(-1)
+    found = weights @ (truth - guess) ** 2
+    expected = weights @ (truth**2 + guess**2) - 2 * ratio((weights @ truth) * (weights @ guess), count)
+    # What is left of nothing after rounding is nothing: levels are whole numbers, so the least sum is about 1.
+    return 1 - ratio(found, np.where(expected > 1e-6, expected, 0.0))
+
+
 def top1_agreement(first: Array, second: Array, weights: Floats | None = None) -> Floats:
     """Share of images that two models put into the same class (`first`, `second` [N])."""
     return accuracy(first, second, weights)

@@ -1,6 +1,14 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    mean_absolute_error,
+    recall_score,
+    roc_auc_score,
+)
 
 from dermedge_export import metrics
 
@@ -106,6 +114,33 @@ def test_dice_by_hand():
     predicted = np.zeros_like(mask)
     predicted[0, 1:3] = True
     np.testing.assert_allclose(metrics.dice(mask, predicted), [0.5, 0.0, 1.0])
+
+
+def test_levels_are_compared_as_scikit_learn_does(case):
+    levels, probabilities, weights = case
+    predicted = probabilities.argmax(1)
+    kappa, distance = (
+        cohen_kappa_score(levels, predicted, weights="quadratic"),
+        mean_absolute_error(levels, predicted),
+    )
+    assert metrics.quadratic_weighted_kappa(levels, predicted) == pytest.approx(kappa)
+    assert metrics.mean_absolute_error(levels, predicted) == pytest.approx(distance)
+    found = metrics.quadratic_weighted_kappa(levels, predicted, weights)
+    distances = metrics.mean_absolute_error(levels, predicted, weights)
+    for r, w in enumerate(weights):
+        assert found[r] == pytest.approx(
+            cohen_kappa_score(levels, predicted, weights="quadratic", sample_weight=w, labels=range(K))
+        )
+        assert distances[r] == pytest.approx(mean_absolute_error(levels, predicted, sample_weight=w))
+
+
+def test_kappa_of_one_level_is_undefined_and_of_one_stray_is_not():
+    same = np.full(1000, 3)
+    assert np.isnan(metrics.quadratic_weighted_kappa(same, same))
+    assert np.isnan(metrics.quadratic_weighted_kappa(same[:0], same[:0]))
+    stray = np.append(same[1:], 4)
+    assert metrics.quadratic_weighted_kappa(stray, stray) == pytest.approx(1)
+    assert metrics.quadratic_weighted_kappa(stray, same) == pytest.approx(0)
 
 
 def test_agreement_by_hand():

@@ -1,0 +1,122 @@
+"""`dermedge probe`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dermedge.cli.console import emit, interval, json_option, overwrite_option, progress, table
+from dermedge.cli.evaluate import show_fairness
+
+if TYPE_CHECKING:
+    from dermedge.evaluate.probe import ProbeReport
+
+
+@click.command("probe")
+@click.argument("teacher", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
+@click.option(
+    "--task",
+    type=click.Choice(["diagnosis", "malignancy", "severity", "segment"]),
+    help="What is asked of the features; diagnosis by default, segment for the protocol segment.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["linear", "knn", "finetune", "segment", "fewshot"]),
+    default="linear",
+    show_default=True,
+    help="A linear layer, the nearest neighbours, the whole network trained on, decoders for masks, or a linear layer "
+    "on few labels.",
+)
+@click.option(
+    "--fraction",
+    "fractions",
+    type=click.FloatRange(0, 1, min_open=True),
+    multiple=True,
+    help="Share of the train labels for fewshot; may be given often; 0.01, 0.05 and 0.1 by default.",
+)
+@click.option(
+    "--head",
+    "heads",
+    type=click.Choice(["linear", "upernet"]),
+    multiple=True,
+    help="Decoder for segment; both by default.",
+)
+@click.option("--normalise", is_flag=True, help="Standardise each feature before a linear layer; for small features.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the protocol's 50, or 20 for segment.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Instead of the protocol's 256, or 64 for segment.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Instead of the protocol's 5e-3 for batches of 256, or 1e-3 for segment.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, orders, draws and the bootstrap.")
+@click.option(
+    "--replicates", type=click.IntRange(min=10), default=1000, show_default=True, help="Bootstrap replicates."
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder for the features, so that further probes run no network; TEACHER.features by default.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write the report to, as JSON.")
+@overwrite_option
+@json_option
+def command(
+    teacher: Path,
+    data: Path,
+    fractions: tuple[float, ...],
+    heads: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure how much of a task the features of TEACHER, a teacher's or student's folder, already hold.
+
+    Fits on train, measures on test with 95 % intervals over lesions or patients, and compares skin types and sexes; val
+    only chooses the threshold of malignancy. The settings are DermINO's (arXiv:2508.12190), the preprocessing is the
+    model's own. Features are kept on disk by content, so that ten probes of the same images cost one pass through the
+    network.
+    """
+    from dermedge.evaluate.probe import probe
+    from dermedge_runtime.files import atomic_write, check_free, pretty_json
+    from dermedge_runtime.spec import to_json
+
+    if out is not None:
+        check_free(out, overwrite=overwrite)
+    chosen: dict[str, Any] = {"heads": heads} if heads else {}
+    with progress("probe") as tell:
+        report = probe(teacher, data, fraction=fractions or None, progress=tell, **chosen, **options)
+    if out is not None:
+        atomic_write(out, pretty_json(to_json(report)))
+    emit(report, as_json, show)
+
+
+def show(report: "ProbeReport") -> None:
+    """Print warnings first, then the metrics, the classes and how groups compare."""
+    for warning in report.warnings:
+        click.secho(f"Warning: {warning}", fg="yellow", err=True)
+    results = report.results
+    names = [result.name for result in results]
+    fitted = ("fitted on", *(f"{result.train_images} images, {result.train_groups} groups" for result in results))
+    table(
+        ("metric (95 % interval)", *names),
+        [fitted, *((name, *(interval(result.metrics[name]) for result in results)) for name in results[0].metrics)],
+        f"{report.task} by {report.protocol}, {report.images['test']} test images of {report.test_groups} groups",
+    )
+    thresholds = [f"{result.name} {result.threshold:.3g}" for result in results if result.threshold is not None]
+    if thresholds:
+        click.echo(f"threshold of malignancy, chosen on val: {', '.join(thresholds)}\n")
+    if report.support:
+        table(
+            ("recall of class (95 % interval)", "images", *names),
+            [
+                (label, report.support[label], *(interval(result.recall[label]) for result in results))
+                for label in report.labels
+            ],
+        )
+        for result in results:
+            if len(results) > 1:
+                click.echo(f"\n{result.name}:")
+            show_fairness(result.fairness, report.labels)

@@ -1,0 +1,182 @@
+"""What each part of hybrid pretraining is worth on real images, at one and the same number of steps and images.
+
+    python tests/benchmarks/pretraining.py ablation --data ../shared/data/ham10000 --data ../shared/data/isic2017 \
+        --data ../shared/data/pad_ufes_20 --probe ../shared/data/ham10000 \
+        --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/pretraining
+    python tests/benchmarks/pretraining.py speed --data ../shared/data/ham10000 --init ... -o runs/pretraining
+
+`ablation` pretrains (a) by labels alone, (b) by self-supervision alone, (c) hybrid with random prototypes and (d)
+hybrid with prototypes that know the tree of diagnoses, for every seed, and probes each teacher's frozen features on the
+test split of a table, linearly with all labels and with a tenth of them. What is done is kept, so a killed run goes on.
+`speed` compares a step of `pretrain` with the same step written naively.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pretraining_naive import naive_images_per_second
+
+from dermedge.evaluate.probe import probe
+from dermedge.models.init import backbone_of_file
+from dermedge.train.hybrid import HybridRecipe, pretrain
+from dermedge_runtime.bench import device
+from dermedge_runtime.errors import DataError
+from dermedge_runtime.files import atomic_write, pretty_json, read_json
+from dermedge_runtime.spec import to_json
+
+# Two CPU cores: a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term.
+RECIPE = HybridRecipe(
+    "mobilenetv2_100",
+    size=96,
+    local_size=48,
+    local_crops=2,
+    ibot=0.0,
+    outputs=2048,
+    hidden=512,
+    bottleneck=128,
+    drop_path=0.0,
+    lr=2e-3,
+    warmup=1.0,
+    temperature_warmup=2.0,
+    weight_decay=(0.04, 0.04),
+    batch_size=64,
+    epochs=4,
+    steps=50,
+    precision="32-true",
+)
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "a label loss alone": {"dino": 0.0, "koleo": 0.0},
+    "b self-supervised terms alone": {"label": 0.0},
+    "c hybrid, random prototypes": {"prototypes": "random"},
+    "d hybrid, knowledge-guided prototypes": {},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["ablation", "speed"])
+    parser.add_argument("--data", type=Path, action="append", required=True, help="table to pretrain on, often")
+    parser.add_argument("--probe", type=Path, help="table to probe on")
+    parser.add_argument("--init", type=Path, required=True, help="safetensors weights of the backbone")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help=f"of {RECIPE.steps} steps")
+    parser.add_argument("--lr", type=float, default=RECIPE.lr)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--split", default="test", help="split to probe on; val while settings are chosen")
+    options = parser.parse_args()
+    backbone = backbone_of_file(options.init, None)
+    recipe = replace(RECIPE, backbone=backbone.name, backbone_args=backbone.args, epochs=options.epochs, lr=options.lr)
+    answer = ablation(options, recipe) if options.what == "ablation" else speed(options, recipe)
+    atomic_write(options.out / f"{options.what}.json", pretty_json(answer))
+    print(table(answer["rows"]) if options.what == "ablation" else answer)
+
+
+def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
+    """Every arm with every seed, and the initial weights themselves."""
+    rows = []
+    start = pretrain(
+        options.data, options.out / "start", recipe=replace(recipe, epochs=1, steps=1, lr=1e-12), init=str(options.init)
+    )
+    del start
+    rows.append(measured("initial weights", 0, options.out / "start", options))
+    for seed in options.seeds:
+        for arm, changes in ARMS.items():
+            folder = options.out / f"{arm[0]}-{seed}"
+            pretrain(
+                options.data,
+                folder,
+                recipe=replace(recipe, **changes),
+                init=str(options.init),
+                seed=seed,
+                progress=say(folder.name),
+            )
+            rows.append(measured(arm, seed, folder, options))
+            atomic_write(options.out / "ablation.partial.json", pretty_json({"rows": rows}))
+    return {
+        "machine": dict(device()),
+        "recipe": to_json(asdict(recipe)),
+        "data": [str(path) for path in options.data],
+        "probe": str(options.probe),
+        "rows": rows,
+    }
+
+
+def measured(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A teacher's row."""
+    record = folder / f"probe-{options.split}.json"
+    if record.exists():
+        return dict(read_json(record, DataError))
+    cache = options.out / "features"
+    linear = probe(folder, options.probe, protocol="linear", normalise=True, cache=cache)
+    few = probe(folder, options.probe, protocol="fewshot", fraction=(0.1,), normalise=True, cache=cache)
+    run = read_json(folder / "run.json", DataError)
+    row = {
+        "arm": arm,
+        "seed": seed,
+        "linear": to_json(linear.results[0].metrics),
+        "few_shot_10": to_json(few.results[0].metrics),
+        "history": run.get("history"),
+        "wall_seconds": run["wall_seconds"],
+        "images": linear.images,
+    }
+    atomic_write(record, pretty_json(row))
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: balanced accuracy and macro AUROC, per seed with its interval."""
+    lines = ["| arm | seed | linear, balanced accuracy | linear, macro AUROC | 10 % of labels, balanced accuracy |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        cells = [interval(row[part][name]) for part, name in (
+            ("linear", "balanced_accuracy"), ("linear", "macro_auroc"), ("few_shot_10", "balanced_accuracy"),
+        )]  # fmt: skip
+        lines.append(f"| {row['arm']} | {row['seed']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def speed(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
+    """Images per second of both, in turns in one run; the first turn of each warms up."""
+    ours, naive = [], []
+    for turn in range(4):
+        folder = options.out / f"speed-{turn}"
+        pretrain(
+            options.data,
+            folder,
+            recipe=replace(recipe, epochs=2, steps=10),
+            init=str(options.init),
+            seed=turn,
+            overwrite=True,
+        )
+        ours.append(read_json(folder / "run.json", DataError)["history"][-1]["images_per_second"])
+        naive.append(naive_images_per_second(options.data, recipe, options.init, steps=6))
+    return {
+        "machine": dict(device()),
+        "ours": ours,
+        "naive": naive,
+        "ratio": float(np.median(ours[1:]) / np.median(naive[1:])),
+    }
+
+
+def say(title: str) -> Any:
+    last = [0.0]
+
+    def tell(done: int, total: int, note: str) -> None:
+        if time.monotonic() - last[0] > 15:
+            last[0] = time.monotonic()
+            print(f"{title}: {done}/{total} {note}", flush=True)
+
+    return tell
+
+
+if __name__ == "__main__":
+    main()

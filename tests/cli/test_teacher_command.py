@@ -1,0 +1,69 @@
+"""`dermedge teacher import` as it is typed."""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import dermedge, refused, snapshot
+
+from dermedge.cli.teacher import import_command
+from dermedge.models import import_teacher, load_student
+from dermedge.models.formats import FORMATS
+from dermedge.models.importing import RESIZES
+from models.originals import DinoV2, randomised
+
+NET = ("--backbone", "vit_small_patch14_dinov2")
+ARGS = [word for text in ("embed_dim=32", "depth=4", "num_heads=2") for word in ("--backbone-arg", text)]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    weights = {f"backbone.{name}": tensor for name, tensor in randomised(DinoV2(chunks=2)).state_dict().items()}
+    file = tmp_path / "teacher_checkpoint.pth"
+    torch.save({"teacher": weights | {"dino_head.0.weight": torch.ones(2)}}, file)
+    return file
+
+
+def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
+    command = ("teacher", "import", checkpoint, "--format", "dermnio", "-o", tmp_path / "teacher", *NET, *ARGS)
+    done = dermedge(*command, "--size", "42", "--pos-embed", "bicubic", "--licence", "mine", "--json")
+    assert done.code == 0, done.err
+    said = done.json()
+    assert (said["weights of"], said["positions"]) == ("teacher.backbone", "resized (bicubic)")
+    assert said["dropped tensors"] == "1 of mask_token, 1 of teacher.dino_head"
+    teacher = load_student(tmp_path / "teacher")
+    assert teacher.spec.preprocess.size == 42
+    assert teacher.spec.lineage["teacher"]["licence"] == "mine"
+    assert json.loads((tmp_path / "teacher" / "teacher.json").read_text("utf-8"))["role"] == "teacher"
+    assert "--overwrite" in refused(dermedge(*command), 2)
+    again = dermedge(*command, "--overwrite")
+    assert again.code == 0, again.err
+    assert "positions        as they were" in again.out
+
+
+def test_what_cannot_be_imported_is_one_line(tmp_path, checkpoint):
+    before = snapshot(tmp_path)
+    out = ("-o", tmp_path / "teacher")
+    deeper = (*NET, *ARGS, "--backbone-arg", "depth=5")
+    message = refused(dermedge("teacher", "import", checkpoint, "--format", "dinov2", *out, *deeper), 1)
+    assert "teacher_checkpoint.pth" in message
+    assert "5 blocks" in message
+    message = refused(dermedge("teacher", "import", checkpoint, "--format", "dinov2", *out), 2)
+    assert "--backbone" in message
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    assert "text.pth" in refused(dermedge("teacher", "import", tmp_path / "text.pth", "--format", "dinov2", *out), 1)
+    (tmp_path / "text.pth").unlink()
+    assert snapshot(tmp_path) == before
+
+
+def test_the_command_offers_what_the_function_knows():
+    options = {option.name: option for option in import_command.params}
+    assert sorted(options["format"].type.choices) == sorted(FORMATS)
+    assert tuple(options["pos_embed"].type.choices) == tuple(RESIZES)
+    given = import_command.make_context("import", ["f", "--format", "timm", "-o", "o"]).params
+    arguments = inspect.signature(import_teacher).parameters
+    assert given.keys() - {"as_json"} == arguments.keys()
+    for name in given.keys() - {"as_json", "file", "out", "format"}:
+        assert (given[name] or None) == arguments[name].default or given[name] == arguments[name].default, name

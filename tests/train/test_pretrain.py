@@ -1,0 +1,318 @@
+"""Hybrid pretraining as a user meets it: on drawn lesions, killed, in two processes, with broken images."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dermedge.data.taxonomy import TAXONOMY
+from dermedge.models import Student, load_student
+from dermedge.train import Schedule, finetune
+from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
+from dermedge.train.hybrid.crops import Crops, Shares, collate, keys
+from dermedge.train.hybrid.model import Branch, HybridStudent
+from dermedge.train.hybrid.recipe import HybridRecipe as Recipe
+from dermedge_runtime.errors import DataError, UsageError
+from train import small
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+RECIPE = replace(
+    PRESETS["tiny"],
+    backbone_args=TINY,
+    size=32,
+    local_size=16,
+    local_crops=2,
+    outputs=32,
+    hidden=24,
+    bottleneck=16,
+    drop_path=0.1,
+    warmup=1.0,
+    batch_size=8,
+    epochs=3,
+    steps=2,
+    lr=0.01,
+)
+# What two processes must not see differently.
+EXACT = replace(RECIPE, drop_path=0.0, epochs=2, steps=3)
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.data_set(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def train(lesions: Path, tmp_path: Path) -> Callable[..., Student]:
+    def run(out: str, data: Any = None, **options: Any) -> Student:
+        recipe = replace(RECIPE, **{name: options.pop(name) for name in list(options) if hasattr(RECIPE, name)})
+        return pretrain(data or [lesions], tmp_path / out, recipe=recipe, workers=0, **options)
+
+    return run
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in log(folder)]
+
+
+def table(lesions: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
+    return small.edited(lesions, out, edit)
+
+
+class TestWhatItLeaves:
+    def test_a_teacher_that_embeds_and_that_finetune_starts_from(
+        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+    ) -> None:
+        train("teacher")
+        teacher = load_student(tmp_path / "teacher")
+        image = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+        embedded = teacher.module(image)["features"]
+        assert embedded.shape == (2, 24)
+        assert torch.allclose(embedded.norm(dim=1), torch.ones(2), atol=1e-5)
+        assert teacher.spec.lineage["teacher"]["pretrained_on"] == ["procedural"]
+        assert [line["step"] for line in log(tmp_path / "teacher")] == [1, 2, 3, 4, 5, 6]
+        assert {"dino", "ibot", "koleo", "label", "loss"} <= set(log(tmp_path / "teacher")[0])
+        tuned = finetune(lesions, tmp_path / "tuned", init=str(tmp_path / "teacher"), size=32, schedule=Schedule(1, 16))
+        assert tuned.backbone.name == "vit_tiny_patch16_224"
+        assert set(teacher.training_images) <= set(tuned.training_images)
+
+    def test_the_student_learns_and_the_teacher_follows(self, train: Callable[..., Student], tmp_path: Path) -> None:
+        before = train("begin", epochs=1, steps=1, lr=1e-12)
+        after = train("end", epochs=8, steps=4)
+        curve = [line["label"] for line in log(tmp_path / "end")]
+        assert np.mean(curve[-8:]) < 0.7 * np.mean(curve[:4])
+        moved = [
+            float((a - b).detach().abs().max())
+            for a, b in zip(after.module.parameters(), before.module.parameters(), strict=True)
+        ]
+        assert max(moved) > 0
+
+    def test_a_finished_run_is_not_done_again(self, train: Callable[..., Student], tmp_path: Path) -> None:
+        train("teacher")
+        stamp = (tmp_path / "teacher" / "weights.safetensors").stat().st_mtime_ns
+        train("teacher")
+        assert (tmp_path / "teacher" / "weights.safetensors").stat().st_mtime_ns == stamp
+        with pytest.raises(UsageError, match="already holds something else"):
+            train("teacher", lr=0.02)
+
+    def test_a_cnn_trains_without_the_patch_term(self, train: Callable[..., Student], tmp_path: Path) -> None:
+        teacher = train("cnn", backbone="mobilenetv2_035", backbone_args={}, epochs=1)
+        assert "ibot" not in log(tmp_path / "cnn")[0]
+        assert torch.isfinite(teacher.module.features(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))).all()
+
+    @pytest.mark.parametrize("mode", ["frozen", "learnable", "pulled"])
+    def test_prototypes_stay_or_move_as_asked(
+        self, train: Callable[..., Student], monkeypatch: pytest.MonkeyPatch, mode: str
+    ) -> None:
+        heads: list[Any] = []
+        build = HybridStudent.__init__
+
+        def remember(self: HybridStudent, branch: Branch, labels: Any) -> None:
+            build(self, branch, labels)
+            heads.append(labels)
+
+        monkeypatch.setattr(HybridStudent, "__init__", remember)
+        longer = {"epochs": 4, "steps": 5}
+        train("teacher", prototype_mode=mode, pull=1e4, **longer)
+        moved = float((heads[0].weight - heads[0].start).detach().norm(dim=1).mean())
+        train("free", prototype_mode="learnable", **longer)
+        free = float((heads[1].weight - heads[1].start).detach().norm(dim=1).mean())
+        assert len(heads[0].weight) == len(TAXONOMY)
+        expected = {"frozen": moved == 0, "learnable": moved == pytest.approx(free), "pulled": 0 < moved < 0.9 * free}
+        assert expected[mode]
+
+
+class TestLabels:
+    def test_tables_with_none_with_some_and_with_all_labels(
+        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+    ) -> None:
+        bare = table(lesions, tmp_path / "bare", lambda f: f.assign(dx="", malignant="", split="", source=""))
+        train("alone", [bare])
+        assert "label" not in log(tmp_path / "alone")[0]
+        teacher = train("both", [lesions, bare])
+        counts = json.loads((tmp_path / "both" / "run.json").read_text("utf-8"))["sources"]
+        assert counts["bare"]["labelled"] == 0
+        assert counts["procedural"]["labelled"] == counts["procedural"]["images"]
+        assert teacher.spec.lineage["teacher"]["pretrained_on"] == ["procedural", "bare"]
+
+    def test_the_label_loss_alone_needs_labels(
+        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+    ) -> None:
+        bare = table(lesions, tmp_path / "bare", lambda f: f.assign(dx="", malignant=""))
+        with pytest.raises(UsageError, match="No table has a label"):
+            train("alone", [bare], dino=0.0, ibot=0.0)
+
+    def test_val_and_test_images_of_one_table_are_not_trained_on_through_another(
+        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+    ) -> None:
+        copy = table(lesions, tmp_path / "copy", lambda f: f.assign(dx="", malignant="", split="", source=""))
+        train("both", [lesions, copy])
+        frame = pd.read_csv(lesions / "metadata.csv")
+        counts = json.loads((tmp_path / "both" / "run.json").read_text("utf-8"))["sources"]
+        assert counts["copy"]["images"] == (frame["split"] == "train").sum() < len(frame)
+
+
+class TestViews:
+    def crops(self, lesions: Path, recipe: Recipe = RECIPE, seed: int = 0) -> Crops:
+        from dermedge.models.network import Backbone
+
+        paths = sorted((lesions / "images").iterdir())
+        return Crops(paths, [path.stem for path in paths], recipe, Backbone(recipe.backbone, TINY), (4, 4), seed)
+
+    def test_a_view_is_the_same_whenever_it_is_made_and_leaves_the_generators_alone(self, lesions: Path) -> None:
+        state = torch.get_rng_state()
+        first = self.crops(lesions)[3, 1]
+        crops = self.crops(lesions)
+        crops[5, 0]
+        again = crops[3, 1]
+        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, again, strict=True))
+        assert not torch.equal(first.global_crops, crops[3, 2].global_crops)
+        assert not torch.equal(first.global_crops, self.crops(lesions, seed=1)[3, 1].global_crops)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_masks_hide_a_tenth_to_a_half_of_about_half_the_crops(self, lesions: Path) -> None:
+        crops = self.crops(lesions, replace(RECIPE, mask_ratio=(0.3, 0.5)))
+        crops.grid = (8, 8)
+        hidden = torch.cat([crops[row, number].mask for row in range(20) for number in range(5)]).float().mean(1)
+        assert 0.35 < (hidden > 0).float().mean() < 0.65
+        assert hidden.max() <= 0.5
+        assert hidden[hidden > 0].mean() > 0.2
+
+    def test_batches_are_crop_by_crop(self, lesions: Path) -> None:
+        crops = self.crops(lesions)
+        batch = collate([crops[0, 0], crops[1, 0]])
+        assert torch.equal(batch.global_crops[2], crops[0, 0].global_crops[1])
+        assert torch.equal(batch.local_crops[1], crops[1, 0].local_crops[0])
+
+    def test_every_row_comes_once_a_pass_and_ranks_share_a_step(self) -> None:
+        seen = [key for step in range(5) for key in keys(20, 8, step, seed=0)]
+        assert sorted(seen) == [(row, number) for row in range(20) for number in range(2)] or len(set(seen)) == 40
+        recipe = replace(RECIPE, accumulate=2, epochs=1, steps=1)
+        shares = [list(Shares(20, recipe, 0, 0, rank, 2)) for rank in range(2)]
+        whole = [key for part in range(2) for rank in range(2) for key in shares[rank][part]]
+        assert whole == keys(20, 8, 0, seed=0)
+
+
+class TestBrokenImages:
+    def test_one_that_does_not_decode_is_skipped_counted_and_reported(
+        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+    ) -> None:
+        broken = table(lesions, tmp_path / "broken", lambda f: f)
+        name = pd.read_csv(broken / "metadata.csv").query("split == 'train'")["image"].iloc[0]
+        (broken / name).unlink()
+        (broken / name).write_bytes(b"no picture")
+        train("teacher", [broken], epochs=4, steps=4)
+        run = json.loads((tmp_path / "teacher" / "run.json").read_text("utf-8"))
+        assert run["unreadable"] == [f"broken/{Path(name).stem}"]
+
+    def test_more_than_one_in_a_hundred_is_an_error(
+        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+    ) -> None:
+        broken = table(lesions, tmp_path / "broken", lambda f: f)
+        for name in pd.read_csv(broken / "metadata.csv").query("split == 'train'")["image"].iloc[:3]:
+            (broken / name).unlink()
+            (broken / name).write_bytes(b"no picture")
+        with pytest.raises(DataError, match=r"\d of \d+ images do not decode, broken/.*data check"):
+            train("teacher", [broken], epochs=4, steps=4)
+
+
+class TestKills:
+    def test_a_killed_run_goes_on_to_the_same_curve_and_weights(
+        self, train: Callable[..., Student], tmp_path: Path
+    ) -> None:
+        whole = train("whole")
+
+        def kill(done: int, total: int, note: str) -> None:
+            if done == 5:  # in the middle of the third epoch
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train("killed", progress=kill)
+        assert len(log(tmp_path / "killed")) == 5
+        resumed = train("killed")
+        assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+        assert json.loads((tmp_path / "killed" / "run.json").read_text("utf-8"))["resumed_from"] == 4
+        for name, tensor in whole.module.state_dict().items():
+            assert torch.equal(tensor, resumed.module.state_dict()[name]), name
+
+    def test_parts_of_a_step_add_up_to_the_step(self, train: Callable[..., Student], tmp_path: Path) -> None:
+        options: dict[str, Any] = {"koleo": 0.0, "drop_path": 0.0}  # KoLeo sees one part only
+        train("whole", **options)
+        train("parts", accumulate=2, **options)
+        assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def launch(processes: int, lesions: Path, out: Path, recipe: HybridRecipe, **extra: str) -> subprocess.Popen[str]:
+    """`torchrun ... -m dermedge pretrain`, as a user starts it."""
+    options = {
+        "data": lesions, "out": out, "preset": "tiny", "size": recipe.size, "local-size": recipe.local_size,
+        "local-crops": recipe.local_crops, "drop-path": recipe.drop_path, "warmup": recipe.warmup,
+        "batch-size": recipe.batch_size, "epochs": recipe.epochs, "steps": recipe.steps, "lr": recipe.lr,
+        "workers": 0, "accelerator": "cpu", **extra,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "dermedge", "pretrain"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command += [part for name, value in TINY.items() for part in ("--backbone-arg", f"{name}={value}")]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    def test_their_curve_is_that_of_one_with_the_same_batch(self, lesions: Path, tmp_path: Path) -> None:
+        for processes in (1, 2):
+            run = launch(processes, lesions, tmp_path / str(processes), EXACT)
+            said, _ = run.communicate(timeout=300)
+            assert run.returncode == 0, said
+        one, two = log(tmp_path / "1"), log(tmp_path / "2")
+        assert len(one) == len(two) == 6
+        for alone, together in zip(one, two, strict=True):
+            assert together == pytest.approx(alone, rel=2e-4, abs=1e-5)
+        weights = [load_student(tmp_path / name).module.state_dict() for name in ("1", "2")]
+        for name, tensor in weights[0].items():
+            assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
+
+    def test_a_rank_that_dies_takes_the_others_along_and_is_named(self, lesions: Path, tmp_path: Path) -> None:
+        run = launch(2, lesions, tmp_path / "out", replace(EXACT, epochs=5000))
+        log_file = tmp_path / "out" / "log.jsonl"
+        deadline = time.monotonic() + 120
+        while not (log_file.is_file() and log_file.stat().st_size) and time.monotonic() < deadline:
+            assert run.poll() is None, run.communicate()[0]
+        os.kill(rank_process(run.pid, 1), signal.SIGKILL)
+        started = time.monotonic()
+        said, _ = run.communicate(timeout=60)
+        assert run.returncode != 0
+        assert time.monotonic() - started < 60
+        assert "rank" in said
+        assert "1" in said
+        shutil.rmtree(tmp_path / "out")
+
+
+def rank_process(parent: int, rank: int) -> int:
+    """The process of a rank among a launcher's children."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
+        if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    raise LookupError(f"no rank {rank} below {parent}")
