@@ -3,7 +3,7 @@
 from dermedge.data.check import CheckReport, Finding, check
 from dermedge.data.generate import generate
 from dermedge.data.importers import AddReport, SetInfo, add, sets
-from dermedge.data.layouts import CONTAINS, DERMNIO_PRETRAINED_ON, LAYOUTS, Join, Layout, Part
+from dermedge.data.layouts import CONTAINS, LAYOUTS, Join, Layout, Part
 from dermedge.data.skin import skin_tones
 from dermedge.data.split import SplitReport, assign_splits, split, with_split
 from dermedge.data.table import COLUMNS, SPLITS, Table, digests, groups, read_table, table_digest
@@ -12,7 +12,6 @@ from dermedge.data.taxonomy import TAXONOMY, Diagnosis, lineage, project, resolv
 __all__ = [
     "COLUMNS",
     "CONTAINS",
-    "DERMNIO_PRETRAINED_ON",
     "LAYOUTS",
     "SPLITS",
     "TAXONOMY",

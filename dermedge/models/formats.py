@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dermedge.data.layouts import DERMNIO_PRETRAINED_ON
 from dermedge.models.network import IMAGENET_MEAN, IMAGENET_STD
 from dermedge_runtime.errors import DataError
 
@@ -118,6 +117,13 @@ DINOV2 = Format(
         for registers, suffix in ((0, ""), (4, "_reg4"))
     },
 )
+
+DERMNIO_PRETRAINED_ON: tuple[str, ...] = ("isic*", "ham10000", "pad_ufes_20", "scin", "sd198", "dermnet")
+"""What the released DermNIO has seen, by the README of its repository (zxq-kd/DermINO), besides sets nobody can have.
+
+Its code also has label masks for DDI, Fitzpatrick17k, Derm7pt, PH2, ACNE04 and MED-NODE; whether their images, or only
+those of their training splits, were used cannot be seen.
+"""
 
 # DermNIO is DINOv2's ViT-B/14 trained on with its code base (Xu et al., arXiv:2508.12190). Only made-up files of that
 # layout were tried.

@@ -9,9 +9,9 @@ import torch
 from command import dermedge, refused, snapshot
 
 from dermedge.cli.teacher import import_command
-from dermedge.models import import_teacher, load_student
+from dermedge.models import load_student
 from dermedge.models.formats import FORMATS
-from dermedge.models.importing import RESIZES
+from dermedge.models.importing import RESIZES, import_teacher
 from models.originals import DinoV2, randomised
 
 NET = ("--backbone", "vit_small_patch14_dinov2")

@@ -8,8 +8,9 @@ import pytest
 
 from cli.command import dermedge
 from dataset.tables import save, write_csv
-from dermedge.data import CONTAINS, DERMNIO_PRETRAINED_ON, LAYOUTS, check
+from dermedge.data import CONTAINS, LAYOUTS, check
 from dermedge.data.overlap import related, seen_by
+from dermedge.models.formats import DERMNIO_PRETRAINED_ON
 from dermedge.models.network import Backbone, Network
 from dermedge.models.student import Student, save_student
 from dermedge_runtime.errors import DataError

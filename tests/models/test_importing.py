@@ -16,8 +16,9 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from dermedge.models import Network, Student, import_teacher, load_student
+from dermedge.models import Network, Student, load_student
 from dermedge.models.formats import DINOV2, PANDERM, Shape, measure
+from dermedge.models.importing import import_teacher
 from dermedge.models.network import Backbone, create_backbone
 from dermedge_runtime.errors import DataError, DermedgeError, UsageError
 from dermedge_runtime.files import sha256_file

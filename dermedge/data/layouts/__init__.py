@@ -31,13 +31,6 @@ CONTAINS: Mapping[str, tuple[str, ...]] = {
 }
 """Set -> sets with which it has images in common, all of theirs or some; from the papers, not checked by digest."""
 
-DERMNIO_PRETRAINED_ON: tuple[str, ...] = ("isic*", "ham10000", "pad_ufes_20", "scin", "sd198", "dermnet")
-"""What the released DermNIO has seen, by the README of its repository (zxq-kd/DermINO), besides sets nobody can have.
-
-Its code also has label masks for DDI, Fitzpatrick17k, Derm7pt, PH2, ACNE04 and MED-NODE; whether their images, or only
-those of their training splits, were used cannot be seen.
-"""
-
 
 @dataclass(frozen=True)
 class Join:
