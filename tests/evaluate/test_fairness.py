@@ -92,6 +92,15 @@ def test_where_groups_do_not_differ_the_gap_is_what_chance_shows(images):
     assert above <= 6
 
 
+def test_chance_is_that_of_groups_with_as_few_malignant_cases_as_they_have():
+    rows = table(
+        *((50, 1, 1, "male"), (50, 1, 0, "male"), (100, 0, 0, "male")),
+        *((3, 1, 1, "female"), (2, 1, 0, "female"), (195, 0, 0, "female")),
+    )
+    # Half of five found by chance is none or all of them in one of 16 draws; of fifty it would never be.
+    assert compared(*rows, replicates=500).chance_high > 0.15
+
+
 def test_a_real_difference_is_more_than_chance_and_named():
     rows = patients(np.random.default_rng(0), count=900, worse=0.3)
     found = compared(*rows, column="fitzpatrick", classes=3)
