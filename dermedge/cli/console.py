@@ -233,6 +233,16 @@ def key_values(ctx: click.Context, parameter: click.Parameter, values: Sequence[
     return found
 
 
+backbone_arg_option = click.option(
+    "--backbone-arg",
+    "backbone_args",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=key_values,
+    help="Argument of timm.create_model, such as img_size; may be given often.",
+)
+
+
 def training_options(command: F) -> F:
     """The options of every command that trains."""
     options = (
@@ -267,14 +277,7 @@ def training_options(command: F) -> F:
         ),
         click.option("--no-balance", is_flag=True, help="Aim at accuracy, not at balanced accuracy."),
         click.option("--name", help="Name of the model; by default its backbone's."),
-        click.option(
-            "--backbone-arg",
-            "backbone_args",
-            multiple=True,
-            metavar="KEY=VALUE",
-            callback=key_values,
-            help="Argument of timm.create_model; may be given often.",
-        ),
+        backbone_arg_option,
         click.option(
             "--stages",
             type=click.IntRange(min=1),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import F, emit, json_option, key_values, overwrite_option, pairs, progress
+from dermedge.cli.console import F, backbone_arg_option, emit, json_option, overwrite_option, pairs, progress
 
 if TYPE_CHECKING:
     from dermedge.models import Student
@@ -40,14 +40,7 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     "them.",
 )
 @click.option("--backbone", help="timm name; a backbone that is no ViT trains without the masked-patch term.")
-@click.option(
-    "--backbone-arg",
-    "backbone_args",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=key_values,
-    help="Argument of timm.create_model; may be given often.",
-)
+@backbone_arg_option
 @click.option(
     "--init",
     default="none",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import emit, fit_option, json_option, key_values, overwrite_option, pairs
+from dermedge.cli.console import backbone_arg_option, emit, fit_option, json_option, overwrite_option, pairs
 
 if TYPE_CHECKING:
     from dermedge.models import Student
@@ -26,14 +26,7 @@ def command() -> None:
     help="Whose layout the file has; timm for a state dict of timm's own.",
 )
 @click.option("--backbone", help="timm name; by default the one that the shapes of the tensors tell.")
-@click.option(
-    "--backbone-arg",
-    "backbone_args",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=key_values,
-    help="Argument of timm.create_model, num_heads for example; may be given often.",
-)
+@backbone_arg_option
 @click.option(
     "--size",
     type=click.IntRange(16, 4096),

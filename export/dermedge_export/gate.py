@@ -110,8 +110,15 @@ def judge(measurement: Measurement, allowed: float) -> Limit:
 
 
 def overall(limits: Iterable[Limit]) -> Status:
-    """The worst status of all limits that were asked; `not_run` where none was."""
-    found = {limit.status for limit in limits}
+    """The worst status of all limits that were asked; `not_run` where none was.
+
+    Finite outputs alone prove nothing: an artifact of which no limit asks more, as of a rounded one that only embeds,
+    is `insufficient`.
+    """
+    asked = [limit for limit in limits if limit.status != "not_run"]
+    found = {limit.status for limit in asked}
+    if found == {"passed"} and all(limit.metric == "non_finite" for limit in asked):
+        return "insufficient"
     return next((status for status in SEVERITY if status in found), "not_run")
 
 

@@ -74,6 +74,13 @@ def test_the_worst_status_of_what_was_asked_counts():
     assert overall([by_status["not_run"]]) == "not_run"
 
 
+def test_finite_outputs_alone_are_not_called_passed():
+    finite = judge(Measurement("non_finite", 500, Interval(0.0)), 0.0)
+    unasked = judge(measured("top1_agreement", cases=None, loss=None, bound=None), 0.02)
+    assert overall([finite, unasked]) == "insufficient"
+    assert overall([finite, judge(measured("top1_agreement"), 0.02)]) == "passed"
+
+
 def test_only_failed_limits_block_and_each_says_why():
     failed = judge(measured("worst_subgroup", loss=0.04, bound=0.02, note="fitzpatrick V"), 0.02)
     nan = judge(Measurement("non_finite", 500, Interval(7.0)), 0.0)
