@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 @click.command("finetune")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the model.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation"]),
+    help="What to learn; may be given often. By default the diagnosis and the malignancy, whichever the table tells, "
+    "or the severity where it tells neither.",
+)
 @click.option("--backbone", help="timm name; may be left out where --init names it.")
 @click.option(
     "--init",
@@ -33,13 +41,16 @@ if TYPE_CHECKING:
 )
 @training_options
 def command(data: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Train a backbone with a diagnosis and a malignancy head; stops early on the balanced accuracy of val.
+    """Train a backbone with a head for each task that the table tells about.
+
+    Stops early on val: on the balanced accuracy of the diagnosis, or without one on that of the malignancy, the
+    quadratic weighted kappa of the severity, or the Dice coefficient of the segmentation.
 
     A killed run continues where it was; a finished one with the same settings is not done again.
     """
     from dermedge.train import finetune
 
-    arguments = training_arguments(options)
+    arguments = training_arguments({**options, "tasks": options["tasks"] or None})
     with progress("finetune") as tell:
         student = finetune(data, out, progress=tell, **arguments)
     emit(summary(student, out), as_json, pairs)

@@ -168,6 +168,21 @@ def _measures(decoded: Decoded, malignant: Floats, rows: Rows) -> dict[str, Stat
         if threshold is not None:
             found["sensitivity"] = lambda w: metrics.sensitivity(positive, scores, threshold, w[..., known])
             found["specificity"] = lambda w: metrics.specificity(positive, scores, threshold, w[..., known])
+    return found | _severity_and_masks(decoded, rows)
+
+
+def _severity_and_masks(decoded: Decoded, rows: Rows) -> dict[str, Statistic]:
+    """As `_measures`, of the tasks that only some models have."""
+    found: dict[str, Statistic] = {}
+    if decoded.graded is not None and decoded.graded.rows.any():
+        chosen = rows & decoded.graded.rows
+        levels, guessed = decoded.graded.levels[chosen], decoded.graded.predicted[chosen]
+        found["severity_mae"] = lambda w: metrics.mean_absolute_error(levels, guessed, w[..., chosen])
+        found["severity_kappa"] = lambda w: metrics.quadratic_weighted_kappa(levels, guessed, w[..., chosen])
+    if decoded.outlined is not None and decoded.outlined.rows.any():
+        masked = rows & decoded.outlined.rows
+        dice = decoded.outlined.dice[masked]
+        found["dice"] = lambda w: metrics.weighted_mean(dice, w[..., masked])
     return found
 
 

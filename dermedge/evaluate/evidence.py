@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dermedge.data.split import with_split
 from dermedge.data.table import Table, digests, read_table
-from dermedge.evaluate.table import preprocessed, subgroups, table_predictions
+from dermedge.evaluate.table import masks, preprocessed, subgroups, table_predictions
 from dermedge_export.calibration import COUNT, Calibration, balanced_choice
 from dermedge_export.predictions import Predictions, Run
 from dermedge_runtime.progress import Progress
@@ -25,6 +25,7 @@ class TableEvidence:
         self.table = with_split(read_table(data))
         self.spec, self.progress = spec, progress
         self._pixels: dict[str, list[NDArray[np.uint8]]] = {}
+        self._masks: dict[str, NDArray[np.int8] | None] = {}
 
     @property
     def name(self) -> str:
@@ -34,7 +35,16 @@ class TableEvidence:
     def predictions(self, split: str, run: Run) -> Predictions:
         """What `run` answers for every image of a split. Raises DataError where the split is empty."""
         table = self.table.of(split)
-        return table_predictions(table, self.spec, run, images=self._images(split, table), progress=self.progress)
+        if split not in self._masks:
+            self._masks[split] = masks(table, self.spec)
+        return table_predictions(
+            table,
+            self.spec,
+            run,
+            images=self._images(split, table),
+            outlines=self._masks[split],
+            progress=self.progress,
+        )
 
     def digests(self, split: str) -> Sequence[str]:
         """sha256 of every image file of a split, none where the split is empty."""

@@ -14,7 +14,9 @@ class Scores:
 
     `cases` are images, of which `labelled` enter the metrics over classes and `malignant` the sensitivity; `groups` are
     lesions or patients. The metrics are `balanced_accuracy`, `accuracy`, `macro_auroc` (one-vs-rest), `malignant_auroc`
-    (malignant against benign), `sensitivity` and `specificity` at the bundle's threshold, and `ece`.
+    (malignant against benign), `sensitivity` and `specificity` at the bundle's threshold, and `ece`; of
+    a model that grades, `severity_kappa` (quadratic weights) and `severity_mae` (in levels), of one that segments,
+    `dice`.
     """
 
     cases: int

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermedge.data.masks import output_grid, read_mask
 from dermedge.data.skin import skin_tones
 from dermedge.data.table import Table, groups
 from dermedge.data.taxonomy import project
@@ -32,6 +33,7 @@ def table_predictions(
     *,
     batch: int = 32,
     images: Iterable[NDArray[np.uint8]] | None = None,
+    outlines: NDArray[np.int8] | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
     """Runs a model over every image of a table.
@@ -42,10 +44,11 @@ def table_predictions(
         run: the model, from uint8 [N, S, S, 3] to outputs [N, ...] by task.
         batch: how many images go through it at once.
         images: what `preprocessed` gave for this table, where it is at hand.
+        outlines: what `masks` gave, likewise.
         progress: told how far it is.
 
     Raises:
-        DataError: an image is missing or unreadable.
+        DataError: an image, or a mask that the model's answer is compared with, is missing or unreadable.
     """
     pixels = preprocessed(table, spec.preprocess) if images is None else images
     outputs = predict_table(run, _told(pixels, len(table), progress), batch=batch)
@@ -56,6 +59,8 @@ def table_predictions(
         malignant=table.frame["malignant"].to_numpy(np.float64),
         groups=groups(table.frame).to_numpy(str),
         subgroups=subgroups(table.frame),
+        levels=levels(table.frame, spec),
+        masks=masks(table, spec) if outlines is None else outlines,
     )
 
 
@@ -65,6 +70,32 @@ def labels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64]:
     covering = {dx: project(dx, ids) for dx in frame["dx"].unique() if dx}
     index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
     return np.array([index.get(dx, -1) for dx in frame["dx"]], np.int64)
+
+
+def levels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64] | None:
+    """The level of severity [N] of every row, an index of the ordinal task's labels, -1 where it is unknown or none of
+    them; None for a model without such a task.
+    """
+    task = next((task for task in spec.tasks if task.kind == "ordinal"), None)
+    if task is None:
+        return None
+    index = {label.id: k for k, label in enumerate(task.labels)}
+    return np.array([index.get(f"{level:.0f}", -1) for level in frame["severity"]], np.int64)
+
+
+def masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
+    """The mask of every row on the grid of the model's output, [N, S/4, S/4]: 1 inside the lesion, 0 outside, -1
+    throughout where it is unknown; None for a model that segments nothing, and for a table without masks.
+
+    Raises:
+        DataError: a mask is missing or unreadable.
+    """
+    if not any(task.kind == "segment" for task in spec.tasks) or (table.frame["mask"] == "").all():
+        return None
+    grid = output_grid(spec.preprocess)
+    unknown = np.full((grid.size, grid.size), -1, np.int8)
+    found = [read_mask(table.path(mask), grid).astype(np.int8) if mask else unknown for mask in table.frame["mask"]]
+    return np.stack(found)
 
 
 def unmapped(frame: pd.DataFrame, spec: Spec) -> dict[str, int]:

@@ -101,7 +101,7 @@ def feature_map(backbone: Any, features: Any) -> Tensor:
         patches = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
         side = math.isqrt(patches.shape[1])
         if side**2 == patches.shape[1]:
-            return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+            return patches.transpose(1, 2).reshape(patches.shape[0], -1, side, side)
     raise UsageError(
         f"{type(backbone).__name__} gives no square feature map to segment on: choose another backbone, or leave the "
         "segmentation out."

@@ -17,9 +17,9 @@ from torch import Tensor
 from dermedge.models.init import prunable
 from dermedge.models.network import Network
 from dermedge.models.student import Student, load_student
-from dermedge.train.finetune import Batch, Job, finish, run_network
+from dermedge.train.finetune import Batch, Job, finish, masks_settings, run_network
 from dermedge.train.loop import Schedule
-from dermedge.train.losses import soft_binary_cross_entropy, soft_cross_entropy
+from dermedge.train.losses import imitation
 from dermedge.train.origin import (
     choose_backbone,
     data_lineage,
@@ -123,6 +123,7 @@ def distill(
         "balance": balance,
         "schedule": asdict(schedule),
         "seed": seed,
+        **masks_settings(everything, tasks),
     }
     run = Run(Path(out), "distill", "student", settings, everything.images_digest)
     done = run.finished(overwrite=overwrite)
@@ -158,30 +159,35 @@ class Distillation(Job):
         self.logits = [self._teacher_view(teacher.module, run.folder / CACHE, v, progress) for v in range(views)]
 
     def soft_batches(self, epoch: int) -> Iterable[Batch]:
-        """Batches (image, labels, malignant, teacher logits per task) of one epoch."""
+        """Batches (image, a target per task, the teacher's outputs per task) of one epoch."""
         view = epoch % self.view_count
         logits = self.logits[view]
         turns = np.random.default_rng((self.seed, epoch, 1)).integers(8, size=len(self.samples.image_ids))
 
+        def turn(arrays: Any, rows: Any) -> Any:
+            return np.stack([turned(array, int(turns[row])) for array, row in zip(arrays, rows, strict=True)])
+
         def make(rows: Any) -> Batch:
-            pixels = np.stack([turned(self.views.view(int(row), view), int(turns[row])) for row in rows])
+            pixels, masks = self.look(rows, view)
+            targets = self.targets(rows, None if masks is None else turn(masks, rows))
             at = self.position[rows]
-            teacher = tuple(torch.from_numpy(logits[task.name][at]) for task in self.tasks)
-            return torch.from_numpy(pixels), *self.targets(rows), *teacher
+            teacher = (
+                turn(logits[task.name][at, 0], rows)[:, None] if task.kind == "segment" else logits[task.name][at]
+                for task in self.tasks
+            )
+            return torch.from_numpy(turn(pixels, rows)), *targets, *map(torch.from_numpy, teacher)
 
         return ahead(make, self.order(epoch, self.train))
 
     def soft_loss(self, network: Network, batch: Batch) -> Tensor:
         """The distillation loss and the labelled loss, weighted."""
-        image, labels, malignant, *teacher = batch
+        image, *rest = batch
+        count = len(self.tasks)
         outputs = network(image)
-        soft = outputs["diagnosis"].sum() * 0
-        for task, target in zip(self.tasks, teacher, strict=True):
-            if task.kind == "classify":
-                soft = soft + soft_cross_entropy(outputs[task.name], target, self.temperature)
-            else:
-                soft = soft + soft_binary_cross_entropy(outputs[task.name], target)
-        hard = self.hard_loss(outputs, labels, malignant)
+        soft = image.new_zeros((), dtype=torch.float32)
+        for task, wanted in zip(self.tasks, rest[count:], strict=True):
+            soft = soft + imitation(task.kind, outputs[task.name], wanted, self.temperature)
+        hard = self.hard_loss(outputs, rest[:count])
         return torch.lerp(hard, soft, self.soft_weight)
 
     def _teacher_view(self, teacher: Network, cache: Path, view: int, progress: Progress | None) -> dict[str, Any]:
@@ -206,7 +212,7 @@ class Distillation(Job):
 
 
 def turned(pixels: Any, turn: int) -> Any:
-    """One of the eight symmetries of the square, of uint8 [S, S, 3]."""
+    """One of the eight symmetries of the square, of an image [S, S, ...]."""
     pixels = np.rot90(pixels, turn % 4)
     return np.ascontiguousarray(pixels[:, ::-1] if turn >= 4 else pixels)
 
@@ -226,6 +232,8 @@ def join(samples: Samples, extra: Sequence[Samples]) -> Samples:
             digests=samples.digests + tuple(table.digests[i] for i in fresh),
             labels=np.concatenate([samples.labels, np.full(len(fresh), -1)]),
             malignant=np.concatenate([samples.malignant, np.full(len(fresh), np.nan, np.float32)]),
+            severity=np.concatenate([samples.severity, np.full(len(fresh), -1)]),
+            masks=samples.masks + (None,) * len(fresh),
             split=np.concatenate([samples.split, np.full(len(fresh), "train")]),
             licences=tuple(sorted({*samples.licences, *table.licences})),
         )

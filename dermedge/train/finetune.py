@@ -1,6 +1,6 @@
 """`finetune`: any timm backbone with task heads, on a table of labelled images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from dermedge.models.init import initialise
 from dermedge.models.network import Backbone, Network, count_parameters
 from dermedge.models.student import Role, Student, save_student
 from dermedge.train.loop import Fitted, Schedule, fit, keep_freed_memory
-from dermedge.train.losses import adjusted_cross_entropy, masked_binary_cross_entropy
 from dermedge.train.origin import (
     check_input,
     choose_backbone,
@@ -27,8 +26,8 @@ from dermedge.train.origin import (
     origin,
 )
 from dermedge.train.record import Run
-from dermedge.train.samples import Frames, Samples, Views, ahead, read_samples
-from dermedge_export.metrics import accuracy, auroc, balanced_accuracy
+from dermedge.train.samples import Frames, Masks, Samples, Views, ahead, read_samples
+from dermedge.train.targets import check_val, learned_loss, target, told, val_scores
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec, Task, to_json
@@ -41,6 +40,7 @@ def finetune(
     data: Path | str,
     out: Path | str,
     *,
+    tasks: Sequence[str] | None = None,
     backbone: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     stages: int | None = None,
@@ -55,14 +55,18 @@ def finetune(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Student:
-    """Fine-tune a backbone with a `diagnosis` head, and a `malignancy` head where the table tells it.
+    """Fine-tune a backbone with a head for each task that a table tells about.
 
-    Trains on the train split and stops early on the balanced accuracy of val. A finished run with the same settings,
-    data and initial weights is returned as it is; a killed one continues.
+    Trains on the train split and stops early on val, by the first of these that the model has: the balanced accuracy of
+    the diagnosis, that of the malignancy, the quadratic weighted kappa of the severity, the mean Dice coefficient of
+    the segmentation. A finished run with the same settings, data and initial weights is returned as it is; a killed one
+    continues.
 
     Args:
         data: a table's folder or file.
         out: folder for the model, its `run.json` and, while training, its checkpoint.
+        tasks: what to learn, of `diagnosis`, `malignancy`, `severity` and `segmentation`. By default the diagnosis and
+            the malignancy, whichever the table tells; the severity where it tells neither.
         backbone: timm name; may be left out where `init` knows it.
         backbone_args: arguments of `timm.create_model`.
         stages: keep only so many of the backbone's stages, the first ones.
@@ -83,10 +87,10 @@ def finetune(
         UsageError: the backbone, the initial weights or `out` make no sense.
     """
     schedule = schedule or Schedule()
-    samples, tasks = read_samples(data)
+    samples, learnable = read_samples(data, wanted=tasks)
     chosen = choose_backbone(backbone, backbone_args or {}, init, stages)
     lineage = {role: origin(chosen, init), "data": data_lineage(samples)}
-    spec = make_spec(name or f"{chosen.name}-{role}", tasks, make_preprocess(size, fit), lineage)
+    spec = make_spec(name or f"{chosen.name}-{role}", learnable, make_preprocess(size, fit), lineage)
     settings = {
         "data": samples.table_digest,
         "backbone": identity(chosen),
@@ -96,12 +100,13 @@ def finetune(
         "balance": balance,
         "schedule": asdict(schedule),
         "seed": seed,
+        **masks_settings(samples, learnable),
     }
     run = Run(Path(out), "finetune", role, settings, samples.images_digest)
     done = run.finished(overwrite=overwrite)
     if done is not None:
         return done
-    job = Job(samples, tasks, spec, chosen, schedule, seed, balance)
+    job = Job(samples, learnable, spec, chosen, schedule, seed, balance)
     network = job.start(init)
     split = learned(samples, init_rows(init))
     run.open(overwrite=overwrite)
@@ -127,32 +132,31 @@ class Job:
         for split, rows in (("train", self.train), ("val", self.val)):
             if not len(rows):
                 raise DataError(f"The table has no {split} rows: run `dermedge data split`, or fill its split column.")
-        if not (self.samples.labels[self.val] >= 0).any():
-            raise DataError("No val row has a diagnosis that the model knows: fill the table's dx column.")
+        self.check_val()
         self.frames = Frames(self.samples.paths, self.spec.preprocess)
-        self.views = Views(self.frames, self.samples.image_ids, self.seed)
+        self.masks = Masks(self.samples.masks, self.frames) if "segment" in told(self.tasks) else None
+        self.views = Views(self.frames, self.samples.image_ids, self.seed, self.masks)
         self.batch_size = min(self.schedule.batch_size, len(self.train))
         self.steps = len(self.train) // self.batch_size
-        counts = np.bincount(
-            self.samples.labels[self.train][self.samples.labels[self.train] >= 0], minlength=self.classes
-        )
-        prior = np.log(np.maximum(counts, 1) / max(1, counts.sum())) if self.balance else np.zeros(self.classes)
+        labels, classes = self.samples.labels[self.train], len(self.spec.diagnosis.labels) if self.spec.diagnosis else 0
+        counts = np.bincount(labels[labels >= 0], minlength=classes)
+        prior = np.log(np.maximum(counts, 1) / max(1, counts.sum())) if self.balance else np.zeros(classes)
         self.log_prior = torch.tensor(prior, dtype=torch.float32)
         self._val_pixels: Tensor | None = None
+        self._val_masks: Any = None
 
-    @property
-    def classes(self) -> int:
-        """Number of diagnoses."""
-        return len(self.tasks[0].labels)
+    def check_val(self) -> None:
+        """Raise DataError if val cannot score the model."""
+        check_val(self.tasks, self.samples, self.val)
 
     def start(self, init: str) -> Network:
         """The network with its initial weights; identity BatchNorms are given the statistics of training images."""
         torch.manual_seed(self.seed)
-        network = Network(self.backbone, self.tasks)
+        network, size = Network(self.backbone, self.tasks), self.spec.preprocess.size
         rows = self.train[np.random.default_rng(self.seed).permutation(len(self.train))[:256]]
-        images = (self.pixels(rows[i : i + 64]) for i in range(0, len(rows), 64))
-        initialise(network, self.backbone, init, self.spec.preprocess.size, lambda: images)
-        check_input(network, self.backbone.name, self.spec.preprocess.size)
+        parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
+        initialise(network, self.backbone, init, size, lambda: map(self.pixels, parts))
+        check_input(network, self.backbone.name, size)
         return network
 
     def fit(self, network: Network, run: Run, batches: Any, loss: Any, progress: Progress | None) -> Fitted:
@@ -182,54 +186,50 @@ class Job:
         return [rows[i : i + self.batch_size] for i in range(0, self.steps * self.batch_size, self.batch_size)]
 
     def labelled_batches(self, epoch: int) -> Iterable[Batch]:
-        """Batches (image uint8 [N, S, S, 3], labels [N], malignant [N]) of one epoch, a fresh view of each image."""
+        """Batches (image uint8 [N, S, S, 3], a target per task) of one epoch, a fresh view of each image."""
 
         def make(rows: Any) -> Batch:
-            pixels = np.stack([self.views.view(int(row), epoch) for row in rows])
-            return torch.from_numpy(pixels), *self.targets(rows)
+            pixels, masks = self.look(rows, epoch)
+            return torch.from_numpy(pixels), *self.targets(rows, masks)
 
         return ahead(make, self.order(epoch, self.train))
 
-    def targets(self, rows: Any) -> tuple[Tensor, Tensor]:
-        """Labels [N] and malignant [N] of some rows."""
-        return torch.from_numpy(self.samples.labels[rows]), torch.from_numpy(self.samples.malignant[rows])
+    def look(self, rows: Any, number: int) -> tuple[Any, Any]:
+        """View `number` of some rows, uint8 [N, S, S, 3], and their masks [N, S/4, S/4] where these are learned."""
+        if self.masks is None:
+            return np.stack([self.views.view(int(row), number) for row in rows]), None
+        pixels, masks = zip(*(self.views.masked_view(int(row), number) for row in rows), strict=True)
+        return np.stack(pixels), np.stack(masks)
+
+    def targets(self, rows: Any, masks: Any = None) -> tuple[Tensor, ...]:
+        """Targets of some rows, one per task."""
+        return tuple(target(task, self.tasks, self.samples, rows, masks) for task in self.tasks)
 
     def labelled_loss(self, network: Network, batch: Batch) -> Tensor:
-        """Adjusted cross entropy of the diagnosis plus binary cross entropy of the malignancy."""
-        image, labels, malignant = batch
-        return self.hard_loss(network(image), labels, malignant)
+        """The losses of all tasks, summed."""
+        image, *targets = batch
+        return self.hard_loss(network(image), targets)
 
-    def hard_loss(self, outputs: Mapping[str, Tensor], labels: Tensor, malignant: Tensor) -> Tensor:
+    def hard_loss(self, outputs: Mapping[str, Tensor], targets: Sequence[Tensor]) -> Tensor:
         """The labelled loss of outputs that are already there."""
-        loss = adjusted_cross_entropy(outputs["diagnosis"], labels, self.log_prior.to(labels.device))
-        if "malignancy" in outputs:
-            loss = loss + masked_binary_cross_entropy(outputs["malignancy"], malignant)
-        return loss
+        return learned_loss(self.tasks, outputs, targets, self.log_prior)
 
     def pixels(self, rows: Any) -> Tensor:
         """Preprocessed images, uint8 [N, S, S, 3]."""
         return torch.from_numpy(np.stack([self.frames.centred(int(row)) for row in rows]))
 
     def score(self, network: torch.nn.Module) -> dict[str, float]:
-        """Metrics on val; balanced accuracy is the score. What val does not tell, as it lacks malignant images, say, is
-        left out.
-        """
+        """Metrics on val. What val does not tell, as it lacks malignant images, say, is left out."""
         if self._val_pixels is None:
             self._val_pixels = self.pixels(self.val)
+            self._val_masks = None if self.masks is None else np.stack([self.masks.centred(row) for row in self.val])
         outputs = run_network(network, self._val_pixels)
-        labels, malignant = self.samples.labels[self.val], self.samples.malignant[self.val]
-        known = labels >= 0
-        predicted = outputs["diagnosis"].argmax(1)
-        balanced = float(balanced_accuracy(labels[known], predicted[known], self.classes))
-        metrics = {
-            "score": balanced,
-            "balanced_accuracy": balanced,
-            "accuracy": float(accuracy(labels[known], predicted[known])),
-        }
-        if "malignancy" in outputs:
-            told = ~np.isnan(malignant)
-            metrics["malignant_auroc"] = float(auroc(malignant[told] == 1, outputs["malignancy"][told, 0]))
-        return {name: value for name, value in metrics.items() if np.isfinite(value)}
+        return val_scores(self.tasks, outputs, self.samples, self.val, self._val_masks)
+
+
+def masks_settings(samples: Samples, tasks: Sequence[Task]) -> dict[str, str]:
+    """What identifies the masks that a run learns from; nothing where it learns from none."""
+    return {"masks": samples.masks_digest} if "segment" in told(tasks) else {}
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dermedge_runtime.spec import Kind
+
 
 def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tensor:
     """Cross entropy with logits shifted by the log of the class frequencies, so that argmax aims at balanced accuracy.
@@ -51,7 +53,7 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def soft_binary_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Binary cross entropy against the teacher's probability; both are logits [N, 1]."""
+    """Binary cross entropy against the teacher's probabilities, averaged; both are logits [N, ...]."""
     return F.binary_cross_entropy_with_logits(logits, torch.sigmoid(teacher))
 
 
@@ -72,3 +74,39 @@ def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
     above = levels[known, None] > torch.arange(logits.shape[1], device=logits.device)
     losses = F.binary_cross_entropy_with_logits(logits[known], above.to(logits.dtype), reduction="none")
     return losses.sum(1).mean()
+
+
+def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross entropy over pixels plus one minus the soft Dice coefficient, over the rows that have a mask; 0
+    without any.
+
+    Milletari, Navab and Ahmadi, "V-Net", 3DV 2016 (with the sums of the probabilities themselves in the denominator,
+    and one pixel added to either side of the fraction, so that empty masks can be learned).
+
+    Args:
+        logits: [N, 1, h, w].
+        masks: [N, H, W], the share of each pixel that is inside, averaged down (or repeated up) to the logits' grid;
+            NaN throughout where there is no mask.
+    """
+    known = ~masks.flatten(1).isnan().any(1)
+    if not known.any():
+        return logits.sum() * 0
+    guess = logits[known].float()
+    inside = F.adaptive_avg_pool2d(masks[known, None].float(), (guess.shape[2], guess.shape[3]))
+    likely = guess.sigmoid()
+    both, either = (likely * inside).sum((1, 2, 3)), (likely + inside).sum((1, 2, 3))
+    return F.binary_cross_entropy_with_logits(guess, inside) + (1 - (2 * both + 1) / (either + 1)).mean()
+
+
+def imitation(kind: Kind, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """How far a student's outputs of a task are from its teacher's.
+
+    Softened classes for `classify`; for `binary`, `ordinal` and `segment` the teacher's probabilities, summed over an
+    ordinal task's questions; for `embed` the teacher's similarities between the images of the batch, which may be
+    measured in a space of another width (Tung and Mori, "Similarity-preserving knowledge distillation", ICCV 2019).
+    """
+    if kind == "classify":
+        return soft_cross_entropy(outputs, teacher, temperature)
+    if kind == "embed":
+        return F.mse_loss(outputs @ outputs.T, teacher @ teacher.T)
+    return soft_binary_cross_entropy(outputs, teacher) * outputs.shape[1]

@@ -13,7 +13,7 @@ from dermedge.models.network import Network
 from dermedge.models.student import WEIGHTS, Student, load_student
 from dermedge.train.finetune import Batch, Job, run_network
 from dermedge.train.loop import Schedule
-from dermedge.train.losses import soft_binary_cross_entropy, soft_cross_entropy
+from dermedge.train.losses import imitation, soft_cross_entropy
 from dermedge.train.record import Run
 from dermedge.train.samples import read_samples
 from dermedge_export.calibration import Calibration
@@ -21,7 +21,7 @@ from dermedge_export.candidate import Candidate
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import Task, to_json
+from dermedge_runtime.spec import to_json
 
 # Short and slow: the weights are where they should be already, give or take the width of a step.
 SCHEDULE = Schedule(epochs=3, lr=1e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.99)
@@ -118,7 +118,10 @@ class Imitation(Job):
         self.guides = [(weight, copy.deepcopy(guide).eval()) for weight, guide in guides]
         self.temperature = temperature
         self.val_pixels = self.pixels(self.val)
-        self.wanted = torch.from_numpy(run_network(self.guides[0][1], self.val_pixels)["diagnosis"])
+        self.wanted = {name: torch.from_numpy(value) for name, value in self._answers(self.guides[0][1]).items()}
+
+    def check_val(self) -> None:
+        """Answers need no labels."""
 
     def divergence(self, network: Network, batch: Batch) -> Tensor:
         """Divergence of the network's softened logits from those of its guides."""
@@ -129,20 +132,26 @@ class Imitation(Job):
             with torch.no_grad():
                 answers = guide.to(image.device)(image)
             for task in self.tasks:
-                loss = loss + weight * self._distance(task, outputs[task.name], answers[task.name])
+                own, wanted = outputs[task.name], answers[task.name]
+                loss = loss + weight * imitation(task.kind, own, wanted, self.temperature)
         return loss
 
     def score(self, network: torch.nn.Module) -> dict[str, float]:
-        """How close the diagnoses on val are to the first guide's; the score is 1 where they are the same."""
-        found = torch.from_numpy(run_network(network, self.val_pixels)["diagnosis"])
-        divergence = soft_cross_entropy(found, self.wanted, 1.0)
-        agreement = (found.argmax(1) == self.wanted.argmax(1)).float().mean()
+        """How close the diagnoses on val are to the first guide's, or without a diagnosis all answers; the score is 1
+        where they are the same.
+        """
+        found = {name: torch.from_numpy(value) for name, value in self._answers(network).items()}
+        diagnosis = self.spec.diagnosis
+        if diagnosis is None:
+            apart = sum((found[name] - wanted).square().mean() for name, wanted in self.wanted.items())
+            return {"score": float(torch.exp(-torch.as_tensor(apart)))}
+        logits, wanted = found[diagnosis.name], self.wanted[diagnosis.name]
+        divergence = soft_cross_entropy(logits, wanted, 1.0)
+        agreement = (logits.argmax(1) == wanted.argmax(1)).float().mean()
         return {"score": (-divergence).exp().item(), "kl": divergence.item(), "top1": agreement.item()}
 
-    def _distance(self, task: Task, logits: Tensor, wanted: Tensor) -> Tensor:
-        if task.kind == "classify":
-            return soft_cross_entropy(logits, wanted, self.temperature)
-        return soft_binary_cross_entropy(logits, wanted)
+    def _answers(self, network: torch.nn.Module) -> dict[str, Any]:
+        return run_network(network, self.val_pixels)
 
 
 def _bytes(module: torch.nn.Module) -> bytes:

@@ -1,4 +1,6 @@
-"""What is fitted on validation data for one artifact: a temperature per task, and the malignancy threshold."""
+"""What is fitted on validation data for one artifact: a temperature per task, and the thresholds of malignancy and of
+masks.
+"""
 
 import math
 
@@ -6,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from dermedge_export.metrics import Array
-from dermedge_export.predictions import Predictions, malignancy_scores
+from dermedge_export.metrics import Array, dice
+from dermedge_export.predictions import Predictions, malignancy_scores, mask_probabilities
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Postprocessing, Spec
 
 TEMPERATURES = (0.05, 20.0)
 SENSITIVITY = 0.90
 MARGIN = 1e-6
+MASK_THRESHOLDS = (0.5, *(0.5 + sign * step / 20 for step in range(1, 10) for sign in (-1, 1)))
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
@@ -69,6 +72,23 @@ def fit_threshold(scores: Array, malignant: Array, sensitivity: float = SENSITIV
     return float(positives[needed - 1]) * (1 - MARGIN)
 
 
+def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
+    """The threshold of MASK_THRESHOLDS with the highest mean Dice coefficient; of equal ones the nearest to 0.5.
+
+    Args:
+        probabilities: [N, h, w]; rows that are not finite are left out.
+        masks: [N, h, w], 1 inside the lesion and 0 outside; rows with -1 are left out.
+
+    Returns:
+        The threshold, or None where no row is left.
+    """
+    rows = np.isfinite(probabilities).all(axis=(1, 2)) & (masks >= 0).all(axis=(1, 2))
+    if not rows.any():
+        return None
+    inside, likely = masks[rows] > 0, probabilities[rows]
+    return max(MASK_THRESHOLDS, key=lambda threshold: float(dice(inside, likely >= threshold).mean()))
+
+
 def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postprocessing]:
     """What validation `predictions` allow to fit, for every task of `spec`; the rest stays None."""
     fitted = {task.name: Postprocessing() for task in spec.tasks}
@@ -86,4 +106,8 @@ def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postpr
     if task is not None:
         threshold = fit_threshold(scores, predictions.malignant)
         fitted[task.name] = Postprocessing(fitted[task.name].temperature, threshold)
+    segment = next((task for task in spec.tasks if task.kind == "segment"), None)
+    if segment is not None and segment.name in predictions.outputs and predictions.masks is not None:
+        likely = mask_probabilities(predictions, segment.name, fitted)
+        fitted[segment.name] = Postprocessing(threshold=fit_mask_threshold(likely, predictions.masks))
     return fitted

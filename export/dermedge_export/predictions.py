@@ -1,15 +1,16 @@
 """Tables of predictions: what a model answered for many images, and what is known about those images."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge_export import metrics
 from dermedge_runtime.errors import DataError
-from dermedge_runtime.spec import Postprocessing, Spec
+from dermedge_runtime.spec import Kind, Postprocessing, Spec, Task
 
 Array = NDArray[Any]
 Run = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
@@ -21,7 +22,9 @@ class Predictions:
 
     `outputs` are logits float32 [N, ...] keyed by task; `labels` int64 [N] indexes the diagnosis task's labels, -1 if
     unknown; `malignant` float64 [N] is 1, 0 or NaN; `groups` [N] names the lesion or patient; `subgroups` maps a column
-    (`fitzpatrick`, `sex`, `age_band`, `site`) to text [N], "" where unknown.
+    (`fitzpatrick`, `sex`, `age_band`, `site`) to text [N], "" where unknown. `levels` int64 [N] indexes the ordinal
+    task's labels, -1 if unknown; `masks` int8 [N, S/4, S/4] is 1 inside the lesion and 0 outside, -1 throughout if
+    unknown. None tells nothing of any image.
     """
 
     image_ids: tuple[str, ...]
@@ -30,9 +33,13 @@ class Predictions:
     malignant: NDArray[np.float64]
     groups: NDArray[np.str_]
     subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    levels: NDArray[np.int64] | None = None
+    masks: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         columns: dict[str, Array] = {"labels": self.labels, "malignant": self.malignant, "groups": self.groups}
+        optional = {"levels": self.levels, "masks": self.masks}
+        columns |= {name: column for name, column in optional.items() if column is not None}
         for name, column in (columns | dict(self.outputs) | dict(self.subgroups)).items():
             if len(column) != len(self.image_ids):
                 raise DataError(
@@ -52,7 +59,37 @@ class Predictions:
             malignant=self.malignant[chosen],
             groups=self.groups[chosen],
             subgroups={name: column[chosen] for name, column in self.subgroups.items()},
+            levels=None if self.levels is None else self.levels[chosen],
+            masks=None if self.masks is None else self.masks[chosen],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """The severity by an ordinal task: the `predicted` and the true `levels` int64 [N], -1 where unknown."""
+
+    predicted: NDArray[np.int64]
+    levels: NDArray[np.int64]
+
+    @property
+    def rows(self) -> NDArray[np.bool_]:
+        """The images whose level is known, [N]."""
+        return self.levels >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class Outlined:
+    """The masks by a `segment` task: what is `inside` bool [N, S/4, S/4], and the `dice` coefficient float64 [N] with
+    the true mask, NaN where that is unknown.
+    """
+
+    inside: NDArray[np.bool_]
+    dice: NDArray[np.float64]
+
+    @property
+    def rows(self) -> NDArray[np.bool_]:
+        """The images whose mask is known, [N]."""
+        return np.isfinite(self.dice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +99,7 @@ class Decoded:
     A model without a diagnosis task is read as a classifier of benign and malignant; `names` holds its K classes, none
     for a model that classifies nothing. `labels` int64 [N] is -1 where unknown, `predicted` is int64 [N],
     `probabilities` float64 [N, K], `scores` float64 [N] of malignancy, NaN for a model that says nothing of it.
+    `graded`, `outlined` and `embedding` float32 [N, D] are None for a model without such a task.
     """
 
     names: tuple[str, ...]
@@ -70,6 +108,9 @@ class Decoded:
     probabilities: NDArray[np.float64]
     scores: NDArray[np.float64]
     threshold: float | None
+    graded: Graded | None = None
+    outlined: Outlined | None = None
+    embedding: NDArray[np.float32] | None = None
 
 
 def predict_table(run: Run, images: Iterable[NDArray[np.uint8]], *, batch: int = 32) -> dict[str, NDArray[np.float32]]:
@@ -112,7 +153,17 @@ def malignancy_scores(
 
 
 def decode_table(predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]) -> Decoded:
-    """Classes, probabilities and malignancy scores of a table of predictions."""
+    """Classes, probabilities and malignancy scores of a table of predictions, its levels, masks and embeddings."""
+    embed = _answered(predictions, spec, "embed")
+    return replace(
+        _classes(predictions, spec, postprocessing),
+        graded=graded(predictions, spec),
+        outlined=outlined(predictions, spec, postprocessing),
+        embedding=None if embed is None else predictions.outputs[embed.name],
+    )
+
+
+def _classes(predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]) -> Decoded:
     scores = malignancy_scores(predictions, spec, postprocessing)
     fitted = postprocessing.get(spec.malignancy.name) if spec.malignancy is not None else None
     threshold = fitted.threshold if fitted is not None else None
@@ -125,6 +176,51 @@ def decode_table(predictions: Predictions, spec: Spec, postprocessing: Mapping[s
     predicted = (scores >= (0.5 if threshold is None else threshold)).astype(np.int64)
     both = np.stack([1 - scores, scores], axis=1)[:, : len(names)]
     return Decoded(names, labels if names else np.full_like(labels, -1), predicted, both, scores, threshold)
+
+
+def graded(predictions: Predictions, spec: Spec) -> Graded | None:
+    """The severity by the first ordinal task; None where there is no such output."""
+    task = _answered(predictions, spec, "ordinal")
+    if task is None:
+        return None
+    levels = np.full(len(predictions), -1, np.int64) if predictions.levels is None else predictions.levels
+    return Graded(ordinal_levels(_scaled(predictions, task.name, {})), levels)
+
+
+def ordinal_levels(logits: Array) -> NDArray[np.int64]:
+    """The level [N] that cumulative `logits` [N, K-1] decode to, as `dermedge_runtime.decode.ordinal_level` says."""
+    return np.asarray((np.minimum.accumulate(logits, axis=1) > 0).sum(axis=1), np.int64)
+
+
+def outlined(predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]) -> Outlined | None:
+    """The masks by the first `segment` task, on the output's own grid, at its threshold or where none was fitted at
+    0.5; None where there is no such output.
+    """
+    task = _answered(predictions, spec, "segment")
+    if task is None:
+        return None
+    fitted = postprocessing.get(task.name)
+    threshold = 0.5 if fitted is None or fitted.threshold is None else fitted.threshold
+    inside = mask_probabilities(predictions, task.name, postprocessing) >= threshold
+    overlap = np.full(len(predictions), np.nan)
+    if predictions.masks is not None:
+        known = (predictions.masks >= 0).all(axis=(1, 2))
+        overlap[known] = metrics.dice(predictions.masks[known] > 0, inside[known])
+    return Outlined(inside, overlap)
+
+
+def mask_probabilities(
+    predictions: Predictions, task: str, postprocessing: Mapping[str, Postprocessing]
+) -> NDArray[np.float32]:
+    """Of every cell [N, S/4, S/4] of a `segment` output: sigmoid(z / T)."""
+    fitted = postprocessing.get(task)
+    temperature = 1.0 if fitted is None or fitted.temperature is None else fitted.temperature
+    return np.asarray(np.exp(-np.logaddexp(np.float32(0), -predictions.outputs[task][:, 0] / np.float32(temperature))))
+
+
+def _answered(predictions: Predictions, spec: Spec, kind: Kind) -> Task | None:
+    """The first task of a kind whose outputs are there: a reference that travels in a bundle leaves large ones out."""
+    return next((task for task in spec.tasks if task.kind == kind and task.name in predictions.outputs), None)
 
 
 def _scaled(predictions: Predictions, task: str, postprocessing: Mapping[str, Postprocessing]) -> NDArray[np.float64]:

@@ -6,9 +6,10 @@ from PIL import Image
 from untrained import CNN, VIT, teacher
 
 from dermedge.data import generate, read_table, with_split
+from dermedge.data.masks import read_mask
 from dermedge.evaluate.probe import probe
 from dermedge.evaluate.probe.linear import Recipe
-from dermedge.evaluate.probe.segment import Maps, count_pixels, fit_decoders, make_decoders, read_mask, read_masks
+from dermedge.evaluate.probe.segment import Maps, count_pixels, fit_decoders, make_decoders, read_masks
 from dermedge.models import load_student
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.preprocess import preprocess

@@ -25,6 +25,7 @@ from dermedge_export.workbench import Built, Workbench
 WIDE, NARROW = "mobilenetv2_050", "mobilenetv2_035"
 EXPORTED = "test_efficientnet"
 SIZE = 32
+TASKS = ("diagnosis", "malignancy", "severity", "segmentation")
 SCHEDULE = Schedule(epochs=3, batch_size=16, lr=2e-3)
 PRELOADED = ["dermedge.train", "dermedge.evaluate.evidence", "onnx", "onnxruntime", "sklearn.metrics", "pytest"]
 
@@ -55,6 +56,16 @@ def student_folder(base: Path) -> Path:
         data_set(base), base / "small" / "student", backbone=EXPORTED, role="student", name="small", schedule=schedule
     )
     return base / "small" / "student"
+
+
+@functools.cache
+def many_tasks_folder(base: Path) -> Path:
+    """A student of diagnosis, malignancy, severity and segmentation."""
+    schedule = Schedule(epochs=20, batch_size=16, lr=1e-2, patience=20, ema_decay=0.9)
+    out = base / "small" / "many-tasks"
+    changes = {"backbone": EXPORTED, "backbone_args": {}, "stages": 3, "size": 64, "schedule": schedule}
+    train(data_set(base), out, tasks=TASKS, role="student", name="many", **changes)
+    return out
 
 
 def train(data: Path, out: Path, **changes: Any) -> Student:

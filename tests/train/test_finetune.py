@@ -198,7 +198,7 @@ class TestBadInput:
         [
             (lambda frame: frame[frame["split"] != "val"], "no val rows"),
             (lambda frame: frame[frame["split"] != "train"], "have 0 diagnoses"),
-            (lambda frame: frame[frame["dx"] == "nv"], "have 1 diagnoses, two are needed"),
+            (lambda frame: frame[frame["dx"] == "nv"].assign(severity=""), "have 1 diagnoses, two are needed"),
             (lambda frame: frame.assign(dx=frame["dx"].where(frame["split"] != "val", "")), "No val row"),
             (lambda frame: frame.drop(columns="image"), "no column 'image'"),
         ],

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,9 @@ from scipy.special import log_softmax, softmax
 
 from dermedge.train.losses import (
     adjusted_cross_entropy,
+    cumulative_cross_entropy,
+    dice_cross_entropy,
+    imitation,
     masked_binary_cross_entropy,
     soft_binary_cross_entropy,
     soft_cross_entropy,
@@ -67,8 +72,12 @@ def test_malignancy_is_learned_where_it_is_known() -> None:
 def test_a_batch_without_any_label_teaches_nothing_and_breaks_nothing() -> None:
     student = logits(STUDENT)
     unlabelled, unknown = torch.full((5,), -1), torch.full((5,), float("nan"))
-    loss = adjusted_cross_entropy(student, unlabelled, torch.zeros(4)) + masked_binary_cross_entropy(
-        student[:, :1], unknown
+    loss = (
+        adjusted_cross_entropy(student, unlabelled, torch.zeros(4))
+        + masked_binary_cross_entropy(student[:, :1], unknown)
+        + cumulative_cross_entropy(student, unlabelled)
+        + cumulative_cross_entropy(student, unknown)
+        + dice_cross_entropy(student.view(5, 1, 2, 2), torch.full((5, 2, 2), float("nan")))
     )
     loss.backward()
     assert loss.item() == 0
@@ -83,3 +92,71 @@ def test_malignancy_is_distilled_as_a_probability() -> None:
     agreeing = logits(TEACHER[:, :1])
     soft_binary_cross_entropy(agreeing, teacher).backward()
     np.testing.assert_allclose(agreeing.grad.numpy(), 0, atol=1e-12)
+
+
+def cross_entropy(logit: float, target: float) -> float:
+    return float(np.logaddexp(0, logit) - target * logit)
+
+
+@pytest.mark.parametrize("unknown", [-1, float("nan")])
+def test_severity_is_learned_question_by_question_where_it_is_known(unknown: float) -> None:
+    student, levels = logits(STUDENT), torch.tensor([0, unknown, 4, 2, unknown])
+    loss = cumulative_cross_entropy(student, levels)
+    above = {0: [0, 0, 0, 0], 2: [1, 1, 1, 1], 3: [1, 1, 0, 0]}  # y > 0, y > 1, y > 2, y > 3
+    by_hand = [sum(map(cross_entropy, STUDENT[row], answers)) for row, answers in above.items()]
+    assert loss.item() == pytest.approx(np.mean(by_hand), rel=1e-6)
+    loss.backward()
+    assert not student.grad[[1, 4]].any()
+    assert student.grad[[0, 2, 3]].all()
+
+
+class TestMasks:
+    def test_a_mask_is_learned_by_pixel_and_by_overlap(self) -> None:
+        maps = torch.tensor(RNG.normal(0, 2, (3, 1, 2, 2)), dtype=torch.float32, requires_grad=True)
+        masks = torch.tensor([[[1.0, 0.0], [0.25, 1.0]], [[float("nan")] * 2] * 2, [[0.0, 0.0], [0.0, 0.0]]])
+        loss = dice_cross_entropy(maps, masks)
+        z, inside = (values.detach().double().numpy().reshape(3, 4)[[0, 2]] for values in (maps, masks))
+        pixels = np.mean([cross_entropy(a, b) for a, b in zip(z.ravel(), inside.ravel(), strict=True)])
+        p = 1 / (1 + np.exp(-z))
+        overlap = (2 * (p * inside).sum(1) + 1) / ((p + inside).sum(1) + 1)
+        assert loss.item() == pytest.approx(pixels + np.mean(1 - overlap), rel=1e-5)
+        loss.backward()
+        assert not maps.grad[1].any()
+
+    def test_a_finer_mask_counts_by_its_share_of_each_cell(self) -> None:
+        maps = torch.tensor(RNG.normal(0, 2, (1, 1, 2, 2)))
+        fine = torch.zeros(1, 4, 4)
+        fine[0, :2, :2], fine[0, 3, 2] = 1, 1
+        coarse = torch.tensor([[[1.0, 0.0], [0.0, 0.25]]])
+        assert dice_cross_entropy(maps, fine).item() == pytest.approx(dice_cross_entropy(maps, coarse).item())
+        assert dice_cross_entropy(maps, fine).item() != pytest.approx(dice_cross_entropy(maps, fine.flip(2)).item())
+
+    def test_the_right_mask_costs_nothing(self) -> None:
+        mask = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+        right = (mask[:, None] * 2 - 1) * 40
+        assert dice_cross_entropy(right, mask).item() == pytest.approx(0, abs=1e-6)
+        assert dice_cross_entropy(-right, mask).item() > 40
+
+
+@pytest.mark.parametrize("kind", ["classify", "binary", "ordinal", "segment"])
+def test_a_teacher_is_imitated_until_nothing_is_left_to_learn(kind: Any) -> None:
+    shape = (5, 1, 2, 2) if kind == "segment" else (5, 1) if kind == "binary" else (5, 4)
+    teacher = torch.tensor(TEACHER.ravel()[: np.prod(shape)].reshape(shape))
+    agreeing, other = (logits(values.ravel()[: np.prod(shape)].reshape(shape)) for values in (TEACHER, STUDENT))
+    least, more = (imitation(kind, student, teacher, 2.0) for student in (agreeing, other))
+    least.backward()
+    np.testing.assert_allclose(agreeing.grad.numpy(), 0, atol=1e-12)
+    assert more > least + 0.1
+
+
+def test_an_ordinal_teachers_questions_are_summed() -> None:
+    student, teacher = torch.tensor(STUDENT), torch.tensor(TEACHER)
+    each = [soft_binary_cross_entropy(student[:, k : k + 1], teacher[:, k : k + 1]).item() for k in range(4)]
+    assert imitation("ordinal", student, teacher, 2.0).item() == pytest.approx(sum(each))
+
+
+def test_an_embedding_is_imitated_by_the_similarities_between_images_whatever_its_width() -> None:
+    wide = torch.nn.functional.normalize(torch.tensor(TEACHER), dim=1)
+    turn = torch.linalg.qr(torch.tensor(RNG.normal(size=(6, 6)))).Q[:4]
+    assert imitation("embed", wide @ turn, wide, 2.0).item() == pytest.approx(0, abs=1e-12)
+    assert imitation("embed", (wide @ turn).flip(0), wide, 2.0).item() > 0.01

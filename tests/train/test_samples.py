@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from dermedge.data import read_table
-from dermedge.train.samples import Frames, Views, ahead, derive_tasks, read_samples
-from dermedge_runtime.errors import DataError
+from dermedge.train.samples import Frames, Masks, Views, ahead, read_samples
+from dermedge.train.tasks import derive_tasks
+from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Preprocess
 from train.small import SIZE, edited, in_process
@@ -143,8 +144,8 @@ class TestRows:
         assert {names[label] for label in samples.labels} == {"mel", "df"}
 
 
-def frame(dx: list[str], malignant: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"dx": dx, "malignant": malignant})
+def frame(dx: list[str], malignant: list[float], severity: float = np.nan, mask: str = "") -> pd.DataFrame:
+    return pd.DataFrame({"dx": dx, "malignant": malignant, "severity": severity, "mask": mask})
 
 
 class TestTasks:
@@ -167,8 +168,121 @@ class TestTasks:
         assert [task.name for task in benign] == ["diagnosis"]
 
     def test_one_diagnosis_cannot_be_told_apart(self) -> None:
-        with pytest.raises(DataError, match="lesions have 1 diagnoses, two are needed"):
+        with pytest.raises(DataError, match=r"lesions have 1 diagnoses, two are needed.*no task can be derived"):
             derive_tasks(frame(["nv", "nv", ""], [0, 0, np.nan]), "lesions")
+        either = derive_tasks(frame(["nv", "nv", ""], [0, 1, np.nan]), "lesions")
+        assert [task.name for task in either] == ["malignancy"]
+
+    def test_severity_is_a_task_where_it_is_asked_for_or_all_that_there_is(self) -> None:
+        both = frame(["nv", "mel", "nv", "nv"], [0, 1, 0, 0]).assign(severity=[3, 1, np.nan, 10])
+        assert [task.name for task in derive_tasks(both, "t")] == ["diagnosis", "malignancy"]
+        severity = derive_tasks(both, "t", ["severity", "malignancy"])[1]
+        assert (severity.name, severity.kind) == ("severity", "ordinal")
+        assert [label.id for label in severity.labels] == ["1", "3", "10"]
+        faces = both.assign(dx="acne", malignant=0.0)
+        assert derive_tasks(faces, "t") == (severity,)
+
+    def test_a_lesion_is_segmented_only_where_that_is_asked_for(self) -> None:
+        masked = frame(["nv", "mel"], [0, 1], mask="a.png")
+        assert [task.kind for task in derive_tasks(masked, "t")] == ["classify", "binary"]
+        found = derive_tasks(masked, "t", ("segmentation", "diagnosis"))
+        assert [(task.name, task.kind) for task in found] == [("diagnosis", "classify"), ("lesion", "segment")]
+
+    @pytest.mark.parametrize(
+        ("wanted", "error", "message"),
+        [
+            (["diagnosis", "severity"], DataError, "t have 0 levels of severity.*leave the task 'severity' out"),
+            (["segmentation"], DataError, "t have no mask"),
+            (["diagnosis", "lesion"], UsageError, "lesion cannot be learned: choose of diagnosis, malignancy"),
+            ([], UsageError, "No task cannot be learned"),
+        ],
+    )
+    def test_a_wanted_task_is_not_left_out_silently(
+        self, wanted: list[str], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            derive_tasks(frame(["nv", "mel"], [0, 1]), "t", wanted)
+
+
+def disc(folder: Path, name: str, centre: tuple[float, float], size: tuple[int, int]) -> tuple[Path, Path]:
+    """A picture that is red inside a disc, and the disc's mask."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < (min(size) / 5) ** 2
+    pixels = np.where(inside[..., None], (200, 20, 20), (90, 90, 90)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{name}.png")
+    Image.fromarray(inside).save(folder / f"{name}-mask.png")
+    return folder / f"{name}.png", folder / f"{name}-mask.png"
+
+
+class TestMasks:
+    @pytest.fixture
+    def masks(self, tmp_path: Path) -> Masks:
+        files = [disc(tmp_path, "wide", (40, 90), (120, 160)), disc(tmp_path, "tall", (100, 50), (200, 100))]
+        frames = Frames([image for image, _ in files] + [files[0][0]], Preprocess(64))
+        return Masks([*(mask for _, mask in files), None], frames)
+
+    def red(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels[..., 0].astype(int) - pixels[..., 1] > 60
+
+    def test_a_view_and_its_mask_are_cut_and_turned_alike(self, masks: Masks) -> None:
+        made = Views(masks.frames, ["a", "b", "c"], 0, masks)
+        for row in (0, 1):
+            for number in range(24):
+                pixels, share = made.masked_view(row, number)
+                seen = self.red(pixels).reshape(16, 4, 16, 4).mean((1, 3))
+                assert share.shape == (16, 16)
+                assert np.abs(share - seen).mean() < 0.02, (row, number)
+
+    def test_a_mask_does_not_change_the_view(self, masks: Masks) -> None:
+        with_masks, without = Views(masks.frames, "abc", 3, masks), Views(masks.frames, "abc", 3)
+        for number in range(8):
+            np.testing.assert_array_equal(with_masks.masked_view(0, number)[0], without.view(0, number))
+            np.testing.assert_array_equal(with_masks.view(0, number), without.view(0, number))
+
+    def test_a_row_without_a_mask_has_none_in_any_view(self, masks: Masks) -> None:
+        pixels, share = Views(masks.frames, "abc", 0, masks).masked_view(2, 0)
+        assert self.red(pixels).any()
+        assert np.isnan(share).all()
+        assert np.isnan(masks.centred(2)).all()
+
+    @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+    def test_validation_sees_the_mask_where_the_preprocessing_puts_the_lesion(self, masks: Masks, fit: str) -> None:
+        masks.frames.spec = Preprocess(64, fit=fit)  # type: ignore[arg-type]
+        for row in (0, 1):
+            seen = self.red(masks.frames.centred(row)).reshape(16, 4, 16, 4).mean((1, 3))
+            found = masks.centred(row)
+            assert set(np.unique(found)) == {0, 1}
+            assert ((found == 1) != (seen >= 0.5)).mean() < 0.02
+
+    def test_a_mask_of_another_shape_is_named(self, masks: Masks, tmp_path: Path) -> None:
+        Image.new("1", (90, 120)).save(tmp_path / "wide-mask.png")
+        with pytest.raises(DataError, match=r"wide-mask\.png has 90 x 120 pixels.*data check"):
+            masks.framed(0)
+        (tmp_path / "tall-mask.png").unlink()
+        with pytest.raises(DataError, match=r"tall-mask\.png.*Repair it, or empty its cell"):
+            masks.centred(1)
+
+    def test_rows_know_their_masks_and_levels(self, data: Path, tmp_path: Path) -> None:
+        def fewer(table: pd.DataFrame) -> pd.DataFrame:
+            table.loc[[0, 1], "mask"] = ""
+            table.loc[[2, 3], "severity"] = ["", "77"]
+            table.loc[3, "split"] = "val"
+            return table
+
+        samples, tasks = read_samples(edited(data, tmp_path / "fewer", fewer), wanted=["severity", "segmentation"])
+        assert samples.masks[:2] == (None, None)
+        assert samples.masks[2] == tmp_path / "fewer" / "masks" / "D000002.png"
+        ids = [label.id for label in tasks[0].labels]
+        table = read_table(tmp_path / "fewer").frame
+        known = table["severity"].notna() & (table["severity"] != 77)
+        assert samples.severity[[2, 3]].tolist() == [-1, -1]
+        assert [ids[level] for level in samples.severity[known]] == [f"{v:.0f}" for v in table["severity"][known]]
+        before = samples.masks_digest
+        (tmp_path / "fewer" / "masks" / "D000002.png").unlink()
+        with pytest.raises(DataError, match=r"D000002\.png cannot be read"):
+            _ = samples.masks_digest
+        disc(tmp_path, "D", (9, 9), (48, 64))[1].rename(tmp_path / "fewer" / "masks" / "D000002.png")
+        assert samples.masks_digest != before
 
 
 class TestAhead:

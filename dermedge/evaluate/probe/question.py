@@ -98,7 +98,7 @@ def ask(task: str, table: Table, spec: Spec) -> Question:
     if task == "diagnosis":
         from dermedge.train.samples import derive_tasks
 
-        classes = tuple(found for found in derive_tasks(frame[train], str(table.root)) if found.kind == "classify")
+        classes = derive_tasks(frame[train], str(table.root), ("diagnosis",))
         names = tuple(label.id for label in classes[0].labels)
         labels = diagnosis_labels(frame, replace(spec, tasks=classes))
     elif task == "segment":

@@ -1,18 +1,14 @@
 """Segmentation on a frozen backbone: its feature maps, and the decoders that are trained on them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from dermedge.data.masks import read_mask
 from dermedge.data.table import Table
 from dermedge.evaluate.probe.linear import Recipe
-from dermedge_runtime.errors import DataError, ImageError
-from dermedge_runtime.preprocess import decode_image, preprocess
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Preprocess
 
@@ -88,24 +84,6 @@ def read_masks(table: Table, spec: Preprocess) -> NDArray[np.bool_]:
         DataError: a mask is missing or unreadable.
     """
     return np.stack([read_mask(table.path(mask), spec) for mask in table.frame["mask"]])
-
-
-def read_mask(path: Path, spec: Preprocess) -> NDArray[np.bool_]:
-    """A mask [S, S] in the frame of the preprocessed image: a pixel is inside where at least half of what it covers is.
-
-    Inside is what is brighter than half of white, or not black in a file that holds nothing brighter than 1.
-
-    Raises:
-        DataError: it is missing or unreadable.
-    """
-    black = replace(spec, background=(0, 0, 0))
-    try:
-        grey = decode_image(path, black, exact=True).max(axis=2)
-        inside = grey > (127 if grey.max() > 1 else 0)
-        square = preprocess(Image.fromarray(inside.astype(np.uint8) * 255), black, exact=True)
-    except ImageError as error:
-        raise DataError(f"The mask {path} cannot be used: {error} Repair it, or empty its cell.") from error
-    return np.asarray(square[..., 0] >= 128)
 
 
 def make_decoders(
