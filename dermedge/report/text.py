@@ -164,6 +164,21 @@ METRICS: Mapping[str, Named] = {
         "decimal",
         meaning="Mean gap between stated confidence and observed accuracy; 0 is perfect, lower is better.",
     ),
+    "severity_kappa": Named(
+        "Severity, quadratic weighted kappa",
+        "decimal",
+        meaning="Agreement with the graded severity beyond chance, far misses counting more; 1 is perfect.",
+    ),
+    "severity_mae": Named(
+        "Severity, mean absolute error",
+        "decimal",
+        meaning="Mean distance from the graded severity, in levels; 0 is perfect, lower is better.",
+    ),
+    "dice": Named(
+        "Lesion mask, Dice coefficient",
+        "decimal",
+        meaning="Overlap of the drawn lesion with the marked one, averaged over images; 0 is none, 1 is perfect.",
+    ),
 }
 
 LIMITS: Mapping[str, Named] = {
@@ -175,6 +190,11 @@ LIMITS: Mapping[str, Named] = {
     "malignant_sensitivity": Named("Malignant sensitivity", "percent_fine", "points"),
     "worst_subgroup": Named("Worst subgroup's balanced accuracy", "percent_fine", "percent_fine"),
     "ece": Named("Calibration error (ECE)", "decimal_fine", "decimal_fine"),
+    "level_agreement": Named("Same severity", "percent_fine", "points"),
+    "severity_kappa": Named("Severity, quadratic weighted kappa", "decimal_fine", "decimal_fine"),
+    "mask_overlap": Named("Overlap of the masks (Dice)", "decimal_fine", "decimal_fine"),
+    "dice": Named("Lesion mask, Dice coefficient", "decimal_fine", "percent_fine"),
+    "embedding_cosine": Named("Cosine similarity of centred embeddings", "decimal_fine", "decimal_fine"),
 }
 
 AGREEMENT: Mapping[str, Named] = {

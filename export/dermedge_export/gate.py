@@ -18,6 +18,11 @@ LIMITS: Mapping[str, Mapping[str, float | None]] = {
     "malignant_sensitivity": {"fp32": 0.0, "fp16": 0.005, "int8": 0.01},
     "worst_subgroup": {"fp32": 0.005, "fp16": 0.02, "int8": 0.02},
     "ece": {"fp32": 0.001, "fp16": 0.005, "int8": 0.02},
+    "level_agreement": {"fp32": 0.0, "fp16": 0.005, "int8": 0.02},
+    "severity_kappa": {"fp32": 0.001, "fp16": 0.005, "int8": 0.01},
+    "mask_overlap": {"fp32": 0.001, "fp16": 0.005, "int8": 0.02},
+    "dice": {"fp32": 0.001, "fp16": 0.005, "int8": 0.01},
+    "embedding_cosine": {"fp32": 1e-4, "fp16": 0.005, "int8": 0.02},
 }
 FAMILIES = {
     "fp32": "fp32",
@@ -30,7 +35,8 @@ FAMILIES = {
     "w8a8": "int8",
 }
 DETERMINISTIC = ("non_finite", "max_abs")  # no sample of cases, so neither a bound nor a minimum
-RELATIVE = ("balanced_accuracy", "macro_auroc", "worst_subgroup")
+RELATIVE = ("balanced_accuracy", "macro_auroc", "worst_subgroup", "dice")
+AGREEMENTS = ("top1_agreement", "level_agreement", "mask_overlap", "embedding_cosine")
 MINIMUM_CASES = 100
 SEVERITY: tuple[Status, ...] = ("failed", "warn", "insufficient", "passed")
 ROUNDING = 1e-12
@@ -130,9 +136,13 @@ def blocks(report: ParityReport) -> list[str]:
 def chance(report: ParityReport) -> float:
     """How likely an artifact that passes on these images passes on as many others, by its agreement: the one metric
     that so few images resolve. The difference of two such shares is taken as normal, with twice the variance of one.
+    A model of several tasks is as likely to pass as the task that is the likeliest to fail.
     """
-    limit = next((limit for limit in report.limits if limit.metric == "top1_agreement"), None)
-    if limit is None or limit.allowed is None or limit.loss.value is None or limit.loss.high is None:
+    return min((_chance(limit) for limit in report.limits if limit.metric in AGREEMENTS), default=1.0)
+
+
+def _chance(limit: Limit) -> float:
+    if limit.allowed is None or limit.loss.value is None or limit.loss.high is None:
         return 1.0
     spread = (limit.loss.high - (limit.loss.low or 0.0)) / (2 * QUANTILE) * math.sqrt(2)
     room = limit.allowed - limit.loss.value

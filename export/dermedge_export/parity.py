@@ -1,7 +1,6 @@
 """Two tables of predictions over the same images, compared: what a candidate lost, and for whom."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import islice
 
@@ -12,27 +11,10 @@ from dermedge_export import gate, metrics
 from dermedge_export.gate import MINIMUM_CASES, RELATIVE, Measurement
 from dermedge_export.metrics import Array, Floats, Statistic
 from dermedge_export.predictions import Decoded, Predictions, decode_table
+from dermedge_export.questions import Question, ask, class_questions, subgroup_questions
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.report import Interval, ParityReport, Subgroup
 from dermedge_runtime.spec import Postprocessing, Spec
-
-Metric = Callable[[Decoded, Array, Floats | None], Floats]
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One metric to compare, over the `rows` [N] that it counts. `absent` says why it is not asked at all.
-
-    `looks` is how many questions it is the worst answer of: a 95 % bound that holds for all of them at once
-    (Bonferroni) is needed there, else one subgroup of many looks worse by chance.
-    """
-
-    metric: str
-    measure: Metric
-    rows: NDArray[np.bool_]
-    absent: str = ""
-    note: str = ""
-    looks: int = 1
 
 
 def parity(
@@ -76,8 +58,8 @@ def parity(
     allowed = gate.limits_for(precision, limits)
     broken = _check_pair(reference, candidate)
     sides = (decode_table(reference, spec, reference_post), decode_table(candidate, spec, candidate_post))
-    questions, within = _questions(sides, reference), _subgroup_questions(sides[0], reference)
-    by_class = _class_questions(sides[0])
+    questions, within = ask(sides, reference), subgroup_questions(sides[0], reference)
+    by_class = class_questions(sides[0])
     measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
     subgroups: list[Measurement] = []
     classes: list[Measurement] = []
@@ -93,7 +75,7 @@ def parity(
         subgroups, classes = list(islice(found, len(within))), list(found)
         if (sides[0].labels >= 0).any():
             measured.append(_worst(subgroups))
-        elif not np.isfinite(reference.malignant).any():
+        elif not _told(sides[0], reference):
             basis += " (no labels: agreement only)"
     judged = tuple(gate.judge(m, allowed[m.metric]) for m in measured if m.metric in allowed)
     return ParityReport(
@@ -108,6 +90,12 @@ def parity(
         agreement=agreement | {"non_finite": float(broken)},
         classes=_named(by_class, classes),
     )
+
+
+def _told(first: Decoded, table: Predictions) -> bool:
+    """Whether anything but a diagnosis is known of any image."""
+    known = [np.isfinite(table.malignant)] + [task.rows for task in (first.graded, first.outlined) if task is not None]
+    return any(bool(rows.any()) for rows in known)
 
 
 def _check_pair(reference: Predictions, candidate: Predictions) -> int:
@@ -139,50 +127,6 @@ def _not_finite(table: Predictions) -> NDArray[np.bool_]:
     return bad
 
 
-def _questions(sides: tuple[Decoded, Decoded], table: Predictions) -> list[_Question]:
-    """The metrics that a bootstrap is drawn for, in the order of the report."""
-    first, second = sides
-    everything, labelled, positive = np.ones(len(table), bool), first.labels >= 0, table.malignant == 1
-    silent = "" if first.names else "the model classifies nothing"
-    unlabelled = silent or ("" if labelled.any() else "no labelled image")
-    unscored = "the model gives no malignancy score" if np.isnan(first.scores).all() else ""
-    unknown = unscored or ("" if np.isfinite(table.malignant).any() else "no image known as malignant or benign")
-    unfitted = "no threshold was fitted" if first.threshold is None or second.threshold is None else ""
-    return [
-        # Against itself the reference agrees everywhere, so the candidate's loss is its share of changed classes.
-        _Question("top1_agreement", partial(_agrees, first), everything, silent),
-        _Question("balanced_accuracy", _balanced_accuracy, labelled, unlabelled),
-        _Question("macro_auroc", _macro_auroc, labelled, unlabelled),
-        _Question("malignant_sensitivity", _undefined if unfitted else _sensitivity, positive, unknown, unfitted),
-        _Question("ece", _ece, labelled, unlabelled),
-    ]
-
-
-def _subgroup_questions(first: Decoded, table: Predictions) -> dict[tuple[str, str], _Question]:
-    """Balanced accuracy within every (column, value) that a labelled image is known to belong to."""
-    rows = {
-        (column, value): (values == value) & (first.labels >= 0)
-        for column, values in table.subgroups.items()
-        for value in sorted(set(values.tolist()) - {""})
-    }
-    looks = sum(int(chosen.sum()) >= MINIMUM_CASES for chosen in rows.values())
-    return {
-        (column, value): _Question(
-            "worst_subgroup", _balanced_accuracy, chosen, note=f"{column} {value}", looks=max(1, looks)
-        )
-        for (column, value), chosen in rows.items()
-        if chosen.any()
-    }
-
-
-def _class_questions(first: Decoded) -> dict[tuple[str, str], _Question]:
-    """Recall of every class that a labelled image belongs to; among images of one class it is the balanced accuracy."""
-    rows = {("class", name): first.labels == index for index, name in enumerate(first.names)}
-    return {
-        key: _Question("balanced_accuracy", _balanced_accuracy, chosen) for key, chosen in rows.items() if chosen.any()
-    }
-
-
 def _named(keys: Iterable[tuple[str, str]], found: list[Measurement]) -> tuple[Subgroup, ...]:
     """What was found by (column, value); nothing where nothing was measured."""
     return tuple(
@@ -192,11 +136,11 @@ def _named(keys: Iterable[tuple[str, str]], found: list[Measurement]) -> tuple[S
 
 
 def _compare(
-    questions: list[_Question], sides: tuple[Decoded, Decoded], groups: Array, replicates: int, seed: int
+    questions: list[Question], sides: tuple[Decoded, Decoded], groups: Array, replicates: int, seed: int
 ) -> list[Measurement]:
     """Both sides' values and the loss of every question, with intervals over the same replicates."""
 
-    def both(question: _Question, weights: Floats | None) -> Floats:
+    def both(question: Question, weights: Floats | None) -> Floats:
         chosen = None if weights is None else weights[:, question.rows]
         return np.stack([question.measure(side, question.rows, chosen) for side in sides], axis=-1)
 
@@ -266,28 +210,3 @@ def _agreement(reference: Predictions, candidate: Predictions, sides: tuple[Deco
     recall = [metrics.recalls(first.labels[known], side.predicted[known], len(first.names)) for side in sides]
     losses = zip(first.names, recall[0] - recall[1], strict=True)
     return found | {f"recall_loss:{name}": float(loss) for name, loss in losses if np.isfinite(loss)}
-
-
-def _agrees(first: Decoded, side: Decoded, rows: Array, weights: Floats | None) -> Floats:
-    return metrics.top1_agreement(first.predicted[rows], side.predicted[rows], weights)
-
-
-def _balanced_accuracy(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
-    return metrics.balanced_accuracy(side.labels[rows], side.predicted[rows], len(side.names), weights)
-
-
-def _macro_auroc(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
-    return metrics.macro_auroc(side.labels[rows], side.probabilities[rows], weights)
-
-
-def _ece(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
-    return metrics.ece(side.labels[rows], side.probabilities[rows], weights)
-
-
-def _sensitivity(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
-    threshold = np.inf if side.threshold is None else side.threshold
-    return metrics.weighted_mean(side.scores[rows] >= threshold, weights)
-
-
-def _undefined(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
-    return np.full(() if weights is None else weights.shape[:-1], np.nan)

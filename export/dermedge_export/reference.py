@@ -18,6 +18,7 @@ from dermedge_runtime.spec import Json, Postprocessing, take, to_json
 SCHEMA = "dermedge.reference/1"
 PATH = "reports/reference.json"
 PREFIX = 16
+WIDEST = 512
 AGAIN = "export the model again."
 
 
@@ -48,14 +49,14 @@ def reference_file(
     Args:
         predictions: of the student.
         digests: SHA-256 of each image's file, in the order of the predictions.
-        fitted: the student's own postprocessing. The tasks that it names travel, but for masks, which the gate does
-            not judge and which would be megabytes.
+        fitted: the student's own postprocessing. The tasks that it names travel, but for those of more than 512 values
+            per image, masks and most embeddings, which would be megabytes; a device cannot be gated by these.
         basis: what the images are.
 
     Raises:
         UsageError: an output is NaN or infinite.
     """
-    tasks = [task for task in fitted if predictions.outputs[task].ndim == 2]
+    tasks = [task for task in fitted if _travels(predictions.outputs[task])]
     content = {
         "schema": SCHEMA,
         "basis": basis,
@@ -85,6 +86,10 @@ def read_reference(data: bytes) -> Reference:
             task: Postprocessing.from_json(entry) for task, entry in take(content, "postprocessing", dict, PATH).items()
         },
     )
+
+
+def _travels(output: NDArray[np.float32]) -> bool:
+    return output.ndim == 2 and output.shape[1] <= WIDEST
 
 
 def _rows(output: NDArray[np.float32]) -> list[list[float]]:

@@ -27,6 +27,11 @@ def test_the_table_of_limits():
         "malignant_sensitivity": (0, 0.005, 0.01),
         "worst_subgroup": (0.005, 0.02, 0.02),
         "ece": (0.001, 0.005, 0.02),
+        "level_agreement": (0, 0.005, 0.02),
+        "severity_kappa": (0.001, 0.005, 0.01),
+        "mask_overlap": (0.001, 0.005, 0.02),
+        "dice": (0.001, 0.005, 0.01),
+        "embedding_cosine": (1e-4, 0.005, 0.02),
     }
 
 

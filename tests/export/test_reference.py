@@ -60,6 +60,16 @@ def test_the_fitted_tasks_travel_but_no_mask_and_nothing_else(data: bytes) -> No
     assert len(data) < COUNT * 6 * 14 + COUNT * 20 + 400, "shorter than the doubles would be"
 
 
+def test_embeddings_travel_while_they_are_short() -> None:
+    table = predictions()
+    kept = {}
+    for width in (512, 513):
+        table.outputs["features"] = np.ones((COUNT, width), np.float32)
+        fitted = {"features": Postprocessing()}
+        kept[width] = set(read_reference(reference_file(table, DIGESTS, fitted, "x")).outputs)
+    assert kept == {512: {"features"}, 513: set()}
+
+
 def test_the_same_answers_give_the_same_bytes(data: bytes) -> None:
     assert reference_file(predictions(), DIGESTS, FITTED, "test split of somewhere") == data
     assert reference_file(predictions(1), DIGESTS, FITTED, "test split of somewhere") != data

@@ -1,0 +1,135 @@
+"""Parity of models that grade, segment or embed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from dermedge_export.gate import blocks, chance
+from dermedge_export.parity import parity
+from dermedge_export.predictions import Predictions, ordinal_levels
+from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
+
+SEVERITY = Task("severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in range(4)))
+SPEC = Spec("many", "1", (SEVERITY, Task("lesion", "segment"), Task("features", "embed")), Preprocess(32))
+TRUTHS = {"severity_kappa", "dice"}
+AGREEMENTS = {"level_agreement", "mask_overlap", "embedding_cosine"}
+
+
+def student(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    levels = rng.integers(0, 4, n)
+    above = levels[:, None] > np.arange(3)
+    masks = np.zeros((n, 8, 8), np.int8)
+    for mask, top, left in zip(masks, *rng.integers(0, 4, (2, n)), strict=True):
+        mask[top : top + 4, left : left + 4] = 1
+    names = np.array([f"image-{i}" for i in range(n)])
+    return Predictions(
+        image_ids=tuple(names),
+        outputs={
+            "severity": (4 * above - 2 + rng.normal(0, 1.2, (n, 1))).astype(np.float32),
+            "lesion": (4.0 * masks - 2 + rng.normal(0, 1.5, masks.shape))[:, None].astype(np.float32),
+            "features": (100 + rng.normal(0, 1, (n, 16))).astype(np.float32),
+        },
+        labels=np.full(n, -1),
+        malignant=np.full(n, np.nan),
+        groups=names,
+        levels=levels,
+        masks=masks,
+    )
+
+
+def compare(change, precision="int8", post=None, test=None):
+    """Parity with a candidate that answers what `change` makes of some outputs."""
+    test = test or student()
+    outputs = dict(test.outputs) | {name: made(test.outputs[name]) for name, made in change.items()}
+    candidate = dataclasses.replace(test, outputs={k: v.astype(np.float32) for k, v in outputs.items()})
+    about = {"engine": "onnxruntime 1", "hardware": "cpu", "basis": "test split"}
+    return parity(test, candidate, SPEC, {}, post or {}, precision=precision, replicates=200, **about)
+
+
+def limits(report):
+    return {limit.metric: limit for limit in report.limits}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_same_answers_pass_at_every_precision(precision):
+    report = compare({}, precision)
+    found = limits(report)
+    assert report.status == "passed"
+    assert {name: limit.loss.value for name, limit in found.items() if name in TRUTHS | AGREEMENTS} == pytest.approx(
+        dict.fromkeys(TRUTHS | AGREEMENTS, 0), abs=1e-7
+    )
+    assert {name for name, limit in found.items() if limit.status == "not_run"} == {
+        "top1_agreement",
+        "balanced_accuracy",
+        "macro_auroc",
+        "malignant_sensitivity",
+        "ece",
+    }
+    assert chance(report) == 1
+
+
+def test_small_noise_passes_at_int8_and_not_at_fp32():
+    noise = {name: lambda v: v + np.random.default_rng(1).normal(0, 0.01, v.shape) for name in student().outputs}
+    assert compare(noise).status == "passed"
+    assert compare(noise, "fp32").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("output", "broken", "failing"),
+    [
+        ("severity", lambda v: v[:, [0, 0, 0]], {"level_agreement", "severity_kappa"}),
+        ("lesion", lambda v: np.roll(v, 2, axis=3), {"mask_overlap", "dice"}),
+        ("lesion", lambda v: np.full_like(v, -9), {"mask_overlap", "dice"}),
+        ("features", lambda v: np.roll(v, 1, axis=1), {"embedding_cosine"}),
+        ("features", lambda v: v.mean(0, keepdims=True).repeat(len(v), 0), {"embedding_cosine"}),
+    ],
+    ids=["levels", "moved masks", "no masks", "permuted embeddings", "one embedding for all"],
+)
+def test_a_broken_head_fails_by_name(output, broken, failing):
+    report = compare({output: broken})
+    assert report.status == "failed"
+    assert {reason.partition(":")[0] for reason in blocks(report)} == failing
+
+
+def test_losses_are_those_of_the_metrics_themselves():
+    test, noisy = student(), student(seed=1).outputs["severity"]
+    found = limits(compare({"severity": lambda v: 0.5 * v + 0.5 * noisy}, test=test))
+    before, after = (
+        ordinal_levels(v) for v in (test.outputs["severity"], 0.5 * test.outputs["severity"] + 0.5 * noisy)
+    )
+    kappas = [cohen_kappa_score(test.levels, levels, weights="quadratic") for levels in (before, after)]
+    assert found["severity_kappa"].loss.value == pytest.approx(kappas[0] - kappas[1])
+    assert found["level_agreement"].loss.value == pytest.approx((before != after).mean())
+    assert found["level_agreement"].loss.low < found["level_agreement"].loss.value < found["level_agreement"].loss.high
+
+
+def test_a_mask_is_cut_at_the_candidates_own_threshold():
+    shifted = {"lesion": lambda v: v - 4}
+    assert limits(compare(shifted))["mask_overlap"].status == "failed"
+    refitted = {"lesion": Postprocessing(threshold=1 / (1 + np.exp(4)))}
+    assert limits(compare(shifted, post=refitted))["mask_overlap"].loss.value == pytest.approx(0, abs=0.01)
+
+
+def test_without_the_truth_only_agreement_is_judged_and_the_basis_says_so():
+    blank = dataclasses.replace(student(), levels=None, masks=None)
+    report = compare({}, test=blank)
+    found = limits(report)
+    assert report.basis == "test split (no labels: agreement only)"
+    assert report.status == "passed"
+    assert {found[name].status for name in TRUTHS} == {"not_run"}
+    assert {found[name].status for name in AGREEMENTS} == {"passed"}
+    assert compare({}).basis == "test split"
+
+
+def test_a_nan_in_one_head_fails_whatever_the_rest():
+    def overflow(output):
+        broken = output.copy()
+        broken[7] = np.nan
+        return broken
+
+    report = compare({"features": overflow})
+    assert report.status == "failed"
+    assert blocks(report) == ["non_finite: 1 of 400 images give NaN or Inf."]
