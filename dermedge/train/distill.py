@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dermedge.models.contract import make_spec
 from dermedge.models.init import prunable
 from dermedge.models.network import Network
 from dermedge.models.student import Student, load_student
@@ -27,7 +28,6 @@ from dermedge.train.origin import (
     init_digest,
     init_rows,
     learned,
-    make_spec,
     origin,
 )
 from dermedge.train.record import CACHE, Run

@@ -9,20 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dermedge.models.contract import check_input, make_preprocess, make_spec
 from dermedge.models.init import initialise
 from dermedge.models.network import Backbone, Network, count_parameters
 from dermedge.models.student import Role, Student, save_student
 from dermedge.train.loop import Fitted, Schedule, fit, keep_freed_memory
 from dermedge.train.origin import (
-    check_input,
     choose_backbone,
     data_lineage,
     identity,
     init_digest,
     init_rows,
     learned,
-    make_preprocess,
-    make_spec,
     origin,
 )
 from dermedge.train.record import Run

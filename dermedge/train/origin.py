@@ -1,13 +1,10 @@
-"""What a training starts from: its contract, its initial weights, and what these have already learned from."""
+"""What a training starts from: its initial weights, and what these have already learned from."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dermedge.models.contract import check_input as check_input
-from dermedge.models.contract import make_preprocess as make_preprocess
-from dermedge.models.contract import make_spec as make_spec
 from dermedge.models.init import backbone_of_file, hub_backbone
 from dermedge.models.network import Backbone
 from dermedge.models.student import load_student

@@ -13,7 +13,6 @@ from dermedge.data import digests, read_table
 from dermedge.evaluate.probe import PROTOCOLS, probe
 from dermedge.evaluate.probe.protocols import RUN
 from dermedge.models import Network
-from dermedge.train import samples
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import to_json
 
@@ -300,11 +299,13 @@ def test_finetuning_trains_from_the_teacher_and_leaves_nothing_behind(place, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_that_finetuning_does_not_learn_is_refused_before_it_trains(place, monkeypatch):
-    own = samples.derive_tasks
-    monkeypatch.setattr(samples, "derive_tasks", lambda *given: own(*given)[:1])
-    with pytest.raises(UsageError, match=r"finetune learns diagnosis from .*, and not malignancy"):
-        run(place, protocol="finetune", task="malignancy")
+def test_finetuning_grades_severity_by_levels_that_train_may_not_show(place, tmp_path):
+    levels = {"nv": 0, "bkl": 2, "mel": 3}
+    graded = changed(place, tmp_path / "graded", severity=lambda row: levels[row["dx"]])
+    report = run(place, data=graded, protocol="finetune", task="severity", epochs=6, batch_size=16, lr=5e-3)
+    assert report.labels == ("0", "1", "2", "3")
+    assert report.support["1"] == 0
+    assert report.results[0].metrics["quadratic_weighted_kappa"].value > 0.5
 
 
 def test_real_images(tmp_path):

@@ -17,7 +17,7 @@ from dermedge.evaluate.table import preprocessed
 from dermedge_export.calibrate import fit_threshold
 from dermedge_export.metrics import Floats
 from dermedge_export.predictions import predict_table
-from dermedge_runtime.errors import DataError, UsageError
+from dermedge_runtime.errors import DataError
 
 
 def _linear(setup: Setup) -> tuple[ProbeResult, ...]:
@@ -64,21 +64,14 @@ def _finetune(setup: Setup) -> tuple[ProbeResult, ...]:
 
     from dermedge.train import Schedule, finetune
     from dermedge.train.finetune import run_network
-    from dermedge.train.samples import derive_tasks
 
     question, spec, val = setup.question, setup.teacher.spec.preprocess, setup.val()
     train = question.part("train")
-    frame = question.table.frame
-    learned = [task.name for task in derive_tasks(frame[frame["split"] == "train"], str(question.table.root))]
-    if question.task not in learned:
-        raise UsageError(
-            f"finetune learns {' and '.join(learned)} from {question.table.file}, and not {question.task}: probe that "
-            "by another protocol."
-        )
     with tempfile.TemporaryDirectory() as folder:
         tuned = finetune(
             setup.data,
             Path(folder, "tuned"),
+            tasks=(question.task,),
             init=str(setup.folder),
             size=spec.size,
             fit=spec.fit,
@@ -87,12 +80,17 @@ def _finetune(setup: Setup) -> tuple[ProbeResult, ...]:
             progress=setup.progress,
         )
 
+    task = next(task for task in tuned.spec.tasks if task.name == question.task)
+
     def answers(part: Part) -> Floats:
         images = preprocessed(part.table, tuned.spec.preprocess)
         outputs = predict_table(lambda batch: run_network(tuned.module, torch.from_numpy(batch)), images)
         found = likelihoods(question.kind, outputs[question.task].astype(np.float64))
-        # It knows no level of a severity that train does not show.
-        return np.pad(found, ((0, 0), (0, len(question.names) - found.shape[1])))
+        if not task.labels:
+            return found
+        whole = np.zeros((len(found), len(question.names)))  # it knows no level of a severity that train does not show
+        whole[:, [question.names.index(label.id) for label in task.labels]] = found
+        return whole
 
     chosen = answers(val) if val is not None else None
     return (_result(setup, "finetune", 1.0, train, answers(setup.test), val, chosen),)
