@@ -1,12 +1,12 @@
 """Verbs that go the whole way: `run` on a table, `demo` on procedural lesions; and `export`, which they end in."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dermedge.data.check import CheckReport, check
 from dermedge.data.generate import generate
@@ -26,6 +26,9 @@ from dermedge_runtime.report import LatencyReport
 from dermedge_runtime.spec import to_json
 from dermedge_runtime.verify import verify
 
+if TYPE_CHECKING:
+    from dermedge.train.hybrid import HybridRecipe
+
 # Shows what is being done: a context per stage that yields what its work reports to.
 Show = Callable[[str], AbstractContextManager[Progress]]
 
@@ -33,6 +36,9 @@ Show = Callable[[str], AbstractContextManager[Progress]]
 @dataclass(frozen=True)
 class Recipe:
     """What `run` trains. `teacher_init` and `student_init` are what `finetune` and `distill` accept as `init`.
+
+    With `pretraining` the teacher is first pretrained from `teacher_init` on the data and on the tables `pretrain_on`,
+    with this backbone and size whatever that recipe says, and fine-tuned from there.
 
     By default the student is a MobileNetV2 without its last two stages, which hold most of its parameters and little of
     its skill: 0.54 M of them, started from the teacher's own if that is a whole MobileNetV2.
@@ -51,6 +57,8 @@ class Recipe:
     views: int = 4
     teacher_schedule: Schedule = field(default_factory=Schedule)
     student_schedule: Schedule = field(default_factory=Schedule)
+    pretraining: "HybridRecipe | None" = None
+    pretrain_on: Sequence[Path | str] = ()
     seed: int = 0
 
 
@@ -120,25 +128,30 @@ def run(
         found = check(data, progress=tell)
         atomic_write(out / "data-check.json", pretty_json(to_json(found)))
     _refuse_errors(found)
-    teacher, student = out / "teacher", out / "student"
+    pretrained, teacher, student = out / "pretrained", out / "teacher", out / "student"
+    stages: dict[str, _Heard] = {}
+    if recipe.pretraining is not None:
+        with show("pretrain the teacher") as tell:
+            stages["pretraining"] = _Heard(tell)
+            _pretrain(data, pretrained, recipe, overwrite, stages["pretraining"])
     with show("train the teacher") as tell:
-        taught = _Heard(tell)
+        stages["teacher"] = _Heard(tell)
         finetune(
             data,
             teacher,
-            backbone=recipe.backbone or (None if Path(recipe.teacher_init).exists() else "mobilenetv2_100"),
+            backbone=None if recipe.pretraining else _teacher_backbone(recipe),
             backbone_args=recipe.backbone_args,
-            init=recipe.teacher_init,
+            init=str(pretrained) if recipe.pretraining else recipe.teacher_init,
             size=recipe.size,
             fit=recipe.fit,
             name=f"{recipe.name}-teacher" if recipe.name else None,
             schedule=recipe.teacher_schedule,
             seed=recipe.seed,
             overwrite=overwrite,
-            progress=taught,
+            progress=stages["teacher"],
         )
     with show("distil the student") as tell:
-        distilled = _Heard(tell)
+        stages["student"] = _Heard(tell)
         distill(
             teacher,
             data,
@@ -152,11 +165,11 @@ def run(
             schedule=recipe.student_schedule,
             seed=recipe.seed,
             overwrite=overwrite,
-            progress=distilled,
+            progress=stages["student"],
         )
     with show(f"export for {target}") as tell:
-        exported = _Heard(tell)
-        bundle = _export_once(student, data, target, out, exported)
+        stages["export"] = _Heard(tell)
+        bundle = _export_once(student, data, target, out, stages["export"])
     with show("verify"):
         verified = verify(bundle)
     with show("evaluate on test") as tell:
@@ -165,6 +178,7 @@ def run(
     with show("measure speed") as tell:
         latency = bench(bundle, progress=tell)
         atomic_write(out / "latency.json", pretty_json(to_json(latency)))
+    trained = ([pretrained] if recipe.pretraining else []) + [teacher, student]
     with show("write the report"):
         page = write_report(
             out / "report.html",
@@ -173,7 +187,7 @@ def run(
             parity=json.loads(bundle.read("reports/parity.json")),
             latency=latency,
             verification=verified,
-            runs=[read_json(folder / "run.json", DataError) for folder in (teacher, student)],
+            runs=[read_json(folder / "run.json", DataError) for folder in trained],
             data=Path(data),
             images=images,
         )
@@ -187,11 +201,7 @@ def run(
         verified=verified.status,
         evaluation=evaluation,
         latency=latency,
-        skipped=tuple(
-            name
-            for name, heard in (("teacher", taught), ("student", distilled), ("export", exported))
-            if not heard.worked
-        ),
+        skipped=tuple(name for name, heard in stages.items() if not heard.worked),
     )
 
 
@@ -209,6 +219,29 @@ def demo(out: Path | str, *, images: int = DEMO_IMAGES, overwrite: bool = False,
     if (read_table(data).frame["split"] == "").any():
         split(data, fractions=DEMO_SPLIT, overwrite=True)
     return run(data, out, recipe=DEMO, overwrite=overwrite, show=show)
+
+
+def _teacher_backbone(recipe: Recipe) -> str | None:
+    """The name that the recipe gives; None where its initial weights know it."""
+    return recipe.backbone or (None if Path(recipe.teacher_init).exists() else "mobilenetv2_100")
+
+
+def _pretrain(data: Path | str, out: Path, recipe: Recipe, overwrite: bool, progress: Progress) -> None:
+    from dermedge.train.hybrid import pretrain
+    from dermedge.train.origin import choose_backbone
+
+    assert recipe.pretraining is not None
+    backbone = choose_backbone(_teacher_backbone(recipe), recipe.backbone_args or {}, recipe.teacher_init)
+    pretrain(
+        (data, *recipe.pretrain_on),
+        out,
+        recipe=replace(recipe.pretraining, backbone=backbone.name, backbone_args=dict(backbone.args), size=recipe.size),
+        init=recipe.teacher_init,
+        name=f"{recipe.name}-pretrained" if recipe.name else None,
+        seed=recipe.seed,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 class _Heard:

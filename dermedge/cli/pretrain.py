@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dermedge.models import Student
     from dermedge.train.hybrid import HybridRecipe
 
-PRESETS = ("dermnio-base", "small", "tiny")
+PRESETS = ("dermnio-base", "small", "tiny", "mobile")
 MODES = ("frozen", "learnable", "pulled")
 POSITIVE = click.IntRange(min=1)
 
@@ -36,8 +36,8 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     type=click.Choice(PRESETS),
     default="dermnio-base",
     show_default=True,
-    help="Settings to start from: the published ViT-B/14, a ViT-S/14, or a ViT-Tiny for a CPU. What follows changes "
-    "them.",
+    help="Settings to start from: the published ViT-B/14, a ViT-S/14, and for a CPU a ViT-Tiny or, for ImageNet "
+    "weights, a MobileNetV2. What follows changes them.",
 )
 @click.option("--backbone", help="timm name; a backbone that is no ViT trains without the masked-patch term.")
 @backbone_arg_option

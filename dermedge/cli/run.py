@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from dermedge.cli.console import (
     size_option,
     views_option,
 )
+from dermedge_runtime.errors import UsageError
 from dermedge_runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,6 +55,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="The student's: auto (pruned from the teacher), none, hub, a file or a folder.",
 )
+@click.option(
+    "--pretrain-epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Pretrain the teacher first, by `pretrain`'s preset mobile, for so many epochs of 50 steps; 0 does not.",
+)
+@click.option(
+    "--pretrain-on",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder or file of a further table for that; may be given often.",
+)
 @size_option
 @fit_option
 @click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of the teacher.")
@@ -73,6 +88,8 @@ def command(
     student: str | None,
     student_stages: int | None,
     student_init: str,
+    pretrain_epochs: int,
+    pretrain_on: tuple[Path, ...],
     size: int,
     fit: str,
     epochs: int,
@@ -93,6 +110,13 @@ def command(
     from dermedge.pipeline import Recipe, run
     from dermedge.train import Schedule
 
+    pretraining = None
+    if pretrain_epochs:
+        from dermedge.train.hybrid import PRESETS
+
+        pretraining = replace(PRESETS["mobile"], epochs=pretrain_epochs)
+    elif pretrain_on:
+        raise UsageError("--pretrain-on names tables to pretrain on: give --pretrain-epochs too.")
     recipe = Recipe(
         backbone=backbone,
         teacher_init=init,
@@ -105,6 +129,8 @@ def command(
         views=views,
         teacher_schedule=Schedule(epochs=epochs, batch_size=batch_size),
         student_schedule=Schedule(epochs=student_epochs, batch_size=batch_size),
+        pretraining=pretraining,
+        pretrain_on=pretrain_on,
         seed=seed,
     )
     report = run(data, out, target=target, recipe=recipe, images=not no_images, overwrite=overwrite, show=stage)

@@ -25,7 +25,10 @@ class Training:
 def training(run: Mapping[str, Any]) -> Training:
     """Reads a run.json; what it does not hold is left out."""
     settings = _mapping(run.get("settings"))
-    role = settings.get("role") or ("student" if run.get("command") == "distill" else "model")
+    pretrained = run.get("command") == "pretrain"
+    role = settings.get("role") or {"distill": "student", "pretrain": "pretraining"}.get(
+        str(run.get("command")), "model"
+    )
     epochs = [epoch for epoch in run.get("history") or () if isinstance(epoch, Mapping)]
     best = run.get("best_epoch")
     backbone, spec = _mapping(settings.get("backbone")), _mapping(settings.get("spec"))
@@ -34,7 +37,7 @@ def training(run: Mapping[str, Any]) -> Training:
         role=str(role).capitalize(),
         name=str(spec.get("name") or backbone.get("name") or ""),
         finished=run.get("finished") is True,
-        plot=plots.history(epochs, best if isinstance(best, int) else None),
+        plot=None if pretrained else plots.history(epochs, best if isinstance(best, int) else None),
         scores=_scores(run),
         facts=[(name, str(value)) for name, value in _facts(run, settings, len(epochs)) if value not in (None, "")],
         versions=", ".join(f"{name} {value}" for name, value in versions.items() if value),
@@ -54,20 +57,25 @@ def _scores(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> list[tuple[str, Any]]:
-    schedule, backbone = _mapping(settings.get("schedule")), _mapping(settings.get("backbone"))
+    schedule, backbone = (
+        _mapping(settings.get("schedule") or settings.get("recipe")),
+        _mapping(settings.get("backbone")),
+    )
     preprocess = _mapping(_mapping(settings.get("spec")).get("preprocess"))
-    size, best, machine = preprocess.get("size"), run.get("best_epoch"), _mapping(run.get("machine"))
+    size, best = preprocess.get("size") or schedule.get("size"), run.get("best_epoch")
+    machine = _mapping(run.get("machine"))
     planned = schedule.get("epochs")
     data = settings.get("data")
     return [
         ("Backbone", " ".join([str(backbone.get("name") or ""), *_pairs(backbone.get("args"))]).strip()),
         ("Parameters", text.millions(run["parameters"]) if "parameters" in run else None),
-        ("Input", f"{size} x {size} pixels, {preprocess.get('fit', '')}" if size else None),
+        ("Input", f"{size} x {size} pixels, {preprocess.get('fit', 'crops')}" if size else None),
         ("Started from", _start(settings.get("init"))),
         ("Epochs", f"{ran} of {planned} planned" if planned else ran or None),
         ("Kept epoch", best + 1 if isinstance(best, int) and best >= 0 else None),
         ("Optimiser", _optimiser(schedule)),
         ("Distillation", _distillation(settings)),
+        ("Losses of the last epoch", _losses(run) if run.get("command") == "pretrain" else None),
         ("Aims at", {True: "balanced accuracy (logit adjustment)", False: "accuracy"}.get(settings.get("balance", ""))),
         ("Seed", settings.get("seed")),
         ("Precision", schedule.get("precision")),
@@ -97,6 +105,11 @@ def _optimiser(schedule: Mapping[str, Any]) -> str:
 def _distillation(settings: Mapping[str, Any]) -> str:
     named = (("temperature", "temperature {}"), ("soft_weight", "soft weight {}"), ("views", "{} views per image"))
     return ", ".join(words.format(settings[key]) for key, words in named if settings.get(key) is not None)
+
+
+def _losses(run: Mapping[str, Any]) -> str:
+    last = _mapping(next(reversed(run.get("history") or ()), None))
+    return ", ".join(f"{name} {value:.3f}" for name, value in last.items() if name != "images_per_second")
 
 
 def _cpus(count: Any) -> str | None:

@@ -23,32 +23,13 @@ from pretraining_naive import naive_images_per_second
 
 from dermedge.evaluate.probe import probe
 from dermedge.models.init import backbone_of_file
-from dermedge.train.hybrid import HybridRecipe, pretrain
+from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
 from dermedge_runtime.bench import device
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import atomic_write, pretty_json, read_json
 from dermedge_runtime.spec import to_json
 
-# Two CPU cores: a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term.
-RECIPE = HybridRecipe(
-    "mobilenetv2_100",
-    size=96,
-    local_size=48,
-    local_crops=2,
-    ibot=0.0,
-    outputs=2048,
-    hidden=512,
-    bottleneck=128,
-    drop_path=0.0,
-    lr=2e-3,
-    warmup=1.0,
-    temperature_warmup=2.0,
-    weight_decay=(0.04, 0.04),
-    batch_size=64,
-    epochs=4,
-    steps=50,
-    precision="32-true",
-)
+RECIPE = PRESETS["mobile"]  # a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "a label loss alone": {"dino": 0.0, "koleo": 0.0},
     "b self-supervised terms alone": {"label": 0.0},
@@ -67,7 +48,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help=f"of {RECIPE.steps} steps")
     parser.add_argument("--lr", type=float, default=RECIPE.lr)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--split", default="test", help="split to probe on; val while settings are chosen")
     options = parser.parse_args()
     backbone = backbone_of_file(options.init, None)
     recipe = replace(RECIPE, backbone=backbone.name, backbone_args=backbone.args, epochs=options.epochs, lr=options.lr)
@@ -108,7 +88,7 @@ def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any
 
 def measured(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A teacher's row."""
-    record = folder / f"probe-{options.split}.json"
+    record = folder / "probe.json"
     if record.exists():
         return dict(read_json(record, DataError))
     cache = options.out / "features"

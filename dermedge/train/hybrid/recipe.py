@@ -127,7 +127,9 @@ class HybridRecipe:
         return bool(self.dino or self.ibot)
 
 
-# `small` and `tiny` scale the heads with the backbone; `tiny` is what two CPU cores manage.
+# `small` and `tiny` scale the heads with the backbone; `tiny` and `mobile` are what two CPU cores manage.
+# A batch of 64 gives 128 class tokens: few outputs and a cold teacher keep its assignments from becoming uniform, which
+# the student's soon would too; and a moving average that is as short as the run.
 PRESETS: Mapping[str, HybridRecipe] = MappingProxyType(
     {
         "dermnio-base": HybridRecipe("vit_base_patch14_dinov2", {"img_size": 224}),
@@ -153,6 +155,26 @@ PRESETS: Mapping[str, HybridRecipe] = MappingProxyType(
             batch_size=64,
             epochs=20,
             steps=100,
+            precision="32-true",
+        ),
+        "mobile": HybridRecipe(
+            "mobilenetv2_100",
+            size=96,
+            local_size=48,
+            local_crops=2,
+            ibot=0.0,
+            outputs=256,
+            hidden=512,
+            bottleneck=128,
+            momentum=(0.97, 1.0),
+            temperature=(0.02, 0.02),
+            temperature_warmup=0.0,
+            drop_path=0.0,
+            weight_decay=(0.04, 0.04),
+            warmup=2.0,
+            batch_size=64,
+            epochs=6,
+            steps=50,
             precision="32-true",
         ),
     }
