@@ -3,11 +3,13 @@
     python tests/benchmarks/pretraining.py ablation --data ../shared/data/ham10000 --data ../shared/data/isic2017 \
         --data ../shared/data/pad_ufes_20 --probe ../shared/data/ham10000 \
         --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/pretraining
-    python tests/benchmarks/pretraining.py speed --data ../shared/data/ham10000 --init ... -o runs/pretraining
+    python tests/benchmarks/pretraining.py tuned ...as above...
+    python tests/benchmarks/pretraining.py speed --data ../shared/data/pad_ufes_20 --init ... -o runs/pretraining
 
 `ablation` pretrains (a) by labels alone, (b) by self-supervision alone, (c) hybrid with random prototypes and (d)
 hybrid with prototypes that know the tree of diagnoses, for every seed, and probes each teacher's frozen features on the
 test split of a table, linearly with all labels and with a tenth of them. What is done is kept, so a killed run goes on.
+`tuned` fine-tunes the whole network from the initial weights and from (d), for every seed, and reports each on val.
 `speed` compares a step of `pretrain` with the same step written naively.
 """
 
@@ -23,6 +25,7 @@ from pretraining_naive import naive_images_per_second
 
 from dermedge.evaluate.probe import probe
 from dermedge.models.init import backbone_of_file
+from dermedge.train import Schedule, finetune
 from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
 from dermedge_runtime.bench import device
 from dermedge_runtime.errors import DataError
@@ -30,6 +33,7 @@ from dermedge_runtime.files import atomic_write, pretty_json, read_json
 from dermedge_runtime.spec import to_json
 
 RECIPE = PRESETS["mobile"]  # a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term
+TUNING = Schedule(epochs=8)
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "a label loss alone": {"dino": 0.0, "koleo": 0.0},
     "b self-supervised terms alone": {"label": 0.0},
@@ -40,7 +44,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ablation", "speed"])
+    parser.add_argument("what", choices=["ablation", "tuned", "speed"])
     parser.add_argument("--data", type=Path, action="append", required=True, help="table to pretrain on, often")
     parser.add_argument("--probe", type=Path, help="table to probe on")
     parser.add_argument("--init", type=Path, required=True, help="safetensors weights of the backbone")
@@ -51,9 +55,9 @@ def main() -> None:
     options = parser.parse_args()
     backbone = backbone_of_file(options.init, None)
     recipe = replace(RECIPE, backbone=backbone.name, backbone_args=backbone.args, epochs=options.epochs, lr=options.lr)
-    answer = ablation(options, recipe) if options.what == "ablation" else speed(options, recipe)
+    answer = {"ablation": ablation, "tuned": tuned, "speed": speed}[options.what](options, recipe)
     atomic_write(options.out / f"{options.what}.json", pretty_json(answer))
-    print(table(answer["rows"]) if options.what == "ablation" else answer)
+    print(table(answer["rows"]) if options.what == "ablation" else pretty_json(answer).decode())
 
 
 def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
@@ -122,6 +126,27 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def interval(value: Mapping[str, float]) -> str:
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def tuned(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
+    """Val metrics of teachers fine-tuned from the initial weights, and from those that arm d pretrained."""
+    rows = []
+    for seed in options.seeds:
+        for start, init in (("initial", options.init), ("d", options.out / f"d-{seed}")):
+            folder = options.out / f"tuned-{start}-{seed}"
+            teacher = finetune(
+                options.probe,
+                folder,
+                init=str(init),
+                size=recipe.size,
+                schedule=TUNING,
+                seed=seed,
+                progress=say(folder.name),
+            )
+            wall = read_json(folder / "run.json", DataError)["wall_seconds"]
+            rows.append({"start": start, "seed": seed, "val": teacher.metrics["val"], "wall_seconds": wall})
+            atomic_write(options.out / "tuned.partial.json", pretty_json({"rows": rows}))
+    return {"machine": dict(device()), "schedule": to_json(asdict(TUNING)), "rows": rows}
 
 
 def speed(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
