@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from dermedge.evaluate import EvaluationReport, Fairness
 
 
+BY_GROUP = {
+    "balanced_accuracy": "balanced accuracy",
+    "malignant_auroc": "malignant AUROC",
+    "sensitivity": "sensitivity",
+    "severity_kappa": "severity kappa",
+    "dice": "Dice",
+}
+
+
 @click.command("evaluate")
 @bundle_argument
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
@@ -63,28 +72,29 @@ def show(report: "EvaluationReport") -> None:
     for warning in report.warnings:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     scores = report.overall
-    rows = [(name, interval(value)) for name, value in scores.metrics.items()]
+    measured = [name for name, value in scores.metrics.items() if value.value is not None]
+    rows = [(name, interval(scores.metrics[name])) for name in measured]
     table(
         ("metric", "value (95 % interval)"),
         rows,
         f"{scores.cases} images of {scores.groups} groups, split {report.split}",
     )
-    table(
-        ("class", "images", "recall (95 % interval)"),
-        [(label, report.support.get(label, 0), interval(report.recall.get(label))) for label in report.labels],
-    )
+    if report.labels:
+        table(
+            ("class", "images", "recall (95 % interval)"),
+            [(label, report.support.get(label, 0), interval(report.recall.get(label))) for label in report.labels],
+        )
     if report.subgroups:
+        shown = {name: title for name, title in BY_GROUP.items() if name in measured}
         rows_by_group = [
             (
                 f"{group.column} {group.value}",
                 group.scores.cases,
-                interval(group.scores.metrics.get("balanced_accuracy")),
-                interval(group.scores.metrics.get("malignant_auroc")),
-                interval(group.scores.metrics.get("sensitivity")),
+                *(interval(group.scores.metrics.get(name)) for name in shown),
             )
             for group in report.subgroups
         ]
-        table(("subgroup", "images", "balanced accuracy", "malignant AUROC", "sensitivity"), rows_by_group)
+        table(("subgroup", "images", *shown.values()), rows_by_group)
     show_fairness(report.fairness, report.labels)
 
 
@@ -93,7 +103,12 @@ def show_fairness(found: "Sequence[Fairness]", labels: Sequence[str]) -> None:
     from dermedge.evaluate.verdict import COLUMNS, verdict
 
     if not found:
-        click.echo("Fairness: not measured, the images with a known answer tell neither skin type nor sex.")
+        why = (
+            "the images with a known answer tell neither skin type nor sex"
+            if labels
+            else "the model classifies nothing"
+        )
+        click.echo(f"Fairness: not measured, {why}.")
         return
     rows = [
         (

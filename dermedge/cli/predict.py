@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from dermedge.cli.console import bundle_argument, engine_option, progress, table
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import ImageError, UsageError
 from dermedge_runtime.model import load
+from dermedge_runtime.spec import Task
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif"))
 
@@ -31,7 +32,7 @@ def command(
     A bad image is reported and the others are still predicted; the exit code is 1 then.
     """
     sources = list(_sources(images))
-    rows: list[tuple[str, ...]] = []
+    rows: list[dict[str, str]] = []
     failed = 0
     # JSON lines on a terminal are their own progress.
     shown = nullcontext(_silent) if as_json and sys.stdout.isatty() else progress("predict")
@@ -47,9 +48,9 @@ def command(
             elif as_json:
                 click.echo(json.dumps({"image": name, **answer.to_json()}, ensure_ascii=False))
             else:
-                rows.append((name, *_cells(answer)))
+                rows.append({"image": name, **_cells(answer, model.bundle.spec.tasks)})
     if rows:
-        table(("image", "diagnosis", "probability", "next", "malignancy", "decision"), rows)
+        table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     return 1 if failed else 0
 
 
@@ -71,13 +72,23 @@ def _sources(images: tuple[str, ...]) -> Iterator[tuple[str, bytes | Path]]:
             yield image, path
 
 
-def _cells(answer: Prediction) -> tuple[str, ...]:
+def _cells(answer: Prediction, tasks: Sequence[Task]) -> dict[str, str]:
+    """What there is to say, by column: those of the model's tasks."""
+    kinds = {task.kind: task for task in tasks}
     top = answer.labels[0] if answer.labels else None
     others = ", ".join(f"{label.id} {label.probability:.2f}" for label in answer.labels[1:3])
-    return (
-        top.name if top else "-",
-        f"{top.probability:.3f}" if top else "-",
-        others or "-",
-        "-" if answer.malignancy is None else f"{answer.malignancy:.3f}",
-        answer.decision or "-",
-    )
+    cells = {}
+    if "classify" in kinds:
+        cells["diagnosis"] = top.name if top else "-"
+        cells["probability"] = f"{top.probability:.3f}" if top else "-"
+        cells["next"] = others or "-"
+    if {"classify", "binary"} & kinds.keys():
+        cells["malignancy"] = "-" if answer.malignancy is None else f"{answer.malignancy:.3f}"
+        cells["decision"] = answer.decision or "-"
+    if "ordinal" in kinds:
+        cells["severity"] = "-" if answer.severity is None else kinds["ordinal"].labels[answer.severity].name
+    if "segment" in kinds:
+        cells["lesion covers"] = "-" if answer.mask is None else f"{answer.mask.mean():.1%}"
+    if "embed" in kinds:
+        cells["embedding"] = "-" if answer.embedding is None else f"{len(answer.embedding)} values"
+    return cells
