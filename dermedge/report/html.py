@@ -17,7 +17,7 @@ from dermedge.report import plots, text
 from dermedge.report.fairness import comparisons
 from dermedge.report.forest import forest
 from dermedge.report.images import choose, thumbnails
-from dermedge.report.summary import lost, part, summary, warnings
+from dermedge.report.summary import OTHER_TASKS, classifies, lost, part, summary, warnings
 from dermedge.report.training import training
 from dermedge_export.card import calibrated_on, kept_fp32, other_details
 from dermedge_export.gate import MINIMUM_CASES
@@ -27,6 +27,8 @@ from dermedge_runtime.files import atomic_write
 from dermedge_runtime.report import LatencyReport, VerifyReport, bundled_report
 
 FILE = "report.html"
+HEADLINE = ("balanced_accuracy", "malignant_auroc", "sensitivity", "specificity", "severity_kappa", "dice")
+BY_GROUP = ("balanced_accuracy", "severity_kappa", "dice")
 FILTERS = (
     *("percent", "percent_fine", "points", "decimal", "significant", "whole", "megabytes", "milliseconds", "digested"),
     *("low_high", "spread", "interval", "number", "remark"),
@@ -128,8 +130,13 @@ def _evaluated(bundle: Bundle, evaluation: EvaluationReport | None, table: Table
     """How accurate the model is, and on which images."""
     if evaluation is None:
         return {"examples": []}
+    shown = _metrics(evaluation)
     return {
-        "metrics": text.METRICS,
+        "every_metric": text.METRICS,
+        "metrics": shown,
+        "classifies": classifies(evaluation),
+        "headline": [name for name in HEADLINE if name in shown],
+        "by_group": next((name for name in BY_GROUP if name in shown), BY_GROUP[0]),
         "part": part(evaluation),
         "subgroups": _groups(evaluation.subgroups),
         "fairness": comparisons(evaluation.fairness, evaluation.labels, _names(bundle, evaluation)),
@@ -181,6 +188,16 @@ def _names(bundle: Bundle, evaluation: EvaluationReport | None) -> dict[str, str
         return names
     seen = {image.dx: TAXONOMY[image.dx].name for image in evaluation.images if image.dx in TAXONOMY}
     return seen | {label: label for label in evaluation.labels} | names
+
+
+def _metrics(evaluation: EvaluationReport) -> dict[str, text.Named]:
+    """What is said of the model: all that a classifier is asked, measured or not; of other tasks what was measured."""
+    found = evaluation.overall.metrics
+    return {
+        name: named
+        for name, named in text.METRICS.items()
+        if text.interval(found.get(name)).value is not None or (classifies(evaluation) and name not in OTHER_TASKS)
+    }
 
 
 def _groups(found: Iterable[SubgroupScores]) -> list[tuple[str, list[SubgroupScores]]]:

@@ -12,6 +12,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.report import Interval, LatencyReport, VerifyReport
 
 DRAWN = "procedural"
+OTHER_TASKS = ("severity_kappa", "severity_mae", "dice")
 
 
 def summary(
@@ -49,13 +50,21 @@ def lost(parity: Mapping[str, Any]) -> Interval:
     return text.interval(limits[0].get("loss") if limits else None)
 
 
+def classifies(evaluation: EvaluationReport) -> bool:
+    """Whether the model is asked for diagnoses: it knows some, or nothing else was measured."""
+    found = evaluation.overall.metrics
+    return bool(evaluation.labels) or not any(text.interval(found.get(name)).value is not None for name in OTHER_TASKS)
+
+
 def _accuracy(evaluation: EvaluationReport) -> Iterator[str]:
     """How good the model is on the images that it was evaluated on."""
     overall = evaluation.overall
     found = {name: text.interval(overall.metrics.get(name)) for name in text.METRICS}
     where = f"On {overall.cases:,} images of {overall.groups:,} lesions or patients ({part(evaluation)})"
     balanced = found["balanced_accuracy"]
-    if balanced.value is None:
+    if not classifies(evaluation):
+        yield f"Measured {where[0].lower()}{where[1:]}."
+    elif balanced.value is None:
         yield f"{where}, nothing is known about its diagnoses."
     else:
         ends = text.low_high(balanced, "percent")
@@ -70,6 +79,16 @@ def _accuracy(evaluation: EvaluationReport) -> Iterator[str]:
             f"At its threshold of {text.decimal(evaluation.threshold)} it finds {sensitivity} of the malignant images "
             f"and clears {specificity} of the benign ones."
         )
+    yield from _severity_and_masks(found)
+
+
+def _severity_and_masks(found: Mapping[str, Interval]) -> Iterator[str]:
+    """How good the model is at what only some models do."""
+    if found["severity_kappa"].value is not None:
+        kappa, distance = (text.decimal(found[name].value) for name in ("severity_kappa", "severity_mae"))
+        yield f"It grades severity with a quadratic weighted kappa of {kappa}, on average {distance} levels off."
+    if found["dice"].value is not None:
+        yield f"Its masks overlap with the marked lesions by a Dice coefficient of {text.decimal(found['dice'].value)}."
 
 
 def warnings(
@@ -114,7 +133,7 @@ def _doubts(evaluation: EvaluationReport) -> Iterator[tuple[str, str]]:
                 f"Worst served is {column} {found.worst}: {gap} below the best group, more than chance explains.",
             )
     overall = evaluation.overall
-    if overall.labelled < MINIMUM_CASES:
+    if classifies(evaluation) and overall.labelled < MINIMUM_CASES:
         yield (
             "warn",
             f"Only {overall.labelled} images have a label: fewer than {MINIMUM_CASES} are too few to judge a model on.",

@@ -504,6 +504,41 @@ def test_what_was_not_measured_says_so(tmp_path, bundle):
     assert "nan" not in found.text.split()
 
 
+GRADED = {
+    "severity_kappa": Interval(0.612, -0.1, 0.7),
+    "severity_mae": Interval(1.205, 1.1, 1.3),
+    "dice": Interval(0.813, 0.8, 0.83),
+}
+
+
+def test_a_model_that_only_grades_and_segments_is_asked_for_nothing_else(tmp_path, bundle):
+    answers = Scores(120, 0, 30, 90, GRADED)
+    group = SubgroupScores("sex", "female", Scores(101, 0, 9, 80, GRADED))
+    found = page(
+        tmp_path,
+        bundle,
+        evaluation=evaluation_of(
+            bundle, labels=(), threshold=None, overall=answers, subgroups=(group,), recall={}, support={}, confusion=()
+        ),
+    )
+    assert "Measured on 120 images of 90 lesions or patients" in found.text
+    assert "a quadratic weighted kappa of 0.612, on average 1.205 levels off" in found.text
+    assert found.row("Lesion mask").startswith("Lesion mask, Dice coefficient 0.813 0.800 to 0.830")
+    assert found.row("female 101") == "female 101 0.612 (-0.100 to 0.700)"
+    for absent in ("AUROC", "Sensitivity", "diagnosis that the model knows", "What it confuses", "Malignant found"):
+        assert absent not in found.text.partition("Is it still the same model?")[0]
+    assert all("--lo:-" not in attributes.get("style", "") for _, attributes in found.tags)
+
+
+def test_a_classifier_has_no_lines_for_what_it_does_not_do(tmp_path, bundle):
+    assert "Severity" not in page(tmp_path, bundle).text
+    both = scores(Interval(0.6944, 0.6357, 0.7491))
+    both = replace(both, metrics={**both.metrics, **GRADED})
+    found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, overall=both))
+    assert found.row("Severity, mean").startswith("Severity, mean absolute error 1.205 1.100 to 1.300")
+    assert found.row("Balanced accuracy 69.4 %")
+
+
 def test_half_filled_reports_are_shown_as_far_as_they_go(tmp_path, bundle):
     metrics = {"balanced_accuracy": Interval(0.5), "sensitivity": Interval(None), "ece": Interval(float("nan"))}
     found = page(
