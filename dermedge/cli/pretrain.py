@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dermedge.cli.console import F, backbone_arg_option, emit, json_option, overwrite_option, pairs, progress
+from dermedge_runtime.errors import DataError
+from dermedge_runtime.files import read_json
 
 if TYPE_CHECKING:
     from dermedge.models import Student
@@ -65,6 +67,12 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images per step, over all processes.")
 @click.option("--accumulate", type=POSITIVE, help="Parts that a step is worked off in, to save memory.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate at a batch of 1024.")
+@click.option(
+    "--temperature",
+    nargs=2,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of the teacher's assignments, at first and later on; small batches want it low.",
+)
 @click.option("--warmup", type=click.FloatRange(min=0), help="Epochs of rising learning rate.")
 @click.option("--drop-path", type=click.FloatRange(0, 1, max_open=True), help="Rate of stochastic depth.")
 @click.option("--precision", help="Fabric's precision: 32-true or bf16-mixed, for example.")
@@ -100,6 +108,8 @@ def command(data: tuple[Path, ...], out: Path, preset: str, as_json: bool, **opt
     with progress("pretrain") as tell:
         teacher = pretrain(data, out, recipe=recipe, overwrite=overwrite, progress=tell, **run)
     if is_first():
+        for warning in read_json(out / "run.json", DataError).get("warnings", ()):
+            click.secho(f"Warning: {warning}", fg="yellow", err=True)
         emit(summary(teacher, out), as_json, pairs)
 
 

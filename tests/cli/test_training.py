@@ -58,3 +58,18 @@ def test_an_unknown_backbone_is_one_line_and_leaves_nothing(place):
     ran = dermedge("finetune", "--data", str(place / "lesions"), "-o", str(out), "--backbone", "mobilnetv2")
     assert "mobilnetv2" in refused(ran, 2)
     assert not out.exists()
+
+
+def test_pretraining_says_when_a_term_taught_nothing(place):
+    out = place / "pretrained"
+    sizes = ("--size", "32", "--local-size", "32", "--local-crops", "1")
+    short = ("--epochs", "1", "--steps", "1", "--batch-size", "8", "--workers", "0")
+    backbone = (*SMALL[4:], "--backbone-arg", "channels=[8,16,24,32]")
+    ran = dermedge(
+        *("pretrain", "--data", str(place / "lesions"), "-o", str(out), "--preset", "mobile", "--json"),
+        *(*sizes, *short, *backbone, "--temperature", "10", "10"),
+    )
+    assert ran.code == 0, ran.err
+    assert ran.json()["sources"] == "procedural"
+    assert "Warning: The dino loss ended at" in ran.err
+    assert "lower --temperature" in ran.err

@@ -1,6 +1,7 @@
 """Hybrid pretraining as a user meets it: on drawn lesions, killed, in two processes, with broken images."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from dermedge.train import Schedule, finetune
 from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
 from dermedge.train.hybrid.crops import Crops, Shares, collate, keys
 from dermedge.train.hybrid.model import Branch, HybridStudent
+from dermedge.train.hybrid.pretrain import doubts
 from dermedge.train.hybrid.recipe import HybridRecipe as Recipe
 from dermedge_runtime.errors import DataError, UsageError
 from train import small
@@ -101,6 +103,15 @@ class TestWhatItLeaves:
             for a, b in zip(after.module.parameters(), before.module.parameters(), strict=True)
         ]
         assert max(moved) > 0
+
+    def test_a_term_that_taught_nothing_is_reported(self, train: Callable[..., Student], tmp_path: Path) -> None:
+        train("even", temperature=(10.0, 10.0), ibot=0.0)  # every image is assigned to all outputs alike
+        (warning,) = json.loads((tmp_path / "even" / "run.json").read_text("utf-8"))["warnings"]
+        assert "The dino loss ended at" in warning
+        assert "3.47 is what the same answer for every image scores" in warning
+        learned = {"dino": 0.8 * math.log(32), "ibot": 0.8 * math.log(32), "label": 9.0}
+        assert list(doubts([{"dino": 9.0}, learned], RECIPE)) == []
+        assert list(doubts([{"label": 0.3}], RECIPE)) == []
 
     def test_a_finished_run_is_not_done_again(self, train: Callable[..., Student], tmp_path: Path) -> None:
         train("teacher")

@@ -1,8 +1,9 @@
 """`pretrain`: a teacher by hybrid pretraining, on tables with labels, with some or with none."""
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,19 @@ from dermedge_runtime.spec import Task, to_json
 FEATURES = Task("features", "embed")
 STRATEGIES = ("auto", "ddp", "fsdp")
 NORM_IMAGES = 1024
+EVEN = 0.99  # of the logarithm of the number of outputs
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What pretraining leaves in run.json: means of every epoch, rows that did not decode, the step it resumed from."""
+    """What pretraining leaves in run.json: means of every epoch, rows that did not decode, the step it resumed from,
+    and what went wrong without an error.
+    """
 
     history: tuple[dict[str, float], ...]
     unreadable: tuple[str, ...]
     resumed_from: int | None
+    warnings: tuple[str, ...]
 
 
 def pretrain(
@@ -134,7 +139,8 @@ def pretrain(
     teacher = Student(start.eval(), spec, backbone, "teacher", metrics, inherited(sources.split, init_rows(init)))
     settle_norms(start, sources, recipe)
     save_student(teacher, run.folder)
-    run.close(Pretrained(tuple(job.history), job.unreadable_names(), job.resumed_from), sources=sources.counts)
+    found = Pretrained(tuple(job.history), job.unreadable_names(), job.resumed_from, tuple(doubts(job.history, recipe)))
+    run.close(found, sources=sources.counts)
     fabric.barrier()
     return teacher
 
@@ -197,6 +203,17 @@ def branches(network: Network, backbone: Backbone, recipe: HybridRecipe, seed: i
         rows = make_prototypes(recipe.prototypes, label_space(), own.trunk.timm.num_features_out, seed)
         labels = LabelHead(rows, recipe)
     return HybridStudent(own, labels), teacher.requires_grad_(False).eval()
+
+
+def doubts(history: Sequence[Mapping[str, float]], recipe: HybridRecipe) -> Iterator[str]:
+    """What the means of the last epoch say against the teacher."""
+    last, even = history[-1] if history else {}, math.log(recipe.outputs)
+    for term in ("dino", "ibot"):
+        if last.get(term, 0.0) > EVEN * even:
+            yield (
+                f"The {term} loss ended at {last[term]:.2f}, and {even:.2f} is what the same answer for every image "
+                "scores: that term has taught nothing. Train longer, or with a lower --temperature or --lr."
+            )
 
 
 def spare_workers(asked: int | None, fabric: Fabric) -> int:
