@@ -29,7 +29,7 @@ EXTRAS = {
     "probe": "train",
     "finetune": "train",
     "distill": "train",
-    "run": "train",
+    "run": "pretrain",
     "demo": "train",
 }
 # What those extras bring, by the name that is imported.

@@ -58,9 +58,8 @@ if TYPE_CHECKING:
 @click.option(
     "--pretrain-epochs",
     type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Pretrain the teacher first, by `pretrain`'s preset mobile, for so many epochs of 50 steps; 0 does not.",
+    help="Pretrain the teacher first, by `pretrain`'s preset mobile, for so many epochs of 50 steps; 0 does not. By "
+    "default 6 from initial weights, and 0 from none.",
 )
 @click.option(
     "--pretrain-on",
@@ -88,7 +87,7 @@ def command(
     student: str | None,
     student_stages: int | None,
     student_init: str,
-    pretrain_epochs: int,
+    pretrain_epochs: int | None,
     pretrain_on: tuple[Path, ...],
     size: int,
     fit: str,
@@ -111,10 +110,10 @@ def command(
     from dermedge.train import Schedule
 
     pretraining = None
-    if pretrain_epochs:
+    if pretrain_epochs or (pretrain_epochs is None and init != "none"):
         from dermedge.train.hybrid import PRESETS
 
-        pretraining = replace(PRESETS["mobile"], epochs=pretrain_epochs)
+        pretraining = replace(PRESETS["mobile"], epochs=pretrain_epochs or PRESETS["mobile"].epochs)
     elif pretrain_on:
         raise UsageError("--pretrain-on names tables to pretrain on: give --pretrain-epochs too.")
     recipe = Recipe(
