@@ -2,18 +2,14 @@
 
 import json
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
-from dermedge.data import generate, read_table, with_split
-from dermedge.evaluate import evaluate
+from dermedge.data import generate
 from dermedge.pipeline import Recipe, run
 from dermedge.train import Schedule
-from dermedge.train.hybrid import PRESETS
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import DataError, UsageError
-from dermedge_runtime.files import sha256_file
 from dermedge_runtime.verify import verify
 
 SCHEDULE = Schedule(epochs=1, batch_size=16)
@@ -82,29 +78,6 @@ def test_a_second_run_does_no_stage_again(data, out):
     assert report.skipped == ("teacher", "student", "export")
     assert (out / "tiny-cpu.dermedge" / "manifest.json").stat().st_mtime_ns == first
     assert not any("epoch" in note for note in shown.notes)
-
-
-def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data, tmp_path):
-    further, out = tmp_path / "further", tmp_path / "out"
-    generate(further, count=40, seed=5, size=(64, 48))
-    changes = {"epochs": 1, "steps": 2, "batch_size": 8, "local_size": 32, "outputs": 16, "hidden": 16, "bottleneck": 8}
-    recipe = replace(RECIPE, pretraining=replace(PRESETS["mobile"], **changes), pretrain_on=(further,))
-    shown = Shown()
-    report = run(data, out, recipe=recipe, show=shown.stage)
-
-    assert shown.titles[1:3] == ["pretrain the teacher", "train the teacher"]
-    ran = json.loads((out / "pretrained" / "run.json").read_text("utf-8"))
-    assert (ran["settings"]["backbone"]["name"], ran["settings"]["recipe"]["size"]) == ("resnet10t", 32)
-    assert ran["sources"]["procedural"]["images"] > len(with_split(read_table(data)).of("train"))
-    started = json.loads((out / "teacher" / "run.json").read_text("utf-8"))["settings"]["init"]
-    assert started == sha256_file(out / "pretrained" / "weights.safetensors")
-    page = (out / "report.html").read_text("utf-8")
-    assert "Pretraining: resnet10t" in page
-    assert "Losses of the last epoch" in page
-    # What the pretraining has seen, the student has learned from too.
-    assert evaluate(report.bundle, data, replicates=20).trained_on == ()
-    assert len(evaluate(report.bundle, further, split="train", replicates=20).trained_on) > 20
-    assert run(data, out, recipe=recipe).skipped == ("pretraining", "teacher", "student", "export")
 
 
 def test_other_data_in_the_same_folder_are_refused(tmp_path, out):
