@@ -139,7 +139,7 @@ def run(
         finetune(
             data,
             teacher,
-            backbone=None if recipe.pretraining else _teacher_backbone(recipe),
+            backbone=None if recipe.pretraining else _teacher_backbone(recipe.backbone, recipe.teacher_init),
             backbone_args=recipe.backbone_args,
             init=str(pretrained) if recipe.pretraining else recipe.teacher_init,
             size=recipe.size,
@@ -221,9 +221,26 @@ def demo(out: Path | str, *, images: int = DEMO_IMAGES, overwrite: bool = False,
     return run(data, out, recipe=DEMO, overwrite=overwrite, show=show)
 
 
-def _teacher_backbone(recipe: Recipe) -> str | None:
-    """The name that the recipe gives; None where its initial weights know it."""
-    return recipe.backbone or (None if Path(recipe.teacher_init).exists() else "mobilenetv2_100")
+def default_pretrain_epochs(backbone: str | None, init: str) -> int:
+    """Epochs by the preset `mobile` for published weights of a network without patch tokens, with which it was found to
+    do no harm (docs/pretraining.md); 0 for random weights, for a model's folder, and for transformers.
+
+    Raises:
+        UsageError: backbone and initial weights make no sense.
+    """
+    from dermedge.train.hybrid import PRESETS
+    from dermedge.train.hybrid.model import has_patches
+    from dermedge.train.origin import choose_backbone
+
+    if init == "none" or Path(init).is_dir():
+        return 0
+    chosen = choose_backbone(_teacher_backbone(backbone, init), {}, init)
+    return 0 if has_patches(chosen) else PRESETS["mobile"].epochs
+
+
+def _teacher_backbone(backbone: str | None, init: str) -> str | None:
+    """The name that was given; None where the initial weights know it."""
+    return backbone or (None if Path(init).exists() else "mobilenetv2_100")
 
 
 def _pretrain(data: Path | str, out: Path, recipe: Recipe, overwrite: bool, progress: Progress) -> None:
@@ -231,7 +248,8 @@ def _pretrain(data: Path | str, out: Path, recipe: Recipe, overwrite: bool, prog
     from dermedge.train.origin import choose_backbone
 
     assert recipe.pretraining is not None
-    backbone = choose_backbone(_teacher_backbone(recipe), recipe.backbone_args or {}, recipe.teacher_init)
+    name = _teacher_backbone(recipe.backbone, recipe.teacher_init)
+    backbone = choose_backbone(name, recipe.backbone_args or {}, recipe.teacher_init)
     pretrain(
         (data, *recipe.pretrain_on),
         out,

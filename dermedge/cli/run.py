@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     "--pretrain-epochs",
     type=click.IntRange(min=0),
     help="Pretrain the teacher first, by `pretrain`'s preset mobile, for so many epochs of 50 steps; 0 does not. By "
-    "default 6 from initial weights, and 0 from none.",
+    "default 6 from hub or a file, where the backbone is no transformer; else 0.",
 )
 @click.option(
     "--pretrain-on",
@@ -106,14 +106,16 @@ def command(
 
     A stage that was done in OUT with the same inputs is skipped; a killed training continues.
     """
-    from dermedge.pipeline import Recipe, run
+    from dermedge.pipeline import Recipe, default_pretrain_epochs, run
     from dermedge.train import Schedule
 
+    if pretrain_epochs is None:
+        pretrain_epochs = default_pretrain_epochs(backbone, init)
     pretraining = None
-    if pretrain_epochs or (pretrain_epochs is None and init != "none"):
+    if pretrain_epochs:
         from dermedge.train.hybrid import PRESETS
 
-        pretraining = replace(PRESETS["mobile"], epochs=pretrain_epochs or PRESETS["mobile"].epochs)
+        pretraining = replace(PRESETS["mobile"], epochs=pretrain_epochs)
     elif pretrain_on:
         raise UsageError("--pretrain-on names tables to pretrain on: give --pretrain-epochs too.")
     recipe = Recipe(

@@ -17,7 +17,7 @@ from dermedge.data.masks import decode_mask, output_grid, read_mask
 from dermedge.data.split import with_split
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.data.taxonomy import project
-from dermedge.train.tasks import derive_tasks as derive_tasks
+from dermedge.train.tasks import derive_tasks
 from dermedge_runtime.errors import DataError, ImageError
 from dermedge_runtime.files import sha256_file, sha256_hex
 from dermedge_runtime.preprocess import decode_image, preprocess

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
+from cli.command import dermedge
 from conftest import toy_content
 from dermedge.data import read_table
 from dermedge.data.masks import read_mask
@@ -127,6 +128,32 @@ def test_evaluate_measures_the_masks_that_the_device_draws(
     rows = (table["sex"] == "female").to_numpy()
     female = next(group.scores for group in report.subgroups if group.value == "female")
     assert female.metrics["dice"].value == pytest.approx(np.mean(np.array(overlaps)[rows]), abs=0.03)
+
+
+def test_the_command_line_shows_what_the_model_does_and_nothing_else(
+    data: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    image = data / read_table(data).frame["image"].iloc[0]
+    shown = dermedge("predict", bundle.path, image).out
+    with load(bundle) as model:
+        said = model.predict(image)
+    assert all(word in shown for word in ("diagnosis", "malignancy", "severity", "lesion covers"))
+    assert f"severity {bundle.spec.tasks[2].labels[said.severity].id}" in shown
+    assert f"{said.mask.mean():.1%}" in shown
+
+    torch.manual_seed(0)
+    backbone = Backbone(small.EXPORTED)
+    spec = make_spec("grades", KINDS[2:4], Preprocess(64), {})
+    save_student(Student(Network(backbone, KINDS[2:4]).eval(), spec, backbone), tmp_path / "student")
+    other = export(tmp_path / "student", "cpu", tmp_path / "out", precision="fp32").path
+    shown = dermedge("predict", other, image).out
+    assert "severity" in shown
+    assert "diagnosis" not in shown
+    measured = dermedge("evaluate", other, "--data", data, "--split", "all", "--replicates", "20").out
+    assert all(word in measured for word in ("severity_kappa", "severity_mae", "dice", "severity kappa", "Dice"))
+    assert "the model classifies nothing" in measured
+    for word in ("accuracy", "class ", "AUROC"):
+        assert word not in measured
 
 
 def test_rows_without_level_or_mask_do_not_count(data: Path, bundle: Bundle, tmp_path: Path) -> None:

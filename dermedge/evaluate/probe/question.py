@@ -96,7 +96,7 @@ def ask(task: str, table: Table, spec: Spec) -> Question:
     frame, (_, column) = table.frame, TASKS[task]
     train = (frame["split"] == "train").to_numpy()
     if task == "diagnosis":
-        from dermedge.train.samples import derive_tasks
+        from dermedge.train.tasks import derive_tasks
 
         classes = derive_tasks(frame[train], str(table.root), ("diagnosis",))
         names = tuple(label.id for label in classes[0].labels)
