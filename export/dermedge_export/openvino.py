@@ -21,6 +21,7 @@ from dermedge_export.target import Target
 from dermedge_export.telemetry import no_telemetry
 from dermedge_export.workbench import Built, Workbench, unknown
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
+from dermedge_runtime.sigstack import kept_signal_stack
 from dermedge_runtime.spec import Artifact, Kind, Spec, to_json
 
 FOLDER, XML, WEIGHTS = "model", "model/model.xml", "model/model.bin"
@@ -139,7 +140,7 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
     if candidate.options.get("reduce_range"):
         advanced.overflow_fix = nncf.OverflowFix.ENABLE
     try:
-        with no_telemetry(), quiet():
+        with no_telemetry(), quiet(), kept_signal_stack():
             if candidate.method != "accuracy-control":
                 found = nncf.quantize(model, **parameters, advanced_parameters=advanced)
             else:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import MissingExtraError, UsageError
+from dermedge_runtime.sigstack import kept_signal_stack
 from dermedge_runtime.telemetry import no_telemetry
 
 Watch = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
@@ -108,7 +109,8 @@ def openvino_view(xml: bytes, weights: bytes) -> View:
         wanted = [_place(made[name]) for name in names]
         model.add_outputs([made[name] for name in dict.fromkeys(names)])  # which may give them further names
         results = [_place(result.input_value(0)) for result in model.get_results()]
-        request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+        with kept_signal_stack():
+            request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
         positions = [results.index(place) for place in wanted]
 
         def look(images: NDArray[np.uint8]) -> list[NDArray[Any]]:

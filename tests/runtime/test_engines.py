@@ -27,6 +27,7 @@ from dermedge_runtime.golden import golden_files
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.openvino import OpenVinoRuntime, check_precision
 from dermedge_runtime.registry import load_entry
+from dermedge_runtime.sigstack import kept_signal_stack
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.verify import verify
 
@@ -278,6 +279,31 @@ def test_an_engine_reports_to_nobody_and_leaves_nothing_behind(engine: str, bund
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+SIGNALLED = """
+import signal, sys, threading
+import numpy as np
+from dermedge_runtime.model import load
+caught = []
+signal.signal(signal.SIGUSR1, lambda *_: caught.append("caught"))
+first, second, third = (load(sys.argv[1]) for _ in range(3))
+for model in (first, second, third):
+    model.run(np.zeros((1, 48, 48, 3), np.uint8))
+first.close()
+second.close()
+closer = threading.Thread(target=third.close)
+closer.start()
+closer.join()
+signal.raise_signal(signal.SIGUSR1)
+print(*caught)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_signal_after_models_were_closed_in_any_order_is_survived(bundle: Bundle) -> None:
+    answer = subprocess.run([sys.executable, "-c", SIGNALLED, bundle.path], capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout) == (0, "caught\n"), answer.stderr
+
+
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 class TestOpenVino:
     @pytest.fixture
@@ -316,14 +342,16 @@ class TestOpenVino:
         weights = openvino.Tensor(np.frombuffer(made.files["model/model.bin"], np.uint8))
         model = core.read_model(made.files["model/model.xml"], weights)
         # No CPU plugin computes in float16 on x86: it takes bfloat16 or float32 in its place.
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f16"})
+        with kept_signal_stack():
+            compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f16"})
         if compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f16:
             pytest.skip("this CPU has float16")
         with pytest.raises(
             EngineError, match=r"computes in b?f(16|32), and the model was exported for f16: export it again"
         ):
             check_precision(compiled, "f16")
-        check_precision(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), "f32")
+        with kept_signal_stack():
+            check_precision(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), "f32")
 
     def test_an_artifact_without_its_weights_is_refused(self, made: Built, tmp_path: Path) -> None:
         alone = replace(made, files={"model/model.xml": made.files["model/model.xml"]})
