@@ -128,8 +128,8 @@ class HybridRecipe:
 
 
 # `small` and `tiny` scale the heads with the backbone; `tiny` and `mobile` are what two CPU cores manage.
-# A batch of 64 gives 128 class tokens: few outputs and a cold teacher keep its assignments from becoming uniform, which
-# the student's soon would too; and a moving average that is as short as the run.
+# A batch of 64 gives 128 class tokens: a cold teacher keeps its assignments from becoming uniform, which the student's
+# soon would too. `mobile` is a short run and has a short moving average.
 PRESETS: Mapping[str, HybridRecipe] = MappingProxyType(
     {
         "dermnio-base": HybridRecipe("vit_base_patch14_dinov2", {"img_size": 224}),
@@ -151,7 +151,8 @@ PRESETS: Mapping[str, HybridRecipe] = MappingProxyType(
             bottleneck=128,
             drop_path=0.1,
             warmup=2.0,
-            temperature_warmup=5.0,
+            temperature=(0.02, 0.02),
+            temperature_warmup=0.0,
             batch_size=64,
             epochs=20,
             steps=100,
