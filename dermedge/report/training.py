@@ -11,11 +11,14 @@ from dermedge.report import plots, text
 
 @dataclass(frozen=True)
 class Training:
-    """One training: `facts` are (name, value), `scores` the validation metrics of the epoch that was kept."""
+    """One training: `facts` are (name, value), `scores` the validation metrics of the epoch that was kept;
+    pretraining is not `validated`.
+    """
 
     role: str
     name: str
     finished: bool
+    validated: bool
     plot: Markup | None
     scores: Sequence[tuple[str, str]]
     facts: Sequence[tuple[str, str]]
@@ -37,6 +40,7 @@ def training(run: Mapping[str, Any]) -> Training:
         role=str(role).capitalize(),
         name=str(spec.get("name") or backbone.get("name") or ""),
         finished=run.get("finished") is True,
+        validated=not pretrained,
         plot=None if pretrained else plots.history(epochs, best if isinstance(best, int) else None),
         scores=_scores(run),
         facts=[(name, str(value)) for name, value in _facts(run, settings, len(epochs)) if value not in (None, "")],
@@ -76,6 +80,7 @@ def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> lis
         ("Optimiser", _optimiser(schedule)),
         ("Distillation", _distillation(settings)),
         ("Losses of the last epoch", _losses(run) if run.get("command") == "pretrain" else None),
+        ("Warnings", " ".join(map(str, run.get("warnings") or ()))),
         ("Aims at", {True: "balanced accuracy (logit adjustment)", False: "accuracy"}.get(settings.get("balance", ""))),
         ("Seed", settings.get("seed")),
         ("Precision", schedule.get("precision")),
@@ -99,7 +104,14 @@ def _optimiser(schedule: Mapping[str, Any]) -> str:
         ("weight_decay", "weight decay"),
         ("ema_decay", "moving average"),
     )
-    return ", ".join(f"{name} {schedule[key]}" for key, name in named if schedule.get(key) is not None)
+    found = {name: schedule[key] for key, name in named if schedule.get(key) is not None}
+    return ", ".join(f"{name} {_first_to_last(value)}" for name, value in found.items())
+
+
+def _first_to_last(value: Any) -> str:
+    """A setting, or the ends of one that changes during the training."""
+    ends = dict.fromkeys(map(str, value if isinstance(value, list) else [value]))
+    return " to ".join(ends)
 
 
 def _distillation(settings: Mapping[str, Any]) -> str:

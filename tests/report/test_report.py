@@ -530,6 +530,26 @@ def test_a_model_that_only_grades_and_segments_is_asked_for_nothing_else(tmp_pat
     assert all("--lo:-" not in attributes.get("style", "") for _, attributes in found.tags)
 
 
+def test_a_pretraining_is_shown_by_its_losses_and_warnings(tmp_path, bundle):
+    pretraining = {
+        "command": "pretrain",
+        "finished": True,
+        "settings": {
+            "backbone": {"name": "mobilenetv2_100", "args": {}},
+            "recipe": {"size": 96, "epochs": 1, "batch_size": 64, "lr": 0.002, "weight_decay": [0.04, 0.2]},
+        },
+        "history": [{"dino": 5.5431, "label": 0.31, "images_per_second": 50.0}],
+        "warnings": ["The dino loss taught nothing."],
+    }
+    found = page(tmp_path, bundle, runs=[pretraining]).text
+    assert "Pretraining: mobilenetv2_100 Not judged on val" in found
+    assert "No epochs are recorded" not in found
+    assert "Losses of the last epoch dino 5.543, label 0.310" in found
+    assert "Warnings The dino loss taught nothing." in found
+    assert "weight decay 0.04 to 0.2" in found
+    assert "Input 96 x 96 pixels, crops" in found
+
+
 def test_a_classifier_has_no_lines_for_what_it_does_not_do(tmp_path, bundle):
     assert "Severity" not in page(tmp_path, bundle).text
     both = scores(Interval(0.6944, 0.6357, 0.7491))
