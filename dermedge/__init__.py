@@ -1,7 +1,7 @@
 """Dermatology models on phones, Jetsons and plain CPUs, with proof that they are still the same model.
 
 Everything named here runs without torch, and is imported when it is first asked for. The makers of models live in
-`dermedge.train`, `dermedge.pipeline` and `dermedge_export`.
+`dermedge.train`, `dermedge.workflows.run` and `dermedge_export`.
 """
 
 from typing import TYPE_CHECKING

@@ -6,8 +6,8 @@ python examples/03_export.py OUT
 import sys
 from pathlib import Path
 
-from dermedge.evaluate import evaluate
-from dermedge.exporting import export
+from dermedge.evaluation import evaluate
+from dermedge.workflows.export import export
 from dermedge_runtime.errors import GateError
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.decode import decode
 from dermedge_runtime.golden import Case, golden_files, stable

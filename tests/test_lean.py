@@ -17,7 +17,7 @@ import pytest
 import dermedge
 import dermedge_export
 import dermedge_runtime
-from dermedge_export.lesions import CLASSES
+from dermedge_export.synthetic.lesions import CLASSES
 
 TOY = Path(__file__).parent / "data" / "toy.dermedge"
 MAKERS = frozenset(("torch", "timm", "onnx", "onnxscript", "nncf", "albumentations", "cv2", "matplotlib", "jinja2"))
@@ -62,7 +62,7 @@ def below(folder: str) -> list[str]:
 
 def test_the_device_floor_imports_numpy_and_pillow_only() -> None:
     modules = walked(dermedge_runtime, "dermedge_runtime")
-    assert "dermedge_runtime.ort" in modules
+    assert "dermedge_runtime.onnxruntime" in modules
     for module, packages in brought_in(*modules).items():
         assert packages <= {"numpy", "PIL", "dermedge_runtime"}, module
 
@@ -191,10 +191,10 @@ for module in sys.argv[2:]:
 @pytest.mark.parametrize(
     ("extra", "modules"),
     [
-        ("evaluate", ["dermedge.evaluate"]),
+        ("evaluate", ["dermedge.evaluation"]),
         ("data", ["dermedge.data"]),
         ("report", ["dermedge.report"]),
-        ("export", ["dermedge.exporting", "dermedge_export.onnx"]),
+        ("export", ["dermedge.workflows.export", "dermedge_export.exporters.onnx"]),
     ],
 )
 def test_a_verb_needs_no_more_than_its_extra_brings(extra: str, modules: list[str]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import dermedge
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.synthetic.lesions import draw_lesion
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "tests" / "data" / "toy.dermedge"

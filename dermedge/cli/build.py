@@ -8,7 +8,7 @@ import click
 from dermedge.cli.console import bundle_argument, emit, json_option, pairs, progress, status, table
 
 if TYPE_CHECKING:
-    from dermedge_export.device import DeviceReport
+    from dermedge_export.build import DeviceReport
 
 
 @click.command("build")
@@ -41,7 +41,7 @@ def command(
     accuracy than the target allows, 5 if it does not verify; it is not used then. Without --data only the golden cases
     are compared, which are too few for the gate.
     """
-    from dermedge.building import build
+    from dermedge.workflows.build import build
 
     with progress("build") as tell:
         report = build(

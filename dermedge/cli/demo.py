@@ -21,7 +21,7 @@ from dermedge.cli.run import show, stage
 @json_option
 def command(out: Path, overwrite: bool, as_json: bool) -> None:
     """Run the whole way on procedural lesions, to see it work: no data set, no download, some minutes on two cores."""
-    from dermedge.pipeline import demo
+    from dermedge.workflows.run import demo
 
     report = demo(out, overwrite=overwrite, show=stage)
     emit(report, as_json, show)

@@ -18,7 +18,7 @@ from dermedge.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from dermedge.evaluate import EvaluationReport, Fairness
+    from dermedge.evaluation import EvaluationReport, Fairness
 
 
 BY_GROUP = {
@@ -58,7 +58,7 @@ def command(
     one, and the equalised-odds difference at the threshold. Beside each difference stands what groups dealt out at
     random show: the median, and what one in twenty exceeds. Only more than that is more than chance.
     """
-    from dermedge.evaluate import evaluate
+    from dermedge.evaluation import evaluate
 
     with progress("evaluate") as tell:
         report = evaluate(
@@ -100,7 +100,7 @@ def show(report: "EvaluationReport") -> None:
 
 def show_fairness(found: "Sequence[Fairness]", labels: Sequence[str]) -> None:
     """Print what comparisons of groups found: their differences beside those by chance, then what that says."""
-    from dermedge.evaluate.verdict import COLUMNS, verdict
+    from dermedge.evaluation.fairness_text import COLUMNS, verdict
 
     if not found:
         why = (

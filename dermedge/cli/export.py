@@ -7,8 +7,8 @@ import click
 
 from dermedge.cli.console import emit, json_option, known_target, overwrite_option, pairs, progress, table
 from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.canonical_json import parse_json
 from dermedge_runtime.errors import DermedgeError
-from dermedge_runtime.files import parse_json
 
 CANDIDATES = "reports/candidates.json"
 
@@ -62,7 +62,7 @@ def command(student: Path, target: str, out: Path, as_json: bool, **options: Any
     Exit code 3, and no bundle, if it lost more accuracy than the target allows. Without --data only agreement with
     the student on procedural lesions is judged, and nothing is fitted.
     """
-    from dermedge.exporting import export_all, targets_of
+    from dermedge.workflows.export import export_all, targets_of
 
     wanted = targets_of(target)
     made: list[Bundle] = []

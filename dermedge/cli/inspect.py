@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dermedge.cli.console import bundle_argument, emit, file_size, json_option, overwrite_option, pairs, table
-from dermedge_export.card import calibrated_on, kept_fp32, other_details
+from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import MissingExtraError
 from dermedge_runtime.files import check_free

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dermedge.cli.console import F, backbone_arg_option, emit, json_option, overwrite_option, pairs, progress
+from dermedge_runtime.canonical_json import read_json
 from dermedge_runtime.errors import DataError
-from dermedge_runtime.files import read_json
 
 if TYPE_CHECKING:
     from dermedge.models import Student

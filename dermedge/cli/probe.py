@@ -9,7 +9,7 @@ from dermedge.cli.console import emit, interval, json_option, overwrite_option, 
 from dermedge.cli.evaluate import show_fairness
 
 if TYPE_CHECKING:
-    from dermedge.evaluate.probe import ProbeReport
+    from dermedge.probing import ProbeReport
 
 
 @click.command("probe")
@@ -79,8 +79,9 @@ def command(
     model's own. Features are kept on disk by content, so that ten probes of the same images cost one pass through the
     network.
     """
-    from dermedge.evaluate.probe import probe
-    from dermedge_runtime.files import atomic_write, check_free, pretty_json
+    from dermedge.probing import probe
+    from dermedge_runtime.canonical_json import pretty_json
+    from dermedge_runtime.files import atomic_write, check_free
     from dermedge_runtime.spec import to_json
 
     if out is not None:

@@ -25,7 +25,7 @@ from dermedge_runtime.errors import UsageError
 from dermedge_runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from dermedge.pipeline import RunReport
+    from dermedge.workflows.run import RunReport
 
 
 @click.command("run")
@@ -106,8 +106,8 @@ def command(
 
     A stage that was done in OUT with the same inputs is skipped; a killed training continues.
     """
-    from dermedge.pipeline import Recipe, default_pretrain_epochs, run
     from dermedge.train import Schedule
+    from dermedge.workflows.run import Recipe, default_pretrain_epochs, run
 
     if pretrain_epochs is None:
         pretrain_epochs = default_pretrain_epochs(backbone, init)

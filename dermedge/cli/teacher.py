@@ -52,7 +52,7 @@ def import_command(file: Path, out: Path, as_json: bool, **options: Any) -> None
     is missing or left over is an error, and nothing is written. FILE is read as tensors only: a checkpoint that would
     run code is refused.
     """
-    from dermedge.models.importing import import_teacher
+    from dermedge.models.import_teacher import import_teacher
 
     teacher = import_teacher(file, out, **options)
     emit(summary(teacher, out), as_json, pairs)

@@ -2,7 +2,7 @@
 
 from dermedge.data.check import CheckReport, Finding, check
 from dermedge.data.generate import generate
-from dermedge.data.importers import AddReport, SetInfo, add, sets
+from dermedge.data.importing.add import AddReport, SetInfo, add, sets
 from dermedge.data.layouts import CONTAINS, LAYOUTS, Join, Layout, Part
 from dermedge.data.skin import skin_tones
 from dermedge.data.split import SplitReport, assign_splits, split, with_split

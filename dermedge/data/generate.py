@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermedge.data.table import COLUMNS, Table, read_table
-from dermedge_export.lesions import CLASSES, Lesion, draw_lesion
+from dermedge_export.synthetic.lesions import CLASSES, Lesion, draw_lesion
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_folder
 from dermedge_runtime.progress import Progress

@@ -25,7 +25,7 @@ def seen_by(teacher: Path | str) -> Seen:
     Raises:
         DataError: where the folder holds no model.
     """
-    from dermedge.models.student import load_student
+    from dermedge.models.model_folder import load_student
 
     model = load_student(teacher)
     lineage = model.spec.lineage

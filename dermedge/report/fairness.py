@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from dermedge.evaluate.fairness import BALANCED, MALIGNANT
-from dermedge.evaluate.report import Fairness, GroupScore
-from dermedge.evaluate.verdict import exceeds_chance, verdict
+from dermedge.evaluation.fairness import BALANCED, MALIGNANT
+from dermedge.evaluation.fairness_text import exceeds_chance, verdict
+from dermedge.evaluation.report import Fairness, GroupScore
 from dermedge.report.forest import Scale, known_ends, scale
 from dermedge.report.text import COLUMNS, interval, low_high, number, points
 from dermedge_runtime.report import Interval

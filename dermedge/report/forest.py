@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from dermedge.report.plots import Ticks, node
 from dermedge.report.text import COLUMNS, interval, low_high, number, percent_fine
-from dermedge_export.gate import MINIMUM_CASES
+from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.report import Interval
 
 MIDDLE = 17  # pixels from the top of a line, whose height is in report.css

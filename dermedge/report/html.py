@@ -11,16 +11,16 @@ import jinja2
 
 from dermedge.data.table import Table, read_table
 from dermedge.data.taxonomy import TAXONOMY
-from dermedge.evaluate.fairness import MINIMUM_CASES as FAIR_MINIMUM
-from dermedge.evaluate.report import EvaluationReport, SubgroupScores
+from dermedge.evaluation.fairness import MINIMUM_CASES as FAIR_MINIMUM
+from dermedge.evaluation.report import EvaluationReport, SubgroupScores
 from dermedge.report import plots, text
 from dermedge.report.fairness import comparisons
 from dermedge.report.forest import forest
 from dermedge.report.images import choose, thumbnails
 from dermedge.report.summary import OTHER_TASKS, classifies, lost, part, summary, warnings
 from dermedge.report.training import training
-from dermedge_export.card import calibrated_on, kept_fp32, other_details
-from dermedge_export.gate import MINIMUM_CASES
+from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
+from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from dermedge.data.table import Table
-from dermedge.evaluate.report import EvaluatedImage, EvaluationReport
+from dermedge.evaluation.report import EvaluatedImage, EvaluationReport
 from dermedge_runtime.errors import ImageError
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Preprocess

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from dermedge.evaluate.report import ReliabilityBin
+from dermedge.evaluation.report import ReliabilityBin
 from dermedge.report.text import METRICS, Named, decimal, interval, milliseconds, number, percent
 from dermedge_runtime.report import Interval
 

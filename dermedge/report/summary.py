@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dermedge.data.table import Table
-from dermedge.evaluate.report import EvaluationReport
-from dermedge.evaluate.verdict import COLUMNS, exceeds_chance
+from dermedge.evaluation.fairness_text import COLUMNS, exceeds_chance
+from dermedge.evaluation.report import EvaluationReport
 from dermedge.report import text
-from dermedge_export.gate import MINIMUM_CASES
+from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.report import Interval, LatencyReport, VerifyReport
 

@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dermedge.models.contract import make_spec
-from dermedge.models.init import prunable
+from dermedge.models.initialize import prunable
+from dermedge.models.model_folder import Student, load_student
 from dermedge.models.network import Network
-from dermedge.models.student import Student, load_student
+from dermedge.models.new_spec import make_spec
 from dermedge.train.finetune import Batch, Job, finish, masks_settings, run_network
-from dermedge.train.loop import Schedule
-from dermedge.train.losses import imitation
-from dermedge.train.origin import (
+from dermedge.train.lineage import (
     choose_backbone,
     data_lineage,
     identity,
@@ -30,7 +28,9 @@ from dermedge.train.origin import (
     learned,
     origin,
 )
-from dermedge.train.record import CACHE, Run
+from dermedge.train.loop import Schedule
+from dermedge.train.losses import imitation
+from dermedge.train.run_record import CACHE, Run
 from dermedge.train.samples import Samples, ahead, read_samples
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file

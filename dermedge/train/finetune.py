@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dermedge.models.contract import check_input, make_preprocess, make_spec
-from dermedge.models.init import initialise
+from dermedge.models.initialize import initialise
+from dermedge.models.model_folder import Role, Student, save_student
 from dermedge.models.network import Backbone, Network, count_parameters
-from dermedge.models.student import Role, Student, save_student
-from dermedge.train.loop import Fitted, Schedule, fit, keep_freed_memory
-from dermedge.train.origin import (
+from dermedge.models.new_spec import check_input, make_preprocess, make_spec
+from dermedge.train.lineage import (
     choose_backbone,
     data_lineage,
     identity,
@@ -23,9 +22,10 @@ from dermedge.train.origin import (
     learned,
     origin,
 )
-from dermedge.train.record import Run
+from dermedge.train.loop import Fitted, Schedule, fit, keep_freed_memory
+from dermedge.train.run_record import Run
 from dermedge.train.samples import Frames, Masks, Samples, Views, ahead, read_samples
-from dermedge.train.targets import check_val, learned_loss, target, told, val_scores
+from dermedge.train.supervision import check_val, learned_loss, target, told, val_scores
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec, Task, to_json

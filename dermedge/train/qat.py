@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
+from dermedge.models.model_folder import WEIGHTS, Student, load_student
 from dermedge.models.network import Network
-from dermedge.models.student import WEIGHTS, Student, load_student
 from dermedge.train.finetune import Batch, Job, run_network
 from dermedge.train.loop import Schedule
 from dermedge.train.losses import imitation, soft_cross_entropy
-from dermedge.train.record import Run
+from dermedge.train.run_record import Run
 from dermedge.train.samples import read_samples
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
@@ -29,7 +29,7 @@ SCHEDULE = Schedule(epochs=3, lr=1e-4, weight_decay=0.0, warmup=0.5, ema_decay=0
 
 @dataclass(frozen=True)
 class QuantizationAwareTraining:
-    """Trains what `dermedge_export.qat.fake_quantized` makes of a student; satisfies `Retrain`.
+    """Trains what `dermedge_export.quantization.qat.fake_quantized` makes of a student; satisfies `Retrain`.
 
     The loss is the divergence from the fp32 student's softened logits and, with a weight of `teacher_weight`, from the
     teacher's, on augmented views of the train split; labels are not read. BatchNorms are folded or frozen. The epoch

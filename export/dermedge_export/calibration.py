@@ -7,9 +7,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.synthetic.lesions import draw_lesion
+from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError
-from dermedge_runtime.files import canonical_json, sha256_hex
+from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Json, Preprocess
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.context import Exportable, Workbench
+from dermedge_export.graph.inspect import Node, View, Watch, bundle_view, onnx_view
+from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import find_target
-from dermedge_export.views import Node, View, Watch, bundle_view, onnx_view
-from dermedge_export.workbench import Exportable, Workbench
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.preprocess import preprocess

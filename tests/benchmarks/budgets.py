@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dermedge_runtime.bench import PHOTO, device, photograph
+from dermedge_runtime.bench import PHOTO, photograph
 from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.hardware import device
 from dermedge_runtime.model import Model, load
 
 # What a user would write without dermedge: decode, resize, run, softmax.

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from dermedge.data import read_table, with_split
-from dermedge.evaluate import evaluate
-from dermedge.evaluate.table import table_predictions
-from dermedge.exporting import export
+from dermedge.evaluation import evaluate
+from dermedge.evaluation.table_predictions import table_predictions
 from dermedge.models import load_student
 from dermedge.models.network import count_macs
 from dermedge.train import Schedule, distill, finetune
-from dermedge_export.metrics import auroc, balanced_accuracy, bootstrap, macro_auroc
-from dermedge_export.metrics import interval as interval_of
-from dermedge_export.predictions import decode_table
+from dermedge.workflows.export import export
+from dermedge_export.evaluation.metrics import auroc, balanced_accuracy, bootstrap, macro_auroc
+from dermedge_export.evaluation.metrics import interval as interval_of
+from dermedge_export.evaluation.predictions import decode_table
 from dermedge_runtime.bench import bench
 from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
-from dermedge_runtime.files import atomic_write, pretty_json, read_json, sha256_file
+from dermedge_runtime.files import atomic_write, sha256_file
 from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import to_json

@@ -31,16 +31,18 @@ from peers_scores import scores, tables
 from peers_table import markdown
 from PIL import Image
 
-from dermedge.evaluate.evidence import TableEvidence
-from dermedge.evaluate.table import preprocessed
+from dermedge.evaluation.export_data import TableEvidence
+from dermedge.evaluation.table_predictions import preprocessed
 from dermedge.models import load_student
-from dermedge.models.student import WEIGHTS
-from dermedge_export.lesions import draw_lesion
-from dermedge_export.telemetry import no_telemetry
-from dermedge_runtime.bench import PHOTO, device, percentiles, photograph
+from dermedge.models.model_folder import WEIGHTS
+from dermedge_export.synthetic.lesions import draw_lesion
+from dermedge_runtime.bench import PHOTO, percentiles, photograph
 from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
-from dermedge_runtime.files import atomic_write, pretty_json, read_json, sha256_file
+from dermedge_runtime.files import atomic_write, sha256_file
+from dermedge_runtime.hardware import device
+from dermedge_runtime.telemetry import no_telemetry
 
 PHOTOGRAPHS = {"small": (600, 450), "large": PHOTO}
 CALLS = {"engine": 5, "small": 3, "large": 1}  # timed in one turn, after one that is not

@@ -72,7 +72,7 @@ class Contender:
 
 
 def build_dermedge(work: Work, artifact: Path) -> None:
-    from dermedge.exporting import export
+    from dermedge.workflows.export import export
 
     path = work.bundle
     if path is None:

@@ -12,12 +12,12 @@ from peers_engine import SPLITS
 
 from dermedge.data import read_table, with_split
 from dermedge.data.table import Table
-from dermedge.evaluate.table import table_predictions
+from dermedge.evaluation.table_predictions import table_predictions
 from dermedge.models import load_student
-from dermedge_export import metrics
-from dermedge_export.calibrate import fit_postprocessing
-from dermedge_export.predictions import Decoded, Predictions, decode_table
-from dermedge_export.workbench import module_run
+from dermedge_export.context import module_run
+from dermedge_export.evaluation import metrics
+from dermedge_export.evaluation.postprocessing import fit_postprocessing
+from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
 from dermedge_runtime.spec import to_json
 
 STUDENT = "student"

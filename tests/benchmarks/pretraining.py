@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 from pretraining_naive import naive_images_per_second
 
-from dermedge.evaluate.probe import probe
-from dermedge.models.init import backbone_of_file
+from dermedge.models.initialize import backbone_of_file
+from dermedge.probing import probe
 from dermedge.train import Schedule, finetune
 from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
-from dermedge_runtime.bench import device
+from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
-from dermedge_runtime.files import atomic_write, pretty_json, read_json
+from dermedge_runtime.files import atomic_write
+from dermedge_runtime.hardware import device
 from dermedge_runtime.spec import to_json
 
 RECIPE = PRESETS["mobile"]  # a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import TOY, Ran, dermedge, process, refused, rewrite_manifest, snapshot
 from PIL import Image
 
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.files import sha256_hex
+from support.command import TOY, Ran, dermedge, process, refused, rewrite_manifest, snapshot
 
 
 @pytest.fixture

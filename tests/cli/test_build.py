@@ -9,15 +9,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command import TOY, dermedge, refused, snapshot
 
-import fake_tensorrt
 from dermedge.data import generate
-from dermedge.evaluate.evidence import TableEvidence
-from dermedge_export.reference import PATH, reference_file
+from dermedge.evaluation.export_data import TableEvidence
+from dermedge_export.parity.reference import PATH, reference_file
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.trt_api import TensorRt
-from runtime import toy_onnx
+from dermedge_runtime.tensorrt.api import TensorRt
+from support import fake_tensorrt, toy_onnx
+from support.command import TOY, dermedge, refused, snapshot
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,17 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from command import TOY, dermedge, refused
 
 from dermedge.models import Network, Student, load_student
+from dermedge.models.model_folder import save_student
 from dermedge.models.network import Backbone
-from dermedge.models.student import save_student
+from dermedge_export.context import Workbench, module_run
 from dermedge_export.debug import debug
-from dermedge_export.golden import golden_cases
-from dermedge_export.workbench import Workbench, module_run
+from dermedge_export.synthetic.golden import golden_cases
 from dermedge_runtime.bundle import write_bundle
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.spec import Artifact, Label, Preprocess, Spec, Task, to_json
+from support.command import TOY, dermedge, refused
 
 OPSET = 18
 LABELS = (Label("nv", "Naevus", False), Label("mel", "Melanoma", True))
@@ -60,7 +60,7 @@ def damaged(student: Path, graph: bytes) -> tuple[Path, str]:
 
 @pytest.fixture(autouse=True)
 def traced(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dermedge_export.onnx.trace", lambda work, opset: graph)
+    monkeypatch.setattr("dermedge_export.exporters.onnx.trace", lambda work, opset: graph)
 
 
 def test_the_first_line_names_the_node_and_a_table_the_worst(student: Path, damaged: tuple[Path, str]) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import TOY, dermedge, refused
 
 from conftest import FakeRuntime, toy_content
 from dermedge.cli import targets as verb
-from dermedge.cli.targets import TargetState, targets
+from dermedge.workflows.targets import TargetState, targets
 from dermedge_export.target import TARGETS
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.errors import ElsewhereError
 from dermedge_runtime.model import RUNTIMES
+from support.command import TOY, dermedge, refused
 
 CANDIDATES = {
     "schema": "dermedge.candidates/1",

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import TOY, dermedge, process
 from PIL import Image
 
 import dermedge as library
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.synthetic.lesions import draw_lesion
+from support.command import TOY, dermedge, process
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from command import dermedge, process, refused, snapshot
 
 from dermedge.data import generate
+from support.command import dermedge, process, refused, snapshot
 
 SMALL = ("--epochs", "1", "--batch-size", "16", "--backbone", "resnet10t", "--backbone-arg", "stem_width=8")
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import click
 import pytest
-from command import TOY, dermedge
 from PIL import Image
 
 import dermedge as library
 from dermedge.cli import COMMANDS
-from dermedge.cli.doctor import doctor
-from dermedge.cli.targets import targets
 from dermedge.data import add, check, generate, split
-from dermedge.evaluate import evaluate
-from dermedge_export.golden import SHAPES
-from dermedge_export.lesions import draw_lesion
-from dermedge_export.workbench import module_run
+from dermedge.evaluation import evaluate
+from dermedge.workflows.doctor import doctor
+from dermedge.workflows.targets import targets
+from dermedge_export.context import module_run
+from dermedge_export.synthetic.golden import SHAPES
+from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.spec import to_json
+from support.command import TOY, dermedge
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import dermedge, refused, snapshot
 
 from dermedge.cli.teacher import import_command
 from dermedge.models import load_student
 from dermedge.models.formats import FORMATS
-from dermedge.models.importing import RESIZES, import_teacher
-from models.originals import DinoV2, randomised
+from dermedge.models.import_teacher import RESIZES, import_teacher
+from support.command import dermedge, refused, snapshot
+from support.originals import DinoV2, randomised
 
 NET = ("--backbone", "vit_small_patch14_dinov2")
 ARGS = [word for text in ("embed_dim=32", "depth=4", "num_heads=2") for word in ("--backbone-arg", text)]

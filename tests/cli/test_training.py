@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from command import dermedge, refused
 
 from dermedge.data import generate
+from support.command import dermedge, refused
 
 SMALL = ("--epochs", "1", "--batch-size", "16", "--backbone", "resnet10t", "--backbone-arg", "stem_width=8")
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from dermedge.data import digests, generate, project, read_table, split
-from dermedge.evaluate.evidence import TableEvidence
-from dermedge_export.exporter import export
+from dermedge.evaluation.export_data import TableEvidence
+from dermedge_export.export import export
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from dermedge.data import digests
-from dermedge.evaluate.evidence import TableEvidence
+from dermedge.evaluation.export_data import TableEvidence
 from dermedge.models import load_student
 from dermedge_export.calibration import Calibration, balanced_choice, check_calibration, procedural_calibration
-from dermedge_export.exporter import export
-from dermedge_export.jury import Jury, procedural_predictions
+from dermedge_export.export import export
+from dermedge_export.parity.evaluator import Jury, procedural_predictions
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Preprocess, Spec
-from train import small
+from support import small
 
 
 def made(count: int = 40, classes: dict[str, int] | None = None) -> Calibration:

@@ -10,29 +10,28 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import coreml_package
 import numpy as np
 import pytest
 import torch
 
 from dermedge.models import Network, Student
 from dermedge.models.network import Backbone
-from dermedge_export import coreml
 from dermedge_export.calibration import Calibration, check_calibration
 from dermedge_export.candidate import Candidate, candidates
-from dermedge_export.coreml import export_coreml
-from dermedge_export.coreml_ranges import ranges
-from dermedge_export.coreml_simulation import pixels, read_program
-from dermedge_export.golden import golden_cases
+from dermedge_export.context import Built, Workbench, module_run
+from dermedge_export.exporters.coreml import export as coreml
+from dermedge_export.exporters.coreml.export import export_coreml
+from dermedge_export.exporters.coreml.ranges import ranges
+from dermedge_export.exporters.coreml.simulation import pixels, read_program
+from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import IOS, IOS_16
-from dermedge_export.workbench import Built, Workbench, module_run
 from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.canonical_json import parse_json
 from dermedge_runtime.errors import DataError, MissingExtraError, UsageError
-from dermedge_runtime.files import parse_json
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
 from dermedge_runtime.verify import verify
-from train import small
+from support import coreml_package, small
 
 ROOT = Path(__file__).parents[2]
 LABELS = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))

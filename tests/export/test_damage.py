@@ -15,18 +15,18 @@ import pytest
 from onnx import helper, numpy_helper
 
 from dermedge.data import generate
-from dermedge.evaluate.evidence import TableEvidence
+from dermedge.evaluation.export_data import TableEvidence
 from dermedge.models import Student, load_student
-from dermedge_export import exporter
-from dermedge_export.exporter import export
-from dermedge_export.gate import blocks
-from dermedge_export.jury import Jury
+from dermedge_export import export as exporter
+from dermedge_export.context import Built, Simulation, module_run
+from dermedge_export.export import export
+from dermedge_export.parity.evaluator import Jury
+from dermedge_export.parity.gate import blocks
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Built, Simulation, module_run
 from dermedge_runtime.errors import GateError
 from dermedge_runtime.report import ParityReport
 from dermedge_runtime.spec import Postprocessing
-from train import small
+from support import small
 
 Damage = Callable[[onnx.ModelProto], None]
 

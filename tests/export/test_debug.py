@@ -15,11 +15,11 @@ from onnx import helper, numpy_helper
 from dermedge.models import Network, Student
 from dermedge.models.network import Backbone
 from dermedge_export.calibration import procedural_calibration
+from dermedge_export.context import Workbench, module_run
 from dermedge_export.debug import DebugReport, debug
-from dermedge_export.golden import golden_cases
-from dermedge_export.onnx import quiet
-from dermedge_export.quantize import Quantizer
-from dermedge_export.workbench import Workbench, module_run
+from dermedge_export.quantization.ptq import Quantizer
+from dermedge_export.synthetic.golden import golden_cases
+from dermedge_export.toolchain import quiet
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.golden import golden_files
@@ -58,7 +58,7 @@ def quantized(graph: bytes) -> bytes:
 @pytest.fixture
 def source(work: Workbench, graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Student:
     """The student, whose graph need not be traced again for every question."""
-    monkeypatch.setattr("dermedge_export.onnx.trace", lambda work, opset: graph)
+    monkeypatch.setattr("dermedge_export.exporters.onnx.trace", lambda work, opset: graph)
     assert isinstance(work.source, Student)
     return work.source
 

@@ -13,13 +13,15 @@ import pytest
 from conftest import folder_bytes
 from dermedge.cli import main
 from dermedge.data import digests, read_table
-from dermedge.evaluate.evidence import TableEvidence
+from dermedge.evaluation.export_data import TableEvidence
 from dermedge.models import Student, load_student
-from dermedge_export import exporter, jury, target
-from dermedge_export.exporter import export
-from dermedge_export.gate import LIMITS
+from dermedge_export import export as exporter
+from dermedge_export import target
+from dermedge_export.context import Built, module_run
+from dermedge_export.export import export
+from dermedge_export.parity import evaluator as jury
+from dermedge_export.parity.gate import LIMITS
 from dermedge_export.target import Target
-from dermedge_export.workbench import Built, module_run
 from dermedge_runtime import files
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import decode
@@ -28,8 +30,8 @@ from dermedge_runtime.golden import stable
 from dermedge_runtime.model import load
 from dermedge_runtime.spec import Postprocessing
 from dermedge_runtime.verify import verify
-from train import small
-from train.small import PREBUILT, die, edited, in_process
+from support import small
+from support.small import PREBUILT, die, edited, in_process
 
 NAME = "small-prebuilt.dermedge"
 

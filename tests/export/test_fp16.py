@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from dermedge_export.fp16 import activation_peaks, float_tensors, fragile, rounded_run, typed_fp16
+from dermedge_export.graph.fp16 import activation_peaks, float_tensors, fragile, rounded_run, typed_fp16
 
 W = "float[3,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}"
 IMAGES = np.array([[[[0, 30, 60]]], [[[90, 200, 0]]]], np.uint8)  # two of one pixel

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from dermedge_export.gate import LIMITS, Measurement, blocks, judge, limits_for, overall
+from dermedge_export.parity.gate import LIMITS, Measurement, blocks, judge, limits_for, overall
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.report import Interval, Limit, ParityReport
 

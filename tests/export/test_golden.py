@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from conftest import TOY_POSTPROCESSING, TOY_SPEC, FakeRuntime
-from dermedge_export.golden import golden_cases
-from dermedge_export.lesions import CLASSES
+from dermedge_export.synthetic.golden import golden_cases
+from dermedge_export.synthetic.lesions import CLASSES
 from dermedge_runtime.decode import decode
 from dermedge_runtime.golden import Case, golden_files, read_golden, stable
 from dermedge_runtime.preprocess import preprocess

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dermedge_export.lesions import CLASSES, Lesion, draw_lesion
+from dermedge_export.synthetic.lesions import CLASSES, Lesion, draw_lesion
 from dermedge_runtime.errors import UsageError
 
 
@@ -35,7 +35,7 @@ def contrast(lesion: Lesion) -> float:
 def test_same_seed_gives_same_bytes_in_a_fresh_process() -> None:
     code = (
         "import hashlib\n"
-        "from dermedge_export.lesions import draw_lesion\n"
+        "from dermedge_export.synthetic.lesions import draw_lesion\n"
         "for seed in range(6):\n"
         "    lesion = draw_lesion(seed)\n"
         "    print(hashlib.sha256(lesion.image.tobytes() + lesion.mask.tobytes()).hexdigest())\n"

@@ -10,7 +10,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from dermedge_export import metrics
+from dermedge_export.evaluation import metrics
 
 K = 4
 

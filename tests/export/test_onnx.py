@@ -14,16 +14,17 @@ import torch
 from dermedge.models import Network, Student, load_student
 from dermedge.models.network import Backbone
 from dermedge_export.candidate import Candidate
-from dermedge_export.onnx import METADATA_KEY, export_onnx
+from dermedge_export.context import Built, Workbench, module_run
+from dermedge_export.exporters.onnx import export_onnx
+from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Built, Workbench, module_run
 from dermedge_runtime.bundle import write_bundle
+from dermedge_runtime.canonical_json import parse_json
 from dermedge_runtime.errors import UsageError
-from dermedge_runtime.files import parse_json
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.model import load
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
-from train import small
+from support import small
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,9 +129,9 @@ import sys, hashlib, dermedge, dermedge_export, dermedge_runtime
 from pathlib import Path
 from dermedge.models import load_student
 from dermedge_export.candidate import Candidate
-from dermedge_export.onnx import export_onnx
+from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Workbench
+from dermedge_export.context import Workbench
 for package in (dermedge, dermedge_export, dermedge_runtime):
     assert Path(package.__file__).is_relative_to(sys.argv[2]), package.__file__
 work = Workbench(load_student(sys.argv[1]))
@@ -204,7 +205,7 @@ def test_an_operator_that_onnx_lacks_is_named_with_what_to_try() -> None:
 
 
 def test_a_graph_with_a_batch_of_one_answers_for_many(student: Student, artifact: Built, tmp_path: Path) -> None:
-    from dermedge_export.golden import golden_cases
+    from dermedge_export.synthetic.golden import golden_cases
 
     images = small.pixels(5).numpy()
     run = module_run(student.module)

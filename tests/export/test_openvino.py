@@ -20,20 +20,19 @@ import pytest
 from dermedge.models import Student, load_student
 from dermedge_export.calibration import procedural_calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.onnx import METADATA_KEY
+from dermedge_export.context import Built, Workbench, module_run
+from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Built, Workbench, module_run
 from dermedge_runtime.bundle import write_bundle
+from dermedge_runtime.canonical_json import parse_json
 from dermedge_runtime.errors import DermedgeError, MissingExtraError, UsageError
-from dermedge_runtime.files import parse_json
 from dermedge_runtime.openvino import OpenVinoRuntime
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.telemetry import no_telemetry
-from runtime import toy_onnx
-from train import small
+from support import small, toy_onnx
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="nncf is not installed")
-from dermedge_export.openvino import export_openvino, has_attention, likeness  # noqa: E402
+from dermedge_export.exporters.openvino import export_openvino, has_attention, likeness  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 XML, WEIGHTS = "model/model.xml", "model/model.bin"
@@ -227,9 +226,9 @@ for package in (dermedge_export, dermedge_runtime):
     assert Path(package.__file__).is_relative_to(sys.argv[1]), package.__file__
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.openvino import export_openvino
+from dermedge_export.exporters.openvino import export_openvino
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Workbench
+from dermedge_export.context import Workbench
 from dermedge_runtime.spec import Spec
 spec = Spec.from_json(json.loads(Path("spec.json").read_text()))
 calibration = Calibration(np.load("images.npy"), (), "procedural")
@@ -245,7 +244,9 @@ def test_layers_that_a_sweep_finds_sensitive_stay_in_fp32(student: Student, monk
     work = Workbench(student)
     graph = onnx.load_model_from_string(work.graph(CPU.opset))
     kept = [node.name for node in graph.graph.node if node.op_type == "Conv"][1:3]
-    monkeypatch.setattr("dermedge_export.openvino.sensitive_nodes", lambda work, target, candidate: tuple(kept))
+    monkeypatch.setattr(
+        "dermedge_export.exporters.openvino.sensitive_nodes", lambda work, target, candidate: tuple(kept)
+    )
     candidate = Candidate("int8", "openvino", "mixed", {"remaining": 0.1})
     found = export_openvino(work, CPU, candidate).artifact.details["kept_fp32"]
     assert {name.partition("/")[0] for name in found} == set(kept)

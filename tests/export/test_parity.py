@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from dermedge_export.calibrate import fit_postprocessing
-from dermedge_export.gate import blocks
-from dermedge_export.parity import parity
-from dermedge_export.predictions import Predictions, predict_table
+from dermedge_export.evaluation.postprocessing import fit_postprocessing
+from dermedge_export.evaluation.predictions import Predictions, predict_table
+from dermedge_export.parity.compare import parity
+from dermedge_export.parity.gate import blocks
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from dermedge_export.gate import blocks, chance
-from dermedge_export.parity import parity
-from dermedge_export.predictions import Predictions, ordinal_levels
+from dermedge_export.evaluation.predictions import Predictions, ordinal_levels
+from dermedge_export.parity.compare import parity
+from dermedge_export.parity.gate import blocks, chance
 from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
 
 SEVERITY = Task("severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in range(4)))

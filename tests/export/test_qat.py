@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.onnx import METADATA_KEY
-from dermedge_export.qat import fake_quantized, integer_graph, qat_graph
+from dermedge_export.context import Workbench
+from dermedge_export.graph.seal import METADATA_KEY
+from dermedge_export.quantization.qat import fake_quantized, integer_graph, qat_graph
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Workbench
 from dermedge_runtime.errors import DermedgeError, UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
-from train import small
+from support import small
 
 LABELS = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
 SPEC = Spec("tiny", "1", (Task("malignancy", "binary"), Task("diagnosis", "classify", LABELS)), Preprocess(32))
@@ -86,7 +86,7 @@ def shaken(twin: Any) -> Any:
 def made(request: pytest.FixtureRequest, source: Source, calibration: Calibration) -> tuple[dict[str, Any], Any, bytes]:
     """Options, the twin, and its graph."""
     twin = shaken(fake_quantized(source.module, calibration, **request.param))
-    return request.param, twin, integer_graph(twin, Workbench(source), CPU.opset)
+    return request.param, twin, integer_graph(twin, source.spec, CPU.opset)
 
 
 def asked(module: nn.Module, images: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class TestGraph:
     ) -> None:
         _, twin, graph = made
         before = copy.deepcopy(twin.state_dict())
-        assert integer_graph(copy.deepcopy(twin), Workbench(source), CPU.opset) == graph
+        assert integer_graph(copy.deepcopy(twin), source.spec, CPU.opset) == graph
         assert all(torch.equal(value, before[name]) for name, value in twin.state_dict().items())
         for trace in (b".py", b"site-packages", b"dermedge_export"):
             assert trace not in graph
@@ -240,7 +240,7 @@ class TestGraph:
             source.module.pointwise[2].bias[3] = 0.5135
             source.module.token.weight.zero_()
             source.module.token.bias.fill_(0.2467)
-        graph = integer_graph(fake_quantized(source.module, calibration), Workbench(source), CPU.opset)
+        graph = integer_graph(fake_quantized(source.module, calibration), source.spec, CPU.opset)
         model = onnx.load_model_from_string(graph)
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         inputs = [node.input for node in model.graph.node if node.op_type == "DequantizeLinear"]
@@ -251,7 +251,7 @@ class TestGraph:
 
     def test_the_batch_may_stay_open(self, source: Source, calibration: Calibration) -> None:
         twin = fake_quantized(source.module, calibration)
-        graph = integer_graph(twin, Workbench(source, dynamic_batch=True), CPU.opset)
+        graph = integer_graph(twin, source.spec, CPU.opset, dynamic_batch=True)
         images = small.pixels(6, seed=8)
         torch.testing.assert_close(answers(graph, images, batch=6), answers(graph, images), atol=1e-4, rtol=0)
 

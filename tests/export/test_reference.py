@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from dermedge_export.predictions import Predictions
-from dermedge_export.reference import PREFIX, read_reference, reference_file
+from dermedge_export.evaluation.predictions import Predictions
+from dermedge_export.parity.reference import PREFIX, read_reference, reference_file
+from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import BundleError, UsageError
-from dermedge_runtime.files import canonical_json
 from dermedge_runtime.spec import Postprocessing
 
 FITTED = {

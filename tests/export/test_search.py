@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dermedge_export import search as module
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.jury import Jury
-from dermedge_export.predictions import Predictions, Run
-from dermedge_export.search import Choice, search
+from dermedge_export.context import Built, Simulation, Workbench
+from dermedge_export.evaluation.predictions import Predictions, Run
+from dermedge_export.parity.evaluator import Jury
+from dermedge_export.selection import search as module
+from dermedge_export.selection.search import Choice, search
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Built, Simulation, Workbench
 from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
 from dermedge_runtime.model import Runtime
 from dermedge_runtime.spec import Artifact, Label, Preprocess, Spec, Task

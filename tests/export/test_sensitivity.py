@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from dermedge_export.calibration import procedural_calibration
-from dermedge_export.onnx import METADATA_KEY, quiet
-from dermedge_export.sensitivity import choose_kept, drift_from, sweep
+from dermedge_export.graph.seal import METADATA_KEY
+from dermedge_export.quantization.sensitivity import choose_kept, drift_from, sweep
+from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.spec import Preprocess
 

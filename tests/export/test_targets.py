@@ -1,8 +1,8 @@
 import pytest
 
 from dermedge_export.candidate import AUTO, candidates, chosen
-from dermedge_export.exporter import EXPORTERS, TOLERANCE
-from dermedge_export.gate import FAMILIES, limits_for
+from dermedge_export.export import EXPORTERS, TOLERANCE
+from dermedge_export.parity.gate import FAMILIES, limits_for
 from dermedge_export.target import TARGETS, Target, all_targets, families, find_target, instruction_set
 from dermedge_runtime.bundle import LARGEST_TOLERANCE
 from dermedge_runtime.errors import UsageError

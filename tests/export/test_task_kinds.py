@@ -11,25 +11,25 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
-from cli.command import dermedge
 from conftest import toy_content
 from dermedge.data import read_table
 from dermedge.data.masks import read_mask
-from dermedge.evaluate import EvaluationReport, evaluate
-from dermedge.exporting import export
+from dermedge.evaluation import EvaluationReport, evaluate
 from dermedge.models import Network, Student, save_student
-from dermedge.models.contract import make_spec
 from dermedge.models.network import Backbone
-from dermedge_export.calibrate import fit_mask_threshold
-from dermedge_export.predictions import Predictions, decode_table, ordinal_levels
-from dermedge_export.workbench import Workbench
+from dermedge.models.new_spec import make_spec
+from dermedge.workflows.export import export
+from dermedge_export.context import Workbench
+from dermedge_export.evaluation.postprocessing import fit_mask_threshold
+from dermedge_export.evaluation.predictions import Predictions, decode_table, ordinal_levels
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import ordinal_level
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.model import load
 from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
 from dermedge_runtime.verify import verify
-from train import small
+from support import small
+from support.command import dermedge
 
 KINDS = (
     toy_content()["spec"].tasks[0],

@@ -13,10 +13,9 @@ from dermedge.models import Network, Student
 from dermedge.models.network import Backbone
 from dermedge_export.calibration import procedural_calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.fp16 import SMALLEST
-from dermedge_export.onnx import METADATA_KEY
-from dermedge_export.target import JETSON_AGX_ORIN
-from dermedge_export.tensorrt import (
+from dermedge_export.context import Built, Workbench, module_run
+from dermedge_export.exporters.tensorrt.check import check_tensorrt
+from dermedge_export.exporters.tensorrt.export import (
     activation_edges,
     activation_thresholds,
     cast_pixels_first,
@@ -24,9 +23,10 @@ from dermedge_export.tensorrt import (
     typed_int8,
     weighted,
 )
-from dermedge_export.thresholds import entropy_threshold
-from dermedge_export.trt_check import check_tensorrt
-from dermedge_export.workbench import Built, Workbench, module_run
+from dermedge_export.graph.fp16 import SMALLEST
+from dermedge_export.graph.seal import METADATA_KEY
+from dermedge_export.quantization.saturation import entropy_threshold
+from dermedge_export.target import JETSON_AGX_ORIN
 from dermedge_runtime.errors import DermedgeError, UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
 
@@ -234,7 +234,7 @@ class TestInt8:
                 counts.append(Counter(node.op_type for node in model.graph.node)["DequantizeLinear"])
             return tuple(layers[:1])
 
-        monkeypatch.setattr("dermedge_export.sensitivity.choose_kept", choose)
+        monkeypatch.setattr("dermedge_export.quantization.sensitivity.choose_kept", choose)
         artifact = export_tensorrt(workbench(CNN), JETSON_AGX_ORIN, Candidate("int8+fp16", "tensorrt", "mixed"))
         assert counts[0] == counts[1] + 2
         assert artifact.artifact.details["kept_fp16"] == layers[:1]

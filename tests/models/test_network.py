@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 import torch
 
-from dermedge.models.contract import check_input
 from dermedge.models.network import Backbone, Coral, Network, feature_map
+from dermedge.models.new_spec import check_input
 from dermedge_runtime.decode import decode, ordinal_level
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
-from train.small import pixels
+from support.small import pixels
 
 LEVELS = tuple(Label(str(level), f"severity {level}") for level in range(4))
 DIAGNOSIS = Task("diagnosis", "classify", (Label("nv", "nevus"), Label("mel", "melanoma"), Label("df", "fibroma")))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conftest import toy_content
-from dermedge.evaluate.report import (
+from dermedge.evaluation.report import (
     EvaluatedImage,
     EvaluationReport,
     Fairness,
@@ -24,7 +24,7 @@ from dermedge.evaluate.report import (
 )
 from dermedge.report import html, text, write_report
 from dermedge.report.images import choose
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.decode import Provenance
 from dermedge_runtime.errors import BundleError, DataError, DermedgeError, UsageError

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-import toy_onnx
 from PIL import Image
 
-from dermedge_runtime.bench import bench, device, percentiles, photograph
+from dermedge_runtime.bench import bench, percentiles, photograph
 from dermedge_runtime.errors import BundleError, ImageError, UsageError
+from dermedge_runtime.hardware import device
 from dermedge_runtime.spec import to_json
+from support import toy_onnx
 
 
 @pytest.fixture(scope="module")

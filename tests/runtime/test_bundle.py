@@ -17,9 +17,10 @@ import pytest
 
 from conftest import TOY_SPEC, folder_bytes, toy_cases, toy_content
 from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.canonical_json import canonical_json, pretty_json
 from dermedge_runtime.container import zip_bytes
 from dermedge_runtime.errors import BundleError, UsageError
-from dermedge_runtime.files import canonical_json, pretty_json, sha256_hex
+from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.golden import golden_files, read_golden
 from dermedge_runtime.spec import Postprocessing
 

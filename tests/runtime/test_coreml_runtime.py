@@ -34,7 +34,7 @@ def description(
     size: int = SIZE, *, colour: str = "RGB", kind: str = "FLOAT32", outputs: Mapping[str, list[int]] | None = None
 ) -> Any:
     """What Core ML says of a model's inputs and outputs, in its own format."""
-    from dermedge_export.coreml import silence
+    from dermedge_export.toolchain import silence
 
     with silence():
         from coremltools.proto import FeatureTypes_pb2, Model_pb2

@@ -13,17 +13,9 @@ from pathlib import Path
 import pytest
 import rfc8785
 
+from dermedge_runtime.canonical_json import canonical_json, parse_json, pretty_json, read_json
 from dermedge_runtime.errors import BundleError, DataError, DermedgeError, MissingExtraError, UsageError
-from dermedge_runtime.files import (
-    atomic_folder,
-    atomic_write,
-    canonical_json,
-    parse_json,
-    pretty_json,
-    read_json,
-    sha256_file,
-    sha256_hex,
-)
+from dermedge_runtime.files import atomic_folder, atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.registry import entries, load_entry, lookup, pick
 
 # RFC 8785, appendix B: IEEE 754 bits and the text they must become.

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import toy_onnx
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import BundleError, ImageError, MissingExtraError, UsageError
 from dermedge_runtime.model import Model, load
+from support import toy_onnx
 
 IMAGES = [toy_onnx.draw_image(seed)[0] for seed in range(6)]
 BAD = b"not an image"

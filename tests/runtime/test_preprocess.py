@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference_resize
 from PIL import Image, ImageCms
 
-from dermedge_export.lesions import draw_lesion
+from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.errors import ImageError
 from dermedge_runtime.preprocess import decode_image, preprocess, reduced_scale
 from dermedge_runtime.spec import Preprocess
+from support import reference_resize
 
 ORIENTED = {
     1: lambda a: a,

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from train import small
+from support import small
 
 
 @pytest.fixture(scope="session")

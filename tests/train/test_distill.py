@@ -12,11 +12,11 @@ import torch
 
 from dermedge.data import digests, generate, read_table
 from dermedge.models import Network, load_student
-from dermedge.models.init import narrow
+from dermedge.models.initialize import narrow
 from dermedge.train import Schedule
 from dermedge.train.distill import turned
 from dermedge_runtime.errors import DataError, UsageError
-from train.small import NARROW, SIZE, die, die_before, edited, flat, in_process, learn, pixels, train
+from support.small import NARROW, SIZE, die, die_before, edited, flat, in_process, learn, pixels, train
 
 SHORT = Schedule(epochs=1, batch_size=16)
 

@@ -17,7 +17,7 @@ from dermedge.train import Schedule
 from dermedge.train.loop import Fitted, fit
 from dermedge.train.losses import adjusted_cross_entropy
 from dermedge_runtime.errors import DataError, UsageError
-from train.small import SCHEDULE, SIZE, WIDE, die, die_before, edited, flat, in_process, pixels, train
+from support.small import SCHEDULE, SIZE, WIDE, die, die_before, edited, flat, in_process, pixels, train
 
 SHORT = Schedule(epochs=1, batch_size=16)
 
@@ -58,7 +58,7 @@ class TestResult:
 
     def test_the_model_gives_the_recorded_score(self, data: Path, teacher: Path) -> None:
         from dermedge.train.samples import Frames, read_samples
-        from dermedge_export.metrics import balanced_accuracy
+        from dermedge_export.evaluation.metrics import balanced_accuracy
 
         model = load_student(teacher)
         samples, tasks = read_samples(data)

@@ -27,7 +27,7 @@ from dermedge.train.hybrid.model import Branch, HybridStudent
 from dermedge.train.hybrid.pretrain import doubts
 from dermedge.train.hybrid.recipe import HybridRecipe as Recipe
 from dermedge_runtime.errors import DataError, UsageError
-from train import small
+from support import small
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 RECIPE = replace(

@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from dermedge.models import Network, Student
+from dermedge.models.model_folder import save_student
 from dermedge.models.network import Backbone
-from dermedge.models.student import save_student
 from dermedge.train import Schedule
 from dermedge.train.qat import QuantizationAwareTraining
 from dermedge.train.samples import Frames, read_samples
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.qat import fake_quantized, qat_graph
+from dermedge_export.context import Workbench
+from dermedge_export.quantization.qat import fake_quantized, qat_graph
 from dermedge_export.target import CPU
-from dermedge_export.workbench import Workbench
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Preprocess, Spec
-from train.small import SIZE, die, edited, flat, in_process
+from support.small import SIZE, die, edited, flat, in_process
 
 CANDIDATE = Candidate("int8", "onnx", "qat", {"activations": "u8"}, "trained")
 SCHEDULE = Schedule(epochs=7, batch_size=16, lr=3e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.8, patience=9)

@@ -14,7 +14,7 @@ from dermedge.train.tasks import derive_tasks
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Preprocess
-from train.small import SIZE, edited, in_process
+from support.small import SIZE, edited, in_process
 
 KEYS = [(row, number) for row in (0, 1, 5, 9) for number in (0, 1, 7)]
 

@@ -10,23 +10,23 @@ import torch
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
-from dataset.tables import shared
 from dermedge.data import read_table
 from dermedge.data.masks import output_grid, read_mask
 from dermedge.models import Student, load_student
-from dermedge.models.contract import make_spec
 from dermedge.models.network import Backbone
+from dermedge.models.new_spec import make_spec
 from dermedge.train import Schedule
 from dermedge.train.distill import Distillation
-from dermedge.train.record import Run
+from dermedge.train.run_record import Run
 from dermedge.train.samples import Frames, read_samples
-from dermedge.train.targets import target
-from dermedge_export.metrics import dice
+from dermedge.train.supervision import target
+from dermedge_export.evaluation.metrics import dice
 from dermedge_runtime.decode import ordinal_level, segment_mask
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import Preprocess, Task
-from train import small
-from train.small import EXPORTED, SIZE, edited, flat, learn, pixels, train
+from support import small
+from support.small import EXPORTED, SIZE, edited, flat, learn, pixels, train
+from support.tables import shared
 from train.test_finetune import record
 
 SHORT = Schedule(epochs=1, batch_size=16)

@@ -15,24 +15,25 @@ from lightning_fabric.strategies import DDPStrategy, FSDPStrategy
 from torch.optim.swa_utils import update_bn
 
 from dermedge.data.table import SPLITS
-from dermedge.models.contract import check_input, make_preprocess, make_spec
-from dermedge.models.init import BATCH_NORMS, initialise
+from dermedge.models.initialize import BATCH_NORMS, initialise
+from dermedge.models.model_folder import Student, load_student, save_student
 from dermedge.models.network import Backbone, Network, count_parameters
-from dermedge.models.student import Student, load_student, save_student
+from dermedge.models.new_spec import check_input, make_preprocess, make_spec
 from dermedge.train.hybrid.crops import Crops, Shares, batches
 from dermedge.train.hybrid.distributed import PATIENCE, launched, roll_call
+from dermedge.train.hybrid.label_space import label_space
 from dermedge.train.hybrid.model import Branch, HybridStudent, LabelHead, has_patches
 from dermedge.train.hybrid.prototypes import make_prototypes
 from dermedge.train.hybrid.recipe import PRESETS, HybridRecipe
 from dermedge.train.hybrid.sources import Sources, read_sources
-from dermedge.train.hybrid.space import label_space
 from dermedge.train.hybrid.trainer import Trainer
+from dermedge.train.lineage import choose_backbone, identity, inherited, init_digest, init_rows, origin
 from dermedge.train.loop import keep_freed_memory
-from dermedge.train.origin import choose_backbone, identity, inherited, init_digest, init_rows, origin
-from dermedge.train.record import Run
+from dermedge.train.run_record import Run
 from dermedge.train.samples import Frames
+from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, DermedgeError, UsageError
-from dermedge_runtime.files import canonical_json, sha256_hex
+from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Task, to_json
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dermedge.data.split import with_split
 from dermedge.data.table import Table, digests, read_table, table_digest
-from dermedge.train.hybrid.space import Flags, label_space, sources_vocabulary, targets
+from dermedge.train.hybrid.label_space import Flags, label_space, sources_vocabulary, targets
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import sha256_hex
 

@@ -11,7 +11,7 @@ from lightly.models.utils import update_momentum
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from dermedge.models.init import BATCH_NORMS
+from dermedge.models.initialize import BATCH_NORMS
 from dermedge.train.hybrid.crops import Batch, Grid
 from dermedge.train.hybrid.distributed import world_max, world_sum
 from dermedge.train.hybrid.losses import dino_loss, ibot_loss, koleo_loss, label_loss, sinkhorn_knopp
@@ -20,7 +20,7 @@ from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.schedule import Rates, apply_rates, parameter_groups, rates
 from dermedge.train.hybrid.sources import UNREADABLE, Sources
 from dermedge.train.loop import CHECKPOINT
-from dermedge.train.record import Run
+from dermedge.train.run_record import Run
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.progress import Progress
 

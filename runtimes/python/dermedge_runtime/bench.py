@@ -2,12 +2,10 @@
 
 import io
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import IO, cast
@@ -17,6 +15,7 @@ from PIL import Image
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import EngineError, ImageError, UsageError
+from dermedge_runtime.hardware import device
 from dermedge_runtime.model import Model, load
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
@@ -25,8 +24,6 @@ from dermedge_runtime.report import LatencyReport, Percentiles
 # The shape of a twelve-megapixel phone photograph.
 PHOTO = (4032, 3024)
 COLD_STARTS = 3
-X86_FLAGS = ("avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-ARM_FLAGS = ("neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2")
 
 # The first prediction of a process as a user would write it; then what stays resident after a few more.
 FRESH_PROCESS = """
@@ -124,30 +121,7 @@ def percentiles(milliseconds: Sequence[float]) -> Percentiles:
     return Percentiles(p50, p90, p99, float(values.mean()), len(values))
 
 
-def device() -> Mapping[str, str]:
-    """What this computer is: system, machine, CPU with the flags that matter to engines, cores, Python."""
-    fields = _cpuinfo()
-    flags = (fields.get("flags") or fields.get("Features") or "").split()
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
-        "flags": " ".join(flag for flag in (*X86_FLAGS, *ARM_FLAGS) if flag in flags),
-        "cores": str(os.cpu_count() or 1),
-        "python": platform.python_version(),
-    }
-
-
 def _silent(done: int, total: int, note: str) -> None: ...
-
-
-def _cpuinfo() -> dict[str, str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return {}
-    pairs = [line.partition(":") for line in reversed(lines) if ":" in line]
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
+from dermedge_runtime.canonical_json import canonical_json, parse_json, pretty_json
 from dermedge_runtime.container import (
     DAMAGED,
     MANIFEST,
@@ -21,15 +22,7 @@ from dermedge_runtime.container import (
     zip_bytes,
 )
 from dermedge_runtime.errors import BundleError, DermedgeError, UsageError
-from dermedge_runtime.files import (
-    atomic_folder,
-    atomic_write,
-    canonical_json,
-    check_free,
-    parse_json,
-    pretty_json,
-    sha256_hex,
-)
+from dermedge_runtime.files import atomic_folder, atomic_write, check_free, sha256_hex
 from dermedge_runtime.spec import Artifact, Json, Postprocessing, Spec, Status, take, to_json
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dermedge_runtime.canonical_json import parse_json, pretty_json
 from dermedge_runtime.errors import BundleError, UsageError
-from dermedge_runtime.files import parse_json, pretty_json
 from dermedge_runtime.spec import IDENTIFIER, Json, take
 
 SCHEMA = "dermedge.golden/1"

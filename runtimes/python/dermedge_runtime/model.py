@@ -26,10 +26,10 @@ Item = tuple[Pixels, float]
 
 # By artifact format (the default), and by the engine's own name.
 RUNTIMES = {
-    "onnx": "dermedge_runtime.ort:OrtRuntime",
-    "onnxruntime": "dermedge_runtime.ort:OrtRuntime",
+    "onnx": "dermedge_runtime.onnxruntime:OrtRuntime",
+    "onnxruntime": "dermedge_runtime.onnxruntime:OrtRuntime",
     "openvino": "dermedge_runtime.openvino:OpenVinoRuntime",
-    "tensorrt": "dermedge_runtime.trt:TensorRtRuntime",
+    "tensorrt": "dermedge_runtime.tensorrt.runtime:TensorRtRuntime",
     "coreml": "dermedge_runtime.coreml:CoreMlRuntime",
 }
 GROUP = "dermedge.runtimes"

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import EngineError, MissingExtraError, UsageError
+from dermedge_runtime.signal_stack import kept_signal_stack
 from dermedge_runtime.signature import AGAIN, Port, check_signature
-from dermedge_runtime.sigstack import kept_signal_stack
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.telemetry import no_telemetry
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dermedge_runtime.canonical_json import parse_json
 from dermedge_runtime.errors import BundleError
-from dermedge_runtime.files import parse_json
 from dermedge_runtime.spec import Json
 from dermedge_runtime.spec import Status as Status
 

@@ -1,0 +1,116 @@
+"""`run.json`: what a training was asked, what it saw, what came out; and whether a folder already holds that run."""
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dermedge.models.model_folder import Role, Student, load_student
+from dermedge.train.loop import CHECKPOINT
+from dermedge_runtime.canonical_json import canonical_json, read_json
+from dermedge_runtime.errors import DataError, UsageError
+from dermedge_runtime.files import atomic_write, sha256_hex
+
+PACKAGES = ("dermedge", "torch", "timm", "albumentations", "lightning-fabric", "torch-pruning", "numpy", "pillow")
+RUN = "run.json"
+MODELS = ("student.json", "teacher.json")
+CACHE = "cache"
+
+
+@dataclass
+class Run:
+    """One training in one folder: opened before the work, closed after it. `images` identifies the image files."""
+
+    folder: Path
+    command: str
+    role: Role
+    settings: Mapping[str, Any]
+    images: str
+    started: float = field(default_factory=time.perf_counter)
+    cpu_started: float = field(default_factory=lambda: sum(os.times()[:2]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the command and its settings, data and initial weights included."""
+        return sha256_hex(canonical_json({"command": self.command, **self.settings}))
+
+    def finished(self, *, overwrite: bool) -> Student | None:
+        """The model that this very run left here earlier, or None if there is work to do. Nothing is written.
+
+        Raises:
+            UsageError: the folder holds another run, and `overwrite` is not given.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file: choose a folder with -o.")
+        if overwrite:
+            return None
+        earlier = self._earlier()
+        if earlier is not None and earlier.get("finished"):
+            return load_student(self.folder)
+        # A kill in the very first write leaves an unfinished run.json under a hidden name.
+        found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
+        if earlier is None and found:
+            raise UsageError(f"{self.folder} already holds something else: choose another folder, or pass --overwrite.")
+        return None
+
+    def open(self, *, overwrite: bool) -> None:
+        """Claim the folder. What another run left goes first, so that no kill mixes the two; a killed run's own
+        checkpoint and cache stay.
+        """
+        earlier = None if overwrite else self._earlier()
+        if earlier is None:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / CACHE, ignore_errors=True)
+        else:
+            self.started -= earlier.get("wall_seconds", 0.0)
+            self.cpu_started -= earlier.get("cpu_seconds", 0.0)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write(finished=False)
+        for name in MODELS:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def write(self, *, finished: bool, **results: Any) -> None:
+        """Write run.json; what a kill leaves says `finished: false`."""
+        data = {
+            "schema": "dermedge.run/1",
+            "command": self.command,
+            "fingerprint": self.fingerprint,
+            "finished": finished,
+            "settings": self.settings,
+            "images": self.images,
+            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+            "wall_seconds": round(time.perf_counter() - self.started, 2),
+            "cpu_seconds": round(sum(os.times()[:2]) - self.cpu_started, 2),
+            **results,
+        }
+        atomic_write(self.folder / RUN, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def close(self, outcome: Any, **results: Any) -> None:
+        """Record the results, the fields of the dataclass `outcome` among them, and delete what only a resumed run
+        needs.
+        """
+        self.write(finished=True, **asdict(outcome), **results)
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / CACHE, ignore_errors=True)
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """The record of this very run, if the folder holds it."""
+        path = self.folder / RUN
+        data = read_json(path, DataError) if path.is_file() else None
+        if not isinstance(data, dict) or data.get("fingerprint") != self.fingerprint:
+            return None
+        return data if data.get("images", self.images) == self.images else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,360 @@
+"""`export`: a student becomes a bundle for a target, measured against the student before anyone sees it."""
+
+import contextlib
+import glob
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dermedge_export.calibration import check_calibration
+from dermedge_export.candidate import AUTO, Candidate, chosen
+from dermedge_export.context import Built, Exportable, Exporter, Retrain, Workbench, module_run
+from dermedge_export.model_card import licences, model_card
+from dermedge_export.parity.evaluator import Evidence, Jury
+from dermedge_export.parity.gate import blocks
+from dermedge_export.parity.reference import reference_file
+from dermedge_export.selection.search import Choice, Tried, search
+from dermedge_export.synthetic.golden import golden_cases
+from dermedge_export.target import Target, find_target
+from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.canonical_json import pretty_json
+from dermedge_runtime.container import MANIFEST
+from dermedge_runtime.errors import BundleError, DataError, GateError, UsageError
+from dermedge_runtime.files import check_free
+from dermedge_runtime.golden import golden_files
+from dermedge_runtime.hardware import device
+from dermedge_runtime.model import Runtime, load
+from dermedge_runtime.progress import Progress
+from dermedge_runtime.registry import lookup
+from dermedge_runtime.report import ParityReport
+from dermedge_runtime.spec import Json, Postprocessing, Spec, to_json
+from dermedge_runtime.verify import verify
+
+EXPORTERS: dict[str, str] = {
+    "onnx": "dermedge_export.exporters.onnx:export_onnx",
+    "openvino": "dermedge_export.exporters.openvino:export_openvino",
+    "tensorrt": "dermedge_export.exporters.tensorrt.export:export_tensorrt",
+    "coreml": "dermedge_export.exporters.coreml.export:export_coreml",
+}
+GROUP = "dermedge.exporters"
+# Absolute, on logits: what engines and CPUs differ by in the order of their sums, and in how they round to few bits.
+TOLERANCE = {
+    "fp32": 1e-3,
+    "fp16": 0.05,
+    "bf16": 0.25,
+    "w8": 0.05,
+    "palettized": 0.05,
+    "int8": 0.25,
+    "int8+fp16": 0.5,
+    "w8a8": 0.5,
+}
+LEFTOVER_SECONDS = 24 * 3600
+PREFIX = 16  # hex digits of a training image's sha256: enough to find it again
+CACHE = ".candidates"
+
+
+def export(
+    source: Exportable,
+    target: str | Target,
+    out: Path | str,
+    *,
+    evidence: Evidence | None = None,
+    training_images: Sequence[str] = (),
+    precision: str | None = None,
+    engine: str | None = None,
+    dynamic_batch: bool = False,
+    allow_parity_failure: bool = False,
+    budget_minutes: float = 30.0,
+    retrain: Retrain | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Build candidates, choose one on val, judge it on test, and write `OUT/NAME-TARGET.dermedge`.
+
+    With `evidence`, quantization is calibrated on its train split, postprocessing is fitted on its val split for the
+    very artifact, and the gate judges the winner on its test split, once. Without, only agreement with the student on
+    procedural lesions is gated, and nothing is fitted. The bundle has passed `verify` before it stands at its place, as
+    far as its engine runs here; after an error, or a kill, nothing stands there.
+
+    Args:
+        source: the model.
+        target: name of a target, or one.
+        out: folder to write into.
+        evidence: labelled images.
+        training_images: sha256 of the image files that the model has learned from; the bundle keeps prefixes of them.
+        precision: one of the target's; None is its first, `auto` tries all and takes the best that passes.
+        engine: only artifacts for this engine, where a target has several.
+        dynamic_batch: leave the batch size open; it is 1 by default.
+        allow_parity_failure: write the bundle although the gate failed, which its manifest records.
+        budget_minutes: after that no further candidate is begun.
+        retrain: quantization-aware training, for when nothing else keeps the accuracy.
+        overwrite: replace an older bundle.
+        progress: told what is being done.
+
+    Raises:
+        UsageError: an unknown target, or the bundle exists and may not be replaced.
+        DataError: the model has learned from test images, or calibration images are unfit.
+        GateError: the artifact lost more than its target allows.
+        MissingExtraError: a toolchain is not installed.
+        BundleError: the written bundle did not verify.
+    """
+    shop = Workshop.opened(
+        source, evidence=evidence, training_images=training_images, dynamic_batch=dynamic_batch, retrain=retrain
+    )
+    return shop.export(
+        target,
+        out,
+        precision=precision,
+        engine=engine,
+        allow_parity_failure=allow_parity_failure,
+        budget_minutes=budget_minutes,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A student and the jury of its artifacts; targets that are exported from one workshop share traces and answers."""
+
+    work: Workbench
+    jury: Jury
+    training_images: tuple[str, ...]
+
+    @classmethod
+    def opened(
+        cls,
+        source: Exportable,
+        *,
+        evidence: Evidence | None = None,
+        training_images: Sequence[str] = (),
+        dynamic_batch: bool = False,
+        retrain: Retrain | None = None,
+    ) -> "Workshop":
+        """Arguments and errors as of `export`."""
+        work = Workbench(source, dynamic_batch=dynamic_batch, retrain=retrain)
+        jury = Jury(source.spec, module_run(source.module), evidence)
+        if evidence is not None:
+            check_leakage(evidence, training_images)
+            work.calibration_source = lambda: _calibration(evidence)
+        return cls(work, jury, tuple(training_images))
+
+    def export(
+        self,
+        target: str | Target,
+        out: Path | str,
+        *,
+        precision: str | None = None,
+        engine: str | None = None,
+        allow_parity_failure: bool = False,
+        budget_minutes: float = 30.0,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Bundle:
+        """One bundle; arguments and errors as of the function `export`."""
+        target = target if isinstance(target, Target) else find_target(target)
+        tell = progress or (lambda done, total, note: None)
+        candidates = chosen(target, precision, engine, device()["flags"].split())
+        path = Path(out) / f"{self.work.spec.name}-{target.name}.dermedge"
+        check_free(path, overwrite=overwrite, marker=MANIFEST)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        rejected: tuple[Tried, ...] = ()
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            drafts = _Drafts(self.work.spec, target, Path(folder))
+            for wanted in _attempts(candidates, precision):
+                choice = search(
+                    self.work,
+                    target,
+                    wanted,
+                    self.jury,
+                    _exporter,
+                    drafts.start,
+                    exhaustive=precision == AUTO,
+                    allow_failure=allow_parity_failure,
+                    budget_minutes=budget_minutes,
+                    cache=path.parent / CACHE if precision == AUTO else None,
+                    progress=progress,
+                ).after(rejected)
+                with drafts.start(choice.built) as runtime:
+                    tell(0, 1, f"judging {choice.built.artifact.precision} on {self.jury.basis('test')}")
+                    verdict = _verdict(self.jury, choice, runtime, target)
+                    if verdict.reasons and not allow_parity_failure:
+                        rejected = choice.rejected(verdict.reasons)
+                        continue
+                    tell(0, 1, "drawing golden cases")
+                    entries = _parity_entries(verdict, target, path)
+                    files = self._files(choice, verdict, target, entries, runtime)
+                    tell(0, 1, "verifying the bundle")
+                    final = drafts.write(Path(folder) / "final", choice.built, verdict.fitted, entries, files)
+                    _must_verify(final, runtime)
+                return final.save(path, overwrite=overwrite)
+        raise GateError(
+            f"The {choice.built.artifact.precision} artifact for {target.name} is not the same model: "
+            f"{' '.join(verdict.reasons)} No bundle was written; --allow-parity-failure writes it all the same and "
+            "records that."
+        )
+
+    def _learned_from(self, choice: Choice) -> list[str]:
+        """sha256 of every image that the artifact has learned from, sorted: the student's, and what quantization-aware
+        training saw.
+        """
+        images, evidence = set(self.training_images), self.jury.evidence
+        if evidence is not None and choice.built.artifact.details.get("method") == "qat":
+            seen = [*evidence.digests("train"), *evidence.digests("val")]
+            check_leakage(evidence, seen)
+            images.update(seen)
+        return sorted(images)
+
+    def _files(
+        self, choice: Choice, verdict: "_Verdict", target: Target, entries: Json, runtime: Runtime
+    ) -> dict[str, bytes]:
+        """What travels beside the model. `reports/` holds the parity, how the artifact was chosen, what the model has
+        learned from, and for a target that is judged elsewhere the student's own answers, so that it can be judged
+        there without torch.
+        """
+        jury, spec, artifact = self.jury, self.work.spec, choice.built.artifact
+        # The reference is the network that was trained, not the merged one that is exported.
+        cases = golden_cases(spec, jury.reference, runtime.run, verdict.fitted)
+        learned = "".join(f"{digest[:PREFIX]}\n" for digest in self._learned_from(choice))
+        files = {
+            **golden_files(cases),
+            "reports/parity.json": pretty_json(to_json(verdict.report)),
+            "reports/candidates.json": pretty_json(choice.to_json() | {"basis": jury.basis("val")}),
+            "reports/training_images.txt": learned.encode(),
+            "modelcard.md": model_card(spec, artifact, verdict.fitted, verdict.report, entries["device"]).encode(),
+            **licences(spec),
+        }
+        if jury.evidence is not None and not target.native:
+            student, fitted = jury.student("test"), jury.fit(jury.student("val"))
+            digests = jury.evidence.digests("test")
+            files["reports/reference.json"] = reference_file(student, digests, fitted, jury.basis("test"))
+        return files
+
+
+def _attempts(candidates: Sequence[Candidate], precision: str | None) -> list[list[Candidate]]:
+    """What is searched, and what in its place where the winner fails on test and no precision was insisted on: fp32
+    alone, which computes what the student computes. No second rounded candidate is tried on test.
+    """
+    exact = [candidate for candidate in candidates if candidate.precision == "fp32"]
+    return [list(candidates), exact] if exact and precision in (None, AUTO) else [list(candidates)]
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The winner on test: its parity, what was fitted for it, and why the gate stays shut, if it does."""
+
+    report: ParityReport
+    fitted: Mapping[str, Postprocessing]
+    reasons: list[str]
+
+
+def _verdict(jury: Jury, choice: Choice, runtime: Runtime, target: Target) -> _Verdict:
+    fitted = jury.fit(choice.val)
+    # Without evidence there is nothing beyond what it has answered already.
+    answers = choice.val if jury.evidence is None else jury.ask("test", runtime.run)
+    report = jury.judge("test", answers, fitted, choice.built.artifact.precision, runtime, target)
+    return _Verdict(report, fitted, blocks(report))
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    """Bundles under construction, in a folder that nobody sees."""
+
+    spec: Spec
+    target: Target
+    folder: Path
+
+    @contextlib.contextmanager
+    def start(self, built: Built) -> Iterator[Runtime]:
+        """The engine that runs an artifact on this machine, or what imitates it."""
+        if built.simulation is not None:
+            yield built.simulation
+            return
+        # What this machine has in place of the device's own engine.
+        engine = self.target.host if built.artifact.format == self.target.format else None
+        with (
+            tempfile.TemporaryDirectory(dir=self.folder) as folder,
+            load(self.write(Path(folder) / "draft", built, {}, {}, {}), engine=engine) as model,
+        ):
+            yield model.runtime
+
+    def write(
+        self,
+        path: Path,
+        built: Built,
+        fitted: Mapping[str, Postprocessing],
+        parity_entries: Mapping[str, Any],
+        files: Mapping[str, bytes],
+    ) -> Bundle:
+        """A bundle at `path` inside the folder."""
+        if built.artifact.precision not in TOLERANCE:
+            raise UsageError(f"No tolerance is known for precision {built.artifact.precision!r}: add it to TOLERANCE.")
+        tolerance = TOLERANCE[built.artifact.precision]
+        return write_bundle(
+            path,
+            spec=self.spec,
+            artifact=built.artifact,
+            postprocessing=fitted,
+            tolerance={task.name: tolerance for task in self.spec.tasks},
+            parity=parity_entries or {"host": {"status": "not_run"}, "device": {"status": "not_run"}},
+            files={**built.files, **files},
+        )
+
+
+def _exporter(name: str) -> Exporter:
+    exporter: Exporter = lookup("format", name, EXPORTERS, GROUP)
+    return exporter
+
+
+def _calibration(evidence: Evidence) -> Any:
+    calibration = evidence.calibration()
+    check_calibration(calibration, {split: evidence.digests(split) for split in ("val", "test")}, evidence.name)
+    return calibration
+
+
+def _must_verify(bundle: Bundle, runtime: Runtime) -> None:
+    answer = verify(bundle, runtime=runtime)
+    if answer.status != "passed":
+        failed = next(check for check in answer.checks if check.status != "passed")
+        raise BundleError(f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written.")
+
+
+def _sweep(path: Path) -> None:
+    """Delete what killed exports to `path` left beside it. One that is younger than a day may still be at work."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):
+            if leftover.is_dir() and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(leftover)
+
+
+def check_leakage(evidence: Evidence, training_images: Sequence[str]) -> None:
+    """Raise DataError if the model has learned from an image that it would be judged on."""
+    seen = set(training_images) & set(evidence.digests("test"))
+    if seen:
+        raise DataError(
+            f"{len(seen)} test images of {evidence.name} are among those that the model has learned from: "
+            "judge it on other images, or train it again on this table's own split."
+        )
+
+
+def _parity_entries(verdict: _Verdict, target: Target, path: Path) -> Json:
+    """The manifest's `parity`: this machine is the exporting host, and the device too where the target is native."""
+    report = verdict.report
+    entry: Json = {
+        "status": report.status,
+        "basis": report.basis,
+        "cases": report.cases,
+        "engine": report.engine,
+        "hardware": report.hardware,
+        "report": "reports/parity.json",
+    }
+    if verdict.reasons:
+        entry["allowed_failures"] = verdict.reasons
+    if target.native:
+        return {"host": entry, "device": entry}
+    return {"host": entry, "device": {"status": "not_run", "todo": target.todo.format(bundle=path.name)}}

@@ -1,0 +1,54 @@
+"""Golden cases: procedural lesions with the numbers that every platform must get from them."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dermedge_export.evaluation.predictions import Run
+from dermedge_export.synthetic.lesions import CLASSES, draw_lesion
+from dermedge_runtime.decode import decode
+from dermedge_runtime.golden import Case, stable
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.spec import Postprocessing, Spec
+
+# (height, width): landscape, portrait, square, odd sides, and one smaller than most networks' input.
+SHAPES = ((192, 256), (256, 192), (224, 224), (201, 267), (97, 131), (192, 341))
+
+
+def golden_cases(
+    spec: Spec, reference: Run, candidate: Run, postprocessing: Mapping[str, Postprocessing]
+) -> list[Case]:
+    """A case per class and shape, with the outputs of the fp32 student and of the artifact on this machine.
+
+    Args:
+        spec: tasks and preprocessing.
+        reference: the fp32 student, from uint8 [1, S, S, 3] to outputs [1, ...] by task.
+        candidate: the artifact on this machine's engine.
+        postprocessing: what the artifact's bundle decodes with.
+    """
+    cases = []
+    for number, (dx, (height, width)) in enumerate(zip(CLASSES, SHAPES, strict=True)):
+        lesion = draw_lesion(1000 + number, dx=dx, fitzpatrick=number % 6 + 1, height=height, width=width)
+        png = io.BytesIO()
+        Image.fromarray(lesion.image).save(png, "PNG", optimize=True)
+        tensor = preprocess(png.getvalue(), spec.preprocess, exact=True)
+        expected = _single(candidate, tensor)
+        prediction = decode(expected, spec, postprocessing).to_json()
+        cases.append(
+            Case(
+                f"{dx}-{height}x{width}",
+                png.getvalue(),
+                tensor,
+                _single(reference, tensor),
+                expected,
+                stable(prediction),
+            )
+        )
+    return cases
+
+
+def _single(run: Run, tensor: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    return {name: np.asarray(output[0], np.float32) for name, output in run(tensor[None]).items()}

@@ -1,0 +1,197 @@
+"""Every call of TensorRT's Python API, in names that 10 and 11 share.
+
+The names are checked against NVIDIA's own bindings of 10.3 and 11.4 (tests/runtime/test_trt.py). In 11 a network is
+strongly typed and nothing else; in 10 it is when asked, so both take the precision from the ONNX file and neither gets
+a precision flag.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dermedge_runtime.errors import ElsewhereError, EngineError
+from dermedge_runtime.tensorrt.cuda import Cuda
+
+MAJORS = ("10", "11")
+FLAGS: Mapping[str, Any] = {"strongly_typed": True, "tf32": False, "batch": 1}
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class TensorRt:
+    """TensorRT on this machine's GPU: the module `tensorrt`, and the memory that its engines work in."""
+
+    def __init__(self, trt: Any, cuda: Cuda) -> None:
+        self.trt, self.cuda = trt, cuda
+        self.version = str(trt.__version__)
+        self.gpu = cuda.gpu()
+        self.logger = _logger(trt)
+        if self.version.partition(".")[0] not in MAJORS:
+            raise EngineError(f"TensorRT {self.version} is not supported: install 10 or 11 (JetPack 6.1 brings 10.3).")
+
+    @classmethod
+    def open(cls, bundle: Path) -> "TensorRt":
+        """TensorRT as this machine has it, to run the bundle at a path.
+
+        Raises:
+            ElsewhereError: it has none, or no GPU.
+            EngineError: its TensorRT is too old or too new.
+        """
+        try:
+            import tensorrt
+
+            cuda = Cuda.open()
+        except (ImportError, OSError, EngineError) as error:
+            raise ElsewhereError(
+                f"TensorRT is not on this machine, or no NVIDIA GPU ({error}): on the Jetson, run `dermedge build "
+                f"{bundle}`; the ONNX in it can be checked here by `dermedge verify {bundle} --engine onnxruntime`."
+            ) from error
+        return cls(tensorrt, cuda)
+
+    def build(self, onnx: bytes, *, workspace: int | None, timings: bytes) -> tuple[bytes, bytes]:
+        """An engine for this GPU and this TensorRT, and what was learned of how fast its kernels are.
+
+        Args:
+            onnx: a typed model with explicit Q/DQ; an open batch size becomes 1.
+            workspace: bytes that a layer may use for intermediate results; by default all of the GPU's.
+            timings: of an earlier build, or nothing. Those of another GPU or TensorRT are not used.
+
+        Raises:
+            EngineError: TensorRT refuses the model, or runs out of memory.
+        """
+        trt = self.trt
+        self.cuda.activate()
+        self.logger.errors.clear()
+        builder = trt.Builder(self.logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, self.logger)
+        if not parser.parse(onnx):
+            reasons = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+            raise EngineError(
+                f"TensorRT {self.version} cannot read the model ({'; '.join(reasons)}): "
+                "install a newer TensorRT, or export the model again."
+            )
+        image = network.get_input(0)
+        if image.shape[0] == -1:
+            image.shape = (1, *tuple(image.shape)[1:])
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the precision is read back from
+        config.clear_flag(trt.BuilderFlag.TF32)  # a layer that is kept in fp32 is kept for its accuracy
+        if workspace is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+        known = config.create_timing_cache(timings)
+        if known is None or not config.set_timing_cache(known, False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise self.failure("cannot build an engine", "close other programs, or give less memory with --workspace.")
+        return bytes(plan), bytes(config.get_timing_cache().serialize())
+
+    def load(self, plan: bytes) -> "Engine":
+        """A built engine, ready to run.
+
+        Raises:
+            EngineError: it was built for another GPU or TensorRT, or is damaged, or memory runs out.
+        """
+        return Engine(self, plan)
+
+    def failure(self, what: str, remedy: str) -> EngineError:
+        """What went wrong, in TensorRT's own last words."""
+        reason = self.logger.errors[-1] if self.logger.errors else "without a reason"
+        return EngineError(f"TensorRT {self.version} {what} ({reason}): {remedy}")
+
+
+class Engine:
+    """A deserialized engine with the GPU memory for one image. May be shared by threads, which wait for each other."""
+
+    def __init__(self, machine: TensorRt, plan: bytes) -> None:
+        trt, self._machine, self._cuda = machine.trt, machine, machine.cuda
+        self._cuda.activate()
+        machine.logger.errors.clear()
+        # TensorRT wants the runtime to outlive its engines, and an engine its contexts.
+        self._runtime = runtime = trt.Runtime(machine.logger)
+        self._engine = engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise machine.failure("refuses the engine", "run `dermedge build` on its bundle again, with --rebuild.")
+        self._context = context = engine.create_execution_context()
+        if context is None:
+            raise machine.failure("cannot start the engine", "close other programs that use the GPU.")
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            side = self.inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else self.outputs
+            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+            side[name] = Tensor(dtype, tuple(int(n) for n in engine.get_tensor_shape(name)))
+        self._lock = threading.Lock()
+        self._stream = self._cuda.stream()
+        self._memory = {name: self._allocate(name, tensor) for name, tensor in (self.inputs | self.outputs).items()}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs for contiguous inputs of the engine's own types and shapes. Raises EngineError."""
+        outputs = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in self.outputs.items()}
+        with self._lock:
+            context = self._context
+            if context is None:
+                raise EngineError("The TensorRT engine is closed: load the bundle again.")
+            self._cuda.activate()
+            for name, array in inputs.items():
+                self._cuda.upload(array, self._memory[name], self._stream)
+            if not context.execute_async_v3(self._stream):
+                raise self._machine.failure("failed while running", "run `dermedge verify` on the bundle.")
+            for name, array in outputs.items():
+                self._cuda.download(self._memory[name], array, self._stream)
+            self._cuda.wait(self._stream)
+        return outputs
+
+    def layers(self) -> list[str]:
+        """What TensorRT tells of each layer, JSON."""
+        inspector = self._engine.create_engine_inspector()
+        form = self._machine.trt.LayerInformationFormat.JSON
+        return [str(inspector.get_layer_information(index, form)) for index in range(self._engine.num_layers)]
+
+    def close(self) -> None:
+        """Give the GPU's memory back, once the image that is being computed is done. Closing again does nothing."""
+        with self._lock:
+            if self._context is None:
+                return
+            self._cuda.activate()
+            for address in self._memory.values():
+                self._cuda.free(address)
+            self._cuda.drop(self._stream)
+            self._context = self._engine = self._runtime = None
+
+    def _allocate(self, name: str, tensor: Tensor) -> int:
+        address = self._cuda.allocate(int(np.prod(tensor.shape)) * tensor.dtype.itemsize)
+        if not self._context.set_tensor_address(name, address):
+            raise self._machine.failure(
+                f"refuses memory for {name!r}", "run `dermedge build` on its bundle again, with --rebuild."
+            )
+        return address
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that prints nothing and keeps the errors, so that an exception can say them."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(msg.strip())
+
+    return Log()

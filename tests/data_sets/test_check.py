@@ -1,0 +1,269 @@
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dermedge.data import CheckReport, Finding, check, read_table, with_split
+from dermedge.data.leaks import giveaways, missingness
+from dermedge_runtime.spec import to_json
+from support.tables import picture, save, shared, write_csv
+
+Rows = list[dict[str, object]]
+
+
+def sound(path: Path) -> Rows:
+    rows: Rows = [
+        {
+            "image_id": f"i{n}",
+            "image": f"images/i{n}.png",
+            "mask": "",
+            "lesion_id": f"L{n}",
+            "patient_id": "",
+            "dx": "mel" if n % 4 == 0 else "nv",
+            "split": "train" if n < 8 else "test" if n % 4 else "val",
+        }
+        for n in range(16)
+    ]
+    for n in range(16):
+        save(path / f"images/i{n}.png", n)
+    return rows
+
+
+def found(path: Path, rows: Rows) -> dict[str, Finding]:
+    write_csv(path / "metadata.csv", rows)
+    return {finding.code: finding for finding in check(path).findings}
+
+
+def test_a_sound_set_has_nothing_to_complain_about(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    for row in rows:
+        row["split"] = ""
+    write_csv(tmp_path / "metadata.csv", rows)
+    report = check(tmp_path)
+    assert (report.status, report.images, report.groups) == ("ok", 16, 16)
+    assert report.classes == {"nv": 12, "mel": 4}
+    assert [finding.code for finding in report.findings] == ["no_split"]
+
+
+def damage(kind: str) -> Callable[[Path], None]:
+    def cut(path: Path) -> None:
+        buffer = io.BytesIO()
+        picture(99, (400, 300)).save(buffer, "JPEG")
+        path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 3])
+
+    def animate(path: Path) -> None:
+        picture(1).save(path, "GIF", save_all=True, append_images=[picture(2)])
+
+    def bomb(path: Path) -> None:
+        data = bytearray((path.parent / "i3.png").read_bytes())
+        data[16:24] = (60_000).to_bytes(4, "big") * 2
+        path.write_bytes(bytes(data))
+
+    return {
+        "empty": lambda path: path.write_bytes(b"") and None,
+        "text": lambda path: path.write_bytes(b"not an image") and None,
+        "truncated": cut,
+        "animated": animate,
+        "bomb": bomb,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "animated", "bomb"])
+def test_an_unreadable_image_is_an_error(kind: str, tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    damage(kind)(tmp_path / "images/i5.png")
+    findings = found(tmp_path, rows)
+    assert findings["unreadable_image"].level == "error"
+    assert findings["unreadable_image"].examples[0].startswith("images/i5.png: ")
+    assert findings["unreadable_image"].count == 1
+
+
+def test_missing_and_unlisted_files_are_named(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    (tmp_path / "images/i5.png").rename(tmp_path / "images/lost.png")
+    write_csv(tmp_path / "metadata.csv", rows)
+    report = check(tmp_path)
+    findings = {finding.code: finding for finding in report.findings}
+    assert report.status == "error"
+    assert findings["missing_image"].examples == ("images/i5.png",)
+    assert (findings["unlisted_image"].level, findings["unlisted_image"].examples) == ("info", ("images/lost.png",))
+
+
+def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    for n, size in enumerate([(48, 40), (40, 48)]):
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.new("1", size).save(tmp_path / f"masks/{n}.png")
+    for n in range(3):
+        rows[n]["mask"] = f"masks/{n}.png"
+    bad = found(tmp_path, rows)["bad_mask"]
+    assert bad.count == 2
+    assert bad.examples == ("masks/1.png: it is 40x48, its image 48x40", "masks/2.png: there is no such file")
+
+
+def test_tiny_and_even_images_are_named(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    picture(1, (1, 1)).save(tmp_path / "images/i5.png")
+    Image.new("RGB", (64, 64), (200, 150, 140)).save(tmp_path / "images/i6.png")
+    findings = found(tmp_path, rows)
+    assert findings["tiny_image"].examples == ("images/i5.png: 1x1",)
+    assert "images/i6.png" in findings["flat_image"].examples
+
+
+def test_copies_are_judged_by_where_they_stand(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    shutil.copy(tmp_path / "images/i1.png", tmp_path / "images/i2.png")
+    shutil.copy(tmp_path / "images/i3.png", tmp_path / "images/i9.png")
+    shutil.copy(tmp_path / "images/i4.png", tmp_path / "images/i5.png")
+    rows[2]["lesion_id"] = "L1"
+    findings = found(tmp_path, rows)
+    assert (findings["exact_duplicate"].level, findings["exact_duplicate"].examples) == ("info", ("i1 = i2",))
+    assert findings["exact_duplicate_across_splits"].level == "error"
+    assert findings["exact_duplicate_across_splits"].examples == ("i3 = i9",)
+    assert findings["exact_duplicate_across_groups"].level == "warning"
+    assert findings["exact_duplicate_across_groups"].examples == ("i4 = i5",)
+    assert findings["contradicting_labels"].examples == ("i4 = i5",)
+
+
+@pytest.mark.parametrize("change", ["jpeg", "resized", "brighter", "retouched"])
+def test_an_altered_copy_is_still_found(change: str, tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    picture(3, (240, 200)).save(tmp_path / "images/i3.png")
+    image = picture(3, (240, 200))
+    if change == "resized":
+        image = image.resize((150, 125))
+    if change == "brighter":
+        image = image.point(lambda value: min(255, int(value * 1.1) + 5))
+    if change == "retouched":
+        image.paste((10, 10, 10), (4, 4, 14, 10))
+    image.save(tmp_path / "images/i9.png", format="JPEG", quality=40 if change == "jpeg" else 90)
+    findings = found(tmp_path, rows)
+    assert findings["near_duplicate_across_splits"].examples == ("i3 = i9",)
+    assert findings["near_duplicate_across_splits"].count == 1
+
+
+def test_lesions_and_patients_in_two_splits_are_errors(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    rows[3]["lesion_id"] = rows[9]["lesion_id"] = "twice"
+    rows[4]["patient_id"] = rows[12]["patient_id"] = "someone"
+    findings = found(tmp_path, rows)
+    assert findings["lesion_in_two_splits"].level == "error"
+    assert findings["lesion_in_two_splits"].examples == ("twice",)
+    assert findings["patient_in_two_splits"].examples == ("someone",)
+
+
+def test_a_group_joined_by_a_row_without_split_is_found(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    rows[5].update(split="", lesion_id=rows[3]["lesion_id"], patient_id="p")
+    rows[9]["patient_id"] = "p"
+    findings = found(tmp_path, rows)
+    assert findings["group_in_two_splits"].level == "error"
+    assert "lesion_in_two_splits" not in findings
+
+
+def test_classes_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    rows[1]["dx"] = "df"
+    findings = found(tmp_path, rows)
+    assert findings["few_groups"].examples == ("df: 1 groups",)
+    assert "class_not_in_split" in findings
+
+
+def labelled(malignant: list[int], **columns: list[object]) -> pd.DataFrame:
+    frame = pd.DataFrame({"malignant": np.asarray(malignant, float), **columns})
+    return frame.assign(dx=np.where(frame["malignant"] == 1, "mel", "nv"), group=[str(n) for n in frame.index])
+
+
+def test_missingness_that_tells_is_found_and_chance_is_not() -> None:
+    rng = np.random.default_rng(0)
+    malignant = rng.integers(0, 2, 300)
+    told = ["" if label == 0 and rng.random() < 0.6 else "2" for label in malignant]
+    weakly = ["" if rng.random() < 0.2 + 0.5 * label else "2" for label in malignant]
+    chance = ["" if rng.random() < 0.3 else "2" for _ in malignant]
+    leaks = missingness(labelled(malignant.tolist(), told=told, weakly=weakly, chance=chance))
+    assert [leak.column for leak in leaks] == ["told", "weakly"]
+    assert leaks[0].message.startswith(f"All {told.count('')} rows without told are benign")
+    assert leaks[0].count == told.count("")
+
+
+def test_repeat_photographs_of_one_lesion_are_no_evidence() -> None:
+    frame = labelled([1] * 3 + [0] * 100, column=[""] * 3 + ["x"] * 100)
+    frame["group"] = ["a"] * 3 + [f"b{n // 50}" for n in range(100)]
+    assert missingness(frame) == []
+
+
+def test_columns_that_give_the_label_away_are_found() -> None:
+    rng = np.random.default_rng(0)
+    malignant = rng.integers(0, 2, 300).tolist()
+    proof = ["histo" if label or rng.random() < 0.3 else "follow_up" for label in malignant]
+    score = [label + rng.normal(0, 0.2) for label in malignant]
+    site = [rng.choice(["back", "face", "hand"]) for _ in malignant]
+    age = [rng.normal(50 + 10 * label, 15) for label in malignant]
+    leaks = giveaways(labelled(malignant, proof=proof, score=score, site=site, age=age))
+    assert [leak.column for leak in leaks] == ["proof", "score"]
+    assert "every malignant row has histo" in leaks[0].message
+
+
+def test_file_properties_that_give_the_label_away_are_found(tmp_path: Path) -> None:
+    rows: Rows = []
+    for n in range(60):
+        name, size = (f"images/i{n}.png", (40, 40)) if n % 2 else (f"images/i{n}.jpg", (44, 40))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        picture(n, size).save(tmp_path / name)
+        rows.append({"image_id": f"i{n}", "image": name, "dx": "nv" if n % 2 else "mel"})
+    write_csv(tmp_path / "metadata.csv", rows)
+    columns = [f.examples[0] for f in check(tmp_path).findings if f.code == "column_gives_label_away"]
+    assert columns == ["image suffix", "image size"]
+
+
+def test_the_report_is_json(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    for n, row in enumerate(rows):
+        row.update(sex=("female", "male", "")[n % 3], age=6 * n, fitzpatrick=n % 6 + 1)
+    write_csv(tmp_path / "metadata.csv", rows)
+    report = check(tmp_path)
+    assert json.loads(json.dumps(to_json(report)))["subgroups"]["sex"]["female"] == {
+        "images": 6,
+        "malignant": 2,
+        "benign": 4,
+    }
+    assert list(report.subgroups["age"]) == ["0-19", "20-39", "40-59", "60-79", "80+"]
+    assert report.splits["train"] == {"nv": 6, "mel": 2}
+
+
+@pytest.fixture(scope="module")
+def pad() -> CheckReport:
+    return check(shared("pad_ufes_20"))
+
+
+def test_pad_ufes_20_tells_the_label_by_what_is_missing(pad: CheckReport) -> None:
+    telling = {f.examples[0]: f.message for f in pad.findings if f.code == "missingness_predicts_label"}
+    assert telling["fitzpatrick"].startswith("All 201 rows without fitzpatrick are benign")
+    assert set(telling) == {"fitzpatrick", "sex", "diameter_1", "diameter_2"}
+    giving = {f.examples[0] for f in pad.findings if f.code == "column_gives_label_away"}
+    assert giving == {"dx_type", "dx_raw", "biopsed"}
+    assert pad.status == "warning"
+
+
+def test_pad_ufes_20_has_too_few_dark_skins_for_a_claim(pad: CheckReport) -> None:
+    small = next(f for f in pad.findings if f.code == "small_subgroup" and f.message.startswith("fitzpatrick"))
+    assert {"5 (2)", "6 (1)"} <= set(small.examples)
+
+
+def test_ham10000_gives_the_label_away_by_its_proof_and_repeats_an_image() -> None:
+    table = read_table(shared("ham10000"))
+    # One picture under two names; and two pairs of lesions whose perceptual hashes are alike and which are not.
+    pairs = ["ISIC_0024777", "ISIC_0029938", "ISIC_0024437", "ISIC_0032612", "ISIC_0026224", "ISIC_0031302"]
+    some = table.frame[table.frame["image_id"].isin(pairs) | (table.frame.index % 16 == 0)]
+    report = check(with_split(table.replace(some)))
+    findings = {finding.code: finding for finding in report.findings}
+    assert findings["column_gives_label_away"].examples == ("dx_type",)
+    assert findings["exact_duplicate"].examples == ("ISIC_0024777 = ISIC_0029938",)
+    assert "near_duplicate_across_groups" not in findings
+    assert "near_duplicate_across_splits" not in findings

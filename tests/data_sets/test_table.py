@@ -1,0 +1,187 @@
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dermedge.data import COLUMNS, digests, groups, read_table, table_digest
+from dermedge_runtime.errors import DataError
+from support.tables import save, shared, write_csv
+
+TWO = [{"image_id": "a", "image": "images/a.png"}, {"image_id": "b", "image": "images/b.png"}]
+
+
+def with_cells(**cells: object) -> list[dict[str, object]]:
+    """Two rows, the second with these cells."""
+    return [{**dict.fromkeys(cells, ""), **TWO[0]}, {**TWO[1], **cells}]
+
+
+def test_two_columns_are_enough(tmp_path: Path) -> None:
+    write_csv(tmp_path / "metadata.csv", TWO)
+    table = read_table(tmp_path)
+    assert list(table.frame.columns) == list(COLUMNS)
+    assert table.frame["dx"].tolist() == ["", ""]
+    assert table.frame["age"].isna().all()
+    assert table.path(table.frame["image"][0]) == tmp_path / "images/a.png"
+
+
+def test_values_are_read_as_what_they_mean(tmp_path: Path) -> None:
+    write_csv(
+        tmp_path / "metadata.csv",
+        with_cells(dx="Melanoma", age="55.0", sex="F", fitzpatrick="IV", severity=2, site="unknown", dx_type="histo"),
+    )
+    row = read_table(tmp_path).frame.iloc[1]
+    assert (row.dx, row.malignant, row.age, row.sex, row.fitzpatrick) == ("mel", 1, 55, "female", 4)
+    assert (row.severity, row.site, row.dx_type) == (2, "", "histo")
+
+
+def test_a_rows_own_malignancy_wins_over_its_labels(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": str(n), "image": f"{n}.png", "dx": dx, "malignant": own}
+        for n, (dx, own) in enumerate([("akiec", 1), ("akiec", 0), ("akiec", ""), ("nv", "true"), ("nv", ""), ("", "")])
+    ]
+    write_csv(tmp_path / "metadata.csv", rows)
+    found = read_table(tmp_path).frame["malignant"].tolist()
+    assert found[:2] == [1, 0]
+    assert found[3:5] == [1, 0]
+    assert math.isnan(found[2])
+    assert math.isnan(found[5])
+
+
+def test_a_label_is_read_as_its_source_means_it(tmp_path: Path) -> None:
+    write_csv(tmp_path / "metadata.csv", with_cells(dx="SCC", source="isic2019"))
+    assert read_table(tmp_path).frame["dx"][1] == "scc"
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"dx": "melonoma"}, r"row 3, column dx.*'melonoma'.*did you mean 'mel'"),
+        ({"malignant": "maybe"}, r"row 3: malignant is 'maybe'.*write 1, 0"),
+        ({"age": "150"}, r"row 3: age is '150'"),
+        ({"age": "fifty"}, r"row 3: age is 'fifty'"),
+        ({"fitzpatrick": "7"}, r"row 3: fitzpatrick is '7'.*1 to 6"),
+        ({"fitzpatrick": "2.5"}, r"row 3: fitzpatrick is '2.5'"),
+        ({"severity": "-1"}, r"row 3: severity is '-1'"),
+        ({"split": "validation"}, r"row 3: split is 'validation'.*train, val or test"),
+        ({"image_id": "a"}, r"row 3: image_id 'a' is already listed in row 2"),
+        ({"image": "images/a.png"}, r"row 3: image 'images/a.png' is already listed in row 2"),
+        ({"image": "./images//a.png"}, r"row 3: image './images//a.png' is already listed"),
+        ({"image": ""}, r"row 3: image is empty"),
+        ({"image": "../secret.png"}, r"row 3: image '../secret.png' is not a path inside"),
+        ({"image": "/etc/passwd"}, r"row 3: image '/etc/passwd' is not a path inside"),
+        ({"mask": "a/../../b.png"}, r"row 3: mask 'a/../../b.png' is not a path inside"),
+    ],
+)
+def test_a_bad_cell_is_named_with_its_row(tmp_path: Path, cells: dict[str, object], message: str) -> None:
+    write_csv(tmp_path / "metadata.csv", with_cells(**cells))
+    with pytest.raises(DataError, match=message) as error:
+        read_table(tmp_path)
+    assert str(tmp_path / "metadata.csv") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"image_id,image\n", "header but no rows"),
+        (b"image_id,file\na,b\n", "no column 'image'.*image_id, file"),
+        (b"image_id,image,image\na,b,c\n", "the column 'image' twice"),
+        (b"image_id,image\na,b,c\n", "row 2 has 3 fields where the header has 2"),
+        (b"image_id,image\na,b\nc\n", "row 3 has 1 fields"),
+        (b'image_id,image\na,"b\n', "not CSV"),
+        ("image_id,image\nä,b\n".encode("latin-1"), "not UTF-8"),
+        ("image_id,image\na,b\n".encode("utf-16"), "not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "metadata.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path)
+
+
+def test_places_without_a_table_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no metadata\.csv"):
+        read_table(tmp_path)
+    with pytest.raises(DataError, match="There is no folder or file"):
+        read_table(tmp_path / "nowhere")
+    (tmp_path / "table.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"neither a folder, nor a \.csv nor a \.parquet"):
+        read_table(tmp_path / "table.xlsx")
+    (tmp_path / "table.parquet").write_bytes(b"PAR0")
+    with pytest.raises(DataError, match="not a readable Parquet"):
+        read_table(tmp_path / "table.parquet")
+
+
+def test_row_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+    text = '\ufeffimage_id,image,caption,dx\r\na,a.png,"two\r\nlines",nv\r\n\r\nb,b.png,,oops\r\n'
+    (tmp_path / "metadata.csv").write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(DataError, match=r"row 5, column dx.*'oops'"):
+        read_table(tmp_path)
+
+
+def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "image_id": ["a", "b"],
+            "image": ["a.png", "b.png"],
+            "lesion_id": [53.0, None],
+            "age": [41.0, None],
+            "malignant": [True, None],
+            "dx": ["mel", None],
+        }
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text(
+        "image_id,image,lesion_id,age,malignant,dx\na,a.png,53,41,1,mel\nb,b.png,,,,\n", encoding="utf-8"
+    )
+    parquet, csv = read_table(tmp_path / "t.parquet"), read_table(tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(parquet.frame, csv.frame)
+    assert table_digest(parquet) == table_digest(csv)
+
+
+def grouped(rows: list[tuple[str, str, str]]) -> list[str]:
+    frame = pd.DataFrame(rows, columns=["lesion_id", "patient_id", "source"], dtype="str")
+    return groups(frame.assign(image_id=[f"i{n}" for n in range(len(rows))])).tolist()
+
+
+def test_rows_are_joined_by_lesion_and_patient_even_through_others() -> None:
+    rows = [("L1", "", ""), ("L2", "P1", ""), ("L1", "P1", ""), ("", "P2", ""), ("", "", ""), ("", "", "")]
+    assert grouped(rows) == ["i0", "i0", "i0", "i3", "i4", "i5"]
+
+
+def test_ids_count_within_their_source() -> None:
+    assert grouped([("1", "1", "pad"), ("1", "", "ham"), ("1", "", "pad")]) == ["i0", "i1", "i0"]
+
+
+def test_digests_and_table_digest_notice_changes_and_nothing_else(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.png", 1)
+    save(tmp_path / "images/b.png", 2)
+    write_csv(tmp_path / "metadata.csv", TWO)
+    table = read_table(tmp_path)
+    before, said = digests(table), table_digest(table)
+    assert list(before.index) == ["a", "b"]
+
+    write_csv(tmp_path / "metadata.csv", TWO[::-1])
+    assert table_digest(read_table(tmp_path)) == said
+    write_csv(tmp_path / "metadata.csv", with_cells(dx="nv"))
+    assert table_digest(read_table(tmp_path)) != said
+
+    save(tmp_path / "images/b.png", 3)
+    after = digests(table)
+    assert after["a"] == before["a"]
+    assert after["b"] != before["b"]
+    (tmp_path / "images/a.png").unlink()
+    with pytest.raises(DataError, match=r"images/a\.png.*cannot be read"):
+        digests(table)
+
+
+def test_real_tables() -> None:
+    table = read_table(shared("pad_ufes_20"))
+    akiec = table.frame[table.frame["dx"] == "akiec"]
+    assert len(akiec) > 50
+    assert (akiec["malignant"] == 0).all()
+    assert groups(table.frame).nunique() <= table.frame["patient_id"].nunique()
+    ham = read_table(shared("ham10000"))
+    assert (ham.frame.loc[ham.frame["dx"] == "akiec", "malignant"] == 1).all()
+    assert groups(ham.frame).nunique() == ham.frame["lesion_id"].nunique()

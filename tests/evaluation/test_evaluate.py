@@ -1,0 +1,310 @@
+import dataclasses
+import json
+from hashlib import sha256
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from conftest import FakeRuntime, toy_content
+from dermedge.data.table import read_table
+from dermedge.evaluation import evaluate, table_predictions
+from dermedge.evaluation.table_predictions import age_band
+from dermedge_runtime import model
+from dermedge_runtime.bundle import write_bundle
+from dermedge_runtime.errors import DataError, EngineError, UsageError
+from dermedge_runtime.model import load
+from dermedge_runtime.report import Interval
+from dermedge_runtime.spec import Postprocessing, Spec, Task, to_json
+
+# The fake engine answers with the mean colour: red is a naevus, green a melanoma, blue akiec.
+BRIGHT = {"nv": 0, "mel": 1, "akiec": 2}
+
+
+@pytest.fixture(autouse=True)
+def _fake_engine(monkeypatch):
+    monkeypatch.setitem(model.RUNTIMES, "fake", "conftest:FakeRuntime")
+
+
+def make_data(folder, rows):
+    """A data set of noise whose mean colour leans towards `looks`; other keys are columns of the table."""
+    (folder / "images").mkdir(parents=True)
+    rng, table = np.random.default_rng(0), []
+    for number, row in enumerate(rows):
+        row = dict(row)
+        pixels = rng.integers(60, 160, (40, 48, 3), np.uint8)
+        pixels[..., BRIGHT[row.pop("looks")]] += np.uint8(row.pop("by", 30))
+        row = {"image_id": f"i{number}", "image": f"images/i{number}.png", "split": "test"} | row
+        Image.fromarray(pixels).save(folder / row["image"])
+        table.append(row)
+    pd.DataFrame(table).to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+def make_bundle(path, **changes):
+    content = toy_content()
+    content["files"] |= changes.pop("files", {})
+    write_bundle(path, **content | changes)
+    return path
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """The toy, with a threshold that some of the melanomas reach and some of the naevi do not."""
+    return make_bundle(tmp_path / "fair.dermedge", postprocessing={"malignancy": Postprocessing(0.8, 0.33)})
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Sixty test images of forty lesions, a few wrong; ten training images that must not count."""
+    rng = np.random.default_rng(1)
+    names = list(BRIGHT)
+    rows = []
+    for number in range(60):
+        dx = names[number % 3]
+        looks = dx if rng.random() < 0.7 else names[rng.integers(3)]
+        who = {"sex": ["male", "female", ""][number % 3 - 1], "age": [25, 45, 72.5, ""][number % 4]}
+        skin = {"fitzpatrick": [1, 6, ""][number // 20], "site": "back" if number < 30 else ""}
+        rows.append(
+            {"dx": dx, "looks": looks, "by": int(rng.integers(5, 40)), "lesion_id": f"L{number * 2 // 3}"} | who | skin
+        )
+    rows += [{"dx": "nv", "looks": "mel", "split": "train", "lesion_id": f"T{i}"} for i in range(10)]
+    return make_data(tmp_path / "data", rows)
+
+
+def test_metrics_are_those_of_what_the_model_predicts_one_by_one(data, bundle):
+    report = evaluate(bundle, data, replicates=200)
+    table = read_table(data).of("test").frame
+    with load(bundle) as loaded:
+        answers = [loaded.predict(data / image, exact=True) for image in table["image"]]
+    predicted = [answer.labels[0].id for answer in answers]
+    scores = np.array([answer.malignancy for answer in answers])
+    decided = np.array([answer.decision == "malignant" for answer in answers])
+    known, truth = table["dx"] != "akiec", table["dx"] == "mel"
+    metrics = {name: found.value for name, found in report.overall.metrics.items()}
+    assert metrics["accuracy"] == pytest.approx((table["dx"] == predicted).mean())
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(table["dx"], predicted))
+    assert metrics["malignant_auroc"] == pytest.approx(roc_auc_score(truth[known], scores[known]))
+    assert metrics["sensitivity"] == pytest.approx(decided[truth].mean())
+    assert metrics["specificity"] == pytest.approx(1 - decided[known & ~truth].mean())
+    assert all(0 < value < 1 for value in metrics.values())
+    for row, answer, image_id in zip(report.images, answers, table["image_id"], strict=True):
+        assert (row.image_id, row.predicted) == (image_id, answer.labels[0].id)
+        assert row.probability == pytest.approx(answer.labels[0].probability)
+        assert row.malignancy == pytest.approx(answer.malignancy)
+
+
+def test_the_plots_can_be_drawn_from_the_report_alone(data, toy_bundle_path):
+    report = evaluate(toy_bundle_path, data, replicates=50)
+    assert report.overall.cases == report.overall.labelled == 60
+    assert report.overall.groups == 40
+    assert report.overall.malignant == 20
+    confusion = np.array(report.confusion)
+    assert confusion.sum() == 60
+    assert [report.support[name] for name in report.labels] == confusion.sum(1).tolist() == [20, 20, 20]
+    assert [report.recall[name].value for name in report.labels] == pytest.approx((confusion.diagonal() / 20).tolist())
+    assert np.mean([found.value for found in report.recall.values()]) == pytest.approx(
+        report.overall.metrics["balanced_accuracy"].value
+    )
+    assert sum(part.count for part in report.reliability) == 60
+    gaps = [part.count * abs(part.accuracy - part.confidence) for part in report.reliability if part.count]
+    assert sum(gaps) / 60 == pytest.approx(report.overall.metrics["ece"].value)
+    false, true = np.array(report.roc).T
+    assert np.trapezoid(true, false) == pytest.approx(report.overall.metrics["malignant_auroc"].value)
+
+
+def test_intervals_resample_lesions_and_are_repeatable(data, bundle):
+    first, second = (evaluate(bundle, data, replicates=300) for _ in range(2))
+    assert json.dumps(to_json(first), allow_nan=False) == json.dumps(to_json(second), allow_nan=False)
+    for found in first.overall.metrics.values():
+        assert found.low <= found.value <= found.high
+        assert found.low < found.high
+    alone = pd.read_csv(data / "metadata.csv").assign(lesion_id="only one")
+    alone.to_csv(data / "metadata.csv", index=False)
+    single = evaluate(bundle, data, replicates=50).overall
+    assert single.groups == 1
+    assert single.metrics["accuracy"].low is None
+
+
+def test_subgroups_cover_what_is_known_and_nothing_else(data, toy_bundle_path):
+    report = evaluate(toy_bundle_path, data, replicates=50)
+    cases = {(group.column, group.value): group.scores.cases for group in report.subgroups}
+    assert cases == {
+        ("fitzpatrick", "I"): 20,
+        ("fitzpatrick", "VI"): 20,
+        ("sex", "female"): 20,
+        ("sex", "male"): 20,
+        ("age_band", "0-29"): 15,
+        ("age_band", "30-49"): 15,
+        ("age_band", "70+"): 15,
+        ("site", "back"): 30,
+    }
+    back = next(group.scores for group in report.subgroups if group.value == "back")
+    right = [row.label == row.predicted for row in report.images[:30]]
+    assert back.metrics["accuracy"].value == pytest.approx(np.mean(right))
+
+
+def test_small_skin_types_and_sexes_are_named_insufficient(data, bundle):
+    skin, sex = evaluate(bundle, data, replicates=20).fairness
+    assert (skin.column, skin.insufficient, skin.unknown) == ("fitzpatrick", {"I-II": 20, "V-VI": 20}, 20)
+    assert (sex.column, sex.insufficient, sex.unknown) == ("sex", {"female": 20, "male": 20}, 20)
+    assert skin.gap == sex.gap == Interval(None)
+
+
+def test_skin_tones_told_in_pairs_are_compared(tmp_path, bundle):
+    names = list(BRIGHT)
+    rows = [
+        {"dx": names[number % 3], "looks": "nv" if number % 7 == 0 or number >= 66 else names[number % 3], "by": 60}
+        | {"skin_tone": 12 if number < 60 else 56, "sex": "", "lesion_id": f"L{number}"}
+        for number in range(99)
+    ]
+    report = evaluate(bundle, make_data(tmp_path / "ddi", rows), replicates=50)
+    (skin,) = report.fairness
+    assert {name: group.cases for name, group in skin.groups.items()} == {"I-II": 60, "V-VI": 39}
+    truth = np.array([row.malignant for row in report.images], float)
+    called = np.array([row.malignancy >= report.threshold for row in report.images])
+    for name, part in (("I-II", slice(0, 60)), ("V-VI", slice(60, None))):
+        labels, predicted = zip(*((row.label, row.predicted) for row in report.images[part]), strict=True)
+        assert skin.groups[name].score.value == pytest.approx(balanced_accuracy_score(labels, predicted))
+        assert skin.groups[name].tpr.value == pytest.approx(called[part][truth[part] == 1].mean())
+        assert skin.groups[name].fpr.value == pytest.approx(called[part][truth[part] == 0].mean())
+        assert skin.groups[name].malignant == (truth[part] == 1).sum()
+    assert skin.worst == "V-VI"
+    assert skin.gap.value > skin.chance_high > skin.chance
+
+
+def test_without_a_threshold_skin_types_have_no_equalised_odds(data, tmp_path):
+    table = pd.read_csv(data / "metadata.csv").assign(sex=lambda rows: np.resize(["male", "female"], len(rows)))
+    table.to_csv(data / "metadata.csv", index=False)
+    bundle = make_bundle(tmp_path / "b.dermedge", postprocessing={"malignancy": Postprocessing()})
+    sex = evaluate(bundle, data, replicates=20).fairness[1]
+    assert sex.gap.value is not None
+    assert sex.equalised_odds is None
+
+
+def test_age_bands_have_no_gap():
+    ages = [0, 29.9, 30, 49, 50, 69.5, 70, 120, float("nan")]
+    assert [age_band(a) for a in ages] == [*["0-29"] * 2, *["30-49"] * 2, *["50-69"] * 2, *["70+"] * 2, ""]
+
+
+def test_images_that_the_model_was_trained_on_are_flagged(data, tmp_path):
+    table = read_table(data)
+    seen = [sha256((data / image).read_bytes()).hexdigest()[:16] for image in table.frame["image"].iloc[[3, 5, 65]]]
+    bundle = make_bundle(
+        tmp_path / "b.dermedge", files={"reports/training_images.txt": ("\n".join(seen) + "\n").encode()}
+    )
+    report = evaluate(bundle, data, replicates=20)
+    assert report.trained_on == ("i3", "i5")
+    assert [row.image_id for row in report.images if row.trained_on] == ["i3", "i5"]
+    assert any("TRAINED ON 2 of these 60 images" in warning for warning in report.warnings)
+    everything = evaluate(bundle, data, split="all", replicates=20)
+    assert everything.trained_on == ("i3", "i5", "i65")
+
+
+def test_a_bundle_that_does_not_tell_what_it_was_trained_on_is_said_to(data, toy_bundle_path, tmp_path):
+    report = evaluate(toy_bundle_path, data, replicates=20)
+    assert report.trained_on is None
+    assert any("nobody can tell" in warning for warning in report.warnings)
+    clean = make_bundle(tmp_path / "b.dermedge", files={"reports/training_images.txt": b"0123456789abcdef\n"})
+    assert evaluate(clean, data, replicates=20).trained_on == ()
+    assert evaluate(clean, data, replicates=20).warnings == ()
+
+
+def test_diagnoses_are_mapped_up_the_taxonomy_or_left_out_of_classes(tmp_path, toy_bundle_path):
+    rows = [
+        {"dx": "blue_nevus", "looks": "nv"},
+        {"dx": "nodular_melanoma", "looks": "mel"},
+        {"dx": "ak", "looks": "akiec"},
+        {"dx": "bcc", "looks": "mel"},
+        {"dx": "psoriasis", "looks": "nv"},
+        {"dx": "bcc", "looks": "nv"},
+        {"dx": "", "looks": "nv"},
+    ]
+    report = evaluate(toy_bundle_path, make_data(tmp_path / "d", rows), replicates=20)
+    assert [row.label for row in report.images] == ["nv", "mel", "akiec", None, None, None, None]
+    assert report.unmapped == {"bcc": 2, "psoriasis": 1}
+    assert any("bcc 2, psoriasis 1" in warning for warning in report.warnings)
+    assert (report.overall.cases, report.overall.labelled, report.overall.malignant) == (7, 3, 3)
+    assert report.overall.metrics["accuracy"].value == 1
+
+
+def test_a_row_s_own_malignancy_wins(tmp_path, toy_bundle_path):
+    rows = [
+        {"dx": "akiec", "looks": "akiec", "malignant": 1},
+        {"dx": "akiec", "looks": "akiec", "malignant": ""},
+        {"dx": "nv", "looks": "nv", "malignant": 1},
+        {"dx": "nv", "looks": "nv", "malignant": ""},
+    ]
+    report = evaluate(toy_bundle_path, make_data(tmp_path / "d", rows), replicates=20)
+    assert [row.malignant for row in report.images] == [True, None, True, False]
+    assert report.overall.malignant == 2
+
+
+def test_a_table_without_splits_gets_one_and_only_its_test_part_is_read(tmp_path, toy_bundle_path):
+    rows = [{"dx": dx, "looks": dx, "split": "", "lesion_id": f"{dx}{i // 2}"} for dx in BRIGHT for i in range(40)]
+    data = make_data(tmp_path / "d", rows)
+    first, other = (evaluate(toy_bundle_path, data, seed=seed, replicates=20) for seed in (0, 1))
+    assert 10 <= first.overall.cases <= 30
+    assert first.overall.cases == 2 * first.overall.groups
+    images = [{row.image_id for row in report.images} for report in (first, other)]
+    assert (
+        images[0] == images[1]
+    )  # the seed is the bootstrap's: other images would be ones that a model has learned from
+
+
+def test_without_a_threshold_there_is_no_sensitivity(data, tmp_path):
+    bundle = make_bundle(tmp_path / "b.dermedge", postprocessing={"malignancy": Postprocessing()})
+    report = evaluate(bundle, data, replicates=20)
+    assert report.overall.metrics["sensitivity"] == report.overall.metrics["specificity"] == Interval(None)
+    assert report.overall.metrics["malignant_auroc"].value is not None
+
+
+def test_a_model_without_a_diagnosis_is_scored_as_benign_or_malignant(data, tmp_path):
+    content = toy_content()
+    spec = dataclasses.replace(content["spec"], tasks=(Task("malignancy", "binary"),))
+    path = tmp_path / "b.dermedge"
+    write_bundle(path, **content | {"spec": spec, "tolerance": {"malignancy": 1e-3}, "postprocessing": {}})
+    report = evaluate(path, data, replicates=20)
+    assert report.labels == ("benign", "malignant")
+    assert report.support == {"benign": 20, "malignant": 20}
+    assert report.overall.metrics["macro_auroc"].value == pytest.approx(report.overall.metrics["malignant_auroc"].value)
+
+
+def test_an_unreadable_image_is_named(data, toy_bundle_path):
+    (data / "images" / "i7.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"i7\.png.*dermedge data check"):
+        evaluate(toy_bundle_path, data)
+
+
+def test_nan_outputs_are_an_error_that_names_an_image(data, toy_bundle_path, monkeypatch):
+    honest = FakeRuntime.run
+
+    def run(self, images):
+        outputs = honest(self, images)
+        outputs["diagnosis"][-1] = np.nan
+        return outputs
+
+    monkeypatch.setattr(FakeRuntime, "run", run)
+    with pytest.raises(EngineError, match=r"'diagnosis'.*'i31'.*verify"):
+        evaluate(toy_bundle_path, data)
+
+
+def test_wrong_splits_are_refused(data, toy_bundle_path):
+    with pytest.raises(UsageError, match="'tset'"):
+        evaluate(toy_bundle_path, data, split="tset")
+    with pytest.raises(DataError, match="'val'"):
+        evaluate(toy_bundle_path, data, split="val")
+
+
+def test_table_predictions_keep_the_table_s_order_and_tell_their_progress(data):
+    table = read_table(data)
+    spec: Spec = toy_content()["spec"]
+    told = []
+    predictions = table_predictions(table, spec, FakeRuntime().run, batch=7, progress=lambda *step: told.append(step))
+    assert predictions.image_ids == tuple(table.frame["image_id"])
+    assert told[-1][:2] == (70, 70)
+    assert [step[0] for step in told] == list(range(1, 71))
+    colours = [np.asarray(Image.open(data / image)).mean((0, 1)).argmax() for image in table.frame["image"]]
+    np.testing.assert_array_equal(predictions.outputs["diagnosis"].argmax(1), colours)

@@ -1,0 +1,94 @@
+"""The command line as the tests call it: in this process, which is fast, or in one of its own."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dermedge.cli import main
+from dermedge_runtime.bundle import MANIFEST
+from dermedge_runtime.canonical_json import canonical_json
+from dermedge_runtime.files import sha256_hex
+
+TOY = Path(__file__).parents[1] / "data" / "toy.dermedge"
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return strict(self.out)
+
+    def lines(self) -> list[Any]:
+        return [strict(line) for line in self.out.splitlines()]
+
+
+def strict(text: str) -> Any:
+    """JSON as every language reads it: without NaN and infinities."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def dermedge(*args: object, stdin: bytes = b"") -> Ran:
+    """`dermedge ARGS` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    own, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main([str(arg) for arg in args])
+    except SystemExit as leaving:
+        code = leaving.code
+    finally:
+        sys.stdin = own
+    assert isinstance(code, int)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def process(*args: object, code: str | None = None, stdin: bytes = b"", **environment: str) -> Ran:
+    """`dermedge ARGS` in a process of its own, or Python code there that finds ARGS in `sys.argv[1:]`."""
+    start = ["-m", "dermedge"] if code is None else ["-c", code]
+    done = subprocess.run(
+        [sys.executable, *start, *map(str, args)],
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def refused(ran: Ran, code: int) -> str:
+    """The one message of a refusal: on standard error, the exit code as promised, no traceback, nothing printed."""
+    assert ran.code == code, f"exit code {ran.code}\n{ran.out}\n{ran.err}"
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+    messages = [line for line in ran.err.splitlines() if line.startswith("Error: ")]
+    assert len(messages) == 1, ran.err
+    assert messages[0].endswith((".", ")", "'", "?")) or "known: " in messages[0], messages[0]
+    return messages[0].removeprefix("Error: ")
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, to see that nothing was written."""
+    paths = sorted(folder.rglob("*"))
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+def rewrite_manifest(bundle: Path, change: Mapping[str, Any]) -> None:
+    """Changes keys of a bundle's manifest and gives it the id that fits, as an attacker or a newer version would."""
+    manifest = json.loads((bundle / MANIFEST).read_bytes()) | dict(change)
+    del manifest["id"]
+    manifest["id"] = sha256_hex(canonical_json(manifest))
+    (bundle / MANIFEST).write_text(json.dumps(manifest))

@@ -1,0 +1,177 @@
+"""A data set and models small enough for tests, processes that may be killed, and exporters that need no tracing."""
+
+import functools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pandas as pd
+import torch
+from onnx import helper, numpy_helper
+
+from dermedge.data import generate, read_table, with_split
+from dermedge.models import Student, load_student
+from dermedge.train import Schedule, distill, finetune
+from dermedge_export.candidate import Candidate
+from dermedge_export.context import Built, Workbench
+from dermedge_export.exporters.onnx import export_onnx
+from dermedge_export.target import CPU, Target
+
+WIDE, NARROW = "mobilenetv2_050", "mobilenetv2_035"
+EXPORTED = "test_efficientnet"
+SIZE = 32
+TASKS = ("diagnosis", "malignancy", "severity", "segmentation")
+SCHEDULE = Schedule(epochs=3, batch_size=16, lr=2e-3)
+PRELOADED = ["dermedge.train", "dermedge.evaluation.export_data", "onnx", "onnxruntime", "sklearn.metrics", "pytest"]
+
+# Faster for models this small; and a child process computes the same bits only with as many threads as its parent.
+torch.set_num_threads(1)
+
+
+@functools.cache
+def data_set(base: Path) -> Path:
+    """80 procedural lesions of 64 x 48 pixels, every row in a split. `base` is the test session's folder."""
+    folder = base / "small" / "lesions"
+    generate(folder, count=80, seed=11, size=(64, 48))
+    return write(folder, with_split(read_table(folder)).frame)
+
+
+@functools.cache
+def teacher_folder(base: Path) -> Path:
+    """A teacher that was trained without a break."""
+    train(data_set(base), base / "small" / "teacher")
+    return base / "small" / "teacher"
+
+
+@functools.cache
+def student_folder(base: Path) -> Path:
+    """A student for the tests of export."""
+    schedule = Schedule(epochs=12, batch_size=16, lr=1e-2)
+    train(
+        data_set(base), base / "small" / "student", backbone=EXPORTED, role="student", name="small", schedule=schedule
+    )
+    return base / "small" / "student"
+
+
+@functools.cache
+def many_tasks_folder(base: Path) -> Path:
+    """A student of diagnosis, malignancy, severity and segmentation."""
+    schedule = Schedule(epochs=20, batch_size=16, lr=1e-2, patience=20, ema_decay=0.9)
+    out = base / "small" / "many-tasks"
+    changes = {"backbone": EXPORTED, "backbone_args": {}, "stages": 3, "size": 64, "schedule": schedule}
+    train(data_set(base), out, tasks=TASKS, role="student", name="many", **changes)
+    return out
+
+
+def train(data: Path, out: Path, **changes: Any) -> Student:
+    """The small teacher's training, with some arguments changed; it drops paths at random, as many networks do."""
+    arguments = {"backbone": WIDE, "backbone_args": {"drop_path_rate": 0.2}, "size": SIZE, "schedule": SCHEDULE}
+    return finetune(data, out, **{**arguments, **changes})
+
+
+def learn(teacher: Path, data: Path, out: Path, **changes: Any) -> Student:
+    """The small student's distillation, with some arguments changed."""
+    return distill(teacher, data, out, **{"backbone": NARROW, "views": 2, "schedule": SCHEDULE, **changes})
+
+
+def write(folder: Path, frame: pd.DataFrame) -> Path:
+    """The folder, with `frame` as its table."""
+    frame.to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+def edited(data: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
+    """A data set like `data`, with another table; the images are hard links."""
+    for path in (path for path in data.rglob("*") if path.is_file() and path.name != "metadata.csv"):
+        target = out / path.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, target)
+    frame = pd.read_csv(data / "metadata.csv", dtype=str, keep_default_na=False)
+    return write(out, edit(frame))
+
+
+def flat(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A network's outputs in one row per image."""
+    return torch.cat(list(values.values()), dim=1)
+
+
+def pixels(count: int, size: int = SIZE, seed: int = 0) -> torch.Tensor:
+    """Coloured noise, uint8 [N, S, S, 3]: smooth enough to have structure, and no two channels alike."""
+    small = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear")
+    tinted = smooth * torch.tensor([255.0, 170.0, 90.0]).view(1, 3, 1, 1)
+    return tinted.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def in_process(function: Callable[..., None], *arguments: Any) -> int:
+    """Call a function in a process of its own, forked from one that has imported everything; its exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def die() -> None:
+    """What `kill -9`, the kernel's memory killer and a power cut look like."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before(name: str, time: int = 1) -> None:
+    """Let this process be killed when it is about to put the file `name` in its place for the `time`-th time."""
+    put, seen = Path.replace, 0
+
+    def replace(self: Path, target: Any) -> Path:
+        nonlocal seen
+        seen += Path(target).name == name
+        if seen == time:
+            die()
+        return put(self, target)
+
+    Path.replace = replace  # type: ignore[method-assign]
+
+
+BUILT: list[Built] = []
+PREBUILT = Target(
+    *("prebuilt", "prebuilt", ("fp32",), "onnxruntime", ("onnxruntime>=1.17",), 18, "in the tests"), native=True
+)
+
+
+def prebuilt(work: Workbench, target: Target, candidate: Candidate) -> Built:
+    """An exporter that hands out what was built before; most promises of `export` are not about tracing."""
+    return replace(BUILT[-1], artifact=replace(BUILT[-1].artifact, precision=candidate.precision))
+
+
+@functools.cache
+def built(folder: Path) -> Built:
+    """A student's ONNX artifact, traced once."""
+    return export_onnx(Workbench(load_student(folder)), CPU, Candidate("fp32", "onnx"))
+
+
+def with_noise(artifact: Built) -> Built:
+    """The artifact with one weight matrix slightly off, as a quantizer might leave it."""
+    model = onnx.load_model_from_string(artifact.files["model.onnx"])
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = numpy_helper.to_array(weights).copy()
+    values += 0.05 * values.std() * (-1) ** (torch.arange(values.size).numpy().reshape(values.shape) % 3 == 0)
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    return Built(artifact.artifact, {"model.onnx": model.SerializeToString()})
+
+
+def with_bgr(artifact: Built) -> Built:
+    """The artifact reading its input as BGR."""
+    model = onnx.load_model_from_string(artifact.files["model.onnx"])
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "image":
+                node.input[index] = "bgr"
+    model.graph.initializer.append(helper.make_tensor("bgr.order", onnx.TensorProto.INT64, [3], [2, 1, 0]))
+    model.graph.node.insert(0, helper.make_node("Gather", ["image", "bgr.order"], ["bgr"], axis=3))
+    return Built(artifact.artifact, {"model.onnx": model.SerializeToString()})

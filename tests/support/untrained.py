@@ -1,0 +1,69 @@
+"""Teachers that have learned nothing, and pictures whose colour is their diagnosis, for the tests of probes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from dermedge.models import Network, Student, save_student
+from dermedge.models.network import Backbone
+from dermedge.models.new_spec import make_preprocess, make_spec
+from dermedge_runtime.spec import Task
+
+CNN, VIT = "mobilenetv2_035", "vit_tiny_patch16_224"
+SIZE = 32
+COLOURS = {"nv": (200, 90, 90), "mel": (90, 200, 90), "bkl": (90, 90, 200)}
+
+
+def teacher(
+    folder: Path, backbone: str = CNN, *, size: int = SIZE, seed: int = 0, fit: str = "crop", **extra: Any
+) -> Path:
+    """A folder with random weights; `extra` are fields of `Backbone` and of `Student`."""
+    torch.manual_seed(seed)
+    chosen = Backbone(backbone, extra.pop("args", {}), stages=extra.pop("stages", None))
+    tasks = (Task("embedding", "embed"),)
+    spec = make_spec("untrained", tasks, make_preprocess(size, fit), {})
+    save_student(Student(Network(chosen, tasks), spec, chosen, "teacher", **extra), folder)
+    return folder
+
+
+def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[str, Any]]:
+    """Rows of a table: diagnoses in turn, each `lesion` times in a row as photographs of one lesion, two of three in
+    train; `malignant` follows the diagnosis, `severity` the look.
+    """
+    rng, names = np.random.default_rng(seed), list(COLOURS)
+    rows = []
+    for number in range(count):
+        group = number // lesion
+        dx = names[group % 3]
+        split = ("train", "train", "train", "val", "test", "test")[group // 3 % 6]
+        rows.append(
+            {
+                "dx": dx,
+                "looks": dx,
+                "severity": names.index(dx),
+                "lesion_id": f"L{group}",
+                "split": split,
+                "sex": str(rng.choice(["male", "female"])),
+                "fitzpatrick": int(rng.integers(1, 7)),
+            }
+        )
+    return rows
+
+
+def data_set(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A folder with a picture of noise per row in the colour of its `looks`; the other keys are columns."""
+    (folder / "images").mkdir(parents=True)
+    rng, table = np.random.default_rng(7), []
+    for number, row in enumerate(rows):
+        cells = dict(row)
+        pixels = rng.normal(COLOURS[cells.pop("looks")], 8, (40, 48, 3)).clip(0, 255).astype(np.uint8)
+        cells = {"image_id": f"i{number}", "image": f"images/i{number}.png", **cells}
+        Image.fromarray(pixels).save(folder / cells["image"])
+        table.append(cells)
+    pd.DataFrame(table).to_csv(folder / "metadata.csv", index=False)
+    return folder

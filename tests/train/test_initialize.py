@@ -1,0 +1,201 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from dermedge.models import Network, Student
+from dermedge.models.initialize import (
+    BATCH_NORMS,
+    backbone_of_file,
+    has_identity_norms,
+    load_backbone,
+    narrow,
+    prunable,
+    recalibrate_norms,
+)
+from dermedge.models.network import Backbone
+from dermedge_runtime.errors import DataError, UsageError
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.spec import Label, Preprocess, Spec, Task
+from support.small import NARROW, SIZE, WIDE, flat, pixels
+
+TASKS = (Task("diagnosis", "classify", (Label("nv", "nevus", False), Label("mel", "melanoma", True))),)
+SPEC = Spec("wide", "1", TASKS, Preprocess(SIZE))
+SHARED = Path(__file__).parents[3] / "shared" / "weights" / "mobilenetv2_100.imagenet.safetensors"
+
+
+def network(name: str = NARROW, seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(Backbone(name), TASKS).eval()
+
+
+def folded(seed: int = 0) -> Network:
+    """A network whose BatchNorms were folded into its convolutions: each adds a bias and does nothing else."""
+    made = network(seed=seed)
+    for module in made.modules():
+        if isinstance(module, BATCH_NORMS):
+            torch.nn.init.normal_(module.bias, std=0.3)
+            module.running_var.fill_(1 - module.eps)
+    return made
+
+
+def answers(made: Network, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return flat(made(images))
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
+class TestRecalibration:
+    def test_it_keeps_the_function_and_makes_training_statistics_true(self) -> None:
+        made, images = folded(), pixels(48)
+        before = answers(made, images)
+        assert has_identity_norms(made)
+        recalibrate_norms(made, images.split(16))
+        assert not has_identity_norms(made)
+        assert apart(answers(made, images), before) < 1e-4
+        assert apart(answers(made.train(), images), before) < 1e-2
+
+    def test_without_it_training_would_start_from_another_function(self) -> None:
+        made, images = folded(), pixels(48)
+        assert apart(answers(made.train(), images), answers(folded(), images)) > 0.5
+
+    def test_it_keeps_the_function_of_norms_that_have_statistics_too(self) -> None:
+        made, images = network(), pixels(48)
+        for module in made.modules():
+            if isinstance(module, BATCH_NORMS):
+                torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+                torch.nn.init.uniform_(module.running_var, 0.5, 2)
+                torch.nn.init.uniform_(module.weight, 0.5, 2)
+        before = answers(made, images)
+        assert not has_identity_norms(made)
+        recalibrate_norms(made, [images])
+        assert apart(answers(made, images), before) < 1e-4
+        assert apart(answers(made.train(), images), before) < 1e-2
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason="needs ../shared/weights")
+class TestSharedWeights:
+    def test_the_file_says_what_it_is(self) -> None:
+        backbone = backbone_of_file(SHARED, None)
+        assert backbone == Backbone("mobilenetv2_100", {"pad_type": "same"}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        own = backbone_of_file(SHARED, Backbone("mobilenetv2_100", {"pad_type": "", "drop_rate": 0.2}))
+        assert own.args == {"pad_type": "", "drop_rate": 0.2}
+
+    def test_its_features_are_the_original_models_also_after_recalibration(self) -> None:
+        backbone = backbone_of_file(SHARED, None)
+        made = Network(backbone, TASKS).eval()
+        load_backbone(made, SHARED)
+        original = timm.create_model("mobilenetv2_100", num_classes=1001, pad_type="same").eval()
+        original.load_state_dict(load_file(SHARED))
+        images = lesions(8, 96)
+        with torch.no_grad():
+            scaled = images.permute(0, 3, 1, 2) / 127.5 - 1
+            expected = original.forward_head(original.forward_features(scaled), pre_logits=True)
+            assert apart(made.features(images), expected) < 1e-5
+            assert has_identity_norms(made)
+            recalibrate_norms(made, images.split(4))
+            assert apart(made.features(images), expected) < 1e-4
+            assert apart(made.train().features(images), expected) < 1e-2
+
+
+def lesions(count: int, size: int) -> torch.Tensor:
+    from dermedge_export.synthetic.lesions import draw_lesion
+
+    drawn = [preprocess(draw_lesion(seed, height=size, width=size).image, Preprocess(size)) for seed in range(count)]
+    return torch.stack([torch.from_numpy(image) for image in drawn])
+
+
+class TestFiles:
+    def test_a_models_own_weights_file_starts_another(self, tmp_path: Path) -> None:
+        source, made = network(seed=1), network(seed=2)
+        save_file(source.state_dict(), tmp_path / "weights.safetensors")
+        load_backbone(made, tmp_path / "weights.safetensors")
+        with torch.no_grad():
+            torch.testing.assert_close(made.features(pixels(2)), source.features(pixels(2)), rtol=0, atol=0)
+
+    def test_weights_of_another_architecture_are_refused(self, tmp_path: Path) -> None:
+        made = network()
+        before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+        save_file(network(WIDE).backbone.state_dict(), tmp_path / "wide.safetensors")
+        with pytest.raises(DataError, match=r"wide\.safetensors does not fit the backbone: blocks\.1.*--backbone"):
+            load_backbone(made, tmp_path / "wide.safetensors")
+        some = dict(list(made.backbone.state_dict().items())[:-3])
+        save_file(some, tmp_path / "some.safetensors")
+        with pytest.raises(DataError, match="missing or of another shape"):
+            load_backbone(made, tmp_path / "some.safetensors")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
+
+    def test_a_file_that_is_no_safetensors_or_names_nothing(self, tmp_path: Path) -> None:
+        torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
+        with pytest.raises(DataError, match=r"weights\.pt is not a safetensors file"):
+            backbone_of_file(tmp_path / "weights.pt", None)
+        save_file({"weight": torch.zeros(3)}, tmp_path / "nameless.safetensors")
+        with pytest.raises(UsageError, match="--backbone"):
+            backbone_of_file(tmp_path / "nameless.safetensors", None)
+
+
+class TestPruning:
+    def teacher(self, made: Network, name: str) -> Student:
+        return Student(made, SPEC, Backbone(name), "teacher")
+
+    def test_to_the_same_width_is_the_identity(self) -> None:
+        wide, made = network(WIDE, seed=1), network(WIDE, seed=2)
+        narrow(self.teacher(wide, WIDE), made, SIZE)
+        assert torch.equal(answers(made, pixels(4)), answers(wide, pixels(4)))
+
+    def test_the_channels_that_matter_least_go(self) -> None:
+        """A narrow network, padded with channels that do nothing to the width of a wider one, comes back whole."""
+        small, wide, made = network(NARROW, seed=1), network(WIDE, seed=2), network(NARROW, seed=3)
+        inside = small.state_dict()
+        with torch.no_grad():
+            for name, tensor in wide.state_dict().items():
+                block = tuple(slice(length) for length in inside[name].shape)
+                tensor.mul_(0)
+                tensor[block] = inside[name]
+        before = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
+        torch.testing.assert_close(answers(wide, pixels(4)), answers(small, pixels(4)))
+        narrow(self.teacher(wide, WIDE), made, SIZE)
+        for name, tensor in made.state_dict().items():
+            assert torch.equal(tensor, inside[name]), name
+        assert all(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
+
+    def test_heads_of_equal_tasks_come_along_and_others_do_not(self) -> None:
+        wide = network(WIDE, seed=1)
+        three = replace(TASKS[0], labels=(*TASKS[0].labels, Label("bkl", "keratosis", False)))
+        torch.manual_seed(4)
+        made = Network(Backbone(NARROW), (three,))
+        own = made.heads["diagnosis"].weight.clone()
+        narrow(self.teacher(wide, WIDE), made, SIZE)
+        assert torch.equal(made.heads["diagnosis"].weight, own)
+        same = network(NARROW, seed=4)
+        narrow(self.teacher(wide, WIDE), same, SIZE)
+        assert torch.equal(same.heads["diagnosis"].weight, wide.heads["diagnosis"].weight)
+
+    def test_a_shorter_student_starts_as_its_teachers_first_stages(self) -> None:
+        wide = network(WIDE, seed=1)
+        made = Network(Backbone(WIDE, stages=3), TASKS).eval()
+        narrow(self.teacher(wide, WIDE), made, SIZE, stages=3)
+        images = pixels(4)
+        scaled = (images.permute(0, 3, 1, 2) - wide.mean) * wide.scale
+        with torch.no_grad():
+            inner = wide.backbone.forward_intermediates(scaled, indices=[2], intermediates_only=True)[0]
+            torch.testing.assert_close(made.features(images), inner.mean((2, 3)))
+        with pytest.raises(UsageError, match="5 stages to keep, not 9"):
+            Network(Backbone(WIDE, stages=9), TASKS)
+
+    def test_another_family_or_a_wider_student_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"differ in more than width.*--init none"):
+            narrow(self.teacher(network(WIDE), WIDE), network("test_resnet"), SIZE)
+        with pytest.raises(UsageError, match="could not be pruned"):
+            narrow(self.teacher(network(NARROW), NARROW), network(WIDE), SIZE)
+        assert prunable(Backbone(WIDE), NARROW, {})
+        assert not prunable(Backbone(WIDE), "test_resnet", {})
+        assert not prunable(Backbone(WIDE, {"pad_type": "same"}), "test_resnet", {})
+        assert not prunable(Backbone(WIDE), None, {})

@@ -1,0 +1,113 @@
+"""What labels of several sources mean in one space, and where its prototypes start."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from dermedge.data.taxonomy import TAXONOMY
+from dermedge.train.hybrid.label_space import label_space, sources_vocabulary, targets
+from dermedge.train.hybrid.prototypes import make_prototypes
+from dermedge_runtime.errors import DataError
+
+SPACE = label_space()
+
+
+def named(flags: np.ndarray) -> set[str]:
+    return {name for name, flag in zip(SPACE, flags, strict=True) if flag}
+
+
+class TestTargets:
+    def test_a_diagnosis_holds_together_with_all_wider_ones(self) -> None:
+        true, _ = targets(["sk"], sources_vocabulary(["sk", "mel"]), SPACE)
+        assert named(true[0]) == {"sk", "bkl", "keratinocytic"}
+
+    def test_a_source_says_nothing_of_classes_that_it_cannot_label(self) -> None:
+        _, known = targets(["mel"], sources_vocabulary(["sk", "mel"]), SPACE)
+        assert named(known[0]) == {"sk", "bkl", "keratinocytic", "mel", "melanocytic"}
+
+    def test_a_wide_label_leaves_open_which_narrower_one_it_is(self) -> None:
+        true, known = targets(["bkl", "sk"], sources_vocabulary(["bkl", "sk", "nv"]), SPACE)
+        assert "sk" not in named(known[0])
+        assert named(true[1]) & named(known[1]) == {"sk", "bkl", "keratinocytic"}
+
+    def test_an_unlabelled_row_counts_nowhere(self) -> None:
+        true, known = targets(["", "nv"], sources_vocabulary(["nv", "mel"]), SPACE)
+        assert not true[0].any()
+        assert not known[0].any()
+
+
+class TestPrototypes:
+    def test_the_taxonomys_cosines_follow_the_distance_in_the_tree(self) -> None:
+        rows = make_prototypes("taxonomy", SPACE, 512)
+        at = dict(zip(SPACE, rows, strict=True))
+        assert torch.allclose(rows.norm(dim=1), torch.ones(len(SPACE)), atol=1e-5)
+        sibling, parent, stranger = at["bowen"] @ at["ak"], at["akiec"] @ at["ak"], at["psoriasis"] @ at["ak"]
+        assert parent > sibling > stranger
+        assert parent == pytest.approx(3 / (3 * 4) ** 0.5, abs=1e-4)  # root, keratinocytic, akiec of ak's four
+
+    def test_a_narrow_backbone_keeps_the_order_of_neighbours(self) -> None:
+        rows = make_prototypes("taxonomy", SPACE, 64)
+        at = dict(zip(SPACE, rows, strict=True))
+        assert rows.shape == (len(SPACE), 64)
+        assert at["akiec"] @ at["ak"] > at["psoriasis"] @ at["ak"]
+
+    def test_random_rows_are_unit_vectors_that_the_seed_decides(self) -> None:
+        rows = make_prototypes("random", SPACE, 48, seed=1)
+        assert torch.allclose(rows.norm(dim=1), torch.ones(len(SPACE)), atol=1e-5)
+        assert torch.equal(rows, make_prototypes("random", SPACE, 48, seed=1))
+        assert not torch.equal(rows, make_prototypes("random", SPACE, 48, seed=2))
+
+    @pytest.mark.parametrize("width", [16, 40])
+    def test_a_vector_file_keeps_its_cosines_at_any_width_that_has_room(self, tmp_path: Path, width: int) -> None:
+        vectors = np.random.default_rng(0).standard_normal((len(SPACE), 16)).astype(np.float32)
+        path = tmp_path / "vectors.safetensors"
+        save_file(dict(zip(SPACE, vectors, strict=True)), path)
+        rows = make_prototypes(str(path), SPACE, width).numpy()
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        assert np.allclose(rows @ rows.T, unit @ unit.T, atol=1e-5)
+
+    def test_a_vector_file_that_lacks_a_diagnosis_names_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "vectors.npz"
+        np.savez(path, **{name: np.ones(4) for name in SPACE if name != "mel"})
+        with pytest.raises(DataError, match=r"vectors.npz lacks mel: it must hold one vector"):
+            make_prototypes(str(path), SPACE, 8)
+
+    def test_what_is_no_source_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"no text encoder.*give its folder or hub name, a vector file"):
+            make_prototypes(str(tmp_path / "nothing"), SPACE, 8)
+
+    def test_a_local_text_encoder_embeds_the_names_of_the_diagnoses(self, tmp_path: Path) -> None:
+        folder = bert(tmp_path)
+        rows = make_prototypes(str(folder), SPACE, 24)
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        words = [TAXONOMY[name].name for name in ("mel", "nv")]
+        tokens = tokenizer(words, padding="max_length", truncation=True, max_length=32, return_tensors="pt")
+        with torch.inference_mode():
+            expected = torch.cosine_similarity(*model(**tokens).pooler_output, dim=0)
+        assert rows[SPACE.index("mel")] @ rows[SPACE.index("nv")] == pytest.approx(float(expected), abs=1e-4)
+
+
+def bert(folder: Path) -> Path:
+    """A BERT of two layers with random weights and the taxonomy's own words, as Hugging Face stores one."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({word for name in SPACE for word in TAXONOMY[name].name.casefold().split()})
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), "utf-8")
+    out = folder / "encoder"
+    config = BertConfig(
+        vocab_size=5 + len(words),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(out)
+    BertTokenizerFast(str(vocabulary)).save_pretrained(out)
+    return out
