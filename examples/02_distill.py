@@ -6,14 +6,14 @@ python examples/02_distill.py OUT [IMAGES] [EPOCHS]
 import sys
 from pathlib import Path
 
-from dermedge.data import generate
+from dermedge.data import draw_data_set
 from dermedge.train import Schedule, distill, finetune
 
 
 def main(out: Path, images: int = 400, epochs: int = 8) -> None:
     data = out / "data"
     if not data.exists():
-        generate(data, count=images)
+        draw_data_set(data, count=images)
 
     schedule = Schedule(epochs=epochs, batch_size=32, lr=2e-3)
     teacher = finetune(data, out / "teacher", backbone="mobilenetv2_050", size=64, schedule=schedule)

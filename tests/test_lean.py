@@ -119,10 +119,10 @@ print(json.dumps(answers))
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    from dermedge.data import generate
+    from dermedge.data import draw_data_set
 
     folder = tmp_path / "lesions"
-    generate(folder, count=2 * len(CLASSES), size=(64, 48))
+    draw_data_set(folder, count=2 * len(CLASSES), size=(64, 48))
     return folder
 
 

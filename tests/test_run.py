@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dermedge.data import generate, read_table, with_split
+from dermedge.data import draw_data_set, read_table, with_split
 from dermedge.evaluation import evaluate
 from dermedge.train import Schedule
 from dermedge.train.hybrid import PRESETS
-from dermedge.workflows.run import Recipe, default_pretrain_epochs, run
+from dermedge.workflows.run import RunOptions, default_pretrain_epochs, run
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import sha256_file
 from dermedge_runtime.verify import verify
 
 SCHEDULE = Schedule(epochs=1, batch_size=16)
-RECIPE = Recipe(
+RECIPE = RunOptions(
     backbone="resnet10t",
     backbone_args={"channels": (8, 16, 24, 32), "stem_width": 8},
     student="resnet10t",
@@ -36,7 +36,7 @@ RECIPE = Recipe(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "lesions"
-    generate(folder, count=120, size=(64, 48))
+    draw_data_set(folder, count=120, size=(64, 48))
     return folder
 
 
@@ -93,7 +93,7 @@ def test_a_second_run_does_no_stage_again(data, out):
 
 def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data, tmp_path):
     further, out = tmp_path / "further", tmp_path / "out"
-    generate(further, count=40, seed=5, size=(64, 48))
+    draw_data_set(further, count=40, seed=5, size=(64, 48))
     changes = {"epochs": 1, "steps": 2, "batch_size": 8, "local_size": 32, "outputs": 16, "hidden": 16, "bottleneck": 8}
     recipe = replace(RECIPE, pretraining=replace(PRESETS["mobile"], **changes), pretrain_on=(further,))
     shown = Shown()
@@ -128,7 +128,7 @@ def test_by_default_only_published_weights_of_a_cnn_are_pretrained_further(out, 
 
 def test_other_data_in_the_same_folder_are_refused(tmp_path, out):
     other = tmp_path / "other"
-    generate(other, count=60, seed=5, size=(64, 48))
+    draw_data_set(other, count=60, seed=5, size=(64, 48))
     bundle = (out / "tiny-cpu.dermedge" / "manifest.json").read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
         run(other, out, recipe=RECIPE)
@@ -137,7 +137,7 @@ def test_other_data_in_the_same_folder_are_refused(tmp_path, out):
 
 def test_data_with_errors_are_refused_before_anything_is_trained(tmp_path):
     broken = tmp_path / "broken"
-    generate(broken, count=40, size=(64, 48))
+    draw_data_set(broken, count=40, size=(64, 48))
     next((broken / "images").iterdir()).write_bytes(b"")
     with pytest.raises(DataError, match="dermedge data check"):
         run(broken, tmp_path / "out", recipe=RECIPE)

@@ -8,7 +8,7 @@ import click
 from dermedge.cli.console import emit, json_option, key_values, overwrite_option, pairs, progress, table
 
 if TYPE_CHECKING:
-    from dermedge.data import AddReport, CheckReport, SetInfo, SplitReport
+    from dermedge.data import AddReport, CheckReport, DataSetInfo, SplitReport
 
 SHOWN = 5
 
@@ -59,10 +59,10 @@ def add_command(
     A set may have several labels: `--column dx=nine_partition_label` takes Fitzpatrick17k's nine-way ones, and
     three_partition_label its three-way ones.
     """
-    from dermedge.data import add
+    from dermedge.data import add_data
 
     with progress(f"add {layout}") as tell:
-        report = add(
+        report = add_data(
             layout,
             source,
             out,
@@ -81,9 +81,9 @@ def sets_command(as_json: bool) -> None:
     """List the public data sets that `data add` knows: what they tell, their licence, and whether their layout was
     verified, that is, run on the real download.
     """
-    from dermedge.data import sets
+    from dermedge.data import list_data_sets
 
-    emit(sets(), as_json, show_sets)
+    emit(list_data_sets(), as_json, show_sets)
 
 
 @command.command("check", short_help="Look for what would spoil a model or its measurement.")
@@ -97,10 +97,10 @@ def sets_command(as_json: bool) -> None:
 @json_option
 def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
     """Look for what would spoil a model made from DATA, or its measurement. Exit code 1 if there are errors."""
-    from dermedge.data import check
+    from dermedge.data import check_data
 
     with progress("check") as tell:
-        report = check(data, teacher=teacher, progress=tell)
+        report = check_data(data, teacher=teacher, progress=tell)
     emit(report, as_json, show_checked)
     return 1 if report.status == "error" else 0
 
@@ -127,9 +127,9 @@ def split_command(
     as_json: bool,
 ) -> None:
     """Deal DATA out into train, val and test, no lesion and no patient on two sides, every diagnosis on each."""
-    from dermedge.data import split
+    from dermedge.data import split_data
 
-    report = split(data, out, fractions=fractions, seed=seed, redo=redo, overwrite=overwrite)
+    report = split_data(data, out, fractions=fractions, seed=seed, redo=redo, overwrite=overwrite)
     emit(report, as_json, show_split)
 
 
@@ -148,7 +148,7 @@ def show_added(report: "AddReport") -> None:
         click.echo(note)
 
 
-def show_sets(report: "tuple[SetInfo, ...]") -> None:
+def show_sets(report: "tuple[DataSetInfo, ...]") -> None:
     """Print one line per set."""
     rows = [
         (
@@ -185,6 +185,6 @@ def show_split(report: "SplitReport") -> None:
     """Print images per diagnosis and split."""
     names = sorted({label for counts in report.counts.values() for label in counts})
     splits = [name for name in ("train", "val", "test") if name in report.counts]
-    rows = [(name or "(none)", *(report.counts[split].get(name, 0) for split in splits)) for name in names]
+    rows = [(name or "(none)", *(report.counts[split_data].get(name, 0) for split_data in splits)) for name in names]
     table(("diagnosis", *splits), rows)
     click.echo(f"{report.images} images of {report.groups} groups in {report.out}; {report.kept} kept their split")

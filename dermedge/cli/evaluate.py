@@ -100,7 +100,7 @@ def show(report: "EvaluationReport") -> None:
 
 def show_fairness(found: "Sequence[Fairness]", labels: Sequence[str]) -> None:
     """Print what comparisons of groups found: their differences beside those by chance, then what that says."""
-    from dermedge.evaluation.fairness_text import COLUMNS, verdict
+    from dermedge.evaluation.fairness_text import COLUMNS, summarize
 
     if not found:
         why = (
@@ -124,7 +124,7 @@ def show_fairness(found: "Sequence[Fairness]", labels: Sequence[str]) -> None:
     columns = ("fairness", "worst group", "gap (95 % interval)", "by chance (1 in 20 above)")
     table((*columns, "equalised odds", "by chance (1 in 20 above)"), rows)
     for part in found:
-        answer, *remarks = verdict(part, labels)
+        answer, *remarks = summarize(part, labels)
         click.echo(answer)
         for remark in remarks:
             click.echo(f"  {remark}")

@@ -8,7 +8,7 @@ import click
 from dermedge.cli.console import emit, fit_option, pairs, progress, size_option, training_options
 
 if TYPE_CHECKING:
-    from dermedge.models import Student
+    from dermedge.models import TrainedModel
 
 
 @click.command("finetune")
@@ -66,7 +66,7 @@ def training_arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "balance": balance, "schedule": schedule}
 
 
-def summary(student: "Student", out: Path) -> dict[str, Any]:
+def summary(student: "TrainedModel", out: Path) -> dict[str, Any]:
     """What training left behind, for a person or as JSON."""
     val = student.metrics["val"]
     return {

@@ -41,10 +41,10 @@ def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_
 
     The golden images and some drawn lesions go through both graphs, and every tensor that both have is compared.
     """
-    from dermedge.models import load_student
-    from dermedge_export.debug import debug
+    from dermedge.models import load_model_folder
+    from dermedge_export.debug import debug_parity
 
-    emit(debug(bundle, load_student(student), nodes=nodes, threshold=threshold), as_json, show)
+    emit(debug_parity(bundle, load_model_folder(student), nodes=nodes, threshold=threshold), as_json, show)
 
 
 def show(report: "DebugReport") -> None:

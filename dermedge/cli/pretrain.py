@@ -11,7 +11,7 @@ from dermedge_runtime.canonical_json import read_json
 from dermedge_runtime.errors import DataError
 
 if TYPE_CHECKING:
-    from dermedge.models import Student
+    from dermedge.models import TrainedModel
     from dermedge.train.hybrid import HybridRecipe
 
 PRESETS = ("dermnio-base", "small", "tiny", "mobile")
@@ -134,7 +134,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def summary(teacher: "Student", out: Path) -> dict[str, Any]:
+def summary(teacher: "TrainedModel", out: Path) -> dict[str, Any]:
     """What pretraining left behind, for a person or as JSON."""
     images = teacher.spec.lineage["data"]["images"]
     return {

@@ -107,7 +107,7 @@ def command(
     A stage that was done in OUT with the same inputs is skipped; a killed training continues.
     """
     from dermedge.train import Schedule
-    from dermedge.workflows.run import Recipe, default_pretrain_epochs, run
+    from dermedge.workflows.run import RunOptions, default_pretrain_epochs, run
 
     if pretrain_epochs is None:
         pretrain_epochs = default_pretrain_epochs(backbone, init)
@@ -118,11 +118,11 @@ def command(
         pretraining = replace(PRESETS["mobile"], epochs=pretrain_epochs)
     elif pretrain_on:
         raise UsageError("--pretrain-on names tables to pretrain on: give --pretrain-epochs too.")
-    recipe = Recipe(
+    recipe = RunOptions(
         backbone=backbone,
         teacher_init=init,
-        student=student or Recipe.student,
-        student_stages=student_stages if student or student_stages else Recipe.student_stages,
+        student=student or RunOptions.student,
+        student_stages=student_stages if student or student_stages else RunOptions.student_stages,
         student_init=student_init,
         size=size,
         fit=fit,

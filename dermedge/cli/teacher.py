@@ -8,7 +8,7 @@ import click
 from dermedge.cli.console import backbone_arg_option, emit, fit_option, json_option, overwrite_option, pairs
 
 if TYPE_CHECKING:
-    from dermedge.models import Student
+    from dermedge.models import TrainedModel
 
 
 @click.group("teacher")
@@ -58,7 +58,7 @@ def import_command(file: Path, out: Path, as_json: bool, **options: Any) -> None
     emit(summary(teacher, out), as_json, pairs)
 
 
-def summary(teacher: "Student", out: Path) -> dict[str, Any]:
+def summary(teacher: "TrainedModel", out: Path) -> dict[str, Any]:
     """What was imported, for a person or as JSON."""
     lineage = teacher.spec.lineage["teacher"]
     size = teacher.spec.preprocess.size

@@ -1,11 +1,11 @@
 """Data sets: one table, its taxonomy, its splits, its importers and its checks."""
 
-from dermedge.data.check import CheckReport, Finding, check
-from dermedge.data.generate import generate
-from dermedge.data.importing.add import AddReport, SetInfo, add, sets
+from dermedge.data.check import CheckReport, Finding, check_data
+from dermedge.data.generate import draw_data_set
+from dermedge.data.importing.add import AddReport, DataSetInfo, add_data, list_data_sets
 from dermedge.data.layouts import CONTAINS, LAYOUTS, Join, Layout, Part
 from dermedge.data.skin import skin_tones
-from dermedge.data.split import SplitReport, assign_splits, split, with_split
+from dermedge.data.split import SplitReport, assign_splits, split_data, with_split
 from dermedge.data.table import COLUMNS, SPLITS, Table, digests, groups, read_table, table_digest
 from dermedge.data.taxonomy import TAXONOMY, Diagnosis, lineage, project, resolve
 
@@ -17,27 +17,27 @@ __all__ = [
     "TAXONOMY",
     "AddReport",
     "CheckReport",
+    "DataSetInfo",
     "Diagnosis",
     "Finding",
     "Join",
     "Layout",
     "Part",
-    "SetInfo",
     "SplitReport",
     "Table",
-    "add",
+    "add_data",
     "assign_splits",
-    "check",
+    "check_data",
     "digests",
-    "generate",
+    "draw_data_set",
     "groups",
     "lineage",
+    "list_data_sets",
     "project",
     "read_table",
     "resolve",
-    "sets",
     "skin_tones",
-    "split",
+    "split_data",
     "table_digest",
     "with_split",
 ]

@@ -9,8 +9,8 @@ from typing import Literal
 import pandas as pd
 
 from dermedge.data import leaks
-from dermedge.data.images import Look, check_masks, exact_pairs, look_at, near_pairs, unlisted
-from dermedge.data.overlap import Seen, seen_by, seen_sets
+from dermedge.data.images import ImageInspection, check_masks, exact_pairs, inspect_images, near_pairs, unlisted
+from dermedge.data.overlap import TeacherImages, images_seen_by, seen_sets
 from dermedge.data.skin import skin_tones
 from dermedge.data.table import SPLITS, Table, groups, read_table
 from dermedge.data.taxonomy import TAXONOMY
@@ -58,7 +58,7 @@ class CheckReport:
     subgroups: Mapping[str, Mapping[str, Mapping[str, int]]]
 
 
-def check(
+def check_data(
     data: str | Path | Table, *, teacher: str | Path | None = None, progress: Progress | None = None
 ) -> CheckReport:
     """Look at every image and every column of a data set and report what would spoil a model or its measurement.
@@ -80,8 +80,8 @@ def check(
     table = data if isinstance(data, Table) else read_table(data)
     frame = table.frame
     group = groups(frame)
-    seen = None if teacher is None else seen_by(teacher)
-    looks = look_at(table, progress=progress)
+    seen = None if teacher is None else images_seen_by(teacher)
+    looks = inspect_images(table, progress=progress)
     findings = [
         *_files(table, looks),
         *_duplicates(frame, group, exact_pairs(looks), near_pairs(looks)),
@@ -112,7 +112,7 @@ def _finding(level: Level, code: str, message: str, items: Sequence[str]) -> Ite
         yield Finding(level, code, f"{len(items)} {message}", len(items), tuple(items[:EXAMPLES]))
 
 
-def _files(table: Table, looks: Sequence[Look]) -> Iterable[Finding]:
+def _files(table: Table, looks: Sequence[ImageInspection]) -> Iterable[Finding]:
     images = table.frame["image"].tolist()
     seen = list(zip(images, looks, strict=True))
     missing = [image for image, look in seen if look.missing]
@@ -198,7 +198,7 @@ def _split_groups(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterable[Find
         yield Finding("info", "empty_split", f"No row is in the split {split!r}.", 0)
 
 
-def _pretrained(frame: pd.DataFrame, looks: Sequence[Look], seen: Seen) -> Iterable[Finding]:
+def _pretrained(frame: pd.DataFrame, looks: Sequence[ImageInspection], seen: TeacherImages) -> Iterable[Finding]:
     """Rows that a model has seen: surely, by digest; and by the name of a set, of which it may have seen a part."""
     surely = pd.Series([look.digest in seen.digests for look in looks], index=frame.index, dtype=bool)
     yield from _finding(
@@ -249,7 +249,7 @@ def _labels(frame: pd.DataFrame) -> Iterable[Finding]:
         )
 
 
-def _columns(frame: pd.DataFrame, group: "pd.Series[str]", looks: Sequence[Look]) -> Iterable[Finding]:
+def _columns(frame: pd.DataFrame, group: "pd.Series[str]", looks: Sequence[ImageInspection]) -> Iterable[Finding]:
     sizes = [f"{look.width}x{look.height}" if look.width else "" for look in looks]
     rows = leaks.derived(frame.assign(group=group), sizes)
     for leak in leaks.missingness(rows):

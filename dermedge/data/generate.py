@@ -24,7 +24,7 @@ _AGE = {"nv": 46.0, "mel": 61.0, "bkl": 64.0, "bcc": 67.0, "vasc": 52.0, "df": 5
 _LARGEST_SEED = 2**31 - 1
 
 
-def generate(
+def draw_data_set(
     out: str | Path,
     *,
     count: int,

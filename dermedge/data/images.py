@@ -27,7 +27,7 @@ _BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInspection:
     """What one image file turned out to be; `problem` is empty for a sound one.
 
     Attributes:
@@ -49,7 +49,7 @@ class Look:
     missing: bool = False
 
 
-def look_at(table: Table, *, workers: int = 8, progress: Progress | None = None) -> list[Look]:
+def inspect_images(table: Table, *, workers: int = 8, progress: Progress | None = None) -> list[ImageInspection]:
     """Decode every image of the table (a JPEG at a reduced scale); one `Look` per row.
 
     The hash is `imagehash.phash` (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010).
@@ -62,15 +62,15 @@ def look_at(table: Table, *, workers: int = 8, progress: Progress | None = None)
     except ImportError as error:
         raise MissingExtraError("imagehash", "data", "The check for duplicates") from error
 
-    def look(image: str) -> Look:
+    def look(image: str) -> ImageInspection:
         try:
             data = table.path(image).read_bytes()
         except OSError as error:
-            return Look(problem=error.strerror or str(error), missing=isinstance(error, FileNotFoundError))
+            return ImageInspection(problem=error.strerror or str(error), missing=isinstance(error, FileNotFoundError))
         try:
             return _decode(data, imagehash.phash)
         except Exception as error:  # Pillow's decoders raise whatever the damage leads them to.
-            return Look(digest=sha256(data).hexdigest(), problem=str(error) or type(error).__name__)
+            return ImageInspection(digest=sha256(data).hexdigest(), problem=str(error) or type(error).__name__)
 
     looks = []
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
@@ -83,23 +83,23 @@ def look_at(table: Table, *, workers: int = 8, progress: Progress | None = None)
     return looks
 
 
-def _decode(data: bytes, phash: object) -> Look:
+def _decode(data: bytes, phash: object) -> ImageInspection:
     digest = sha256(data).hexdigest()
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         if getattr(image, "is_animated", False):
-            return Look(width, height, digest, problem="it is animated")
+            return ImageInspection(width, height, digest, problem="it is animated")
         image.draft("RGB", (_DECODE, _DECODE))
         picture = image.convert("RGB")
     grey = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L"), dtype=np.float32).ravel()
     centred = grey - grey.mean()
     if float(centred.std()) < _FLAT:
-        return Look(width, height, digest)
+        return ImageInspection(width, height, digest)
     bits = np.asarray(phash(picture).hash, dtype=np.float32).ravel()  # type: ignore[operator]
-    return Look(width, height, digest, bits * 2 - 1, (centred / np.linalg.norm(centred)).astype(np.float16))
+    return ImageInspection(width, height, digest, bits * 2 - 1, (centred / np.linalg.norm(centred)).astype(np.float16))
 
 
-def check_masks(table: Table, looks: Sequence[Look]) -> Iterator[tuple[str, str]]:
+def check_masks(table: Table, looks: Sequence[ImageInspection]) -> Iterator[tuple[str, str]]:
     """(mask, problem) for every mask that is not there, not an image, or not as large as its image."""
     for mask, look in zip(table.frame["mask"], looks, strict=True):
         if not mask:
@@ -118,7 +118,7 @@ def check_masks(table: Table, looks: Sequence[Look]) -> Iterator[tuple[str, str]
             yield mask, f"it is {size[0]}x{size[1]}, its image {look.width}x{look.height}"
 
 
-def exact_pairs(looks: Sequence[Look]) -> list[tuple[int, int]]:
+def exact_pairs(looks: Sequence[ImageInspection]) -> list[tuple[int, int]]:
     """Row pairs (first, other) of byte-identical files."""
     first: dict[str, int] = {}
     pairs = []
@@ -130,7 +130,7 @@ def exact_pairs(looks: Sequence[Look]) -> list[tuple[int, int]]:
     return pairs
 
 
-def near_pairs(looks: Sequence[Look]) -> list[tuple[int, int]]:
+def near_pairs(looks: Sequence[ImageInspection]) -> list[tuple[int, int]]:
     """Row pairs of files that differ and show almost the same picture: a like hash, confirmed by the thumbnails.
 
     A product of hashes as +-1 vectors is 64 - 2 x their distance, so that all pairs cost one matrix product.

@@ -10,14 +10,14 @@ from dermedge.data.layouts import CONTAINS
 
 
 @dataclass(frozen=True)
-class Seen:
+class TeacherImages:
     """What a model was trained on: names of sets, which may be patterns such as "isic*", and sha256 of image files."""
 
     sets: tuple[str, ...]
     digests: frozenset[str]
 
 
-def seen_by(teacher: Path | str) -> Seen:
+def images_seen_by(teacher: Path | str) -> TeacherImages:
     """What a teacher's or a student's folder says of its training: the sets of its `pretrained_on`, and its own images.
 
     A student's teacher is among its lineage, so that what that one has seen counts too.
@@ -25,16 +25,16 @@ def seen_by(teacher: Path | str) -> Seen:
     Raises:
         DataError: where the folder holds no model.
     """
-    from dermedge.models.model_folder import load_student
+    from dermedge.models.model_folder import load_model_folder
 
-    model = load_student(teacher)
+    model = load_model_folder(teacher)
     lineage = model.spec.lineage
     sets: list[str] = []
     for role in ("teacher", "student"):
         origin = lineage.get(role)
         told = origin.get("pretrained_on") if isinstance(origin, dict) else None
         sets += [str(name) for name in told or ()]
-    return Seen(tuple(dict.fromkeys(sets)), frozenset(model.training_images))
+    return TeacherImages(tuple(dict.fromkeys(sets)), frozenset(model.training_images))
 
 
 def related(source: str, seen: str) -> bool:
@@ -44,7 +44,7 @@ def related(source: str, seen: str) -> bool:
     return any(fnmatch.fnmatchcase(name, seen) for name in names)
 
 
-def seen_sets(sources: Iterable[str], seen: Seen) -> dict[str, str]:
+def seen_sets(sources: Iterable[str], seen: TeacherImages) -> dict[str, str]:
     """Source -> the first set the model has seen that shares images with it; the others are left out."""
     pairs = ((source, name) for source in dict.fromkeys(sources) if source for name in seen.sets)
     found: dict[str, str] = {}

@@ -76,10 +76,10 @@ def _deal(by_group: pd.DataFrame, open_splits: Sequence[str], share: Mapping[str
         lacks = {name: share[name] * float(sizes.sum()) - float(sizes.get(name, 0)) for name in SPLITS}
         for group, row in stratum[stratum["owner"] == ""].iterrows():
             without = [name for name in open_splits if (row["label"], name) not in there]
-            split = max(without, key=share.__getitem__) if without else max(open_splits, key=lacks.__getitem__)
-            chosen[str(group)] = split
-            lacks[split] -= row["size"]
-            there |= {(label, split) for label in row["labels"]}
+            split_data = max(without, key=share.__getitem__) if without else max(open_splits, key=lacks.__getitem__)
+            chosen[str(group)] = split_data
+            lacks[split_data] -= row["size"]
+            there |= {(label, split_data) for label in row["labels"]}
     return chosen
 
 
@@ -90,7 +90,7 @@ def _strata(frame: pd.DataFrame) -> "pd.Series[str]":
 
 def _owner(splits: "pd.Series[str]") -> str:
     """The split that a group already stands in; train where it stands in several, since train is never measured on."""
-    there = {split for split in splits if split}
+    there = {split_data for split_data in splits if split_data}
     return there.pop() if len(there) == 1 else ("train" if there else "")
 
 
@@ -134,7 +134,7 @@ class SplitReport:
     counts: Mapping[str, Mapping[str, int]]
 
 
-def split(
+def split_data(
     data: str | Path,
     out: str | Path | None = None,
     *,

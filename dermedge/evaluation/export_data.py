@@ -18,7 +18,7 @@ from dermedge_runtime.spec import Spec
 KEPT_BYTES = 1 << 30
 
 
-class TableEvidence:
+class TableEvaluationData:
     """The splits of one table, for one model. Satisfies `dermedge_export.parity.evaluator.Evidence`."""
 
     def __init__(self, data: Path | str, spec: Spec, progress: Progress | None = None) -> None:

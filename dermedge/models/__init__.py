@@ -1,6 +1,6 @@
 """Teachers and students: a timm backbone, task heads, and their folder on disk."""
 
-from dermedge.models.model_folder import Student, load_student, save_student
+from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network
 
-__all__ = ["Network", "Student", "load_student", "save_student"]
+__all__ = ["Network", "TrainedModel", "load_model_folder", "save_model_folder"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from dermedge.models.checkpoint import SAFETENSORS, pick, read_tensors
 from dermedge.models.formats import FORMATS, Format, Weights, measure
 from dermedge.models.initialize import backbone_of_file, hub_backbone
-from dermedge.models.model_folder import Student, save_student
+from dermedge.models.model_folder import TrainedModel, save_model_folder
 from dermedge.models.network import Backbone, Network, count_parameters, create_backbone
 from dermedge.models.new_spec import check_input, make_preprocess, make_spec
 from dermedge_runtime.errors import DataError, UsageError
@@ -59,7 +59,7 @@ def import_teacher(
     name: str | None = None,
     licence: str | None = None,
     overwrite: bool = False,
-) -> Student:
+) -> TrainedModel:
     """Turn a published checkpoint into a teacher's folder: its features, without heads, as an `embed` task.
 
     Every tensor of the backbone must be there, and none may be left over but heads and what the format says. A file is
@@ -113,9 +113,9 @@ def import_teacher(
     }
     spec = make_spec(name or f"{chosen.name}-teacher", TASKS, preprocess, {"teacher": lineage})
     network = filled(chosen, weights, size, file)
-    teacher = Student(network, spec, chosen, "teacher", {"parameters": count_parameters(network)})
+    teacher = TrainedModel(network, spec, chosen, "teacher", {"parameters": count_parameters(network)})
     with atomic_folder(out, overwrite=overwrite, marker=MARKER) as folder:
-        save_student(teacher, folder)
+        save_model_folder(teacher, folder)
     return teacher
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dermedge.models.model_folder import Student, load_student
+from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Backbone, Network, create_backbone, truncate
 from dermedge_runtime.errors import DataError, UsageError
 
@@ -107,7 +107,7 @@ def initialise(
     if init == "hub":
         load_hub(network, backbone)
     elif Path(init).is_dir():
-        narrow(load_student(init), network, size, backbone.stages)
+        narrow(load_model_folder(init), network, size, backbone.stages)
     else:
         load_backbone(network, Path(init))
     if has_identity_norms(network):
@@ -171,7 +171,7 @@ def prunable(wide: Backbone, name: str | None, args: Mapping[str, Any], stages: 
     return own == others
 
 
-def narrow(teacher: Student, network: Network, size: int, stages: int | None = None) -> None:
+def narrow(teacher: TrainedModel, network: Network, size: int, stages: int | None = None) -> None:
     """Start a network of the same family from its teacher: a copy where they are alike, else by structured pruning.
 
     Where the network has fewer `stages`, the teacher's later ones are cut off. Heads of equal tasks come along.

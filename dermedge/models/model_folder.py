@@ -22,7 +22,7 @@ SPLIT = "split.csv"
 
 
 @dataclass(frozen=True)
-class Student:
+class TrainedModel:
     """A network with its contract; a teacher is one too, told apart by its `role`.
 
     `metrics` holds what was measured on validation data, `split` the rows (image_id, sha256, split) that it learned
@@ -42,7 +42,7 @@ class Student:
         return tuple(sorted(digest for _, digest, split in self.split if split in ("train", "val")))
 
 
-def save_student(student: Student, folder: Path) -> None:
+def save_model_folder(student: TrainedModel, folder: Path) -> None:
     """Write a model into `folder`, each file atomically, the JSON last: a folder without it is not a model."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.module.state_dict().items()}
@@ -59,7 +59,7 @@ def save_student(student: Student, folder: Path) -> None:
     atomic_write(folder / f"{student.role}.json", (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def load_student(folder: Path | str) -> Student:
+def load_model_folder(folder: Path | str) -> TrainedModel:
     """Read a teacher's or a student's folder.
 
     Raises:
@@ -80,7 +80,7 @@ def load_student(folder: Path | str) -> Student:
         network = Network(backbone, spec.tasks)
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
         split = tuple(_row(line) for line in (folder / SPLIT).read_text("utf-8").splitlines()[1:])
-        return Student(network.eval(), spec, backbone, data["role"], data.get("metrics", {}), split)
+        return TrainedModel(network.eval(), spec, backbone, data["role"], data.get("metrics", {}), split)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, DermedgeError) as error:
         raise DataError(f"{folder} is damaged ({error}): train again, or restore it from a copy.") from error
 

@@ -5,33 +5,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dermedge.probing.features import Features, features
-from dermedge.probing.linear import LINEAR, Recipe
+from dermedge.probing.features import Features, extract_features
+from dermedge.probing.linear import LINEAR, LinearRecipe
 from dermedge.probing.scores import Bootstrap
 from dermedge.probing.segment import HEADS, SEGMENT
-from dermedge.probing.task import TASKS, Part, Question
+from dermedge.probing.task import TASKS, ProbeSplit, ProbeTask
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from dermedge.models import Student
+    from dermedge.models import TrainedModel
 
 PROTOCOLS = ("linear", "knn", "finetune", "segment", "fewshot")
-RECIPES: Mapping[str, Recipe] = {"linear": LINEAR, "fewshot": LINEAR, "segment": SEGMENT}
+RECIPES: Mapping[str, LinearRecipe] = {"linear": LINEAR, "fewshot": LINEAR, "segment": SEGMENT}
 FRACTIONS = (0.01, 0.05, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
-class Setup:
+class ProbeConfig:
     """One probe: the teacher, what is asked of it, and how."""
 
-    teacher: "Student"
+    teacher: "TrainedModel"
     folder: Path
     weights: str
     data: Path
-    question: Question
-    test: Part
-    recipe: Recipe | None
+    question: ProbeTask
+    test: ProbeSplit
+    recipe: LinearRecipe | None
     normalise: bool
     fractions: tuple[float, ...]
     heads: tuple[str, ...]
@@ -45,11 +45,11 @@ class Setup:
         """How something is trained, as plain settings; nothing where nothing is."""
         return {} if self.recipe is None else asdict(self.recipe)
 
-    def features(self, part: Part) -> Features:
+    def features(self, part: ProbeSplit) -> Features:
         """Frozen features [N, D] of some rows."""
-        return features(self.teacher, self.weights, part.table, cache=self.cache, progress=self.progress)
+        return extract_features(self.teacher, self.weights, part.table, cache=self.cache, progress=self.progress)
 
-    def val(self) -> Part | None:
+    def val(self) -> ProbeSplit | None:
         """The rows that the malignancy threshold is chosen on; None where nothing needs choosing.
 
         Raises:
@@ -66,7 +66,7 @@ class Setup:
         return part
 
 
-def choose_recipe(protocol: str, epochs: int | None, batch_size: int | None, lr: float | None) -> Recipe | None:
+def choose_recipe(protocol: str, epochs: int | None, batch_size: int | None, lr: float | None) -> LinearRecipe | None:
     """The protocol's recipe with what was asked for instead; None for one that trains nothing.
 
     Raises:
@@ -78,7 +78,7 @@ def choose_recipe(protocol: str, epochs: int | None, batch_size: int | None, lr:
         from dermedge.train import Schedule
 
         schedule = Schedule()
-        return replace(Recipe(schedule.epochs, schedule.batch_size, schedule.lr), **asked)
+        return replace(LinearRecipe(schedule.epochs, schedule.batch_size, schedule.lr), **asked)
     if protocol in RECIPES:
         return replace(RECIPES[protocol], **asked)
     if asked and protocol in PROTOCOLS:
@@ -86,7 +86,7 @@ def choose_recipe(protocol: str, epochs: int | None, batch_size: int | None, lr:
     return None
 
 
-def check(
+def check_config(
     task: str, protocol: str, fractions: tuple[float, ...], heads: tuple[str, ...], normalise: bool, replicates: int
 ) -> None:
     """Raise UsageError for settings that do not go together."""

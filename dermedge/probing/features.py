@@ -21,7 +21,7 @@ from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
 
 if TYPE_CHECKING:
-    from dermedge.models import Student
+    from dermedge.models import TrainedModel
 
 Features = NDArray[np.float32]
 SCHEMA = "dermedge.features/1"
@@ -29,18 +29,18 @@ BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CachedFeatures:
     """Features [M, D] by the sha256 of the image file they are of."""
 
     digests: tuple[str, ...]
     features: Features
 
 
-NOTHING = Kept((), np.empty((0, 0), np.float32))
+NOTHING = CachedFeatures((), np.empty((0, 0), np.float32))
 
 
-def features(
-    teacher: "Student", weights: str, table: Table, *, cache: Path, progress: Progress | None = None
+def extract_features(
+    teacher: "TrainedModel", weights: str, table: Table, *, cache: Path, progress: Progress | None = None
 ) -> Features:
     """The frozen teacher's pooled features [N, D] of a table's images: the class token, where its backbone pools by it.
 
@@ -66,13 +66,13 @@ def features(
     if new:
         found = _forward(teacher, table.replace(table.frame.iloc[new]), progress)
         merged = np.concatenate([kept.features, found]) if kept.digests else found
-        kept = Kept((*kept.digests, *(wanted[row] for row in new)), merged)
+        kept = CachedFeatures((*kept.digests, *(wanted[row] for row in new)), merged)
         place = {digest: row for row, digest in enumerate(kept.digests)}
         _write(path, kept)
     return kept.features[[place[digest] for digest in wanted]]
 
 
-def _key(teacher: "Student", weights: str) -> str:
+def _key(teacher: "TrainedModel", weights: str) -> str:
     """What the features of an image depend on, beside its bytes."""
     return sha256_hex(
         canonical_json(
@@ -87,7 +87,7 @@ def _key(teacher: "Student", weights: str) -> str:
     )
 
 
-def _forward(teacher: "Student", table: Table, progress: Progress | None) -> Features:
+def _forward(teacher: "TrainedModel", table: Table, progress: Progress | None) -> Features:
     """Features [N, D] of every image of a table, decoded by threads that work ahead."""
     import torch
 
@@ -117,7 +117,7 @@ def _chunks(images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         yield np.stack(chunk)
 
 
-def _read(path: Path) -> Kept:
+def _read(path: Path) -> CachedFeatures:
     """What a cache file holds; nothing where there is none, or it is damaged (a zip file checks its own content)."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
@@ -125,10 +125,10 @@ def _read(path: Path) -> Kept:
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return NOTHING
     sound = found.dtype == np.float32 and found.ndim == 2 and len(found) == len(digests)
-    return Kept(tuple(digests), found) if sound else NOTHING
+    return CachedFeatures(tuple(digests), found) if sound else NOTHING
 
 
-def _write(path: Path, kept: Kept) -> None:
+def _write(path: Path, kept: CachedFeatures) -> None:
     stream = io.BytesIO()
     np.savez(stream, digests=np.array(kept.digests), features=kept.features)
     atomic_write(path, stream.getvalue())

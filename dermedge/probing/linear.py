@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Probabilities = NDArray[np.float64]
-Fitted = Callable[[Features], Probabilities]
+FittedClassifier = Callable[[Features], Probabilities]
 BASE_BATCH = 256
 EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LinearRecipe:
     """How long and how fast Adam trains; of a linear probe `lr` is for batches of 256, and shrinks with them."""
 
     epochs: int
@@ -37,7 +37,7 @@ class Recipe:
             )
 
 
-LINEAR = Recipe(epochs=50, batch_size=256, lr=5e-3)
+LINEAR = LinearRecipe(epochs=50, batch_size=256, lr=5e-3)
 
 
 def fit_linear(
@@ -46,10 +46,10 @@ def fit_linear(
     features: Features,
     labels: Labels,
     *,
-    recipe: Recipe = LINEAR,
+    recipe: LinearRecipe = LINEAR,
     normalise: bool = False,
     seed: int = 0,
-) -> Fitted:
+) -> FittedClassifier:
     """Fit a linear layer to features by Adam at a constant rate; nothing is chosen, so it needs no validation data.
 
     Weights start at N(0, 0.01^2), biases at 0. On the CPU, whatever else there is: the same arguments give the same

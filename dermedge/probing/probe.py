@@ -10,12 +10,12 @@ import numpy as np
 from dermedge.data.split import with_split
 from dermedge.data.table import SPLITS, digests, read_table, table_digest
 from dermedge.probing import knn
-from dermedge.probing.config import FRACTIONS, Setup, check, choose_recipe
+from dermedge.probing.config import FRACTIONS, ProbeConfig, check_config, choose_recipe
 from dermedge.probing.protocols import RUN
 from dermedge.probing.report import ProbeReport, ProbeResult
 from dermedge.probing.scores import Bootstrap
 from dermedge.probing.segment import HEADS
-from dermedge.probing.task import ask, shared_groups
+from dermedge.probing.task import make_probe_task, shared_groups
 from dermedge_runtime.files import sha256_file
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
@@ -79,15 +79,15 @@ def probe(
 
     Source: DermINO (arXiv:2508.12190).
     """
-    from dermedge.models.model_folder import WEIGHTS, load_student
+    from dermedge.models.model_folder import WEIGHTS, load_model_folder
 
     task = task or ("segment" if protocol == "segment" else "diagnosis")
     fractions = (fraction,) if isinstance(fraction, (int, float)) else tuple(fraction or ())
     recipe = choose_recipe(protocol, epochs, batch_size, lr)
-    check(task, protocol, fractions, tuple(heads), normalise, replicates)
-    student = load_student(teacher)
-    question = ask(task, with_split(read_table(data)), student.spec)
-    setup = Setup(
+    check_config(task, protocol, fractions, tuple(heads), normalise, replicates)
+    student = load_model_folder(teacher)
+    question = make_probe_task(task, with_split(read_table(data)), student.spec)
+    setup = ProbeConfig(
         teacher=student,
         folder=Path(teacher),
         weights=sha256_file(Path(teacher) / WEIGHTS),
@@ -112,7 +112,7 @@ def default_cache(teacher: Path) -> Path:
     return folder.with_name(f"{folder.name}.features")
 
 
-def _report(setup: Setup, protocol: str, results: tuple[ProbeResult, ...]) -> ProbeReport:
+def _report(setup: ProbeConfig, protocol: str, results: tuple[ProbeResult, ...]) -> ProbeReport:
     question, test = setup.question, setup.test
     split = question.table.frame["split"].to_numpy()
     known = question.labels >= 0
@@ -134,7 +134,7 @@ def _report(setup: Setup, protocol: str, results: tuple[ProbeResult, ...]) -> Pr
     )
 
 
-def _settings(setup: Setup, protocol: str) -> dict[str, Any]:
+def _settings(setup: ProbeConfig, protocol: str) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": setup.seed, "replicates": setup.bootstrap.replicates}
     found["preprocess"] = to_json(setup.teacher.spec.preprocess)
     if protocol == "finetune":
@@ -154,7 +154,7 @@ def _settings(setup: Setup, protocol: str) -> dict[str, Any]:
     return found
 
 
-def _warnings(setup: Setup, protocol: str) -> Iterator[str]:
+def _warnings(setup: ProbeConfig, protocol: str) -> Iterator[str]:
     learned = set(setup.teacher.training_images)
     seen = learned & set(digests(setup.test.table))
     if seen:

@@ -8,33 +8,35 @@ import numpy as np
 
 from dermedge.evaluation.table_predictions import preprocessed
 from dermedge.probing import knn
-from dermedge.probing.config import Setup
+from dermedge.probing.config import ProbeConfig
 from dermedge.probing.linear import LINEAR, fit_linear, likelihoods
 from dermedge.probing.report import ProbeResult
 from dermedge.probing.scores import scores, segment_scores
 from dermedge.probing.segment import SEGMENT, Maps, count_pixels, fit_decoders, make_decoders, read_masks
-from dermedge.probing.task import Part, draw
+from dermedge.probing.task import ProbeSplit, draw_fraction
 from dermedge_export.evaluation.metrics import Floats
 from dermedge_export.evaluation.postprocessing import fit_threshold
 from dermedge_export.evaluation.predictions import predict_table
 from dermedge_runtime.errors import DataError
 
 
-def _linear(setup: Setup) -> tuple[ProbeResult, ...]:
+def _linear(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
     return _fitted_linearly(setup, {"linear": 1.0})
 
 
-def _fewshot(setup: Setup) -> tuple[ProbeResult, ...]:
+def _fewshot(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
     return _fitted_linearly(setup, {f"{100 * fraction:g} %": fraction for fraction in setup.fractions})
 
 
-def _fitted_linearly(setup: Setup, fractions: Mapping[str, float]) -> tuple[ProbeResult, ...]:
+def _fitted_linearly(setup: ProbeConfig, fractions: Mapping[str, float]) -> tuple[ProbeResult, ...]:
     question, train, val = setup.question, setup.question.part("train"), setup.val()
     inputs, tested = setup.features(train), setup.features(setup.test)
     validated = setup.features(val) if val is not None else None
     found = []
     for name, fraction in fractions.items():
-        rows = np.arange(len(train)) if fraction == 1 else draw(train.labels, train.groups, fraction, setup.seed)
+        rows = (
+            np.arange(len(train)) if fraction == 1 else draw_fraction(train.labels, train.groups, fraction, setup.seed)
+        )
         fitted = fit_linear(
             question.kind,
             len(question.names),
@@ -49,7 +51,7 @@ def _fitted_linearly(setup: Setup, fractions: Mapping[str, float]) -> tuple[Prob
     return tuple(found)
 
 
-def _knn(setup: Setup) -> tuple[ProbeResult, ...]:
+def _knn(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
     train, val = setup.question.part("train"), setup.val()
     gallery, queries, classes = setup.features(train), setup.features(setup.test), len(setup.question.names)
     answers = knn.vote(gallery, train.labels, queries, classes)
@@ -58,7 +60,7 @@ def _knn(setup: Setup) -> tuple[ProbeResult, ...]:
     return (_result(setup, "knn", 1.0, train, answers, val, chosen, ranked),)
 
 
-def _finetune(setup: Setup) -> tuple[ProbeResult, ...]:
+def _finetune(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
     """The whole network, trained from the teacher's weights in a temporary folder."""
     import torch
 
@@ -82,7 +84,7 @@ def _finetune(setup: Setup) -> tuple[ProbeResult, ...]:
 
     task = next(task for task in tuned.spec.tasks if task.name == question.task)
 
-    def answers(part: Part) -> Floats:
+    def answers(part: ProbeSplit) -> Floats:
         images = preprocessed(part.table, tuned.spec.preprocess)
         outputs = predict_table(lambda batch: run_network(tuned.module, torch.from_numpy(batch)), images)
         found = likelihoods(question.kind, outputs[question.task].astype(np.float64))
@@ -96,7 +98,7 @@ def _finetune(setup: Setup) -> tuple[ProbeResult, ...]:
     return (_result(setup, "finetune", 1.0, train, answers(setup.test), val, chosen),)
 
 
-def _segment(setup: Setup) -> tuple[ProbeResult, ...]:
+def _segment(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
     import torch
 
     train, spec = setup.question.part("train"), setup.teacher.spec.preprocess
@@ -130,7 +132,7 @@ def _segment(setup: Setup) -> tuple[ProbeResult, ...]:
     )
 
 
-RUN: Mapping[str, Callable[[Setup], tuple[ProbeResult, ...]]] = {
+RUN: Mapping[str, Callable[[ProbeConfig], tuple[ProbeResult, ...]]] = {
     "linear": _linear,
     "knn": _knn,
     "finetune": _finetune,
@@ -140,12 +142,12 @@ RUN: Mapping[str, Callable[[Setup], tuple[ProbeResult, ...]]] = {
 
 
 def _result(
-    setup: Setup,
+    setup: ProbeConfig,
     name: str,
     fraction: float,
-    fitted: Part,
+    fitted: ProbeSplit,
     answers: Floats,
-    val: Part | None,
+    val: ProbeSplit | None,
     chosen: Floats | None,
     ranked: Mapping[str, Floats] | None = None,
 ) -> ProbeResult:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dermedge.evaluation.fairness import fairness
 from dermedge.evaluation.report import Fairness
 from dermedge.evaluation.table_predictions import subgroups
-from dermedge.probing.task import Labels, Part, Question
+from dermedge.probing.task import Labels, ProbeSplit, ProbeTask
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Floats, Statistic
 from dermedge_runtime.report import Interval
@@ -26,7 +26,7 @@ class Bootstrap:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class ProbeScores:
     """Metrics, recall of each class, and fairness, over the test rows."""
 
     metrics: Mapping[str, Interval]
@@ -35,14 +35,14 @@ class Scores:
 
 
 def scores(
-    question: Question,
-    test: Part,
+    question: ProbeTask,
+    test: ProbeSplit,
     probabilities: Floats,
     *,
     threshold: float | None,
     bootstrap: Bootstrap,
     ranked: Mapping[str, Floats] | None = None,
-) -> Scores:
+) -> ProbeScores:
     """Measure answers to a task that is not a segmentation.
 
     Args:
@@ -58,7 +58,7 @@ def scores(
     measures = _measures(question, labels, predicted, probabilities, threshold)
     measures |= {name: _mean(values) for name, values in (ranked or {}).items()}
     binary = question.kind == "binary"
-    return Scores(
+    return ProbeScores(
         intervals(measures, test.groups, bootstrap),
         dict(zip(question.names, _recalls(labels, predicted, classes, test.groups, bootstrap), strict=True)),
         fairness(
@@ -75,7 +75,7 @@ def scores(
     )
 
 
-def predictions(question: Question, probabilities: Floats, threshold: float | None) -> Labels:
+def predictions(question: ProbeTask, probabilities: Floats, threshold: float | None) -> Labels:
     """The class [N] that probabilities [N, K] stand for: the likeliest; benign or malignant by the threshold; of an
     ordinal task the number of levels that are exceeded with a probability over one half.
     """
@@ -132,7 +132,7 @@ def macro_f1(labels: Labels, predicted: Labels, classes: int, weights: Floats) -
 
 
 def _measures(
-    question: Question, labels: Labels, predicted: Labels, probabilities: Floats, threshold: float | None
+    question: ProbeTask, labels: Labels, predicted: Labels, probabilities: Floats, threshold: float | None
 ) -> dict[str, Statistic]:
     """Every metric of the task, as a function of the rows' weights [..., N]."""
     classes = len(question.names)

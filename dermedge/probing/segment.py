@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 
 from dermedge.data.masks import read_mask
 from dermedge.data.table import Table
-from dermedge.probing.linear import Recipe
+from dermedge.probing.linear import LinearRecipe
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dermedge.models import Student
+    from dermedge.models import TrainedModel
 
 HEADS = ("linear", "upernet")
-SEGMENT = Recipe(epochs=20, batch_size=64, lr=1e-3)
+SEGMENT = LinearRecipe(epochs=20, batch_size=64, lr=1e-3)
 CLASSES = 2
 MAPS_BYTES = 2 << 30
 LARGEST_HALF = 65504.0
@@ -28,7 +28,7 @@ Rows = NDArray[np.intp]
 class Maps:
     """A frozen network's feature maps of a table's images, each computed once as long as they fit into memory."""
 
-    def __init__(self, teacher: "Student", levels: Sequence[int], table: Table, *, room: int = MAPS_BYTES) -> None:
+    def __init__(self, teacher: "TrainedModel", levels: Sequence[int], table: Table, *, room: int = MAPS_BYTES) -> None:
         from dermedge.train.samples import Frames
 
         self.network, self.levels = teacher.module, levels
@@ -43,9 +43,9 @@ class Maps:
         """
         import torch
 
-        from dermedge.train.samples import ahead
+        from dermedge.train.samples import prefetch
 
-        for rows, (new, images) in zip(batches, ahead(self._images, batches), strict=True):
+        for rows, (new, images) in zip(batches, prefetch(self._images, batches), strict=True):
             fresh: dict[int, list[Tensor]] = {}
             if len(new):
                 found = self._forward(torch.from_numpy(images))
@@ -87,7 +87,7 @@ def read_masks(table: Table, spec: Preprocess) -> NDArray[np.bool_]:
 
 
 def make_decoders(
-    teacher: "Student", heads: Sequence[str], seed: int
+    teacher: "TrainedModel", heads: Sequence[str], seed: int
 ) -> "tuple[dict[str, nn.Module], tuple[int, ...]]":
     """New decoders by name, and the stages of the backbone that they read.
 
@@ -119,7 +119,7 @@ def fit_decoders(
     maps: Maps,
     masks: NDArray[np.bool_],
     *,
-    recipe: Recipe = SEGMENT,
+    recipe: LinearRecipe = SEGMENT,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:

@@ -24,7 +24,7 @@ TASKS: dict[str, tuple[Kind, str]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ProbeSplit:
     """The rows of one split whose answer is known: `labels` [N] of them, `groups` [N], the lesion or patient."""
 
     table: Table
@@ -34,13 +34,13 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, chosen: NDArray[np.intp]) -> "Part":
+    def rows(self, chosen: NDArray[np.intp]) -> "ProbeSplit":
         """Some of its rows, by index."""
-        return Part(self.table.replace(self.table.frame.iloc[chosen]), self.labels[chosen], self.groups[chosen])
+        return ProbeSplit(self.table.replace(self.table.frame.iloc[chosen]), self.labels[chosen], self.groups[chosen])
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class ProbeTask:
     """A task on a table whose rows are all in a split.
 
     `labels` [N] index `names`, -1 where the answer is unknown or no class covers it; of a segmentation they only tell
@@ -58,7 +58,7 @@ class Question:
         """Of the task's answer."""
         return TASKS[self.task][0]
 
-    def part(self, split: str) -> Part:
+    def part(self, split: str) -> ProbeSplit:
         """The rows of a split whose answer is known.
 
         Raises:
@@ -72,14 +72,14 @@ class Question:
                 f"No {split} row of {self.table.file} has a {column} that the task {self.task} can use: fill the "
                 f"column {column!r}, or choose another task."
             )
-        return Part(self.table, self.labels, self.groups).rows(chosen)
+        return ProbeSplit(self.table, self.labels, self.groups).rows(chosen)
 
     def unanswered(self, split: str) -> int:
         """How many rows of a split are left out, as nothing is known of them or no class covers them."""
         return int(((self.table.frame["split"] == split).to_numpy() & (self.labels < 0)).sum())
 
 
-def ask(task: str, table: Table, spec: Spec) -> Question:
+def make_probe_task(task: str, table: Table, spec: Spec) -> ProbeTask:
     """A task on a table.
 
     The classes of `diagnosis` are the diagnoses of the train split; a narrower one of another split counts as the class
@@ -113,10 +113,10 @@ def ask(task: str, table: Table, spec: Spec) -> Question:
             f"The train rows of {table.file} hold {answers} different answers in the column {column!r}, too few for "
             f"the task {task}: fill the column, or choose another task."
         )
-    return Question(task, names, table, labels, groups(frame).to_numpy(str))
+    return ProbeTask(task, names, table, labels, groups(frame).to_numpy(str))
 
 
-def draw(labels: Labels, groups: Groups, fraction: float, seed: int) -> NDArray[np.intp]:
+def draw_fraction(labels: Labels, groups: Groups, fraction: float, seed: int) -> NDArray[np.intp]:
     """A share of every class's images, by whole groups: the labels that a clinic could afford.
 
     Groups are taken in an order drawn from the seed, class by class, the rarest first, until a class has its share; of
@@ -148,7 +148,7 @@ def draw(labels: Labels, groups: Groups, fraction: float, seed: int) -> NDArray[
     return np.flatnonzero(np.isin(groups, sorted(chosen)))
 
 
-def shared_groups(question: Question) -> list[str]:
+def shared_groups(question: ProbeTask) -> list[str]:
     """Lesions or patients that stand in train and in test."""
     split = question.table.frame["split"].to_numpy()
     return sorted(set(question.groups[split == "train"]) & set(question.groups[split == "test"]))

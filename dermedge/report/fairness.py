@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from dermedge.evaluation.fairness import BALANCED, MALIGNANT
-from dermedge.evaluation.fairness_text import exceeds_chance, verdict
+from dermedge.evaluation.fairness_text import exceeds_chance, summarize
 from dermedge.evaluation.report import Fairness, GroupScore
 from dermedge.report.forest import Scale, known_ends, scale
 from dermedge.report.text import COLUMNS, interval, low_high, number, points
@@ -70,7 +70,7 @@ def comparisons(found: Iterable[Fairness], labels: Sequence[str], names: Mapping
             insufficient=part.insufficient,
             worst=part.worst,
             differences=tuple(_plotted(row, COLUMNS.get(part.column, part.column), shared) for row in rows if shared),
-            remarks=tuple(verdict(part, labels, names)),
+            remarks=tuple(summarize(part, labels, names)),
         )
         for part, rows in known
     ]

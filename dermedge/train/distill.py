@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dermedge.models.initialize import prunable
-from dermedge.models.model_folder import Student, load_student
+from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network
 from dermedge.models.new_spec import make_spec
 from dermedge.train.finetune import Batch, Job, finish, masks_settings, run_network
@@ -30,8 +30,8 @@ from dermedge.train.lineage import (
 )
 from dermedge.train.loop import Schedule
 from dermedge.train.losses import imitation
-from dermedge.train.run_record import CACHE, Run
-from dermedge.train.samples import Samples, ahead, read_samples
+from dermedge.train.run_record import CACHE, RunRecord
+from dermedge.train.samples import Samples, prefetch, read_samples
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file
 from dermedge_runtime.progress import Progress
@@ -57,7 +57,7 @@ def distill(
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Student:
+) -> TrainedModel:
     """Distil a teacher into a student (Hinton et al., "Distilling the knowledge in a neural network", 2015).
 
     The loss is `soft_weight` x the divergence from the teacher's softened logits + (1 - `soft_weight`) x the labelled
@@ -93,7 +93,7 @@ def distill(
             "Distillation needs 0 <= soft weight <= 1, a temperature above 0 and at least one view: change them."
         )
     schedule = schedule or Schedule()
-    master = load_student(teacher)
+    master = load_model_folder(teacher)
     if init == "auto":
         init = str(teacher) if prunable(master.backbone, backbone, backbone_args or {}, stages) else "none"
     if init in ("none", "hub") and backbone is None:
@@ -125,7 +125,7 @@ def distill(
         "seed": seed,
         **masks_settings(everything, tasks),
     }
-    run = Run(Path(out), "distill", "student", settings, everything.images_digest)
+    run = RunRecord(Path(out), "distill", "student", settings, everything.images_digest)
     done = run.finished(overwrite=overwrite)
     if done is not None:
         return done
@@ -136,7 +136,7 @@ def distill(
     job.learn_from(master, run, views, temperature, soft_weight, progress)
     fitted = job.fit(network, run, job.soft_batches, job.soft_loss, progress)
     return finish(
-        Student(network, spec, chosen, "student", split=split),
+        TrainedModel(network, spec, chosen, "student", split=split),
         run,
         fitted,
         teacher_val=dict(master.metrics.get("val", {})),
@@ -148,7 +148,13 @@ class Distillation(Job):
     """A job whose batches carry the teacher's logits."""
 
     def learn_from(
-        self, teacher: Student, run: Run, views: int, temperature: float, soft_weight: float, progress: Progress | None
+        self,
+        teacher: TrainedModel,
+        run: RunRecord,
+        views: int,
+        temperature: float,
+        soft_weight: float,
+        progress: Progress | None,
     ) -> None:
         """Let the teacher look at every view of every training image, keeping each view's logits on disk."""
         self.view_count, self.temperature, self.soft_weight = views, temperature, soft_weight
@@ -177,7 +183,7 @@ class Distillation(Job):
             )
             return torch.from_numpy(turn(pixels, rows)), *targets, *map(torch.from_numpy, teacher)
 
-        return ahead(make, self.order(epoch, self.train))
+        return prefetch(make, self.order(epoch, self.train))
 
     def soft_loss(self, network: Network, batch: Batch) -> Tensor:
         """The distillation loss and the labelled loss, weighted."""
@@ -198,7 +204,7 @@ class Distillation(Job):
             return dict(load_file(path))
         chunks = [self.train[i : i + 64] for i in range(0, len(self.train), 64)]
         parts = []
-        made = ahead(lambda rows: np.stack([self.views.view(int(row), view) for row in rows]), chunks)
+        made = prefetch(lambda rows: np.stack([self.views.view(int(row), view) for row in rows]), chunks)
         for done, pixels in enumerate(made, 1):
             parts.append(run_network(teacher, torch.from_numpy(pixels)))
             if progress:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dermedge.models.initialize import initialise
-from dermedge.models.model_folder import Role, Student, save_student
+from dermedge.models.model_folder import Role, TrainedModel, save_model_folder
 from dermedge.models.network import Backbone, Network, count_parameters
 from dermedge.models.new_spec import check_input, make_preprocess, make_spec
 from dermedge.train.lineage import (
@@ -22,10 +22,10 @@ from dermedge.train.lineage import (
     learned,
     origin,
 )
-from dermedge.train.loop import Fitted, Schedule, fit, keep_freed_memory
-from dermedge.train.run_record import Run
-from dermedge.train.samples import Frames, Masks, Samples, Views, ahead, read_samples
-from dermedge.train.supervision import check_val, learned_loss, target, told, val_scores
+from dermedge.train.loop import FitResult, Schedule, fit, keep_freed_memory
+from dermedge.train.run_record import RunRecord
+from dermedge.train.samples import Frames, Masks, Samples, Views, prefetch, read_samples
+from dermedge.train.supervision import check_val, learned_loss, supervised_tasks, training_target, val_scores
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec, Task, to_json
@@ -52,7 +52,7 @@ def finetune(
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Student:
+) -> TrainedModel:
     """Fine-tune a backbone with a head for each task that a table tells about.
 
     Trains on the train split and stops early on val, by the first of these that the model has: the balanced accuracy of
@@ -100,7 +100,7 @@ def finetune(
         "seed": seed,
         **masks_settings(samples, learnable),
     }
-    run = Run(Path(out), "finetune", role, settings, samples.images_digest)
+    run = RunRecord(Path(out), "finetune", role, settings, samples.images_digest)
     done = run.finished(overwrite=overwrite)
     if done is not None:
         return done
@@ -109,7 +109,7 @@ def finetune(
     split = learned(samples, init_rows(init))
     run.open(overwrite=overwrite)
     fitted = job.fit(network, run, job.labelled_batches, job.labelled_loss, progress)
-    return finish(Student(network, spec, chosen, role, split=split), run, fitted)
+    return finish(TrainedModel(network, spec, chosen, role, split=split), run, fitted)
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Job:
                 raise DataError(f"The table has no {split} rows: run `dermedge data split`, or fill its split column.")
         self.check_val()
         self.frames = Frames(self.samples.paths, self.spec.preprocess)
-        self.masks = Masks(self.samples.masks, self.frames) if "segment" in told(self.tasks) else None
+        self.masks = Masks(self.samples.masks, self.frames) if "segment" in supervised_tasks(self.tasks) else None
         self.views = Views(self.frames, self.samples.image_ids, self.seed, self.masks)
         self.batch_size = min(self.schedule.batch_size, len(self.train))
         self.steps = len(self.train) // self.batch_size
@@ -157,7 +157,7 @@ class Job:
         check_input(network, self.backbone.name, size)
         return network
 
-    def fit(self, network: Network, run: Run, batches: Any, loss: Any, progress: Progress | None) -> Fitted:
+    def fit(self, network: Network, run: RunRecord, batches: Any, loss: Any, progress: Progress | None) -> FitResult:
         """Run the loop. `run` is told of every epoch, so that a killed run's time is known too."""
 
         def score(network: torch.nn.Module) -> dict[str, float]:
@@ -190,7 +190,7 @@ class Job:
             pixels, masks = self.look(rows, epoch)
             return torch.from_numpy(pixels), *self.targets(rows, masks)
 
-        return ahead(make, self.order(epoch, self.train))
+        return prefetch(make, self.order(epoch, self.train))
 
     def look(self, rows: Any, number: int) -> tuple[Any, Any]:
         """View `number` of some rows, uint8 [N, S, S, 3], and their masks [N, S/4, S/4] where these are learned."""
@@ -201,7 +201,7 @@ class Job:
 
     def targets(self, rows: Any, masks: Any = None) -> tuple[Tensor, ...]:
         """Targets of some rows, one per task."""
-        return tuple(target(task, self.tasks, self.samples, rows, masks) for task in self.tasks)
+        return tuple(training_target(task, self.tasks, self.samples, rows, masks) for task in self.tasks)
 
     def labelled_loss(self, network: Network, batch: Batch) -> Tensor:
         """The losses of all tasks, summed."""
@@ -227,7 +227,7 @@ class Job:
 
 def masks_settings(samples: Samples, tasks: Sequence[Task]) -> dict[str, str]:
     """What identifies the masks that a run learns from; nothing where it learns from none."""
-    return {"masks": samples.masks_digest} if "segment" in told(tasks) else {}
+    return {"masks": samples.masks_digest} if "segment" in supervised_tasks(tasks) else {}
 
 
 @torch.no_grad()
@@ -241,10 +241,10 @@ def run_network(network: torch.nn.Module, pixels: Tensor) -> dict[str, Any]:
     return {name: torch.cat([part[name].float().cpu() for part in parts]).numpy() for name in parts[0]}
 
 
-def finish(student: Student, run: Run, fitted: Fitted, **results: Any) -> Student:
+def finish(student: TrainedModel, run: RunRecord, fitted: FitResult, **results: Any) -> TrainedModel:
     """Save the model, then its run.json: a folder whose run.json says finished is complete."""
     metrics = {"val": dict(fitted.metrics), "parameters": count_parameters(student.module)}
     student = replace(student, metrics=metrics)
-    save_student(student, run.folder)
+    save_model_folder(student, run.folder)
     run.close(fitted, parameters=metrics["parameters"], **results)
     return student

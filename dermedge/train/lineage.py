@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dermedge.models.initialize import backbone_of_file, hub_backbone
-from dermedge.models.model_folder import load_student
+from dermedge.models.model_folder import load_model_folder
 from dermedge.models.network import Backbone
 from dermedge.train.samples import Samples
 from dermedge_runtime.errors import UsageError
@@ -18,7 +18,7 @@ Rows = tuple[tuple[str, str, str], ...]
 
 def init_rows(init: str) -> Rows:
     """What the initial weights have learned from, as far as their folder says."""
-    return load_student(init).split if Path(init).is_dir() else ()
+    return load_model_folder(init).split if Path(init).is_dir() else ()
 
 
 def learned(samples: Samples, *earlier: Rows) -> Rows:
@@ -56,7 +56,7 @@ def choose_backbone(name: str | None, args: Mapping[str, Any], init: str, stages
         return asked if init == "none" else hub_backbone(asked)
     path = Path(init)
     if path.is_dir():
-        origin = load_student(path).backbone
+        origin = load_model_folder(path).backbone
         return replace(origin, name=name or origin.name, args={**origin.args, **args}, stages=stages or origin.stages)
     if path.is_file():
         return replace(backbone_of_file(path, asked), stages=stages)

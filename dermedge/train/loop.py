@@ -49,7 +49,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What the loop leaves behind: the best epoch's moving average, and the history of scores per epoch."""
 
     best_epoch: int
@@ -70,7 +70,7 @@ def fit(
     folder: Path,
     fingerprint: str,
     progress: Progress | None = None,
-) -> Fitted:
+) -> FitResult:
     """Train `network` in place and leave in it the moving average of the epoch with the best score.
 
     A checkpoint is written after every epoch; a run that was killed continues from it to the same weights.
@@ -127,7 +127,7 @@ def fit(
     network.to("cpu").load_state_dict(state["weights"])
     network.eval()
     best = state["best_epoch"]
-    return Fitted(best, state["history"][best] if best >= 0 else {}, tuple(state["history"]), resumed)
+    return FitResult(best, state["history"][best] if best >= 0 else {}, tuple(state["history"]), resumed)
 
 
 def keep_freed_memory() -> None:

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from dermedge.models.model_folder import WEIGHTS, Student, load_student
+from dermedge.models.model_folder import WEIGHTS, TrainedModel, load_model_folder
 from dermedge.models.network import Network
 from dermedge.train.finetune import Batch, Job, run_network
 from dermedge.train.loop import Schedule
 from dermedge.train.losses import imitation, soft_cross_entropy
-from dermedge.train.run_record import Run
+from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import read_samples
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
@@ -48,7 +48,7 @@ class QuantizationAwareTraining:
         progress: told after every step.
     """
 
-    student: Student
+    student: TrainedModel
     data: Path | str
     folder: Path
     teacher: Path | str | None = None
@@ -79,7 +79,7 @@ class QuantizationAwareTraining:
             "teacher_weight": self.teacher_weight,
             "seed": self.seed,
         }
-        run = Run(self.folder, "qat", self.student.role, settings, samples.images_digest)
+        run = RunRecord(self.folder, "qat", self.student.role, settings, samples.images_digest)
         run.folder = self.folder / run.fingerprint[:16]
         path = run.folder / WEIGHTS
         if path.is_file():
@@ -100,7 +100,7 @@ class QuantizationAwareTraining:
         """The networks to imitate, each with its weight in the loss, the fp32 student first."""
         if self.teacher is None:
             return [(1.0, self.student.module)]
-        teacher, spec = load_student(self.teacher), self.student.spec
+        teacher, spec = load_model_folder(self.teacher), self.student.spec
         if teacher.spec.tasks != spec.tasks or teacher.spec.preprocess.size != spec.preprocess.size:
             raise UsageError(
                 f"The teacher {teacher.spec.name!r} has other tasks or another input size than {spec.name!r}: give the "

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dermedge.models.model_folder import Role, Student, load_student
+from dermedge.models.model_folder import Role, TrainedModel, load_model_folder
 from dermedge.train.loop import CHECKPOINT
 from dermedge_runtime.canonical_json import canonical_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
@@ -24,7 +24,7 @@ CACHE = "cache"
 
 
 @dataclass
-class Run:
+class RunRecord:
     """One training in one folder: opened before the work, closed after it. `images` identifies the image files."""
 
     folder: Path
@@ -40,7 +40,7 @@ class Run:
         """Digest of the command and its settings, data and initial weights included."""
         return sha256_hex(canonical_json({"command": self.command, **self.settings}))
 
-    def finished(self, *, overwrite: bool) -> Student | None:
+    def finished(self, *, overwrite: bool) -> TrainedModel | None:
         """The model that this very run left here earlier, or None if there is work to do. Nothing is written.
 
         Raises:
@@ -52,7 +52,7 @@ class Run:
             return None
         earlier = self._earlier()
         if earlier is not None and earlier.get("finished"):
-            return load_student(self.folder)
+            return load_model_folder(self.folder)
         # A kill in the very first write leaves an unfinished run.json under a hidden name.
         found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
         if earlier is None and found:

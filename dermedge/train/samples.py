@@ -232,7 +232,7 @@ def augmentation(size: int) -> Any:
     )
 
 
-def ahead(make: Any, keys: Sequence[Any], depth: int = 3) -> Iterator[Any]:
+def prefetch(make: Any, keys: Sequence[Any], depth: int = 3) -> Iterator[Any]:
     """`make(key)` for every key, in order, made by a thread that keeps `depth` results ahead."""
     with ThreadPoolExecutor(1) as pool:
         pending: list[Future[Any]] = []

@@ -22,10 +22,10 @@ from dermedge_runtime.spec import Task
 
 Rows = NDArray[np.intp]
 Truth = NDArray[Any]
-Scores = dict[str, float]
+ValScores = dict[str, float]
 
 
-def told(tasks: Sequence[Task]) -> dict[str, Task]:
+def supervised_tasks(tasks: Sequence[Task]) -> dict[str, Task]:
     """Kind -> the task of that kind that a table tells about, in the order in which they score a model."""
     found = {}
     for kind in ("classify", "binary", "ordinal", "segment"):
@@ -35,12 +35,12 @@ def told(tasks: Sequence[Task]) -> dict[str, Task]:
     return found
 
 
-def target(task: Task, tasks: Sequence[Task], samples: Samples, rows: Rows, masks: Truth | None) -> Tensor:
+def training_target(task: Task, tasks: Sequence[Task], samples: Samples, rows: Rows, masks: Truth | None) -> Tensor:
     """The target of some rows for one task, as `learned_loss` takes it; `masks` [N, S/4, S/4] are theirs.
 
     A task that no column tells about gets NaN.
     """
-    if told(tasks).get(task.kind) is task:
+    if supervised_tasks(tasks).get(task.kind) is task:
         if task.kind == "segment" and masks is not None:
             return torch.from_numpy(masks)
         if task.kind != "segment":
@@ -56,7 +56,7 @@ def learned_loss(
 
     `log_prior` [K] shifts the diagnosis, as in `adjusted_cross_entropy`.
     """
-    known = told(tasks).values()
+    known = supervised_tasks(tasks).values()
     losses = []
     for task, truth in zip(tasks, targets, strict=True):
         if task not in known:
@@ -75,7 +75,7 @@ def learned_loss(
 
 def check_val(tasks: Sequence[Task], samples: Samples, rows: Rows) -> None:
     """Raise DataError if the rows cannot tell a better model from a worse one by the task that scores it."""
-    known = told(tasks)
+    known = supervised_tasks(tasks)
     if not known:
         names = ", ".join(task.name for task in tasks)
         raise DataError(f"No column of a table tells about the model's tasks ({names}): fine-tune it on labels first.")
@@ -92,14 +92,14 @@ def check_val(tasks: Sequence[Task], samples: Samples, rows: Rows) -> None:
 
 def val_scores(
     tasks: Sequence[Task], outputs: Mapping[str, Any], samples: Samples, rows: Rows, masks: Truth | None
-) -> Scores:
+) -> ValScores:
     """Metrics of `outputs` [N, ...] by task, on rows that `check_val` has passed; what these do not tell is left out.
 
     `score` is the balanced accuracy of the diagnosis; else that of the malignancy, the quadratic weighted kappa of the
     severity, or the mean Dice coefficient, whichever is the first that there is.
     """
-    known = told(tasks)
-    found: Scores = {}
+    known = supervised_tasks(tasks)
+    found: ValScores = {}
     if "classify" in known:
         found |= _diagnosis(outputs[known["classify"].name], samples.labels[rows])
     if "binary" in known:
@@ -111,14 +111,14 @@ def val_scores(
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def _diagnosis(logits: Truth, labels: Truth) -> Scores:
+def _diagnosis(logits: Truth, labels: Truth) -> ValScores:
     known, predicted = labels >= 0, logits.argmax(1)
     balanced = float(metrics.balanced_accuracy(labels[known], predicted[known], logits.shape[1]))
     share = float(metrics.accuracy(labels[known], predicted[known]))
     return {"score": balanced, "balanced_accuracy": balanced, "accuracy": share}
 
 
-def _malignancy(logits: Truth, malignant: Truth, *, first: bool) -> Scores:
+def _malignancy(logits: Truth, malignant: Truth, *, first: bool) -> ValScores:
     known = ~np.isnan(malignant)
     truth, scores = malignant[known].astype(np.int64), logits[known, 0]
     found = {"malignant_auroc": float(metrics.auroc(truth == 1, scores))}
@@ -128,7 +128,7 @@ def _malignancy(logits: Truth, malignant: Truth, *, first: bool) -> Scores:
     return {"score": balanced, "balanced_accuracy": balanced, **found}
 
 
-def _severity(logits: Truth, levels: Truth, *, first: bool) -> Scores:
+def _severity(logits: Truth, levels: Truth, *, first: bool) -> ValScores:
     known = levels >= 0
     truth, predicted = levels[known], ordinal_levels(logits[known])
     kappa = float(metrics.quadratic_weighted_kappa(truth, predicted))
@@ -136,7 +136,7 @@ def _severity(logits: Truth, levels: Truth, *, first: bool) -> Scores:
     return {"score": kappa, **found} if first else found
 
 
-def _segmentation(logits: Truth, masks: Truth, *, first: bool) -> Scores:
+def _segmentation(logits: Truth, masks: Truth, *, first: bool) -> ValScores:
     known = ~np.isnan(masks).any(axis=(1, 2))
     overlap = float(metrics.weighted_mean(metrics.dice(masks[known] >= 0.5, logits[known, 0] >= 0)))
     return {"score": overlap, "dice": overlap} if first else {"dice": overlap}

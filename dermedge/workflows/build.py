@@ -31,10 +31,10 @@ def build(
     tell = progress or (lambda done, total, note: None)
     images = None
     if data is not None:
-        from dermedge.evaluation.export_data import TableEvidence
+        from dermedge.evaluation.export_data import TableEvaluationData
 
-        images = TableEvidence(data, opened.spec, progress)
-    return device.build(
+        images = TableEvaluationData(data, opened.spec, progress)
+    return device.build_engine(
         opened,
         images=images,
         workspace_mb=workspace_mb,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import GROUP, RUNTIMES
-from dermedge_runtime.registry import entries
+from dermedge_runtime.registry import list_entries
 
 # What each extra brings, by distribution name.
 EXTRAS = {
@@ -62,7 +62,9 @@ def doctor() -> DoctorReport:
         versions = {name: found for name in packages if (found := _version(name))}
         missing = tuple(name for name in packages if name not in versions)
         states.append(ExtraState(extra, ENABLES[extra], "missing" if missing else "ok", versions, missing))
-    return DoctorReport(version("dermedge"), dict(device()), tuple(sorted(entries(RUNTIMES, GROUP))), tuple(states))
+    return DoctorReport(
+        version("dermedge"), dict(describe_device()), tuple(sorted(list_entries(RUNTIMES, GROUP))), tuple(states)
+    )
 
 
 def _version(name: str) -> str | None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dermedge.evaluation.export_data import TableEvidence
-from dermedge.models import Student, load_student
+from dermedge.evaluation.export_data import TableEvaluationData
+from dermedge.models import TrainedModel, load_model_folder
 from dermedge_export import export as exporter
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
@@ -94,11 +94,11 @@ def export_all(
     if teacher is not None and data is None:
         raise UsageError("--teacher is for quantization-aware training, which needs --data: give both or neither.")
     _refuse_bundle(Path(student))
-    model = load_student(student)
+    model = load_model_folder(student)
     steps = _Steps(progress)
-    shop = exporter.Workshop.opened(
+    shop = exporter.ExportSession.open(
         model,
-        evidence=TableEvidence(data, model.spec, steps.images) if data is not None else None,
+        data=TableEvaluationData(data, model.spec, steps.images) if data is not None else None,
         training_images=model.training_images,
         dynamic_batch=dynamic_batch,
         retrain=_retrain(model, data, teacher, Path(out), steps) if data is not None else None,
@@ -138,7 +138,9 @@ def targets_of(name: str) -> list[str]:
     return families() if name == ALL else [name]
 
 
-def _retrain(model: Student, data: Path | str, teacher: Path | str | None, out: Path, progress: Progress) -> Retrain:
+def _retrain(
+    model: TrainedModel, data: Path | str, teacher: Path | str | None, out: Path, progress: Progress
+) -> Retrain:
     """Quantization-aware training, imported when it is asked for: it needs the extra `train`."""
 
     def retrain(module: Any, calibration: Calibration, candidate: Candidate) -> Any:

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dermedge.data.check import CheckReport, check
-from dermedge.data.generate import generate
-from dermedge.data.split import split
+from dermedge.data.check import CheckReport, check_data
+from dermedge.data.generate import draw_data_set
+from dermedge.data.split import split_data
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.evaluation import EvaluationReport, evaluate
 from dermedge.report import write_report
@@ -35,7 +35,7 @@ Show = Callable[[str], AbstractContextManager[Progress]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RunOptions:
     """What `run` trains. `teacher_init` and `student_init` are what `finetune` and `distill` accept as `init`.
 
     With `pretraining` the teacher is first pretrained from `teacher_init` on the data and on the tables `pretrain_on`,
@@ -64,7 +64,7 @@ class Recipe:
 
 
 # Small residual networks learn something from a few hundred lesions within two minutes on two cores.
-DEMO = Recipe(
+DEMO = RunOptions(
     backbone="resnet10t",
     backbone_args={"channels": (32, 64, 128, 256), "stem_width": 16},
     student="resnet10t",
@@ -99,7 +99,7 @@ def run(
     out: Path | str,
     *,
     target: str = "cpu",
-    recipe: Recipe | None = None,
+    recipe: RunOptions | None = None,
     images: bool = True,
     overwrite: bool = False,
     show: Show | None = None,
@@ -123,10 +123,10 @@ def run(
         UsageError: `out` holds another run, and `overwrite` is not given.
         GateError: the exported model lost too much.
     """
-    recipe, out, show = recipe or Recipe(), Path(out), show or _silent
+    recipe, out, show = recipe or RunOptions(), Path(out), show or _silent
     find_target(target)
     with show("check the data") as tell:
-        found = check(data, progress=tell)
+        found = check_data(data, progress=tell)
         atomic_write(out / "data-check.json", pretty_json(to_json(found)))
     _refuse_errors(found)
     pretrained, teacher, student = out / "pretrained", out / "teacher", out / "student"
@@ -216,9 +216,9 @@ def demo(out: Path | str, *, images: int = DEMO_IMAGES, overwrite: bool = False,
     data = out / "lesions"
     if overwrite or not (data / "metadata.csv").is_file():
         with (show or _silent)("draw lesions") as tell:
-            generate(data, count=images, overwrite=overwrite, progress=tell)
+            draw_data_set(data, count=images, overwrite=overwrite, progress=tell)
     if (read_table(data).frame["split"] == "").any():
-        split(data, fractions=DEMO_SPLIT, overwrite=True)
+        split_data(data, fractions=DEMO_SPLIT, overwrite=True)
     return run(data, out, recipe=DEMO, overwrite=overwrite, show=show)
 
 
@@ -244,7 +244,7 @@ def _teacher_backbone(backbone: str | None, init: str) -> str | None:
     return backbone or (None if Path(init).exists() else "mobilenetv2_100")
 
 
-def _pretrain(data: Path | str, out: Path, recipe: Recipe, overwrite: bool, progress: Progress) -> None:
+def _pretrain(data: Path | str, out: Path, recipe: RunOptions, overwrite: bool, progress: Progress) -> None:
     from dermedge.train.hybrid import pretrain
     from dermedge.train.lineage import choose_backbone
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from dermedge_export.candidate import Candidate, candidates
+from dermedge_export.candidate import Candidate, list_candidates
 from dermedge_export.target import Target, all_targets
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 
 # What building takes, by the name that is imported, and the extra of dermedge that brings it.
 PACKAGES = {
@@ -52,8 +52,8 @@ class TargetState:
 
 def targets() -> list[TargetState]:
     """Every target, and what this machine can do for it; looks for packages without importing any."""
-    flags = device()["flags"].split()
-    return [_state(target, candidates(target, flags)) for target in all_targets()]
+    flags = describe_device()["flags"].split()
+    return [_state(target, list_candidates(target, flags)) for target in all_targets()]
 
 
 def _state(target: Target, known: list[Candidate]) -> TargetState:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dermedge_export.evaluation.predictions import Predictions, Run
 from dermedge_export.parity.compare import parity
-from dermedge_export.parity.gate import blocks
+from dermedge_export.parity.gate import failure_messages
 from dermedge_export.parity.reference import PATH, Reference, read_reference
 from dermedge_export.target import find_target
 from dermedge_runtime.bench import percentiles
@@ -18,7 +18,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.errors import BundleError, DataError, EngineError, GateError, UsageError
 from dermedge_runtime.files import atomic_write
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.report import ParityReport, Percentiles, VerifyReport
 from dermedge_runtime.spec import Json, Postprocessing, Status, to_json
 from dermedge_runtime.tensorrt.api import FLAGS, Engine, TensorRt
@@ -33,7 +33,7 @@ from dermedge_runtime.tensorrt.engine_cache import (
     store,
     write_timings,
 )
-from dermedge_runtime.tensorrt.precision import PrecisionReadback, read_back
+from dermedge_runtime.tensorrt.precision import PrecisionReadback, read_precision
 from dermedge_runtime.tensorrt.runtime import TensorRtRuntime
 from dermedge_runtime.verify import verify
 
@@ -43,7 +43,7 @@ BOARD = {"board": Path("/proc/device-tree/model"), "l4t": Path("/etc/nv_tegra_re
 Step = Callable[[str], None]
 
 
-class Images(Protocol):
+class LabelledImages(Protocol):
     """Labelled images on the device; `name` says whose they are."""
 
     @property
@@ -79,10 +79,10 @@ class DeviceReport:
         return {"schema": SCHEMA, **{name: to_json(value) for name, value in vars(self).items()}}
 
 
-def build(
+def build_engine(
     bundle: str | Path | Bundle,
     *,
-    images: Images | None = None,
+    images: LabelledImages | None = None,
     workspace_mb: int | None = None,
     rebuild: bool = False,
     allow_parity_failure: bool = False,
@@ -123,7 +123,7 @@ def build(
     file, engine = _engine(opened, machine, workspace_mb, rebuild, tell)
     runtime = TensorRtRuntime(engine, opened.spec, machine.version)
     try:
-        precision = read_back(engine.layers(), opened.artifact.precision)
+        precision = read_precision(engine.layers(), opened.artifact.precision)
         tell("verifying")
         checks = verify(opened, runtime=runtime)
         tell("comparing it with the student")
@@ -145,7 +145,9 @@ def build(
         verify=checks,
         parity=compared,
         latency=latency,
-        allowed_failures=tuple(blocks(compared)) if allow_parity_failure and checks.status == "passed" else (),
+        allowed_failures=tuple(failure_messages(compared))
+        if allow_parity_failure and checks.status == "passed"
+        else (),
     )
     path = record_path(opened.path)
     atomic_write(path, pretty_json(report.to_json()))
@@ -161,7 +163,7 @@ def _raise(report: DeviceReport, path: Path) -> None:
                 f"The engine is not the model that was exported ({check.name}: {check.detail}); it is not used, "
                 f"{path.name} records it."
             )
-    reasons = blocks(report.parity)
+    reasons = failure_messages(report.parity)
     if reasons and not report.allowed_failures:
         raise GateError(
             f"On this device the model is not the same: {' '.join(reasons)} The engine is not used, {path.name} "
@@ -212,7 +214,7 @@ class _Tables:
     basis: str
 
 
-def _image_tables(reference: Reference, images: Images, run: Run) -> _Tables:
+def _image_tables(reference: Reference, images: LabelledImages, run: Run) -> _Tables:
     """Over the images of the test split that the student answered."""
     places = reference.locate(images.digests("test"))
     found = places >= 0
@@ -280,7 +282,12 @@ def _facts(machine: TensorRt) -> dict[str, str]:
     """What this device is."""
     gpu: dict[str, Any] = vars(machine.gpu)
     board = {name: _first_line(path) for name, path in BOARD.items() if path.is_file()}
-    return {**device(), **board, "gpu": gpu["name"], **{name: str(gpu[name]) for name in ("sm", "cuda", "memory")}}
+    return {
+        **describe_device(),
+        **board,
+        "gpu": gpu["name"],
+        **{name: str(gpu[name]) for name in ("sm", "cuda", "memory")},
+    }
 
 
 def _first_line(path: Path) -> str:

@@ -16,8 +16,8 @@ from dermedge_runtime.spec import Json, Preprocess
 
 COUNT = 300
 MINIMUM = 32
-PROCEDURAL_SEED = 5000  # away from the lesions that agreement is judged on (0..) and from the golden ones (1000..)
-PROCEDURAL_COUNT = 64
+SYNTHETIC_SEED = 5000  # away from the lesions that agreement is judged on (0..) and from the golden ones (1000..)
+SYNTHETIC_COUNT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +51,9 @@ class Calibration:
         }
 
 
-def procedural_calibration(spec: Preprocess, count: int = PROCEDURAL_COUNT) -> Calibration:
+def synthetic_calibration(spec: Preprocess, count: int = SYNTHETIC_COUNT) -> Calibration:
     """Drawn lesions, for an export without data; no accuracy may be expected of what is calibrated on them."""
-    images = [preprocess(draw_lesion(PROCEDURAL_SEED + i).image, spec, exact=True) for i in range(count)]
+    images = [preprocess(draw_lesion(SYNTHETIC_SEED + i).image, spec, exact=True) for i in range(count)]
     return Calibration(np.stack(images), tuple(sha256_hex(image.tobytes()) for image in images), "procedural")
 
 

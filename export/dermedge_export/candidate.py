@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from dermedge_export.target import Target, instruction_set
 from dermedge_runtime.errors import UsageError
-from dermedge_runtime.registry import pick
+from dermedge_runtime.registry import pick_known
 
 Tier = Literal["plain", "mixed", "trained"]
 AUTO = "auto"
@@ -32,13 +32,13 @@ class Candidate:
         return f"{self.precision} {self.format} {self.method}"
 
 
-def candidates(target: Target, flags: Iterable[str] = ()) -> list[Candidate]:
+def list_candidates(target: Target, flags: Iterable[str] = ()) -> list[Candidate]:
     """What may be made for `target` on a machine whose CPU has `flags`, the preferred first within a precision."""
     own = _BY_FORMAT.get(target.format, _any)(target, list(flags))
     return [candidate for candidate in own if candidate.precision in target.precisions]
 
 
-def chosen(
+def select_candidates(
     target: Target, precision: str | None, engine: str | None = None, flags: Iterable[str] = ()
 ) -> list[Candidate]:
     """The candidates of one precision, for one engine if it is named.
@@ -50,11 +50,11 @@ def chosen(
     """
     wanted = precision or AUTO
     if precision is not None:
-        pick("precision", precision, (*target.precisions, AUTO))
+        pick_known("precision", precision, (*target.precisions, AUTO))
     formats = {"onnxruntime": "onnx", "tensorrt": "tensorrt", "coreml": "coreml", "openvino": "openvino"}
     found = [
         candidate
-        for candidate in candidates(target, flags)
+        for candidate in list_candidates(target, flags)
         if wanted in (AUTO, candidate.precision) and (engine is None or candidate.format == formats.get(engine, engine))
     ]
     if not found:

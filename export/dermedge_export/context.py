@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_export.calibration import Calibration, procedural_calibration
+from dermedge_export.calibration import Calibration, synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.evaluation.predictions import Run
 from dermedge_export.target import Target
@@ -42,7 +42,7 @@ class Simulation:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltArtifact:
     """What an exporter makes: the artifact's description and its files, by path inside the bundle.
 
     `simulation` stands in for an engine that the exporting machine does not have.
@@ -60,7 +60,7 @@ class Retrain(Protocol):
 
 
 @dataclass
-class Workbench:
+class ExportContext:
     """One student while it is exported: what its candidates share is made once.
 
     `module` is the student's network ready for inference: in eval mode, a copy, with the branches that some families
@@ -81,24 +81,24 @@ class Workbench:
     @cached_property
     def module(self) -> Any:
         """The network, merged and frozen; the student itself is left alone."""
-        return merged(self.source.module)
+        return inference_copy(self.source.module)
 
     @cached_property
     def calibration(self) -> Calibration:
         """The images that quantization may look at; drawn lesions where there are no others."""
         if self.calibration_source is None:
-            return procedural_calibration(self.spec.preprocess)
+            return synthetic_calibration(self.spec.preprocess)
         return self.calibration_source()
 
     def graph(self, opset: int) -> bytes:
         """The fp32 ONNX model at an opset, as `dermedge_export.graph.trace` makes it."""
         from dermedge_export.graph.trace import trace
 
-        return self.once(
+        return self.cached(
             ("graph", opset), lambda: trace(self.module, self.spec, opset, dynamic_batch=self.dynamic_batch)
         )
 
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` makes, made when it is first asked for under this key."""
         if key not in self._made:
             self._made[key] = make()
@@ -109,17 +109,17 @@ class Workbench:
 class Exporter(Protocol):
     """A format. One function in a file of its own, named in `EXPORTERS` or by the entry points `dermedge.exporters`."""
 
-    def __call__(self, work: Workbench, target: Target, candidate: Candidate) -> Built: ...
+    def __call__(self, context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact: ...
 
 
-def merged(module: Any) -> Any:
+def inference_copy(module: Any) -> Any:
     """A copy of a torch module in eval mode, its training-time branches merged where its layers know how."""
     from timm.utils.model import reparameterize_model
 
     return reparameterize_model(copy.deepcopy(module).eval())
 
 
-def module_run(module: Any) -> Run:
+def module_runner(module: Any) -> Run:
     """A torch module as a function from uint8 [N, S, S, 3] to float32 outputs [N, ...] by task."""
     import torch
 
@@ -132,6 +132,6 @@ def module_run(module: Any) -> Run:
     return run
 
 
-def unknown(candidate: Candidate) -> UsageError:
+def unsupported_candidate(candidate: Candidate) -> UsageError:
     """The error of an exporter that is asked for a candidate it does not know."""
     return UsageError(f"No exporter makes {candidate.name!r}: choose another precision or engine.")

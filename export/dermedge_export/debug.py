@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_export.context import Exportable, Workbench
-from dermedge_export.graph.inspect import Node, View, Watch, bundle_view, onnx_view
+from dermedge_export.context import Exportable, ExportContext
+from dermedge_export.graph.inspect import InspectableGraph, Node, ProbeTensors, inspect_bundle, inspect_onnx
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import find_target
 from dermedge_runtime.bundle import Bundle
@@ -77,7 +77,7 @@ class _Pair:
     maker: Node
 
 
-def debug(
+def debug_parity(
     bundle: Bundle | Path | str,
     against: Exportable,
     *,
@@ -104,11 +104,14 @@ def debug(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     _check(bundle, against, images, nodes)
-    candidate = bundle_view(bundle)
-    student = onnx_view(_graph(bundle, against))
+    candidate = inspect_bundle(bundle)
+    student = inspect_onnx(_graph(bundle, against))
     looked = _images(bundle) if images is None else images
     pairs = _matching(bundle, student, candidate, looked[:1])
-    watches = student.watch([pair.tensor for pair in pairs]), candidate.watch([pair.seen for pair in pairs])
+    watches = (
+        student.probe_tensors([pair.tensor for pair in pairs]),
+        candidate.probe_tensors([pair.seen for pair in pairs]),
+    )
     ratios, peaks = _compare(*watches, looked)
     drifts = _drifts(pairs, candidate, ratios, peaks)
     first = next((drift for drift in drifts if drift.snr_db < threshold), None)
@@ -159,7 +162,7 @@ def _graph(bundle: Bundle, against: Exportable) -> bytes:
     """The student's fp32 graph, as the bundle's exporter began with it."""
     details = bundle.artifact.details
     opset = details.get("opset") or find_target(bundle.artifact.target).opset
-    return Workbench(against, dynamic_batch=details.get("batch") == "dynamic").graph(opset)
+    return ExportContext(against, dynamic_batch=details.get("batch") == "dynamic").graph(opset)
 
 
 def _images(bundle: Bundle) -> NDArray[np.uint8]:
@@ -167,7 +170,9 @@ def _images(bundle: Bundle) -> NDArray[np.uint8]:
     return np.stack([*(case.tensor for case in bundle.golden()), *drawn])
 
 
-def _matching(bundle: Bundle, student: View, candidate: View, image: NDArray[np.uint8]) -> list[_Pair]:
+def _matching(
+    bundle: Bundle, student: InspectableGraph, candidate: InspectableGraph, image: NDArray[np.uint8]
+) -> list[_Pair]:
     """The floating-point tensors that both graphs have, in the student's order of computation.
 
     Raises:
@@ -178,7 +183,7 @@ def _matching(bundle: Bundle, student: View, candidate: View, image: NDArray[np.
     known = {node.name for node in student.nodes}
     common = [name for name in own if name in makers]
     pairs = [_Pair(name, candidate.rounded.get(name, name), _maker(name, makers, own[name], known)) for name in common]
-    values = student.watch(common)(image), candidate.watch([pair.seen for pair in pairs])(image)
+    values = student.probe_tensors(common)(image), candidate.probe_tensors([pair.seen for pair in pairs])(image)
     floats = [
         (pair, first.shape == second.shape)
         for pair, first, second in zip(pairs, *values, strict=True)
@@ -206,7 +211,9 @@ def _maker(name: str, makers: Mapping[str, Node], own: Node, known: Collection[s
     return node if node.name in known else replace(node, name=own.name, op=own.op)
 
 
-def _compare(student: Watch, candidate: Watch, images: NDArray[np.uint8]) -> tuple[list[float], list[float | None]]:
+def _compare(
+    student: ProbeTensors, candidate: ProbeTensors, images: NDArray[np.uint8]
+) -> tuple[list[float], list[float | None]]:
     """Signal-to-noise ratio in dB and largest difference of every pair of tensors; one image is held at a time."""
     sums: list[Any] = []
     for image in images:
@@ -236,7 +243,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _drifts(
-    pairs: Sequence[_Pair], candidate: View, ratios: Sequence[float], peaks: Sequence[float | None]
+    pairs: Sequence[_Pair], candidate: InspectableGraph, ratios: Sequence[float], peaks: Sequence[float | None]
 ) -> list[NodeDrift]:
     by_seen = {pair.seen: ratio for pair, ratio in zip(pairs, ratios, strict=True)}
     makers = {name: node for node in candidate.nodes for name in node.outputs}
@@ -275,7 +282,9 @@ def _sources(node: Node, makers: Mapping[str, Node], compared: Collection[str]) 
     return found
 
 
-def _weights(student: View, candidate: View, nodes: Sequence[str], image: NDArray[np.uint8]) -> dict[str, float]:
+def _weights(
+    student: InspectableGraph, candidate: InspectableGraph, nodes: Sequence[str], image: NDArray[np.uint8]
+) -> dict[str, float]:
     """Signal-to-noise ratio in dB of the weights of those of the named nodes that have some in both graphs."""
     ours = {node.name: node for node in student.nodes}
     theirs = {node.name: node for node in candidate.nodes if candidate.constants}
@@ -288,5 +297,5 @@ def _weights(student: View, candidate: View, nodes: Sequence[str], image: NDArra
     if not stored:
         return {}
     first, second = zip(*stored.values(), strict=True)
-    values = zip(stored, student.watch(first)(image), candidate.watch(second)(image), strict=True)
+    values = zip(stored, student.probe_tensors(first)(image), candidate.probe_tensors(second)(image), strict=True)
     return {name: _decibels(*_powers(a, b)[:2]) for name, a, b in values if a.shape == b.shape}

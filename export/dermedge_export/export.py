@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dermedge_export.calibration import check_calibration
-from dermedge_export.candidate import AUTO, Candidate, chosen
-from dermedge_export.context import Built, Exportable, Exporter, Retrain, Workbench, module_run
+from dermedge_export.candidate import AUTO, Candidate, select_candidates
+from dermedge_export.context import BuiltArtifact, Exportable, ExportContext, Exporter, Retrain, module_runner
 from dermedge_export.model_card import licences, model_card
-from dermedge_export.parity.evaluator import Evidence, Jury
-from dermedge_export.parity.gate import blocks
+from dermedge_export.parity.evaluator import EvaluationData, ParityEvaluator
+from dermedge_export.parity.gate import failure_messages
 from dermedge_export.parity.reference import reference_file
-from dermedge_export.selection.search import Choice, Tried, search
+from dermedge_export.selection.search import CandidateResult, Selection, search
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import Target, find_target
 from dermedge_runtime.bundle import Bundle, write_bundle
@@ -26,7 +26,7 @@ from dermedge_runtime.container import MANIFEST
 from dermedge_runtime.errors import BundleError, DataError, GateError, UsageError
 from dermedge_runtime.files import check_free
 from dermedge_runtime.golden import golden_files
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.registry import lookup
@@ -62,7 +62,7 @@ def export(
     target: str | Target,
     out: Path | str,
     *,
-    evidence: Evidence | None = None,
+    data: EvaluationData | None = None,
     training_images: Sequence[str] = (),
     precision: str | None = None,
     engine: str | None = None,
@@ -75,7 +75,7 @@ def export(
 ) -> Bundle:
     """Build candidates, choose one on val, judge it on test, and write `OUT/NAME-TARGET.dermedge`.
 
-    With `evidence`, quantization is calibrated on its train split, postprocessing is fitted on its val split for the
+    With `data`, quantization is calibrated on its train split, postprocessing is fitted on its val split for the
     very artifact, and the gate judges the winner on its test split, once. Without, only agreement with the student on
     procedural lesions is gated, and nothing is fitted. The bundle has passed `verify` before it stands at its place, as
     far as its engine runs here; after an error, or a kill, nothing stands there.
@@ -84,7 +84,7 @@ def export(
         source: the model.
         target: name of a target, or one.
         out: folder to write into.
-        evidence: labelled images.
+        data: labelled images.
         training_images: sha256 of the image files that the model has learned from; the bundle keeps prefixes of them.
         precision: one of the target's; None is its first, `auto` tries all and takes the best that passes.
         engine: only artifacts for this engine, where a target has several.
@@ -102,8 +102,8 @@ def export(
         MissingExtraError: a toolchain is not installed.
         BundleError: the written bundle did not verify.
     """
-    shop = Workshop.opened(
-        source, evidence=evidence, training_images=training_images, dynamic_batch=dynamic_batch, retrain=retrain
+    shop = ExportSession.open(
+        source, data=data, training_images=training_images, dynamic_batch=dynamic_batch, retrain=retrain
     )
     return shop.export(
         target,
@@ -118,30 +118,30 @@ def export(
 
 
 @dataclass(frozen=True)
-class Workshop:
+class ExportSession:
     """A student and the jury of its artifacts; targets that are exported from one workshop share traces and answers."""
 
-    work: Workbench
-    jury: Jury
+    context: ExportContext
+    evaluator: ParityEvaluator
     training_images: tuple[str, ...]
 
     @classmethod
-    def opened(
+    def open(
         cls,
         source: Exportable,
         *,
-        evidence: Evidence | None = None,
+        data: EvaluationData | None = None,
         training_images: Sequence[str] = (),
         dynamic_batch: bool = False,
         retrain: Retrain | None = None,
-    ) -> "Workshop":
+    ) -> "ExportSession":
         """Arguments and errors as of `export`."""
-        work = Workbench(source, dynamic_batch=dynamic_batch, retrain=retrain)
-        jury = Jury(source.spec, module_run(source.module), evidence)
-        if evidence is not None:
-            check_leakage(evidence, training_images)
-            work.calibration_source = lambda: _calibration(evidence)
-        return cls(work, jury, tuple(training_images))
+        context = ExportContext(source, dynamic_batch=dynamic_batch, retrain=retrain)
+        evaluator = ParityEvaluator(source.spec, module_runner(source.module), data)
+        if data is not None:
+            check_leakage(data, training_images)
+            context.calibration_source = lambda: _calibration(data)
+        return cls(context, evaluator, tuple(training_images))
 
     def export(
         self,
@@ -158,20 +158,20 @@ class Workshop:
         """One bundle; arguments and errors as of the function `export`."""
         target = target if isinstance(target, Target) else find_target(target)
         tell = progress or (lambda done, total, note: None)
-        candidates = chosen(target, precision, engine, device()["flags"].split())
-        path = Path(out) / f"{self.work.spec.name}-{target.name}.dermedge"
+        candidates = select_candidates(target, precision, engine, describe_device()["flags"].split())
+        path = Path(out) / f"{self.context.spec.name}-{target.name}.dermedge"
         check_free(path, overwrite=overwrite, marker=MANIFEST)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        rejected: tuple[Tried, ...] = ()
+        _delete_leftovers(path)
+        rejected: tuple[CandidateResult, ...] = ()
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            drafts = _Drafts(self.work.spec, target, Path(folder))
+            drafts = _StagedBundles(self.context.spec, target, Path(folder))
             for wanted in _attempts(candidates, precision):
                 choice = search(
-                    self.work,
+                    self.context,
                     target,
                     wanted,
-                    self.jury,
+                    self.evaluator,
                     _exporter,
                     drafts.start,
                     exhaustive=precision == AUTO,
@@ -181,8 +181,8 @@ class Workshop:
                     progress=progress,
                 ).after(rejected)
                 with drafts.start(choice.built) as runtime:
-                    tell(0, 1, f"judging {choice.built.artifact.precision} on {self.jury.basis('test')}")
-                    verdict = _verdict(self.jury, choice, runtime, target)
+                    tell(0, 1, f"judging {choice.built.artifact.precision} on {self.evaluator.basis('test')}")
+                    verdict = _evaluate_on_test(self.evaluator, choice, runtime, target)
                     if verdict.reasons and not allow_parity_failure:
                         rejected = choice.rejected(verdict.reasons)
                         continue
@@ -199,40 +199,43 @@ class Workshop:
             "records that."
         )
 
-    def _learned_from(self, choice: Choice) -> list[str]:
+    def _learned_from(self, choice: Selection) -> list[str]:
         """sha256 of every image that the artifact has learned from, sorted: the student's, and what quantization-aware
         training saw.
         """
-        images, evidence = set(self.training_images), self.jury.evidence
-        if evidence is not None and choice.built.artifact.details.get("method") == "qat":
-            seen = [*evidence.digests("train"), *evidence.digests("val")]
-            check_leakage(evidence, seen)
+        images, data = set(self.training_images), self.evaluator.data
+        if data is not None and choice.built.artifact.details.get("method") == "qat":
+            seen = [*data.digests("train"), *data.digests("val")]
+            check_leakage(data, seen)
             images.update(seen)
         return sorted(images)
 
     def _files(
-        self, choice: Choice, verdict: "_Verdict", target: Target, entries: Json, runtime: Runtime
+        self, choice: Selection, verdict: "_TestResult", target: Target, entries: Json, runtime: Runtime
     ) -> dict[str, bytes]:
         """What travels beside the model. `reports/` holds the parity, how the artifact was chosen, what the model has
         learned from, and for a target that is judged elsewhere the student's own answers, so that it can be judged
         there without torch.
         """
-        jury, spec, artifact = self.jury, self.work.spec, choice.built.artifact
+        evaluator, spec, artifact = self.evaluator, self.context.spec, choice.built.artifact
         # The reference is the network that was trained, not the merged one that is exported.
-        cases = golden_cases(spec, jury.reference, runtime.run, verdict.fitted)
+        cases = golden_cases(spec, evaluator.reference, runtime.run, verdict.fitted)
         learned = "".join(f"{digest[:PREFIX]}\n" for digest in self._learned_from(choice))
         files = {
             **golden_files(cases),
             "reports/parity.json": pretty_json(to_json(verdict.report)),
-            "reports/candidates.json": pretty_json(choice.to_json() | {"basis": jury.basis("val")}),
+            "reports/candidates.json": pretty_json(choice.to_json() | {"basis": evaluator.basis("val")}),
             "reports/training_images.txt": learned.encode(),
             "modelcard.md": model_card(spec, artifact, verdict.fitted, verdict.report, entries["device"]).encode(),
             **licences(spec),
         }
-        if jury.evidence is not None and not target.native:
-            student, fitted = jury.student("test"), jury.fit(jury.student("val"))
-            digests = jury.evidence.digests("test")
-            files["reports/reference.json"] = reference_file(student, digests, fitted, jury.basis("test"))
+        if evaluator.data is not None and not target.native:
+            student, fitted = (
+                evaluator.reference_predictions("test"),
+                evaluator.fit_postprocessing(evaluator.reference_predictions("val")),
+            )
+            digests = evaluator.data.digests("test")
+            files["reports/reference.json"] = reference_file(student, digests, fitted, evaluator.basis("test"))
         return files
 
 
@@ -245,7 +248,7 @@ def _attempts(candidates: Sequence[Candidate], precision: str | None) -> list[li
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class _TestResult:
     """The winner on test: its parity, what was fitted for it, and why the gate stays shut, if it does."""
 
     report: ParityReport
@@ -253,16 +256,16 @@ class _Verdict:
     reasons: list[str]
 
 
-def _verdict(jury: Jury, choice: Choice, runtime: Runtime, target: Target) -> _Verdict:
-    fitted = jury.fit(choice.val)
+def _evaluate_on_test(evaluator: ParityEvaluator, choice: Selection, runtime: Runtime, target: Target) -> _TestResult:
+    fitted = evaluator.fit_postprocessing(choice.val)
     # Without evidence there is nothing beyond what it has answered already.
-    answers = choice.val if jury.evidence is None else jury.ask("test", runtime.run)
-    report = jury.judge("test", answers, fitted, choice.built.artifact.precision, runtime, target)
-    return _Verdict(report, fitted, blocks(report))
+    answers = choice.val if evaluator.data is None else evaluator.run("test", runtime.run)
+    report = evaluator.compare("test", answers, fitted, choice.built.artifact.precision, runtime, target)
+    return _TestResult(report, fitted, failure_messages(report))
 
 
 @dataclass(frozen=True)
-class _Drafts:
+class _StagedBundles:
     """Bundles under construction, in a folder that nobody sees."""
 
     spec: Spec
@@ -270,7 +273,7 @@ class _Drafts:
     folder: Path
 
     @contextlib.contextmanager
-    def start(self, built: Built) -> Iterator[Runtime]:
+    def start(self, built: BuiltArtifact) -> Iterator[Runtime]:
         """The engine that runs an artifact on this machine, or what imitates it."""
         if built.simulation is not None:
             yield built.simulation
@@ -286,7 +289,7 @@ class _Drafts:
     def write(
         self,
         path: Path,
-        built: Built,
+        built: BuiltArtifact,
         fitted: Mapping[str, Postprocessing],
         parity_entries: Mapping[str, Any],
         files: Mapping[str, bytes],
@@ -311,9 +314,9 @@ def _exporter(name: str) -> Exporter:
     return exporter
 
 
-def _calibration(evidence: Evidence) -> Any:
-    calibration = evidence.calibration()
-    check_calibration(calibration, {split: evidence.digests(split) for split in ("val", "test")}, evidence.name)
+def _calibration(data: EvaluationData) -> Any:
+    calibration = data.calibration()
+    check_calibration(calibration, {split: data.digests(split) for split in ("val", "test")}, data.name)
     return calibration
 
 
@@ -324,7 +327,7 @@ def _must_verify(bundle: Bundle, runtime: Runtime) -> None:
         raise BundleError(f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written.")
 
 
-def _sweep(path: Path) -> None:
+def _delete_leftovers(path: Path) -> None:
     """Delete what killed exports to `path` left beside it. One that is younger than a day may still be at work."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
         with contextlib.suppress(OSError):
@@ -332,17 +335,17 @@ def _sweep(path: Path) -> None:
                 shutil.rmtree(leftover)
 
 
-def check_leakage(evidence: Evidence, training_images: Sequence[str]) -> None:
+def check_leakage(data: EvaluationData, training_images: Sequence[str]) -> None:
     """Raise DataError if the model has learned from an image that it would be judged on."""
-    seen = set(training_images) & set(evidence.digests("test"))
+    seen = set(training_images) & set(data.digests("test"))
     if seen:
         raise DataError(
-            f"{len(seen)} test images of {evidence.name} are among those that the model has learned from: "
+            f"{len(seen)} test images of {data.name} are among those that the model has learned from: "
             "judge it on other images, or train it again on this table's own split."
         )
 
 
-def _parity_entries(verdict: _Verdict, target: Target, path: Path) -> Json:
+def _parity_entries(verdict: _TestResult, target: Target, path: Path) -> Json:
     """The manifest's `parity`: this machine is the exporting host, and the device too where the target is native."""
     report = verdict.report
     entry: Json = {

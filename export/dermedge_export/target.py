@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from dermedge_runtime.registry import entries, lookup
+from dermedge_runtime.registry import list_entries, lookup
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def find_target(name: str) -> Target:
 
 def all_targets() -> list[Target]:
     """Every target that is known, the variants of a family behind it."""
-    return [find_target(name) for name in entries(TARGETS, GROUP)]
+    return [find_target(name) for name in list_entries(TARGETS, GROUP)]
 
 
 def families() -> list[str]:

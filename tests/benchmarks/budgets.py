@@ -25,7 +25,7 @@ from PIL import Image
 
 from dermedge_runtime.bench import PHOTO, photograph
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Model, load
 
 # What a user would write without dermedge: decode, resize, run, softmax.
@@ -248,7 +248,7 @@ def main() -> None:
         rows += overhead(model, options.rounds)
         rows += decoding(model, max(5, options.rounds // 15))
         rows += growth(model, options.calls)
-    where, spec = device(), bundle.spec
+    where, spec = describe_device(), bundle.spec
     print(f"{spec.name} {spec.version}, {spec.preprocess.size} px; {where['cpu']}, {where['cores']} cores\n")
     print("| what | budget | measured | |\n|---|---|---|---|")
     for row in rows:

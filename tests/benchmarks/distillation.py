@@ -17,7 +17,7 @@ from typing import Any
 from dermedge.data import read_table, with_split
 from dermedge.evaluation import evaluate
 from dermedge.evaluation.table_predictions import table_predictions
-from dermedge.models import load_student
+from dermedge.models import load_model_folder
 from dermedge.models.network import count_macs
 from dermedge.train import Schedule, distill, finetune
 from dermedge.workflows.export import export
@@ -88,7 +88,7 @@ def train(data: Path, init: str, out: Path) -> None:
 
 def measure(folder: Path, data: Path, title: str) -> dict[str, Any]:
     """One model's row: exported to `cpu`, evaluated on the test split, timed on one thread."""
-    student = load_student(folder)
+    student = load_model_folder(folder)
     path = folder / f"{student.spec.name}-cpu.dermedge"
     bundle = Bundle.open(path) if path.exists() else export(folder, "cpu", folder, data=data)
     if bundle.spec != student.spec:

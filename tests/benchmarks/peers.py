@@ -31,9 +31,9 @@ from peers_scores import scores, tables
 from peers_table import markdown
 from PIL import Image
 
-from dermedge.evaluation.export_data import TableEvidence
+from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.evaluation.table_predictions import preprocessed
-from dermedge.models import load_student
+from dermedge.models import load_model_folder
 from dermedge.models.model_folder import WEIGHTS
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bench import PHOTO, percentiles, photograph
@@ -41,7 +41,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import atomic_write, sha256_file
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.telemetry import no_telemetry
 
 PHOTOGRAPHS = {"small": (600, 450), "large": PHOTO}
@@ -68,41 +68,41 @@ def main() -> None:
     bundles = {Bundle.open(path).spec.name: path for path in options.bundle}
     threads = options.threads or sorted({1, len(os.sched_getaffinity(0))})
     document: dict[str, Any] = {
-        "machine": dict(device()),
+        "machine": dict(describe_device()),
         "versions": versions(pythons),
         "settings": {"rounds": options.rounds, "calls": CALLS, "photographs": PHOTOGRAPHS, "limit": options.limit},
         "threads": threads,
         "students": {},
     }
     for student in options.students:
-        spec = load_student(student).spec
+        spec = load_model_folder(student).spec
         folder = options.out / spec.name
-        work = Work(student, folder, options.data, pythons, bundles.get(spec.name), options.limit)
-        prepare(work)
-        document["students"][spec.name] = measure(work, threads, options.rounds)
+        context = Work(student, folder, options.data, pythons, bundles.get(spec.name), options.limit)
+        prepare(context)
+        document["students"][spec.name] = measure(context, threads, options.rounds)
         atomic_write(options.out / "results.json", pretty_json(document))
         atomic_write(options.out / "results.md", markdown(document).encode())
     print(markdown(document))
 
 
-def prepare(work: Work) -> None:
+def prepare(context: Work) -> None:
     """Preprocesses the images of a student once, for all contenders, and draws two photographs.
 
     Raises:
         DataError: the folder holds the measurements of another student.
     """
-    folder, digest = work.folder / "inputs", sha256_file(work.student / WEIGHTS)
+    folder, digest = context.folder / "inputs", sha256_file(context.student / WEIGHTS)
     if (folder / CONTRACT).exists():
         if Inputs(folder).contract.weights != digest:
-            raise DataError(f"{work.folder} was measured with other weights: delete it, or give another --out.")
+            raise DataError(f"{context.folder} was measured with other weights: delete it, or give another --out.")
         return
-    say(f"{work.folder.name}: preparing images")
-    student = load_student(work.student)
+    say(f"{context.folder.name}: preparing images")
+    student = load_model_folder(context.student)
     spec, backbone = student.spec, student.backbone
     if spec.preprocess.fit != "crop":
-        raise DataError(f"{work.student} has fit {spec.preprocess.fit!r}; peers cut the centre square: crop.")
-    images = {split: np.stack(list(preprocessed(rows, spec.preprocess))) for split, rows in tables(work).items()}
-    images["calibration"] = TableEvidence(work.data, spec).calibration().images[: work.limit]
+        raise DataError(f"{context.student} has fit {spec.preprocess.fit!r}; peers cut the centre square: crop.")
+    images = {split: np.stack(list(preprocessed(rows, spec.preprocess))) for split, rows in tables(context).items()}
+    images["calibration"] = TableEvaluationData(context.data, spec).calibration().images[: context.limit]
     png = io.BytesIO()
     Image.fromarray(draw_lesion(0).image).save(png, "PNG")
     photographs = {name: photograph(png.getvalue(), size) for name, size in PHOTOGRAPHS.items()}
@@ -111,63 +111,63 @@ def prepare(work: Work) -> None:
     Inputs.write(folder, contract, images, photographs)
 
 
-def measure(work: Work, threads: list[int], rounds: int) -> dict[str, Any]:
+def measure(context: Work, threads: list[int], rounds: int) -> dict[str, Any]:
     """The rows of one student, the student itself last."""
-    rows = {name: built(name, work) for name in CONTENDERS}
+    rows = {name: built(name, context) for name in CONTENDERS}
     ready = [name for name, row in rows.items() if row["status"] == "built"]
     for count in threads:
-        taken = timed(work, ready, count, rounds)
+        taken = timed(context, ready, count, rounds)
         for name in ready:
             if "error" in taken[name]:
                 rows[name] |= {"status": "failed", "why": taken[name]["error"]}
             else:
                 rows[name].setdefault("ms", {})[str(count)] = taken[name]
     ready = [name for name in ready if rows[name]["status"] == "built"]
-    say(f"{work.folder.name}: scoring")
-    for name, found in scores(work, ready).items():
+    say(f"{context.folder.name}: scoring")
+    for name, found in scores(context, ready).items():
         rows[name] = rows.get(name, {}) | found | {"status": "measured"}
     return rows
 
 
-def built(name: str, work: Work) -> dict[str, Any]:
+def built(name: str, context: Work) -> dict[str, Any]:
     """A contender's `built.json`, made in a process of its own; what could not be tried is tried in the next run."""
-    contender, record = CONTENDERS[name], work.folder / name / "built.json"
+    contender, record = CONTENDERS[name], context.folder / name / "built.json"
     if record.exists():
         return dict(read_json(record, DataError))
-    if contender.environment and contender.environment not in work.pythons:
+    if contender.environment and contender.environment not in context.pythons:
         return {"status": "not_run", "why": f"no --{contender.environment}-python was given"}
-    say(f"{work.folder.name}: building {contender.title}")
+    say(f"{context.folder.name}: building {contender.title}")
     record.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    answer = isolated(partial(build, name, work), record.with_name("build.log"))
+    answer = isolated(partial(build, name, context), record.with_name("build.log"))
     answer = {"status": "built", **answer} if "error" not in answer else {"status": "failed", "why": answer["error"]}
     answer["seconds"] = round(time.perf_counter() - start, 1)
     atomic_write(record, pretty_json(answer))
     return answer
 
 
-def timed(work: Work, names: list[str], threads: int, rounds: int) -> dict[str, Any]:
+def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds by contender and question, measured in turns in one process."""
-    record = work.folder / f"timing-{threads}.json"
+    record = context.folder / f"timing-{threads}.json"
     if record.exists():
         document = read_json(record, DataError)
         if set(document) == set(names):
             return dict(document)
-    say(f"{work.folder.name}: timing {len(names)} contenders, threads: {threads}")
-    answer = isolated(partial(time_in_turns, names, work, threads, rounds), record.with_suffix(".log"))
+    say(f"{context.folder.name}: timing {len(names)} contenders, threads: {threads}")
+    answer = isolated(partial(time_in_turns, names, context, threads, rounds), record.with_suffix(".log"))
     if "error" in answer:
         raise SystemExit(f"timing failed: {answer['error']}; see {record.with_suffix('.log')}")
     atomic_write(record, pretty_json(answer))
     return answer
 
 
-def time_in_turns(names: list[str], work: Work, threads: int, rounds: int) -> dict[str, Any]:
+def time_in_turns(names: list[str], context: Work, threads: int, rounds: int) -> dict[str, Any]:
     """Every contender is called in every round, the order reversed every other round."""
     found: dict[str, Any] = {name: {} for name in names}
     opened = {}
     for name in names:
         try:
-            opened[name] = CONTENDERS[name].open(work, work.artifact(name), threads)
+            opened[name] = CONTENDERS[name].open(context, context.artifact(name), threads)
         except Exception as error:
             found[name] = {"error": first_line(error)}
     for question in QUESTIONS:

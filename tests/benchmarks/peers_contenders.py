@@ -71,13 +71,13 @@ class Contender:
     environment: str | None = None
 
 
-def build_dermedge(work: Work, artifact: Path) -> None:
+def build_dermedge(context: Work, artifact: Path) -> None:
     from dermedge.workflows.export import export
 
-    path = work.bundle
+    path = context.bundle
     if path is None:
         path = export(
-            work.student, "cpu", artifact.parent, data=work.data, precision="auto", budget=10, overwrite=True
+            context.student, "cpu", artifact.parent, data=context.data, precision="auto", budget=10, overwrite=True
         ).path
     bundle = Bundle.open(path)
     artifact.with_name(BUNDLE).write_text(str(Path(path).resolve()))
@@ -85,17 +85,17 @@ def build_dermedge(work: Work, artifact: Path) -> None:
         (artifact / Path(name).name).write_bytes(bundle.read(name))
 
 
-def open_dermedge(work: Work, artifact: Path, threads: int) -> Opened:
+def open_dermedge(context: Work, artifact: Path, threads: int) -> Opened:
     from dermedge_runtime.model import load
 
     model = load(artifact.with_name(BUNDLE).read_text(), threads=threads)
-    names = work.inputs.contract.tasks
+    names = context.inputs.contract.tasks
 
     def infer(images: Any) -> list[Any]:
         outputs = model.runtime.run(images)
         return [outputs[name] for name in names]
 
-    return Opened(work.inputs, infer, prepare=lambda images: images, predict=model.predict, close=model.close)
+    return Opened(context.inputs, infer, prepare=lambda images: images, predict=model.predict, close=model.close)
 
 
 def _model_files(bundle: Bundle) -> list[str]:
@@ -104,29 +104,29 @@ def _model_files(bundle: Bundle) -> list[str]:
     return [name for name in bundle.files if name == path or name.startswith(f"{path}/")]
 
 
-def build_torch(work: Work, artifact: Path) -> None:
+def build_torch(context: Work, artifact: Path) -> None:
     import torch
     from peers_network import plain
 
-    torch.save(plain(work.student).state_dict(), artifact / "weights.pt")
+    torch.save(plain(context.student).state_dict(), artifact / "weights.pt")
 
 
-def open_torch(work: Work, artifact: Path, threads: int) -> Opened:
-    return _open_module(work, artifact, threads, lambda module: module)
+def open_torch(context: Work, artifact: Path, threads: int) -> Opened:
+    return _open_module(context, artifact, threads, lambda module: module)
 
 
-def open_compiled(work: Work, artifact: Path, threads: int) -> Opened:
+def open_compiled(context: Work, artifact: Path, threads: int) -> Opened:
     import torch
 
-    return _open_module(work, artifact, threads, torch.compile)
+    return _open_module(context, artifact, threads, torch.compile)
 
 
-def _open_module(work: Work, artifact: Path, threads: int, wrap: Callable[[Any], Any]) -> Opened:
+def _open_module(context: Work, artifact: Path, threads: int, wrap: Callable[[Any], Any]) -> Opened:
     import torch
     from peers_network import plain
 
     torch.set_num_threads(threads)
-    module = plain(work.student)
+    module = plain(context.student)
     module.load_state_dict(torch.load(artifact / "weights.pt", weights_only=True))
     module = wrap(module)
 
@@ -134,17 +134,17 @@ def _open_module(work: Work, artifact: Path, threads: int, wrap: Callable[[Any],
         with torch.inference_mode():
             return [output.numpy() for output in module(torch.from_numpy(pixels))]
 
-    return Opened(work.inputs, infer)
+    return Opened(context.inputs, infer)
 
 
-def build_onnx(work: Work, artifact: Path) -> None:
+def build_onnx(context: Work, artifact: Path) -> None:
     import torch
     from peers_network import plain
 
-    torch.onnx.export(plain(work.student), (torch.from_numpy(_calibration(work)[0]),), artifact / GRAPH)
+    torch.onnx.export(plain(context.student), (torch.from_numpy(_calibration(context)[0]),), artifact / GRAPH)
 
 
-def open_onnx(work: Work, artifact: Path, threads: int) -> Opened:
+def open_onnx(context: Work, artifact: Path, threads: int) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -152,42 +152,42 @@ def open_onnx(work: Work, artifact: Path, threads: int) -> Opened:
     path = next(artifact.rglob("*.onnx"))
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return Opened(work.inputs, lambda pixels: session.run(None, {name: pixels}))
+    return Opened(context.inputs, lambda pixels: session.run(None, {name: pixels}))
 
 
-def build_ort_static(work: Work, artifact: Path) -> None:
+def build_ort_static(context: Work, artifact: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self, name: str) -> None:
-            self.feeds = iter([{name: image} for image in _calibration(work)])
+            self.feeds = iter([{name: image} for image in _calibration(context)])
 
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
-    prepared = _prepared(work, artifact)
+    prepared = _prepared(context, artifact)
     quantize_static(prepared, artifact / GRAPH, Reader(_input_name(prepared)))
 
 
-def build_ort_dynamic(work: Work, artifact: Path) -> None:
+def build_ort_dynamic(context: Work, artifact: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
-    quantize_dynamic(_prepared(work, artifact), artifact / GRAPH)
+    quantize_dynamic(_prepared(context, artifact), artifact / GRAPH)
 
 
-def _prepared(work: Work, artifact: Path) -> Path:
+def _prepared(context: Work, artifact: Path) -> Path:
     """The plain graph after the pre-processing that ONNX Runtime recommends before quantization."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = artifact.parent / "prepared.onnx"
-    quant_pre_process(_plain_graph(work), path)
+    quant_pre_process(_plain_graph(context), path)
     return path
 
 
-def build_olive(work: Work, artifact: Path) -> None:
+def build_olive(context: Work, artifact: Path) -> None:
     """`olive run` with the static quantization pass, whose calibration images it reads as raw files."""
-    graph = _plain_graph(work)
-    name, images = _input_name(graph), _calibration(work)
+    graph = _plain_graph(context)
+    name, images = _input_name(graph), _calibration(context)
     raw = artifact.parent / "calibration"
     (raw / name).mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
@@ -211,30 +211,31 @@ def build_olive(work: Work, artifact: Path) -> None:
     }
     path = artifact.parent / "olive.json"
     path.write_text(json.dumps(config, indent=1))
-    run(work.pythons["olive"], "-m", "olive", "run", "--config", path)
+    run(context.pythons["olive"], "-m", "olive", "run", "--config", path)
     shutil.copy(artifact.parent / "output" / GRAPH, artifact)
 
 
-def build_nncf_onnx(work: Work, artifact: Path) -> None:
+def build_nncf_onnx(context: Work, artifact: Path) -> None:
     import nncf
     import onnx
 
-    graph = _plain_graph(work)
+    graph = _plain_graph(context)
     name = _input_name(graph)
     onnx.save(
-        nncf.quantize(onnx.load(graph), nncf.Dataset([{name: image} for image in _calibration(work)])), artifact / GRAPH
+        nncf.quantize(onnx.load(graph), nncf.Dataset([{name: image} for image in _calibration(context)])),
+        artifact / GRAPH,
     )
 
 
-def build_nncf_openvino(work: Work, artifact: Path) -> None:
+def build_nncf_openvino(context: Work, artifact: Path) -> None:
     import nncf
     import openvino
 
-    model = openvino.Core().read_model(_plain_graph(work))
-    openvino.save_model(nncf.quantize(model, nncf.Dataset(_calibration(work))), artifact / "model.xml")
+    model = openvino.Core().read_model(_plain_graph(context))
+    openvino.save_model(nncf.quantize(model, nncf.Dataset(_calibration(context))), artifact / "model.xml")
 
 
-def open_openvino(work: Work, artifact: Path, threads: int) -> Opened:
+def open_openvino(context: Work, artifact: Path, threads: int) -> Opened:
     import openvino
 
     compiled = openvino.Core().compile_model(artifact / "model.xml", "CPU", {"INFERENCE_NUM_THREADS": threads})
@@ -244,16 +245,16 @@ def open_openvino(work: Work, artifact: Path, threads: int) -> Opened:
         outputs = compiled(pixels)
         return [outputs[index] for index in range(count)]
 
-    return Opened(work.inputs, infer)
+    return Opened(context.inputs, infer)
 
 
-def build_executorch(work: Work, artifact: Path) -> None:
-    student, inputs, out = (path.resolve() for path in (work.student, work.inputs.folder, artifact / PROGRAM))
-    run(work.pythons["executorch"], SERVER, "build", student, inputs, out)
+def build_executorch(context: Work, artifact: Path) -> None:
+    student, inputs, out = (path.resolve() for path in (context.student, context.inputs.folder, artifact / PROGRAM))
+    run(context.pythons["executorch"], SERVER, "build", student, inputs, out)
 
 
-def open_executorch(work: Work, artifact: Path, threads: int) -> Worker:
-    return Worker(work.pythons["executorch"], work.inputs, artifact / PROGRAM, threads)
+def open_executorch(context: Work, artifact: Path, threads: int) -> Worker:
+    return Worker(context.pythons["executorch"], context.inputs, artifact / PROGRAM, threads)
 
 
 CONTENDERS = {
@@ -270,12 +271,12 @@ CONTENDERS = {
 }
 
 
-def build(name: str, work: Work) -> dict[str, Any]:
+def build(name: str, context: Work) -> dict[str, Any]:
     """Makes a contender, runs it over val and test with one thread, and says how large it is."""
-    contender, artifact = CONTENDERS[name], work.artifact(name)
+    contender, artifact = CONTENDERS[name], context.artifact(name)
     artifact.mkdir(parents=True, exist_ok=True)
-    contender.build(work, artifact)
-    opened = contender.open(work, artifact, 1)
+    contender.build(context, artifact)
+    opened = contender.open(context, artifact, 1)
     for split in SPLITS:
         np.savez(artifact.parent / f"{split}.npz", **opened.outputs(split))
     opened.close()
@@ -288,8 +289,8 @@ def _describe(artifact: Path) -> dict[str, Any]:
     return {"precision": made.precision, "format": made.format, "calibration": dict(made.calibration or {})}
 
 
-def _plain_graph(work: Work) -> Path:
-    path = work.artifact(PLAIN) / GRAPH
+def _plain_graph(context: Work) -> Path:
+    path = context.artifact(PLAIN) / GRAPH
     if not path.is_file():
         raise DataError(f"{path} is missing: torch.onnx.export failed, and there is no graph to quantize.")
     return path
@@ -302,6 +303,6 @@ def _input_name(graph: Path) -> str:
     return name
 
 
-def _calibration(work: Work) -> list[Any]:
+def _calibration(context: Work) -> list[Any]:
     """Calibration images, float32 [1, 3, S, S] each."""
-    return [work.inputs.normalised(image[None]) for image in work.inputs.images("calibration")]
+    return [context.inputs.normalised(image[None]) for image in context.inputs.images("calibration")]

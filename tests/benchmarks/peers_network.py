@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dermedge.models import load_student
+from dermedge.models import load_model_folder
 
 
 class Plain(torch.nn.Module):
@@ -26,4 +26,4 @@ class Plain(torch.nn.Module):
 
 def plain(student: Path) -> Plain:
     """The network of a student's folder, in eval mode, its training-time branches as they are."""
-    return Plain(load_student(student).module).eval()
+    return Plain(load_model_folder(student).module).eval()

@@ -13,8 +13,8 @@ from peers_engine import SPLITS
 from dermedge.data import read_table, with_split
 from dermedge.data.table import Table
 from dermedge.evaluation.table_predictions import table_predictions
-from dermedge.models import load_student
-from dermedge_export.context import module_run
+from dermedge.models import load_model_folder
+from dermedge_export.context import module_runner
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.postprocessing import fit_postprocessing
 from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
@@ -23,25 +23,25 @@ from dermedge_runtime.spec import to_json
 STUDENT = "student"
 
 
-def tables(work: Work) -> dict[str, Table]:
+def tables(context: Work) -> dict[str, Table]:
     """The rows of each split, split as training split them."""
-    table = with_split(read_table(work.data))
-    return {split: (rows := table.of(split)).replace(rows.frame.head(work.limit or len(rows))) for split in SPLITS}
+    table = with_split(read_table(context.data))
+    return {split: (rows := table.of(split)).replace(rows.frame.head(context.limit or len(rows))) for split in SPLITS}
 
 
-def scores(work: Work, names: list[str]) -> dict[str, dict[str, Any]]:
+def scores(context: Work, names: list[str]) -> dict[str, dict[str, Any]]:
     """By contender, and for the fp32 student itself: on test, with temperature and threshold fitted on val for each.
 
     Losses are in points of the metric, with intervals of a bootstrap over lesions that draws the same lesions for both
     sides. `behind` is what the contender's balanced accuracy lacks of dermedge's.
     """
-    student = load_student(work.student)
-    run = module_run(student.module)
+    student = load_model_folder(context.student)
+    run = module_runner(student.module)
     first = {
-        split: table_predictions(rows, student.spec, run, images=work.inputs.images(split))
-        for split, rows in tables(work).items()
+        split: table_predictions(rows, student.spec, run, images=context.inputs.images(split))
+        for split, rows in tables(context).items()
     }
-    answers = {STUDENT: first, **{name: _stored(work.folder / name, first) for name in names}}
+    answers = {STUDENT: first, **{name: _stored(context.folder / name, first) for name in names}}
     decoded = {
         name: decode_table(of["test"], student.spec, fit_postprocessing(of["val"], student.spec))
         for name, of in answers.items()

@@ -30,7 +30,7 @@ from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
 from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import atomic_write
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.spec import to_json
 
 RECIPE = PRESETS["mobile"]  # a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term
@@ -83,7 +83,7 @@ def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any
             rows.append(measured(arm, seed, folder, options))
             atomic_write(options.out / "ablation.partial.json", pretty_json({"rows": rows}))
     return {
-        "machine": dict(device()),
+        "machine": dict(describe_device()),
         "recipe": to_json(asdict(recipe)),
         "data": [str(path) for path in options.data],
         "probe": str(options.probe),
@@ -147,7 +147,7 @@ def tuned(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
             wall = read_json(folder / "run.json", DataError)["wall_seconds"]
             rows.append({"start": start, "seed": seed, "val": teacher.metrics["val"], "wall_seconds": wall})
             atomic_write(options.out / "tuned.partial.json", pretty_json({"rows": rows}))
-    return {"machine": dict(device()), "schedule": to_json(asdict(TUNING)), "rows": rows}
+    return {"machine": dict(describe_device()), "schedule": to_json(asdict(TUNING)), "rows": rows}
 
 
 def speed(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def speed(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
         ours.append(read_json(folder / "run.json", DataError)["history"][-1]["images_per_second"])
         naive.append(naive_images_per_second(options.data, recipe, options.init, steps=6))
     return {
-        "machine": dict(device()),
+        "machine": dict(describe_device()),
         "ours": ours,
         "naive": naive,
         "ratio": float(np.median(ours[1:]) / np.median(naive[1:])),

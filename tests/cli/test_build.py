@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dermedge.data import generate
-from dermedge.evaluation.export_data import TableEvidence
+from dermedge.data import draw_data_set
+from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge_export.parity.reference import PATH, reference_file
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.tensorrt.api import TensorRt
@@ -23,10 +23,10 @@ from support.command import TOY, dermedge, refused, snapshot
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set that is all test, and a bundle whose student has answered it."""
     folder = tmp_path_factory.mktemp("build")
-    generate(folder / "lesions", count=104, seed=3, size=(64, 48))
+    draw_data_set(folder / "lesions", count=104, seed=3, size=(64, 48))
     table = pd.read_csv(folder / "lesions" / "metadata.csv", dtype=str, keep_default_na=False)
     table.assign(split="test").to_csv(folder / "lesions" / "metadata.csv", index=False)
-    evidence = TableEvidence(folder / "lesions", toy_onnx.spec())
+    evidence = TableEvaluationData(folder / "lesions", toy_onnx.spec())
     student = evidence.predictions("test", fake_tensorrt.toy_run(toy_onnx.graph()))
     reference = reference_file(student, evidence.digests("test"), toy_onnx.POSTPROCESSING, "test split of lesions")
     fake_tensorrt.bundle(folder / "skin.dermedge", files={PATH: reference})

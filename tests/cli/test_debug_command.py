@@ -6,11 +6,11 @@ import onnx
 import pytest
 import torch
 
-from dermedge.models import Network, Student, load_student
-from dermedge.models.model_folder import save_student
+from dermedge.models import Network, TrainedModel, load_model_folder
+from dermedge.models.model_folder import save_model_folder
 from dermedge.models.network import Backbone
-from dermedge_export.context import Workbench, module_run
-from dermedge_export.debug import debug
+from dermedge_export.context import ExportContext, module_runner
+from dermedge_export.debug import debug_parity
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_runtime.bundle import write_bundle
 from dermedge_runtime.golden import golden_files
@@ -26,15 +26,15 @@ TASKS = (Task("diagnosis", "classify", LABELS),)
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     backbone = Backbone("test_resnet")
-    model = Student(Network(backbone, TASKS).eval(), Spec("drifting", "1", TASKS, Preprocess(32)), backbone)
+    model = TrainedModel(Network(backbone, TASKS).eval(), Spec("drifting", "1", TASKS, Preprocess(32)), backbone)
     folder = tmp_path_factory.mktemp("parity") / "student"
-    save_student(model, folder)
+    save_model_folder(model, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def graph(student: Path) -> bytes:
-    return Workbench(load_student(student)).graph(OPSET)
+    return ExportContext(load_model_folder(student)).graph(OPSET)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def damaged(student: Path, graph: bytes) -> tuple[Path, str]:
     node = [node for node in model.graph.node if node.op_type == "Conv"][2]
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
     weights.raw_data = bytes(len(weights.raw_data))
-    source = load_student(student)
-    run = module_run(source.module)
+    source = load_model_folder(student)
+    run = module_runner(source.module)
     bundle = write_bundle(
         student.parent / "drifting.dermedge",
         spec=source.spec,
@@ -78,7 +78,7 @@ def test_the_first_line_names_the_node_and_a_table_the_worst(student: Path, dama
 def test_json_is_the_report_of_the_function(student: Path, damaged: tuple[Path, str]) -> None:
     bundle, node = damaged
     found = dermedge("parity", "debug", bundle, "--against", student, "--nodes", 1, "--threshold", 5, "--json").json()
-    assert found == to_json(debug(bundle, load_student(student), nodes=1, threshold=5))
+    assert found == to_json(debug_parity(bundle, load_model_folder(student), nodes=1, threshold=5))
     assert found["first"]["node"] == node
     assert [drift["node"] for drift in found["worst"]] == [node]
 

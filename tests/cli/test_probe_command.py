@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dermedge.data import generate
+from dermedge.data import draw_data_set
 from support.command import dermedge, process, refused, snapshot
 
 SMALL = ("--epochs", "1", "--batch-size", "16", "--backbone", "resnet10t", "--backbone-arg", "stem_width=8")
@@ -13,7 +13,7 @@ SMALL = ("--epochs", "1", "--batch-size", "16", "--backbone", "resnet10t", "--ba
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probing")
-    generate(folder / "lesions", count=120, size=(64, 48))
+    draw_data_set(folder / "lesions", count=120, size=(64, 48))
     narrow = ("--backbone-arg", "channels=[8,8,16,16]", "--size", "32")
     taught = dermedge("finetune", "--data", folder / "lesions", "-o", folder / "teacher", *SMALL, *narrow)
     assert taught.code == 0, taught.err

@@ -13,11 +13,11 @@ from PIL import Image
 
 import dermedge as library
 from dermedge.cli import COMMANDS
-from dermedge.data import add, check, generate, split
+from dermedge.data import add_data, check_data, draw_data_set, split_data
 from dermedge.evaluation import evaluate
 from dermedge.workflows.doctor import doctor
 from dermedge.workflows.targets import targets
-from dermedge_export.context import module_run
+from dermedge_export.context import module_runner
 from dermedge_export.synthetic.golden import SHAPES
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.spec import to_json
@@ -28,7 +28,7 @@ from support.command import TOY, dermedge
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty procedural lesions, all of them in test."""
     folder = tmp_path_factory.mktemp("reports") / "lesions"
-    generate(folder, count=60, size=(80, 60))
+    draw_data_set(folder, count=60, size=(80, 60))
     table = folder / "metadata.csv"
     header, *rows = table.read_text().splitlines()
     assert header.endswith(",split")
@@ -84,13 +84,13 @@ def test_evaluate_shows_metrics_classes_and_subgroups(data: Path) -> None:
 
 
 def test_the_verbs_of_data_print_the_reports_of_their_functions(data: Path, tmp_path: Path) -> None:
-    assert dermedge("data", "check", data, "--json").json() == plain(check(data))
+    assert dermedge("data", "check", data, "--json").json() == plain(check_data(data))
     ran = dermedge("data", "split", data, "-o", data / "other.csv", "--redo", "--seed", 2, "--json")
-    again = split(data, data / "other.csv", redo=True, seed=2, overwrite=True)
+    again = split_data(data, data / "other.csv", redo=True, seed=2, overwrite=True)
     assert ran.json() == plain(again)
     ran = dermedge("data", "add", "csv", data, "-o", tmp_path / "copy", "--json")
     assert ran.code == 0
-    assert ran.json() == plain(add("csv", data, tmp_path / "copy", overwrite=True))
+    assert ran.json() == plain(add_data("csv", data, tmp_path / "copy", overwrite=True))
     (data / "other.csv").unlink()
 
 
@@ -196,9 +196,9 @@ def test_the_first_help_lists_every_verb_and_the_exit_codes() -> None:
         ("verify", ["b"], library.verify),
         ("bench", ["b"], library.bench),
         ("evaluate", ["b", "--data", "d"], evaluate),
-        ("data add", ["csv", "s", "-o", "o"], add),
-        ("data check", ["d"], check),
-        ("data split", ["d"], split),
+        ("data add", ["csv", "s", "-o", "o"], add_data),
+        ("data check", ["d"], check_data),
+        ("data split", ["d"], split_data),
     ],
 )
 def test_a_command_has_the_arguments_and_defaults_of_its_function(name: str, needed: list[str], function: Any) -> None:
@@ -222,5 +222,5 @@ def test_the_committed_bundle_is_small_whole_and_what_its_script_makes() -> None
     assert {case.prediction["decision"] for case in cases} == {"malignant", "benign"}
     script = runpy.run_path(str(TOY.with_name("make_toy.py")))
     assert script["SPEC"] == bundle.spec
-    outputs = module_run(script["Network"]())(cases[0].tensor[None])
+    outputs = module_runner(script["Network"]())(cases[0].tensor[None])
     assert {name: array.shape for name, array in outputs.items()} == {"diagnosis": (1, 3), "malignancy": (1, 1)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dermedge.cli.teacher import import_command
-from dermedge.models import load_student
+from dermedge.models import load_model_folder
 from dermedge.models.formats import FORMATS
 from dermedge.models.import_teacher import RESIZES, import_teacher
 from support.command import dermedge, refused, snapshot
@@ -33,7 +33,7 @@ def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
     said = done.json()
     assert (said["weights of"], said["positions"]) == ("teacher.backbone", "resized (bicubic)")
     assert said["dropped tensors"] == "1 of mask_token, 1 of teacher.dino_head"
-    teacher = load_student(tmp_path / "teacher")
+    teacher = load_model_folder(tmp_path / "teacher")
     assert teacher.spec.preprocess.size == 42
     assert teacher.spec.lineage["teacher"]["licence"] == "mine"
     assert json.loads((tmp_path / "teacher" / "teacher.json").read_text("utf-8"))["role"] == "teacher"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dermedge.data import digests, generate, project, read_table, split
-from dermedge.evaluation.export_data import TableEvidence
+from dermedge.data import digests, draw_data_set, project, read_table, split_data
+from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge_export.export import export
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
@@ -80,8 +80,8 @@ def learn(images: torch.Tensor, labels: torch.Tensor, malignant: torch.Tensor) -
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "procedural-lesions"
-        generate(data, count=2000, size=(96, 72))
-        split(data, fractions=(0.6, 0.15, 0.25), overwrite=True)
+        draw_data_set(data, count=2000, size=(96, 72))
+        split_data(data, fractions=(0.6, 0.15, 0.25), overwrite=True)
         table = read_table(data).of("train")
         ids = [label.id for label in SPEC.tasks[0].labels]
         labels = np.array([project(dx, ids) or "" for dx in table.frame["dx"]])
@@ -93,7 +93,7 @@ def main() -> None:
             SimpleNamespace(module=network, spec=SPEC),
             "cpu",
             folder,
-            evidence=TableEvidence(data, SPEC),
+            evidence=TableEvaluationData(data, SPEC),
             training_images=list(digests(table)),
         )
         bundle.save(OUT, zipped=True, overwrite=True)

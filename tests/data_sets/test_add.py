@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from conftest import folder_bytes
-from dermedge.data import LAYOUTS, Layout, Part, add, read_table
+from dermedge.data import LAYOUTS, Layout, Part, add_data, read_table
 from dermedge_runtime.errors import DataError, UsageError
 from support.published_folders import FOLDERS
 from support.tables import save, write_csv
@@ -144,7 +144,7 @@ def photographs(files: Mapping[str, bytes | None]) -> list[bytes]:
 def test_every_set_becomes_a_table_with_its_images(layout: str, tmp_path: Path) -> None:
     source = MAKERS[layout](tmp_path / "raw" / "nested")
     before = folder_bytes(source)
-    report = add(layout, source.parent, tmp_path / "out")
+    report = add_data(layout, source.parent, tmp_path / "out")
     table = read_table(tmp_path / "out")
     stems = {Path(name).stem: content for name, content in before.items() if layout != "derm7pt"}
     for image_id, image in zip(table.frame["image_id"], table.frame["image"], strict=True):
@@ -159,7 +159,7 @@ def test_every_set_becomes_a_table_with_its_images(layout: str, tmp_path: Path) 
 
 
 def test_ham10000_keeps_what_its_table_says(tmp_path: Path) -> None:
-    add("ham10000", ham10000(tmp_path / "raw"), tmp_path / "out")
+    add_data("ham10000", ham10000(tmp_path / "raw"), tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["dx"].tolist() == ["nv", "nv", "akiec", "mel"]
     assert frame["malignant"].fillna(-1).tolist() == [0, 0, -1, 1]
@@ -175,20 +175,20 @@ def test_ham10000_as_dataverse_hands_it_out(tmp_path: Path) -> None:
     text = (source / "HAM10000_metadata.csv").read_text(encoding="utf-8")
     (source / "HAM10000_metadata.csv").unlink()
     (source / "HAM10000_metadata.tab").write_text(text.replace(",", "\t"), encoding="utf-8")
-    assert add("ham10000", source, tmp_path / "tab").images == 4
+    assert add_data("ham10000", source, tmp_path / "tab").images == 4
     (source / "HAM10000_metadata.tab").unlink()
     (source / "HAM10000_metadata").write_text(text, encoding="utf-8")
     # Kaggle's archive holds the second folder twice.
     save(source / "again" / "ham10000_images_part_2" / "ISIC_0024301.jpg", 1)
-    assert add("ham10000", source, tmp_path / "bare").images == 4
+    assert add_data("ham10000", source, tmp_path / "bare").images == 4
     save(source / "again" / "ham10000_images_part_2" / "ISIC_0024301.jpg", 99)
     with pytest.raises(DataError, match="different images of one name"):
-        add("ham10000", source, tmp_path / "other")
+        add_data("ham10000", source, tmp_path / "other")
 
 
 def test_isic2017_keeps_its_official_split(tmp_path: Path) -> None:
     source = isic2017(tmp_path / "raw")
-    add("isic2017", source, tmp_path / "out")
+    add_data("isic2017", source, tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["split"].tolist() == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
     assert frame["dx"].tolist() == ["mel", "sk", "nv"] * 3
@@ -201,7 +201,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (source / "ISIC-2017_Training_Data" / "ISIC-2017_Training_Data_metadata.csv").unlink()
     (source / "ISIC-2017_Training_Data" / "ISIC_0000001.jpg").unlink()
     save(source / "ISIC-2017_Training_Data" / "ISIC_0009999.jpg", 5)
-    report = add("isic2017", source, tmp_path / "out")
+    report = add_data("isic2017", source, tmp_path / "out")
     assert report.images == 5
     assert (report.rows_without_image, report.images_without_row) == (1, 1)
     assert report.examples["rows_without_image"] == ("ISIC_0000001",)
@@ -213,14 +213,14 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 def test_isic2018_reads_one_hot_labels_and_lesions(tmp_path: Path) -> None:
-    add("isic2018", isic2018(tmp_path / "raw"), tmp_path / "out")
+    add_data("isic2018", isic2018(tmp_path / "raw"), tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["dx"].tolist() == ["mel", "nv", "bcc", "akiec", "bkl", "df", "vasc"]
     assert frame["lesion_id"].tolist() == [f"HAM_{n // 2}" for n in range(7)]
 
 
 def test_isic2019_keeps_keratosis_and_carcinoma_apart(tmp_path: Path) -> None:
-    add("isic2019", isic2019(tmp_path / "raw"), tmp_path / "out")
+    add_data("isic2019", isic2019(tmp_path / "raw"), tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["dx"].tolist() == ["ak", "scc", "nv", "other", "mel"]
     assert frame["malignant"].fillna(-1).tolist() == [0, 1, 0, -1, 1]
@@ -229,7 +229,7 @@ def test_isic2019_keeps_keratosis_and_carcinoma_apart(tmp_path: Path) -> None:
 
 
 def test_pad_ufes_20_counts_actinic_keratosis_as_benign(tmp_path: Path) -> None:
-    add("pad_ufes_20", pad_ufes_20(tmp_path / "raw"), tmp_path / "out")
+    add_data("pad_ufes_20", pad_ufes_20(tmp_path / "raw"), tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["dx"].tolist() == ["ak", "bcc", "mel", "nv", "scc", "sk"]
     assert frame["malignant"].tolist() == [0, 1, 1, 0, 1, 0]
@@ -246,7 +246,7 @@ def test_any_csv_with_its_columns_and_labels_told(tmp_path: Path) -> None:
     for n, row in enumerate(rows):
         save(tmp_path / "raw" / row["file"], n, format="JPEG")
     table = write_csv(tmp_path / "raw" / "list.csv", rows)
-    report = add(
+    report = add_data(
         "csv",
         table,
         tmp_path / "out",
@@ -264,16 +264,16 @@ def test_any_csv_with_its_columns_and_labels_told(tmp_path: Path) -> None:
 
 
 def test_a_table_of_our_own_form_needs_no_options(tmp_path: Path) -> None:
-    add("pad_ufes_20", pad_ufes_20(tmp_path / "raw"), tmp_path / "one")
-    add("csv", tmp_path / "one", tmp_path / "two")
+    add_data("pad_ufes_20", pad_ufes_20(tmp_path / "raw"), tmp_path / "one")
+    add_data("csv", tmp_path / "one", tmp_path / "two")
     one, two = read_table(tmp_path / "one").frame, read_table(tmp_path / "two").frame
     assert one.equals(two[one.columns])
 
 
 def test_links_share_the_file_and_copies_do_not(tmp_path: Path) -> None:
     source = pad_ufes_20(tmp_path / "raw")
-    add("pad_ufes_20", source, tmp_path / "linked", link=True)
-    add("pad_ufes_20", source, tmp_path / "copied")
+    add_data("pad_ufes_20", source, tmp_path / "linked", link=True)
+    add_data("pad_ufes_20", source, tmp_path / "copied")
     original = next(source.rglob("PAT_0_0_90.png"))
     assert (tmp_path / "linked/images/PAT_0_0_90.png").samefile(original)
     assert not (tmp_path / "copied/images/PAT_0_0_90.png").samefile(original)
@@ -284,45 +284,45 @@ def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     text = (source / "metadata.csv").read_text(encoding="utf-8")
     (source / "metadata.csv").write_text(text.replace("BCC", "BCX"), encoding="utf-8")
     with pytest.raises(DataError, match=r"metadata\.csv, row 3: Label 'BCX'"):
-        add("pad_ufes_20", source, tmp_path / "out")
+        add_data("pad_ufes_20", source, tmp_path / "out")
     (source / "metadata.csv").write_text(text.replace(",61,", ",610,"), encoding="utf-8")
     with pytest.raises(DataError, match="age is '610'"):
-        add("pad_ufes_20", source, tmp_path / "out")
+        add_data("pad_ufes_20", source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 
 def test_an_existing_folder_is_only_replaced_on_demand(tmp_path: Path) -> None:
     source = pad_ufes_20(tmp_path / "raw")
-    add("pad_ufes_20", source, tmp_path / "out")
+    add_data("pad_ufes_20", source, tmp_path / "out")
     before = folder_bytes(tmp_path / "out")
     with pytest.raises(UsageError, match="exists"):
-        add("pad_ufes_20", source, tmp_path / "out")
+        add_data("pad_ufes_20", source, tmp_path / "out")
     assert folder_bytes(tmp_path / "out") == before
-    add("pad_ufes_20", source, tmp_path / "out", overwrite=True)
+    add_data("pad_ufes_20", source, tmp_path / "out", overwrite=True)
     assert folder_bytes(tmp_path / "out") == before
     album = save(tmp_path / "album" / "holiday.jpg", 1).parent
     with pytest.raises(UsageError, match="not overwritten"):
-        add("pad_ufes_20", source, album, overwrite=True)
+        add_data("pad_ufes_20", source, album, overwrite=True)
     for target in (source, source.parent):
         with pytest.raises(UsageError, match="never overwritten"):
-            add("pad_ufes_20", source, target, overwrite=True)
+            add_data("pad_ufes_20", source, target, overwrite=True)
 
 
 def test_what_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'ham10000'"):
-        add("ham1000", tmp_path, tmp_path / "out")
+        add_data("ham1000", tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match=r"holds no HAM10000_metadata\.csv"):
-        add("ham10000", tmp_path, tmp_path / "out")
+        add_data("ham10000", tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match="There is no folder"):
-        add("ham10000", tmp_path / "nowhere", tmp_path / "out")
+        add_data("ham10000", tmp_path / "nowhere", tmp_path / "out")
     write_csv(tmp_path / "raw" / "HAM10000_metadata.csv", [{"image_id": "ISIC_1", "dx": "nv"}])
     with pytest.raises(DataError, match=r"1 rows .*'ISIC_1'.*no image"):
-        add("ham10000", tmp_path / "raw", tmp_path / "out")
+        add_data("ham10000", tmp_path / "raw", tmp_path / "out")
     write_csv(tmp_path / "raw" / "HAM10000_metadata.csv", [{"id": "ISIC_1", "dx": "nv"}])
     with pytest.raises(DataError, match="no column 'image_id'"):
-        add("ham10000", tmp_path / "raw", tmp_path / "out")
+        add_data("ham10000", tmp_path / "raw", tmp_path / "out")
     with pytest.raises(UsageError, match="no column 'diagnosis'"):
-        add("csv", tmp_path / "raw", tmp_path / "out", columns={"diagnosis": "dx"})
+        add_data("csv", tmp_path / "raw", tmp_path / "out", columns={"diagnosis": "dx"})
 
 
 def test_two_labels_for_one_image_are_refused(tmp_path: Path) -> None:
@@ -331,14 +331,14 @@ def test_two_labels_for_one_image_are_refused(tmp_path: Path) -> None:
     text = table.read_text(encoding="utf-8")
     table.write_text(text.replace("ISIC_0024301,0.0", "ISIC_0024301,1.0"), encoding="utf-8")
     with pytest.raises(DataError, match="row 3 has 2 of the labels"):
-        add("isic2018", source, tmp_path / "out")
+        add_data("isic2018", source, tmp_path / "out")
 
 
 def test_a_table_cannot_reach_outside_its_folder(tmp_path: Path) -> None:
     save(tmp_path / "secret.png", 1)
     write_csv(tmp_path / "raw" / "list.csv", [{"image": "../secret.png"}])
     with pytest.raises(DataError, match="not a path inside"):
-        add("csv", tmp_path / "raw", tmp_path / "out")
+        add_data("csv", tmp_path / "raw", tmp_path / "out")
 
 
 def test_a_layout_of_ones_own(tmp_path: Path) -> None:
@@ -355,6 +355,6 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
         labels={"brown spot": "solar_lentigo"},
     )
     seen: list[tuple[int, int, str]] = []
-    add(layout, tmp_path / "raw", tmp_path / "out", progress=lambda *told: seen.append(told))
+    add_data(layout, tmp_path / "raw", tmp_path / "out", progress=lambda *told: seen.append(told))
     assert read_table(tmp_path / "out").frame["dx"].tolist() == ["solar_lentigo"]
     assert seen == [(1, 1, "x1")]

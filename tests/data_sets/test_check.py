@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermedge.data import CheckReport, Finding, check, read_table, with_split
+from dermedge.data import CheckReport, Finding, check_data, read_table, with_split
 from dermedge.data.leaks import giveaways, missingness
 from dermedge_runtime.spec import to_json
 from support.tables import picture, save, shared, write_csv
@@ -37,7 +37,7 @@ def sound(path: Path) -> Rows:
 
 def found(path: Path, rows: Rows) -> dict[str, Finding]:
     write_csv(path / "metadata.csv", rows)
-    return {finding.code: finding for finding in check(path).findings}
+    return {finding.code: finding for finding in check_data(path).findings}
 
 
 def test_a_sound_set_has_nothing_to_complain_about(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_sound_set_has_nothing_to_complain_about(tmp_path: Path) -> None:
     for row in rows:
         row["split"] = ""
     write_csv(tmp_path / "metadata.csv", rows)
-    report = check(tmp_path)
+    report = check_data(tmp_path)
     assert (report.status, report.images, report.groups) == ("ok", 16, 16)
     assert report.classes == {"nv": 12, "mel": 4}
     assert [finding.code for finding in report.findings] == ["no_split"]
@@ -88,7 +88,7 @@ def test_missing_and_unlisted_files_are_named(tmp_path: Path) -> None:
     rows = sound(tmp_path)
     (tmp_path / "images/i5.png").rename(tmp_path / "images/lost.png")
     write_csv(tmp_path / "metadata.csv", rows)
-    report = check(tmp_path)
+    report = check_data(tmp_path)
     findings = {finding.code: finding for finding in report.findings}
     assert report.status == "error"
     assert findings["missing_image"].examples == ("images/i5.png",)
@@ -218,7 +218,7 @@ def test_file_properties_that_give_the_label_away_are_found(tmp_path: Path) -> N
         picture(n, size).save(tmp_path / name)
         rows.append({"image_id": f"i{n}", "image": name, "dx": "nv" if n % 2 else "mel"})
     write_csv(tmp_path / "metadata.csv", rows)
-    columns = [f.examples[0] for f in check(tmp_path).findings if f.code == "column_gives_label_away"]
+    columns = [f.examples[0] for f in check_data(tmp_path).findings if f.code == "column_gives_label_away"]
     assert columns == ["image suffix", "image size"]
 
 
@@ -227,7 +227,7 @@ def test_the_report_is_json(tmp_path: Path) -> None:
     for n, row in enumerate(rows):
         row.update(sex=("female", "male", "")[n % 3], age=6 * n, fitzpatrick=n % 6 + 1)
     write_csv(tmp_path / "metadata.csv", rows)
-    report = check(tmp_path)
+    report = check_data(tmp_path)
     assert json.loads(json.dumps(to_json(report)))["subgroups"]["sex"]["female"] == {
         "images": 6,
         "malignant": 2,
@@ -239,7 +239,7 @@ def test_the_report_is_json(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pad() -> CheckReport:
-    return check(shared("pad_ufes_20"))
+    return check_data(shared("pad_ufes_20"))
 
 
 def test_pad_ufes_20_tells_the_label_by_what_is_missing(pad: CheckReport) -> None:
@@ -261,7 +261,7 @@ def test_ham10000_gives_the_label_away_by_its_proof_and_repeats_an_image() -> No
     # One picture under two names; and two pairs of lesions whose perceptual hashes are alike and which are not.
     pairs = ["ISIC_0024777", "ISIC_0029938", "ISIC_0024437", "ISIC_0032612", "ISIC_0026224", "ISIC_0031302"]
     some = table.frame[table.frame["image_id"].isin(pairs) | (table.frame.index % 16 == 0)]
-    report = check(with_split(table.replace(some)))
+    report = check_data(with_split(table.replace(some)))
     findings = {finding.code: finding for finding in report.findings}
     assert findings["column_gives_label_away"].examples == ("dx_type",)
     assert findings["exact_duplicate"].examples == ("ISIC_0024777 = ISIC_0029938",)

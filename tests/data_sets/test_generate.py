@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from conftest import folder_bytes
-from dermedge.data import check, generate, groups, read_table, with_split
+from dermedge.data import check_data, draw_data_set, groups, read_table, with_split
 from dermedge_export.synthetic.lesions import CLASSES
 from dermedge_runtime.errors import UsageError
 
@@ -15,20 +15,20 @@ COUNT = 120
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("generated") / "set"
-    generate(path, count=COUNT, seed=5, size=(96, 72))
+    draw_data_set(path, count=COUNT, seed=5, size=(96, 72))
     return path
 
 
 def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    generate(tmp_path / "again", count=12, seed=5, size=(96, 72))
-    generate(tmp_path / "once more", count=12, seed=5, size=(96, 72))
-    generate(tmp_path / "other", count=12, seed=6, size=(96, 72))
+    draw_data_set(tmp_path / "again", count=12, seed=5, size=(96, 72))
+    draw_data_set(tmp_path / "once more", count=12, seed=5, size=(96, 72))
+    draw_data_set(tmp_path / "other", count=12, seed=6, size=(96, 72))
     assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "once more")
     assert folder_bytes(tmp_path / "again") != folder_bytes(tmp_path / "other")
 
 
 def test_the_set_is_like_a_real_one_and_passes_its_check(folder: Path) -> None:
-    report = check(folder)
+    report = check_data(folder)
     assert [f for f in report.findings if f.level == "error"] == []
     assert not [f for f in report.findings if f.code.startswith(("near_duplicate_across", "exact", "missingness"))]
     assert report.images == COUNT
@@ -73,11 +73,11 @@ def test_masks_lie_on_the_lesion(folder: Path) -> None:
 @pytest.mark.parametrize("options", [{"count": 5}, {"count": 6, "seed": -1}, {"count": 6, "size": (31, 64)}])
 def test_impossible_sets_are_refused(options: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        generate(tmp_path / "set", **options)
+        draw_data_set(tmp_path / "set", **options)
     assert not list(tmp_path.iterdir())
 
 
 def test_every_class_is_in_the_smallest_set(tmp_path: Path) -> None:
     for seed in range(5):
-        table = generate(tmp_path / str(seed), count=len(CLASSES), seed=seed, size=(32, 32))
+        table = draw_data_set(tmp_path / str(seed), count=len(CLASSES), seed=seed, size=(32, 32))
         assert set(table.frame["dx"]) == set(CLASSES)

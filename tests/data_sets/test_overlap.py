@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dermedge.data import CONTAINS, LAYOUTS, check
-from dermedge.data.overlap import related, seen_by
+from dermedge.data import CONTAINS, LAYOUTS, check_data
+from dermedge.data.overlap import images_seen_by, related
 from dermedge.models.formats import DERMNIO_PRETRAINED_ON
-from dermedge.models.model_folder import Student, save_student
+from dermedge.models.model_folder import TrainedModel, save_model_folder
 from dermedge.models.network import Backbone, Network
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Preprocess, Spec, Task
@@ -22,7 +22,7 @@ SPEC = Spec("small", "1", (Task("features", "embed"),), Preprocess(32, "crop", "
 def teacher(folder: Path, lineage: dict[str, Any], split: tuple[tuple[str, str, str], ...] = ()) -> Path:
     backbone = Backbone("test_efficientnet", {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None)
     spec = Spec(SPEC.name, SPEC.version, SPEC.tasks, SPEC.preprocess, SPEC.intended_use, lineage)
-    save_student(Student(Network(backbone, spec.tasks), spec, backbone, "teacher", split=split), folder)
+    save_model_folder(TrainedModel(Network(backbone, spec.tasks), spec, backbone, "teacher", split=split), folder)
     return folder
 
 
@@ -36,7 +36,7 @@ def data_set(folder: Path, sources: list[str], split: str = "test") -> Path:
 
 
 def overlaps(data: Path, folder: Path) -> list[tuple[int, str]]:
-    report = check(data, teacher=folder)
+    report = check_data(data, teacher=folder)
     return [(f.count, f.message) for f in report.findings if f.code == "pretrained_on" and f.level == "warning"]
 
 
@@ -50,7 +50,7 @@ def test_sets_that_the_teacher_was_pretrained_on_are_named(tmp_path: Path) -> No
         in (found[0][1])
     )
     assert "pretrained on PAD-UFES-20" in found[1][1]
-    assert "pretrained_on" not in {finding.code for finding in check(data).findings}
+    assert "pretrained_on" not in {finding.code for finding in check_data(data).findings}
 
 
 def test_images_that_the_teacher_has_seen_are_found_whatever_their_source(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_images_that_the_teacher_has_seen_are_found_whatever_their_source(tmp_pa
     digest = [sha256((data / f"images/{n}.png").read_bytes()).hexdigest() for n in range(4)]
     rows = (("a", digest[1], "train"), ("b", digest[2], "val"), ("c", digest[3], "test"))
     folder = teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["ham10000"]}}, rows)
-    report = check(data, teacher=folder)
+    report = check_data(data, teacher=folder)
     findings = [finding for finding in report.findings if finding.code == "pretrained_on"]
     # A test image was only measured on; one that was surely seen is not told again by its set.
     assert [(finding.count, finding.examples) for finding in findings] == [(2, ("i1", "i2"))]
@@ -72,10 +72,12 @@ def test_a_clean_teacher_has_nothing_to_warn_of(tmp_path: Path) -> None:
 
 
 def test_what_a_folder_says_of_its_training(tmp_path: Path) -> None:
-    seen = seen_by(teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["scin"]}}, (("a", "ff", "train"),)))
+    seen = images_seen_by(
+        teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["scin"]}}, (("a", "ff", "train"),))
+    )
     assert (seen.sets, seen.digests) == (("scin",), frozenset({"ff"}))
     with pytest.raises(DataError, match="neither student"):
-        seen_by(tmp_path)
+        images_seen_by(tmp_path)
 
 
 @pytest.mark.parametrize(

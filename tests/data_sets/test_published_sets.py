@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dermedge.data import LAYOUTS, TAXONOMY, add, read_table, resolve, sets, skin_tones
+from dermedge.data import LAYOUTS, TAXONOMY, add_data, list_data_sets, read_table, resolve, skin_tones
 from dermedge.data.taxonomy import SOURCE_ALIASES
 from dermedge_runtime.errors import DataError
 from support import published_labels
@@ -15,7 +15,7 @@ from support.tables import save, shared, write_csv
 
 
 def frame_of(layout: str, path: Path, **options: object) -> pd.DataFrame:
-    add(layout, FOLDERS[layout](path / "raw"), path / "out", **options)
+    add_data(layout, FOLDERS[layout](path / "raw"), path / "out", **options)
     return read_table(path / "out").frame
 
 
@@ -34,7 +34,7 @@ def test_acne04_has_severity_and_its_first_fold(tmp_path: Path) -> None:
 def test_acne04_in_folders_by_severity(tmp_path: Path) -> None:
     for level in range(4):
         save(tmp_path / "raw" / f"acne{level}_1024" / f"levle{level}_7.jpg", level)
-    report = add("acne04", tmp_path / "raw", tmp_path / "out")
+    report = add_data("acne04", tmp_path / "raw", tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["severity"].tolist() == [0, 1, 2, 3]
     assert frame["image_id"].tolist() == [f"acne{level}_1024_levle{level}_7" for level in range(4)]
@@ -72,12 +72,12 @@ def test_derm7pt_without_or_with_a_wrong_index_file(tmp_path: Path) -> None:
     source = FOLDERS["derm7pt"](tmp_path / "raw")
     index = next(source.rglob("valid_indexes.csv"))
     index.unlink()
-    report = add("derm7pt", source, tmp_path / "out")
+    report = add_data("derm7pt", source, tmp_path / "out")
     assert any("valid_indexes.csv is not there" in note for note in report.notes)
     assert report.splits == {"": 2, "test": 2, "train": 4}
     write_csv(index, [{"indexes": 4}])
     with pytest.raises(DataError, match=r"valid_indexes\.csv lists row '4'"):
-        add("derm7pt", source, tmp_path / "other")
+        add_data("derm7pt", source, tmp_path / "other")
 
 
 def test_dermnet_takes_class_and_split_from_the_folders(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_dermnet_takes_class_and_split_from_the_folders(tmp_path: Path) -> None:
 
 
 def test_fitzpatrick17k_has_skin_types_and_the_two_way_label(tmp_path: Path) -> None:
-    report = add("fitzpatrick17k", FOLDERS["fitzpatrick17k"](tmp_path / "raw"), tmp_path / "out")
+    report = add_data("fitzpatrick17k", FOLDERS["fitzpatrick17k"](tmp_path / "raw"), tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["dx"].tolist() == ["psoriasis", "", "becker_nevus", "superficial_spreading_melanoma"]
     assert frame["dx_raw"].tolist()[1] == "keratoacanthoma like"
@@ -116,7 +116,7 @@ def test_fitzpatrick17k_without_some_images(tmp_path: Path) -> None:
     source = FOLDERS["fitzpatrick17k"](tmp_path / "raw")
     (source / "images" / f"{2:032x}.jpg").unlink()
     save(source / "images" / "stray.jpg", 9)
-    report = add("fitzpatrick17k", source, tmp_path / "out")
+    report = add_data("fitzpatrick17k", source, tmp_path / "out")
     assert (report.images, report.rows_without_image, report.images_without_row) == (3, 1, 1)
     assert report.examples["rows_without_image"] == (f"{2:032x}",)
     assert "3 images were found where 16577 were published." in report.notes
@@ -133,7 +133,7 @@ def test_fitzpatrick17k_without_some_images(tmp_path: Path) -> None:
 def test_segmentation_sets_have_masks_and_no_diagnosis(layout: str, splits: dict[str, int], tmp_path: Path) -> None:
     source = FOLDERS[layout](tmp_path / "raw")
     mask = next(path for path in sorted(source.rglob("*egmentation.png")) if "00000" in path.name)
-    report = add(layout, source, tmp_path / "out")
+    report = add_data(layout, source, tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert report.splits == splits
     assert set(frame["dx"]) == {""} == set(frame["dx_raw"])
@@ -141,7 +141,7 @@ def test_segmentation_sets_have_masks_and_no_diagnosis(layout: str, splits: dict
     originals = {path.name.lower(): path.read_bytes() for path in source.rglob("*egmentation.png")}
     assert masks == [originals[f"{image_id}_segmentation.png".lower()] for image_id in frame["image_id"]]
     mask.unlink()
-    report = add(layout, source, tmp_path / "again")
+    report = add_data(layout, source, tmp_path / "again")
     assert any(note.startswith("1 images of") and note.endswith("no mask file.") for note in report.notes)
 
 
@@ -159,15 +159,15 @@ def test_a_folder_inside_an_archive_twice_is_read_once_and_never_mixed_up(tmp_pa
     source = FOLDERS["med_node"](tmp_path / "raw")
     save(source / "again" / "naevus" / "3.jpg", 3)
     (source / "again" / "naevus" / "._3.jpg").write_bytes(b"what a Mac leaves")
-    report = add("med_node", source, tmp_path / "out")
+    report = add_data("med_node", source, tmp_path / "out")
     assert (report.images, report.images_without_row) == (4, 0)
     save(source / "again" / "naevus" / "3.jpg", 77)
     with pytest.raises(DataError, match="different images of one name"):
-        add("med_node", source, tmp_path / "other")
+        add_data("med_node", source, tmp_path / "other")
 
 
 def test_ph2_has_diagnoses_and_masks(tmp_path: Path) -> None:
-    report = add("ph2", FOLDERS["ph2"](tmp_path / "raw"), tmp_path / "out")
+    report = add_data("ph2", FOLDERS["ph2"](tmp_path / "raw"), tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert frame["dx"].tolist() == ["nv", "dysplastic_nevus", "mel"]
     assert frame["malignant"].tolist() == [0, 0, 1]
@@ -179,7 +179,7 @@ def test_ph2_has_diagnoses_and_masks(tmp_path: Path) -> None:
     text = next((tmp_path / "raw").rglob("PH2_dataset.txt"))
     text.write_text("something else\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"PH2_dataset\.txt has no row like"):
-        add("ph2", tmp_path / "raw", tmp_path / "other")
+        add_data("ph2", tmp_path / "raw", tmp_path / "other")
 
 
 def test_scin_takes_the_heaviest_label_and_keeps_a_case_together(tmp_path: Path) -> None:
@@ -193,11 +193,11 @@ def test_scin_takes_the_heaviest_label_and_keeps_a_case_together(tmp_path: Path)
     assert set(frame["dermatologist_fitzpatrick_skin_type_label_1"]) == {"FST2"}
     cases = source / "dataset" / "scin_cases.csv"
     cases.write_text(cases.read_text(encoding="utf-8").replace("-10.png", "-01.png"), encoding="utf-8")
-    report = add("scin", source, tmp_path / "again")
+    report = add_data("scin", source, tmp_path / "again")
     assert report.images == 5
     assert any("are listed again" in note for note in report.notes)
     cases.with_name("scin_labels.csv").unlink()
-    report = add("scin", source, tmp_path / "unlabelled")
+    report = add_data("scin", source, tmp_path / "unlabelled")
     assert report.labels == {"": 5}
 
 
@@ -227,7 +227,7 @@ def test_waterloo_pairs_masks_of_one_name_by_their_folder(tmp_path: Path) -> Non
 def test_an_empty_folder_is_refused_by_name(layout: str, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     with pytest.raises(DataError, match=r"holds no .*: give the folder that"):
-        add(layout, tmp_path / "raw", tmp_path / "out")
+        add_data(layout, tmp_path / "raw", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_an_id_means_itself_in_every_source(source: str) -> None:
 
 
 def test_layouts_say_that_nobody_ran_them(tmp_path: Path) -> None:
-    report = add("med_node", FOLDERS["med_node"](tmp_path / "raw"), tmp_path / "out")
+    report = add_data("med_node", FOLDERS["med_node"](tmp_path / "raw"), tmp_path / "out")
     assert (report.verified, report.expected) == (False, 170)
     assert report.notes[0].endswith("compare the counts with the paper's: 170 images expected.")
     assert report.notes[1] == "4 images were found where 170 were published."
@@ -275,7 +275,7 @@ def test_layouts_say_that_nobody_ran_them(tmp_path: Path) -> None:
 
 
 def test_the_list_of_sets() -> None:
-    listed = {one.name: one for one in sets()}
+    listed = {one.name: one for one in list_data_sets()}
     assert set(listed) == set(LAYOUTS)
     assert listed["ph2"].tells == ("diagnosis", "mask")
     assert listed["fitzpatrick17k"].tells == ("diagnosis", "malignancy", "skin type")
@@ -326,7 +326,7 @@ def test_real_rows_written_back_into_the_published_form(layout: str, tmp_path: P
     (tmp_path / "raw" / folder).mkdir()
     for image in rows["image"]:
         (tmp_path / "raw" / folder / Path(image).name).symlink_to((source / image).resolve())
-    report = add(layout, tmp_path / "raw", tmp_path / "out")
+    report = add_data(layout, tmp_path / "raw", tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert (report.images, report.rows_without_image, report.images_without_row) == (len(rows), 0, 0)
     assert frame["image_id"].tolist() == rows["image_id"].tolist()
@@ -356,7 +356,7 @@ def test_real_rows_of_isic2017_written_back_into_the_published_form(tmp_path: Pa
         write_csv(folder / f"ISIC-2017_{part}_Data_metadata.csv", people)
         for row in of_part:
             (folder / Path(row["image"]).name).symlink_to((source / row["image"]).resolve())
-    add("isic2017", tmp_path / "raw", tmp_path / "out")
+    add_data("isic2017", tmp_path / "raw", tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert sorted(frame["image_id"]) == sorted(rows["image_id"])
     told = dict(zip(rows["image_id"], rows["dx"].replace("bkl", "sk"), strict=True))

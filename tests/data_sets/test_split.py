@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermedge.data import assign_splits, digests, groups, read_table, split, with_split
+from dermedge.data import assign_splits, digests, groups, read_table, split_data, with_split
 from dermedge_runtime.errors import DataError, UsageError
 from support.tables import save, shared, write_csv
 
@@ -105,7 +105,7 @@ def folder(path: Path, splits: list[str] | None = None) -> Path:
 def test_the_verb_writes_a_table_with_all_else_as_it_was(tmp_path: Path) -> None:
     folder(tmp_path)
     before = (tmp_path / "metadata.csv").read_text(encoding="utf-8")
-    report = split(tmp_path, tmp_path / "split.csv")
+    report = split_data(tmp_path, tmp_path / "split.csv")
     assert (tmp_path / "metadata.csv").read_text(encoding="utf-8") == before
     text = pd.read_csv(tmp_path / "split.csv", dtype="str")
     assert text["note"].tolist() == [f"keep, {n}" for n in range(12)]
@@ -116,7 +116,7 @@ def test_the_verb_writes_a_table_with_all_else_as_it_was(tmp_path: Path) -> None
 
 
 def test_byte_identical_images_stay_together(tmp_path: Path) -> None:
-    split(folder(tmp_path), overwrite=True)
+    split_data(folder(tmp_path), overwrite=True)
     table = read_table(tmp_path)
     content = digests(table)
     assert table.frame["split"].groupby(content.to_numpy()).nunique().max() == 1
@@ -127,11 +127,11 @@ def test_byte_identical_images_stay_together(tmp_path: Path) -> None:
 def test_the_verb_refuses_to_overwrite_or_to_write_elsewhere(tmp_path: Path) -> None:
     folder(tmp_path / "set")
     with pytest.raises(UsageError, match="exists"):
-        split(tmp_path / "set")
+        split_data(tmp_path / "set")
     with pytest.raises(UsageError, match="relative to"):
-        split(tmp_path / "set", tmp_path / "split.csv")
+        split_data(tmp_path / "set", tmp_path / "split.csv")
     with pytest.raises(UsageError, match="neither"):
-        split(tmp_path / "set", tmp_path / "set" / "split.txt")
+        split_data(tmp_path / "set", tmp_path / "set" / "split.txt")
     assert not list(tmp_path.rglob("split*"))
 
 
@@ -142,8 +142,8 @@ def test_official_splits_stay_unless_they_are_redone(tmp_path: Path) -> None:
     assert table.of("val").frame.index.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"no rows in the split 'test' \(it has: train 10, val 2\).*--redo"):
         table.of("test")
-    assert split(tmp_path, tmp_path / "s.csv").kept == 12
-    report = split(tmp_path, tmp_path / "s.parquet", redo=True)
+    assert split_data(tmp_path, tmp_path / "s.csv").kept == 12
+    report = split_data(tmp_path, tmp_path / "s.parquet", redo=True)
     assert (report.kept, set(report.counts)) == (0, {"train", "val", "test"})
     assert len(read_table(tmp_path / "s.parquet").of("test")) > 0
 

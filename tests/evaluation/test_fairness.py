@@ -7,7 +7,7 @@ import pytest
 
 from dermedge.cli.evaluate import show_fairness
 from dermedge.evaluation.fairness import fairness
-from dermedge.evaluation.fairness_text import verdict
+from dermedge.evaluation.fairness_text import summarize
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.report import Interval
 
@@ -138,7 +138,7 @@ def test_unknown_is_no_group_and_is_counted():
     assert found.unknown == 50
     assert list(found.groups) == ["female", "male"]
     assert (found.gap.value, found.equalised_odds.value) == pytest.approx((0.05, 0.2))
-    assert any("50 images" in sentence for sentence in verdict(found, NAMES))
+    assert any("50 images" in sentence for sentence in summarize(found, NAMES))
     assert fairness(more[0], more[1], 2, {"sex": np.full(150, ""), "site": lost}, np.arange(150)) == ()
     assert fairness(more[0], more[1], 2, {}, np.arange(150)) == ()
 
@@ -154,16 +154,16 @@ def test_groups_that_are_too_small_are_named_and_in_nothing_else():
     found = compared(labels, predicted, groups, clusters, column="fitzpatrick")
     assert found.insufficient == {"V-VI": 29}
     assert set(found.groups) == {"I-II", "III-IV"}
-    assert any("V-VI 29" in sentence and "30 images" in sentence for sentence in verdict(found, NAMES))
+    assert any("V-VI 29" in sentence and "30 images" in sentence for sentence in summarize(found, NAMES))
     alone = compared(*table((100, 0, 0, "male"), (100, 1, 1, "male"), (20, 1, 0, "female")))
     assert alone.insufficient == {"female": 20}
     assert (alone.worst, alone.gap, alone.chance, alone.equalised_odds) == (None, Interval(None), None, None)
     assert alone.groups["male"].tpr.value == 1
-    assert next(verdict(alone, NAMES)).startswith("By sex nothing can be compared: only one group has 30 images")
+    assert next(summarize(alone, NAMES)).startswith("By sex nothing can be compared: only one group has 30 images")
     nobody = compared(*table((20, 0, 0, "male"), (20, 1, 0, "female")))
     assert nobody.groups == {}
     assert nobody.insufficient == {"female": 20, "male": 20}
-    assert "no group has 30 images" in next(verdict(nobody, NAMES))
+    assert "no group has 30 images" in next(summarize(nobody, NAMES))
 
 
 def test_a_group_is_not_better_for_lacking_a_hard_diagnosis():
@@ -175,7 +175,7 @@ def test_a_group_is_not_better_for_lacking_a_hard_diagnosis():
     assert found.classes == (0, 1)
     assert {name: group.score.value for name, group in found.groups.items()} == {"female": 1, "male": 1}
     assert (found.gap.value, found.worst) == (0, None)
-    sentences = list(verdict(found, NAMES, {"akiec": "Keratosis"}))
+    sentences = list(summarize(found, NAMES, {"akiec": "Keratosis"}))
     assert sentences[0] == "By sex no group is below another."
     assert any("fewer than 5 images of it: Keratosis." in sentence for sentence in sentences)
 
@@ -187,12 +187,12 @@ def test_without_shared_diagnoses_malignant_and_benign_are_compared():
     found = compared(apart, predicted, groups, clusters, classes=4, malignant=False, **malignancy)
     assert (found.metric, found.classes) == ("malignant_balanced_accuracy", (0, 1))
     assert found.gap.value == pytest.approx(0.05)
-    assert any("malignant or benign" in sentence for sentence in verdict(found, NAMES))
+    assert any("malignant or benign" in sentence for sentence in summarize(found, NAMES))
     unknown = compared(np.full(100, -1), predicted, groups, clusters, malignant=False, **malignancy)
     assert unknown == found
     nothing = compared(apart, predicted, groups, clusters, classes=4, malignant=False)
     assert nothing.gap == Interval(None)
-    assert "share fewer than two diagnoses" in next(verdict(nothing, NAMES))
+    assert "share fewer than two diagnoses" in next(summarize(nothing, NAMES))
 
 
 def test_equalised_odds_need_malignant_and_benign_cases_in_every_group():
@@ -200,7 +200,7 @@ def test_equalised_odds_need_malignant_and_benign_cases_in_every_group():
     found = compared(*table((30, 0, 0, "male"), (30, 1, 0, "male"), (30, 2, 2, "male"), *few), classes=3)
     assert found.gap.value is not None
     assert (found.equalised_odds, found.equalised_odds_chance, found.equalised_odds_chance_high) == (None, None, None)
-    assert any("not measured" in sentence for sentence in verdict(found, NAMES))
+    assert any("not measured" in sentence for sentence in summarize(found, NAMES))
     undecided = compared(*COUNTED, malignant=False)
     assert undecided.gap.value == pytest.approx(0.05)
     assert undecided.equalised_odds is None
@@ -219,13 +219,13 @@ def test_the_words_say_chance_where_it_is_chance_and_no_more(capsys):
     found = compared(*COUNTED)
     inside = replace(found, gap=Interval(0.05, 0.01, 0.2), chance=0.04, chance_high=0.123)
     beyond = replace(inside, chance_high=0.049)
-    said = next(verdict(inside, NAMES))
+    said = next(summarize(inside, NAMES))
     assert said.startswith("By sex the worst group is female, 5.0 points below the best one. Dealt out at random")
     assert "4.0 points apart" in said
     assert "more than 12.3 points" in said
     assert "chance may explain it" in said
     assert "does not show that the groups are served alike" in said
-    assert "more than chance explains" in next(verdict(beyond, NAMES))
+    assert "more than chance explains" in next(summarize(beyond, NAMES))
     show_fairness((inside,), NAMES)
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.strip().startswith("sex"))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from conftest import folder_bytes
-from dermedge_export.build import build
-from dermedge_export.calibration import procedural_calibration
+from dermedge_export.build import build_engine
+from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Workbench, module_run
+from dermedge_export.context import ExportContext, module_runner
 from dermedge_export.evaluation.predictions import Predictions, Run
 from dermedge_export.exporters.tensorrt.export import export_tensorrt
 from dermedge_export.parity.reference import PATH, reference_file
@@ -100,7 +100,7 @@ class TestPassing:
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         before = folder_bytes(bundle.path)
-        report = build(bundle, images=lesions, machine=machine)
+        report = build_engine(bundle, images=lesions, machine=machine)
         assert (report.status, report.verify.status, report.parity.status) == ("passed", "passed", "passed")
         assert (report.parity.basis, report.parity.cases) == ("test of lesions", COUNT)
         assert report.parity.engine == "tensorrt 10.3.0"
@@ -111,7 +111,7 @@ class TestPassing:
         assert TensorRtRuntime.open(bundle, machine=machine)
 
     def test_the_record_says_what_was_found_on_what(self, bundle: Bundle, machine: TensorRt, lesions: Lesions) -> None:
-        report = build(bundle, images=lesions, machine=machine)
+        report = build_engine(bundle, images=lesions, machine=machine)
         found = recorded(bundle)
         assert found == json.loads(json.dumps(report.to_json()))
         assert (found["schema"], found["bundle"], found["status"]) == ("dermedge.device/1", bundle.id, "passed")
@@ -131,7 +131,7 @@ class TestPassing:
     def test_without_images_golden_cases_alone_are_compared_and_do_not_pass_the_gate(
         self, bundle: Bundle, machine: TensorRt
     ) -> None:
-        report = build(bundle, machine=machine)
+        report = build_engine(bundle, machine=machine)
         assert (report.status, report.parity.cases) == ("insufficient", len(bundle.golden()))
         assert report.parity.basis == "6 golden cases (no labels: agreement only)"
         assert TensorRtRuntime.open(bundle, machine=machine)
@@ -141,7 +141,7 @@ class TestPassing:
     ) -> None:
         stranger = np.full_like(lesions.tensors[0], 200)
         some = replace(lesions, tensors=[stranger, *lesions.tensors[:104:-1], *lesions.tensors[:100]])
-        report = build(bundle, images=some, machine=machine)
+        report = build_engine(bundle, images=some, machine=machine)
         assert report.parity.cases == COUNT - 5
         assert report.parity.basis == "235 images of test of lesions (5 more are not on this device)"
         assert report.parity.agreement["max_abs"] < 0.1, "each image is held against its own answer"
@@ -153,7 +153,7 @@ class TestRefusal:
     ) -> None:
         machine.trt.miscompile = more_of_the_first_class
         with pytest.raises(GateError, match=r"top1_agreement: .*skin\.device\.json.*--allow-parity-failure"):
-            build(bundle, images=lesions, machine=machine)
+            build_engine(bundle, images=lesions, machine=machine)
         assert recorded(bundle)["status"] == "failed"
         assert recorded(bundle)["verify"]["status"] == "passed"
         with pytest.raises(EngineError, match="failed its gate"):
@@ -163,7 +163,7 @@ class TestRefusal:
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         machine.trt.miscompile = more_of_the_first_class
-        report = build(bundle, images=lesions, allow_parity_failure=True, machine=machine)
+        report = build_engine(bundle, images=lesions, allow_parity_failure=True, machine=machine)
         assert report.status == "failed"
         assert recorded(bundle)["allowed_failures"][0].startswith("top1_agreement")
         assert TensorRtRuntime.open(bundle, machine=machine)
@@ -171,9 +171,9 @@ class TestRefusal:
     def test_a_pass_after_a_failure_opens_it_again(self, bundle: Bundle, machine: TensorRt, lesions: Lesions) -> None:
         right, machine.trt.miscompile = machine.trt.miscompile, more_of_the_first_class
         with pytest.raises(GateError):
-            build(bundle, images=lesions, machine=machine)
+            build_engine(bundle, images=lesions, machine=machine)
         machine.trt.miscompile = right
-        assert build(bundle, images=lesions, rebuild=True, machine=machine).status == "passed"
+        assert build_engine(bundle, images=lesions, rebuild=True, machine=machine).status == "passed"
         assert TensorRtRuntime.open(bundle, machine=machine)
 
     @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ class TestRefusal:
     ) -> None:
         machine.trt.miscompile = miscompile
         with pytest.raises(BundleError, match=r"not the model that was exported \(engine: .*skin\.device\.json"):
-            build(bundle, images=lesions, allow_parity_failure=True, machine=machine)
+            build_engine(bundle, images=lesions, allow_parity_failure=True, machine=machine)
         assert recorded(bundle)["status"] == "failed"
         assert recorded(bundle)["allowed_failures"] == []
         with pytest.raises(EngineError, match="failed its gate"):
@@ -192,7 +192,7 @@ class TestRefusal:
 
     def test_an_engine_that_silently_computes_in_fp32_is_refused(self, bundle: Bundle) -> None:
         with pytest.raises(EngineError, match=r"asked for in fp16, but no layer computes in fp16 \(3 in fp32\)"):
-            build(bundle, machine=fake_tensorrt.machine("11.4.0.106", forgets_types=True))
+            build_engine(bundle, machine=fake_tensorrt.machine("11.4.0.106", forgets_types=True))
         assert not record_path(bundle.path).exists()
 
     def test_images_that_the_student_never_saw_cannot_judge(
@@ -200,30 +200,30 @@ class TestRefusal:
     ) -> None:
         strangers = replace(lesions, tensors=[tensor ^ 1 for tensor in lesions.tensors])
         with pytest.raises(DataError, match=r"None of the 240 test images of lesions is one of test of lesions"):
-            build(bundle, images=strangers, machine=machine)
+            build_engine(bundle, images=strangers, machine=machine)
 
     def test_what_makes_no_sense_is_refused_before_anything_is_built(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         silent = replace(bundle, files={name: digest for name, digest in bundle.files.items() if name != PATH})
         with pytest.raises(UsageError, match=r"brings no answers of its student.*leave --data out"):
-            build(silent, images=lesions, machine=machine)
+            build_engine(silent, images=lesions, machine=machine)
         other = replace(bundle, artifact=replace(bundle.artifact, format="onnx"))
         with pytest.raises(UsageError, match="nothing to build: its onnx artifact runs as it is"):
-            build(other, machine=machine)
+            build_engine(other, machine=machine)
         assert machine.trt.builds == []
 
 
 class TestCache:
     def test_an_engine_is_built_once(self, bundle: Bundle, machine: TensorRt) -> None:
-        first = build(bundle, machine=machine)
-        assert build(bundle.path, machine=machine).engine == first.engine
+        first = build_engine(bundle, machine=machine)
+        assert build_engine(bundle.path, machine=machine).engine == first.engine
         assert len(machine.trt.builds) == 1
 
     def test_a_rebuild_starts_without_what_was_learned(self, bundle: Bundle, machine: TensorRt) -> None:
-        build(bundle, machine=machine)
-        build(bundle, workspace_mb=64, machine=machine)
-        build(bundle, rebuild=True, machine=machine)
+        build_engine(bundle, machine=machine)
+        build_engine(bundle, workspace_mb=64, machine=machine)
+        build_engine(bundle, rebuild=True, machine=machine)
         assert [bool(told["timings"]) for told in machine.trt.builds] == [False, True, False]
         assert [told["workspace"] for told in machine.trt.builds] == [None, 64 << 20, None]
 
@@ -232,10 +232,10 @@ class TestCache:
     def test_a_damaged_or_lost_engine_is_built_again(
         self, bundle: Bundle, machine: TensorRt, damage: Callable[[Path], None], suffix: str
     ) -> None:
-        build(bundle, machine=machine)
+        build_engine(bundle, machine=machine)
         damage(next(cache_folder(bundle.path).glob(f"*.{suffix}")))
         told: list[str] = []
-        assert build(bundle, machine=machine, step=told.append).status == "insufficient"
+        assert build_engine(bundle, machine=machine, step=told.append).status == "insufficient"
         assert len(machine.trt.builds) == 2
         assert any("building again" in note for note in told) or damage is Path.unlink
         assert TensorRtRuntime.open(bundle, machine=machine)
@@ -244,9 +244,9 @@ class TestCache:
     def test_another_device_or_tensorrt_gets_an_engine_of_its_own(
         self, bundle: Bundle, machine: TensorRt, version: str, sm: str
     ) -> None:
-        build(bundle, machine=machine)
+        build_engine(bundle, machine=machine)
         other = fake_tensorrt.machine(version, sm=sm)
-        build(bundle, machine=other)
+        build_engine(bundle, machine=other)
         assert len(other.trt.builds) == 1
         assert len(list(cache_folder(bundle.path).glob("*.engine"))) == 2
         assert TensorRtRuntime.open(bundle, machine=other)
@@ -256,16 +256,16 @@ class TestCache:
 def test_what_is_exported_for_a_jetson_is_built_in_int8_and_is_still_the_model(tmp_path: Path) -> None:
     import torch
 
-    from dermedge.models import Network, Student
+    from dermedge.models import Network, TrainedModel
     from dermedge.models.network import Backbone
 
     torch.manual_seed(5)
     spec, backbone = toy_onnx.spec(64), Backbone("test_resnet")
-    student = Student(Network(backbone, spec.tasks).eval(), spec, backbone)
-    work = Workbench(student, lambda: procedural_calibration(spec.preprocess, 32))
-    built = export_tensorrt(work, JETSON, Candidate("int8+fp16", "tensorrt", "minmax"))
+    student = TrainedModel(Network(backbone, spec.tasks).eval(), spec, backbone)
+    context = ExportContext(student, lambda: synthetic_calibration(spec.preprocess, 32))
+    built = export_tensorrt(context, JETSON, Candidate("int8+fp16", "tensorrt", "minmax"))
     assert built.simulation is not None
-    golden = golden_cases(spec, module_run(student.module), built.simulation.run, {})
+    golden = golden_cases(spec, module_runner(student.module), built.simulation.run, {})
     bundle = write_bundle(
         tmp_path / "skin.dermedge",
         spec=spec,
@@ -275,7 +275,7 @@ def test_what_is_exported_for_a_jetson_is_built_in_int8_and_is_still_the_model(t
         parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},
         files={**built.files, **golden_files(golden)},
     )
-    report = build(bundle, machine=fake_tensorrt.machine("11.4.0.106"))
+    report = build_engine(bundle, machine=fake_tensorrt.machine("11.4.0.106"))
     assert report.verify.status == "passed"
     assert report.precision.counts["int8"] >= 10
     assert 0 < report.parity.agreement["max_abs"] < 0.05

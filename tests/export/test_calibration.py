@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from dermedge.data import digests
-from dermedge.evaluation.export_data import TableEvidence
-from dermedge.models import load_student
-from dermedge_export.calibration import Calibration, balanced_choice, check_calibration, procedural_calibration
+from dermedge.evaluation.export_data import TableEvaluationData
+from dermedge.models import load_model_folder
+from dermedge_export.calibration import Calibration, balanced_choice, check_calibration, synthetic_calibration
 from dermedge_export.export import export
-from dermedge_export.parity.evaluator import Jury, procedural_predictions
+from dermedge_export.parity.evaluator import ParityEvaluator, predict_synthetic
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Preprocess, Spec
 from support import small
@@ -55,8 +55,8 @@ def test_drawn_lesions_for_calibration_are_none_of_those_that_judge() -> None:
         seen.extend(image.tobytes() for image in images)
         return {"diagnosis": np.zeros((len(images), 2), np.float32)}
 
-    procedural_predictions(run, Jury(Spec("toy", "1", (), spec), run, None)._lesions)
-    calibration = procedural_calibration(spec, 16)
+    predict_synthetic(run, ParityEvaluator(Spec("toy", "1", (), spec), run, None)._lesions)
+    calibration = synthetic_calibration(spec, 16)
     assert calibration.split == "procedural"
     assert not {image.tobytes() for image in calibration.images} & set(seen)
 
@@ -69,21 +69,21 @@ class TestOfATable:
     def test_it_comes_from_train_with_a_digest_that_can_be_checked(
         self, data: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        student = load_student(small.student_folder(tmp_path_factory.getbasetemp()))
-        evidence = TableEvidence(data, student.spec)
-        calibration = evidence.calibration(24)
-        train = digests(evidence.table.of("train"))
+        student = load_model_folder(small.student_folder(tmp_path_factory.getbasetemp()))
+        evaluation_data = TableEvaluationData(data, student.spec)
+        calibration = evaluation_data.calibration(24)
+        train = digests(evaluation_data.table.of("train"))
         assert set(calibration.digests) <= set(train)
         assert calibration.images.shape == (24, 32, 32, 3)
         record = calibration.to_json()
         assert (record["split"], record["count"]) == ("train", 24)
         assert sum(record["classes"].values()) == 24
-        assert evidence.calibration(24).digest == record["digest"] != evidence.calibration(23).digest
+        assert evaluation_data.calibration(24).digest == record["digest"] != evaluation_data.calibration(23).digest
 
     def test_a_table_whose_val_repeats_train_images_is_refused_before_anything_is_quantized(
         self, data: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        student = load_student(small.student_folder(tmp_path_factory.getbasetemp()))
+        student = load_model_folder(small.student_folder(tmp_path_factory.getbasetemp()))
 
         def leak(frame: object) -> object:
             import pandas as pd
@@ -101,7 +101,7 @@ class TestOfATable:
         leaky = small.edited(data, tmp_path / "leaky", leak)  # type: ignore[arg-type]
         with pytest.raises(DataError, match="calibration images of leaky are in its val split too"):
             export(
-                student, "cpu", tmp_path / "out", evidence=TableEvidence(leaky, student.spec), precision="int8",
+                student, "cpu", tmp_path / "out", data=TableEvaluationData(leaky, student.spec), precision="int8",
                 engine="onnxruntime",
             )  # fmt: skip
         assert [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == []

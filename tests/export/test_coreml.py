@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from dermedge.models import Network, Student
+from dermedge.models import Network, TrainedModel
 from dermedge.models.network import Backbone
 from dermedge_export.calibration import Calibration, check_calibration
-from dermedge_export.candidate import Candidate, candidates
-from dermedge_export.context import Built, Workbench, module_run
+from dermedge_export.candidate import Candidate, list_candidates
+from dermedge_export.context import BuiltArtifact, ExportContext, module_runner
 from dermedge_export.exporters.coreml import export as coreml
 from dermedge_export.exporters.coreml.export import export_coreml
 from dermedge_export.exporters.coreml.ranges import ranges
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 LABELS = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
 # Not in alphabetical order, which is that of a dict's keys to some exporters.
 TASKS = (Task("malignancy", "binary"), Task("diagnosis", "classify", LABELS))
-FP16, W8, PALETTIZED, PALETTIZED_6, W8A8 = candidates(IOS)
+FP16, W8, PALETTIZED, PALETTIZED_6, W8A8 = list_candidates(IOS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Source:
     spec: Spec
 
 
-def student(size: int = small.SIZE) -> Student:
+def student(size: int = small.SIZE) -> TrainedModel:
     """An untrained network whose logits are of the size of a trained one's."""
     torch.manual_seed(5)
     backbone = Backbone("test_efficientnet")
@@ -57,7 +57,7 @@ def student(size: int = small.SIZE) -> Student:
         for head in network.heads.values():
             head.weight.mul_(100)
     lineage = {"author": "A clinic", "licence": "Apache-2.0"}
-    return Student(network, Spec("small", "1.2", TASKS, Preprocess(size), "Tests only.", lineage), backbone)
+    return TrainedModel(network, Spec("small", "1.2", TASKS, Preprocess(size), "Tests only.", lineage), backbone)
 
 
 def images_of(count: int, seed: int = 0) -> np.ndarray:
@@ -71,22 +71,22 @@ def calibration() -> Calibration:
 
 
 @cache
-def built(candidate: Candidate) -> Built:
+def built(candidate: Candidate) -> BuiltArtifact:
     """The student's artifact, made once."""
-    return export_coreml(Workbench(student(), calibration), IOS, candidate)
+    return export_coreml(ExportContext(student(), calibration), IOS, candidate)
 
 
 def share_conversions() -> None:
     """All candidates of one student and target begin with the same conversion, which is most of the time."""
     convert, made = coreml._within_fp16, {}
 
-    def once(work: Workbench, target: Any, looked_at: Calibration) -> Any:
-        key = (work.source.spec.name, target.name, len(looked_at))
+    def cached(context: ExportContext, target: Any, looked_at: Calibration) -> Any:
+        key = (context.source.spec.name, target.name, len(looked_at))
         if key not in made:
-            made[key] = convert(work, target, looked_at)
+            made[key] = convert(context, target, looked_at)
         return made[key]
 
-    coreml._within_fp16 = once
+    coreml._within_fp16 = cached
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,18 +97,18 @@ def converted_once() -> Iterator[None]:
     coreml._within_fp16 = convert
 
 
-def package(artifact: Built) -> coreml_package.Package:
+def package(artifact: BuiltArtifact) -> coreml_package.Package:
     return coreml_package.read(artifact.files)
 
 
-def ask(artifact: Built, images: np.ndarray) -> Mapping[str, np.ndarray]:
+def ask(artifact: BuiltArtifact, images: np.ndarray) -> Mapping[str, np.ndarray]:
     assert artifact.simulation is not None
     return artifact.simulation.run(images)
 
 
-def off(artifact: Built, source: Any, images: np.ndarray) -> float:
+def off(artifact: BuiltArtifact, source: Any, images: np.ndarray) -> float:
     """The largest difference between an artifact's logits and its student's."""
-    expected = module_run(source.module)(images)
+    expected = module_runner(source.module)(images)
     found = ask(artifact, images)
     assert found.keys() == expected.keys()
     return max(float(np.abs(found[name] - expected[name]).max()) for name in expected)
@@ -234,7 +234,7 @@ class TestCompression:
 
     def test_a_target_without_8_bit_activations_is_told_so(self) -> None:
         with pytest.raises(UsageError, match="ios-16 has no 8-bit activations: choose among fp16, w8, palettized"):
-            export_coreml(Workbench(student(), calibration), IOS_16, W8A8)
+            export_coreml(ExportContext(student(), calibration), IOS_16, W8A8)
 
 
 class Reaching(torch.nn.Module):
@@ -262,7 +262,7 @@ def reaching(times: float, name: str) -> Source:
 class TestOverflow:
     def test_what_leaves_fp16_is_kept_in_fp32_and_nothing_else(self) -> None:
         source = reaching(1000, "far")
-        artifact = export_coreml(Workbench(source, calibration), IOS, FP16)
+        artifact = export_coreml(ExportContext(source, calibration), IOS, FP16)
         dtypes = {(o.kind, o.dtype) for o in package(artifact).operators if o.kind != "cast"}
         assert ("layer_norm", "FLOAT32") in dtypes
         assert {("conv", "FLOAT16"), ("gelu", "FLOAT16"), ("linear", "FLOAT16")} < dtypes
@@ -274,11 +274,11 @@ class TestOverflow:
 
     def test_the_simulation_shows_what_would_happen_in_fp16(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(coreml, "overflowing", lambda program, found: set())
-        artifact = export_coreml(Workbench(reaching(1000, "blind"), calibration), IOS, FP16)
+        artifact = export_coreml(ExportContext(reaching(1000, "blind"), calibration), IOS, FP16)
         assert not np.isfinite(ask(artifact, images_of(4))["diagnosis"]).all()
 
     def test_a_norm_that_squares_its_input_beyond_fp16_is_kept_too(self) -> None:
-        artifact = export_coreml(Workbench(reaching(40, "near"), calibration), IOS, FP16)
+        artifact = export_coreml(ExportContext(reaching(40, "near"), calibration), IOS, FP16)
         kinds = {o.kind for o in package(artifact).operators if o.dtype == "FLOAT32" and o.kind != "cast"}
         assert "layer_norm" in kinds
         assert "conv" not in kinds
@@ -334,10 +334,10 @@ def test_operators_compute_what_torch_computes() -> None:
     module.norm.running_mean.uniform_(-1, 1)
     module.norm.running_var.uniform_(0.5, 2)
     source = Source(module, Spec("everything", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(small.SIZE)))
-    program = read_program(coreml_package.inner(export_coreml(Workbench(source, calibration), IOS, FP16).files))
+    program = read_program(coreml_package.inner(export_coreml(ExportContext(source, calibration), IOS, FP16).files))
     images = images_of(3)
     found = np.concatenate([program.run(image, rounded=False)["diagnosis"].numpy() for image in pixels(images)])
-    np.testing.assert_allclose(found, module_run(module)(images)["diagnosis"], atol=5e-3)
+    np.testing.assert_allclose(found, module_runner(module)(images)["diagnosis"], atol=5e-3)
     assert len({step.kind for step in program.steps}) > 35
 
 
@@ -350,7 +350,7 @@ print(json.dumps({c.name: tests.digests(tests.built(c)) for c in (tests.W8A8, te
 """
 
 
-def digests(artifact: Built) -> dict[str, str]:
+def digests(artifact: BuiltArtifact) -> dict[str, str]:
     return {name: sha256(content).hexdigest() for name, content in artifact.files.items()}
 
 
@@ -390,31 +390,31 @@ class TestRefusals:
     def test_a_network_that_core_ml_cannot_express(self, module: torch.nn.Module, named: str) -> None:
         source = Source(module, Spec("odd", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(small.SIZE)))
         with pytest.raises(UsageError, match=rf"{named}.*export for android or cpu, or take another backbone"):
-            export_coreml(Workbench(source, calibration), IOS, FP16)
+            export_coreml(ExportContext(source, calibration), IOS, FP16)
 
     def test_an_open_batch_size(self) -> None:
         with pytest.raises(UsageError, match="open batch size on the CPU and not on the Neural Engine"):
-            export_coreml(Workbench(student(), calibration, dynamic_batch=True), IOS, FP16)
+            export_coreml(ExportContext(student(), calibration, dynamic_batch=True), IOS, FP16)
 
     def test_a_task_that_core_ml_cannot_name(self) -> None:
         source = student()
         spec = replace(source.spec, tasks=(Task("skin-cancer", "binary"),))
         with pytest.raises(UsageError, match="'skin-cancer': name the task with letters"):
-            export_coreml(Workbench(Source(source.module, spec), calibration), IOS, FP16)
+            export_coreml(ExportContext(Source(source.module, spec), calibration), IOS, FP16)
 
     def test_a_candidate_of_another_kind(self) -> None:
         with pytest.raises(UsageError, match="int8 coreml minmax"):
-            export_coreml(Workbench(student(), calibration), IOS, Candidate("int8", "coreml", "minmax"))
+            export_coreml(ExportContext(student(), calibration), IOS, Candidate("int8", "coreml", "minmax"))
 
     def test_a_missing_toolchain(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "coremltools", None)
         with pytest.raises(MissingExtraError, match=re.escape("pip install 'dermedge[coreml]'")) as caught:
-            export_coreml(Workbench(student(), calibration), IOS, FP16)
+            export_coreml(ExportContext(student(), calibration), IOS, FP16)
         assert caught.value.exit_code == 4
 
 
 def test_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    export_coreml(Workbench(reaching(1, "quiet"), calibration), IOS, PALETTIZED_6)
+    export_coreml(ExportContext(reaching(1, "quiet"), calibration), IOS, PALETTIZED_6)
     assert capfd.readouterr() == ("", "")
 
 
@@ -424,10 +424,11 @@ def test_too_few_images_to_calibrate_are_enough_for_fp16() -> None:
 
     source = reaching(1, "few")
     assert (
-        export_coreml(Workbench(source, few), IOS, FP16).artifact.details["ranges"] == "64 images of split procedural"
+        export_coreml(ExportContext(source, few), IOS, FP16).artifact.details["ranges"]
+        == "64 images of split procedural"
     )
     with pytest.raises(DataError):
-        export_coreml(Workbench(source, few), IOS, W8A8)
+        export_coreml(ExportContext(source, few), IOS, W8A8)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -443,7 +444,7 @@ def test_its_bundle_verifies_but_for_the_engine_and_says_what_to_type(tmp_path: 
         parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},
         files={
             **artifact.files,
-            **golden_files(golden_cases(source.spec, module_run(source.module), artifact.simulation.run, {})),
+            **golden_files(golden_cases(source.spec, module_runner(source.module), artifact.simulation.run, {})),
         },
     ).save(tmp_path / "small.dermedge", zipped=zipped)
     report = verify(Bundle.open(bundle.path))

@@ -14,14 +14,14 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from dermedge.data import generate
-from dermedge.evaluation.export_data import TableEvidence
-from dermedge.models import Student, load_student
+from dermedge.data import draw_data_set
+from dermedge.evaluation.export_data import TableEvaluationData
+from dermedge.models import TrainedModel, load_model_folder
 from dermedge_export import export as exporter
-from dermedge_export.context import Built, Simulation, module_run
+from dermedge_export.context import BuiltArtifact, Simulation, module_runner
 from dermedge_export.export import export
-from dermedge_export.parity.evaluator import Jury
-from dermedge_export.parity.gate import blocks
+from dermedge_export.parity.evaluator import ParityEvaluator
+from dermedge_export.parity.gate import failure_messages
 from dermedge_export.target import CPU
 from dermedge_runtime.errors import GateError
 from dermedge_runtime.report import ParityReport
@@ -37,35 +37,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def student(folder: Path) -> Student:
-    return load_student(folder)
+def student(folder: Path) -> TrainedModel:
+    return load_model_folder(folder)
 
 
 @pytest.fixture(scope="module")
-def evidence(student: Student, tmp_path_factory: pytest.TempPathFactory) -> TableEvidence:
+def evaluation_data(student: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> TableEvaluationData:
     """360 drawn lesions that the student has never seen, a third for val and the others for test."""
     data = tmp_path_factory.mktemp("judges") / "lesions"
-    generate(data, count=360, seed=77, size=(64, 48))
-    frame = TableEvidence(data, student.spec).table.frame
+    draw_data_set(data, count=360, seed=77, size=(64, 48))
+    frame = TableEvaluationData(data, student.spec).table.frame
     half = np.where(np.arange(len(frame)) % 3 == 0, "val", "test")
     small.write(data, frame.assign(split=half))
-    return TableEvidence(data, student.spec)
+    return TableEvaluationData(data, student.spec)
 
 
 @pytest.fixture(scope="module")
-def jury(student: Student, evidence: TableEvidence) -> Jury:
-    return Jury(student.spec, module_run(student.module), evidence)
+def evaluator(student: TrainedModel, evaluation_data: TableEvaluationData) -> ParityEvaluator:
+    return ParityEvaluator(student.spec, module_runner(student.module), evaluation_data)
 
 
-def damaged(folder: Path, harm: Damage | None = None) -> Built:
+def damaged(folder: Path, harm: Damage | None = None) -> BuiltArtifact:
     whole = small.built(folder)
     model = onnx.load_model_from_string(whole.files["model.onnx"])
     if harm is not None:
         harm(model)
-    return Built(replace(whole.artifact, precision="int8"), {"model.onnx": model.SerializeToString()})
+    return BuiltArtifact(replace(whole.artifact, precision="int8"), {"model.onnx": model.SerializeToString()})
 
 
-def judged(jury: Jury, built: Built, *, drop: str = "") -> ParityReport:
+def judged(evaluator: ParityEvaluator, built: BuiltArtifact, *, drop: str = "") -> ParityReport:
     session = onnxruntime.InferenceSession(built.files["model.onnx"], providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -75,10 +75,10 @@ def judged(jury: Jury, built: Built, *, drop: str = "") -> ParityReport:
 
     fitted = {
         name: Postprocessing(None if drop == "temperature" else post.temperature, post.threshold)
-        for name, post in jury.fit(jury.ask("val", run)).items()
+        for name, post in evaluator.fit_postprocessing(evaluator.run("val", run)).items()
     }
     runtime = Simulation("damaged", "1", run)
-    return jury.judge("test", jury.ask("test", run), fitted, "int8", runtime, CPU)
+    return evaluator.compare("test", evaluator.run("test", run), fitted, "int8", runtime, CPU)
 
 
 def constant(model: onnx.ModelProto, array: np.ndarray, name: str) -> str:
@@ -157,18 +157,18 @@ def not_a_number(model: onnx.ModelProto) -> None:
 KINDS = [wrong_mean, swapped_channels, permuted_labels, clipped_ranges, zeroed_layer, wrong_resize, not_a_number]
 
 
-def test_the_undamaged_artifact_passes(jury: Jury, folder: Path) -> None:
-    report = judged(jury, damaged(folder))
+def test_the_undamaged_artifact_passes(evaluator: ParityEvaluator, folder: Path) -> None:
+    report = judged(evaluator, damaged(folder))
     assert report.status in ("passed", "insufficient")  # too few malignant lesions to judge sensitivity, perhaps
-    assert blocks(report) == []
+    assert failure_messages(report) == []
     assert {limit.metric: limit.status for limit in report.limits}["top1_agreement"] == "passed"
 
 
 @pytest.mark.parametrize("harm", KINDS, ids=lambda harm: harm.__name__)
-def test_each_kind_of_damage_is_caught(harm: Damage, jury: Jury, folder: Path) -> None:
-    report = judged(jury, damaged(folder, harm))
+def test_each_kind_of_damage_is_caught(harm: Damage, evaluator: ParityEvaluator, folder: Path) -> None:
+    report = judged(evaluator, damaged(folder, harm))
     assert report.status == "failed"
-    assert blocks(report)
+    assert failure_messages(report)
 
 
 def overconfident(model: onnx.ModelProto) -> None:
@@ -180,10 +180,12 @@ def overconfident(model: onnx.ModelProto) -> None:
         model.graph.node.append(helper.make_node("Mul", [node.output[0], four], [name]))
 
 
-def test_a_temperature_that_was_dropped_is_caught_although_every_class_agrees(jury: Jury, folder: Path) -> None:
+def test_a_temperature_that_was_dropped_is_caught_although_every_class_agrees(
+    evaluator: ParityEvaluator, folder: Path
+) -> None:
     artifact = damaged(folder, overconfident)
-    assert blocks(judged(jury, artifact)) == []
-    report = judged(jury, artifact, drop="temperature")
+    assert failure_messages(judged(evaluator, artifact)) == []
+    report = judged(evaluator, artifact, drop="temperature")
     limits = {limit.metric: limit.status for limit in report.limits}
     assert limits["top1_agreement"] == "passed"
     assert limits["ece"] == "failed"
@@ -191,7 +193,7 @@ def test_a_temperature_that_was_dropped_is_caught_although_every_class_agrees(ju
 
 @pytest.mark.parametrize("harm", [swapped_channels, zeroed_layer], ids=lambda harm: harm.__name__)
 def test_without_labels_agreement_catches_it_too_and_nothing_is_written(
-    harm: Damage, student: Student, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harm: Damage, student: TrainedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small, "BUILT", [damaged(folder, harm)])
     monkeypatch.setitem(exporter.EXPORTERS, "prebuilt", "train.small:prebuilt")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from dermedge.models import Network, Student
+from dermedge.models import Network, TrainedModel
 from dermedge.models.network import Backbone
-from dermedge_export.calibration import procedural_calibration
-from dermedge_export.context import Workbench, module_run
-from dermedge_export.debug import DebugReport, debug
+from dermedge_export.calibration import synthetic_calibration
+from dermedge_export.context import ExportContext, module_runner
+from dermedge_export.debug import DebugReport, debug_parity
 from dermedge_export.quantization.ptq import Quantizer
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.toolchain import quiet
@@ -34,38 +34,38 @@ SPEC = Spec("debugged", "1", TASKS, Preprocess(SIZE))
 Make = Callable[..., Bundle]
 
 
-def student(name: str) -> Student:
+def student(name: str) -> TrainedModel:
     torch.manual_seed(5)
     backbone = Backbone(name)
-    return Student(Network(backbone, TASKS).eval(), SPEC, backbone)
+    return TrainedModel(Network(backbone, TASKS).eval(), SPEC, backbone)
 
 
 @pytest.fixture(scope="module")
-def work() -> Workbench:
-    return Workbench(student("test_efficientnet"))
+def context() -> ExportContext:
+    return ExportContext(student("test_efficientnet"))
 
 
 @pytest.fixture(scope="module")
-def graph(work: Workbench) -> bytes:
-    return work.graph(OPSET)
+def graph(context: ExportContext) -> bytes:
+    return context.graph(OPSET)
 
 
 @pytest.fixture(scope="module")
 def quantized(graph: bytes) -> bytes:
-    return Quantizer(graph, procedural_calibration(SPEC.preprocess, 16))(())
+    return Quantizer(graph, synthetic_calibration(SPEC.preprocess, 16))(())
 
 
 @pytest.fixture
-def source(work: Workbench, graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Student:
+def source(context: ExportContext, graph: bytes, monkeypatch: pytest.MonkeyPatch) -> TrainedModel:
     """The student, whose graph need not be traced again for every question."""
-    monkeypatch.setattr("dermedge_export.exporters.onnx.trace", lambda work, opset: graph)
-    assert isinstance(work.source, Student)
-    return work.source
+    monkeypatch.setattr("dermedge_export.exporters.onnx.trace", lambda context, opset: graph)
+    assert isinstance(context.source, TrainedModel)
+    return context.source
 
 
 @pytest.fixture
-def make(work: Workbench, tmp_path: Path) -> Make:
-    run = module_run(work.module)
+def make(context: ExportContext, tmp_path: Path) -> Make:
+    run = module_runner(context.module)
     golden = golden_files(golden_cases(SPEC, run, run, {}))
 
     def bundle(
@@ -131,8 +131,8 @@ def swap_channels(graph: onnx.GraphProto) -> None:
     graph.node.insert(0, helper.make_node("Gather", ["image", "order"], ["bgr"], "swap", axis=3))
 
 
-def test_the_students_own_graph_does_not_drift(source: Student, graph: bytes, make: Make) -> None:
-    report = debug(make(graph), source)
+def test_the_students_own_graph_does_not_drift(source: TrainedModel, graph: bytes, make: Make) -> None:
+    report = debug_parity(make(graph), source)
     assert report.first is None
     assert report.worst == ()
     assert report.outputs == {"diagnosis": 150.0, "malignancy": 150.0}
@@ -141,8 +141,8 @@ def test_the_students_own_graph_does_not_drift(source: Student, graph: bytes, ma
 
 
 @pytest.mark.parametrize("number", [4, 9])
-def test_a_layer_that_was_zeroed_is_named(source: Student, graph: bytes, make: Make, number: int) -> None:
-    report = debug(make(edited(graph, zero_weights(number))), source)
+def test_a_layer_that_was_zeroed_is_named(source: TrainedModel, graph: bytes, make: Make, number: int) -> None:
+    report = debug_parity(make(edited(graph, zero_weights(number))), source)
     assert report.first is not None
     assert (report.first.node, report.first.op) == (name_of(graph, number), "Conv")
     assert report.first.snr_db < 6
@@ -153,9 +153,9 @@ def test_a_layer_that_was_zeroed_is_named(source: Student, graph: bytes, make: M
 
 
 def test_a_zeroed_layer_stands_out_from_the_noise_of_quantization(
-    source: Student, quantized: bytes, graph: bytes, make: Make
+    source: TrainedModel, quantized: bytes, graph: bytes, make: Make
 ) -> None:
-    report = debug(make(edited(quantized, zero_weights(6))), source)
+    report = debug_parity(make(edited(quantized, zero_weights(6))), source)
     assert report.first is not None
     assert report.first.node == name_of(graph, 6)
     assert report.first.quantized
@@ -164,8 +164,8 @@ def test_a_zeroed_layer_stands_out_from_the_noise_of_quantization(
     assert report.worst[0].own_db <= report.first.own_db
 
 
-def test_channels_in_another_order_show_where_the_image_is_read(source: Student, graph: bytes, make: Make) -> None:
-    report = debug(make(edited(graph, swap_channels)), source)
+def test_channels_in_another_order_show_where_the_image_is_read(source: TrainedModel, graph: bytes, make: Make) -> None:
+    report = debug_parity(make(edited(graph, swap_channels)), source)
     assert report.first is not None
     assert report.first.op == "Cast"  # the first to compute with the pixels
     assert report.first.inherited_db == 150
@@ -173,11 +173,11 @@ def test_channels_in_another_order_show_where_the_image_is_read(source: Student,
 
 
 def test_a_range_that_clips_is_found_at_the_node_whose_output_it_clips(
-    source: Student, quantized: bytes, graph: bytes, make: Make
+    source: TrainedModel, quantized: bytes, graph: bytes, make: Make
 ) -> None:
     clipped = conv(onnx.load_model_from_string(graph).graph, 5)
 
-    report = debug(make(edited(quantized, clip(clipped.output[0]))), source)
+    report = debug_parity(make(edited(quantized, clip(clipped.output[0]))), source)
     assert report.first is not None
     assert report.first.node == clipped.name
     assert report.first.inherited_db > 20
@@ -185,20 +185,20 @@ def test_a_range_that_clips_is_found_at_the_node_whose_output_it_clips(
     assert report.first.weights_db > 30  # its weights are as good as any, so it is the range
 
 
-def test_noise_that_is_not_finite_is_the_worst_and_still_json(source: Student, graph: bytes, make: Make) -> None:
+def test_noise_that_is_not_finite_is_the_worst_and_still_json(source: TrainedModel, graph: bytes, make: Make) -> None:
     def spoil(model: onnx.GraphProto) -> None:
         weights = initializer(model, conv(model, 3).input[1])
         weights.CopyFrom(numpy_helper.from_array(np.full(tuple(weights.dims), np.inf, np.float32), weights.name))
 
-    report = debug(make(edited(graph, spoil)), source)
+    report = debug_parity(make(edited(graph, spoil)), source)
     assert report.first is not None
     assert (report.first.node, report.first.snr_db, report.first.max_abs) == (name_of(graph, 3), -150, None)
     json.dumps(to_json(report), allow_nan=False)
 
 
 class TestQuantized:
-    def test_the_ratios_are_those_of_eight_bits(self, source: Student, quantized: bytes, make: Make) -> None:
-        report = debug(make(quantized), source, threshold=10)
+    def test_the_ratios_are_those_of_eight_bits(self, source: TrainedModel, quantized: bytes, make: Make) -> None:
+        report = debug_parity(make(quantized), source, threshold=10)
         assert report.first is None
         assert all(20 < ratio < 80 for ratio in report.outputs.values())
         assert len(report.worst) == 5
@@ -208,30 +208,30 @@ class TestQuantized:
         assert all(drift.own_db >= drift.snr_db for drift in report.worst)
 
     def test_the_threshold_and_the_number_of_nodes_are_as_asked(
-        self, source: Student, quantized: bytes, make: Make
+        self, source: TrainedModel, quantized: bytes, make: Make
     ) -> None:
-        report = debug(make(quantized).path, source, threshold=60, nodes=2)
+        report = debug_parity(make(quantized).path, source, threshold=60, nodes=2)
         assert report.first is not None
         assert report.first.snr_db < report.threshold_db == 60
         assert len(report.worst) == 2
 
     def test_an_output_that_is_rounded_is_put_down_to_the_layer_before(
-        self, source: Student, quantized: bytes, make: Make
+        self, source: TrainedModel, quantized: bytes, make: Make
     ) -> None:
-        report = debug(make(edited(quantized, clip("diagnosis_QuantizeLinear_Input"))), source)
+        report = debug_parity(make(edited(quantized, clip("diagnosis_QuantizeLinear_Input"))), source)
         assert report.first is not None
         assert (report.first.op, report.first.tensor, report.first.quantized) == ("Gemm", "diagnosis", True)
         assert report.first == report.worst[0]
 
-    def test_only_the_images_given_are_looked_at(self, source: Student, quantized: bytes, make: Make) -> None:
-        images = procedural_calibration(SPEC.preprocess, 2).images
+    def test_only_the_images_given_are_looked_at(self, source: TrainedModel, quantized: bytes, make: Make) -> None:
+        images = synthetic_calibration(SPEC.preprocess, 2).images
         bundle = make(quantized)
-        report = debug(bundle, source, images=images)
+        report = debug_parity(bundle, source, images=images)
         assert report.images == 2
-        assert report.outputs != debug(bundle, source).outputs
+        assert report.outputs != debug_parity(bundle, source).outputs
 
     def test_an_openvino_bundle_is_matched_by_the_names_of_its_tensors(
-        self, source: Student, graph: bytes, make: Make, tmp_path: Path
+        self, source: TrainedModel, graph: bytes, make: Make, tmp_path: Path
     ) -> None:
         openvino = pytest.importorskip("openvino")
         (tmp_path / "model.onnx").write_bytes(edited(graph, zero_weights(6)))
@@ -240,7 +240,7 @@ class TestQuantized:
                 openvino.convert_model(tmp_path / "model.onnx"), tmp_path / "model.xml", compress_to_fp16=False
             )
         files = {f"model/model.{kind}": (tmp_path / f"model.{kind}").read_bytes() for kind in ("xml", "bin")}
-        report = debug(make(files, format="openvino", path="model"), source)
+        report = debug_parity(make(files, format="openvino", path="model"), source)
         assert report.compared > 30
         assert report.first is not None
         assert report.first.node == name_of(graph, 6)
@@ -256,32 +256,32 @@ class TestRefused:
         ],
     )
     def test_a_student_of_another_contract(
-        self, source: Student, graph: bytes, make: Make, changes: dict[str, Any], said: str
+        self, source: TrainedModel, graph: bytes, make: Make, changes: dict[str, Any], said: str
     ) -> None:
         bundle = make(graph)
         with pytest.raises(UsageError, match="was not made from this student"):
-            debug(replace(bundle, spec=replace(SPEC, **changes)), source)
+            debug_parity(replace(bundle, spec=replace(SPEC, **changes)), source)
         with pytest.raises(UsageError, match=said.replace("(", r"\(")):
-            debug(replace(bundle, spec=replace(SPEC, **changes)), source)
+            debug_parity(replace(bundle, spec=replace(SPEC, **changes)), source)
 
     def test_a_student_of_another_architecture(self, graph: bytes, make: Make) -> None:
         with pytest.raises(UsageError, match=r"was not made from this student .*layers.*: give the student"):
-            debug(make(graph), student("test_resnet"))
+            debug_parity(make(graph), student("test_resnet"))
 
-    def test_a_format_that_nothing_here_can_look_into(self, source: Student, graph: bytes, make: Make) -> None:
+    def test_a_format_that_nothing_here_can_look_into(self, source: TrainedModel, graph: bytes, make: Make) -> None:
         with pytest.raises(UsageError, match=r"look into 'coreml': debug a bundle .* onnx, tensorrt or"):
-            debug(make(graph, format="coreml"), source)
+            debug_parity(make(graph, format="coreml"), source)
 
-    def test_images_of_another_size_and_no_node(self, source: Student, graph: bytes, make: Make) -> None:
+    def test_images_of_another_size_and_no_node(self, source: TrainedModel, graph: bytes, make: Make) -> None:
         bundle = make(graph)
         with pytest.raises(UsageError, match="preprocess them first"):
-            debug(bundle, source, images=np.zeros((2, 16, 16, 3), np.uint8))
+            debug_parity(bundle, source, images=np.zeros((2, 16, 16, 3), np.uint8))
         with pytest.raises(UsageError, match="nodes is 0"):
-            debug(bundle, source, nodes=0)
+            debug_parity(bundle, source, nodes=0)
 
 
-def test_a_report_is_plain_data(source: Student, quantized: bytes, make: Make) -> None:
-    report = debug(make(quantized), source)
+def test_a_report_is_plain_data(source: TrainedModel, quantized: bytes, make: Make) -> None:
+    report = debug_parity(make(quantized), source)
     data = json.loads(json.dumps(to_json(report), allow_nan=False))
     assert set(data) == set(DebugReport.__dataclass_fields__)
     assert data["worst"][0]["node"] == report.worst[0].node

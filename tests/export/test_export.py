@@ -13,13 +13,13 @@ import pytest
 from conftest import folder_bytes
 from dermedge.cli import main
 from dermedge.data import digests, read_table
-from dermedge.evaluation.export_data import TableEvidence
-from dermedge.models import Student, load_student
+from dermedge.evaluation.export_data import TableEvaluationData
+from dermedge.models import TrainedModel, load_model_folder
 from dermedge_export import export as exporter
 from dermedge_export import target
-from dermedge_export.context import Built, module_run
+from dermedge_export.context import BuiltArtifact, module_runner
 from dermedge_export.export import export
-from dermedge_export.parity import evaluator as jury
+from dermedge_export.parity import evaluator
 from dermedge_export.parity.gate import LIMITS
 from dermedge_export.target import Target
 from dermedge_runtime import files
@@ -52,17 +52,17 @@ def folder(base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def student(folder: Path) -> Student:
-    return load_student(folder)
+def student(folder: Path) -> TrainedModel:
+    return load_model_folder(folder)
 
 
 @pytest.fixture(scope="module")
-def evidence(data: Path, student: Student) -> TableEvidence:
-    return TableEvidence(data, student.spec)
+def evaluation_data(data: Path, student: TrainedModel) -> TableEvaluationData:
+    return TableEvaluationData(data, student.spec)
 
 
 @pytest.fixture(autouse=True)
-def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Built], None]:
+def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[BuiltArtifact], None]:
     """The target `prebuilt`, as a plug-in would bring it; call the fixture to put another artifact in its hands."""
     monkeypatch.setitem(exporter.EXPORTERS, "prebuilt", "train.small:prebuilt")
     monkeypatch.setitem(target.TARGETS, "prebuilt", "train.small:PREBUILT")
@@ -72,7 +72,7 @@ def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Built],
 
 @pytest.fixture(scope="module")
 def judged(
-    folder: Path, student: Student, evidence: TableEvidence, tmp_path_factory: pytest.TempPathFactory
+    folder: Path, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, list[str]]:
     """A bundle that was fitted and judged on a table, made by the real exporter; and what was said meanwhile."""
     told: list[str] = []
@@ -81,7 +81,7 @@ def judged(
     def tell(done: int, total: int, note: str) -> None:
         told.append(note)
 
-    made = export(student, "cpu", out, evidence=evidence, training_images=student.training_images, progress=tell)
+    made = export(student, "cpu", out, data=evaluation_data, training_images=student.training_images, progress=tell)
     assert [path.name for path in out.iterdir()] == ["small-cpu.dermedge"]
     return made, told
 
@@ -92,7 +92,7 @@ def hidden(out: Path) -> list[str]:
 
 class TestWithData:
     def test_the_bundle_verifies_and_computes_what_the_student_computes(
-        self, student: Student, judged: tuple[Bundle, list[str]]
+        self, student: TrainedModel, judged: tuple[Bundle, list[str]]
     ) -> None:
         made, told = judged
         assert verify(made.path).status == "passed"
@@ -100,15 +100,15 @@ class TestWithData:
         images = small.pixels(3).numpy()
         with load(made.path) as model:
             found = model.run(images)
-        for name, values in module_run(student.module)(images).items():
+        for name, values in module_runner(student.module)(images).items():
             np.testing.assert_allclose(found[name], values, atol=1e-4)
 
     def test_postprocessing_is_fitted_on_val_for_this_artifact(
-        self, student: Student, evidence: TableEvidence, judged: tuple[Bundle, list[str]]
+        self, student: TrainedModel, evaluation_data: TableEvaluationData, judged: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = judged
         with load(made.path) as model:
-            val = evidence.predictions("val", model.run)
+            val = evaluation_data.predictions("val", model.run)
         fitted = made.postprocessing
         assert all(post.temperature is not None for post in fitted.values())
         assert fitted["malignancy"].temperature != 1.0
@@ -129,10 +129,10 @@ class TestWithData:
         assert losses[1] == min(losses)
 
     def test_parity_on_test_stands_in_the_manifest(
-        self, data: Path, evidence: TableEvidence, judged: tuple[Bundle, list[str]]
+        self, data: Path, evaluation_data: TableEvaluationData, judged: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = judged
-        tested = evidence.table.of("test")
+        tested = evaluation_data.table.of("test")
         report = json.loads(made.read("reports/parity.json"))
         for side in ("host", "device"):
             entry = made.parity[side]
@@ -150,7 +150,7 @@ class TestWithData:
         assert limits["balanced_accuracy"]["candidate"] == limits["balanced_accuracy"]["reference"]
 
     def test_it_carries_what_a_reader_needs_and_no_image_of_the_table(
-        self, data: Path, folder: Path, student: Student, judged: tuple[Bundle, list[str]]
+        self, data: Path, folder: Path, student: TrainedModel, judged: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = judged
         assert made.spec == student.spec
@@ -170,10 +170,10 @@ class TestWithData:
                 assert str(trace).encode() not in content, name
 
     def test_golden_cases_hold_both_sides_and_decode_with_what_was_fitted(
-        self, student: Student, judged: tuple[Bundle, list[str]]
+        self, student: TrainedModel, judged: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = judged
-        run = module_run(student.module)
+        run = module_runner(student.module)
         for case in made.golden():
             for name, values in run(case.tensor[None]).items():
                 np.testing.assert_array_equal(case.reference[name], values[0])
@@ -184,12 +184,12 @@ class TestWithData:
 
 
 class TestWithoutData:
-    def test_only_agreement_is_judged_and_nothing_is_fitted(self, student: Student, tmp_path: Path) -> None:
+    def test_only_agreement_is_judged_and_nothing_is_fitted(self, student: TrainedModel, tmp_path: Path) -> None:
         made = export(student, "prebuilt", tmp_path)
         assert set(made.postprocessing.values()) == {Postprocessing()}
         host = made.parity["host"]
         assert host["status"] == "passed"
-        assert host["basis"].startswith(f"{jury.PROCEDURAL} procedural lesions (no labels: agreement only)")
+        assert host["basis"].startswith(f"{evaluator.SYNTHETIC_COUNT} procedural lesions (no labels: agreement only)")
         asked = {
             limit["metric"]
             for limit in json.loads(made.read("reports/parity.json"))["limits"]
@@ -207,15 +207,19 @@ class TestGate:
     """An exporter that makes another model of the student."""
 
     @pytest.fixture(autouse=True)
-    def distorted(self, folder: Path, prepared: Callable[[Built], None], broken: Callable[[Built], Built]) -> None:
+    def distorted(
+        self, folder: Path, prepared: Callable[[BuiltArtifact], None], broken: Callable[[BuiltArtifact], BuiltArtifact]
+    ) -> None:
         prepared(broken(small.built(folder)))
 
-    def test_another_model_is_not_written(self, student: Student, evidence: TableEvidence, tmp_path: Path) -> None:
+    def test_another_model_is_not_written(
+        self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
+    ) -> None:
         with pytest.raises(
             GateError,
             match=r"the same model as its student\. fp32 prebuilt plain: max_abs: outputs differ.*--allow-parity",
         ):
-            export(student, "prebuilt", tmp_path / "out", evidence=evidence)
+            export(student, "prebuilt", tmp_path / "out", data=evaluation_data)
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_the_command_ends_with_three(
@@ -230,9 +234,9 @@ class TestGate:
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_it_is_written_on_demand_and_never_called_passed(
-        self, student: Student, evidence: TableEvidence, tmp_path: Path
+        self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
-        made = export(student, "prebuilt", tmp_path, evidence=evidence, allow_parity_failure=True)
+        made = export(student, "prebuilt", tmp_path, data=evaluation_data, allow_parity_failure=True)
         reopened = Bundle.open(tmp_path / NAME)
         assert reopened == made
         for side in ("host", "device"):
@@ -242,9 +246,9 @@ class TestGate:
         assert verify(made).status == "passed"  # intact, and what it computes is what its golden cases say
 
     def test_without_data_it_is_not_written_either(
-        self, student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(jury, "PROCEDURAL", 6)
+        monkeypatch.setattr(evaluator, "PROCEDURAL", 6)
         with pytest.raises(GateError):
             export(student, "prebuilt", tmp_path)
         assert list(tmp_path.iterdir()) == []
@@ -252,7 +256,7 @@ class TestGate:
 
 class TestRefusal:
     def test_images_that_the_model_has_learned_from_do_not_judge_it(
-        self, folder: Path, data: Path, student: Student, tmp_path: Path
+        self, folder: Path, data: Path, student: TrainedModel, tmp_path: Path
     ) -> None:
         def leak(frame: Any) -> Any:
             frame.loc[frame.index[frame["split"] == "train"][:2], "split"] = "test"
@@ -265,7 +269,7 @@ class TestRefusal:
                 student,
                 "prebuilt",
                 tmp_path / "out",
-                evidence=TableEvidence(leaky, student.spec),
+                data=TableEvaluationData(leaky, student.spec),
                 training_images=student.training_images,
             )
         assert not (tmp_path / "out").exists()
@@ -275,44 +279,52 @@ class TestRefusal:
         assert not (tmp_path / "out").exists()
 
     def test_an_existing_bundle_is_kept_unless_told_otherwise(
-        self, student: Student, evidence: TableEvidence, tmp_path: Path
+        self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
-        first = export(student, "prebuilt", tmp_path, evidence=evidence)
+        first = export(student, "prebuilt", tmp_path, data=evaluation_data)
         before = folder_bytes(tmp_path)
         with pytest.raises(UsageError, match="exists already"):
-            export(student, "prebuilt", tmp_path, evidence=evidence)
+            export(student, "prebuilt", tmp_path, data=evaluation_data)
         assert folder_bytes(tmp_path) == before
         renamed = replace(student, spec=replace(student.spec, version="2"))
-        second = export(renamed, "prebuilt", tmp_path, evidence=evidence, overwrite=True)
+        second = export(renamed, "prebuilt", tmp_path, data=evaluation_data, overwrite=True)
         assert second.id != first.id
         assert Bundle.open(tmp_path / NAME) == second
         assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
     def test_a_folder_that_is_no_bundle_is_not_overwritten(
-        self, student: Student, evidence: TableEvidence, tmp_path: Path
+        self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
         (tmp_path / NAME).mkdir()
         (tmp_path / NAME / "holiday.txt").write_text("photographs")
         with pytest.raises(UsageError, match="without manifest"):
-            export(student, "prebuilt", tmp_path, evidence=evidence, overwrite=True)
+            export(student, "prebuilt", tmp_path, data=evaluation_data, overwrite=True)
         assert (tmp_path / NAME / "holiday.txt").read_text() == "photographs"
 
-    def test_a_target_that_is_not_known(self, student: Student, tmp_path: Path) -> None:
+    def test_a_target_that_is_not_known(self, student: TrainedModel, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="did you mean 'prebuilt'"):
             export(student, "prebuild", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_an_artifact_that_no_engine_takes_leaves_nothing(
-        self, student: Student, evidence: TableEvidence, prepared: Callable[[Built], None], tmp_path: Path
+        self,
+        student: TrainedModel,
+        evaluation_data: TableEvaluationData,
+        prepared: Callable[[BuiltArtifact], None],
+        tmp_path: Path,
     ) -> None:
         whole = small.BUILT[-1]
-        prepared(Built(whole.artifact, {"model.onnx": whole.files["model.onnx"][:-500]}))
+        prepared(BuiltArtifact(whole.artifact, {"model.onnx": whole.files["model.onnx"][:-500]}))
         with pytest.raises(Exception, match=r"onnxruntime .* refuses model\.onnx"):
-            export(student, "prebuilt", tmp_path, evidence=evidence)
+            export(student, "prebuilt", tmp_path, data=evaluation_data)
         assert list(tmp_path.iterdir()) == []
 
     def test_a_bundle_that_would_not_verify_is_not_shown(
-        self, student: Student, evidence: TableEvidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        student: TrainedModel,
+        evaluation_data: TableEvaluationData,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         drawn = exporter.golden_cases
 
@@ -323,32 +335,32 @@ class TestRefusal:
 
         monkeypatch.setattr(exporter, "golden_cases", wrong)
         with pytest.raises(BundleError, match=r"does not verify \(engine: .*nothing was written"):
-            export(student, "prebuilt", tmp_path, evidence=evidence)
+            export(student, "prebuilt", tmp_path, data=evaluation_data)
         assert list(tmp_path.iterdir()) == []
 
 
-def killed_export(student: Path, data: Path, out: Path, artifact: Built, place: str, overwrite: bool) -> None:
+def killed_export(student: Path, data: Path, out: Path, artifact: BuiltArtifact, place: str, overwrite: bool) -> None:
     small.BUILT.append(artifact)
     exporter.EXPORTERS["prebuilt"] = "train.small:prebuilt"
     if place.startswith("_"):
         setattr(files, place, lambda *arguments, **options: die())
-    model = load_student(student)
+    model = load_model_folder(student)
     export(
         model,
         PREBUILT,
         out,
-        evidence=TableEvidence(data, model.spec),
+        data=TableEvaluationData(data, model.spec),
         overwrite=overwrite,
         progress=lambda done, total, note: die() if note == place else None,
     )
 
 
-def export_to_a_full_disk(student: Path, out: Path, artifact: Built) -> None:
+def export_to_a_full_disk(student: Path, out: Path, artifact: BuiltArtifact) -> None:
     small.BUILT.append(artifact)
     exporter.EXPORTERS["prebuilt"] = "train.small:prebuilt"
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as write() sees it, no different from a full disk
     try:
-        export(load_student(student), PREBUILT, out)
+        export(load_model_folder(student), PREBUILT, out)
     except DermedgeError as error:
         os._exit(error.exit_code if "free space" in str(error) and "Cannot write" in str(error) else 90)
     os._exit(91)
@@ -370,7 +382,7 @@ class TestKill:
         assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == [NAME]
 
     def test_nothing_stands_there_and_the_next_export_succeeds_and_cleans_up(
-        self, kill: Callable[..., None], student: Student, evidence: TableEvidence, tmp_path: Path
+        self, kill: Callable[..., None], student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
         out = tmp_path / "out"
         for place in ("comparing fp32 prebuilt plain with the student", "_put"):
@@ -383,15 +395,15 @@ class TestKill:
         long_ago = time.time() - 2 * exporter.LEFTOVER_SECONDS
         for name in (*left[1:], bystander.name):
             os.utime(out / name, (long_ago, long_ago))
-        made = export(student, "prebuilt", out, evidence=evidence)
+        made = export(student, "prebuilt", out, data=evaluation_data)
         assert verify(made).status == "passed"
         assert hidden(out) == sorted([left[0], bystander.name])  # a young one may be another export at work
 
     def test_the_old_bundle_stays_whole_until_the_new_one_is(
-        self, kill: Callable[..., None], student: Student, evidence: TableEvidence, tmp_path: Path
+        self, kill: Callable[..., None], student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
         out = tmp_path / "out"
-        old = export(replace(student, spec=replace(student.spec, version="0")), "prebuilt", out, evidence=evidence)
+        old = export(replace(student, spec=replace(student.spec, version="0")), "prebuilt", out, data=evaluation_data)
         before = folder_bytes(old.path)
         kill("_put", overwrite=True)
         assert folder_bytes(out / NAME) == before
@@ -407,7 +419,7 @@ class TestWinnerThatFailsOnTest:
     def target(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
         """Its int8 is the whole model, its fp32 too; but a jury sees the int8 one fail on test."""
         monkeypatch.setattr(small, "BUILT", [small.built(folder)])
-        judge = jury.Jury.judge
+        judge = evaluator.ParityEvaluator.judge
 
         def harsh(self: Any, split: str, answers: Any, fitted: Any, precision: str, *others: Any) -> Any:
             report = judge(self, split, answers, fitted, precision, *others)
@@ -416,13 +428,13 @@ class TestWinnerThatFailsOnTest:
             limits = tuple(replace(limit, status="failed") for limit in report.limits[:1]) + report.limits[1:]
             return replace(report, status="failed", limits=limits)
 
-        monkeypatch.setattr(jury.Jury, "judge", harsh)
+        monkeypatch.setattr(evaluator.ParityEvaluator, "judge", harsh)
         return replace(small.PREBUILT, precisions=("int8", "fp32"))
 
     def test_fp32_takes_its_place_and_the_bundle_says_why(
-        self, student: Student, evidence: TableEvidence, target: Target, tmp_path: Path
+        self, student: TrainedModel, evaluation_data: TableEvaluationData, target: Target, tmp_path: Path
     ) -> None:
-        made = export(student, target, tmp_path, evidence=evidence)
+        made = export(student, target, tmp_path, data=evaluation_data)
         assert made.artifact.precision == "fp32"
         tried = {entry["precision"]: entry for entry in json.loads(made.read("reports/candidates.json"))["candidates"]}
         assert tried["int8"]["status"] == "failed"
@@ -431,8 +443,8 @@ class TestWinnerThatFailsOnTest:
         assert verify(made).status == "passed"
 
     def test_where_int8_was_insisted_on_nothing_is_written(
-        self, student: Student, evidence: TableEvidence, target: Target, tmp_path: Path
+        self, student: TrainedModel, evaluation_data: TableEvaluationData, target: Target, tmp_path: Path
     ) -> None:
         with pytest.raises(GateError, match="The int8 artifact for prebuilt is not the same model: non_finite"):
-            export(student, target, tmp_path, evidence=evidence, precision="int8")
+            export(student, target, tmp_path, data=evaluation_data, precision="int8")
         assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from dermedge_export.parity.gate import LIMITS, Measurement, blocks, judge, limits_for, overall
+from dermedge_export.parity.gate import LIMITS, Measurement, check_limit, failure_messages, limits_for, overall_status
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.report import Interval, Limit, ParityReport
 
@@ -13,7 +13,7 @@ def measured(metric="balanced_accuracy", cases=500, loss=0.0, bound=0.0, **other
 
 
 def report(*limits):
-    return ParityReport(overall(limits), "test split", 500, "engine", "cpu", "int8", limits)
+    return ParityReport(overall_status(limits), "test split", 500, "engine", "cpu", "int8", limits)
 
 
 def test_the_table_of_limits():
@@ -54,50 +54,52 @@ def test_the_table_of_limits():
     ],
 )
 def test_status_of_a_sampled_metric(measurement, status):
-    assert judge(measurement, 0.01).status == status
+    assert check_limit(measurement, 0.01).status == status
 
 
 @pytest.mark.parametrize(("loss", "status"), [(0.9e-4, "passed"), (1.1e-4, "failed"), (None, "failed")])
 def test_the_largest_difference_needs_neither_cases_nor_a_bound(loss, status):
-    assert judge(Measurement("max_abs", 4, Interval(loss)), 1e-4).status == status
+    assert check_limit(Measurement("max_abs", 4, Interval(loss)), 1e-4).status == status
 
 
 def test_one_nan_among_few_images_fails():
-    assert judge(Measurement("non_finite", 4, Interval(1.0)), 0.0).status == "failed"
-    assert judge(Measurement("non_finite", 4, Interval(0.0)), 0.0).status == "passed"
+    assert check_limit(Measurement("non_finite", 4, Interval(1.0)), 0.0).status == "failed"
+    assert check_limit(Measurement("non_finite", 4, Interval(0.0)), 0.0).status == "passed"
 
 
 def test_the_worst_status_of_what_was_asked_counts():
     by_status = {
-        status: dataclasses.replace(judge(measured(), 0.01), status=status)
+        status: dataclasses.replace(check_limit(measured(), 0.01), status=status)
         for status in ("failed", "warn", "insufficient", "passed", "not_run")
     }
-    assert overall(by_status.values()) == "failed"
-    assert overall([by_status["warn"], by_status["insufficient"], by_status["passed"]]) == "warn"
-    assert overall([by_status["insufficient"], by_status["passed"]]) == "insufficient"
-    assert overall([by_status["passed"], by_status["not_run"]]) == "passed"
-    assert overall([by_status["not_run"]]) == "not_run"
+    assert overall_status(by_status.values()) == "failed"
+    assert overall_status([by_status["warn"], by_status["insufficient"], by_status["passed"]]) == "warn"
+    assert overall_status([by_status["insufficient"], by_status["passed"]]) == "insufficient"
+    assert overall_status([by_status["passed"], by_status["not_run"]]) == "passed"
+    assert overall_status([by_status["not_run"]]) == "not_run"
 
 
 def test_finite_outputs_alone_are_not_called_passed():
-    finite = judge(Measurement("non_finite", 500, Interval(0.0)), 0.0)
-    unasked = judge(measured("top1_agreement", cases=None, loss=None, bound=None), 0.02)
-    assert overall([finite, unasked]) == "insufficient"
-    assert overall([finite, judge(measured("top1_agreement"), 0.02)]) == "passed"
+    finite = check_limit(Measurement("non_finite", 500, Interval(0.0)), 0.0)
+    unasked = check_limit(measured("top1_agreement", cases=None, loss=None, bound=None), 0.02)
+    assert overall_status([finite, unasked]) == "insufficient"
+    assert overall_status([finite, check_limit(measured("top1_agreement"), 0.02)]) == "passed"
 
 
 def test_only_failed_limits_block_and_each_says_why():
-    failed = judge(measured("worst_subgroup", loss=0.04, bound=0.02, note="fitzpatrick V"), 0.02)
-    nan = judge(Measurement("non_finite", 500, Interval(7.0)), 0.0)
-    far = judge(Measurement("max_abs", 500, Interval(0.25)), 1e-4)
-    reasons = blocks(report(failed, nan, far, judge(measured(loss=0.03), 0.01), judge(measured(cases=5), 0.01)))
+    failed = check_limit(measured("worst_subgroup", loss=0.04, bound=0.02, note="fitzpatrick V"), 0.02)
+    nan = check_limit(Measurement("non_finite", 500, Interval(7.0)), 0.0)
+    far = check_limit(Measurement("max_abs", 500, Interval(0.25)), 1e-4)
+    reasons = failure_messages(
+        report(failed, nan, far, check_limit(measured(loss=0.03), 0.01), check_limit(measured(cases=5), 0.01))
+    )
     assert len(reasons) == 3
     assert reasons[0].startswith("worst_subgroup: 0.7000 -> 0.6720, a relative loss of 0.0400 where 0.0200 is allowed")
     assert "fitzpatrick V" in reasons[0]
     assert reasons[1] == "non_finite: 7 of 500 images give NaN or Inf."
     assert "0.25" in reasons[2]
     assert "0.0001" in reasons[2]
-    assert blocks(report(judge(measured(), 0.01))) == []
+    assert failure_messages(report(check_limit(measured(), 0.01))) == []
 
 
 def test_a_target_may_tighten_but_never_loosen():
@@ -123,5 +125,5 @@ def test_what_the_gate_does_not_know_is_refused(precision, limits):
 
 
 def test_a_limit_carries_what_was_measured():
-    limit = judge(measured(loss=0.005, note="x"), 0.01)
+    limit = check_limit(measured(loss=0.005, note="x"), 0.01)
     assert limit == Limit("balanced_accuracy", "passed", 0.7, 0.7 * 0.995, Interval(0.005), 0.01, 500, "x")

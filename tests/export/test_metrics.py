@@ -159,12 +159,12 @@ def _mean(values):
 def test_bootstrap_is_not_fooled_by_more_photographs_of_the_same_lesions():
     hit = np.random.default_rng(0).random(60) < 0.7
     lesions = np.array([f"lesion-{i:02}" for i in range(60)])
-    once = metrics.bootstrap(lesions, _mean(hit), seed=1)["mean"]
+    cached = metrics.bootstrap(lesions, _mean(hit), seed=1)["mean"]
     tenfold = metrics.bootstrap(np.repeat(lesions, 10), _mean(np.repeat(hit, 10)), seed=1)["mean"]
-    np.testing.assert_allclose(once, tenfold)
+    np.testing.assert_allclose(cached, tenfold)
     as_if_independent = metrics.bootstrap(np.arange(600), _mean(np.repeat(hit, 10)), seed=1)["mean"]
-    assert as_if_independent.std() < once.std() / 2
-    assert once.std() == pytest.approx(hit.std() / np.sqrt(60), rel=0.15)
+    assert as_if_independent.std() < cached.std() / 2
+    assert cached.std() == pytest.approx(hit.std() / np.sqrt(60), rel=0.15)
 
 
 def test_bootstrap_is_seeded_and_independent_of_its_chunks(monkeypatch):

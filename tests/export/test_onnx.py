@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 import torch
 
-from dermedge.models import Network, Student, load_student
+from dermedge.models import Network, TrainedModel, load_model_folder
 from dermedge.models.network import Backbone
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Workbench, module_run
+from dermedge_export.context import BuiltArtifact, ExportContext, module_runner
 from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.target import CPU
@@ -35,43 +35,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def student(folder: Path) -> Student:
-    return load_student(folder)
+def student(folder: Path) -> TrainedModel:
+    return load_model_folder(folder)
 
 
 @pytest.fixture(scope="module")
-def artifact(folder: Path) -> Built:
+def artifact(folder: Path) -> BuiltArtifact:
     return small.built(folder)
 
 
 @pytest.fixture(scope="module")
-def graph(artifact: Built) -> onnx.ModelProto:
+def graph(artifact: BuiltArtifact) -> onnx.ModelProto:
     return onnx.load_model_from_string(artifact.files["model.onnx"])
 
 
 @pytest.fixture(scope="module")
-def backwards() -> tuple[Student, Built]:
+def backwards() -> tuple[TrainedModel, BuiltArtifact]:
     """A model whose tasks are not in alphabetical order, exported with an open batch size."""
     labels = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
     tasks = (Task("malignancy", "binary"), Task("diagnosis", "classify", labels))
     torch.manual_seed(5)
     backbone = Backbone("test_resnet")
-    source = Student(Network(backbone, tasks).eval(), Spec("backwards", "1", tasks, Preprocess(40)), backbone)
-    return source, export_onnx(Workbench(source, dynamic_batch=True), CPU, Candidate("fp32", "onnx"))
+    source = TrainedModel(Network(backbone, tasks).eval(), Spec("backwards", "1", tasks, Preprocess(40)), backbone)
+    return source, export_onnx(ExportContext(source, dynamic_batch=True), CPU, Candidate("fp32", "onnx"))
 
 
-def session(artifact: Built) -> onnxruntime.InferenceSession:
+def session(artifact: BuiltArtifact) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(artifact.files["model.onnx"], providers=["CPUExecutionProvider"])
 
 
-def ask(artifact: Built, images: torch.Tensor) -> dict[str, np.ndarray]:
+def ask(artifact: BuiltArtifact, images: torch.Tensor) -> dict[str, np.ndarray]:
     engine = session(artifact)
     names = [output.name for output in engine.get_outputs()]
     return dict(zip(names, engine.run(names, {"image": images.numpy()}), strict=True))
 
 
 class TestContract:
-    def test_one_uint8_image_in_one_float32_output_per_task_out(self, artifact: Built) -> None:
+    def test_one_uint8_image_in_one_float32_output_per_task_out(self, artifact: BuiltArtifact) -> None:
         engine = session(artifact)
         assert [(node.name, node.type, node.shape) for node in engine.get_inputs()] == [
             ("image", "tensor(uint8)", [1, small.SIZE, small.SIZE, 3])
@@ -81,21 +81,21 @@ class TestContract:
             ("malignancy", "tensor(float)", [1, 1]),
         ]
 
-    def test_it_computes_what_the_student_computes(self, student: Student, artifact: Built) -> None:
+    def test_it_computes_what_the_student_computes(self, student: TrainedModel, artifact: BuiltArtifact) -> None:
         images = small.pixels(6)
-        expected = module_run(student.module)(images.numpy())
+        expected = module_runner(student.module)(images.numpy())
         assert {name: values.shape for name, values in expected.items()} == {"diagnosis": (6, 6), "malignancy": (6, 1)}
         rows = [ask(artifact, image[None]) for image in images]
         for name, values in expected.items():
             np.testing.assert_allclose(np.concatenate([row[name] for row in rows]), values, atol=5e-5)
         assert np.ptp(expected["diagnosis"], axis=0).max() > 0.1
 
-    def test_channels_are_read_as_rgb(self, artifact: Built) -> None:
+    def test_channels_are_read_as_rgb(self, artifact: BuiltArtifact) -> None:
         image = small.pixels(1)
         turned = ask(artifact, image.flip(-1))["diagnosis"]
         assert np.abs(ask(artifact, image)["diagnosis"] - turned).max() > 0.1
 
-    def test_opset_and_ir_are_those_recorded(self, artifact: Built, graph: onnx.ModelProto) -> None:
+    def test_opset_and_ir_are_those_recorded(self, artifact: BuiltArtifact, graph: onnx.ModelProto) -> None:
         details = artifact.artifact.details
         assert {(opset.domain, opset.version) for opset in graph.opset_import} == {("", details["opset"])}
         assert details["opset"] == CPU.opset
@@ -104,21 +104,23 @@ class TestContract:
         assert artifact.artifact.precision == "fp32"
         assert set(artifact.artifact.toolchain) == {"dermedge", "torch", "onnx", "onnxscript"}
 
-    def test_the_weights_are_inside(self, student: Student, artifact: Built, graph: onnx.ModelProto) -> None:
+    def test_the_weights_are_inside(
+        self, student: TrainedModel, artifact: BuiltArtifact, graph: onnx.ModelProto
+    ) -> None:
         assert set(artifact.files) == {"model.onnx"}
         assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.graph.initializer)
         held = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
         parameters = sum(parameter.numel() for parameter in student.module.parameters())
         assert 0.9 * 4 * parameters < held < 1.2 * 4 * parameters
 
-    def test_its_metadata_is_the_spec_and_nothing_else(self, student: Student, graph: onnx.ModelProto) -> None:
+    def test_its_metadata_is_the_spec_and_nothing_else(self, student: TrainedModel, graph: onnx.ModelProto) -> None:
         assert [entry.key for entry in graph.metadata_props] == [METADATA_KEY]
         mirrored = parse_json(graph.metadata_props[0].value.encode(), "metadata", ValueError)  # type: ignore[type-var]
         assert mirrored == to_json(student.spec)
         assert Spec.from_json(mirrored) == student.spec
 
-    def test_the_students_own_mode_and_weights_are_left_alone(self, folder: Path, student: Student) -> None:
-        fresh = load_student(folder)
+    def test_the_students_own_mode_and_weights_are_left_alone(self, folder: Path, student: TrainedModel) -> None:
+        fresh = load_model_folder(folder)
         assert not student.module.training
         for name, tensor in fresh.module.state_dict().items():
             assert torch.equal(tensor, student.module.state_dict()[name])
@@ -131,10 +133,10 @@ from dermedge.models import load_student
 from dermedge_export.candidate import Candidate
 from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.target import CPU
-from dermedge_export.context import Workbench
+from dermedge_export.context import ExportContext
 for package in (dermedge, dermedge_export, dermedge_runtime):
     assert Path(package.__file__).is_relative_to(sys.argv[2]), package.__file__
-work = Workbench(load_student(sys.argv[1]))
+work = ExportContext(load_student(sys.argv[1]))
 for candidate in (Candidate("fp32", "onnx"), Candidate("int8", "onnx", "minmax")):
     print(hashlib.sha256(export_onnx(work, CPU, candidate).files["model.onnx"]).hexdigest())
 """
@@ -142,7 +144,7 @@ for candidate in (Candidate("fp32", "onnx"), Candidate("int8", "onnx", "minmax")
 
 class TestReproducibility:
     def test_another_folder_and_process_give_the_same_bytes(
-        self, folder: Path, artifact: Built, tmp_path: Path
+        self, folder: Path, artifact: BuiltArtifact, tmp_path: Path
     ) -> None:
         source = tmp_path / "some other place"
         for package in ("dermedge", "export/dermedge_export", "runtimes/python/dermedge_runtime"):
@@ -158,12 +160,12 @@ class TestReproducibility:
             check=False,
         )
         assert answer.returncode == 0, answer.stderr
-        quantized = export_onnx(Workbench(load_student(folder)), CPU, Candidate("int8", "onnx", "minmax"))
+        quantized = export_onnx(ExportContext(load_model_folder(folder)), CPU, Candidate("int8", "onnx", "minmax"))
         expected = [sha256(built.files["model.onnx"]).hexdigest() for built in (artifact, quantized)]
         assert answer.stdout.split() == expected
 
     def test_it_names_no_folder_of_this_machine(
-        self, folder: Path, artifact: Built, backwards: tuple[Student, Built]
+        self, folder: Path, artifact: BuiltArtifact, backwards: tuple[TrainedModel, BuiltArtifact]
     ) -> None:
         for model in (artifact, backwards[1]):
             content = model.files["model.onnx"]
@@ -172,17 +174,19 @@ class TestReproducibility:
 
 
 class TestDynamicBatch:
-    def test_any_number_of_images_gives_the_same_rows(self, backwards: tuple[Student, Built]) -> None:
+    def test_any_number_of_images_gives_the_same_rows(self, backwards: tuple[TrainedModel, BuiltArtifact]) -> None:
         source, artifact = backwards
         assert artifact.artifact.details["batch"] == "dynamic"
         images = small.pixels(5, size=40)
-        expected = module_run(source.module)(images.numpy())
+        expected = module_runner(source.module)(images.numpy())
         for count in (1, 2, 5):
             found = ask(artifact, images[:count])
             for name, values in expected.items():
                 np.testing.assert_allclose(found[name], values[:count], atol=5e-5)
 
-    def test_outputs_are_named_after_their_tasks_in_any_order(self, backwards: tuple[Student, Built]) -> None:
+    def test_outputs_are_named_after_their_tasks_in_any_order(
+        self, backwards: tuple[TrainedModel, BuiltArtifact]
+    ) -> None:
         engine = session(backwards[1])
         assert engine.get_inputs()[0].shape[1:] == [40, 40, 3]
         assert not isinstance(engine.get_inputs()[0].shape[0], int)
@@ -199,16 +203,18 @@ def test_an_operator_that_onnx_lacks_is_named_with_what_to_try() -> None:
             return {"malignancy": torch.special.airy_ai(values)[:, :1]}
 
     task = Task("malignancy", "binary")
-    source = Student(Odd().eval(), Spec("odd", "1", (task,), Preprocess(32)), Backbone("none"))  # type: ignore[arg-type]
+    source = TrainedModel(Odd().eval(), Spec("odd", "1", (task,), Preprocess(32)), Backbone("none"))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"cannot become ONNX \(the operator aten.*airy_ai.*try --target ios"):
-        export_onnx(Workbench(source), CPU, Candidate("fp32", "onnx"))
+        export_onnx(ExportContext(source), CPU, Candidate("fp32", "onnx"))
 
 
-def test_a_graph_with_a_batch_of_one_answers_for_many(student: Student, artifact: Built, tmp_path: Path) -> None:
+def test_a_graph_with_a_batch_of_one_answers_for_many(
+    student: TrainedModel, artifact: BuiltArtifact, tmp_path: Path
+) -> None:
     from dermedge_export.synthetic.golden import golden_cases
 
     images = small.pixels(5).numpy()
-    run = module_run(student.module)
+    run = module_runner(student.module)
     write_bundle(
         tmp_path / "small.dermedge",
         spec=student.spec,

@@ -7,7 +7,7 @@ import pytest
 from dermedge_export.evaluation.postprocessing import fit_postprocessing
 from dermedge_export.evaluation.predictions import Predictions, predict_table
 from dermedge_export.parity.compare import parity
-from dermedge_export.parity.gate import blocks
+from dermedge_export.parity.gate import failure_messages
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
 
@@ -63,7 +63,7 @@ def limit(report, metric):
 def test_an_identical_candidate_passes_at_fp32():
     report = compare(lambda logits: logits, "fp32", n=1000)
     assert report.status == "passed"
-    assert blocks(report) == []
+    assert failure_messages(report) == []
     assert {entry.status for entry in report.limits} == {"passed"}
     assert len(report.limits) == 8
     assert report.agreement["top1"] == report.agreement["cosine"] == 1
@@ -79,7 +79,7 @@ def test_random_logits_fail():
     report = compare(lambda logits: np.random.default_rng(1).normal(size=logits.shape))
     assert report.status == "failed"
     assert {"top1_agreement", "balanced_accuracy", "macro_auroc", "worst_subgroup"} <= {
-        reason.split(":")[0] for reason in blocks(report)
+        reason.split(":")[0] for reason in failure_messages(report)
     }
     assert limit(report, "balanced_accuracy").candidate == pytest.approx(0.2, abs=0.08)
 
@@ -143,7 +143,7 @@ def test_one_changed_class_at_fp32_is_a_warning_and_ten_are_a_failure():
 def test_max_abs_is_judged_at_fp32_only():
     report = compare(lambda logits: logits + 1e-3, "fp32")
     assert limit(report, "max_abs").status == "failed"
-    assert blocks(report) == ["max_abs: outputs differ by up to 0.001 where 0.0001 is allowed."]
+    assert failure_messages(report) == ["max_abs: outputs differ by up to 0.001 where 0.0001 is allowed."]
     reported = compare(lambda logits: logits + 1e-3, "int8")
     assert all(entry.metric != "max_abs" for entry in reported.limits)
     assert reported.agreement["max_abs"] == pytest.approx(1e-3, rel=1e-2)
@@ -157,7 +157,7 @@ def test_nan_or_infinity_fails_whatever_the_rest():
 
     report = compare(overflow, "fp16")
     assert report.status == "failed"
-    assert blocks(report) == ["non_finite: 2 of 600 images give NaN or Inf."]
+    assert failure_messages(report) == ["non_finite: 2 of 600 images give NaN or Inf."]
     json.dumps(to_json(report), allow_nan=False)
 
 
@@ -170,7 +170,7 @@ def test_a_reference_with_nan_is_an_error():
 def test_few_cases_are_insufficient_however_good():
     report = compare(lambda logits: logits, n=80)
     assert report.status == "insufficient"
-    assert blocks(report) == []
+    assert failure_messages(report) == []
     assert limit(report, "balanced_accuracy").status == "insufficient"
 
 
@@ -250,7 +250,7 @@ def test_a_binary_model_is_judged_as_benign_against_malignant():
     kept = compare(noise(1e-6, 0), "fp32", spec=BINARY, n=1000)
     assert kept.status == "passed"
     lost = compare(lambda logits: -logits, spec=BINARY)
-    assert {"balanced_accuracy", "macro_auroc"} <= {reason.split(":")[0] for reason in blocks(lost)}
+    assert {"balanced_accuracy", "macro_auroc"} <= {reason.split(":")[0] for reason in failure_messages(lost)}
 
 
 def test_losses_and_intervals_have_the_right_sign_and_unit():

@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from dermedge_export.evaluation.predictions import Predictions, ordinal_levels
 from dermedge_export.parity.compare import parity
-from dermedge_export.parity.gate import blocks, chance
+from dermedge_export.parity.gate import failure_messages, pass_probability
 from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
 
 SEVERITY = Task("severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in range(4)))
@@ -68,7 +68,7 @@ def test_the_same_answers_pass_at_every_precision(precision):
         "malignant_sensitivity",
         "ece",
     }
-    assert chance(report) == 1
+    assert pass_probability(report) == 1
 
 
 def test_small_noise_passes_at_int8_and_not_at_fp32():
@@ -91,7 +91,7 @@ def test_small_noise_passes_at_int8_and_not_at_fp32():
 def test_a_broken_head_fails_by_name(output, broken, failing):
     report = compare({output: broken})
     assert report.status == "failed"
-    assert {reason.partition(":")[0] for reason in blocks(report)} == failing
+    assert {reason.partition(":")[0] for reason in failure_messages(report)} == failing
 
 
 def test_a_head_near_its_limit_makes_passing_again_unsure():
@@ -103,7 +103,7 @@ def test_a_head_near_its_limit_makes_passing_again_unsure():
     few = compare({"severity": one_level_up})
     assert few.status == "passed"
     assert limits(few)["level_agreement"].loss.value == pytest.approx(6 / 400)
-    assert 0.3 < chance(few) < 0.9
+    assert 0.3 < pass_probability(few) < 0.9
 
 
 def test_losses_are_those_of_the_metrics_themselves():
@@ -144,4 +144,4 @@ def test_a_nan_in_one_head_fails_whatever_the_rest():
 
     report = compare({"features": overflow})
     assert report.status == "failed"
-    assert blocks(report) == ["non_finite: 1 of 400 images give NaN or Inf."]
+    assert failure_messages(report) == ["non_finite: 1 of 400 images give NaN or Inf."]

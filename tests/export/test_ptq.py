@@ -7,10 +7,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from dermedge.models import Network, Student, load_student
+from dermedge.models import Network, TrainedModel, load_model_folder
 from dermedge.models.network import Backbone
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Workbench, module_run
+from dermedge_export.context import ExportContext, module_runner
 from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.quantization.ptq import OPERATORS, Quantizer
@@ -23,21 +23,23 @@ METHODS = ("minmax", "percentile", "entropy", "nncf")
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    return Workbench(load_student(small.student_folder(tmp_path_factory.getbasetemp())))
+def context(tmp_path_factory: pytest.TempPathFactory) -> ExportContext:
+    return ExportContext(load_model_folder(small.student_folder(tmp_path_factory.getbasetemp())))
 
 
 @pytest.fixture(scope="module")
-def transformer() -> Workbench:
+def transformer() -> ExportContext:
     labels = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True)))
     tasks = (Task("diagnosis", "classify", labels),)
     torch.manual_seed(3)
     backbone = Backbone("test_vit", {"img_size": 64})
-    return Workbench(Student(Network(backbone, tasks).eval(), Spec("small-vit", "1", tasks, Preprocess(64)), backbone))
+    return ExportContext(
+        TrainedModel(Network(backbone, tasks).eval(), Spec("small-vit", "1", tasks, Preprocess(64)), backbone)
+    )
 
 
-def quantized(work: Workbench, method: str, **options: object) -> onnx.ModelProto:
-    built = export_onnx(work, CPU, Candidate("int8", "onnx", method, options))
+def quantized(context: ExportContext, method: str, **options: object) -> onnx.ModelProto:
+    built = export_onnx(context, CPU, Candidate("int8", "onnx", method, options))
     return onnx.load_model_from_string(built.files["model.onnx"])
 
 
@@ -63,10 +65,10 @@ def weights(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 @pytest.mark.parametrize("method", METHODS)
 class TestEveryMethod:
-    def test_it_computes_nearly_what_the_student_computes(self, method: str, work: Workbench) -> None:
-        images = work.calibration.images[:24]
-        expected = module_run(work.source.module)(images)["diagnosis"]
-        found = answers(quantized(work, method), images)
+    def test_it_computes_nearly_what_the_student_computes(self, method: str, context: ExportContext) -> None:
+        images = context.calibration.images[:24]
+        expected = module_runner(context.source.module)(images)["diagnosis"]
+        found = answers(quantized(context, method), images)
         assert found.dtype == np.float32
         noise = np.square(found - expected).mean()
         # NNCF also quantizes gates and products, which a network of so few channels suffers from: the gate sees to it.
@@ -74,9 +76,9 @@ class TestEveryMethod:
         assert 0 < noise < share * np.square(expected - expected.mean()).mean()
 
     def test_weights_are_int8_and_symmetric_and_there_are_a_quarter_as_many_bytes(
-        self, method: str, work: Workbench
+        self, method: str, context: ExportContext
     ) -> None:
-        model, plain = quantized(work, method), onnx.load_model_from_string(work.graph(CPU.opset))
+        model, plain = quantized(context, method), onnx.load_model_from_string(context.graph(CPU.opset))
         found = constants(model)
         made = weights(model)
         assert len(made) >= sum(node.op_type == "Conv" for node in plain.graph.node) - 2
@@ -88,18 +90,18 @@ class TestEveryMethod:
         of_layers = sum(found[node.input[0]].nbytes for node in made.values())
         assert of_layers < 0.3 * sum(value.nbytes for value in constants(plain).values())
 
-    def test_activations_have_one_scale_per_tensor(self, method: str, work: Workbench) -> None:
-        model = quantized(work, method)
+    def test_activations_have_one_scale_per_tensor(self, method: str, context: ExportContext) -> None:
+        model = quantized(context, method)
         found = constants(model)
         scales = [found[node.input[1]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
         assert scales
         assert all(scale.size == 1 for scale in scales)
 
-    def test_it_says_what_it_was_made_of(self, method: str, work: Workbench) -> None:
-        built = export_onnx(work, CPU, Candidate("int8", "onnx", method))
+    def test_it_says_what_it_was_made_of(self, method: str, context: ExportContext) -> None:
+        built = export_onnx(context, CPU, Candidate("int8", "onnx", method))
         assert built.artifact.precision == "int8"
         assert built.artifact.details["method"] == method
-        assert built.artifact.calibration == work.calibration.to_json()
+        assert built.artifact.calibration == context.calibration.to_json()
         assert "onnxruntime" in built.artifact.toolchain
         model = onnx.load_model_from_string(built.files["model.onnx"])
         assert [entry.key for entry in model.metadata_props] == [METADATA_KEY]
@@ -107,18 +109,18 @@ class TestEveryMethod:
         assert {opset.version for opset in model.opset_import if opset.domain == ""} == {CPU.opset}
 
 
-def test_activations_are_signed_on_demand(work: Workbench) -> None:
+def test_activations_are_signed_on_demand(context: ExportContext) -> None:
     for kind, dtype in (("u8", np.uint8), ("s8", np.int8)):
-        model = quantized(work, "minmax", activations=kind)
+        model = quantized(context, "minmax", activations=kind)
         found = constants(model)
         zeros = [found[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
         assert {zero.dtype for zero in zeros} == {np.dtype(dtype)}
         assert kind == "u8" or not any(zero.any() for zero in zeros)
 
 
-def test_seven_bit_weights_where_products_would_saturate(work: Workbench) -> None:
+def test_seven_bit_weights_where_products_would_saturate(context: ExportContext) -> None:
     def largest(reduce_range: bool) -> int:
-        model = quantized(work, "minmax", reduce_range=reduce_range)
+        model = quantized(context, "minmax", reduce_range=reduce_range)
         found = constants(model)
         return max(int(np.abs(found[node.input[0]].astype(int)).max()) for node in weights(model).values())
 
@@ -126,7 +128,7 @@ def test_seven_bit_weights_where_products_would_saturate(work: Workbench) -> Non
     assert largest(True) <= 64
 
 
-def test_softmax_norms_and_products_stay_in_fp32(transformer: Workbench) -> None:
+def test_softmax_norms_and_products_stay_in_fp32(transformer: ExportContext) -> None:
     model = quantized(transformer, "minmax")
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     for node in model.graph.node:
@@ -135,17 +137,19 @@ def test_softmax_norms_and_products_stay_in_fp32(transformer: Workbench) -> None
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
     assert {makers[name] for node in products for name in node.input if name in makers} == {"DequantizeLinear"}
     images = transformer.calibration.images[:8]
-    expected = module_run(transformer.source.module)(images)["diagnosis"]
+    expected = module_runner(transformer.source.module)(images)["diagnosis"]
     found = answers(model, images)
     assert np.square(found - expected).mean() < 0.1 * max(expected.var(), 1e-3)
 
 
-def test_layers_can_be_kept_and_ranges_are_measured_once(work: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantizer = Quantizer(work.graph(CPU.opset), work.calibration)
+def test_layers_can_be_kept_and_ranges_are_measured_once(
+    context: ExportContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = Quantizer(context.graph(CPU.opset), context.calibration)
     monkeypatch.setattr("dermedge_export.quantization.ptq.activation_ranges", None)  # a second pass would fail
-    nodes = [node.name for node in onnx.load_model_from_string(work.graph(CPU.opset)).graph.node]
-    everything = answers(quantizer(nodes), work.calibration.images[:4])
-    np.testing.assert_allclose(everything, answers(work.graph(CPU.opset), work.calibration.images[:4]), atol=1e-5)
+    nodes = [node.name for node in onnx.load_model_from_string(context.graph(CPU.opset)).graph.node]
+    everything = answers(quantizer(nodes), context.calibration.images[:4])
+    np.testing.assert_allclose(everything, answers(context.graph(CPU.opset), context.calibration.images[:4]), atol=1e-5)
     kept = next(name for name in nodes if name in weights(onnx.load_model_from_string(quantizer())))
     assert kept not in weights(onnx.load_model_from_string(quantizer([kept])))
 
@@ -156,16 +160,18 @@ def test_a_kept_layer_is_not_quantized_behind_our_back() -> None:
     tasks = (Task("diagnosis", "classify", labels),)
     torch.manual_seed(3)
     backbone = Backbone("test_resnet")
-    work = Workbench(Student(Network(backbone, tasks).eval(), Spec("small", "1", tasks, Preprocess(64)), backbone))
-    model = onnx.load_model_from_string(work.graph(CPU.opset))
+    context = ExportContext(
+        TrainedModel(Network(backbone, tasks).eval(), Spec("small", "1", tasks, Preprocess(64)), backbone)
+    )
+    model = onnx.load_model_from_string(context.graph(CPU.opset))
     activated = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
     layer = next(node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in activated)
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == layer.input[1])
     values = numpy_helper.to_array(weights).copy()
     values[0] *= -500 / np.abs(values[0]).max()  # one loud channel, which the ReLU behind it nearly silences
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    quantized = Quantizer(model.SerializeToString(), work.calibration)([layer.name])
-    images = work.calibration.images[:8]
+    quantized = Quantizer(model.SerializeToString(), context.calibration)([layer.name])
+    images = context.calibration.images[:8]
     as_written = onnxruntime.InferenceSession(
         quantized, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
     )
@@ -173,12 +179,12 @@ def test_a_kept_layer_is_not_quantized_behind_our_back() -> None:
     np.testing.assert_allclose(answers(quantized, images), expected, atol=1e-4)
 
 
-def test_a_method_that_does_not_exist_is_refused(work: Workbench) -> None:
+def test_a_method_that_does_not_exist_is_refused(context: ExportContext) -> None:
     with pytest.raises(UsageError, match="No exporter makes 'int8 onnx magic'"):
-        export_onnx(work, CPU, Candidate("int8", "onnx", "magic"))
+        export_onnx(context, CPU, Candidate("int8", "onnx", "magic"))
 
 
-def test_what_nncf_cannot_do_is_said_in_one_line(work: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nncf_cannot_do_is_said_in_one_line(context: ExportContext, monkeypatch: pytest.MonkeyPatch) -> None:
     import nncf
 
     def fail(*arguments: object, **options: object) -> None:
@@ -186,10 +192,10 @@ def test_what_nncf_cannot_do_is_said_in_one_line(work: Workbench, monkeypatch: p
 
     monkeypatch.setattr(nncf, "quantize", fail)
     with pytest.raises(DermedgeError, match=r"NNCF cannot quantize this graph \(Unsupported operator Foo\)"):
-        export_onnx(work, CPU, Candidate("int8", "onnx", "nncf"))
+        export_onnx(context, CPU, Candidate("int8", "onnx", "nncf"))
 
 
-def test_calibration_holds_few_images_at_a_time(work: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_holds_few_images_at_a_time(context: ExportContext, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxruntime.quantization import calibrate
 
     held: list[int] = []
@@ -200,6 +206,6 @@ def test_calibration_holds_few_images_at_a_time(work: Workbench, monkeypatch: py
         held.append(len(getattr(self, "intermediate_outputs", [])))
 
     monkeypatch.setattr(calibrate.HistogramCalibrater, "collect_data", counted)
-    quantized(work, "percentile")
-    assert len(held) == len(work.calibration) // 16
+    quantized(context, "percentile")
+    assert len(held) == len(context.calibration) // 16
     assert set(held) == {0}

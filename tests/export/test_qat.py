@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Workbench
+from dermedge_export.context import ExportContext
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.quantization.qat import fake_quantized, integer_graph, qat_graph
 from dermedge_export.target import CPU
@@ -264,9 +264,9 @@ class TestCandidate:
             seen.append((shaken(module), images, candidate))
             return module
 
-        work = Workbench(source, calibration_source=lambda: calibration, retrain=retrain)
+        context = ExportContext(source, calibration_source=lambda: calibration, retrain=retrain)
         candidate = Candidate("int8", "onnx", "qat", OPTIONS[1], "trained")
-        graph, _ = qat_graph(work, CPU, candidate)
+        graph, _ = qat_graph(context, CPU, candidate)
         assert seen[0][1:] == (calibration, candidate)
         images = small.pixels(8, seed=7)
         expected = asked(seen[0][0], images)
@@ -274,4 +274,4 @@ class TestCandidate:
 
     def test_without_data_there_is_nothing_to_train_on(self, source: Source) -> None:
         with pytest.raises(UsageError, match="--data"):
-            qat_graph(Workbench(source), CPU, Candidate("int8", "onnx", "qat", OPTIONS[0], "trained"))
+            qat_graph(ExportContext(source), CPU, Candidate("int8", "onnx", "qat", OPTIONS[0], "trained"))

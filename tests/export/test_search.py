@@ -11,11 +11,11 @@ import pytest
 
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Simulation, Workbench
+from dermedge_export.context import BuiltArtifact, ExportContext, Simulation
 from dermedge_export.evaluation.predictions import Predictions, Run
-from dermedge_export.parity.evaluator import Jury
+from dermedge_export.parity.evaluator import ParityEvaluator
 from dermedge_export.selection import search as module
-from dermedge_export.selection.search import Choice, search
+from dermedge_export.selection.search import Selection, search
 from dermedge_export.target import CPU
 from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
 from dermedge_runtime.model import Runtime
@@ -80,28 +80,28 @@ class Bench:
         self, damage: dict[Candidate, float | DermedgeError], sizes: dict[Candidate, int] | None = None
     ) -> None:
         self.damage, self.sizes, self.built = damage, sizes or {}, list[str]()
-        self.evidence = Evidence()
+        self.data = Evidence()
 
     def exporter(self, name: str) -> Any:
-        def make(work: Workbench, target: Any, candidate: Candidate) -> Built:
+        def make(context: ExportContext, target: Any, candidate: Candidate) -> BuiltArtifact:
             self.built.append(candidate.method)
             harm = self.damage[candidate]
             if isinstance(harm, DermedgeError):
                 raise harm
             artifact = Artifact(target.name, candidate.format, "model.toy", candidate.precision, details={"harm": harm})
-            return Built(artifact, {"model.toy": bytes(self.sizes.get(candidate, 100))})
+            return BuiltArtifact(artifact, {"model.toy": bytes(self.sizes.get(candidate, 100))})
 
         return make
 
     @contextmanager
-    def start(self, built: Built) -> Iterator[Runtime]:
+    def start(self, built: BuiltArtifact) -> Iterator[Runtime]:
         yield Simulation("toy", "1", noisy(built.artifact.details["harm"]))  # type: ignore[arg-type]
 
-    def search(self, *, target: Any = CPU, retrain: Any = None, **options: Any) -> Choice:
-        work = Workbench(replace_source(), self.evidence.calibration, retrain=retrain)
-        work.once(("graph", target.opset), lambda: b"graph")
-        jury = Jury(SPEC, noisy(0.0), self.evidence)
-        return search(work, target, list(self.damage), jury, self.exporter, self.start, **options)
+    def search(self, *, target: Any = CPU, retrain: Any = None, **options: Any) -> Selection:
+        context = ExportContext(replace_source(), self.data.calibration, retrain=retrain)
+        context.cached(("graph", target.opset), lambda: b"graph")
+        evaluator = ParityEvaluator(SPEC, noisy(0.0), self.data)
+        return search(context, target, list(self.damage), evaluator, self.exporter, self.start, **options)
 
 
 def replace_source() -> Any:
@@ -126,11 +126,11 @@ def latencies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return decide
 
 
-def states(choice: Choice) -> dict[str, str]:
+def states(choice: Selection) -> dict[str, str]:
     return {tried.method: tried.status for tried in choice.tried}
 
 
-def reasons(choice: Choice) -> dict[str, str]:
+def reasons(choice: Selection) -> dict[str, str]:
     return {tried.method: tried.reason for tried in choice.tried}
 
 
@@ -167,7 +167,7 @@ class TestOneAfterTheOther:
     def test_candidates_are_chosen_without_a_look_at_test(self) -> None:
         bench = Bench({FP32: 0.0, FAST: 0.01})
         bench.search(exhaustive=True)
-        assert set(bench.evidence.asked) == {"val"}
+        assert set(bench.data.asked) == {"val"}
 
 
 class TestTiers:

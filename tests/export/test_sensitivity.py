@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
-from dermedge_export.calibration import procedural_calibration
+from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.quantization.sensitivity import choose_kept, drift_from, sweep
 from dermedge_export.toolchain import quiet
@@ -22,7 +22,7 @@ from dermedge_runtime.spec import Preprocess
 
 SIZE = 16
 WIDTH = 8
-IMAGES = procedural_calibration(Preprocess(SIZE), 12).images
+IMAGES = synthetic_calibration(Preprocess(SIZE), 12).images
 
 
 def network(depth: int = 5, outliers: Collection[int] = (), *, kind: str | None = "classify") -> bytes:

@@ -1,6 +1,6 @@
 import pytest
 
-from dermedge_export.candidate import AUTO, candidates, chosen
+from dermedge_export.candidate import AUTO, list_candidates, select_candidates
 from dermedge_export.export import EXPORTERS, TOLERANCE
 from dermedge_export.parity.gate import FAMILIES, limits_for
 from dermedge_export.target import TARGETS, Target, all_targets, families, find_target, instruction_set
@@ -17,13 +17,13 @@ def test_all_is_one_of_each_family() -> None:
 @pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
 def test_whatever_can_be_asked_for_can_be_made_and_judged(target: Target) -> None:
     for precision in target.precisions:
-        made = chosen(target, precision, flags=[*VNNI, "avx512_bf16"])
+        made = select_candidates(target, precision, flags=[*VNNI, "avx512_bf16"])
         assert {candidate.precision for candidate in made} == {precision}
         assert {candidate.format for candidate in made} <= set(EXPORTERS)
         assert precision in FAMILIES
         assert limits_for(precision, target.gate)
         assert 0 < TOLERANCE[precision] <= LARGEST_TOLERANCE
-    assert len(chosen(target, AUTO)) >= len(target.precisions) - 1  # bf16 only where the CPU has it
+    assert len(select_candidates(target, AUTO)) >= len(target.precisions) - 1  # bf16 only where the CPU has it
     assert target.native or "{bundle}" in target.todo or "golden" in target.todo
 
 
@@ -46,22 +46,25 @@ def test_a_target_that_is_not_known_is_answered_with_the_nearest(wrong: str, nea
 
 def test_a_precision_that_the_target_lacks_is_refused_with_those_it_has() -> None:
     with pytest.raises(UsageError, match="unknown precision 'fp61'; did you mean 'fp16'"):
-        chosen(find_target("jetson"), "fp61")
+        select_candidates(find_target("jetson"), "fp61")
     with pytest.raises(UsageError, match="Nothing can be made for ios in fp16 with engine openvino"):
-        chosen(find_target("ios"), "fp16", "openvino")
+        select_candidates(find_target("ios"), "fp16", "openvino")
 
 
 def test_without_a_precision_the_first_method_of_each_is_tried_in_the_targets_order() -> None:
-    names = [candidate.name for candidate in chosen(find_target("android"), None)]
+    names = [candidate.name for candidate in select_candidates(find_target("android"), None)]
     assert names == ["int8 onnx minmax", "fp32 onnx plain"]
-    assert [candidate.precision for candidate in chosen(find_target("jetson"), None)] == ["fp16", "int8+fp16"]
-    assert chosen(find_target("cpu"), None, flags=VNNI)[0].name == "fp32 onnx plain"
+    assert [candidate.precision for candidate in select_candidates(find_target("jetson"), None)] == [
+        "fp16",
+        "int8+fp16",
+    ]
+    assert select_candidates(find_target("cpu"), None, flags=VNNI)[0].name == "fp32 onnx plain"
 
 
 def test_one_engine_can_be_asked_for() -> None:
     cpu = find_target("cpu")
-    assert {candidate.format for candidate in chosen(cpu, AUTO, "onnxruntime", VNNI)} == {"onnx"}
-    assert {candidate.format for candidate in chosen(cpu, AUTO, "openvino", VNNI)} == {"openvino"}
+    assert {candidate.format for candidate in select_candidates(cpu, AUTO, "onnxruntime", VNNI)} == {"onnx"}
+    assert {candidate.format for candidate in select_candidates(cpu, AUTO, "openvino", VNNI)} == {"openvino"}
 
 
 class TestInstructionSet:
@@ -83,7 +86,7 @@ class TestInstructionSet:
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
 
         def options(name: str, flags: list[str]) -> object:
-            return next(c.options for c in candidates(find_target(name), flags) if c.method == "minmax")
+            return next(c.options for c in list_candidates(find_target(name), flags) if c.method == "minmax")
 
         assert options("cpu", VNNI) == {"activations": "u8", "reduce_range": False}
         assert options("cpu", ["avx2"]) == {"activations": "u8", "reduce_range": True}
@@ -92,5 +95,5 @@ class TestInstructionSet:
 
     def test_bf16_is_a_candidate_only_where_the_cpu_has_it(self) -> None:
         cpu = find_target("cpu")
-        assert "bf16" not in {candidate.precision for candidate in candidates(cpu, VNNI)}
-        assert "bf16" in {candidate.precision for candidate in candidates(cpu, [*VNNI, "avx512_bf16"])}
+        assert "bf16" not in {candidate.precision for candidate in list_candidates(cpu, VNNI)}
+        assert "bf16" in {candidate.precision for candidate in list_candidates(cpu, [*VNNI, "avx512_bf16"])}

@@ -15,11 +15,11 @@ from conftest import toy_content
 from dermedge.data import read_table
 from dermedge.data.masks import read_mask
 from dermedge.evaluation import EvaluationReport, evaluate
-from dermedge.models import Network, Student, save_student
+from dermedge.models import Network, TrainedModel, save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_spec
 from dermedge.workflows.export import export
-from dermedge_export.context import Workbench
+from dermedge_export.context import ExportContext
 from dermedge_export.evaluation.postprocessing import fit_mask_threshold
 from dermedge_export.evaluation.predictions import Predictions, decode_table, ordinal_levels
 from dermedge_runtime.bundle import Bundle
@@ -45,8 +45,8 @@ def test_a_student_of_any_kinds_is_exported_and_verified_without_data(tasks: tup
     torch.manual_seed(0)
     backbone = Backbone(small.EXPORTED)
     spec = make_spec("kinds", tasks, Preprocess(64), {})
-    student = Student(Network(backbone, tasks).eval(), spec, backbone)
-    save_student(student, tmp_path / "student")
+    student = TrainedModel(Network(backbone, tasks).eval(), spec, backbone)
+    save_model_folder(student, tmp_path / "student")
     bundle = export(tmp_path / "student", "cpu", tmp_path / "out", precision="fp32")
     assert verify(Bundle.open(bundle.path)).status == "passed"
     images = small.pixels(3, 64)
@@ -66,8 +66,8 @@ def test_a_student_of_any_kinds_is_exported_and_verified_without_data(tasks: tup
 
 def test_a_map_made_of_tokens_leaves_the_batch_open() -> None:
     backbone = Backbone("test_vit", {"img_size": 64})
-    student = Student(Network(backbone, KINDS).eval(), make_spec("open", KINDS, Preprocess(64), {}), backbone)
-    session = onnxruntime.InferenceSession(Workbench(student, dynamic_batch=True).graph(18))
+    student = TrainedModel(Network(backbone, KINDS).eval(), make_spec("open", KINDS, Preprocess(64), {}), backbone)
+    session = onnxruntime.InferenceSession(ExportContext(student, dynamic_batch=True).graph(18))
     images = small.pixels(3, 64)
     found = session.run([task.name for task in KINDS], {"image": images.numpy()})
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_the_command_line_shows_what_the_model_does_and_nothing_else(
     torch.manual_seed(0)
     backbone = Backbone(small.EXPORTED)
     spec = make_spec("grades", KINDS[2:4], Preprocess(64), {})
-    save_student(Student(Network(backbone, KINDS[2:4]).eval(), spec, backbone), tmp_path / "student")
+    save_model_folder(TrainedModel(Network(backbone, KINDS[2:4]).eval(), spec, backbone), tmp_path / "student")
     other = export(tmp_path / "student", "cpu", tmp_path / "out", precision="fp32").path
     shown = dermedge("predict", other, image).out
     assert "severity" in shown

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from dermedge.models import Network, Student
+from dermedge.models import Network, TrainedModel
 from dermedge.models.network import Backbone
-from dermedge_export.calibration import procedural_calibration
+from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Workbench, module_run
+from dermedge_export.context import BuiltArtifact, ExportContext, module_runner
 from dermedge_export.exporters.tensorrt.check import check_tensorrt
 from dermedge_export.exporters.tensorrt.export import (
     activation_edges,
@@ -42,25 +42,25 @@ every = pytest.mark.parametrize("candidate", [FP16, INT8])
 
 
 @functools.cache
-def workbench(name: str) -> Workbench:
+def workbench(name: str) -> ExportContext:
     """A student with random weights, its graph traced once."""
     torch.manual_seed(0)
     backbone = Backbone(name, ARGUMENTS[name])
-    return Workbench(
-        Student(Network(backbone, TASKS), SPEC, backbone), lambda: procedural_calibration(SPEC.preprocess, 32)
+    return ExportContext(
+        TrainedModel(Network(backbone, TASKS), SPEC, backbone), lambda: synthetic_calibration(SPEC.preprocess, 32)
     )
 
 
 @functools.cache
-def built(name: str, candidate: str) -> Built:
+def built(name: str, candidate: str) -> BuiltArtifact:
     return export_tensorrt(workbench(name), JETSON_AGX_ORIN, {"fp16": FP16, "int8+fp16": INT8}[candidate])
 
 
-def loaded(artifact: Built) -> onnx.ModelProto:
+def loaded(artifact: BuiltArtifact) -> onnx.ModelProto:
     return onnx.load_model_from_string(artifact.files["model.onnx"])
 
 
-def with_graph(edit: str, name: str = CNN) -> Workbench:
+def with_graph(edit: str, name: str = CNN) -> ExportContext:
     """The workbench of a student whose graph has an operator more, behind the pixels' normalisation."""
     model = onnx.load_model_from_string(workbench(name).graph(OPSET))
     at = next(index for index, node in enumerate(model.graph.node) if node.op_type == "Conv")
@@ -73,19 +73,21 @@ def with_graph(edit: str, name: str = CNN) -> Workbench:
     for node in reversed(nodes):
         model.graph.node.insert(at, node)
     model.graph.initializer.append(numpy_helper.from_array(np.float32(400), "large"))
-    work = workbench(name)
-    return Workbench(work.source, work.calibration_source, _made={("graph", OPSET): model.SerializeToString()})
+    context = workbench(name)
+    return ExportContext(
+        context.source, context.calibration_source, _made={("graph", OPSET): model.SerializeToString()}
+    )
 
 
-def reference(work: Workbench, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return flat(module_run(work.module)(images))
+def reference(context: ExportContext, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return flat(module_runner(context.module)(images))
 
 
 def flat(outputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.concatenate([outputs[task.name] for task in TASKS], axis=1)
 
 
-def by_engine(artifact: Built, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def by_engine(artifact: BuiltArtifact, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(artifact.files["model.onnx"], providers=["CPUExecutionProvider"])
     names = [task.name for task in TASKS]
     return np.concatenate([np.concatenate(session.run(names, {"image": image[None]}), axis=1) for image in images])
@@ -126,9 +128,9 @@ class TestArtifact:
         assert built(backbone, candidate.precision).artifact.details["kept_fp32"] == kept
 
     def test_it_is_still_the_same_model(self, backbone: str, candidate: Candidate) -> None:
-        work, artifact = workbench(backbone), built(backbone, candidate.precision)
-        images = work.calibration.images
-        expected, limit = reference(work, images), 0.01 if candidate is FP16 else 0.2
+        context, artifact = workbench(backbone), built(backbone, candidate.precision)
+        images = context.calibration.images
+        expected, limit = reference(context, images), 0.01 if candidate is FP16 else 0.2
         assert deviation(by_engine(artifact, images), expected) < limit
         assert artifact.simulation is not None
         assert deviation(flat(artifact.simulation.run(images)), expected) < limit
@@ -270,10 +272,10 @@ class TestThresholds:
 
 
 def test_an_open_batch_stays_open() -> None:
-    work = Workbench(workbench(CNN).source, workbench(CNN).calibration_source, dynamic_batch=True)
-    artifact = export_tensorrt(work, JETSON_AGX_ORIN, INT8)
+    context = ExportContext(workbench(CNN).source, workbench(CNN).calibration_source, dynamic_batch=True)
+    artifact = export_tensorrt(context, JETSON_AGX_ORIN, INT8)
     assert artifact.artifact.details["tensorrt_warnings"] == []
-    images = work.calibration.images[:5]
+    images = context.calibration.images[:5]
     session = onnxruntime.InferenceSession(artifact.files["model.onnx"], providers=["CPUExecutionProvider"])
     together = np.concatenate(session.run([task.name for task in TASKS], {"image": images}), axis=1)
     np.testing.assert_allclose(together, by_engine(artifact, images), atol=1e-4)
@@ -285,17 +287,17 @@ class TestTrouble:
             export_tensorrt(with_graph("y = Sqrt (x)"), JETSON_AGX_ORIN, INT8)
 
     def test_what_leaves_the_range_of_fp16_is_kept_in_fp32(self) -> None:
-        work = with_graph("a = Mul (x, large) b = Mul (a, large) c = Div (b, large) y = Div (c, large)")
-        artifact = export_tensorrt(work, JETSON_AGX_ORIN, FP16)
+        context = with_graph("a = Mul (x, large) b = Mul (a, large) c = Div (b, large) y = Div (c, large)")
+        artifact = export_tensorrt(context, JETSON_AGX_ORIN, FP16)
         assert artifact.artifact.details["kept_fp32"] == ["added_b", "added_c"]
-        images = work.calibration.images
+        images = context.calibration.images
         assert artifact.simulation is not None
-        assert deviation(flat(artifact.simulation.run(images)), reference(work, images)) < 0.01
+        assert deviation(flat(artifact.simulation.run(images)), reference(context, images)) < 0.01
 
     def test_an_operator_that_tensorrt_lacks_is_named_with_the_nearest_target(self) -> None:
-        work = with_graph("y = Bernoulli (x)")
+        context = with_graph("y = Bernoulli (x)")
         with pytest.raises(UsageError, match=r"jetson-agx-orin: Bernoulli \(added_y\).*cpu or android"):
-            export_tensorrt(work, JETSON_AGX_ORIN, FP16)
+            export_tensorrt(context, JETSON_AGX_ORIN, FP16)
 
     @pytest.mark.parametrize(
         "candidate", [Candidate("fp8", "tensorrt"), Candidate("int8+fp16", "tensorrt", "percentile")]

@@ -3,7 +3,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from dermedge_export.exporters.tensorrt.check import Finding, check_tensorrt
+from dermedge_export.exporters.tensorrt.check import GraphFinding, check_tensorrt
 
 # What the graphs below may read by name.
 CONSTANTS = {
@@ -45,7 +45,7 @@ def graph(nodes: str, image: str = "float[1,3,8,8] x", opset: int = 19, domain: 
     return model.SerializeToString()
 
 
-def only(found: tuple[Finding, ...]) -> Finding:
+def only(found: tuple[GraphFinding, ...]) -> GraphFinding:
     assert len(found) == 1, found
     return found[0]
 

@@ -16,7 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from dermedge.models import Network, Student, load_student
+from dermedge.models import Network, TrainedModel, load_model_folder
 from dermedge.models.formats import DINOV2, PANDERM, Shape, measure
 from dermedge.models.import_teacher import import_teacher
 from dermedge.models.network import Backbone, create_backbone
@@ -44,7 +44,7 @@ def expected(original: nn.Module, size: int, std: tuple[float, float, float] = S
         return original(as_seen(pixels(3, size), std))
 
 
-def features(teacher: Student) -> Tensor:
+def features(teacher: TrainedModel) -> Tensor:
     with torch.no_grad():
         return teacher.module.features(pixels(3, teacher.spec.preprocess.size))
 
@@ -62,7 +62,7 @@ def branch(original: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in original.state_dict().items()}
 
 
-def lineage(teacher: Student) -> Mapping[str, Any]:
+def lineage(teacher: TrainedModel) -> Mapping[str, Any]:
     entry: Mapping[str, Any] = teacher.spec.lineage["teacher"]
     return entry
 
@@ -95,7 +95,7 @@ class TestDinoV2:
         )
         assert teacher.spec.preprocess.size == 4 * 14
         assert apart(features(teacher), expected(original, 56)) < 1e-4
-        assert torch.equal(features(load_student(tmp_path / "teacher")), features(teacher))
+        assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
 
     def test_names_become_what_timm_makes_of_them(self) -> None:
         original = randomised(DinoV2(registers=4))
@@ -113,7 +113,7 @@ class TestDinoV2:
             "weights.safetensors",
             "split.csv",
         }
-        again = load_student(tmp_path / "teacher")
+        again = load_model_folder(tmp_path / "teacher")
         assert (again.role, again.spec.name, again.spec.preprocess.fit) == ("teacher", "mine", "pad")
         assert [(task.name, task.kind) for task in again.spec.tasks] == [("features", "embed")]
         assert again.spec == teacher.spec
@@ -286,7 +286,7 @@ class TestAnotherSize:
         options = WITH_REGISTERS if registers else PLAIN
         teacher = import_teacher(file, tmp_path / "teacher", **options, size=14 * grid, pos_embed=pos_embed)
         assert apart(features(teacher), expected(self.by_hand(original, grid, **how(grid)), 14 * grid)) < 1e-4
-        assert torch.equal(features(load_student(tmp_path / "teacher")), features(teacher))
+        assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
         entry = lineage(teacher)
         assert (entry["native_grid"], entry["grid"]) == (5, grid)
         antialias, offset = recorded
@@ -335,7 +335,7 @@ class TestPanDerm:
         assert teacher.spec.preprocess.size == size
         assert teacher.backbone.std == PANDERM_STD
         assert apart(features(teacher), expected(original, size, PANDERM_STD)) < 1e-4
-        assert torch.equal(features(load_student(tmp_path / "teacher")), features(teacher))
+        assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
         assert lineage(teacher)["branch"] == ("model.encoder" if prefix else "")
         assert "NC-ND" in lineage(teacher)["licence"]
 
@@ -569,6 +569,6 @@ def test_an_imported_teacher_starts_another_network(tmp_path: Path, dino: nn.Mod
     file = saved(tmp_path / "dino.pth", dino.state_dict())
     teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
     network = Network(teacher.backbone, teacher.spec.tasks).eval()
-    narrow(load_student(tmp_path / "teacher"), network, 56)
+    narrow(load_model_folder(tmp_path / "teacher"), network, 56)
     with torch.no_grad():
         assert torch.equal(network.features(pixels(3, 56)), features(teacher))

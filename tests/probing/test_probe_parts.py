@@ -7,9 +7,9 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
 from dermedge.probing.knn import retrieval, vote
-from dermedge.probing.linear import Recipe, fit_linear, likelihoods
+from dermedge.probing.linear import LinearRecipe, fit_linear, likelihoods
 from dermedge.probing.scores import Bootstrap, intervals, macro_f1, predictions, scores, segment_scores
-from dermedge.probing.task import ask, draw
+from dermedge.probing.task import draw_fraction, make_probe_task
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import Preprocess, Spec, Task
 from support.untrained import coloured, data_set
@@ -31,7 +31,7 @@ def pool(seed=0):
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.5])
 def test_a_draw_takes_whole_groups_and_about_its_share_of_every_class(fraction):
     labels, groups = pool()
-    rows = draw(labels, groups, fraction, seed=3)
+    rows = draw_fraction(labels, groups, fraction, seed=3)
     assert set(groups[rows]).isdisjoint(np.delete(groups, rows))
     for label, count in enumerate(np.bincount(labels)):
         drawn, wanted = int((labels[rows] == label).sum()), max(1, round(fraction * count))
@@ -40,29 +40,29 @@ def test_a_draw_takes_whole_groups_and_about_its_share_of_every_class(fraction):
 
 def test_the_rarest_class_is_there_although_its_share_is_less_than_one_image():
     labels = np.array([0] * 200 + [1])
-    rows = draw(labels, np.array([f"g{i}" for i in range(201)]), 0.01, seed=0)
+    rows = draw_fraction(labels, np.array([f"g{i}" for i in range(201)]), 0.01, seed=0)
     assert (labels[rows] == 1).sum() == 1
     assert (labels[rows] == 0).sum() == 2
 
 
 def test_a_class_that_only_shares_lesions_with_a_rarer_one_is_drawn_too():
     labels, groups = np.array([0, 1, 0, 1, 0]), np.array(["a", "a", "b", "b", "a"])
-    rows = draw(labels, groups, 0.01, seed=0)
+    rows = draw_fraction(labels, groups, 0.01, seed=0)
     assert set(labels[rows]) == {0, 1}
 
 
 def test_a_seed_gives_the_same_draw_in_any_order_of_rows_and_another_seed_another():
     labels, groups = pool()
-    first = draw(labels, groups, 0.1, seed=1)
+    first = draw_fraction(labels, groups, 0.1, seed=1)
     shuffled = np.random.default_rng(5).permutation(len(labels))
-    again = draw(labels[shuffled], groups[shuffled], 0.1, seed=1)
+    again = draw_fraction(labels[shuffled], groups[shuffled], 0.1, seed=1)
     assert sorted(shuffled[again]) == first.tolist()
-    assert draw(labels, groups, 0.1, seed=2).tolist() != first.tolist()
+    assert draw_fraction(labels, groups, 0.1, seed=2).tolist() != first.tolist()
 
 
 def test_all_of_the_labels_is_all_of_them():
     labels, groups = pool()
-    assert draw(labels, groups, 1.0, seed=0).tolist() == list(range(len(labels)))
+    assert draw_fraction(labels, groups, 1.0, seed=0).tolist() == list(range(len(labels)))
 
 
 # -- what is asked
@@ -73,7 +73,7 @@ def test_a_narrower_diagnosis_of_test_counts_as_the_class_of_train_that_covers_i
     for row in rows:
         row["dx"] = "sk" if row["split"] == "test" and row["dx"] == "bkl" else row["dx"]
     rows.append(rows[-1] | {"dx": "vasc", "looks": "nv", "split": "test"})
-    question = ask("diagnosis", with_split(read_table(data_set(tmp_path / "data", rows))), SPEC)
+    question = make_probe_task("diagnosis", with_split(read_table(data_set(tmp_path / "data", rows))), SPEC)
     assert question.names == ("nv", "mel", "bkl")
     test = question.part("test")
     assert set(zip(test.table.frame["dx"], test.labels.tolist(), strict=True)) == {("nv", 0), ("mel", 1), ("sk", 2)}
@@ -84,9 +84,9 @@ def test_a_task_that_train_has_one_answer_to_is_refused_by_name(tmp_path):
     rows = [row | {"severity": 2 if row["split"] == "train" else row["severity"]} for row in coloured(36)]
     table = with_split(read_table(data_set(tmp_path / "data", rows)))
     with pytest.raises(DataError, match="1 different answers in the column 'severity'"):
-        ask("severity", table, SPEC)
+        make_probe_task("severity", table, SPEC)
     with pytest.raises(DataError, match="0 different answers in the column 'mask'"):
-        ask("segment", table, SPEC)
+        make_probe_task("segment", table, SPEC)
 
 
 # -- nearest neighbours
@@ -148,7 +148,7 @@ def test_an_ordinal_layer_finds_levels_along_a_direction():
     levels = np.random.default_rng(0).integers(4, size=800)
     rng = np.random.default_rng(2)
     features = (np.outer(levels, rng.normal(size=16)) + rng.normal(0, 0.3, (800, 16))).astype(np.float32)
-    found = fit_linear("ordinal", 4, features[:600], levels[:600], recipe=Recipe(200, 128, 2e-2))(features[600:])
+    found = fit_linear("ordinal", 4, features[:600], levels[:600], recipe=LinearRecipe(200, 128, 2e-2))(features[600:])
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
     guess = (1 - found.cumsum(1)[:, :-1] > 0.5).sum(1)
     assert np.abs(guess - levels[600:]).mean() < 0.15
@@ -192,7 +192,7 @@ def test_features_that_never_vary_are_no_division_by_zero():
 @pytest.mark.parametrize("wrong", [(0, 256, 5e-3), (50, 1, 5e-3), (50, 256, 0.0), (50, 256, float("nan"))])
 def test_a_recipe_that_trains_nothing_is_refused(wrong):
     with pytest.raises(UsageError, match="train nothing"):
-        Recipe(*wrong)
+        LinearRecipe(*wrong)
 
 
 # -- scores
@@ -201,7 +201,7 @@ BOOTSTRAP = Bootstrap(200, 0)
 
 
 def part(tmp_path, task, count=90):
-    question = ask(task, with_split(read_table(data_set(tmp_path / "data", coloured(count)))), SPEC)
+    question = make_probe_task(task, with_split(read_table(data_set(tmp_path / "data", coloured(count)))), SPEC)
     return question, question.part("test")
 
 

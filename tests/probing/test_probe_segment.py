@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermedge.data import generate, read_table, with_split
+from dermedge.data import draw_data_set, read_table, with_split
 from dermedge.data.masks import read_mask
-from dermedge.models import load_student
+from dermedge.models import load_model_folder
 from dermedge.probing import probe
-from dermedge.probing.linear import Recipe
+from dermedge.probing.linear import LinearRecipe
 from dermedge.probing.segment import Maps, count_pixels, fit_decoders, make_decoders, read_masks
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.preprocess import preprocess
@@ -21,7 +21,7 @@ FEW = {"replicates": 50}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segment")
-    generate(folder / "lesions", count=72, seed=5, size=(96, 72))
+    draw_data_set(folder / "lesions", count=72, seed=5, size=(96, 72))
     teacher(folder / "cnn", CNN, size=64, stages=4)
     teacher(folder / "vit", VIT, size=64, args={"img_size": 64, "depth": 4})
     return folder
@@ -52,7 +52,7 @@ def test_two_runs_are_identical_and_one_head_is_the_same_alone(place):
 
 
 def test_memory_decides_nothing_but_the_time(place):
-    student, table = load_student(place / "cnn"), with_split(read_table(place / "lesions")).of("val")
+    student, table = load_model_folder(place / "cnn"), with_split(read_table(place / "lesions")).of("val")
     batches = [np.array([3, 0]), np.array([1, 2, 4])]
     passes, found = [], []
     row = sum(level[0].numel() * 2 for level in next(Maps(student, (1, 2), table).of(batches)))
@@ -72,11 +72,11 @@ def test_memory_decides_nothing_but_the_time(place):
 
 def test_masks_that_are_the_picture_itself_are_found_pixel_by_pixel(place, tmp_path):
     """What is counted as overlap is in the frame of the image, rows and columns in order."""
-    student, table = load_student(place / "cnn"), with_split(read_table(place / "lesions")).of("val")
+    student, table = load_model_folder(place / "cnn"), with_split(read_table(place / "lesions")).of("val")
     masks = read_masks(table, student.spec.preprocess)
     decoders, levels = make_decoders(student, ("linear",), 0)
     maps = Maps(student, levels, table)
-    fit_decoders(decoders, maps, masks, recipe=Recipe(1, 8, 1e-3))
+    fit_decoders(decoders, maps, masks, recipe=LinearRecipe(1, 8, 1e-3))
     counts = count_pixels(decoders, maps, masks, batch=3)["linear"]
     assert counts.shape == (len(masks), 2, 2)
     # Of background and lesion: what is in the union of one is all that is not in the intersection of the other.

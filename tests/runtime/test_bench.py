@@ -8,7 +8,7 @@ from PIL import Image
 
 from dermedge_runtime.bench import bench, percentiles, photograph
 from dermedge_runtime.errors import BundleError, ImageError, UsageError
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.spec import to_json
 from support import toy_onnx
 
@@ -63,7 +63,7 @@ def test_a_photograph_is_a_jpeg_of_the_asked_size_and_always_the_same():
 
 
 def test_the_device_is_named():
-    found = device()
+    found = describe_device()
     assert found["cpu"]
     assert found["cores"] == str(os.cpu_count())
     if found["machine"] == "x86_64" and found["system"].startswith("Linux"):

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Workbench
+from dermedge_export.context import BuiltArtifact, ExportContext
 from dermedge_export.export import EXPORTERS
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import CPU, IOS, JETSON
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.errors import EngineError, UsageError
 from dermedge_runtime.golden import golden_files
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.openvino import OpenVinoRuntime, check_precision
 from dermedge_runtime.registry import load_entry
-from dermedge_runtime.signal_stack import kept_signal_stack
+from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.verify import verify
 from support import toy_onnx
@@ -85,11 +85,11 @@ class Toy:
         return Network()
 
 
-def bench(batch: int | str = 1) -> Workbench:
+def bench(batch: int | str = 1) -> ExportContext:
     """The toy network, traced already."""
     graph = toy_onnx.graph(batch=batch)
     graphs = {target.opset: graph for target, *_ in ENGINES.values()}
-    return Workbench(
+    return ExportContext(
         Toy(), dynamic_batch=batch != 1, _made={("graph", opset): graph for opset, graph in graphs.items()}
     )
 
@@ -100,14 +100,14 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(engine: str) -> Built:
+def built(engine: str) -> BuiltArtifact:
     name, _, form = engine.partition(", ")
     target, candidate, _, _ = ENGINES[name]
-    made: Built = load_entry(EXPORTERS[candidate.format])(bench("N" if form else 1), target, candidate)
+    made: BuiltArtifact = load_entry(EXPORTERS[candidate.format])(bench("N" if form else 1), target, candidate)
     return made
 
 
-def write(path: Path, built: Built, spec: Spec = SPEC, golden: dict[str, bytes] | None = None) -> Bundle:
+def write(path: Path, built: BuiltArtifact, spec: Spec = SPEC, golden: dict[str, bytes] | None = None) -> Bundle:
     return write_bundle(
         path,
         spec=spec,
@@ -120,14 +120,14 @@ def write(path: Path, built: Built, spec: Spec = SPEC, golden: dict[str, bytes] 
 
 
 @pytest.fixture(scope="module")
-def bundle(engine: str, built: Built, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(engine: str, built: BuiltArtifact, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """With golden cases whose `expected` the engine itself has computed, as an export does it."""
     folder = tmp_path_factory.mktemp("engine")
     draft = write(folder / "draft.dermedge", built)
     if engine == "tensorrt":
-        from dermedge_export.build import build
+        from dermedge_export.build import build_engine
 
-        build(draft)
+        build_engine(draft)
     with load(draft) as model:
         cases = golden_cases(SPEC, single, model.run, {})
     return write(folder / "contract.dermedge", built, SPEC, golden_files(cases))
@@ -214,7 +214,7 @@ class TestErrors:
         equal(runtime.run(PIXELS[:1]), expected)
 
     def test_a_damaged_artifact_is_refused_in_one_line(
-        self, built: Built, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self, built: BuiltArtifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         broken = replace(built, files=dict.fromkeys(built.files, b"no model at all"))
         with pytest.raises(EngineError, match="export the model again") as caught:
@@ -223,7 +223,7 @@ class TestErrors:
         assert "\n" not in str(caught.value)
         assert capfd.readouterr() == ("", "")
 
-    def test_the_artifact_of_another_model_is_refused(self, built: Built, tmp_path: Path) -> None:
+    def test_the_artifact_of_another_model_is_refused(self, built: BuiltArtifact, tmp_path: Path) -> None:
         diagnosis, malignancy = SPEC.tasks
         fewer = replace(SPEC, tasks=(replace(diagnosis, labels=diagnosis.labels[:2]), malignancy))
         with pytest.raises(EngineError, match=r"'diagnosis' is float32 \[.*3\], not float32 \[.*2\]"):
@@ -307,15 +307,15 @@ def test_a_signal_after_models_were_closed_in_any_order_is_survived(bundle: Bund
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 class TestOpenVino:
     @pytest.fixture
-    def made(self) -> Built:
+    def made(self) -> BuiltArtifact:
         return load_entry(EXPORTERS["openvino"])(bench(), CPU, Candidate("fp32", "openvino"))
 
     @pytest.fixture
-    def fp32(self, made: Built, tmp_path: Path) -> Bundle:
+    def fp32(self, made: BuiltArtifact, tmp_path: Path) -> Bundle:
         return write(tmp_path / "fp32.dermedge", made)
 
     @pytest.fixture
-    def bf16(self, made: Built, tmp_path: Path) -> Bundle:
+    def bf16(self, made: BuiltArtifact, tmp_path: Path) -> Bundle:
         return write(tmp_path / "bf16.dermedge", replace(made, artifact=replace(made.artifact, precision="bf16")))
 
     def test_both_hints_give_the_same_numbers(self, fp32: Bundle) -> None:
@@ -329,20 +329,20 @@ class TestOpenVino:
             OpenVinoRuntime.open(fp32, hint="fast")  # type: ignore[arg-type]
 
     def test_fp32_is_computed_in_float32_and_bf16_in_bfloat16(self, fp32: Bundle, bf16: Bundle) -> None:
-        if not {"avx512_bf16", "amx_bf16"} & set(device()["flags"].split()):
+        if not {"avx512_bf16", "amx_bf16"} & set(describe_device()["flags"].split()):
             pytest.skip("this CPU has no bfloat16")
         exact, coarse = OpenVinoRuntime.open(fp32).run(PIXELS), OpenVinoRuntime.open(bf16).run(PIXELS)
         for name, values in exact.items():
             assert 1e-5 < np.abs(coarse[name] - values).max() < 0.05
 
-    def test_a_precision_that_openvino_replaces_is_an_error(self, made: Built) -> None:
+    def test_a_precision_that_openvino_replaces_is_an_error(self, made: BuiltArtifact) -> None:
         import openvino
 
         core = openvino.Core()
         weights = openvino.Tensor(np.frombuffer(made.files["model/model.bin"], np.uint8))
         model = core.read_model(made.files["model/model.xml"], weights)
         # No CPU plugin computes in float16 on x86: it takes bfloat16 or float32 in its place.
-        with kept_signal_stack():
+        with keep_signal_stack():
             compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f16"})
         if compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f16:
             pytest.skip("this CPU has float16")
@@ -350,10 +350,10 @@ class TestOpenVino:
             EngineError, match=r"computes in b?f(16|32), and the model was exported for f16: export it again"
         ):
             check_precision(compiled, "f16")
-        with kept_signal_stack():
+        with keep_signal_stack():
             check_precision(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), "f32")
 
-    def test_an_artifact_without_its_weights_is_refused(self, made: Built, tmp_path: Path) -> None:
+    def test_an_artifact_without_its_weights_is_refused(self, made: BuiltArtifact, tmp_path: Path) -> None:
         alone = replace(made, files={"model/model.xml": made.files["model/model.xml"]})
         with pytest.raises(EngineError, match=r"model holds \['model/model.xml'\], not one .xml and one .bin"):
             load(write(tmp_path / "alone.dermedge", alone))

@@ -16,7 +16,7 @@ import rfc8785
 from dermedge_runtime.canonical_json import canonical_json, parse_json, pretty_json, read_json
 from dermedge_runtime.errors import BundleError, DataError, DermedgeError, MissingExtraError, UsageError
 from dermedge_runtime.files import atomic_folder, atomic_write, sha256_file, sha256_hex
-from dermedge_runtime.registry import entries, load_entry, lookup, pick
+from dermedge_runtime.registry import list_entries, load_entry, lookup, pick_known
 
 # RFC 8785, appendix B: IEEE 754 bits and the text they must become.
 RFC_NUMBERS = {
@@ -240,10 +240,10 @@ def test_a_kill_during_an_atomic_write_leaves_the_old_file(tmp_path):
 
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(UsageError, match=r"unknown target 'jetsn'; did you mean 'jetson'\? known: cpu, jetson"):
-        pick("target", "jetsn", ["jetson", "cpu"])
+        pick_known("target", "jetsn", ["jetson", "cpu"])
     with pytest.raises(UsageError, match=r"unknown target 'x'; known: none"):
-        pick("target", "x", [])
-    assert pick("target", "cpu", ["jetson", "cpu"]) == "cpu"
+        pick_known("target", "x", [])
+    assert pick_known("target", "cpu", ["jetson", "cpu"]) == "cpu"
 
 
 def test_entry_points_add_names_but_cannot_take_built_in_ones(tmp_path, monkeypatch):
@@ -253,7 +253,7 @@ def test_entry_points_add_names_but_cannot_take_built_in_ones(tmp_path, monkeypa
     (info / "entry_points.txt").write_text("[dermedge.runtimes]\nonnx = evil:Runtime\nplugged = json:loads\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     builtin = {"onnx": "json:dumps"}
-    assert entries(builtin, "dermedge.runtimes") == {"onnx": "json:dumps", "plugged": "json:loads"}
+    assert list_entries(builtin, "dermedge.runtimes") == {"onnx": "json:dumps", "plugged": "json:loads"}
     assert lookup("format", "plugged", builtin, "dermedge.runtimes") is json.loads
     assert lookup("format", "onnx", builtin, "dermedge.runtimes") is json.dumps
     with pytest.raises(UsageError, match=r"did you mean 'plugged'"):

@@ -3,7 +3,7 @@ import onnx
 import pytest
 
 from dermedge_runtime.errors import BundleError, EngineError
-from dermedge_runtime.onnxruntime import CPU, OrtRuntime, check_placement
+from dermedge_runtime.onnxruntime import CPU, OnnxRuntime, check_placement
 from support import toy_onnx
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
@@ -17,7 +17,7 @@ def bundle_of(tmp_path):
 @pytest.mark.parametrize("batch", [1, "N"])
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_outputs_are_those_of_the_network_for_any_number_of_images(bundle_of, batch, threads):
-    runtime = OrtRuntime.open(bundle_of(toy_onnx.graph(batch=batch)), threads=threads)
+    runtime = OnnxRuntime.open(bundle_of(toy_onnx.graph(batch=batch)), threads=threads)
     for count in (1, 5):
         outputs = runtime.run(PIXELS[:count])
         for name, expected in toy_onnx.forward(PIXELS[:count]).items():
@@ -27,7 +27,7 @@ def test_outputs_are_those_of_the_network_for_any_number_of_images(bundle_of, ba
 
 
 def test_outputs_of_one_call_survive_the_next(bundle_of):
-    runtime = OrtRuntime.open(bundle_of(toy_onnx.graph()))
+    runtime = OnnxRuntime.open(bundle_of(toy_onnx.graph()))
     first = runtime.run(PIXELS[:1])
     kept = {name: values.copy() for name, values in first.items()}
     runtime.run(PIXELS[1:2])
@@ -38,7 +38,7 @@ def test_outputs_of_one_call_survive_the_next(bundle_of):
 def test_the_engine_names_itself_and_prints_nothing(bundle_of, capfd):
     import onnxruntime
 
-    runtime = OrtRuntime.open(bundle_of(toy_onnx.graph()))
+    runtime = OnnxRuntime.open(bundle_of(toy_onnx.graph()))
     runtime.run(PIXELS)
     assert (runtime.name, runtime.version) == ("onnxruntime", onnxruntime.__version__)
     assert capfd.readouterr() == ("", "")
@@ -57,18 +57,18 @@ MISFITS = {
 @pytest.mark.parametrize(("options", "message"), MISFITS.values(), ids=MISFITS.keys())
 def test_a_graph_that_does_not_fit_its_spec_is_refused(bundle_of, options, message):
     with pytest.raises(EngineError, match=message):
-        OrtRuntime.open(bundle_of(toy_onnx.graph(**options)))
+        OnnxRuntime.open(bundle_of(toy_onnx.graph(**options)))
 
 
 def test_what_onnxruntime_refuses_is_one_error(bundle_of, capfd):
     with pytest.raises(EngineError, match=r"refuses model\.onnx .*onnxruntime>=1\.17") as caught:
-        OrtRuntime.open(bundle_of(b"no graph at all"))
+        OnnxRuntime.open(bundle_of(b"no graph at all"))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
 
 def test_what_onnxruntime_fails_on_is_one_error(bundle_of, capfd):
-    runtime = OrtRuntime.open(bundle_of(toy_onnx.graph()))
+    runtime = OnnxRuntime.open(bundle_of(toy_onnx.graph()))
     with pytest.raises(EngineError, match=r"failed on uint8 \[1, 40, 48, 3\]"):
         runtime.run(PIXELS[:1, :40])
     assert capfd.readouterr() == ("", "")
@@ -76,11 +76,11 @@ def test_what_onnxruntime_fails_on_is_one_error(bundle_of, capfd):
 
 def test_an_unknown_provider_is_refused_and_not_silently_replaced(bundle_of):
     with pytest.raises(EngineError, match=r"no NpuProvider, only .*CPUExecutionProvider"):
-        OrtRuntime.open(bundle_of(toy_onnx.graph()), providers=("NpuProvider", "CPUExecutionProvider"))
+        OnnxRuntime.open(bundle_of(toy_onnx.graph()), providers=("NpuProvider", "CPUExecutionProvider"))
 
 
 def test_placement_counts_the_nodes_that_the_cpu_computes(bundle_of):
-    placement = OrtRuntime.open(bundle_of(toy_onnx.graph())).placement()
+    placement = OnnxRuntime.open(bundle_of(toy_onnx.graph())).placement()
     assert set(placement) == {CPU}
     assert placement[CPU]["Conv"] == 1
     assert placement[CPU]["Gemm"] == 2
@@ -95,9 +95,9 @@ def test_a_provider_that_leaves_everything_to_the_cpu_is_an_error(bundle_of):
     with pytest.raises(
         EngineError, match=r"^AzureExecutionProvider cannot compute \d+ of \d+ nodes \(2 Gemm, .*fell back"
     ):
-        OrtRuntime.open(bundle, providers=("AzureExecutionProvider",))
+        OnnxRuntime.open(bundle, providers=("AzureExecutionProvider",))
     with pytest.raises(EngineError, match=r"^AzureExecutionProvider computes none of the \d+ nodes"):
-        OrtRuntime.open(bundle, providers=("AzureExecutionProvider", CPU))
+        OnnxRuntime.open(bundle, providers=("AzureExecutionProvider", CPU))
 
 
 CUDA = "CUDAExecutionProvider"
@@ -128,7 +128,7 @@ class TestPlacement:
 
 
 def test_a_closed_session_says_so(bundle_of):
-    runtime = OrtRuntime.open(bundle_of(toy_onnx.graph()))
+    runtime = OnnxRuntime.open(bundle_of(toy_onnx.graph()))
     runtime.close()
     runtime.close()
     with pytest.raises(EngineError, match="closed"):
@@ -139,4 +139,4 @@ def test_a_file_that_changed_after_opening_is_refused(bundle_of):
     bundle = bundle_of(toy_onnx.graph())
     (bundle.path / "model.onnx").write_bytes(toy_onnx.graph(labels=2))
     with pytest.raises(BundleError):
-        OrtRuntime.open(bundle)
+        OnnxRuntime.open(bundle)

@@ -25,7 +25,7 @@ from dermedge_runtime.tensorrt.engine_cache import (
     store,
     usable,
 )
-from dermedge_runtime.tensorrt.precision import read_back
+from dermedge_runtime.tensorrt.precision import read_precision
 from dermedge_runtime.tensorrt.runtime import TensorRtRuntime
 from support import fake_tensorrt, toy_onnx
 
@@ -273,13 +273,13 @@ class TestPrecision:
         ],
     )
     def test_a_layers_precision_is_read(self, told, width):
-        assert dict(read_back([told, layer(weights="Int8"), layer(weights="Half")], "fp16").counts)[width] >= 1
+        assert dict(read_precision([told, layer(weights="Int8"), layer(weights="Half")], "fp16").counts)[width] >= 1
         if width == "fp16":
-            assert dict(read_back([told], "fp16").counts) == {"fp16": 1}
+            assert dict(read_precision([told], "fp16").counts) == {"fp16": 1}
 
     def test_layers_that_move_data_do_not_count(self):
         moves = [layer(kind="Reformat", inputs=["Int8"]), layer(kind="NoOp", inputs=["Int8"]), "not JSON", '"name"']
-        found = read_back([*moves, layer(weights="Half"), layer("gemm", "head", "Float")], "fp16")
+        found = read_precision([*moves, layer(weights="Half"), layer("gemm", "head", "Float")], "fp16")
         assert dict(found.counts) == {"fp16": 1, "fp32": 1}
         assert (found.layers, found.wider, found.unread) == (6, ("head",), 0)
 
@@ -295,11 +295,11 @@ class TestPrecision:
     )
     def test_an_engine_that_is_not_what_was_asked_for_is_refused(self, layers, precision):
         with pytest.raises(EngineError, match=rf"asked for in {re.escape(precision)}, but no layer computes in"):
-            read_back(layers, precision)
+            read_precision(layers, precision)
 
     def test_the_wider_layers_of_an_int8_engine_are_named(self):
         told = [layer(name="a", weights="Int8"), layer(name="b", weights="Half"), layer("gemm", "c", "Float")]
-        found = read_back(told, "int8+fp16")
+        found = read_precision(told, "int8+fp16")
         assert (found.asked, dict(found.counts), found.wider) == ("int8", {"fp16": 1, "fp32": 1, "int8": 1}, ("b", "c"))
 
 

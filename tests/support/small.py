@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from onnx import helper, numpy_helper
 
-from dermedge.data import generate, read_table, with_split
-from dermedge.models import Student, load_student
+from dermedge.data import draw_data_set, read_table, with_split
+from dermedge.models import TrainedModel, load_model_folder
 from dermedge.train import Schedule, distill, finetune
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Workbench
+from dermedge_export.context import BuiltArtifact, ExportContext
 from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.target import CPU, Target
 
@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 def data_set(base: Path) -> Path:
     """80 procedural lesions of 64 x 48 pixels, every row in a split. `base` is the test session's folder."""
     folder = base / "small" / "lesions"
-    generate(folder, count=80, seed=11, size=(64, 48))
+    draw_data_set(folder, count=80, seed=11, size=(64, 48))
     return write(folder, with_split(read_table(folder)).frame)
 
 
@@ -68,13 +68,13 @@ def many_tasks_folder(base: Path) -> Path:
     return out
 
 
-def train(data: Path, out: Path, **changes: Any) -> Student:
+def train(data: Path, out: Path, **changes: Any) -> TrainedModel:
     """The small teacher's training, with some arguments changed; it drops paths at random, as many networks do."""
     arguments = {"backbone": WIDE, "backbone_args": {"drop_path_rate": 0.2}, "size": SIZE, "schedule": SCHEDULE}
     return finetune(data, out, **{**arguments, **changes})
 
 
-def learn(teacher: Path, data: Path, out: Path, **changes: Any) -> Student:
+def learn(teacher: Path, data: Path, out: Path, **changes: Any) -> TrainedModel:
     """The small student's distillation, with some arguments changed."""
     return distill(teacher, data, out, **{"backbone": NARROW, "views": 2, "schedule": SCHEDULE, **changes})
 
@@ -138,34 +138,34 @@ def die_before(name: str, time: int = 1) -> None:
     Path.replace = replace  # type: ignore[method-assign]
 
 
-BUILT: list[Built] = []
+BUILT: list[BuiltArtifact] = []
 PREBUILT = Target(
     *("prebuilt", "prebuilt", ("fp32",), "onnxruntime", ("onnxruntime>=1.17",), 18, "in the tests"), native=True
 )
 
 
-def prebuilt(work: Workbench, target: Target, candidate: Candidate) -> Built:
+def prebuilt(context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact:
     """An exporter that hands out what was built before; most promises of `export` are not about tracing."""
     return replace(BUILT[-1], artifact=replace(BUILT[-1].artifact, precision=candidate.precision))
 
 
 @functools.cache
-def built(folder: Path) -> Built:
+def built(folder: Path) -> BuiltArtifact:
     """A student's ONNX artifact, traced once."""
-    return export_onnx(Workbench(load_student(folder)), CPU, Candidate("fp32", "onnx"))
+    return export_onnx(ExportContext(load_model_folder(folder)), CPU, Candidate("fp32", "onnx"))
 
 
-def with_noise(artifact: Built) -> Built:
+def with_noise(artifact: BuiltArtifact) -> BuiltArtifact:
     """The artifact with one weight matrix slightly off, as a quantizer might leave it."""
     model = onnx.load_model_from_string(artifact.files["model.onnx"])
     weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     values = numpy_helper.to_array(weights).copy()
     values += 0.05 * values.std() * (-1) ** (torch.arange(values.size).numpy().reshape(values.shape) % 3 == 0)
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    return Built(artifact.artifact, {"model.onnx": model.SerializeToString()})
+    return BuiltArtifact(artifact.artifact, {"model.onnx": model.SerializeToString()})
 
 
-def with_bgr(artifact: Built) -> Built:
+def with_bgr(artifact: BuiltArtifact) -> BuiltArtifact:
     """The artifact reading its input as BGR."""
     model = onnx.load_model_from_string(artifact.files["model.onnx"])
     for node in model.graph.node:
@@ -174,4 +174,4 @@ def with_bgr(artifact: Built) -> Built:
                 node.input[index] = "bgr"
     model.graph.initializer.append(helper.make_tensor("bgr.order", onnx.TensorProto.INT64, [3], [2, 1, 0]))
     model.graph.node.insert(0, helper.make_node("Gather", ["image", "bgr.order"], ["bgr"], axis=3))
-    return Built(artifact.artifact, {"model.onnx": model.SerializeToString()})
+    return BuiltArtifact(artifact.artifact, {"model.onnx": model.SerializeToString()})

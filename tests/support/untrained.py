@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from dermedge.models import Network, Student, save_student
+from dermedge.models import Network, TrainedModel, save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_preprocess, make_spec
 from dermedge_runtime.spec import Task
@@ -27,7 +27,7 @@ def teacher(
     chosen = Backbone(backbone, extra.pop("args", {}), stages=extra.pop("stages", None))
     tasks = (Task("embedding", "embed"),)
     spec = make_spec("untrained", tasks, make_preprocess(size, fit), {})
-    save_student(Student(Network(chosen, tasks), spec, chosen, "teacher", **extra), folder)
+    save_model_folder(TrainedModel(Network(chosen, tasks), spec, chosen, "teacher", **extra), folder)
     return folder
 
 
@@ -56,7 +56,7 @@ def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[st
 
 
 def data_set(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A folder with a picture of noise per row in the colour of its `looks`; the other keys are columns."""
+    """A folder with a picture of noise per row in the colour of its `comparisons`; the other keys are columns."""
     (folder / "images").mkdir(parents=True)
     rng, table = np.random.default_rng(7), []
     for number, row in enumerate(rows):

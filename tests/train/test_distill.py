@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dermedge.data import digests, generate, read_table
-from dermedge.models import Network, load_student
+from dermedge.data import digests, draw_data_set, read_table
+from dermedge.models import Network, load_model_folder
 from dermedge.models.initialize import narrow
 from dermedge.train import Schedule
 from dermedge.train.distill import turned
@@ -41,7 +41,7 @@ class TestResult:
     def test_the_student_is_a_smaller_model_with_its_teachers_contract(
         self, teacher: Path, data: Path, student: Path
     ) -> None:
-        model, master = load_student(student), load_student(teacher)
+        model, master = load_model_folder(student), load_model_folder(teacher)
         assert {path.name for path in student.iterdir()} == {
             "run.json",
             "split.csv",
@@ -59,7 +59,7 @@ class TestResult:
             assert flat(model.module(pixels(3))).shape == (3, 7)
 
     def test_its_lineage_names_its_teacher(self, teacher: Path, student: Path) -> None:
-        lineage = load_student(student).spec.lineage
+        lineage = load_model_folder(student).spec.lineage
         assert lineage["teacher"]["weights"] == weights(teacher)
         assert lineage["teacher"]["backbone"] == "timm mobilenetv2_050"
         assert lineage["student"]["init"] == f"teacher, sha256 {weights(teacher)}"
@@ -76,7 +76,7 @@ class TestResult:
     def test_it_starts_as_its_teacher_pruned(self, teacher: Path, data: Path, tmp_path: Path) -> None:
         still = replace(SHORT, lr=1e-12)
         model = learn(teacher, data, tmp_path / "pruned", views=1, schedule=still)
-        master = load_student(teacher)
+        master = load_model_folder(teacher)
         expected = Network(replace(master.backbone, name=NARROW), master.spec.tasks)
         narrow(master, expected, SIZE)
         for (name, one), other in zip(model.module.named_parameters(), expected.parameters(), strict=True):
@@ -87,10 +87,10 @@ class TestResult:
 
 def test_a_shorter_student_is_kept_and_returned(teacher: Path, data: Path, tmp_path: Path) -> None:
     made = learn(teacher, data, tmp_path / "short", stages=3, views=1, schedule=SHORT)
-    loaded = load_student(tmp_path / "short")
+    loaded = load_model_folder(tmp_path / "short")
     assert loaded.backbone.stages == 3
     assert loaded.spec.lineage["student"]["init"].startswith("teacher")
-    assert loaded.metrics["parameters"] < 0.2 * load_student(teacher).metrics["parameters"]
+    assert loaded.metrics["parameters"] < 0.2 * load_model_folder(teacher).metrics["parameters"]
     images = pixels(2)
     with torch.no_grad():
         assert torch.equal(flat(loaded.module(images)), flat(made.module(images)))
@@ -124,7 +124,7 @@ class TestKill:
         assert (out / "cache" / "view-0.safetensors").stat().st_mtime_ns == seen["view-0.safetensors"]
         assert record(out)["finished"] is False
         with pytest.raises(DataError):
-            load_student(out)
+            load_model_folder(out)
         notes: list[str] = []
         learn(teacher, data, out, progress=lambda done, total, note: notes.append(note))
         assert notes
@@ -156,7 +156,7 @@ class TestKill:
 def further(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 new pictures, and some that the main table has in train, val and test."""
     folder = tmp_path_factory.mktemp("further") / "clinic"
-    generate(folder, count=12, seed=77, size=(64, 48))
+    draw_data_set(folder, count=12, seed=77, size=(64, 48))
     frame = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(licence="CC-BY-NC-4.0")
     main = read_table(data).frame
     for split in ("train", "val", "test"):
@@ -179,7 +179,7 @@ class TestUnlabelled:
     def test_its_new_pictures_are_learned_from_but_none_that_is_measured_on(
         self, data: Path, further: Path, taught: Path
     ) -> None:
-        main, model = read_table(data), load_student(taught)
+        main, model = read_table(data), load_model_folder(taught)
         files = digests(main)
         held_out = {files[name] for name in main.frame.loc[main.frame["split"] == "test", "image_id"]}
         new = set(digests(read_table(further))) - set(files)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from conftest import folder_bytes
 from dermedge.data import digests, read_table, table_digest
-from dermedge.models import load_student
+from dermedge.models import load_model_folder
 from dermedge.train import Schedule
-from dermedge.train.loop import Fitted, fit
+from dermedge.train.loop import FitResult, fit
 from dermedge.train.losses import adjusted_cross_entropy
 from dermedge_runtime.errors import DataError, UsageError
 from support.small import SCHEDULE, SIZE, WIDE, die, die_before, edited, flat, in_process, pixels, train
@@ -60,7 +60,7 @@ class TestResult:
         from dermedge.train.samples import Frames, read_samples
         from dermedge_export.evaluation.metrics import balanced_accuracy
 
-        model = load_student(teacher)
+        model = load_model_folder(teacher)
         samples, tasks = read_samples(data)
         assert model.spec.tasks == tasks
         assert model.role == "teacher"
@@ -79,7 +79,7 @@ class TestResult:
     def test_it_keeps_what_it_has_learned_from(self, data: Path, teacher: Path) -> None:
         table = read_table(data)
         files = digests(table)
-        model = load_student(teacher)
+        model = load_model_folder(teacher)
         expected = [(row.image_id, files[row.image_id], row.split) for row in table.frame.itertuples()]
         assert list(model.split) == expected
         seen = table.frame.loc[table.frame["split"] != "test", "image_id"]
@@ -107,7 +107,7 @@ class TestRepetition:
         assert folder_bytes(teacher) == before
         images = pixels(2)
         with torch.no_grad():
-            assert torch.equal(flat(model.module(images)), flat(load_student(teacher).module(images)))
+            assert torch.equal(flat(model.module(images)), flat(load_model_folder(teacher).module(images)))
 
     def test_another_run_in_the_folder_is_refused_and_left_alone(
         self, data: Path, teacher: Path, tmp_path: Path
@@ -130,7 +130,7 @@ class TestRepetition:
         train(data, tmp_path / "fresh", **changes)
         assert weights(folder) == weights(tmp_path / "fresh") != weights(teacher)
         assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "fresh").iterdir()}
-        assert load_student(folder).role == "student"
+        assert load_model_folder(folder).role == "student"
 
     def test_a_folder_of_other_things_is_refused(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "holiday.txt").write_text("photographs")
@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
         assert in_process(killed_training, data, out, place, time) == -9, place
         assert not (out / "teacher.json").exists()
         with pytest.raises(DataError, match=r"neither student\.json nor teacher\.json"):
-            load_student(out)
+            load_model_folder(out)
         if place != "run.json":
             assert record(out)["finished"] is False
     spent = record(out)["wall_seconds"]
@@ -243,7 +243,7 @@ class TestBadInput:
             train(bad, tmp_path / "out")
         assert record(tmp_path / "out")["finished"] is False
         with pytest.raises(DataError):
-            load_student(tmp_path / "out")
+            load_model_folder(tmp_path / "out")
 
     def test_what_val_cannot_tell_is_left_out_and_the_run_stays_readable(self, data: Path, tmp_path: Path) -> None:
         def benign(frame: pd.DataFrame) -> pd.DataFrame:
@@ -251,7 +251,7 @@ class TestBadInput:
 
         bad = edited(data, tmp_path / "benign", benign)
         train(bad, tmp_path / "out", schedule=SHORT)
-        model = load_student(tmp_path / "out")
+        model = load_model_folder(tmp_path / "out")
         assert "malignant_auroc" not in model.metrics["val"]
         assert "balanced_accuracy" in model.metrics["val"]
         assert [task.name for task in model.spec.tasks] == ["diagnosis", "malignancy"]
@@ -285,7 +285,7 @@ class TestDamage:
         folder = Path(shutil.copytree(teacher, tmp_path / "teacher"))
         damage(folder)
         with pytest.raises(DataError, match=str(folder)):
-            load_student(folder)
+            load_model_folder(folder)
 
     def test_a_damaged_checkpoint_is_named(self, data: Path, tmp_path: Path) -> None:
         steps = (read_table(data).frame["split"] == "train").sum() // SCHEDULE.batch_size
@@ -320,7 +320,7 @@ class TestLoop:
     def test_it_stops_when_the_score_no_longer_rises_and_keeps_the_best(self, tmp_path: Path) -> None:
         seen: list[torch.Tensor] = []
         network, fitted = self.fit(tmp_path, iter([0.5, 0.7, 0.6, 0.7, 0.9]), seen)
-        assert isinstance(fitted, Fitted)
+        assert isinstance(fitted, FitResult)
         assert [epoch["score"] for epoch in fitted.history] == [0.5, 0.7, 0.6, 0.7]
         assert fitted.best_epoch == 1
         assert fitted.metrics["score"] == 0.7

@@ -6,7 +6,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from dermedge.models import Network, Student
+from dermedge.models import Network, TrainedModel
 from dermedge.models.initialize import (
     BATCH_NORMS,
     backbone_of_file,
@@ -142,8 +142,8 @@ class TestFiles:
 
 
 class TestPruning:
-    def teacher(self, made: Network, name: str) -> Student:
-        return Student(made, SPEC, Backbone(name), "teacher")
+    def teacher(self, made: Network, name: str) -> TrainedModel:
+        return TrainedModel(made, SPEC, Backbone(name), "teacher")
 
     def test_to_the_same_width_is_the_identity(self) -> None:
         wide, made = network(WIDE, seed=1), network(WIDE, seed=2)

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 from dermedge.data.taxonomy import TAXONOMY
-from dermedge.train.hybrid.label_space import label_space, sources_vocabulary, targets
+from dermedge.train.hybrid.label_space import label_space, label_targets, sources_vocabulary
 from dermedge.train.hybrid.prototypes import make_prototypes
 from dermedge_runtime.errors import DataError
 
@@ -21,20 +21,20 @@ def named(flags: np.ndarray) -> set[str]:
 
 class TestTargets:
     def test_a_diagnosis_holds_together_with_all_wider_ones(self) -> None:
-        true, _ = targets(["sk"], sources_vocabulary(["sk", "mel"]), SPACE)
+        true, _ = label_targets(["sk"], sources_vocabulary(["sk", "mel"]), SPACE)
         assert named(true[0]) == {"sk", "bkl", "keratinocytic"}
 
     def test_a_source_says_nothing_of_classes_that_it_cannot_label(self) -> None:
-        _, known = targets(["mel"], sources_vocabulary(["sk", "mel"]), SPACE)
+        _, known = label_targets(["mel"], sources_vocabulary(["sk", "mel"]), SPACE)
         assert named(known[0]) == {"sk", "bkl", "keratinocytic", "mel", "melanocytic"}
 
     def test_a_wide_label_leaves_open_which_narrower_one_it_is(self) -> None:
-        true, known = targets(["bkl", "sk"], sources_vocabulary(["bkl", "sk", "nv"]), SPACE)
+        true, known = label_targets(["bkl", "sk"], sources_vocabulary(["bkl", "sk", "nv"]), SPACE)
         assert "sk" not in named(known[0])
         assert named(true[1]) & named(known[1]) == {"sk", "bkl", "keratinocytic"}
 
     def test_an_unlabelled_row_counts_nowhere(self) -> None:
-        true, known = targets(["", "nv"], sources_vocabulary(["nv", "mel"]), SPACE)
+        true, known = label_targets(["", "nv"], sources_vocabulary(["nv", "mel"]), SPACE)
         assert not true[0].any()
         assert not known[0].any()
 

@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from dermedge.data.taxonomy import TAXONOMY
-from dermedge.models import Student, load_student
+from dermedge.models import TrainedModel, load_model_folder
 from dermedge.train import Schedule, finetune
 from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
-from dermedge.train.hybrid.crops import Crops, Shares, collate, keys
+from dermedge.train.hybrid.crops import Crops, RankSampler, collate, keys
 from dermedge.train.hybrid.model import Branch, HybridStudent
-from dermedge.train.hybrid.pretrain import doubts
+from dermedge.train.hybrid.pretrain import training_warnings
 from dermedge.train.hybrid.recipe import HybridRecipe as Recipe
 from dermedge_runtime.errors import DataError, UsageError
 from support import small
@@ -56,8 +56,8 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(lesions: Path, tmp_path: Path) -> Callable[..., Student]:
-    def run(out: str, data: Any = None, **options: Any) -> Student:
+def train(lesions: Path, tmp_path: Path) -> Callable[..., TrainedModel]:
+    def run(out: str, data: Any = None, **options: Any) -> TrainedModel:
         recipe = replace(RECIPE, **{name: options.pop(name) for name in list(options) if hasattr(RECIPE, name)})
         return pretrain(data or [lesions], tmp_path / out, recipe=recipe, workers=0, **options)
 
@@ -78,10 +78,10 @@ def table(lesions: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]
 
 class TestWhatItLeaves:
     def test_a_teacher_that_embeds_and_that_finetune_starts_from(
-        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+        self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         train("teacher")
-        teacher = load_student(tmp_path / "teacher")
+        teacher = load_model_folder(tmp_path / "teacher")
         image = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
         embedded = teacher.module(image)["features"]
         assert embedded.shape == (2, 24)
@@ -93,7 +93,9 @@ class TestWhatItLeaves:
         assert tuned.backbone.name == "vit_tiny_patch16_224"
         assert set(teacher.training_images) <= set(tuned.training_images)
 
-    def test_the_student_learns_and_the_teacher_follows(self, train: Callable[..., Student], tmp_path: Path) -> None:
+    def test_the_student_learns_and_the_teacher_follows(
+        self, train: Callable[..., TrainedModel], tmp_path: Path
+    ) -> None:
         before = train("begin", epochs=1, steps=1, lr=1e-12)
         after = train("end", epochs=8, steps=4)
         curve = [line["label"] for line in log(tmp_path / "end")]
@@ -104,16 +106,16 @@ class TestWhatItLeaves:
         ]
         assert max(moved) > 0
 
-    def test_a_term_that_taught_nothing_is_reported(self, train: Callable[..., Student], tmp_path: Path) -> None:
+    def test_a_term_that_taught_nothing_is_reported(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
         train("even", temperature=(10.0, 10.0), ibot=0.0)  # every image is assigned to all outputs alike
         (warning,) = json.loads((tmp_path / "even" / "run.json").read_text("utf-8"))["warnings"]
         assert "The dino loss ended at" in warning
         assert "3.47 is what the same answer for every image scores" in warning
         learned = {"dino": 0.8 * math.log(32), "ibot": 0.8 * math.log(32), "label": 9.0}
-        assert list(doubts([{"dino": 9.0}, learned], RECIPE)) == []
-        assert list(doubts([{"label": 0.3}], RECIPE)) == []
+        assert list(training_warnings([{"dino": 9.0}, learned], RECIPE)) == []
+        assert list(training_warnings([{"label": 0.3}], RECIPE)) == []
 
-    def test_a_finished_run_is_not_done_again(self, train: Callable[..., Student], tmp_path: Path) -> None:
+    def test_a_finished_run_is_not_done_again(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
         train("teacher")
         stamp = (tmp_path / "teacher" / "weights.safetensors").stat().st_mtime_ns
         train("teacher")
@@ -121,14 +123,14 @@ class TestWhatItLeaves:
         with pytest.raises(UsageError, match="already holds something else"):
             train("teacher", lr=0.02)
 
-    def test_a_cnn_trains_without_the_patch_term(self, train: Callable[..., Student], tmp_path: Path) -> None:
+    def test_a_cnn_trains_without_the_patch_term(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
         teacher = train("cnn", backbone="mobilenetv2_035", backbone_args={}, epochs=1)
         assert "ibot" not in log(tmp_path / "cnn")[0]
         assert torch.isfinite(teacher.module.features(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))).all()
 
     @pytest.mark.parametrize("mode", ["frozen", "learnable", "pulled"])
     def test_prototypes_stay_or_move_as_asked(
-        self, train: Callable[..., Student], monkeypatch: pytest.MonkeyPatch, mode: str
+        self, train: Callable[..., TrainedModel], monkeypatch: pytest.MonkeyPatch, mode: str
     ) -> None:
         heads: list[Any] = []
         build = HybridStudent.__init__
@@ -150,7 +152,7 @@ class TestWhatItLeaves:
 
 class TestLabels:
     def test_tables_with_none_with_some_and_with_all_labels(
-        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+        self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         bare = table(lesions, tmp_path / "bare", lambda f: f.assign(dx="", malignant="", split="", source=""))
         train("alone", [bare])
@@ -162,14 +164,14 @@ class TestLabels:
         assert teacher.spec.lineage["teacher"]["pretrained_on"] == ["procedural", "bare"]
 
     def test_the_label_loss_alone_needs_labels(
-        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+        self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         bare = table(lesions, tmp_path / "bare", lambda f: f.assign(dx="", malignant=""))
         with pytest.raises(UsageError, match="No table has a label"):
             train("alone", [bare], dino=0.0, ibot=0.0)
 
     def test_val_and_test_images_of_one_table_are_not_trained_on_through_another(
-        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+        self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         copy = table(lesions, tmp_path / "copy", lambda f: f.assign(dx="", malignant="", split="", source=""))
         train("both", [lesions, copy])
@@ -214,14 +216,14 @@ class TestViews:
         seen = [key for step in range(5) for key in keys(20, 8, step, seed=0)]
         assert sorted(seen) == [(row, number) for row in range(20) for number in range(2)] or len(set(seen)) == 40
         recipe = replace(RECIPE, accumulate=2, epochs=1, steps=1)
-        shares = [list(Shares(20, recipe, 0, 0, rank, 2)) for rank in range(2)]
+        shares = [list(RankSampler(20, recipe, 0, 0, rank, 2)) for rank in range(2)]
         whole = [key for part in range(2) for rank in range(2) for key in shares[rank][part]]
         assert whole == keys(20, 8, 0, seed=0)
 
 
 class TestBrokenImages:
     def test_one_that_does_not_decode_is_skipped_counted_and_reported(
-        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+        self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         broken = table(lesions, tmp_path / "broken", lambda f: f)
         name = pd.read_csv(broken / "metadata.csv").query("split == 'train'")["image"].iloc[0]
@@ -232,7 +234,7 @@ class TestBrokenImages:
         assert run["unreadable"] == [f"broken/{Path(name).stem}"]
 
     def test_more_than_one_in_a_hundred_is_an_error(
-        self, train: Callable[..., Student], lesions: Path, tmp_path: Path
+        self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         broken = table(lesions, tmp_path / "broken", lambda f: f)
         for name in pd.read_csv(broken / "metadata.csv").query("split == 'train'")["image"].iloc[:3]:
@@ -244,7 +246,7 @@ class TestBrokenImages:
 
 class TestKills:
     def test_a_killed_run_goes_on_to_the_same_curve_and_weights(
-        self, train: Callable[..., Student], tmp_path: Path
+        self, train: Callable[..., TrainedModel], tmp_path: Path
     ) -> None:
         whole = train("whole")
 
@@ -261,7 +263,7 @@ class TestKills:
         for name, tensor in whole.module.state_dict().items():
             assert torch.equal(tensor, resumed.module.state_dict()[name]), name
 
-    def test_parts_of_a_step_add_up_to_the_step(self, train: Callable[..., Student], tmp_path: Path) -> None:
+    def test_parts_of_a_step_add_up_to_the_step(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
         options: dict[str, Any] = {"koleo": 0.0, "drop_path": 0.0}  # KoLeo sees one part only
         train("whole", **options)
         train("parts", accumulate=2, **options)
@@ -301,7 +303,7 @@ class TestTwoProcesses:
         assert len(one) == len(two) == 6
         for alone, together in zip(one, two, strict=True):
             assert together == pytest.approx(alone, rel=2e-4, abs=1e-5)
-        weights = [load_student(tmp_path / name).module.state_dict() for name in ("1", "2")]
+        weights = [load_model_folder(tmp_path / name).module.state_dict() for name in ("1", "2")]
         for name, tensor in weights[0].items():
             assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
 

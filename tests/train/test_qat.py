@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from dermedge.models import Network, Student
-from dermedge.models.model_folder import save_student
+from dermedge.models import Network, TrainedModel
+from dermedge.models.model_folder import save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.train import Schedule
 from dermedge.train.qat import QuantizationAwareTraining
 from dermedge.train.samples import Frames, read_samples
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Workbench
+from dermedge_export.context import ExportContext
 from dermedge_export.quantization.qat import fake_quantized, qat_graph
 from dermedge_export.target import CPU
 from dermedge_runtime.errors import UsageError
@@ -29,7 +29,7 @@ SCHEDULE = Schedule(epochs=7, batch_size=16, lr=3e-4, weight_decay=0.0, warmup=0
 SHORT = replace(SCHEDULE, epochs=2)
 
 
-def make(data: Path, seed: int = 0) -> Student:
+def make(data: Path, seed: int = 0) -> TrainedModel:
     """A network of random weights whose answers differ from picture to picture."""
     samples, tasks = read_samples(data)
     backbone, spec = Backbone("test_resnet"), Spec("random", "1", tasks, Preprocess(SIZE))
@@ -45,10 +45,10 @@ def make(data: Path, seed: int = 0) -> Student:
         for head in network.heads.values():
             head.weight *= 2 / (features @ head.weight.T).std()
             head.bias.copy_(-(features @ head.weight.T).mean(0))
-    return Student(network, spec, backbone)
+    return TrainedModel(network, spec, backbone)
 
 
-def quantized(student: Student, data: Path, widened: float = 16.0) -> tuple[Any, Calibration]:
+def quantized(student: TrainedModel, data: Path, widened: float = 16.0) -> tuple[Any, Calibration]:
     """The student with fake quantizers whose ranges are too wide, as an outlier in calibration leaves them."""
     samples, _ = read_samples(data, student.spec.tasks)
     rows, frames = samples.rows("train")[:32], Frames(samples.paths, student.spec.preprocess)
@@ -68,7 +68,7 @@ def widen(module: Any, node: Any, factor: float) -> None:
     getattr(module, name).add_(np.log(factor) / step.args[0].args[1])
 
 
-def qat(student: Student, data: Path, folder: Path, **changes: Any) -> Any:
+def qat(student: TrainedModel, data: Path, folder: Path, **changes: Any) -> Any:
     module, calibration = quantized(student, data)
     arguments = {"schedule": SCHEDULE, **changes}
     return QuantizationAwareTraining(student, data, folder, **arguments)(module, calibration, CANDIDATE)
@@ -86,24 +86,26 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def student(data: Path) -> Student:
+def student(data: Path) -> TrainedModel:
     return make(data)
 
 
 @pytest.fixture(scope="module")
-def run(student: Student, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+def run(student: TrainedModel, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("qat")
     return qat(student, data, folder), folder
 
 
 @pytest.fixture(scope="module")
-def short(student: Student, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+def short(student: TrainedModel, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("short")
     return qat(student, data, folder, schedule=SHORT), folder
 
 
 class TestResult:
-    def test_agreement_with_the_fp32_student_rises(self, student: Student, data: Path, run: tuple[Any, Path]) -> None:
+    def test_agreement_with_the_fp32_student_rises(
+        self, student: TrainedModel, data: Path, run: tuple[Any, Path]
+    ) -> None:
         module, folder = run
         samples, _ = read_samples(data, student.spec.tasks)
         frames = Frames(samples.paths, student.spec.preprocess)
@@ -120,7 +122,7 @@ class TestResult:
         assert written["metrics"]["top1"] >= written["before"]["top1"]
 
     def test_weights_and_scales_are_trained_and_nothing_else(
-        self, student: Student, data: Path, run: tuple[Any, Path]
+        self, student: TrainedModel, data: Path, run: tuple[Any, Path]
     ) -> None:
         start = quantized(student, data)[0]
         for name, value in run[0].named_buffers():
@@ -129,7 +131,7 @@ class TestResult:
         moved = [name for name, value in run[0].named_parameters() if not torch.equal(value, start.get_parameter(name))]
         assert 0 < len(set(scales) & set(moved)) < len(moved)
 
-    def test_the_student_itself_is_left_alone(self, student: Student, data: Path, run: tuple[Any, Path]) -> None:
+    def test_the_student_itself_is_left_alone(self, student: TrainedModel, data: Path, run: tuple[Any, Path]) -> None:
         assert same(student.module, make(data).module)
         assert not student.module.training
 
@@ -140,17 +142,19 @@ class TestResult:
         assert written["settings"]["schedule"]["epochs"] == SCHEDULE.epochs == len(written["history"])
         assert set(written["before"]) == {"score", "kl", "top1"}
 
-    def test_where_training_does_harm_the_start_is_kept(self, student: Student, data: Path, tmp_path: Path) -> None:
+    def test_where_training_does_harm_the_start_is_kept(
+        self, student: TrainedModel, data: Path, tmp_path: Path
+    ) -> None:
         module = qat(student, data, tmp_path, schedule=replace(SHORT, lr=0.3))
         assert max(epoch["score"] for epoch in record(tmp_path)["history"]) < record(tmp_path)["before"]["score"]
         assert same(module, quantized(student, data)[0])
 
 
-def test_it_can_be_exported(student: Student, data: Path, tmp_path: Path) -> None:
+def test_it_can_be_exported(student: TrainedModel, data: Path, tmp_path: Path) -> None:
     calibration = quantized(student, data)[1]
     retrain = QuantizationAwareTraining(student, data, tmp_path, schedule=replace(SHORT, epochs=1))
-    work = Workbench(student, calibration_source=lambda: calibration, retrain=retrain)
-    graph, _ = qat_graph(work, CPU, CANDIDATE)
+    context = ExportContext(student, calibration_source=lambda: calibration, retrain=retrain)
+    graph, _ = qat_graph(context, CPU, CANDIDATE)
     engine = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     images = calibration.images[:16]
     found = np.concatenate([engine.run(["diagnosis"], {"image": image[None]})[0] for image in images])
@@ -161,7 +165,7 @@ def test_it_can_be_exported(student: Student, data: Path, tmp_path: Path) -> Non
 
 class TestData:
     def test_labels_are_not_read_and_test_images_not_opened(
-        self, student: Student, data: Path, short: tuple[Any, Path], tmp_path: Path
+        self, student: TrainedModel, data: Path, short: tuple[Any, Path], tmp_path: Path
     ) -> None:
         def edit(frame: pd.DataFrame) -> pd.DataFrame:
             for name in frame.loc[frame["split"] == "test", "image"]:
@@ -172,8 +176,10 @@ class TestData:
         module = qat(student, edited(data, tmp_path / "lies", edit), tmp_path / "runs", schedule=SHORT)
         assert same(module, short[0])
 
-    def test_a_teacher_takes_part(self, student: Student, data: Path, short: tuple[Any, Path], tmp_path: Path) -> None:
-        save_student(replace(make(data, seed=4), role="teacher"), tmp_path / "teacher")
+    def test_a_teacher_takes_part(
+        self, student: TrainedModel, data: Path, short: tuple[Any, Path], tmp_path: Path
+    ) -> None:
+        save_model_folder(replace(make(data, seed=4), role="teacher"), tmp_path / "teacher")
         taught = qat(student, data, tmp_path / "taught", teacher=tmp_path / "teacher", schedule=SHORT)
         assert not same(taught, short[0])
         ignored = {"teacher": tmp_path / "teacher", "teacher_weight": 0.0}
@@ -181,10 +187,10 @@ class TestData:
         settings = record(tmp_path / "taught")["settings"]
         assert settings["teacher"] is not None
 
-    def test_a_teacher_of_something_else_is_refused(self, student: Student, data: Path, tmp_path: Path) -> None:
+    def test_a_teacher_of_something_else_is_refused(self, student: TrainedModel, data: Path, tmp_path: Path) -> None:
         other = make(data)
         wider = replace(other, spec=replace(other.spec, preprocess=Preprocess(2 * SIZE)))
-        save_student(wider, tmp_path / "teacher")
+        save_model_folder(wider, tmp_path / "teacher")
         with pytest.raises(UsageError, match="give the teacher that the student was distilled from"):
             qat(student, data, tmp_path / "runs", teacher=tmp_path / "teacher")
         assert not (tmp_path / "runs").exists()
@@ -200,7 +206,7 @@ def killed(data: Path, folder: Path, step: int) -> None:
 
 class TestKill:
     def test_a_killed_run_continues_to_the_same_weights(
-        self, student: Student, data: Path, short: tuple[Any, Path], tmp_path: Path
+        self, student: TrainedModel, data: Path, short: tuple[Any, Path], tmp_path: Path
     ) -> None:
         steps = 80 * 7 // 10 // SHORT.batch_size
         assert in_process(killed, data, tmp_path, steps + 1) == -9
@@ -211,7 +217,7 @@ class TestKill:
         assert same(module, short[0])
         assert record(tmp_path)["resumed_from"] == 1
 
-    def test_a_finished_run_is_read(self, student: Student, data: Path, short: tuple[Any, Path]) -> None:
+    def test_a_finished_run_is_read(self, student: TrainedModel, data: Path, short: tuple[Any, Path]) -> None:
         seen: list[str] = []
         module = qat(student, data, short[1], schedule=SHORT, progress=lambda done, total, note: seen.append(note))
         assert seen == []

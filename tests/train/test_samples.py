@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dermedge.data import read_table
-from dermedge.train.samples import Frames, Masks, Views, ahead, read_samples
+from dermedge.train.samples import Frames, Masks, Views, prefetch, read_samples
 from dermedge.train.tasks import derive_tasks
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.preprocess import preprocess
@@ -288,7 +288,7 @@ class TestMasks:
 class TestAhead:
     def test_results_come_in_order_and_only_a_few_wait(self) -> None:
         made: list[int] = []
-        results = ahead(lambda key: made.append(key) or key * key, range(50), depth=3)
+        results = prefetch(lambda key: made.append(key) or key * key, range(50), depth=3)
         assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
         assert len(made) <= 5 + 4
         assert list(results) == [n * n for n in range(5, 50)]
@@ -299,12 +299,12 @@ class TestAhead:
                 raise DataError("the third is broken")
             return key
 
-        results = ahead(make, range(9))
+        results = prefetch(make, range(9))
         assert [next(results), next(results)] == [0, 1]
         with pytest.raises(DataError, match="the third"):
             next(results)
         before = threading.active_count()
-        endless: Iterator[int] = ahead(lambda key: key, range(1000))
+        endless: Iterator[int] = prefetch(lambda key: key, range(1000))
         next(endless)
         endless.close()  # type: ignore[attr-defined]
         assert threading.active_count() == before

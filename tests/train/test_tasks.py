@@ -12,14 +12,14 @@ from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
 from dermedge.data import read_table
 from dermedge.data.masks import output_grid, read_mask
-from dermedge.models import Student, load_student
+from dermedge.models import TrainedModel, load_model_folder
 from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_spec
 from dermedge.train import Schedule
 from dermedge.train.distill import Distillation
-from dermedge.train.run_record import Run
+from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Frames, read_samples
-from dermedge.train.supervision import target
+from dermedge.train.supervision import training_target
 from dermedge_export.evaluation.metrics import dice
 from dermedge_runtime.decode import ordinal_level, segment_mask
 from dermedge_runtime.errors import DataError, UsageError
@@ -40,7 +40,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.many_tasks_folder(tmp_path_factory.getbasetemp())
 
 
-def answers(model: Student, data: Path, split: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+def answers(model: TrainedModel, data: Path, split: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     table = read_table(data).of(split)
     frames = Frames([table.path(image) for image in table.frame["image"]], model.spec.preprocess)
     seen = torch.stack([torch.from_numpy(frames.centred(row)) for row in range(len(table))])
@@ -49,7 +49,7 @@ def answers(model: Student, data: Path, split: str) -> tuple[pd.DataFrame, dict[
 
 
 def test_the_recorded_scores_are_those_of_what_the_device_decodes(data: Path, everything: Path) -> None:
-    model = load_student(everything)
+    model = load_model_folder(everything)
     assert [task.kind for task in model.spec.tasks] == ["classify", "binary", "ordinal", "segment"]
     frame, outputs = answers(model, data, "val")
     found = record(everything)["metrics"]
@@ -71,7 +71,7 @@ def best(folder: Path, score: str) -> float:
     return max(epoch[score] for epoch in record(folder)["history"])
 
 
-def overlap(model: Student, data: Path, shift: int) -> float:
+def overlap(model: TrainedModel, data: Path, shift: int) -> float:
     """Dice coefficient on train, each answer beside the mask of the image `shift` rows away."""
     frame, outputs = answers(model, data, "train")
     masks = np.stack([read_mask(data / mask, output_grid(model.spec.preprocess)) for mask in frame["mask"]])
@@ -88,7 +88,7 @@ def test_severity_and_masks_are_learned(data: Path, tmp_path: Path) -> None:
 
 def test_a_student_is_distilled_in_all_tasks_from_turned_views(data: Path, everything: Path, tmp_path: Path) -> None:
     student = learn(everything, data, tmp_path / "student", schedule=LONG, init="none", **SMALL)
-    assert student.spec.tasks == load_student(everything).spec.tasks
+    assert student.spec.tasks == load_model_folder(everything).spec.tasks
     assert overlap(student, data, 0) > overlap(student, data, 7) + 0.1
     assert {"severity_kappa", "severity_mae", "malignant_auroc"} <= set(record(tmp_path / "student")["metrics"])
 
@@ -98,7 +98,7 @@ def test_targets_are_those_of_their_rows(data: Path) -> None:
     tasks += (Task("features", "embed"), Task("biopsy", "binary"))
     table, rows = read_table(data).frame, np.array([7, 0, 31, 12])
     masks = np.random.default_rng(0).random((4, 8, 8), np.float32)
-    targets = [target(task, tasks, samples, rows, masks) for task in tasks]
+    targets = [training_target(task, tasks, samples, rows, masks) for task in tasks]
     for task, found, column in ((tasks[0], targets[0], "dx"), (tasks[2], targets[2], "severity")):
         ids = [task.labels[index].id for index in found.tolist()]
         assert ids == [value if column == "dx" else f"{value:.0f}" for value in table[column].iloc[rows]]
@@ -135,8 +135,8 @@ def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
     samples, tasks = read_samples(tmp_path, wanted=["segmentation"])
     spec, backbone = make_spec("red", tasks, Preprocess(64), {}), Backbone(EXPORTED)
     job = Distillation(samples, tasks, spec, backbone, Schedule(batch_size=4), 0, balance=True)
-    run = Run(tmp_path / "out", "distill", "student", {}, "")
-    job.learn_from(Student(Redness(), spec, backbone), run, 2, 1.0, 0.5, None)  # type: ignore[arg-type]
+    run = RunRecord(tmp_path / "out", "distill", "student", {}, "")
+    job.learn_from(TrainedModel(Redness(), spec, backbone), run, 2, 1.0, 0.5, None)  # type: ignore[arg-type]
     turns = 0
     for epoch in range(6):
         for image, mask, teacher in job.soft_batches(epoch):
@@ -150,7 +150,7 @@ def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
 def test_all_heads_of_a_teacher_come_along(data: Path, everything: Path, tmp_path: Path) -> None:
     slow = Schedule(epochs=1, batch_size=16, lr=1e-9)
     copied = learn(everything, data, tmp_path / "copy", schedule=slow, **SMALL)
-    own, taught = (model.module.heads.state_dict() for model in (copied, load_student(everything)))
+    own, taught = (model.module.heads.state_dict() for model in (copied, load_model_folder(everything)))
     for name, weights in taught.items():
         torch.testing.assert_close(own[name], weights, rtol=0, atol=1e-6)
 
@@ -249,7 +249,7 @@ def test_real_masks_teach_a_segmentation_in_one_epoch(tmp_path: Path) -> None:
 
 def test_without_segmentation_nothing_has_changed(data: Path, teacher: Path, tmp_path: Path) -> None:
     named = train(data, tmp_path / "named", tasks=("malignancy", "diagnosis"))
-    old, images = load_student(teacher), pixels(2, SIZE)
+    old, images = load_model_folder(teacher), pixels(2, SIZE)
     assert record(tmp_path / "named")["fingerprint"] == record(teacher)["fingerprint"]
     with torch.no_grad():
         assert torch.equal(flat(named.module(images)), flat(old.module(images)))

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dermedge.data.importing.archive import Archive
-from dermedge.data.importing.reader import Found, Row, read_parts
+from dermedge.data.importing.reader import ReadResult, Row, read_parts
 from dermedge.data.layouts import LAYOUTS, Layout
 from dermedge.data.table import COLUMNS, read_table
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.registry import entries, load_entry, lookup
+from dermedge_runtime.registry import list_entries, load_entry, lookup
 
 EXAMPLES = 5
 GROUP = "dermedge.datasets"
@@ -59,7 +59,7 @@ class AddReport:
 
 
 @dataclass(frozen=True)
-class SetInfo:
+class DataSetInfo:
     """A set that `add` can import.
 
     Attributes:
@@ -83,11 +83,11 @@ class SetInfo:
     homepage: str
 
 
-def sets() -> tuple[SetInfo, ...]:
+def list_data_sets() -> tuple[DataSetInfo, ...]:
     """All sets that `add` can import, by name: the built-in ones, and those that installed packages announce."""
-    found = {name: load_entry(entry) for name, entry in entries(LAYOUTS, GROUP).items()}
+    found = {name: load_entry(entry) for name, entry in list_entries(LAYOUTS, GROUP).items()}
     return tuple(
-        SetInfo(
+        DataSetInfo(
             name,
             layout.title,
             _tells(layout),
@@ -116,7 +116,7 @@ def _tells(layout: Layout) -> tuple[str, ...]:
     return tuple(name for name, is_told in told.items() if is_told)
 
 
-def add(
+def add_data(
     layout: str | Layout,
     source: str | Path,
     out: str | Path,
@@ -164,7 +164,7 @@ def _with_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[st
 
 
 def _write(
-    layout: Layout, found: Found, out: Path, *, link: bool, overwrite: bool, progress: Progress | None
+    layout: Layout, found: ReadResult, out: Path, *, link: bool, overwrite: bool, progress: Progress | None
 ) -> AddReport:
     rows = found.rows
     if not rows:

@@ -30,7 +30,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Found:
+class ReadResult:
     """Collected part by part: rows, names of rows without an image, notes, unknown labels, and all pictures."""
 
     rows: list[Row] = field(default_factory=list)
@@ -57,13 +57,13 @@ class _Record:
     image: Path | None = None
 
 
-def read_parts(layout: Layout, archive: Archive) -> Found:
+def read_parts(layout: Layout, archive: Archive) -> ReadResult:
     """Every row of a set that has an image, and what is missing.
 
     Raises:
         DataError: where no part is there, a table cannot be read, or a label is not known.
     """
-    found = Found()
+    found = ReadResult()
     missing: list[str] = []
     there = False
     for part in layout.parts:
@@ -89,7 +89,7 @@ def read_parts(layout: Layout, archive: Archive) -> Found:
     return found
 
 
-def _read_part(layout: Layout, part: Part, archive: Archive, found: Found) -> bool:
+def _read_part(layout: Layout, part: Part, archive: Archive, found: ReadResult) -> bool:
     images = archive.images(part.images, layout.ignore)
     table = archive.table(part.table) if part.table else None
     if table is None and (part.table or not images):
@@ -124,7 +124,9 @@ class _Files:
     table: Path | None
 
 
-def _match(layout: Layout, columns: Mapping[str, str], records: Iterable[_Record], files: _Files, found: Found) -> None:
+def _match(
+    layout: Layout, columns: Mapping[str, str], records: Iterable[_Record], files: _Files, found: ReadResult
+) -> None:
     """Give every record its image and mask, and collect it."""
     part = files.part
     key = IMAGE if layout.views or part.path else columns.get("image", "image")

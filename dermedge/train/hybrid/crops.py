@@ -30,7 +30,7 @@ Grid = tuple[int, int]
 SMALLEST_BLOCK = 4  # patches
 
 
-class View(NamedTuple):
+class CropView(NamedTuple):
     """One image: crops [2, 3, S, S] and [L, 3, s, s], `mask` bool [2, P], its row, and the rows that did not decode."""
 
     global_crops: Tensor
@@ -40,7 +40,7 @@ class View(NamedTuple):
     unreadable: tuple[int, ...]
 
 
-class Batch(NamedTuple):
+class CropBatch(NamedTuple):
     """Images of one step on one process, crop by crop: [2N, 3, S, S], [L N, 3, s, s], bool [2N, P] and rows [N]."""
 
     global_crops: Tensor
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
     unreadable: tuple[int, ...]
 
 
-class Crops(Dataset[View]):
+class Crops(Dataset[CropView]):
     """Views by key (row, pass): augmentation and mask depend on nothing but the seed and the key.
 
     A picture that does not decode is replaced by the next row's, and named.
@@ -71,7 +71,7 @@ class Crops(Dataset[View]):
         )
         self._frames: Frames | None = None
 
-    def __getitem__(self, key: Key) -> View:
+    def __getitem__(self, key: Key) -> CropView:
         row, number = key
         unreadable: list[int] = []
         while True:
@@ -89,7 +89,7 @@ class Crops(Dataset[View]):
             crops = torch.stack([first(picture), second(picture)])
             small = [local(picture) for _ in range(self.recipe.local_crops if self.recipe.dino else 0)]
             mask = torch.stack([self._mask(), self._mask()])
-        return View(crops, torch.stack(small) if small else crops[:0], mask, row, tuple(unreadable))
+        return CropView(crops, torch.stack(small) if small else crops[:0], mask, row, tuple(unreadable))
 
     @property
     def frames(self) -> Frames:
@@ -130,9 +130,9 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def collate(views: Sequence[View]) -> Batch:
+def collate(views: Sequence[CropView]) -> CropBatch:
     """Views as one batch, crop by crop."""
-    return Batch(
+    return CropBatch(
         torch.stack([view.global_crops for view in views], 1).flatten(0, 1),
         torch.stack([view.local_crops for view in views], 1).flatten(0, 1),
         torch.stack([view.mask for view in views], 1).flatten(0, 1),
@@ -157,7 +157,7 @@ def order(rows: int, number: int, seed: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Shares:
+class RankSampler:
     """The keys of every part of every step from `start` on that are one process's.
 
     A step's images are dealt out part by part and, within a part, rank by rank, so that what a step sees does not
@@ -180,7 +180,7 @@ class Shares:
                 yield everything[first : first + size]
 
 
-def batches(crops: Crops, shares: Shares, workers: int) -> Iterator[list[Batch]]:
+def batches(crops: Crops, shares: RankSampler, workers: int) -> Iterator[list[CropBatch]]:
     """The parts of every step, made ahead by `workers` processes."""
     loader: Iterable[Any] = DataLoader(
         crops,
@@ -190,7 +190,7 @@ def batches(crops: Crops, shares: Shares, workers: int) -> Iterator[list[Batch]]
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    parts: list[Batch] = []
+    parts: list[CropBatch] = []
     for batch in loader:
         parts.append(batch)
         if len(parts) == shares.recipe.accumulate:

@@ -20,7 +20,7 @@ def sources_vocabulary(diagnoses: Collection[str]) -> frozenset[str]:
     return frozenset(wider for dx in diagnoses if dx for wider in lineage(dx))
 
 
-def targets(diagnoses: Sequence[str], vocabulary: Collection[str], space: Sequence[str]) -> tuple[Flags, Flags]:
+def label_targets(diagnoses: Sequence[str], vocabulary: Collection[str], space: Sequence[str]) -> tuple[Flags, Flags]:
     """Multi-hot targets and allowed entries, bool [N, C] each, of rows of one source.
 
     A diagnosis holds together with all wider ones. A class narrower than a row's own diagnosis may or may not be

@@ -120,7 +120,7 @@ class LabelHead(nn.Module):
         return (self.weight - self.start).square().sum(1).mean()
 
 
-class Outputs(NamedTuple):
+class HybridOutputs(NamedTuple):
     """What the student makes of one part of a batch of N images; None where no loss asks for it.
 
     `pooled` [2N, D] and `dino_global` [2N, K] of the global crops, crop by crop; `dino_local` [L, N, K]; `ibot` [M, K]
@@ -142,7 +142,7 @@ class HybridStudent(nn.Module):
         super().__init__()
         self.branch, self.labels = branch, labels
 
-    def forward(self, global_crops: Tensor, local_crops: Tensor, mask: Tensor | None) -> Outputs:
+    def forward(self, global_crops: Tensor, local_crops: Tensor, mask: Tensor | None) -> HybridOutputs:
         """Outputs of global crops [2N, 3, S, S], local crops [L N, 3, s, s] and `mask`, bool [2N, P]."""
         branch, found = self.branch, {}
         pooled, patches = branch.trunk(global_crops, mask if branch.ibot else None)
@@ -157,4 +157,4 @@ class HybridStudent(nn.Module):
             found["labels"] = self.labels(pooled)
             if self.labels.mode == "pulled":
                 found["pull"] = self.labels.pull()
-        return Outputs(pooled, **found)
+        return HybridOutputs(pooled, **found)

@@ -16,10 +16,10 @@ from torch.optim.swa_utils import update_bn
 
 from dermedge.data.table import SPLITS
 from dermedge.models.initialize import BATCH_NORMS, initialise
-from dermedge.models.model_folder import Student, load_student, save_student
+from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Backbone, Network, count_parameters
 from dermedge.models.new_spec import check_input, make_preprocess, make_spec
-from dermedge.train.hybrid.crops import Crops, Shares, batches
+from dermedge.train.hybrid.crops import Crops, RankSampler, batches
 from dermedge.train.hybrid.distributed import PATIENCE, launched, roll_call
 from dermedge.train.hybrid.label_space import label_space
 from dermedge.train.hybrid.model import Branch, HybridStudent, LabelHead, has_patches
@@ -29,7 +29,7 @@ from dermedge.train.hybrid.sources import Sources, read_sources
 from dermedge.train.hybrid.trainer import Trainer
 from dermedge.train.lineage import choose_backbone, identity, inherited, init_digest, init_rows, origin
 from dermedge.train.loop import keep_freed_memory
-from dermedge.train.run_record import Run
+from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Frames
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, DermedgeError, UsageError
@@ -68,7 +68,7 @@ def pretrain(
     accelerator: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Student:
+) -> TrainedModel:
     """Pretrain a backbone with DINO, iBOT, KoLeo and label losses at once, and save the moving-average teacher.
 
     Only train rows are looked at. Started by `torchrun`, its processes work on one batch together, and what they
@@ -102,7 +102,7 @@ def pretrain(
     fabric = make_fabric(strategy, accelerator, recipe)
     sources = read_sources(data)
     backbone = choose_backbone(recipe.backbone, recipe.backbone_args, init)
-    recipe = fitted(recipe, backbone, sources, fabric.world_size)
+    recipe = fit_recipe(recipe, backbone, sources, fabric.world_size)
     settings = {
         "data": list(sources.tables),
         "backbone": identity(backbone),
@@ -111,7 +111,7 @@ def pretrain(
         "name": name or f"{backbone.name}-hybrid",
         "seed": seed,
     }
-    run = Run(Path(out), "pretrain", "teacher", settings, sources.images_digest)
+    run = RunRecord(Path(out), "pretrain", "teacher", settings, sources.images_digest)
     done = run.finished(overwrite=overwrite)
     if done is not None:
         return done
@@ -123,12 +123,12 @@ def pretrain(
     try:
         job.prepare()
         crops = Crops(sources.paths, sources.ids, recipe, backbone, job.grid, seed)
-        shares = Shares(len(sources.paths), recipe, seed, job.step, fabric.global_rank, fabric.world_size)
+        shares = RankSampler(len(sources.paths), recipe, seed, job.step, fabric.global_rank, fabric.world_size)
         job.train(batches(crops, shares, spare_workers(workers, fabric)), progress)
         weights = job.teacher_weights()
         if not fabric.is_global_zero:
             fabric.barrier()
-            return load_student(run.folder)
+            return load_model_folder(run.folder)
     except RuntimeError as error:
         if isinstance(error, DermedgeError) or fabric.world_size == 1:
             raise
@@ -137,10 +137,12 @@ def pretrain(
     lineage = {"teacher": teacher_lineage(backbone, init, sources, recipe), "data": sources_lineage(sources)}
     spec = make_spec(settings["name"], (FEATURES,), make_preprocess(recipe.size, "crop"), lineage)
     metrics = {"parameters": count_parameters(start)}
-    teacher = Student(start.eval(), spec, backbone, "teacher", metrics, inherited(sources.split, init_rows(init)))
+    teacher = TrainedModel(start.eval(), spec, backbone, "teacher", metrics, inherited(sources.split, init_rows(init)))
     settle_norms(start, sources, recipe)
-    save_student(teacher, run.folder)
-    found = Pretrained(tuple(job.history), job.unreadable_names(), job.resumed_from, tuple(doubts(job.history, recipe)))
+    save_model_folder(teacher, run.folder)
+    found = Pretrained(
+        tuple(job.history), job.unreadable_names(), job.resumed_from, tuple(training_warnings(job.history, recipe))
+    )
     run.close(found, sources=sources.counts)
     fabric.barrier()
     return teacher
@@ -159,7 +161,7 @@ def make_fabric(strategy: str, accelerator: str, recipe: HybridRecipe) -> Fabric
     )
 
 
-def fitted(recipe: HybridRecipe, backbone: Backbone, sources: Sources, world: int) -> HybridRecipe:
+def fit_recipe(recipe: HybridRecipe, backbone: Backbone, sources: Sources, world: int) -> HybridRecipe:
     """The recipe without terms that this backbone or these tables cannot have.
 
     Raises:
@@ -206,7 +208,7 @@ def branches(network: Network, backbone: Backbone, recipe: HybridRecipe, seed: i
     return HybridStudent(own, labels), teacher.requires_grad_(False).eval()
 
 
-def doubts(history: Sequence[Mapping[str, float]], recipe: HybridRecipe) -> Iterator[str]:
+def training_warnings(history: Sequence[Mapping[str, float]], recipe: HybridRecipe) -> Iterator[str]:
     """What the means of the last epoch say against the teacher."""
     last, even = history[-1] if history else {}, math.log(recipe.outputs)
     for term in ("dino", "ibot"):

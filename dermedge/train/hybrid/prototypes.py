@@ -48,7 +48,7 @@ def make_prototypes(source: str, space: Sequence[str], width: int, seed: int = 0
         rows = vectors_of_file(Path(source), space)
     else:
         rows = encoded_names(source, [TAXONOMY[name].name for name in space])
-    return torch.from_numpy(fitted(rows, width, seed).astype(np.float32))
+    return torch.from_numpy(fit_width(rows, width, seed).astype(np.float32))
 
 
 def taxonomy_rows(space: Sequence[str]) -> Floats:
@@ -117,7 +117,7 @@ def encoded_names(encoder: str, names: Sequence[str]) -> Floats:
     return np.concatenate(parts)
 
 
-def fitted(rows: Floats, width: int, seed: int) -> Floats:
+def fit_width(rows: Floats, width: int, seed: int) -> Floats:
     """Rows [C, d] as unit vectors [C, width] whose cosines are those of `rows`.
 
     Exactly, by a random rotation, where `width` has room for them; else as nearly as that many dimensions allow, by the

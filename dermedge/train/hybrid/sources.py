@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dermedge.data.split import with_split
 from dermedge.data.table import Table, digests, read_table, table_digest
-from dermedge.train.hybrid.label_space import Flags, label_space, sources_vocabulary, targets
+from dermedge.train.hybrid.label_space import Flags, label_space, label_targets, sources_vocabulary
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import sha256_hex
 
@@ -85,7 +85,7 @@ def read_sources(data: Sequence[Path | str]) -> Sources:
             "classes": len(diagnoses),
         }
         if diagnoses:
-            positive, allowed = targets(diagnoses, vocabulary, space)
+            positive, allowed = label_targets(diagnoses, vocabulary, space)
             true.append(positive)
             known.append(allowed)
             place = {dx: size + index for index, dx in enumerate(diagnoses)} | {"": 0}

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from dermedge.models.initialize import BATCH_NORMS
-from dermedge.train.hybrid.crops import Batch, Grid
+from dermedge.train.hybrid.crops import CropBatch, Grid
 from dermedge.train.hybrid.distributed import world_max, world_sum
 from dermedge.train.hybrid.losses import dino_loss, ibot_loss, koleo_loss, label_loss, sinkhorn_knopp
 from dermedge.train.hybrid.model import Branch, HybridStudent
@@ -20,7 +20,7 @@ from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.schedule import Rates, apply_rates, parameter_groups, rates
 from dermedge.train.hybrid.sources import UNREADABLE, Sources
 from dermedge.train.loop import CHECKPOINT
-from dermedge.train.run_record import Run
+from dermedge.train.run_record import RunRecord
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.progress import Progress
 
@@ -33,9 +33,15 @@ class Trainer:
     """One run of pretraining in one process of perhaps many. `prepare` it, `train` it, take its `teacher_weights`."""
 
     def __init__(
-        self, fabric: Fabric, run: Run, recipe: HybridRecipe, sources: Sources, student: HybridStudent, teacher: Branch,
+        self,
+        fabric: Fabric,
+        run: RunRecord,
+        recipe: HybridRecipe,
+        sources: Sources,
+        student: HybridStudent,
+        teacher: Branch,
         seed: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.fabric, self.run, self.recipe, self.sources, self.seed = fabric, run, recipe, sources, seed
         self.student, self.teacher = student, teacher
         self.grid: Grid | None = teacher.trunk.grid
@@ -67,7 +73,7 @@ class Trainer:
         self.codes = torch.from_numpy(self.sources.codes)
         self._resume()
 
-    def train(self, batches: Iterable[Sequence[Batch]], progress: Progress | None) -> None:
+    def train(self, batches: Iterable[Sequence[CropBatch]], progress: Progress | None) -> None:
         """Run every step that is left.
 
         Raises:
@@ -111,11 +117,11 @@ class Trainer:
         """`table/image_id` of the rows that did not decode."""
         return tuple(self.sources.ids[row] for row in torch.nonzero(self.unreadable)[:, 0].tolist())
 
-    def _step(self, parts: Sequence[Batch], now: Rates) -> Tensor:
+    def _step(self, parts: Sequence[CropBatch], now: Rates) -> Tensor:
         """One optimiser step; the terms and the total [6], averaged over processes."""
         recipe, fabric = self.recipe, self.fabric
         apply_rates(self.optimizer, now)
-        moved: list[Batch] = [fabric.to_device(part) for part in parts]
+        moved: list[CropBatch] = [fabric.to_device(part) for part in parts]
         targets = self._targets(moved, now.temperature)
         codes = [fabric.to_device(self.codes[part.rows].repeat(2)) for part in parts]
         labelled = world_sum(torch.stack([(code > 0).sum() for code in codes]).sum().float()) / len(parts)
@@ -138,7 +144,7 @@ class Trainer:
         return mean.cpu()
 
     def _terms(
-        self, part: Batch, code: Tensor, dino: Tensor | None, ibot: Tensor | None, labelled: Tensor
+        self, part: CropBatch, code: Tensor, dino: Tensor | None, ibot: Tensor | None, labelled: Tensor
     ) -> dict[str, Tensor]:
         """The losses of one part, by name. `labelled` is a part's share of all labelled crops, so that parts with
         unequal numbers of them average to the whole step's loss.
@@ -162,7 +168,7 @@ class Trainer:
         return terms
 
     @torch.no_grad()
-    def _targets(self, parts: Sequence[Batch], temperature: float) -> list[tuple[Tensor | None, Tensor | None]]:
+    def _targets(self, parts: Sequence[CropBatch], temperature: float) -> list[tuple[Tensor | None, Tensor | None]]:
         """The teacher's assignments for every part: [2, N, K] of class tokens, [M, K] of masked patches. All of a
         step's tokens, on all processes, are assigned together.
         """

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Workbench, unknown
+from dermedge_export.context import BuiltArtifact, ExportContext, unsupported_candidate
 from dermedge_export.graph.seal import IR_VERSION
 from dermedge_export.target import Target
 from dermedge_runtime.spec import Artifact
@@ -14,7 +14,7 @@ PATH = "model.onnx"
 TOOLS = ("dermedge", "torch", "onnx", "onnxscript")
 
 
-def export_onnx(work: Workbench, target: Target, candidate: Candidate) -> Built:
+def export_onnx(context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact:
     """Make an ONNX artifact: input `image` uint8 [N, S, S, 3], one float32 output per task, normalisation inside.
 
     Raises:
@@ -22,23 +22,23 @@ def export_onnx(work: Workbench, target: Target, candidate: Candidate) -> Built:
         DermedgeError: a quantizer fails on this model.
     """
     if candidate.precision == "fp32":
-        return artifact(work, target, candidate, work.graph(target.opset), TOOLS)
+        return artifact(context, target, candidate, context.graph(target.opset), TOOLS)
     if candidate.precision != "int8":
-        raise unknown(candidate)
+        raise unsupported_candidate(candidate)
     from dermedge_export.quantization.ptq import quantize_onnx
 
-    graph, tools, kept = quantize_onnx(work, target, candidate)
-    return artifact(work, target, candidate, graph, (*TOOLS, *tools), {"kept_fp32": list(kept)})
+    graph, tools, kept = quantize_onnx(context, target, candidate)
+    return artifact(context, target, candidate, graph, (*TOOLS, *tools), {"kept_fp32": list(kept)})
 
 
 def artifact(
-    work: Workbench,
+    context: ExportContext,
     target: Target,
     candidate: Candidate,
     graph: bytes,
     tools: Sequence[str],
     details: Mapping[str, Any] | None = None,
-) -> Built:
+) -> BuiltArtifact:
     """An ONNX file with the description that its manifest carries; `tools` are the distributions that made it."""
     described = Artifact(
         target=target.name,
@@ -50,11 +50,11 @@ def artifact(
         details={
             "opset": target.opset,
             "ir_version": IR_VERSION,
-            "batch": "dynamic" if work.dynamic_batch else 1,
+            "batch": "dynamic" if context.dynamic_batch else 1,
             "method": candidate.method,
             **({} if candidate.precision == "fp32" else dict(candidate.options)),
             **(details or {}),
         },
-        calibration=work.calibration.to_json() if "int8" in candidate.precision else None,
+        calibration=context.calibration.to_json() if "int8" in candidate.precision else None,
     )
-    return Built(described, {PATH: graph})
+    return BuiltArtifact(described, {PATH: graph})

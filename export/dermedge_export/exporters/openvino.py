@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Workbench, unknown
+from dermedge_export.context import BuiltArtifact, ExportContext, unsupported_candidate
 from dermedge_export.exporters.onnx import TOOLS
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.parity.gate import limits_for
@@ -22,7 +22,7 @@ from dermedge_export.quantization.ptq import sensitive_nodes
 from dermedge_export.target import Target
 from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
-from dermedge_runtime.signal_stack import kept_signal_stack
+from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.spec import Artifact, Kind, Spec, to_json
 from dermedge_runtime.telemetry import no_telemetry
 
@@ -40,7 +40,7 @@ Output = NDArray[np.float32]
 Pair = tuple[NDArray[np.uint8], Mapping[str, Output]]
 
 
-def export_openvino(work: Workbench, target: Target, candidate: Candidate) -> Built:
+def export_openvino(context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact:
     """Make an OpenVINO artifact, a folder of `model.xml` and `model.bin`: input `image` uint8 [N, S, S, 3], one float32
     output per task, normalisation inside. That of bf16 is the one of fp32, for a runtime that computes in bfloat16.
 
@@ -50,13 +50,13 @@ def export_openvino(work: Workbench, target: Target, candidate: Candidate) -> Bu
     """
     plain = candidate.precision in PLAIN and candidate.method == "plain"
     if not plain and (candidate.precision != "int8" or candidate.method not in METHODS):
-        raise unknown(candidate)
+        raise unsupported_candidate(candidate)
     openvino = _import("openvino", "openvino")
-    model = openvino.Core().read_model(io.BytesIO(work.graph(target.opset)))
-    details: dict[str, Any] = {"batch": "dynamic" if work.dynamic_batch else 1, "method": candidate.method}
+    model = openvino.Core().read_model(io.BytesIO(context.graph(target.opset)))
+    details: dict[str, Any] = {"batch": "dynamic" if context.dynamic_batch else 1, "method": candidate.method}
     tools = [*TOOLS, "openvino"]
     if not plain:
-        model = _quantized(model, work, target, candidate)
+        model = _quantized(model, context, target, candidate)
         details |= {**candidate.options, "kept_fp32": kept_fp32(model)}
         tools.append("nncf")
     artifact = Artifact(
@@ -67,9 +67,9 @@ def export_openvino(work: Workbench, target: Target, candidate: Candidate) -> Bu
         requires=REQUIRES,
         toolchain={name: version(name) for name in tools},
         details=details,
-        calibration=None if plain else work.calibration.to_json(),
+        calibration=None if plain else context.calibration.to_json(),
     )
-    return Built(artifact, sealed(model, work.spec))
+    return BuiltArtifact(artifact, sealed(model, context.spec))
 
 
 def sealed(model: Any, spec: Spec) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def has_attention(model: Any) -> bool:
     return any(node.get_type_name() == "Softmax" for node in model.get_ops())
 
 
-def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate) -> Any:
+def _quantized(model: Any, context: ExportContext, target: Target, candidate: Candidate) -> Any:
     """The model in int8, calibrated on the workbench's calibration images.
 
     Raises:
@@ -122,7 +122,7 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
     nncf = _import("nncf", "quantize")
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    images = work.calibration.images
+    images = context.calibration.images
     parameters = {
         "calibration_dataset": nncf.Dataset(list(images), _feed),
         "preset": nncf.QuantizationPreset.MIXED,
@@ -132,7 +132,7 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
         "model_type": nncf.ModelType.TRANSFORMER if has_attention(model) else None,
         # Gates and the like: in fp32 they cost, measured, neither accuracy nor time; in int8 both.
         "ignored_scope": nncf.IgnoredScope(
-            names=_sensitive(model, work, target, candidate), types=["Multiply"], validate=False
+            names=_sensitive(model, context, target, candidate), types=["Multiply"], validate=False
         ),
     }
     # By default NNCF takes the mean of the images' extremes and clips the rest: measured ten times the error.
@@ -142,16 +142,16 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
     if candidate.options.get("reduce_range"):
         advanced.overflow_fix = nncf.OverflowFix.ENABLE
     try:
-        with no_telemetry(), quiet(), kept_signal_stack():
+        with no_telemetry(), quiet(), keep_signal_stack():
             if candidate.method != "accuracy-control":
                 found = nncf.quantize(model, **parameters, advanced_parameters=advanced)
             else:
                 limit = limits_for(candidate.precision, target.gate)["top1_agreement"]
-                pairs = _pairs(model, images, work.spec)
+                pairs = _pairs(model, images, context.spec)
                 found = nncf.quantize_with_accuracy_control(
                     model,
                     validation_dataset=nncf.Dataset(pairs, lambda pair: _feed(pair[0])),
-                    validation_fn=lambda compiled, items: _agreement(compiled, items, work.spec),
+                    validation_fn=lambda compiled, items: _agreement(compiled, items, context.spec),
                     max_drop=limit,
                     **parameters,
                     advanced_quantization_parameters=advanced,
@@ -162,15 +162,15 @@ def _quantized(model: Any, work: Workbench, target: Target, candidate: Candidate
     except Exception as error:  # NNCF has no common error; whatever it raises means that it cannot do this graph
         raise DermedgeError(f"NNCF cannot quantize this graph ({error}): choose another method.") from error
     if not any(node.get_type_name() == "FakeQuantize" for node in found.get_ops()):
-        raise DermedgeError(f"No layer of {work.spec.name!r} bears int8 by {candidate.method}: export it in fp32.")
+        raise DermedgeError(f"No layer of {context.spec.name!r} bears int8 by {candidate.method}: export it in fp32.")
     return found
 
 
-def _sensitive(model: Any, work: Workbench, target: Target, candidate: Candidate) -> list[str]:
+def _sensitive(model: Any, context: ExportContext, target: Target, candidate: Candidate) -> list[str]:
     """The operators that came of nodes which are better left in fp32; a convolution with a bias becomes two."""
     if "remaining" not in candidate.options:
         return []
-    kept = sensitive_nodes(work, target, candidate)
+    kept = sensitive_nodes(context, target, candidate)
     names = [node.get_friendly_name() for node in model.get_ops()]
     return [name for name in names if name.partition("/")[0] in kept]
 

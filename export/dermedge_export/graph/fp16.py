@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_runtime.telemetry import silent
+from dermedge_runtime.telemetry import import_silently
 
 LARGEST = 65504.0  # of fp16
 SMALLEST = 2.0**-14  # normal fp16; engines may flush what is smaller to zero
@@ -285,7 +285,7 @@ def _cast(source: str, target: str, kind: int) -> Any:
 
 
 def _session(graph: bytes, *, optimised: bool) -> Any:
-    onnxruntime = silent("onnxruntime")
+    onnxruntime = import_silently("onnxruntime")
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL

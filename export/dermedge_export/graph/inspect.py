@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import MissingExtraError, UsageError
-from dermedge_runtime.signal_stack import kept_signal_stack
+from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.telemetry import no_telemetry
 
-Watch = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
+ProbeTensors = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Node:
 
 
 @dataclass(frozen=True)
-class View:
+class InspectableGraph:
     """A graph that can be looked into.
 
     `nodes` are in the order of computation; `constants` are the tensors that hold weights as they are stored. `rounded`
-    maps a tensor that is quantized to the one that its readers see. `watch` gives, for names of tensors, a function
-    from images uint8 [1, S, S, 3] to their values, computed operator by operator.
+    maps a tensor that is quantized to the one that its readers see. `probe_tensors` takes names of tensors and
+    returns a function from images uint8 [1, S, S, 3] to their values, computed operator by operator.
     """
 
     nodes: tuple[Node, ...]
     constants: Mapping[str, tuple[int, ...]]
     rounded: Mapping[str, str]
-    watch: Callable[[Sequence[str]], Watch]
+    probe_tensors: Callable[[Sequence[str]], ProbeTensors]
 
 
-def bundle_view(bundle: Bundle) -> View:
+def inspect_bundle(bundle: Bundle) -> InspectableGraph:
     """A bundle's artifact, looked into.
 
     Raises:
@@ -49,17 +49,17 @@ def bundle_view(bundle: Bundle) -> View:
     """
     artifact = bundle.artifact
     if artifact.format in ("onnx", "tensorrt"):
-        return onnx_view(bundle.read(artifact.path))
+        return inspect_onnx(bundle.read(artifact.path))
     if artifact.format == "openvino":
         files = {name.rpartition(".")[2]: bundle.read(name) for name in artifact_files(bundle)}
-        return openvino_view(files["xml"], files["bin"])
+        return inspect_openvino(files["xml"], files["bin"])
     raise UsageError(
         f"Nothing here can look into {artifact.format!r}: debug a bundle of the same student in onnx, tensorrt or "
         "openvino format, such as for target cpu."
     )
 
 
-def onnx_view(graph: bytes) -> View:
+def inspect_onnx(graph: bytes) -> InspectableGraph:
     """An ONNX model, its operators run by onnxruntime one by one: nothing is fused."""
     import onnx
 
@@ -71,7 +71,7 @@ def onnx_view(graph: bytes) -> View:
         if node.op == "QuantizeLinear" and node.outputs[0] in dequantized:
             rounded.setdefault(node.inputs[0], dequantized[node.outputs[0]])
 
-    def watch(names: Sequence[str]) -> Watch:
+    def probe_tensors(names: Sequence[str]) -> ProbeTensors:
         with no_telemetry():
             import onnxruntime
 
@@ -87,10 +87,10 @@ def onnx_view(graph: bytes) -> View:
         return lambda images: list(session.run(list(names), {"image": images}))
 
     constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    return View(nodes, constants, rounded, watch)
+    return InspectableGraph(nodes, constants, rounded, probe_tensors)
 
 
-def openvino_view(xml: bytes, weights: bytes) -> View:
+def inspect_openvino(xml: bytes, weights: bytes) -> InspectableGraph:
     """An OpenVINO IR that was converted from ONNX, and so kept the names of its tensors. OpenVINO stores weights merged
     with what follows them, so none are `constants`.
     """
@@ -102,14 +102,14 @@ def openvino_view(xml: bytes, weights: bytes) -> View:
     core = openvino.Core()
     stored = openvino.Tensor(np.frombuffer(weights, np.uint8))
 
-    def watch(names: Sequence[str]) -> Watch:
+    def probe_tensors(names: Sequence[str]) -> ProbeTensors:
         model = core.read_model(xml, stored)
         operators = [op for op in model.get_ordered_ops() if op.get_type_name() != "Result"]
         made = {_name(output): output for op in operators for output in op.outputs()}
         wanted = [_place(made[name]) for name in names]
         model.add_outputs([made[name] for name in dict.fromkeys(names)])  # which may give them further names
         results = [_place(result.input_value(0)) for result in model.get_results()]
-        with kept_signal_stack():
+        with keep_signal_stack():
             request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
         positions = [results.index(place) for place in wanted]
 
@@ -130,7 +130,7 @@ def openvino_view(xml: bytes, weights: bytes) -> View:
         if op.get_type_name() not in ("Constant", "Parameter", "Result")
     ]
     rounded = {node.inputs[0]: node.outputs[0] for node in nodes if node.op == "FakeQuantize"}
-    return View(tuple(nodes), {}, rounded, watch)
+    return InspectableGraph(tuple(nodes), {}, rounded, probe_tensors)
 
 
 def _name(output: Any) -> str:

@@ -11,7 +11,12 @@ from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Array, Floats, Statistic
 from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
 from dermedge_export.parity import gate
-from dermedge_export.parity.comparisons import Question, ask, class_questions, subgroup_questions
+from dermedge_export.parity.comparisons import (
+    MetricComparison,
+    class_comparisons,
+    list_comparisons,
+    subgroup_comparisons,
+)
 from dermedge_export.parity.gate import MINIMUM_CASES, RELATIVE, Measurement
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.report import Interval, ParityReport, Subgroup
@@ -59,28 +64,28 @@ def parity(
     allowed = gate.limits_for(precision, limits)
     broken = _check_pair(reference, candidate)
     sides = (decode_table(reference, spec, reference_post), decode_table(candidate, spec, candidate_post))
-    questions, within = ask(sides, reference), subgroup_questions(sides[0], reference)
-    by_class = class_questions(sides[0])
+    comparisons, within = list_comparisons(sides, reference), subgroup_comparisons(sides[0], reference)
+    by_class = class_comparisons(sides[0])
     measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
     subgroups: list[Measurement] = []
     classes: list[Measurement] = []
     agreement: dict[str, float] = {}
     if broken:
-        measured += [Measurement(q.metric, None, note="outputs are not finite") for q in questions]
+        measured += [Measurement(q.metric, None, note="outputs are not finite") for q in comparisons]
     else:
         agreement = _agreement(reference, candidate, sides)
         measured.append(Measurement("max_abs", len(candidate), Interval(agreement["max_abs"])))
-        asked = [*questions, *within.values(), *by_class.values()]
+        asked = [*comparisons, *within.values(), *by_class.values()]
         found = iter(_compare(asked, sides, reference.groups, replicates, seed))
-        measured += islice(found, len(questions))
+        measured += islice(found, len(comparisons))
         subgroups, classes = list(islice(found, len(within))), list(found)
         if (sides[0].labels >= 0).any():
             measured.append(_worst(subgroups))
         elif not _told(sides[0], reference):
             basis += " (no labels: agreement only)"
-    judged = tuple(gate.judge(m, allowed[m.metric]) for m in measured if m.metric in allowed)
+    judged = tuple(gate.check_limit(m, allowed[m.metric]) for m in measured if m.metric in allowed)
     return ParityReport(
-        status=gate.overall(judged),
+        status=gate.overall_status(judged),
         basis=basis,
         cases=len(candidate),
         engine=engine,
@@ -137,22 +142,22 @@ def _named(keys: Iterable[tuple[str, str]], found: list[Measurement]) -> tuple[S
 
 
 def _compare(
-    questions: list[Question], sides: tuple[Decoded, Decoded], groups: Array, replicates: int, seed: int
+    comparisons: list[MetricComparison], sides: tuple[Decoded, Decoded], groups: Array, replicates: int, seed: int
 ) -> list[Measurement]:
     """Both sides' values and the loss of every question, with intervals over the same replicates."""
 
-    def both(question: Question, weights: Floats | None) -> Floats:
+    def both(question: MetricComparison, weights: Floats | None) -> Floats:
         chosen = None if weights is None else weights[:, question.rows]
         return np.stack([question.measure(side, question.rows, chosen) for side in sides], axis=-1)
 
     statistics: dict[int, Statistic] = {
         index: partial(both, question)
-        for index, question in enumerate(questions)
+        for index, question in enumerate(comparisons)
         if not question.absent and question.rows.any()
     }
     drawn = metrics.bootstrap(groups, statistics, replicates=replicates, seed=seed)
     found = []
-    for index, question in enumerate(questions):
+    for index, question in enumerate(comparisons):
         if index not in drawn:
             cases = None if question.absent else 0
             found.append(Measurement(question.metric, cases, note=question.absent or question.note))
@@ -167,7 +172,7 @@ def _compare(
                 loss=spread,
                 reference=metrics.interval(point[0], pairs[:, 0]),
                 candidate=metrics.interval(point[1], pairs[:, 1]),
-                bound=None if spread.low is None else float(np.nanquantile(losses, 0.05 / question.looks)),
+                bound=None if spread.low is None else float(np.nanquantile(losses, 0.05 / question.comparisons)),
                 note=question.note,
             )
         )

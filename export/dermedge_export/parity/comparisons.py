@@ -16,10 +16,10 @@ Metric = Callable[[Decoded, Array, Floats | None], Floats]
 
 
 @dataclass(frozen=True)
-class Question:
+class MetricComparison:
     """One metric to compare, over the `rows` [N] that it counts. `absent` says why it is not asked at all.
 
-    `looks` is how many questions it is the worst answer of: a 95 % bound that holds for all of them at once
+    `comparisons` is how many questions it is the worst answer of: a 95 % bound that holds for all of them at once
     (Bonferroni) is needed there, else one subgroup of many looks worse by chance.
     """
 
@@ -28,10 +28,10 @@ class Question:
     rows: NDArray[np.bool_]
     absent: str = ""
     note: str = ""
-    looks: int = 1
+    comparisons: int = 1
 
 
-def ask(sides: tuple[Decoded, Decoded], table: Predictions) -> list[Question]:
+def list_comparisons(sides: tuple[Decoded, Decoded], table: Predictions) -> list[MetricComparison]:
     """The metrics that a bootstrap is drawn for, in the order of the report."""
     first, second = sides
     everything, labelled, positive = np.ones(len(table), bool), first.labels >= 0, table.malignant == 1
@@ -42,58 +42,62 @@ def ask(sides: tuple[Decoded, Decoded], table: Predictions) -> list[Question]:
     unfitted = "no threshold was fitted" if first.threshold is None or second.threshold is None else ""
     return [
         # Against itself the reference agrees everywhere, so the candidate's loss is its share of changed classes.
-        Question("top1_agreement", partial(_agrees, first), everything, silent),
-        Question("balanced_accuracy", _balanced_accuracy, labelled, unlabelled),
-        Question("macro_auroc", _macro_auroc, labelled, unlabelled),
-        Question("malignant_sensitivity", _undefined if unfitted else _sensitivity, positive, unknown, unfitted),
-        Question("ece", _ece, labelled, unlabelled),
-        *_task_questions(sides, everything),
+        MetricComparison("top1_agreement", partial(_agrees, first), everything, silent),
+        MetricComparison("balanced_accuracy", _balanced_accuracy, labelled, unlabelled),
+        MetricComparison("macro_auroc", _macro_auroc, labelled, unlabelled),
+        MetricComparison(
+            "malignant_sensitivity", _undefined if unfitted else _sensitivity, positive, unknown, unfitted
+        ),
+        MetricComparison("ece", _ece, labelled, unlabelled),
+        *_task_comparisons(sides, everything),
     ]
 
 
-def _task_questions(sides: tuple[Decoded, Decoded], everything: NDArray[np.bool_]) -> Iterator[Question]:
+def _task_comparisons(sides: tuple[Decoded, Decoded], everything: NDArray[np.bool_]) -> Iterator[MetricComparison]:
     """Of the tasks that only some models have; nothing is asked of the others."""
     first, second = sides
     same = np.ones(len(everything))
     if first.graded is not None and second.graded is not None:
         rows = first.graded.rows
         agree = first.graded.predicted == second.graded.predicted
-        yield Question("level_agreement", _mean_of(sides, same, agree), everything)
-        yield Question("severity_kappa", _kappa, rows, "" if rows.any() else "no image with a known severity")
+        yield MetricComparison("level_agreement", _mean_of(sides, same, agree), everything)
+        yield MetricComparison("severity_kappa", _kappa, rows, "" if rows.any() else "no image with a known severity")
     if first.outlined is not None and second.outlined is not None:
         rows = first.outlined.rows
         overlap = metrics.dice(first.outlined.inside, second.outlined.inside)
         dice = _mean_of(sides, first.outlined.dice, second.outlined.dice)
-        yield Question("mask_overlap", _mean_of(sides, same, overlap), everything)
-        yield Question("dice", dice, rows, "" if rows.any() else "no image with a known mask")
+        yield MetricComparison("mask_overlap", _mean_of(sides, same, overlap), everything)
+        yield MetricComparison("dice", dice, rows, "" if rows.any() else "no image with a known mask")
     if first.embedding is not None and second.embedding is not None:
         centre = first.embedding.mean(0)  # what all images have in common would hide what tells them apart
         cosine = metrics.logit_cosine(first.embedding - centre, second.embedding - centre)
-        yield Question("embedding_cosine", _mean_of(sides, same, cosine), everything)
+        yield MetricComparison("embedding_cosine", _mean_of(sides, same, cosine), everything)
 
 
-def subgroup_questions(first: Decoded, table: Predictions) -> dict[tuple[str, str], Question]:
+def subgroup_comparisons(first: Decoded, table: Predictions) -> dict[tuple[str, str], MetricComparison]:
     """Balanced accuracy within every (column, value) that a labelled image is known to belong to."""
     rows = {
         (column, value): (values == value) & (first.labels >= 0)
         for column, values in table.subgroups.items()
         for value in sorted(set(values.tolist()) - {""})
     }
-    looks = sum(int(chosen.sum()) >= MINIMUM_CASES for chosen in rows.values())
+    comparisons = sum(int(chosen.sum()) >= MINIMUM_CASES for chosen in rows.values())
     return {
-        (column, value): Question(
-            "worst_subgroup", _balanced_accuracy, chosen, note=f"{column} {value}", looks=max(1, looks)
+        (column, value): MetricComparison(
+            "worst_subgroup", _balanced_accuracy, chosen, note=f"{column} {value}", comparisons=max(1, comparisons)
         )
         for (column, value), chosen in rows.items()
         if chosen.any()
     }
 
 
-def class_questions(first: Decoded) -> dict[tuple[str, str], Question]:
+def class_comparisons(first: Decoded) -> dict[tuple[str, str], MetricComparison]:
     """Recall of every class that a labelled image belongs to; among images of one class it is the balanced accuracy."""
     rows = {("class", name): first.labels == index for index, name in enumerate(first.names)}
     return {
-        key: Question("balanced_accuracy", _balanced_accuracy, chosen) for key, chosen in rows.items() if chosen.any()
+        key: MetricComparison("balanced_accuracy", _balanced_accuracy, chosen)
+        for key, chosen in rows.items()
+        if chosen.any()
     }
 
 

@@ -14,18 +14,18 @@ from dermedge_export.evaluation.predictions import Predictions, Run, predict_tab
 from dermedge_export.parity.compare import parity
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import Target
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Runtime
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.report import ParityReport
 from dermedge_runtime.spec import Postprocessing, Spec
 
-DRAWN = "procedural"
-PROCEDURAL = 128  # lesions that agreement is gated on where there is no labelled data
-Fitted = Mapping[str, Postprocessing]
+SYNTHETIC = "procedural"
+SYNTHETIC_COUNT = 128  # lesions that agreement is gated on where there is no labelled data
+PostprocessingByTask = Mapping[str, Postprocessing]
 
 
-class Evidence(Protocol):
+class EvaluationData(Protocol):
     """Labelled images to calibrate on, to fit and to judge on; `name` says whose they are."""
 
     @property
@@ -42,7 +42,7 @@ class Evidence(Protocol):
 
 
 @dataclass
-class Jury:
+class ParityEvaluator:
     """The student's answers on a split, asked for once, and the verdict on whoever claims to be the same model.
 
     Candidates are chosen on val; test is for the winner alone. Postprocessing is fitted on val, for each side its own.
@@ -51,56 +51,62 @@ class Jury:
 
     spec: Spec
     reference: Run
-    evidence: Evidence | None
+    data: EvaluationData | None
     _answers: dict[str, Predictions] = field(default_factory=dict)
 
-    def student(self, split: str) -> Predictions:
+    def reference_predictions(self, split: str) -> Predictions:
         """What the fp32 student answers on a split."""
-        split = DRAWN if self.evidence is None else split
+        split = SYNTHETIC if self.data is None else split
         if split not in self._answers:
-            self._answers[split] = self.ask(split, self.reference)
+            self._answers[split] = self.run(split, self.reference)
         return self._answers[split]
 
     @cached_property
     def _lesions(self) -> list[NDArray[np.uint8]]:
-        return [preprocess(draw_lesion(seed).image, self.spec.preprocess) for seed in range(PROCEDURAL)]
+        return [preprocess(draw_lesion(seed).image, self.spec.preprocess) for seed in range(SYNTHETIC_COUNT)]
 
-    def ask(self, split: str, run: Run) -> Predictions:
+    def run(self, split: str, run: Run) -> Predictions:
         """What `run` answers on a split."""
-        if self.evidence is None:
-            return procedural_predictions(run, self._lesions)
-        return self.evidence.predictions(split, run)
+        if self.data is None:
+            return predict_synthetic(run, self._lesions)
+        return self.data.predictions(split, run)
 
-    def fit(self, val: Predictions) -> Fitted:
+    def fit_postprocessing(self, val: Predictions) -> PostprocessingByTask:
         """What val allows to fit, None for every task where nothing is labelled."""
         unfitted = {task.name: Postprocessing() for task in self.spec.tasks}
-        return unfitted if self.evidence is None else unfitted | dict(fit_postprocessing(val, self.spec))
+        return unfitted if self.data is None else unfitted | dict(fit_postprocessing(val, self.spec))
 
     def basis(self, split: str) -> str:
         """On what a split's verdict rests."""
-        if self.evidence is None:
-            return f"{PROCEDURAL} procedural lesions"
-        return f"{split} split of {self.evidence.name}"
+        if self.data is None:
+            return f"{SYNTHETIC_COUNT} procedural lesions"
+        return f"{split} split of {self.data.name}"
 
-    def judge(
-        self, split: str, answers: Predictions, fitted: Fitted, precision: str, runtime: Runtime, target: Target
+    def compare(
+        self,
+        split: str,
+        answers: Predictions,
+        fitted: PostprocessingByTask,
+        precision: str,
+        runtime: Runtime,
+        target: Target,
     ) -> ParityReport:
         """The parity of a candidate's `answers` on a split, decoded with what was `fitted` for it."""
         return parity(
-            self.student(split),
+            self.reference_predictions(split),
             answers,
             self.spec,
-            self.fit(self.student("val")),
+            self.fit_postprocessing(self.reference_predictions("val")),
             fitted,
             precision=precision,
             basis=self.basis(split),
             engine=f"{runtime.name} {runtime.version}",
-            hardware=hardware(),
+            hardware=describe_hardware(),
             limits=target.gate,
         )
 
 
-def procedural_predictions(run: Run, lesions: Sequence[NDArray[np.uint8]]) -> Predictions:
+def predict_synthetic(run: Run, lesions: Sequence[NDArray[np.uint8]]) -> Predictions:
     """What `run` answers for drawn lesions; nothing is known about them, so only agreement can be judged."""
     count = len(lesions)
     names = tuple(f"procedural-{seed}" for seed in range(count))
@@ -113,7 +119,7 @@ def procedural_predictions(run: Run, lesions: Sequence[NDArray[np.uint8]]) -> Pr
     )
 
 
-def hardware() -> str:
+def describe_hardware() -> str:
     """The CPU and the instruction sets that decide what its numbers are."""
-    this = device()
+    this = describe_device()
     return f"{this['cpu']} ({this['flags']})" if this["flags"] else this["cpu"]

@@ -80,7 +80,7 @@ def limits_for(precision: str, tighter: Mapping[str, float] | None = None) -> di
     return {name: value for name, value in allowed.items() if value is not None}
 
 
-def judge(measurement: Measurement, allowed: float) -> Limit:
+def check_limit(measurement: Measurement, allowed: float) -> Limit:
     """Holds one measurement against the loss that is allowed.
 
     `failed`: the point estimate breaks the limit and the bound shows a loss above zero. `warn`: it breaks it, but
@@ -115,7 +115,7 @@ def judge(measurement: Measurement, allowed: float) -> Limit:
     )
 
 
-def overall(limits: Iterable[Limit]) -> Status:
+def overall_status(limits: Iterable[Limit]) -> Status:
     """The worst status of all limits that were asked; `not_run` where none was.
 
     Finite outputs alone prove nothing: an artifact of which no limit asks more, as of a rounded one that only embeds,
@@ -128,20 +128,20 @@ def overall(limits: Iterable[Limit]) -> Status:
     return next((status for status in SEVERITY if status in found), "not_run")
 
 
-def blocks(report: ParityReport) -> list[str]:
+def failure_messages(report: ParityReport) -> list[str]:
     """Why the gate stays shut: a sentence for each failed limit, none where it opens."""
     return [_sentence(limit) for limit in report.limits if limit.status == "failed"]
 
 
-def chance(report: ParityReport) -> float:
+def pass_probability(report: ParityReport) -> float:
     """How likely an artifact that passes on these images passes on as many others, by its agreement: the one metric
     that so few images resolve. The difference of two such shares is taken as normal, with twice the variance of one.
     A model of several tasks is as likely to pass as the task that is the likeliest to fail.
     """
-    return min((_chance(limit) for limit in report.limits if limit.metric in AGREEMENTS), default=1.0)
+    return min((_limit_pass_probability(limit) for limit in report.limits if limit.metric in AGREEMENTS), default=1.0)
 
 
-def _chance(limit: Limit) -> float:
+def _limit_pass_probability(limit: Limit) -> float:
     if limit.allowed is None or limit.loss.value is None or limit.loss.high is None:
         return 1.0
     spread = (limit.loss.high - (limit.loss.low or 0.0)) / (2 * QUANTILE) * math.sqrt(2)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Workbench, unknown
+from dermedge_export.context import ExportContext, unsupported_candidate
 from dermedge_export.graph.seal import seal
-from dermedge_export.quantization.saturation import thresholds
+from dermedge_export.quantization.saturation import clip_thresholds
 from dermedge_export.target import Target
 from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
-from dermedge_runtime.telemetry import no_telemetry, silent
+from dermedge_runtime.telemetry import import_silently, no_telemetry
 
 # Elementwise products, gates and softmax stay in fp32: they cost accuracy and, measured, time as well.
 OPERATORS = (
@@ -31,7 +31,7 @@ PERCENTILE = 99.99
 
 
 def quantize_onnx(
-    work: Workbench, target: Target, candidate: Candidate
+    context: ExportContext, target: Target, candidate: Candidate
 ) -> tuple[bytes, tuple[str, ...], tuple[str, ...]]:
     """Quantize the student's graph by the candidate's method.
 
@@ -45,23 +45,23 @@ def quantize_onnx(
     if candidate.method == "qat":
         from dermedge_export.quantization.qat import qat_graph
 
-        return *qat_graph(work, target, candidate), ()
-    graph = work.graph(target.opset)
+        return *qat_graph(context, target, candidate), ()
+    graph = context.graph(target.opset)
     if candidate.method == "nncf":
-        return seal(nncf_onnx(graph, work.calibration), work.spec), ("nncf", "onnxruntime"), ()
+        return seal(nncf_onnx(graph, context.calibration), context.spec), ("nncf", "onnxruntime"), ()
     method = candidate.method
     if "remaining" not in candidate.options and method not in ("minmax", "percentile", "entropy"):
-        raise unknown(candidate)
+        raise unsupported_candidate(candidate)
     options = dict(candidate.options)
     kept: tuple[str, ...] = ()
     if options.pop("remaining", None) is None:
-        quantizer = Quantizer(graph, work.calibration, method, **options)
+        quantizer = Quantizer(graph, context.calibration, method, **options)
     else:
-        quantizer, kept = _by_extremes(work, target, options), sensitive_nodes(work, target, candidate)
-    return seal(quantizer.model(kept), work.spec), ("onnxruntime",), kept
+        quantizer, kept = _by_extremes(context, target, options), sensitive_nodes(context, target, candidate)
+    return seal(quantizer.model(kept), context.spec), ("onnxruntime",), kept
 
 
-def sensitive_nodes(work: Workbench, target: Target, candidate: Candidate) -> tuple[str, ...]:
+def sensitive_nodes(context: ExportContext, target: Target, candidate: Candidate) -> tuple[str, ...]:
     """The nodes of the student's graph that are better left in fp32, so that no more than the candidate's `remaining`
     share of the drift is left; swept for with onnxruntime, once for all engines.
     """
@@ -71,15 +71,17 @@ def sensitive_nodes(work: Workbench, target: Target, candidate: Candidate) -> tu
     remaining = options.pop("remaining")
 
     def choose() -> tuple[str, ...]:
-        images = work.calibration.images
-        return choose_kept(_by_extremes(work, target, options), work.graph(target.opset), images, remaining=remaining)
+        images = context.calibration.images
+        return choose_kept(
+            _by_extremes(context, target, options), context.graph(target.opset), images, remaining=remaining
+        )
 
-    return work.once(("sensitive", target.opset, remaining, *sorted(options.items())), choose)
+    return context.cached(("sensitive", target.opset, remaining, *sorted(options.items())), choose)
 
 
-def _by_extremes(work: Workbench, target: Target, options: Mapping[str, Any]) -> "Quantizer":
+def _by_extremes(context: ExportContext, target: Target, options: Mapping[str, Any]) -> "Quantizer":
     key = ("quantizer", target.opset, *sorted(options.items()))
-    return work.once(key, lambda: Quantizer(work.graph(target.opset), work.calibration, **options))
+    return context.cached(key, lambda: Quantizer(context.graph(target.opset), context.calibration, **options))
 
 
 class Quantizer:
@@ -110,7 +112,7 @@ class Quantizer:
         """The quantized onnx.ModelProto."""
         import onnx
 
-        silent("onnxruntime")
+        import_silently("onnxruntime")
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
@@ -184,7 +186,7 @@ def activation_ranges(graph: bytes, images: NDArray[np.uint8], method: str) -> A
 
     Histograms hold every intermediate tensor of the images that they are told at once, so they get a few at a time.
     """
-    silent("onnxruntime")
+    import_silently("onnxruntime")
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -209,7 +211,7 @@ def activation_ranges(graph: bytes, images: NDArray[np.uint8], method: str) -> A
         ranges = calibrator.compute_data()
     if method == "entropy":
         # onnxruntime's own entropy is minmax with its default of 128 bins for 128 levels, and wild with more.
-        for name, magnitude in thresholds(graph, list(ranges.keys()), images, method).items():
+        for name, magnitude in clip_thresholds(graph, list(ranges.keys()), images, method).items():
             ranges[name] = _cut(ranges[name], np.float32(magnitude))
     return ranges
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Workbench
+from dermedge_export.context import ExportContext
 from dermedge_export.graph.trace import trace
 from dermedge_export.target import Target
 from dermedge_export.toolchain import quiet
@@ -33,7 +33,7 @@ LIMIT = 2.0**31 - 128  # the greatest float32 that fits into int32
 RATE = 10.0
 
 
-def qat_graph(work: Workbench, target: Target, candidate: Candidate) -> tuple[bytes, tuple[str, ...]]:
+def qat_graph(context: ExportContext, target: Target, candidate: Candidate) -> tuple[bytes, tuple[str, ...]]:
     """Train the student with fake quantizers and export it as int8.
 
     Returns:
@@ -44,11 +44,11 @@ def qat_graph(work: Workbench, target: Target, candidate: Candidate) -> tuple[by
         DermedgeError: torch.export cannot follow this network.
         MissingExtraError: torch is not installed.
     """
-    if work.retrain is None:
+    if context.retrain is None:
         raise UsageError("Quantization-aware training needs labelled images: pass --data with the student's table.")
-    module = fake_quantized(work.module, work.calibration, **candidate.options)
-    trained = work.retrain(module, work.calibration, candidate)
-    return integer_graph(trained, work.spec, target.opset, dynamic_batch=work.dynamic_batch), ()
+    module = fake_quantized(context.module, context.calibration, **candidate.options)
+    trained = context.retrain(module, context.calibration, candidate)
+    return integer_graph(trained, context.spec, target.opset, dynamic_batch=context.dynamic_batch), ()
 
 
 def fake_quantized(

@@ -14,7 +14,7 @@ STEP = 16  # bins from one threshold that is tried to the next
 EPSILON = 1e-7  # added to shares of a distribution, so that an empty bin does not diverge infinitely
 
 
-def thresholds(graph: bytes, names: Sequence[str], images: NDArray[np.uint8], method: str) -> dict[str, float]:
+def clip_thresholds(graph: bytes, names: Sequence[str], images: NDArray[np.uint8], method: str) -> dict[str, float]:
     """The threshold of each of the tensors `names`: the largest magnitude that was seen (`minmax`), or the one that
     `entropy_threshold` finds in its histogram (`entropy`).
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.telemetry import silent
+from dermedge_runtime.telemetry import import_silently
 
 Quantize = Callable[[Collection[str]], bytes]
 Outputs = dict[str, NDArray[np.float64]]
 
-CALLS = 64  # quantized graphs that a sweep may ask for
-LOOKS = 16  # images that a drift is measured on
+MAX_CALLS = 64  # quantized graphs that a sweep may ask for
+MAX_IMAGES = 16  # images that a drift is measured on
 REMAINING = 0.1
 NEARLY = 1.1  # a list that leaves so many times the least drift is as good as the longer one that leaves the least
 # Where quantization starts. Other operators pass quantized values on, or only read them.
@@ -44,7 +44,7 @@ def sweep(
     quantize: Quantize,
     images: NDArray[np.uint8],
     *,
-    calls: int = CALLS,
+    calls: int = MAX_CALLS,
     progress: Progress | None = None,
 ) -> tuple[Sensitivity, ...]:
     """Rank the layers that are quantized by the drift that each causes alone, the worst first.
@@ -92,7 +92,7 @@ def choose_kept(
     images: NDArray[np.uint8],
     *,
     remaining: float = REMAINING,
-    calls: int = CALLS,
+    calls: int = MAX_CALLS,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """The shortest head of the ranking whose nodes, left in fp32, bring the drift down to what may remain.
@@ -147,7 +147,7 @@ def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], flo
     Raises:
         DermedgeError: the outputs of `graph` itself are not finite.
     """
-    chosen = images[np.unique(np.linspace(0, len(images) - 1, min(len(images), LOOKS)).astype(int))]
+    chosen = images[np.unique(np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).astype(int))]
     reference, kinds = _outputs(graph, chosen), _kinds(graph)
     if bad := [name for name, values in reference.items() if not np.isfinite(values).all()]:
         raise DermedgeError(f"The fp32 model gives NaN or Inf in {', '.join(bad)}: train or export it again.")
@@ -177,7 +177,7 @@ def _divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) 
 
 def _outputs(model: bytes, images: NDArray[np.uint8]) -> Outputs:
     """Outputs [N, ...] by name; image by image, which a graph with a batch of one needs."""
-    onnxruntime = silent("onnxruntime")
+    onnxruntime = import_silently("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Exporter, Workbench
+from dermedge_export.context import BuiltArtifact, ExportContext, Exporter
 from dermedge_export.evaluation.predictions import Predictions
 from dermedge_export.parity import gate
-from dermedge_export.parity.evaluator import Jury, hardware
-from dermedge_export.selection.cache import built_once
+from dermedge_export.parity.evaluator import ParityEvaluator, describe_hardware
+from dermedge_export.selection.cache import build_cached
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import Target
 from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
@@ -34,11 +34,11 @@ EXACT = ("fp32", "bf16", "fp16", "w8", "palettized", "w8a8", "int8+fp16", "int8"
 TURNS, CALLS, SETTLE_SECONDS = 12, 8, 0.05
 NOISE = 0.03  # share by which two latencies or sizes must differ to count as different
 State = Literal["won", "passed", "failed", "refused", "skipped"]
-Start = Callable[[Built], AbstractContextManager[Runtime]]
+Start = Callable[[BuiltArtifact], AbstractContextManager[Runtime]]
 
 
 @dataclass(frozen=True)
-class Tried:
+class CandidateResult:
     """What became of one candidate. `reason` says in a sentence why it won or what it lost.
 
     `latency_ms` is the median of interleaved engine calls on this machine, None where it was not timed; `top1`, `kl`
@@ -59,19 +59,19 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The winner, and what became of everyone; `val` holds the winner's answers there."""
 
-    built: Built
+    built: BuiltArtifact
     val: Predictions
-    tried: tuple[Tried, ...]
+    tried: tuple[CandidateResult, ...]
 
-    def rejected(self, reasons: Sequence[str]) -> tuple[Tried, ...]:
+    def rejected(self, reasons: Sequence[str]) -> tuple[CandidateResult, ...]:
         """What became of everyone, now that the winner has failed on test."""
         said = f"chosen on val, but on test: {' '.join(reasons)}"
         return tuple(replace(t, status="failed", reason=said) if t.status == "won" else t for t in self.tried)
 
-    def after(self, earlier: Sequence[Tried]) -> "Choice":
+    def after(self, earlier: Sequence[CandidateResult]) -> "Selection":
         """This choice, with what became of candidates that an earlier search had tried."""
         again = {tried.name: tried for tried in self.tried}
         names = {tried.name for tried in earlier}
@@ -80,15 +80,15 @@ class Choice:
 
     def to_json(self) -> Json:
         """`reports/candidates.json`."""
-        return {"schema": SCHEMA, "machine": hardware(), "candidates": to_json(self.tried)}
+        return {"schema": SCHEMA, "machine": describe_hardware(), "candidates": to_json(self.tried)}
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Evaluated:
     """A candidate on its way: what it made and what val says of it."""
 
     candidate: Candidate
-    built: Built
+    built: BuiltArtifact
     val: Predictions
     report: ParityReport
     chance: float
@@ -103,17 +103,17 @@ class _Entry:
 
     @property
     def reasons(self) -> list[str]:
-        return gate.blocks(self.report)
+        return gate.failure_messages(self.report)
 
     @property
     def warned(self) -> str:
         """The limits that are neither kept for sure nor broken for sure."""
         return ", ".join(limit.metric for limit in self.report.limits if limit.status in ("warn", "insufficient"))
 
-    def tried(self, status: State, reason: str, latency: float | None = None) -> Tried:
+    def tried(self, status: State, reason: str, latency: float | None = None) -> CandidateResult:
         loss = next((limit.loss for limit in self.report.limits if limit.metric == "balanced_accuracy"), None)
         return replace(
-            _tried(self.candidate, status, reason),
+            _result(self.candidate, status, reason),
             size_bytes=self.size,
             latency_ms=latency,
             top1=self.report.agreement.get("top1"),
@@ -123,10 +123,10 @@ class _Entry:
 
 
 def search(
-    work: Workbench,
+    context: ExportContext,
     target: Target,
     candidates: Sequence[Candidate],
-    jury: Jury,
+    evaluator: ParityEvaluator,
     exporter: Callable[[str], Exporter],
     start: Start,
     *,
@@ -135,17 +135,17 @@ def search(
     budget_minutes: float = 30.0,
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> Choice:
+) -> Selection:
     """Make candidates and choose one.
 
     Exhaustive: all `plain` ones are made; `mixed` ones only where none before of their precision and format passed,
     `trained` ones only where none of their precision did. Else the first that passes is taken.
 
     Args:
-        work: the student.
+        context: the student.
         target: what for.
         candidates: in the order of preference.
-        jury: judges on val.
+        evaluator: judges on val.
         exporter: by format.
         start: an engine that runs what was built.
         exhaustive: try all and compare them.
@@ -160,41 +160,43 @@ def search(
         DermedgeError: nothing could be made.
     """
     begun, tell = time.monotonic(), progress or (lambda done, total, note: None)
-    entries: list[_Entry] = []
-    told: dict[str, Tried] = {}
+    entries: list[_Evaluated] = []
+    told: dict[str, CandidateResult] = {}
     errors: list[DermedgeError] = []
     for index, candidate in enumerate(candidates):
         late = time.monotonic() - begun > budget_minutes * 60
-        if why := _needless(candidate, entries, exhaustive, work) or _too_late(entries, late, budget_minutes):
-            told[candidate.name] = _tried(candidate, "skipped", why)
+        if why := _skip_reason(candidate, entries, exhaustive, context) or _over_budget(entries, late, budget_minutes):
+            told[candidate.name] = _result(candidate, "skipped", why)
             continue
         tell(index, len(candidates), f"building {candidate.name}")
         try:
-            built = built_once(work, target, candidate, exporter(candidate.format), cache)
+            built = build_cached(context, target, candidate, exporter(candidate.format), cache)
             tell(index, len(candidates), f"comparing {candidate.name} with the student")
             with start(built) as runtime:
-                val = jury.ask("val", runtime.run)
-                report = jury.judge("val", val, jury.fit(val), candidate.precision, runtime, target)
+                val = evaluator.run("val", runtime.run)
+                report = evaluator.compare(
+                    "val", val, evaluator.fit_postprocessing(val), candidate.precision, runtime, target
+                )
         except DermedgeError as error:
             errors.append(error)
-            told[candidate.name] = _tried(candidate, "refused", str(error))
+            told[candidate.name] = _result(candidate, "refused", str(error))
             continue
         # Without evidence there is one set of images, and no second verdict to fear.
-        chance = 1.0 if jury.evidence is None else gate.chance(report)
-        entries.append(_Entry(candidate, built, val, report, chance))
+        chance = 1.0 if evaluator.data is None else gate.pass_probability(report)
+        entries.append(_Evaluated(candidate, built, val, report, chance))
     tell(len(candidates), len(candidates), "choosing")
     passed = [entry for entry in entries if not entry.reasons]
     if not passed and not (allow_failure and entries):
-        raise _nothing(target, entries, errors)
-    timed = _latencies(passed, start, work.spec) if exhaustive and target.native and passed else {}
+        raise _no_candidate(target, entries, errors)
+    timed = _latencies(passed, start, context.spec) if exhaustive and target.native and passed else {}
     expected = _expected(passed, timed)
     winner = _winner(passed, expected) if passed else min(entries, key=lambda entry: entry.kl)
     for entry in entries:
-        told[entry.candidate.name] = _verdict(entry, winner, timed, expected, len(passed))
-    return Choice(winner.built, winner.val, tuple(told[candidate.name] for candidate in candidates))
+        told[entry.candidate.name] = _explain(entry, winner, timed, expected, len(passed))
+    return Selection(winner.built, winner.val, tuple(told[candidate.name] for candidate in candidates))
 
 
-def _needless(candidate: Candidate, entries: Sequence[_Entry], exhaustive: bool, work: Workbench) -> str:
+def _skip_reason(candidate: Candidate, entries: Sequence[_Evaluated], exhaustive: bool, context: ExportContext) -> str:
     """Why a candidate need not be made, if so."""
     passed = [entry.candidate for entry in entries if not entry.reasons]
     if passed and not exhaustive:
@@ -205,16 +207,16 @@ def _needless(candidate: Candidate, entries: Sequence[_Entry], exhaustive: bool,
     # Another engine's success says nothing of this one's speed.
     if candidate.tier == "mixed" and any(other.format == candidate.format for other in same):
         return f"not needed: {candidate.precision} passed in fewer steps"
-    if candidate.tier == "trained" and work.retrain is None:
+    if candidate.tier == "trained" and context.retrain is None:
         return "training needs --data"
     return ""
 
 
-def _too_late(entries: Sequence[_Entry], late: bool, budget_minutes: float) -> str:
+def _over_budget(entries: Sequence[_Evaluated], late: bool, budget_minutes: float) -> str:
     return f"the budget of {budget_minutes:g} minutes was spent" if late and entries else ""
 
 
-def _expected(passed: Sequence[_Entry], timed: dict[str, float]) -> dict[str, float]:
+def _expected(passed: Sequence[_Evaluated], timed: dict[str, float]) -> dict[str, float]:
     """What each candidate may be expected to cost: its milliseconds, or where nothing was timed its bytes, and with the
     chance that it fails on test, where nothing but fp32 may take its place, those of fp32.
     """
@@ -228,7 +230,7 @@ def _expected(passed: Sequence[_Entry], timed: dict[str, float]) -> dict[str, fl
     }
 
 
-def _winner(passed: Sequence[_Entry], expected: dict[str, float]) -> _Entry:
+def _winner(passed: Sequence[_Evaluated], expected: dict[str, float]) -> _Evaluated:
     """The cheapest; of those that are as good, the least rounded."""
     best = min(expected.values())
     equal = [entry for entry in passed if expected[entry.candidate.name] <= best * (1 + NOISE)]
@@ -239,7 +241,9 @@ def _rank(precision: str) -> int:
     return EXACT.index(precision) if precision in EXACT else len(EXACT)
 
 
-def _verdict(entry: _Entry, winner: _Entry, timed: dict[str, float], expected: dict[str, float], passed: int) -> Tried:
+def _explain(
+    entry: _Evaluated, winner: _Evaluated, timed: dict[str, float], expected: dict[str, float], passed: int
+) -> CandidateResult:
     name, won = entry.candidate.name, winner.candidate.name
     mine, best = timed.get(name), timed.get(won)
     if entry is winner:
@@ -283,7 +287,7 @@ def _busy() -> str:
     )
 
 
-def _nothing(target: Target, entries: Sequence[_Entry], errors: Sequence[DermedgeError]) -> DermedgeError:
+def _no_candidate(target: Target, entries: Sequence[_Evaluated], errors: Sequence[DermedgeError]) -> DermedgeError:
     """The error of a search in which nobody passed."""
     if not entries:
         missing = next((error for error in errors if isinstance(error, MissingExtraError)), None)
@@ -295,11 +299,11 @@ def _nothing(target: Target, entries: Sequence[_Entry], errors: Sequence[Dermedg
     )
 
 
-def _tried(candidate: Candidate, status: State, reason: str) -> Tried:
-    return Tried(candidate.name, candidate.precision, candidate.format, candidate.method, status, reason)
+def _result(candidate: Candidate, status: State, reason: str) -> CandidateResult:
+    return CandidateResult(candidate.name, candidate.precision, candidate.format, candidate.method, status, reason)
 
 
-def _latencies(entries: Sequence[_Entry], start: Start, spec: Spec) -> dict[str, float]:
+def _latencies(entries: Sequence[_Evaluated], start: Start, spec: Spec) -> dict[str, float]:
     """Median milliseconds of one image through each engine, called in turns so that all see the same machine.
 
     An engine's threads go on spinning for a while after its call and would slow down another engine's, so each turn

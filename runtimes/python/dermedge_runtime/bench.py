@@ -15,7 +15,7 @@ from PIL import Image
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import EngineError, ImageError, UsageError
-from dermedge_runtime.hardware import device
+from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Model, load
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
@@ -87,7 +87,7 @@ def bench(
         bundle=opened.id,
         engine=name,
         engine_version=version,
-        device=device(),
+        device=describe_device(),
         threads=threads,
         image=described,
         end_to_end=timings["end_to_end"],

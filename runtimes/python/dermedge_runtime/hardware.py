@@ -9,7 +9,7 @@ X86_FLAGS = ("avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512
 ARM_FLAGS = ("neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2")
 
 
-def device() -> Mapping[str, str]:
+def describe_device() -> Mapping[str, str]:
     """What this computer is: system, machine, CPU with the flags that matter to engines, cores, Python."""
     fields = _cpuinfo()
     flags = (fields.get("flags") or fields.get("Features") or "").split()

@@ -26,8 +26,8 @@ Item = tuple[Pixels, float]
 
 # By artifact format (the default), and by the engine's own name.
 RUNTIMES = {
-    "onnx": "dermedge_runtime.onnxruntime:OrtRuntime",
-    "onnxruntime": "dermedge_runtime.onnxruntime:OrtRuntime",
+    "onnx": "dermedge_runtime.onnxruntime:OnnxRuntime",
+    "onnxruntime": "dermedge_runtime.onnxruntime:OnnxRuntime",
     "openvino": "dermedge_runtime.openvino:OpenVinoRuntime",
     "tensorrt": "dermedge_runtime.tensorrt.runtime:TensorRtRuntime",
     "coreml": "dermedge_runtime.coreml:CoreMlRuntime",

@@ -24,7 +24,7 @@ NAMED = 5  # operators that a message lists
 Placement = Mapping[str, Mapping[str, int]]
 
 
-class OrtRuntime:
+class OnnxRuntime:
     """An ONNX graph whose one input is `image`, uint8 [N, S, S, 3], and whose outputs are float32, named after their
     tasks. A graph with a batch of one is called once per image.
     """
@@ -39,7 +39,7 @@ class OrtRuntime:
         self._session: onnxruntime.InferenceSession | None = session
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> "OrtRuntime":
+    def open(cls, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> "OnnxRuntime":
         """Starts a session on a bundle's ONNX file.
 
         Args:
@@ -113,7 +113,7 @@ def check_placement(placement: Placement, providers: Sequence[str]) -> None:
     """Refuse what a provider silently left to the CPU.
 
     Args:
-        placement: As `OrtRuntime.placement` gives it; an empty one, of an older onnxruntime, tells nothing.
+        placement: As `OnnxRuntime.placement` gives it; an empty one, of an older onnxruntime, tells nothing.
         providers: Those that were asked for.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import EngineError, MissingExtraError, UsageError
-from dermedge_runtime.signal_stack import kept_signal_stack
+from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.signature import AGAIN, Port, check_signature
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.telemetry import no_telemetry
@@ -73,7 +73,7 @@ class OpenVinoRuntime:
         try:
             core = openvino.Core()
             model = core.read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
-            with kept_signal_stack():
+            with keep_signal_stack():
                 compiled = core.compile_model(model, DEVICE, config)
         except Exception as error:
             raise EngineError(

@@ -10,7 +10,7 @@ from typing import Any
 from dermedge_runtime.errors import MissingExtraError, UsageError
 
 
-def entries(builtin: Mapping[str, str], group: str) -> dict[str, str]:
+def list_entries(builtin: Mapping[str, str], group: str) -> dict[str, str]:
     """All names of a group. A built-in name cannot be taken over by an installed package."""
     from importlib.metadata import entry_points
 
@@ -25,8 +25,8 @@ def lookup(kind: str, name: str, builtin: Mapping[str, str], group: str) -> Any:
     """
     if name in builtin:
         return load_entry(builtin[name])
-    known = entries(builtin, group)
-    return load_entry(known[pick(kind, name, known)])
+    known = list_entries(builtin, group)
+    return load_entry(known[pick_known(kind, name, known)])
 
 
 def load_entry(entry: str, *, extra: str | None = None) -> Any:
@@ -54,7 +54,7 @@ def load_entry(entry: str, *, extra: str | None = None) -> Any:
     return found
 
 
-def pick(kind: str, name: str, known: Iterable[str]) -> str:
+def pick_known(kind: str, name: str, known: Iterable[str]) -> str:
     """`name` itself where it is known.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def kept_signal_stack() -> Iterator[None]:
+def keep_signal_stack() -> Iterator[None]:
     """Inside it, compile OpenVINO models: the calling thread's alternate signal stack is as before afterwards.
 
     OpenVINO's CPU plugin (2026.4) gives the thread that compiles a model a signal stack of that model's, and takes it

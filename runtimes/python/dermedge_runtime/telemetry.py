@@ -37,7 +37,7 @@ def no_telemetry() -> Iterator[None]:
             modules[OPENVINO] = sender
 
 
-def silent(name: str) -> Any:
+def import_silently(name: str) -> Any:
     """The module of that name; if this is its first import, it keeps silent for the life of the process."""
     with no_telemetry():
         return importlib.import_module(name)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from dermedge_export.calibration import Calibration, procedural_calibration
+from dermedge_export.calibration import Calibration, synthetic_calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Simulation, Workbench, unknown
+from dermedge_export.context import BuiltArtifact, ExportContext, Simulation, unsupported_candidate
 from dermedge_export.exporters.coreml.ranges import Ranges, overflowing, ranges
 from dermedge_export.exporters.coreml.simulation import INPUT, Program, read_program, simulated_run
 from dermedge_export.graph.seal import METADATA_KEY
@@ -41,7 +41,7 @@ LEAST_PALETTIZED = 10_000
 OTHERWISE = "export for android or cpu, or take another backbone (mobilenetv2_100 and convnext_atto convert)."
 
 
-def export_coreml(work: Workbench, target: Target, candidate: Candidate) -> Built:
+def export_coreml(context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact:
     """Make an .mlpackage: input `image`, RGB of S x S pixels, one float32 output per task, normalisation inside.
 
     The diagnosis is no Core ML classifier: that would want probabilities where the outputs are logits, whose
@@ -51,7 +51,7 @@ def export_coreml(work: Workbench, target: Target, candidate: Candidate) -> Buil
         MissingExtraError: torch or coremltools is not installed.
         UsageError: the network has what Core ML lacks, or the target cannot have the candidate or an open batch size.
     """
-    _check(work, target, candidate)
+    _check(context, target, candidate)
     try:
         import torch  # noqa: F401
 
@@ -61,12 +61,12 @@ def export_coreml(work: Workbench, target: Target, candidate: Candidate) -> Buil
         tool = error.name or "coremltools"
         raise MissingExtraError(tool, "export" if tool == "torch" else "coreml", "Export to Core ML") from error
     quantized = candidate.precision == "w8a8"
-    looked_at = work.calibration if quantized else _probed(work)
+    looked_at = context.calibration if quantized else _probed(context)
     # Compressed variants begin with the same conversion, which is most of the time.
     key = ("coreml", target.name, looked_at.digest)
-    model, program, found, kept = work.once(key, lambda: _within_fp16(work, target, looked_at))
+    model, program, found, kept = context.cached(key, lambda: _within_fp16(context, target, looked_at))
     with silence():
-        files = _package(COMPRESS[candidate.precision](model, candidate, found), work.spec)
+        files = _package(COMPRESS[candidate.precision](model, candidate, found), context.spec)
     described = Artifact(
         target=target.name,
         format=target.format,
@@ -75,23 +75,23 @@ def export_coreml(work: Workbench, target: Target, candidate: Candidate) -> Buil
         requires=target.requires,
         toolchain={name: version(name) for name in TOOLS},
         details=_details(target, candidate, looked_at) | {"kept_fp32": _in_fp32(program, kept)},
-        calibration=work.calibration.to_json() if quantized else None,
+        calibration=context.calibration.to_json() if quantized else None,
     )
     simulation = Simulation("torch simulation of Core ML", version("torch"), simulated_run(read_program(files)))
-    return Built(described, {f"{PATH}/{name}": content for name, content in files.items()}, simulation)
+    return BuiltArtifact(described, {f"{PATH}/{name}": content for name, content in files.items()}, simulation)
 
 
-def _check(work: Workbench, target: Target, candidate: Candidate) -> None:
+def _check(context: ExportContext, target: Target, candidate: Candidate) -> None:
     if candidate.precision not in COMPRESS:
-        raise unknown(candidate)
-    if work.dynamic_batch:
+        raise unsupported_candidate(candidate)
+    if context.dynamic_batch:
         raise UsageError(
             "Core ML runs a model with an open batch size on the CPU and not on the Neural Engine: leave it out for "
             f"{target.name}, whose runtime answers any number of images one by one."
         )
     if candidate.precision == "w8a8" and not target.facts.get("w8a8"):
         raise UsageError(f"{target.name} has no 8-bit activations: choose among {', '.join(target.precisions)}.")
-    for task in work.spec.tasks:
+    for task in context.spec.tasks:
         if not NAME.fullmatch(task.name) or task.name == INPUT:
             raise UsageError(
                 f"Core ML cannot name an output {task.name!r}: name the task with letters, digits and '_', and not "
@@ -115,17 +115,19 @@ def _details(target: Target, candidate: Candidate, looked_at: Calibration) -> di
     return details
 
 
-def _probed(work: Workbench) -> Calibration:
+def _probed(context: ExportContext) -> Calibration:
     """Images to learn from whether fp16 is wide enough; where a table has too few, drawn ones do."""
     try:
-        found = work.calibration
+        found = context.calibration
     except DataError:
-        found = procedural_calibration(work.spec.preprocess)
+        found = synthetic_calibration(context.spec.preprocess)
     every = -(-len(found) // PROBED)
     return Calibration(found.images[::every], found.digests[::every], found.split)
 
 
-def _within_fp16(work: Workbench, target: Target, looked_at: Calibration) -> tuple[Any, Program, Ranges, set[str]]:
+def _within_fp16(
+    context: ExportContext, target: Target, looked_at: Calibration
+) -> tuple[Any, Program, Ranges, set[str]]:
     """The network as a Core ML model in fp16, but for operators whose numbers leave fp16 on some image.
 
     Returns:
@@ -134,10 +136,10 @@ def _within_fp16(work: Workbench, target: Target, looked_at: Calibration) -> tup
     Raises:
         UsageError: torch cannot trace the network, or Core ML lacks one of its operators.
     """
-    traced = _traced(work)
+    traced = _traced(context)
     kept: set[str] = set()
     while True:
-        model = _converted(traced, work.spec, target, kept)
+        model = _converted(traced, context.spec, target, kept)
         program = read_program(_files(model))
         found = ranges(program, looked_at.images)
         more = overflowing(program, found) - kept
@@ -150,7 +152,7 @@ def _in_fp32(program: Program, kept: set[str]) -> list[str]:
     return sorted(kept.intersection(name for step in program.steps if not any(step.half) for name in step.outputs))
 
 
-def _traced(work: Workbench) -> Any:
+def _traced(context: ExportContext) -> Any:
     """The merged network as a torch.export program from float32 [1, 3, S, S] of 0..255, which is what Core ML makes of
     an image; the two permutes that then stand at its beginning cancel out when it is converted.
     """
@@ -159,12 +161,12 @@ def _traced(work: Workbench) -> Any:
     class FromImage(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = tuple_of(work.module, [task.name for task in work.spec.tasks])
+            self.inner = tuple_of(context.module, [task.name for task in context.spec.tasks])
 
         def forward(self, image: torch.Tensor) -> Any:
             return self.inner(image.permute(0, 2, 3, 1))
 
-    size = work.spec.preprocess.size
+    size = context.spec.preprocess.size
     with silence():
         try:
             return torch.export.export(FromImage().eval(), (torch.zeros(1, 3, size, size),)).run_decompositions({})

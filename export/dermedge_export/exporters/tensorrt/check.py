@@ -56,7 +56,7 @@ INTEGER = frozenset(_INTEGER.split())  # what may compute in int64: shapes and i
 
 
 @dataclass(frozen=True)
-class Finding:
+class GraphFinding:
     """One thing that TensorRT refuses (`error`) or that costs speed or accuracy (`warning`), and what to do."""
 
     level: Literal["error", "warning"]
@@ -65,7 +65,7 @@ class Finding:
     message: str
 
 
-def check_tensorrt(graph: bytes, *, major: tuple[int, ...] = (10, 11)) -> tuple[Finding, ...]:
+def check_tensorrt(graph: bytes, *, major: tuple[int, ...] = (10, 11)) -> tuple[GraphFinding, ...]:
     """Check an ONNX model against the TensorRT versions `major`, in the order of its nodes; empty if it is clean."""
     import onnx
 
@@ -74,7 +74,7 @@ def check_tensorrt(graph: bytes, *, major: tuple[int, ...] = (10, 11)) -> tuple[
     found = [*_opset(model, major)]
     for node in model.graph.node:
         for check in (_operator, _types, _restrictions, _quantizer, _dequantizer, _weighted, _wide, _constants):
-            found.extend(Finding(level, node.name, node.op_type, message) for level, message in check(node, view))
+            found.extend(GraphFinding(level, node.name, node.op_type, message) for level, message in check(node, view))
     return tuple(found)
 
 
@@ -115,11 +115,11 @@ class _View:
         return "" if node is None else str(node.op_type)
 
 
-def _opset(model: Any, major: tuple[int, ...]) -> Iterator[Finding]:
+def _opset(model: Any, major: tuple[int, ...]) -> Iterator[GraphFinding]:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     for version in major:
         if opset > OPSETS[version]:
-            yield Finding(
+            yield GraphFinding(
                 "error",
                 "",
                 "opset",

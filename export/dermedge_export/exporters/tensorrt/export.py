@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Built, Simulation, Workbench, unknown
+from dermedge_export.context import BuiltArtifact, ExportContext, Simulation, unsupported_candidate
 from dermedge_export.exporters.onnx import TOOLS, artifact
 from dermedge_export.exporters.tensorrt.check import check_tensorrt
 from dermedge_export.graph.fp16 import (
@@ -25,18 +25,18 @@ from dermedge_export.graph.fp16 import (
     typed_fp16,
 )
 from dermedge_export.graph.seal import seal
-from dermedge_export.quantization.saturation import LEVELS, thresholds
+from dermedge_export.quantization.saturation import LEVELS, clip_thresholds
 from dermedge_export.target import Target
 from dermedge_runtime.errors import MissingExtraError, UsageError
 from dermedge_runtime.signature import INPUT
-from dermedge_runtime.telemetry import silent
+from dermedge_runtime.telemetry import import_silently
 
 FACTS = ("sm", "tensorrt", "jetpack", "int8", "fp8")  # of the device, which the manifest repeats
 
 Edge = tuple[str, int]  # an input of a node, by its name and position
 
 
-def export_tensorrt(work: Workbench, target: Target, candidate: Candidate) -> Built:
+def export_tensorrt(context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact:
     """Make the ONNX file that the device's TensorRT builds its engine from: input `image` uint8 [N, S, S, 3], one
     float32 output per task, every tensor typed; `int8+fp16` with Q/DQ around its convolutions and linear layers.
 
@@ -48,21 +48,21 @@ def export_tensorrt(work: Workbench, target: Target, candidate: Candidate) -> Bu
         DermedgeError: the student gives NaN or Inf on calibration images.
     """
     try:
-        onnxruntime = silent("onnxruntime")
+        onnxruntime = import_silently("onnxruntime")
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "export", "Export for TensorRT") from error
-    graph = cast_pixels_first(work.graph(target.opset))
+    graph = cast_pixels_first(context.graph(target.opset))
     require_operators(graph, target)
-    peaks = activation_peaks(graph, work.calibration.images)
+    peaks = activation_peaks(graph, context.calibration.images)
     wide = fragile(_loaded(graph), peaks)
     kept: tuple[str, ...] = ()
     if candidate.precision == "fp16":
         typed = typed_fp16(_loaded(graph), wide)
     elif candidate.precision == "int8+fp16":
-        typed, kept = _int8(graph, wide, work.calibration, candidate)
+        typed, kept = _int8(graph, wide, context.calibration, candidate)
     else:
-        raise unknown(candidate)
-    sealed = seal(typed, work.spec)
+        raise unsupported_candidate(candidate)
+    sealed = seal(typed, context.spec)
     details = {
         "typed": True,
         "kept_fp32": wide,
@@ -70,9 +70,9 @@ def export_tensorrt(work: Workbench, target: Target, candidate: Candidate) -> Bu
         "tensorrt_warnings": require_operators(sealed, target),
         "device": {name: value for name, value in target.facts.items() if name in FACTS},
     }
-    built = artifact(work, target, candidate, sealed, (*TOOLS, "onnxruntime"), details)
+    built = artifact(context, target, candidate, sealed, (*TOOLS, "onnxruntime"), details)
     simulation = Simulation("onnxruntime rounding to fp16", onnxruntime.__version__, rounded_run(sealed))
-    return Built(built.artifact, built.files, simulation)
+    return BuiltArtifact(built.artifact, built.files, simulation)
 
 
 def require_operators(graph: bytes, target: Target) -> list[str]:
@@ -197,7 +197,7 @@ def activation_thresholds(graph: bytes, images: NDArray[np.uint8], method: str) 
     # Both branches of a sum: which of them is quantized depends on what is kept.
     inputs = {name for node in model.graph.node if node.name in nodes for name in node.input}
     names = sorted((inputs & float_tensors(model)) - {tensor.name for tensor in model.graph.initializer})
-    return thresholds(graph, names, images, method)
+    return clip_thresholds(graph, names, images, method)
 
 
 def _int8(
@@ -206,7 +206,7 @@ def _int8(
     """The typed int8 graph of a candidate, and the nodes that its sweep kept in fp16."""
     sweeping = candidate.method == "mixed"
     if not sweeping and candidate.method not in ("minmax", "entropy"):
-        raise unknown(candidate)
+        raise unsupported_candidate(candidate)
     thresholds = activation_thresholds(graph, calibration.images, "minmax" if sweeping else candidate.method)
     kept: tuple[str, ...] = ()
     if sweeping:

@@ -45,7 +45,7 @@ class EngineFile:
 
 
 @dataclass(frozen=True)
-class Record:
+class BuildRecord:
     """The part of `NAME.device.json` that decides whether an engine may be used.
 
     `allowed_failures` are the reasons for which the gate was shut, where somebody opened it on purpose.
@@ -154,12 +154,12 @@ def _timings_path(bundle: Path, key: EngineKey) -> Path:
     return cache_folder(bundle) / f"tensorrt-{key.tensorrt}-sm{key.sm}.timings"
 
 
-def _record(path: Path, again: str) -> Record:
+def _record(path: Path, again: str) -> BuildRecord:
     data = read_json(path, EngineError)
     try:
         if data["schema"] != SCHEMA:
             raise EngineError(f"{path} has schema {data['schema']!r}, this dermedge reads {SCHEMA!r}: {again}.")
-        return Record(data["bundle"], data["status"], _engine(data["engine"]), tuple(data["allowed_failures"]))
+        return BuildRecord(data["bundle"], data["status"], _engine(data["engine"]), tuple(data["allowed_failures"]))
     except (KeyError, TypeError) as error:
         raise EngineError(f"{path} is no device record (it lacks {error}): {again}.") from error
 

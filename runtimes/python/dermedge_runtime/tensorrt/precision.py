@@ -41,7 +41,7 @@ class PrecisionReadback:
     unread: int
 
 
-def read_back(layers: Iterable[str], precision: str) -> PrecisionReadback:
+def read_precision(layers: Iterable[str], precision: str) -> PrecisionReadback:
     """The precision of an engine's layers, and whether it is what was asked for.
 
     Args:
