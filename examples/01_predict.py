@@ -14,16 +14,22 @@ def main(path: str, images: list[str]) -> None:
 
     with dermedge.load(path) as model:
         first = model.predict(images[0])
-        print(f"{images[0]}: {first.labels[0].name} with probability {first.labels[0].probability:.3f}")
+        print(
+            f"{images[0]}: {first.labels[0].name} with probability {first.labels[0].probability:.3f}"
+        )
         if first.decision is not None:
-            print(f"malignancy {first.malignancy:.3f}, threshold {first.threshold:.3f}: {first.decision}")
+            print(
+                f"malignancy {first.malignancy:.3f}, threshold {first.threshold:.3f}: {first.decision}"
+            )
 
         # A stream keeps the order and decodes the next images while the engine works; a bad one does not end it.
         for image, answer in zip(images, model.stream(images, on_error="return"), strict=True):
             if isinstance(answer, dermedge.ImageError):
                 print(f"{image}: {answer}")
             else:
-                print(f"{image}: {answer.labels[0].id}, {answer.timing.engine_ms:.1f} ms in the engine")
+                print(
+                    f"{image}: {answer.labels[0].id}, {answer.timing.engine_ms:.1f} ms in the engine"
+                )
 
 
 if __name__ == "__main__":

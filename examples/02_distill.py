@@ -16,11 +16,20 @@ def main(out: Path, images: int = 400, epochs: int = 8) -> None:
         draw_data_set(data, count=images)
 
     schedule = Schedule(epochs=epochs, batch_size=32, lr=2e-3)
-    teacher = finetune(data, out / "teacher", backbone="mobilenetv2_050", size=64, schedule=schedule)
+    teacher = finetune(
+        data, out / "teacher", backbone="mobilenetv2_050", size=64, schedule=schedule
+    )
     print("teacher:", teacher.metrics)
 
     # mobilenetv2_035 is a narrower model of the same family, so the student starts pruned from the teacher.
-    student = distill(out / "teacher", data, out / "student", backbone="mobilenetv2_035", views=2, schedule=schedule)
+    student = distill(
+        out / "teacher",
+        data,
+        out / "student",
+        backbone="mobilenetv2_035",
+        views=2,
+        schedule=schedule,
+    )
     print("student:", student.metrics)
 
 

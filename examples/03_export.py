@@ -16,7 +16,9 @@ def main(out: Path) -> None:
         bundle = export(out / "student", "cpu", out, data=out / "data", overwrite=True)
     except GateError as error:
         sys.exit(f"not the same model any more: {error}")
-    print(f"{bundle.path.name}: parity {bundle.parity['host']['status']} on {bundle.parity['host']['basis']}")
+    print(
+        f"{bundle.path.name}: parity {bundle.parity['host']['status']} on {bundle.parity['host']['basis']}"
+    )
 
     report = evaluate(bundle, out / "data")
     for name, value in report.overall.metrics.items():

@@ -84,7 +84,14 @@ def toy_cases(spec: Spec = TOY_SPEC) -> list[Case]:
         reference = {name: array + np.float32(1e-4) for name, array in expected.items()}
         prediction = decode(expected, spec, TOY_POSTPROCESSING)
         cases.append(
-            Case(f"lesion-{seed}", stream.getvalue(), tensor, reference, expected, stable(prediction.to_json()))
+            Case(
+                f"lesion-{seed}",
+                stream.getvalue(),
+                tensor,
+                reference,
+                expected,
+                stable(prediction.to_json()),
+            )
         )
     return cases
 
@@ -93,7 +100,9 @@ def toy_content() -> dict[str, Any]:
     """The arguments of `write_bundle` for the toy bundle, fresh on every call."""
     return {
         "spec": TOY_SPEC,
-        "artifact": Artifact("cpu", "fake", "model.fake", "fp32", requires=("fake>=1.0",), toolchain={"fake": "1.0"}),
+        "artifact": Artifact(
+            "cpu", "fake", "model.fake", "fp32", requires=("fake>=1.0",), toolchain={"fake": "1.0"}
+        ),
         "postprocessing": TOY_POSTPROCESSING,
         "tolerance": {"diagnosis": 1e-3, "malignancy": 1e-3},
         "parity": {"host": {"status": "not_run"}, "device": {"status": "not_run"}},
@@ -126,4 +135,8 @@ def toy_bundle_path(pristine_toy: Path, tmp_path: Path) -> Path:
 
 def folder_bytes(path: Path) -> Mapping[str, bytes]:
     """Every file below a folder, to compare two of them byte by byte."""
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(path).as_posix(): p.read_bytes()
+        for p in sorted(path.rglob("*"))
+        if p.is_file()
+    }

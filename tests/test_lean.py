@@ -20,7 +20,9 @@ import dermedge_runtime
 from dermedge_export.synthetic.lesions import CLASSES
 
 TOY = Path(__file__).parent / "data" / "toy.dermedge"
-MAKERS = frozenset(("torch", "timm", "onnx", "onnxscript", "nncf", "albumentations", "cv2", "matplotlib", "jinja2"))
+MAKERS = frozenset(
+    ("torch", "timm", "onnx", "onnxscript", "nncf", "albumentations", "cv2", "matplotlib", "jinja2")
+)
 NUMBERS = frozenset(("pandas", "scipy", "sklearn"))
 DEVICE = frozenset(("numpy", "PIL", "dermedge", "dermedge_runtime"))
 COMMAND_LINE = DEVICE | {"click", "rich", "dermedge_export"}
@@ -42,7 +44,9 @@ print(json.dumps(brought))
 
 def fresh(code: str, *args: object) -> str:
     """What a new interpreter prints that runs `code`."""
-    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,11 +57,18 @@ def brought_in(*modules: str) -> dict[str, set[str]]:
 
 
 def walked(package: object, prefix: str) -> list[str]:
-    return [prefix, *(found.name for found in pkgutil.walk_packages(package.__path__, f"{prefix}."))]  # type: ignore[attr-defined]
+    return [
+        prefix,
+        *(found.name for found in pkgutil.walk_packages(package.__path__, f"{prefix}.")),
+    ]  # type: ignore[attr-defined]
 
 
 def below(folder: str) -> list[str]:
-    return [name for name in walked(dermedge, "dermedge") if f"{name}.".startswith(f"dermedge.{folder}.")]
+    return [
+        name
+        for name in walked(dermedge, "dermedge")
+        if f"{name}.".startswith(f"dermedge.{folder}.")
+    ]
 
 
 def test_the_device_floor_imports_numpy_and_pillow_only() -> None:
@@ -72,8 +83,12 @@ def test_importing_dermedge_imports_nothing() -> None:
 
 
 def test_the_public_names_need_numpy_and_pillow_only() -> None:
-    code = IMPORTS.replace("print(", "import dermedge\nfor name in dermedge.__all__: getattr(dermedge, name)\nprint(")
-    code = code.replace("print(", "brought = sorted({n.partition('.')[0] for n in sys.modules} - known)\nprint(")
+    code = IMPORTS.replace(
+        "print(", "import dermedge\nfor name in dermedge.__all__: getattr(dermedge, name)\nprint("
+    )
+    code = code.replace(
+        "print(", "brought = sorted({n.partition('.')[0] for n in sys.modules} - known)\nprint("
+    )
     assert set(json.loads(fresh(code))) == DEVICE
 
 
@@ -94,7 +109,10 @@ def test_no_module_between_the_floors_imports_torch_before_its_turn(floor: str) 
 
 
 def test_targets_lesions_golden_cases_and_the_gate_need_numpy_and_pillow_only() -> None:
-    modules = [f"dermedge_export.{name}" for name in ("target", "gate", "lesions", "golden", "predictions", "card")]
+    modules = [
+        f"dermedge_export.{name}"
+        for name in ("target", "gate", "lesions", "golden", "predictions", "card")
+    ]
     for module, packages in brought_in(*modules).items():
         assert packages <= DEVICE | {"dermedge_export"}, module
 
@@ -163,7 +181,12 @@ def extras() -> dict[str, set[str]]:
             found[extra] = set()
             for requirement in named[extra]:
                 name, _, inner = re.split(r"[<>=!~ ]", requirement)[0].partition("[")
-                own = {each for part in inner.rstrip("]").split(",") if part for each in distributions(part)}
+                own = {
+                    each
+                    for part in inner.rstrip("]").split(",")
+                    if part
+                    for each in distributions(part)
+                }
                 found[extra] |= own if name == "dermedge" else {name.lower()}
         return found[extra]
 
@@ -202,6 +225,8 @@ def test_a_verb_needs_no_more_than_its_extra_brings(extra: str, modules: list[st
     absent = everything - extras()[extra]
     assert absent
     owners = packages_distributions()
-    packages = {name for name, owned in owners.items() if {owner.lower() for owner in owned} & absent}
+    packages = {
+        name for name, owned in owners.items() if {owner.lower() for owner in owned} & absent
+    }
     assert packages & {"torch", "albumentations", "lightning_fabric"}
     fresh(BLOCKED, ",".join(sorted(packages)), *modules)

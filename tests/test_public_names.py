@@ -19,7 +19,10 @@ def imported_for_checkers() -> dict[str, str]:
     tree = ast.parse(Path(dermedge.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     return {
-        alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
 
 
@@ -34,7 +37,11 @@ def test_the_promised_names_are_there() -> None:
     promised = {"load", "verify", "bench", "Bundle", "Model", "Prediction", "DermedgeError"}
     assert promised <= set(dermedge.__all__) <= set(dir(dermedge))
     errors = importlib.import_module("dermedge_runtime.errors")
-    own = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    own = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
     assert own <= set(dermedge.__all__)
 
 
@@ -49,16 +56,19 @@ def test_star_import_and_unknown_names() -> None:
 
 
 def test_the_names_come_from_a_fresh_interpreter_in_one_line() -> None:
-    code = (
-        "from dermedge import Bundle, bench, verify; import dermedge as d; print(d.verify is verify, d.load.__name__)"
-    )
+    code = "from dermedge import Bundle, bench, verify; import dermedge as d; print(d.verify is verify, d.load.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "load"]
 
 
 def with_names() -> list[str]:
     packages = (dermedge, dermedge_export, dermedge_runtime)
-    found = [m.name for p in packages for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.") if m.ispkg]
+    found = [
+        m.name
+        for p in packages
+        for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")
+        if m.ispkg
+    ]
     assert "dermedge.data" in found
     return found
 
@@ -70,4 +80,6 @@ def test_every_package_has_the_names_that_it_lists(package: str) -> None:
     assert len(set(names)) == len(names)
     for name in names:
         assert getattr(module, name, None) is not None, f"{package}.{name}"
-        assert getattr(getattr(module, name), "__doc__", None) or not callable(getattr(module, name))
+        assert getattr(getattr(module, name), "__doc__", None) or not callable(
+            getattr(module, name)
+        )

@@ -94,14 +94,27 @@ def test_a_second_run_does_no_stage_again(data, out):
 def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data, tmp_path):
     further, out = tmp_path / "further", tmp_path / "out"
     draw_data_set(further, count=40, seed=5, size=(64, 48))
-    changes = {"epochs": 1, "steps": 2, "batch_size": 8, "local_size": 32, "outputs": 16, "hidden": 16, "bottleneck": 8}
-    recipe = replace(RECIPE, pretraining=replace(PRESETS["mobile"], **changes), pretrain_on=(further,))
+    changes = {
+        "epochs": 1,
+        "steps": 2,
+        "batch_size": 8,
+        "local_size": 32,
+        "outputs": 16,
+        "hidden": 16,
+        "bottleneck": 8,
+    }
+    recipe = replace(
+        RECIPE, pretraining=replace(PRESETS["mobile"], **changes), pretrain_on=(further,)
+    )
     shown = Shown()
     report = run(data, out, recipe=recipe, show=shown.stage)
 
     assert shown.titles[1:3] == ["pretrain the teacher", "train the teacher"]
     ran = json.loads((out / "pretrained" / "run.json").read_text("utf-8"))
-    assert (ran["settings"]["backbone"]["name"], ran["settings"]["recipe"]["size"]) == ("resnet10t", 32)
+    assert (ran["settings"]["backbone"]["name"], ran["settings"]["recipe"]["size"]) == (
+        "resnet10t",
+        32,
+    )
     assert ran["sources"]["procedural"]["images"] > len(with_split(read_table(data)).of("train"))
     started = json.loads((out / "teacher" / "run.json").read_text("utf-8"))["settings"]["init"]
     assert started == sha256_file(out / "pretrained" / "weights.safetensors")
@@ -122,7 +135,9 @@ def test_by_default_only_published_weights_of_a_cnn_are_pretrained_further(out, 
     assert default_pretrain_epochs("vit_tiny_patch16_224", "hub") == 0
     assert default_pretrain_epochs("mobilenetv2_100", "none") == 0
     assert default_pretrain_epochs(None, str(out / "teacher")) == 0
-    with pytest.raises(UsageError, match="is neither 'none', 'hub', a safetensors file nor a model's folder"):
+    with pytest.raises(
+        UsageError, match="is neither 'none', 'hub', a safetensors file nor a model's folder"
+    ):
         default_pretrain_epochs("mobilenetv2_100", str(tmp_path / "nothing"))
 
 

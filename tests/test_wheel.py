@@ -52,21 +52,44 @@ class Device:
         venv.create(folder, symlinks=os.name != "nt")
         scripts = folder / ("Scripts" if os.name == "nt" else "bin")
         self.python, self.command = scripts / "python", scripts / "dermedge"
-        self.site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-        pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-index"]
+        self.site = Path(
+            sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)})
+        )
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            self.python,
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+        ]
         subprocess.run([*pip, "--disable-pip-version-check", wheel], check=True)
 
     def may_use(self, distributions: Iterable[str]) -> None:
         for name in closure(distributions):
             found = distribution(name)
-            for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            for top in {
+                file.parts[0]
+                for file in found.files or ()
+                if file.parts[0] not in ("..", "__pycache__")
+            }:
                 if not (self.site / top).exists():
                     (self.site / top).symlink_to(Path(str(found.locate_file(top))))
 
     def run(self, *args: object) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("PYTHON")
+        }
         return subprocess.run(
-            [self.command, *map(str, args)], cwd=self.site, capture_output=True, text=True, check=False, env=environment
+            [self.command, *map(str, args)],
+            cwd=self.site,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
         )
 
 
@@ -123,7 +146,9 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) 
     assert held == source
     assert {f"{package}/py.typed" for package in PACKAGES} <= held
     assert "dermedge/report/report.html.j2" in held
-    assert {Path(name).suffix for name in held} <= {".py", ".typed", ".j2", ".css"}, "no test, no picture, no data"
+    assert {Path(name).suffix for name in held} <= {".py", ".typed", ".j2", ".css"}, (
+        "no test, no picture, no data"
+    )
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
 
 
@@ -167,7 +192,9 @@ def test_without_its_extra_a_verb_names_it(device: Device, photo: Path) -> None:
         assert len(refused.stderr.splitlines()) == 1
 
 
-def test_with_an_engine_it_verifies_and_predicts_as_here(device_with_engine: Device, photo: Path) -> None:
+def test_with_an_engine_it_verifies_and_predicts_as_here(
+    device_with_engine: Device, photo: Path
+) -> None:
     verified = device_with_engine.run("verify", TOY)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert verified.stderr == ""
@@ -179,13 +206,21 @@ def test_with_an_engine_it_verifies_and_predicts_as_here(device_with_engine: Dev
     for key in expected.keys() - {"timing"}:
         assert answer[key] == expected[key], key
     where = device_with_engine.run("doctor", "--json")
-    assert {extra["name"]: extra["status"] for extra in json.loads(where.stdout)["extras"]}["onnxruntime"] == "ok"
+    assert {extra["name"]: extra["status"] for extra in json.loads(where.stdout)["extras"]}[
+        "onnxruntime"
+    ] == "ok"
 
 
 def test_the_installed_wheel_is_what_the_device_ran(device: Device) -> None:
-    code = "import dermedge_runtime.model as m, sys; print(m.__file__); print('torch' in sys.modules)"
+    code = (
+        "import dermedge_runtime.model as m, sys; print(m.__file__); print('torch' in sys.modules)"
+    )
     done = subprocess.run(
-        [device.python, "-c", code], cwd=device.site.parent, capture_output=True, text=True, check=True
+        [device.python, "-c", code],
+        cwd=device.site.parent,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     file, torch = done.stdout.splitlines()
     assert Path(file).is_relative_to(device.site)

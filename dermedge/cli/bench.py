@@ -22,11 +22,19 @@ from dermedge_runtime.report import LatencyReport
 @click.command("bench")
 @bundle_argument
 @click.option(
-    "--image", type=click.Path(path_type=Path), help="Image to time; by default a 12 MP JPEG of a procedural lesion."
+    "--image",
+    type=click.Path(path_type=Path),
+    help="Image to time; by default a 12 MP JPEG of a procedural lesion.",
 )
-@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed predictions.")
 @click.option(
-    "--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Predictions before timing starts."
+    "--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed predictions."
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Predictions before timing starts.",
 )
 @click.option(
     "--sustained",
@@ -74,7 +82,11 @@ def show(report: LatencyReport) -> None:
         )
     ]
     table(("ms", "p50", "p90", "p99", "runs"), rows)
-    memory = "-" if report.resident_bytes is None else f"{report.resident_bytes / 2**20:.0f} MiB resident"
+    memory = (
+        "-"
+        if report.resident_bytes is None
+        else f"{report.resident_bytes / 2**20:.0f} MiB resident"
+    )
     pairs(
         {
             "cold start": f"{report.cold_start_ms:.0f} ms from a fresh process to the first prediction",
@@ -85,7 +97,11 @@ def show(report: LatencyReport) -> None:
         }
     )
     if report.sustained:
-        click.echo("sustained   " + " ".join(f"{ms:.1f}" for ms in report.sustained) + " ms, median of each tenth")
+        click.echo(
+            "sustained   "
+            + " ".join(f"{ms:.1f}" for ms in report.sustained)
+            + " ms, median of each tenth"
+        )
 
 
 def _device(device: Mapping[str, str]) -> list[str]:

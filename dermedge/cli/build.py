@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     help="Megabytes that a layer may use while it computes; all of the GPU's by default.",
 )
 @click.option("--rebuild", is_flag=True, help="Build anew what is in the cache.")
-@click.option("--allow-parity-failure", is_flag=True, help="Use the engine although the gate failed, and record that.")
+@click.option(
+    "--allow-parity-failure",
+    is_flag=True,
+    help="Use the engine although the gate failed, and record that.",
+)
 @json_option
 def command(
     bundle: Path,
@@ -70,11 +74,16 @@ def show(report: "DeviceReport") -> None:
         }
     )
     checks = [(check.name, check.status, check.detail) for check in report.verify.checks]
-    limits = [(limit.metric, limit.status, _loss(limit.loss.value, limit.allowed)) for limit in report.parity.limits]
+    limits = [
+        (limit.metric, limit.status, _loss(limit.loss.value, limit.allowed))
+        for limit in report.parity.limits
+    ]
     table(("check", "status", "what was found"), [*checks, *limits])
     for reason in report.allowed_failures:
         click.secho(f"Warning: allowed although {reason}", fg="yellow", err=True)
-    Console().print(f"{report.parity.basis} on {report.parity.hardware}:", status(report.status), soft_wrap=True)
+    Console().print(
+        f"{report.parity.basis} on {report.parity.hardware}:", status(report.status), soft_wrap=True
+    )
 
 
 def _loss(loss: float | None, allowed: float | None) -> str:

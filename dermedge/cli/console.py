@@ -59,7 +59,14 @@ PACKAGES = frozenset(
         "torchvision",
     ]
 )
-COLOURS = {"passed": "green", "ok": "green", "warn": "yellow", "warning": "yellow", "failed": "red", "error": "red"}
+COLOURS = {
+    "passed": "green",
+    "ok": "green",
+    "warn": "yellow",
+    "warning": "yellow",
+    "failed": "red",
+    "error": "red",
+}
 PLAIN_SECONDS = 10
 UNWRAPPED = 10_000
 
@@ -67,10 +74,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads of the engine; it decides by default."
 )
-engine_option = click.option("--engine", help="Name of the engine; by default the one for the bundle's format.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at the output.")
+engine_option = click.option(
+    "--engine", help="Name of the engine; by default the one for the bundle's format."
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace what stands at the output."
+)
 size_option = click.option(
-    "--size", type=click.IntRange(16, 4096), default=160, show_default=True, help="Side of the input in pixels."
+    "--size",
+    type=click.IntRange(16, 4096),
+    default=160,
+    show_default=True,
+    help="Side of the input in pixels.",
 )
 fit_option = click.option(
     "--fit",
@@ -99,7 +114,9 @@ def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:
         if package in PACKAGES and verb is not None:
             return MissingExtraError(package, EXTRAS[verb], f"`dermedge {verb}`")
     if isinstance(error, OSError) and error.filename is not None:
-        return DermedgeError(f"{error.filename}: {error.strerror}; check the path, its permissions and the free space.")
+        return DermedgeError(
+            f"{error.filename}: {error.strerror}; check the path, its permissions and the free space."
+        )
     return None
 
 
@@ -121,8 +138,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         word = max(map(len, column.split()))
-        numeric = index > 0 and all(isinstance(row[index], (int, float)) or _numeric(row[index]) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=word)
+        numeric = index > 0 and all(
+            isinstance(row[index], (int, float)) or _numeric(row[index]) for row in rows
+        )
+        grid.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", min_width=word
+        )
     for row in rows:
         grid.add_row(*(status(cell) for cell in row))
     console = Console()
@@ -171,7 +192,13 @@ def interval(value: Any) -> str:
 def progress(title: str) -> Iterator[Progress]:
     """A bar on a terminal; elsewhere a line now and then. Always on standard error, so that output stays clean."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
@@ -219,7 +246,9 @@ def _numeric(cell: Any) -> bool:
     return bool(str(cell).strip()[:1].isdigit()) or str(cell) in ("", "-")
 
 
-def key_values(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Any]:
+def key_values(
+    ctx: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, Any]:
     """`KEY=VALUE` options as a mapping; a value that reads as JSON becomes that, another stays text."""
     found: dict[str, Any] = {}
     for value in values:
@@ -247,10 +276,18 @@ def training_options(command: F) -> F:
     """The options of every command that trains."""
     options = (
         click.option(
-            "--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Passes over the train split."
+            "--epochs",
+            type=click.IntRange(min=1),
+            default=12,
+            show_default=True,
+            help="Passes over the train split.",
         ),
         click.option(
-            "--batch-size", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step."
+            "--batch-size",
+            type=click.IntRange(min=2),
+            default=64,
+            show_default=True,
+            help="Images per step.",
         ),
         click.option(
             "--lr",
@@ -273,9 +310,15 @@ def training_options(command: F) -> F:
             help="Fabric's precision, bf16-mixed on a GPU for example.",
         ),
         click.option(
-            "--seed", type=int, default=0, show_default=True, help="Of order, augmentation and initial weights."
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Of order, augmentation and initial weights.",
         ),
-        click.option("--no-balance", is_flag=True, help="Aim at accuracy, not at balanced accuracy."),
+        click.option(
+            "--no-balance", is_flag=True, help="Aim at accuracy, not at balanced accuracy."
+        ),
         click.option("--name", help="Name of the model; by default its backbone's."),
         backbone_arg_option,
         click.option(

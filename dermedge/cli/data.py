@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import emit, json_option, key_values, overwrite_option, pairs, progress, table
+from dermedge.cli.console import (
+    emit,
+    json_option,
+    key_values,
+    overwrite_option,
+    pairs,
+    progress,
+    table,
+)
 
 if TYPE_CHECKING:
     from dermedge.data import AddReport, CheckReport, DataSetInfo, SplitReport
@@ -21,7 +29,9 @@ def command() -> None:
 @command.command("add", short_help="Import a public data set as it is published.")
 @click.argument("layout")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write."
+)
 @click.option(
     "--column",
     "columns",
@@ -105,15 +115,31 @@ def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
     return 1 if report.status == "error" else 0
 
 
-@command.command("split", short_help="Deal rows out into train, val and test by lesion and patient.")
+@command.command(
+    "split", short_help="Deal rows out into train, val and test by lesion and patient."
+)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Table to write beside this one; by default this one."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Table to write beside this one; by default this one.",
 )
 @click.option(
-    "--fractions", nargs=3, type=float, default=(0.7, 0.15, 0.15), show_default=True, help="Train, val and test."
+    "--fractions",
+    nargs=3,
+    type=float,
+    default=(0.7, 0.15, 0.15),
+    show_default=True,
+    help="Train, val and test.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in which groups are dealt out.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the order in which groups are dealt out.",
+)
 @click.option("--redo", is_flag=True, help="Deal out rows anew that have a split.")
 @overwrite_option
 @json_option
@@ -135,8 +161,17 @@ def split_command(
 
 def show_added(report: "AddReport") -> None:
     """Print what was imported, and what was left out."""
-    pairs({"layout": report.layout, "folder": report.out, "images": report.images, "licence": report.licence or "-"})
-    table(("label", "images"), [(label or "(none)", count) for label, count in report.labels.items()])
+    pairs(
+        {
+            "layout": report.layout,
+            "folder": report.out,
+            "images": report.images,
+            "licence": report.licence or "-",
+        }
+    )
+    table(
+        ("label", "images"), [(label or "(none)", count) for label, count in report.labels.items()]
+    )
     left_out = report.rows_without_image + report.images_without_row
     if left_out:
         click.secho(
@@ -178,13 +213,20 @@ def show_checked(report: "CheckReport") -> None:
         for label, count in report.classes.items()
     ]
     table(("diagnosis", "images", *(name or "(no split)" for name in splits)), rows)
-    click.echo(f"{report.data}: {report.images} images of {report.groups} lesions or patients, {report.status}")
+    click.echo(
+        f"{report.data}: {report.images} images of {report.groups} lesions or patients, {report.status}"
+    )
 
 
 def show_split(report: "SplitReport") -> None:
     """Print images per diagnosis and split."""
     names = sorted({label for counts in report.counts.values() for label in counts})
     splits = [name for name in ("train", "val", "test") if name in report.counts]
-    rows = [(name or "(none)", *(report.counts[split_data].get(name, 0) for split_data in splits)) for name in names]
+    rows = [
+        (name or "(none)", *(report.counts[split_data].get(name, 0) for split_data in splits))
+        for name in names
+    ]
     table(("diagnosis", *splits), rows)
-    click.echo(f"{report.images} images of {report.groups} groups in {report.out}; {report.kept} kept their split")
+    click.echo(
+        f"{report.images} images of {report.groups} groups in {report.out}; {report.kept} kept their split"
+    )

@@ -11,8 +11,12 @@ from dermedge.cli.finetune import summary, training_arguments
 
 @click.command("distill")
 @click.argument("teacher", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the student.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the student."
+)
 @click.option("--backbone", help="timm name of the student; may be left out where --init names it.")
 @click.option(
     "--init",
@@ -35,7 +39,11 @@ from dermedge.cli.finetune import summary, training_arguments
     help="Softens the logits of both.",
 )
 @click.option(
-    "--soft-weight", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Share of the distillation loss."
+    "--soft-weight",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="Share of the distillation loss.",
 )
 @views_option
 @training_options

@@ -32,10 +32,16 @@ BY_GROUP = {
 
 @click.command("evaluate")
 @bundle_argument
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
+)
 @click.option("--split", default="test", show_default=True, help="train, val, test or all.")
 @click.option(
-    "--replicates", type=click.IntRange(min=10), default=1000, show_default=True, help="Bootstrap replicates."
+    "--replicates",
+    type=click.IntRange(min=10),
+    default=1000,
+    show_default=True,
+    help="Bootstrap replicates.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
 @engine_option
@@ -62,7 +68,14 @@ def command(
 
     with progress("evaluate") as tell:
         report = evaluate(
-            bundle, data, split=split, engine=engine, threads=threads, replicates=replicates, seed=seed, progress=tell
+            bundle,
+            data,
+            split=split,
+            engine=engine,
+            threads=threads,
+            replicates=replicates,
+            seed=seed,
+            progress=tell,
         )
     emit(report, as_json, show)
 
@@ -82,7 +95,10 @@ def show(report: "EvaluationReport") -> None:
     if report.labels:
         table(
             ("class", "images", "recall (95 % interval)"),
-            [(label, report.support.get(label, 0), interval(report.recall.get(label))) for label in report.labels],
+            [
+                (label, report.support.get(label, 0), interval(report.recall.get(label)))
+                for label in report.labels
+            ],
         )
     if report.subgroups:
         shown = {name: title for name, title in BY_GROUP.items() if name in measured}

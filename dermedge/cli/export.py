@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from dermedge.cli.console import emit, json_option, known_target, overwrite_option, pairs, progress, table
+from dermedge.cli.console import (
+    emit,
+    json_option,
+    known_target,
+    overwrite_option,
+    pairs,
+    progress,
+    table,
+)
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import parse_json
 from dermedge_runtime.errors import DermedgeError
@@ -21,7 +29,10 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
 @click.command("export")
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option(
-    "--target", required=True, callback=target_or_all, help="What to export for, or all; `dermedge targets` lists them."
+    "--target",
+    required=True,
+    callback=target_or_all,
+    help="What to export for, or all; `dermedge targets` lists them.",
 )
 @click.option(
     "--data",
@@ -29,7 +40,11 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     help="Table: train calibrates, val fits and chooses, test is what the gate judges the winner on.",
 )
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write NAME-TARGET.dermedge into."
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write NAME-TARGET.dermedge into.",
 )
 @click.option(
     "--precision",
@@ -50,9 +65,13 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     type=click.Path(path_type=Path),
     help="Model that quantization-aware training learns from too, where nothing else keeps the accuracy.",
 )
-@click.option("--dynamic-batch", is_flag=True, help="Leave the batch size open; it is 1 by default.")
 @click.option(
-    "--allow-parity-failure", is_flag=True, help="Write the bundle although the gate failed, and record that."
+    "--dynamic-batch", is_flag=True, help="Leave the batch size open; it is 1 by default."
+)
+@click.option(
+    "--allow-parity-failure",
+    is_flag=True,
+    help="Write the bundle although the gate failed, and record that.",
 )
 @overwrite_option
 @json_option
@@ -97,7 +116,9 @@ def show(made: Bundle | list[Bundle]) -> None:
     bundles = made if isinstance(made, list) else [made]
     for bundle in bundles:
         if CANDIDATES in bundle.files:
-            show_candidates(parse_json(bundle.read(CANDIDATES), CANDIDATES, DermedgeError)["candidates"])
+            show_candidates(
+                parse_json(bundle.read(CANDIDATES), CANDIDATES, DermedgeError)["candidates"]
+            )
         pairs(
             {
                 "wrote": bundle.path,

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 @click.command("finetune")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the model.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the model."
+)
 @click.option(
     "--task",
     "tasks",
@@ -73,5 +77,9 @@ def summary(student: "TrainedModel", out: Path) -> dict[str, Any]:
         "model": student.spec.name,
         "folder": str(out),
         "parameters": student.metrics["parameters"],
-        **{f"val {name}": round(value, 4) for name, value in val.items() if name not in ("score", "loss")},
+        **{
+            f"val {name}": round(value, 4)
+            for name, value in val.items()
+            if name not in ("score", "loss")
+        },
     }

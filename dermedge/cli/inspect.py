@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from dermedge.cli.console import bundle_argument, emit, file_size, json_option, overwrite_option, pairs, table
+from dermedge.cli.console import (
+    bundle_argument,
+    emit,
+    file_size,
+    json_option,
+    overwrite_option,
+    pairs,
+    table,
+)
 from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import MissingExtraError
@@ -46,7 +54,9 @@ def write_page(bundle: Bundle, out: Path, *, overwrite: bool = False) -> None:
     try:
         from dermedge.report import write_report
     except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "jinja2", "report", "`dermedge inspect --html`") from error
+        raise MissingExtraError(
+            error.name or "jinja2", "report", "`dermedge inspect --html`"
+        ) from error
     write_report(out, bundle=bundle)
 
 
@@ -63,7 +73,9 @@ def show(bundle: Bundle) -> None:
             "calibration": calibrated_on(artifact),
             "kept in fp32": _some(kept_fp32(artifact)),
             "needs": ", ".join(artifact.requires) or "-",
-            "built with": ", ".join(f"{name} {version}" for name, version in artifact.toolchain.items()),
+            "built with": ", ".join(
+                f"{name} {version}" for name, version in artifact.toolchain.items()
+            ),
             "input": f"RGB, {spec.preprocess.fit} to {spec.preprocess.size} x {spec.preprocess.size}",
             "use": spec.intended_use or "-",
         }
@@ -81,7 +93,10 @@ def show(bundle: Bundle) -> None:
     sides = [(side, bundle.parity[side]) for side in ("host", "device")]
     table(
         ("parity", "status", "on", "engine", "hardware"),
-        [(side, p["status"], p.get("basis", "-"), p.get("engine", "-"), p.get("hardware", "-")) for side, p in sides],
+        [
+            (side, p["status"], p.get("basis", "-"), p.get("engine", "-"), p.get("hardware", "-"))
+            for side, p in sides
+        ],
     )
     if tried := list(_tried(bundled_report(bundle, "candidates"))):
         table(("candidate", "outcome", "MB", "ms", "agrees", "KL", "why"), tried)

@@ -26,7 +26,11 @@ def command() -> None:
     help="The student that BUNDLE was made from: the folder that training wrote.",
 )
 @click.option(
-    "--nodes", type=click.IntRange(min=1), default=5, show_default=True, help="How many of the worst nodes to show."
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many of the worst nodes to show.",
 )
 @click.option(
     "--threshold",
@@ -44,7 +48,11 @@ def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_
     from dermedge.models import load_model_folder
     from dermedge_export.debug import debug_parity
 
-    emit(debug_parity(bundle, load_model_folder(student), nodes=nodes, threshold=threshold), as_json, show)
+    emit(
+        debug_parity(bundle, load_model_folder(student), nodes=nodes, threshold=threshold),
+        as_json,
+        show,
+    )
 
 
 def show(report: "DebugReport") -> None:
@@ -58,10 +66,21 @@ def show(report: "DebugReport") -> None:
             f"it reads {first.inherited_db:.1f} dB"
         )
     if report.worst:
-        columns = ("node", "op", "precision", "SNR dB", "reads dB", "its own dB", "weights dB", "max abs")
+        columns = (
+            "node",
+            "op",
+            "precision",
+            "SNR dB",
+            "reads dB",
+            "its own dB",
+            "weights dB",
+            "max abs",
+        )
         table(columns, [_row(drift) for drift in report.worst], "nodes that add the most noise")
     outputs = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in report.outputs.items())
-    click.echo(f"outputs: {outputs}; {report.compared} tensors over {report.images} images, {report.precision}")
+    click.echo(
+        f"outputs: {outputs}; {report.compared} tensors over {report.images} images, {report.precision}"
+    )
 
 
 def _row(drift: "NodeDrift") -> tuple[str, ...]:

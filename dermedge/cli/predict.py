@@ -14,7 +14,9 @@ from dermedge_runtime.errors import ImageError, UsageError
 from dermedge_runtime.model import load
 from dermedge_runtime.spec import Task
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif"))
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif")
+)
 
 
 @click.command("predict")
@@ -22,10 +24,17 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 @click.argument("images", nargs=-1, required=True)
 @engine_option
 @threads_option
-@click.option("--exact", is_flag=True, help="Decode large JPEGs at full scale: slower, bit-exact everywhere.")
+@click.option(
+    "--exact", is_flag=True, help="Decode large JPEGs at full scale: slower, bit-exact everywhere."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image and line.")
 def command(
-    bundle: Path, images: tuple[str, ...], engine: str | None, threads: int | None, exact: bool, as_json: bool
+    bundle: Path,
+    images: tuple[str, ...],
+    engine: str | None,
+    threads: int | None,
+    exact: bool,
+    as_json: bool,
 ) -> int:
     """Ask BUNDLE about IMAGES: files, folders (every image below them), or - for standard input.
 
@@ -42,9 +51,13 @@ def command(
             tell(done, len(sources), "images")
             if isinstance(answer, ImageError):
                 failed += 1
-                print(f"Error: {answer}", file=sys.stderr)  # not click.echo, which writes across the bar
+                print(
+                    f"Error: {answer}", file=sys.stderr
+                )  # not click.echo, which writes across the bar
                 if as_json:
-                    click.echo(json.dumps({"image": name, "error": str(answer)}, ensure_ascii=False))
+                    click.echo(
+                        json.dumps({"image": name, "error": str(answer)}, ensure_ascii=False)
+                    )
             elif as_json:
                 click.echo(json.dumps({"image": name, **answer.to_json()}, ensure_ascii=False))
             else:
@@ -64,9 +77,13 @@ def _sources(images: tuple[str, ...]) -> Iterator[tuple[str, bytes | Path]]:
         if image == "-":
             yield "-", sys.stdin.buffer.read()
         elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+            )
             if not found:
-                raise UsageError(f"{path} holds no image: give a folder with some ({', '.join(sorted(SUFFIXES))}).")
+                raise UsageError(
+                    f"{path} holds no image: give a folder with some ({', '.join(sorted(SUFFIXES))})."
+                )
             yield from ((str(p), p) for p in found)
         else:
             yield image, path
@@ -86,7 +103,9 @@ def _cells(answer: Prediction, tasks: Sequence[Task]) -> dict[str, str]:
         cells["malignancy"] = "-" if answer.malignancy is None else f"{answer.malignancy:.3f}"
         cells["decision"] = answer.decision or "-"
     if "ordinal" in kinds:
-        cells["severity"] = "-" if answer.severity is None else kinds["ordinal"].labels[answer.severity].name
+        cells["severity"] = (
+            "-" if answer.severity is None else kinds["ordinal"].labels[answer.severity].name
+        )
     if "segment" in kinds:
         cells["lesion covers"] = "-" if answer.mask is None else f"{answer.mask.mean():.1%}"
     if "embed" in kinds:

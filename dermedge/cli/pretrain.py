@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import F, backbone_arg_option, emit, json_option, overwrite_option, pairs, progress
+from dermedge.cli.console import (
+    F,
+    backbone_arg_option,
+    emit,
+    json_option,
+    overwrite_option,
+    pairs,
+    progress,
+)
 from dermedge_runtime.canonical_json import read_json
 from dermedge_runtime.errors import DataError
 
@@ -21,7 +29,9 @@ POSITIVE = click.IntRange(min=1)
 
 def weight_option(name: str, what: str) -> Callable[[F], F]:
     """The option of a loss's weight."""
-    return click.option(f"--{name}", type=click.FloatRange(min=0), help=f"Weight of {what}; 0 leaves it out.")
+    return click.option(
+        f"--{name}", type=click.FloatRange(min=0), help=f"Weight of {what}; 0 leaves it out."
+    )
 
 
 @click.command("pretrain")
@@ -32,7 +42,9 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     type=click.Path(path_type=Path),
     help="Folder or file of a table; may be given often, each is a source with classes of its own.",
 )
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher."
+)
 @click.option(
     "--preset",
     type=click.Choice(PRESETS),
@@ -41,7 +53,9 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     help="Settings to start from: the published ViT-B/14, a ViT-S/14, and for a CPU a ViT-Tiny or, for ImageNet "
     "weights, a MobileNetV2. What follows changes them.",
 )
-@click.option("--backbone", help="timm name; a backbone that is no ViT trains without the masked-patch term.")
+@click.option(
+    "--backbone", help="timm name; a backbone that is no ViT trains without the masked-patch term."
+)
 @backbone_arg_option
 @click.option(
     "--init",
@@ -49,7 +63,11 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     show_default=True,
     help="Initial weights: none, hub (timm's, downloaded), a safetensors file, or a teacher's folder.",
 )
-@click.option("--size", type=click.IntRange(16, 4096), help="Side of the global crops, and of the teacher's input.")
+@click.option(
+    "--size",
+    type=click.IntRange(16, 4096),
+    help="Side of the global crops, and of the teacher's input.",
+)
 @click.option("--local-size", type=click.IntRange(16, 4096), help="Side of the local crops.")
 @click.option("--local-crops", type=click.IntRange(min=0), help="Local crops per image.")
 @weight_option("dino", "the loss between crops")
@@ -61,12 +79,22 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     help="Where the label head's rows start: taxonomy, random, a .safetensors or .npz file with a vector per "
     "diagnosis, or the name or folder of a Hugging Face text encoder.",
 )
-@click.option("--prototype-mode", type=click.Choice(MODES), help="What becomes of these rows; frozen as published.")
+@click.option(
+    "--prototype-mode",
+    type=click.Choice(MODES),
+    help="What becomes of these rows; frozen as published.",
+)
 @click.option("--epochs", type=POSITIVE, help="How many.")
 @click.option("--steps", type=POSITIVE, help="Optimiser steps per epoch.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Images per step, over all processes.")
-@click.option("--accumulate", type=POSITIVE, help="Parts that a step is worked off in, to save memory.")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate at a batch of 1024.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=2), help="Images per step, over all processes."
+)
+@click.option(
+    "--accumulate", type=POSITIVE, help="Parts that a step is worked off in, to save memory."
+)
+@click.option(
+    "--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate at a batch of 1024."
+)
 @click.option(
     "--temperature",
     nargs=2,
@@ -74,12 +102,19 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     help="Of the teacher's assignments, at first and later on; small batches want it low.",
 )
 @click.option("--warmup", type=click.FloatRange(min=0), help="Epochs of rising learning rate.")
-@click.option("--drop-path", type=click.FloatRange(0, 1, max_open=True), help="Rate of stochastic depth.")
+@click.option(
+    "--drop-path", type=click.FloatRange(0, 1, max_open=True), help="Rate of stochastic depth."
+)
 @click.option("--precision", help="Fabric's precision: 32-true or bf16-mixed, for example.")
 @click.option(
-    "--checkpoint-activations", is_flag=True, default=None, help="Recompute activations backwards, to save memory."
+    "--checkpoint-activations",
+    is_flag=True,
+    default=None,
+    help="Recompute activations backwards, to save memory.",
 )
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that make crops, for each that trains.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Processes that make crops, for each that trains."
+)
 @click.option(
     "--strategy",
     type=click.Choice(["auto", "ddp", "fsdp"]),
@@ -88,7 +123,13 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     help="How many processes share the model.",
 )
 @click.option("--accelerator", default="auto", show_default=True, help="cpu, cuda or auto.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of order, crops, masks and initial weights.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of order, crops, masks and initial weights.",
+)
 @click.option("--name", help="Name of the teacher; by default its backbone's.")
 @overwrite_option
 @json_option
@@ -102,7 +143,10 @@ def command(data: tuple[Path, ...], out: Path, preset: str, as_json: bool, **opt
     """
     from dermedge.train.hybrid import pretrain
 
-    run = {name: options.pop(name) for name in ("init", "workers", "strategy", "accelerator", "seed", "name")}
+    run = {
+        name: options.pop(name)
+        for name in ("init", "workers", "strategy", "accelerator", "seed", "name")
+    }
     overwrite = options.pop("overwrite")
     recipe = chosen(preset, options)
     with progress("pretrain") as tell:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @click.command("probe")
 @click.argument("teacher", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
+)
 @click.option(
     "--task",
     type=click.Choice(["diagnosis", "malignancy", "severity", "segment"]),
@@ -42,24 +44,46 @@ if TYPE_CHECKING:
     multiple=True,
     help="Decoder for segment; both by default.",
 )
-@click.option("--normalise", is_flag=True, help="Standardise each feature before a linear layer; for small features.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the protocol's 50, or 20 for segment.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Instead of the protocol's 256, or 64 for segment.")
+@click.option(
+    "--normalise",
+    is_flag=True,
+    help="Standardise each feature before a linear layer; for small features.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Instead of the protocol's 50, or 20 for segment."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=2),
+    help="Instead of the protocol's 256, or 64 for segment.",
+)
 @click.option(
     "--lr",
     type=click.FloatRange(min=0, min_open=True),
     help="Instead of the protocol's 5e-3 for batches of 256, or 1e-3 for segment.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, orders, draws and the bootstrap.")
 @click.option(
-    "--replicates", type=click.IntRange(min=10), default=1000, show_default=True, help="Bootstrap replicates."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of weights, orders, draws and the bootstrap.",
+)
+@click.option(
+    "--replicates",
+    type=click.IntRange(min=10),
+    default=1000,
+    show_default=True,
+    help="Bootstrap replicates.",
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
     help="Folder for the features, so that further probes run no network; TEACHER.features by default.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write the report to, as JSON.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="File to write the report to, as JSON."
+)
 @overwrite_option
 @json_option
 def command(
@@ -88,7 +112,9 @@ def command(
         check_free(out, overwrite=overwrite)
     chosen: dict[str, Any] = {"heads": heads} if heads else {}
     with progress("probe") as tell:
-        report = probe(teacher, data, fraction=fractions or None, progress=tell, **chosen, **options)
+        report = probe(
+            teacher, data, fraction=fractions or None, progress=tell, **chosen, **options
+        )
     if out is not None:
         atomic_write(out, pretty_json(to_json(report)))
     emit(report, as_json, show)
@@ -100,20 +126,37 @@ def show(report: "ProbeReport") -> None:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     results = report.results
     names = [result.name for result in results]
-    fitted = ("fitted on", *(f"{result.train_images} images, {result.train_groups} groups" for result in results))
+    fitted = (
+        "fitted on",
+        *(f"{result.train_images} images, {result.train_groups} groups" for result in results),
+    )
     table(
         ("metric (95 % interval)", *names),
-        [fitted, *((name, *(interval(result.metrics[name]) for result in results)) for name in results[0].metrics)],
+        [
+            fitted,
+            *(
+                (name, *(interval(result.metrics[name]) for result in results))
+                for name in results[0].metrics
+            ),
+        ],
         f"{report.task} by {report.protocol}, {report.images['test']} test images of {report.test_groups} groups",
     )
-    thresholds = [f"{result.name} {result.threshold:.3g}" for result in results if result.threshold is not None]
+    thresholds = [
+        f"{result.name} {result.threshold:.3g}"
+        for result in results
+        if result.threshold is not None
+    ]
     if thresholds:
         click.echo(f"threshold of malignancy, chosen on val: {', '.join(thresholds)}\n")
     if report.support:
         table(
             ("recall of class (95 % interval)", "images", *names),
             [
-                (label, report.support[label], *(interval(result.recall[label]) for result in results))
+                (
+                    label,
+                    report.support[label],
+                    *(interval(result.recall[label]) for result in results),
+                )
                 for label in report.labels
             ],
         )

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
+)
 @click.option(
     "--target",
     default="cpu",
@@ -37,17 +39,27 @@ if TYPE_CHECKING:
     callback=known_target,
     help="What to export for; `dermedge targets` lists them.",
 )
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for everything.")
-@click.option("--backbone", help="timm name of the teacher; by default what --init names, else mobilenetv2_100.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for everything."
+)
+@click.option(
+    "--backbone",
+    help="timm name of the teacher; by default what --init names, else mobilenetv2_100.",
+)
 @click.option(
     "--init",
     default="none",
     show_default=True,
     help="The teacher's initial weights: none, hub, a safetensors file or a model's folder.",
 )
-@click.option("--student", help="timm name of the student; by default mobilenetv2_100, cut to its first 4 stages.")
 @click.option(
-    "--student-stages", type=click.IntRange(min=1), help="Keep only so many of the student's stages, the first ones."
+    "--student",
+    help="timm name of the student; by default mobilenetv2_100, cut to its first 4 stages.",
+)
+@click.option(
+    "--student-stages",
+    type=click.IntRange(min=1),
+    help="Keep only so many of the student's stages, the first ones.",
 )
 @click.option(
     "--student-init",
@@ -69,11 +81,31 @@ if TYPE_CHECKING:
 )
 @size_option
 @fit_option
-@click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of the teacher.")
-@click.option("--student-epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of the student.")
-@click.option("--batch-size", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of the teacher."
+)
+@click.option(
+    "--student-epochs",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    help="Of the student.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=2),
+    default=64,
+    show_default=True,
+    help="Images per step.",
+)
 @views_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of order, augmentation and initial weights.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of order, augmentation and initial weights.",
+)
 @click.option("--name", help="Name of the student; by default its backbone's.")
 @click.option("--no-images", is_flag=True, help="Leave example images out of the report.")
 @overwrite_option
@@ -134,7 +166,15 @@ def command(
         pretrain_on=pretrain_on,
         seed=seed,
     )
-    report = run(data, out, target=target, recipe=recipe, images=not no_images, overwrite=overwrite, show=stage)
+    report = run(
+        data,
+        out,
+        target=target,
+        recipe=recipe,
+        images=not no_images,
+        overwrite=overwrite,
+        show=stage,
+    )
     emit(report, as_json, show)
 
 

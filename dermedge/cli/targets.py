@@ -30,18 +30,29 @@ def show(states: list[TargetState]) -> None:
 def _described(target: Target, family: Target | None) -> tuple[str, ...]:
     needs = ", ".join(target.requires)
     if "provider" in target.facts:
-        needs = ", ".join(str(target.facts[key]) for key in ("provider", "abi") if key in target.facts)
+        needs = ", ".join(
+            str(target.facts[key]) for key in ("provider", "abi") if key in target.facts
+        )
     cells = (target.format, ", ".join(target.precisions), target.engine, needs)
     if family is None:
         return (target.name, *cells)
     _, *same = _described(family, None)
-    return (f"  {target.name}", *("" if mine == its else mine for mine, its in zip(cells, same, strict=True)))
+    return (
+        f"  {target.name}",
+        *("" if mine == its else mine for mine, its in zip(cells, same, strict=True)),
+    )
 
 
 def _possible(state: TargetState) -> tuple[str, ...]:
     builds = ", ".join(precision for precision, missing in state.build.items() if missing == ())
     limits = ", ".join(f"{name} {value:g}" for name, value in state.target.gate.items())
-    return (state.target.name, builds or "-", ", ".join(state.run) or "-", state.check or "-", limits or "default")
+    return (
+        state.target.name,
+        builds or "-",
+        ", ".join(state.run) or "-",
+        state.check or "-",
+        limits or "default",
+    )
 
 
 def _remaining(state: TargetState) -> Iterator[str]:

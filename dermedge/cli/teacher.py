@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import backbone_arg_option, emit, fit_option, json_option, overwrite_option, pairs
+from dermedge.cli.console import (
+    backbone_arg_option,
+    emit,
+    fit_option,
+    json_option,
+    overwrite_option,
+    pairs,
+)
 
 if TYPE_CHECKING:
     from dermedge.models import TrainedModel
@@ -18,14 +25,18 @@ def command() -> None:
 
 @command.command("import", short_help="Turn a published checkpoint into a teacher's folder.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher."
+)
 @click.option(
     "--format",
     required=True,
     type=click.Choice(["dermnio", "dinov2", "panderm", "timm"]),
     help="Whose layout the file has; timm for a state dict of timm's own.",
 )
-@click.option("--backbone", help="timm name; by default the one that the shapes of the tensors tell.")
+@click.option(
+    "--backbone", help="timm name; by default the one that the shapes of the tensors tell."
+)
 @backbone_arg_option
 @click.option(
     "--size",
@@ -42,7 +53,10 @@ def command() -> None:
     "as DINOv2 without registers does.",
 )
 @click.option("--name", help="Name of the model; by default its backbone's.")
-@click.option("--licence", help="Licence of the weights, to be recorded; by default what is known of the format.")
+@click.option(
+    "--licence",
+    help="Licence of the weights, to be recorded; by default what is known of the format.",
+)
 @overwrite_option
 @json_option
 def import_command(file: Path, out: Path, as_json: bool, **options: Any) -> None:
@@ -71,6 +85,8 @@ def summary(teacher: "TrainedModel", out: Path) -> dict[str, Any]:
         "input": f"{size} x {size} pixels",
         "weights of": lineage["branch"] or "the file itself",
         "dropped tensors": dropped or "none",
-        "positions": f"resized ({lineage['pos_embed']['method']})" if lineage["pos_embed"] else "as they were",
+        "positions": f"resized ({lineage['pos_embed']['method']})"
+        if lineage["pos_embed"]
+        else "as they were",
         "licence": lineage["licence"],
     }

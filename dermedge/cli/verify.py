@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from dermedge.cli.console import bundle_argument, emit, engine_option, json_option, status, table, threads_option
+from dermedge.cli.console import (
+    bundle_argument,
+    emit,
+    engine_option,
+    json_option,
+    status,
+    table,
+    threads_option,
+)
 from dermedge_runtime.errors import BundleError, ElsewhereError
 from dermedge_runtime.report import VerifyReport
 from dermedge_runtime.verify import verify
@@ -32,7 +40,10 @@ def show(report: VerifyReport) -> None:
     """Print the questions and their answers."""
     from rich.console import Console
 
-    table(("check", "status", "what was found"), [(check.name, check.status, check.detail) for check in report.checks])
+    table(
+        ("check", "status", "what was found"),
+        [(check.name, check.status, check.detail) for check in report.checks],
+    )
     Console().print(f"bundle {report.bundle[:16]} on {report.engine}:", status(report.status))
     if report.status == "not_run":
         click.echo(

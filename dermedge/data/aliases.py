@@ -286,7 +286,14 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "UNK": "other",
         },
         # Pacheco et al., Data in Brief 32:106221 (2020): SCC holds Bowen's disease, ACK does not.
-        "pad_ufes_20": {"ACK": "ak", "BCC": "bcc", "MEL": "mel", "NEV": "nv", "SCC": "scc", "SEK": "sk"},
+        "pad_ufes_20": {
+            "ACK": "ak",
+            "BCC": "bcc",
+            "MEL": "mel",
+            "NEV": "nv",
+            "SCC": "scc",
+            "SEK": "sk",
+        },
         # Groh et al., arXiv:2104.09957; the groups are its nine_partition_label and three_partition_label.
         "fitzpatrick17k": {
             "genodermatoses": "genodermatosis",

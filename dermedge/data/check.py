@@ -9,7 +9,14 @@ from typing import Literal
 import pandas as pd
 
 from dermedge.data import leaks
-from dermedge.data.images import ImageInspection, check_masks, exact_pairs, inspect_images, near_pairs, unlisted
+from dermedge.data.images import (
+    ImageInspection,
+    check_masks,
+    exact_pairs,
+    inspect_images,
+    near_pairs,
+    unlisted,
+)
 from dermedge.data.overlap import TeacherImages, images_seen_by, seen_sets
 from dermedge.data.skin import skin_tones
 from dermedge.data.table import SPLITS, Table, groups, read_table
@@ -116,22 +123,45 @@ def _files(table: Table, looks: Sequence[ImageInspection]) -> Iterable[Finding]:
     images = table.frame["image"].tolist()
     seen = list(zip(images, looks, strict=True))
     missing = [image for image, look in seen if look.missing]
-    broken = [f"{image}: {look.problem}" for image, look in seen if look.problem and not look.missing]
-    tiny = [f"{image}: {look.width}x{look.height}" for image, look in seen if 0 < min(look.width, look.height) < TINY]
+    broken = [
+        f"{image}: {look.problem}" for image, look in seen if look.problem and not look.missing
+    ]
+    tiny = [
+        f"{image}: {look.width}x{look.height}"
+        for image, look in seen
+        if 0 < min(look.width, look.height) < TINY
+    ]
     flat = [image for image, look in seen if not look.problem and look.phash is None]
     masks = [f"{mask}: {problem}" for mask, problem in check_masks(table, looks)]
-    yield from _finding("error", "missing_image", "images are not there: restore them or remove their rows.", missing)
     yield from _finding(
-        "error", "unreadable_image", "images cannot be read: replace them or remove their rows.", broken
+        "error",
+        "missing_image",
+        "images are not there: restore them or remove their rows.",
+        missing,
     )
-    yield from _finding("warning", "bad_mask", "masks cannot be used: replace them or empty their cells.", masks)
-    yield from _finding("warning", "tiny_image", f"images are smaller than {TINY} pixels: remove their rows.", tiny)
+    yield from _finding(
+        "error",
+        "unreadable_image",
+        "images cannot be read: replace them or remove their rows.",
+        broken,
+    )
+    yield from _finding(
+        "warning", "bad_mask", "masks cannot be used: replace them or empty their cells.", masks
+    )
+    yield from _finding(
+        "warning", "tiny_image", f"images are smaller than {TINY} pixels: remove their rows.", tiny
+    )
     yield from _finding("warning", "flat_image", "images show one even colour: look at them.", flat)
-    yield from _finding("info", "unlisted_image", "image files have no row and are not used.", unlisted(table))
+    yield from _finding(
+        "info", "unlisted_image", "image files have no row and are not used.", unlisted(table)
+    )
 
 
 def _duplicates(
-    frame: pd.DataFrame, group: "pd.Series[str]", exact: list[tuple[int, int]], near: list[tuple[int, int]]
+    frame: pd.DataFrame,
+    group: "pd.Series[str]",
+    exact: list[tuple[int, int]],
+    near: list[tuple[int, int]],
 ) -> Iterable[Finding]:
     ids, splits = frame["image_id"].tolist(), frame["split"].tolist()
     labels, owners = frame["dx"].tolist(), group.tolist()
@@ -139,9 +169,14 @@ def _duplicates(
     def named(pairs: Iterable[tuple[int, int]]) -> list[str]:
         return [f"{ids[a]} = {ids[b]}" for a, b in pairs]
 
-    for kind, what, pairs in (("exact", "byte-identical", exact), ("near", "almost identical", near)):
+    for kind, what, pairs in (
+        ("exact", "byte-identical", exact),
+        ("near", "almost identical", near),
+    ):
         leaking = [(a, b) for a, b in pairs if splits[a] and splits[b] and splits[a] != splits[b]]
-        others = [(a, b) for a, b in pairs if not (splits[a] and splits[b] and splits[a] != splits[b])]
+        others = [
+            (a, b) for a, b in pairs if not (splits[a] and splits[b] and splits[a] != splits[b])
+        ]
         strangers = [(a, b) for a, b in others if owners[a] != owners[b]]
         same = [(a, b) for a, b in others if owners[a] == owners[b]]
         yield from _finding(
@@ -157,7 +192,10 @@ def _duplicates(
             named(strangers),
         )
         yield from _finding(
-            "info", f"{kind}_duplicate", f"pairs of {what} images of one lesion or patient.", named(same)
+            "info",
+            f"{kind}_duplicate",
+            f"pairs of {what} images of one lesion or patient.",
+            named(same),
         )
     contradicting = [(a, b) for a, b in exact if labels[a] != labels[b]]
     yield from _finding(
@@ -171,7 +209,12 @@ def _duplicates(
 def _split_groups(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterable[Finding]:
     inside = frame[frame["split"] != ""]
     if inside.empty:
-        yield Finding("info", "no_split", "No row has a split; training assigns one by lesion and patient.", len(frame))
+        yield Finding(
+            "info",
+            "no_split",
+            "No row has a split; training assigns one by lesion and patient.",
+            len(frame),
+        )
         return
     crossing = False
     for column, what in (("lesion_id", "lesions"), ("patient_id", "patients")):
@@ -198,9 +241,13 @@ def _split_groups(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterable[Find
         yield Finding("info", "empty_split", f"No row is in the split {split!r}.", 0)
 
 
-def _pretrained(frame: pd.DataFrame, looks: Sequence[ImageInspection], seen: TeacherImages) -> Iterable[Finding]:
+def _pretrained(
+    frame: pd.DataFrame, looks: Sequence[ImageInspection], seen: TeacherImages
+) -> Iterable[Finding]:
     """Rows that a model has seen: surely, by digest; and by the name of a set, of which it may have seen a part."""
-    surely = pd.Series([look.digest in seen.digests for look in looks], index=frame.index, dtype=bool)
+    surely = pd.Series(
+        [look.digest in seen.digests for look in looks], index=frame.index, dtype=bool
+    )
     yield from _finding(
         "warning",
         "pretrained_on",
@@ -230,11 +277,19 @@ def _classes(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterable[Finding]:
     per_class = group.loc[labelled.index].groupby(labelled["dx"]).nunique()
     small = [f"{dx}: {count} groups" for dx, count in per_class.items() if count < 3]
     yield from _finding(
-        "warning", "few_groups", "classes have fewer than three lesions or patients and cannot reach all splits.", small
+        "warning",
+        "few_groups",
+        "classes have fewer than three lesions or patients and cannot reach all splits.",
+        small,
     )
     for split, rows in labelled[labelled["split"] != ""].groupby("split"):
         absent = sorted(set(labelled["dx"]) - set(rows["dx"]))
-        yield from _finding("warning", "class_not_in_split", f"classes have no image in the split {split!r}.", absent)
+        yield from _finding(
+            "warning",
+            "class_not_in_split",
+            f"classes have no image in the split {split!r}.",
+            absent,
+        )
 
 
 def _labels(frame: pd.DataFrame) -> Iterable[Finding]:
@@ -245,11 +300,16 @@ def _labels(frame: pd.DataFrame) -> Iterable[Finding]:
             own[f"{dx} as {'malignant' if malignant else 'benign'}"] += 1
     for what, count in own.most_common():
         yield Finding(
-            "info", "own_malignancy", f"{count} rows count {what}, which the taxonomy does not; the rows win.", count
+            "info",
+            "own_malignancy",
+            f"{count} rows count {what}, which the taxonomy does not; the rows win.",
+            count,
         )
 
 
-def _columns(frame: pd.DataFrame, group: "pd.Series[str]", looks: Sequence[ImageInspection]) -> Iterable[Finding]:
+def _columns(
+    frame: pd.DataFrame, group: "pd.Series[str]", looks: Sequence[ImageInspection]
+) -> Iterable[Finding]:
     sizes = [f"{look.width}x{look.height}" if look.width else "" for look in looks]
     rows = leaks.derived(frame.assign(group=group), sizes)
     for leak in leaks.missingness(rows):
@@ -262,13 +322,21 @@ def _columns(frame: pd.DataFrame, group: "pd.Series[str]", looks: Sequence[Image
         )
     for leak in leaks.giveaways(rows):
         yield Finding(
-            "warning", "column_gives_label_away", f"{leak.message}: never an input.", leak.count, (leak.column,)
+            "warning",
+            "column_gives_label_away",
+            f"{leak.message}: never an input.",
+            leak.count,
+            (leak.column,),
         )
 
 
 def _small_subgroups(frame: pd.DataFrame) -> Iterable[Finding]:
     for column, values in _subgroups(frame).items():
-        small = [f"{value} ({n['images']})" for value, n in values.items() if value and n["images"] < SMALL_SUBGROUP]
+        small = [
+            f"{value} ({n['images']})"
+            for value, n in values.items()
+            if value and n["images"] < SMALL_SUBGROUP
+        ]
         if small:
             message = f"{column} has subgroups of fewer than {SMALL_SUBGROUP} images, too few for a claim about them."
             yield Finding("info", "small_subgroup", message, len(small), tuple(small))
@@ -284,7 +352,9 @@ def age_band(age: float) -> str:
 
 def _subgroups(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
     columns = {
-        "fitzpatrick": frame["fitzpatrick"].map(lambda value: "" if value != value else str(int(value))),
+        "fitzpatrick": frame["fitzpatrick"].map(
+            lambda value: "" if value != value else str(int(value))
+        ),
         "skin_tone": skin_tones(frame),
         "sex": frame["sex"],
         "age": frame["age"].map(age_band),

@@ -36,14 +36,20 @@ DIAGNOSES = (
     Diagnosis("nevus_spilus", "nevus spilus", False, None, "nv"),
     Diagnosis("nail_nevus", "nevus of the nail", False, None, "nv"),
     Diagnosis("lentigo", "lentigo simplex", False, None, "melanocytic"),
-    Diagnosis("mucosal_melanotic_macule", "mucosal or acral melanotic macule", False, None, "melanocytic"),
+    Diagnosis(
+        "mucosal_melanotic_macule", "mucosal or acral melanotic macule", False, None, "melanocytic"
+    ),
     Diagnosis("nevus_of_ota", "nevus of Ota or Ito", False, None, "melanocytic"),
-    Diagnosis("mongolian_spot", "dermal melanocytosis (Mongolian spot)", False, None, "melanocytic"),
+    Diagnosis(
+        "mongolian_spot", "dermal melanocytosis (Mongolian spot)", False, None, "melanocytic"
+    ),
     Diagnosis("melanonychia", "melanonychia", None, None, "melanocytic"),
     Diagnosis("mel", "melanoma", True, "2C30", "melanocytic"),
     Diagnosis("mel_in_situ", "melanoma in situ", True, "2E63", "mel"),
     Diagnosis("lentigo_maligna", "lentigo maligna", True, "2E63.00", "mel_in_situ"),
-    Diagnosis("superficial_spreading_melanoma", "superficial spreading melanoma", True, "2C30.0", "mel"),
+    Diagnosis(
+        "superficial_spreading_melanoma", "superficial spreading melanoma", True, "2C30.0", "mel"
+    ),
     Diagnosis("nodular_melanoma", "nodular melanoma", True, "2C30.1", "mel"),
     Diagnosis("lentigo_maligna_melanoma", "lentigo maligna melanoma", True, "2C30.2", "mel"),
     Diagnosis("acral_lentiginous_melanoma", "acral lentiginous melanoma", True, "2C30.3", "mel"),
@@ -72,9 +78,17 @@ DIAGNOSES = (
     Diagnosis("lplk", "lichen planus-like keratosis", False, None, "bkl"),
     Diagnosis("inverted_follicular_keratosis", "inverted follicular keratosis", False, None, "bkl"),
     Diagnosis("porokeratosis", "porokeratosis", False, None, "keratinocytic"),
-    Diagnosis("porokeratosis_actinic", "disseminated superficial actinic porokeratosis", False, None, "porokeratosis"),
+    Diagnosis(
+        "porokeratosis_actinic",
+        "disseminated superficial actinic porokeratosis",
+        False,
+        None,
+        "porokeratosis",
+    ),
     Diagnosis("porokeratosis_mibelli", "porokeratosis of Mibelli", False, None, "porokeratosis"),
-    Diagnosis("acrokeratosis_verruciformis", "acrokeratosis verruciformis", False, None, "keratinocytic"),
+    Diagnosis(
+        "acrokeratosis_verruciformis", "acrokeratosis verruciformis", False, None, "keratinocytic"
+    ),
     Diagnosis("warty_dyskeratoma", "warty dyskeratoma", False, None, "keratinocytic"),
     Diagnosis("clear_cell_acanthoma", "clear cell acanthoma", False, None, "keratinocytic"),
     Diagnosis("epidermal_nevus", "epidermal nevus", False, None, "keratinocytic"),
@@ -85,7 +99,9 @@ DIAGNOSES = (
         None,
         "epidermal_nevus",
     ),
-    Diagnosis("focal_acral_hyperkeratosis", "focal acral hyperkeratosis", False, None, "keratinocytic"),
+    Diagnosis(
+        "focal_acral_hyperkeratosis", "focal acral hyperkeratosis", False, None, "keratinocytic"
+    ),
     Diagnosis("verruciform_xanthoma", "verruciform xanthoma", False, None, "keratinocytic"),
     Diagnosis("vascular", "vascular lesion, benign or malignant"),
     Diagnosis("vasc", "benign vascular lesion", False, None, "vascular"),
@@ -119,7 +135,9 @@ DIAGNOSES = (
     Diagnosis("fibrous_papule", "fibrous papule", False, None, "fibrous"),
     Diagnosis("angiofibroma", "angiofibroma", False, None, "fibrous"),
     Diagnosis("fibroma", "fibroma", False, None, "fibrous"),
-    Diagnosis("acquired_digital_fibrokeratoma", "acquired digital fibrokeratoma", False, None, "fibrous"),
+    Diagnosis(
+        "acquired_digital_fibrokeratoma", "acquired digital fibrokeratoma", False, None, "fibrous"
+    ),
     Diagnosis("leiomyoma", "leiomyoma or angioleiomyoma", False, None, "fibrous"),
     Diagnosis("nevus_lipomatosus", "nevus lipomatosus superficialis", False, None, "fibrous"),
     Diagnosis("connective_tissue_nevus", "connective tissue nevus", False, None, "fibrous"),
@@ -152,7 +170,9 @@ DIAGNOSES = (
     Diagnosis("poroma", "poroma", False, None, "adnexal"),
     Diagnosis("hidradenoma", "hidradenoma", False, None, "adnexal"),
     Diagnosis("cylindroma", "cylindroma or spiradenoma", False, None, "adnexal"),
-    Diagnosis("syringocystadenoma_papilliferum", "syringocystadenoma papilliferum", False, None, "adnexal"),
+    Diagnosis(
+        "syringocystadenoma_papilliferum", "syringocystadenoma papilliferum", False, None, "adnexal"
+    ),
     Diagnosis("chondroid_syringoma", "chondroid syringoma", False, None, "adnexal"),
     Diagnosis("nevus_comedonicus", "nevus comedonicus", False, None, "adnexal"),
     Diagnosis("dilated_pore", "dilated pore of Winer", False, None, "adnexal"),
@@ -161,34 +181,82 @@ DIAGNOSES = (
     Diagnosis("haematologic", "lymphoma, neuroendocrine or histiocytic lesion"),
     Diagnosis("cutaneous_lymphoma", "lymphoma of the skin", True, None, "haematologic"),
     Diagnosis("mycosis_fungoides", "mycosis fungoides", True, "2B01", "cutaneous_lymphoma"),
-    Diagnosis("subcutaneous_t_cell_lymphoma", "subcutaneous T-cell lymphoma", True, None, "cutaneous_lymphoma"),
+    Diagnosis(
+        "subcutaneous_t_cell_lymphoma",
+        "subcutaneous T-cell lymphoma",
+        True,
+        None,
+        "cutaneous_lymphoma",
+    ),
     Diagnosis("b_cell_lymphoma", "B-cell lymphoma of the skin", True, None, "cutaneous_lymphoma"),
     Diagnosis("merkel_cell_carcinoma", "Merkel cell carcinoma", True, "2C34", "haematologic"),
     Diagnosis("mastocytosis", "cutaneous mastocytosis", None, None, "haematologic"),
     Diagnosis("urticaria_pigmentosa", "urticaria pigmentosa", None, None, "mastocytosis"),
     Diagnosis("juvenile_xanthogranuloma", "juvenile xanthogranuloma", False, None, "haematologic"),
-    Diagnosis("langerhans_cell_histiocytosis", "Langerhans cell histiocytosis", None, None, "haematologic"),
+    Diagnosis(
+        "langerhans_cell_histiocytosis", "Langerhans cell histiocytosis", None, None, "haematologic"
+    ),
     Diagnosis("lymphomatoid_papulosis", "lymphomatoid papulosis", None, None, "haematologic"),
     Diagnosis(
-        "lymphoid_hyperplasia", "reactive lymphoid hyperplasia or lymphocytic infiltrate", None, None, "haematologic"
+        "lymphoid_hyperplasia",
+        "reactive lymphoid hyperplasia or lymphocytic infiltrate",
+        None,
+        None,
+        "haematologic",
     ),
     Diagnosis("leukemia_cutis", "leukemia cutis", True, None, "haematologic"),
-    Diagnosis("blastic_plasmacytoid", "blastic plasmacytoid dendritic cell neoplasm", True, None, "haematologic"),
+    Diagnosis(
+        "blastic_plasmacytoid",
+        "blastic plasmacytoid dendritic cell neoplasm",
+        True,
+        None,
+        "haematologic",
+    ),
     Diagnosis("parapsoriasis", "parapsoriasis", None, None, "haematologic"),
-    Diagnosis("poikiloderma_vasculare", "poikiloderma atrophicans vasculare", None, None, "haematologic"),
+    Diagnosis(
+        "poikiloderma_vasculare", "poikiloderma atrophicans vasculare", None, None, "haematologic"
+    ),
     Diagnosis("follicular_mucinosis", "follicular mucinosis", None, None, "haematologic"),
     Diagnosis("metastasis", "metastasis to the skin", True),
     Diagnosis("malignant_neoplasm", "malignant neoplasm, kind not told", True),
-    Diagnosis("malignant_epidermal", "malignant epidermal neoplasm, kind not told", True, None, "malignant_neoplasm"),
-    Diagnosis("malignant_dermal", "malignant dermal neoplasm, kind not told", True, None, "malignant_neoplasm"),
+    Diagnosis(
+        "malignant_epidermal",
+        "malignant epidermal neoplasm, kind not told",
+        True,
+        None,
+        "malignant_neoplasm",
+    ),
+    Diagnosis(
+        "malignant_dermal",
+        "malignant dermal neoplasm, kind not told",
+        True,
+        None,
+        "malignant_neoplasm",
+    ),
     Diagnosis("premalignant_or_malignant", "actinic keratosis or skin cancer, kind not told"),
     Diagnosis("benign_neoplasm", "benign neoplasm, kind not told", False),
-    Diagnosis("benign_epidermal", "benign epidermal neoplasm, kind not told", False, None, "benign_neoplasm"),
-    Diagnosis("benign_dermal", "benign dermal neoplasm, kind not told", False, None, "benign_neoplasm"),
-    Diagnosis("benign_melanocytic", "benign melanocytic neoplasm, kind not told", False, None, "benign_neoplasm"),
+    Diagnosis(
+        "benign_epidermal",
+        "benign epidermal neoplasm, kind not told",
+        False,
+        None,
+        "benign_neoplasm",
+    ),
+    Diagnosis(
+        "benign_dermal", "benign dermal neoplasm, kind not told", False, None, "benign_neoplasm"
+    ),
+    Diagnosis(
+        "benign_melanocytic",
+        "benign melanocytic neoplasm, kind not told",
+        False,
+        None,
+        "benign_neoplasm",
+    ),
     Diagnosis("non_neoplastic", "no neoplasm, kind not told", False),
     Diagnosis("inflammatory", "inflammatory disease", False),
-    Diagnosis("papulosquamous", "psoriasis, lichen planus or related disease", False, None, "inflammatory"),
+    Diagnosis(
+        "papulosquamous", "psoriasis, lichen planus or related disease", False, None, "inflammatory"
+    ),
     Diagnosis("psoriasis", "psoriasis", False, "EA90", "papulosquamous"),
     Diagnosis("pustular_psoriasis", "pustular psoriasis", False, None, "psoriasis"),
     Diagnosis("guttate_psoriasis", "guttate psoriasis", False, None, "psoriasis"),
@@ -196,7 +264,9 @@ DIAGNOSES = (
     Diagnosis("scalp_psoriasis", "scalp psoriasis", False, None, "psoriasis"),
     Diagnosis("nail_psoriasis", "nail psoriasis", False, None, "psoriasis"),
     Diagnosis("palmoplantar_pustulosis", "palmoplantar pustulosis", False, None, "psoriasis"),
-    Diagnosis("pityriasis_rubra_pilaris", "pityriasis rubra pilaris", False, None, "papulosquamous"),
+    Diagnosis(
+        "pityriasis_rubra_pilaris", "pityriasis rubra pilaris", False, None, "papulosquamous"
+    ),
     Diagnosis("pityriasis_lichenoides", "pityriasis lichenoides", False, None, "papulosquamous"),
     Diagnosis("erythroderma", "exfoliative erythroderma"),
     Diagnosis("lichen_nitidus", "lichen nitidus", False, None, "papulosquamous"),
@@ -211,13 +281,27 @@ DIAGNOSES = (
     Diagnosis("hand_eczema", "hand eczema", False, None, "eczema"),
     Diagnosis("asteatotic_eczema", "asteatotic eczema", False, None, "eczema"),
     Diagnosis("stasis_dermatitis", "stasis dermatitis", False, None, "eczema"),
-    Diagnosis("lichen_simplex", "lichen simplex chronicus (neurodermatitis)", False, None, "eczema"),
+    Diagnosis(
+        "lichen_simplex", "lichen simplex chronicus (neurodermatitis)", False, None, "eczema"
+    ),
     Diagnosis("pityriasis_alba", "pityriasis alba", False, None, "eczema"),
     Diagnosis("diaper_dermatitis", "diaper dermatitis", False, None, "eczema"),
     Diagnosis("intertrigo", "intertrigo", False, None, "eczema"),
     Diagnosis("contact_dermatitis", "contact dermatitis", False, None, "eczema"),
-    Diagnosis("allergic_contact_dermatitis", "allergic contact dermatitis", False, "EK00", "contact_dermatitis"),
-    Diagnosis("irritant_contact_dermatitis", "irritant contact dermatitis", False, "EK02", "contact_dermatitis"),
+    Diagnosis(
+        "allergic_contact_dermatitis",
+        "allergic contact dermatitis",
+        False,
+        "EK00",
+        "contact_dermatitis",
+    ),
+    Diagnosis(
+        "irritant_contact_dermatitis",
+        "irritant contact dermatitis",
+        False,
+        "EK02",
+        "contact_dermatitis",
+    ),
     Diagnosis("lichen_planus", "lichen planus", False, "EA91", "papulosquamous"),
     Diagnosis("pityriasis_rosea", "pityriasis rosea", False, "EA10", "papulosquamous"),
     Diagnosis("prurigo_nodularis", "prurigo nodularis", False, None, "inflammatory"),
@@ -227,7 +311,13 @@ DIAGNOSES = (
     Diagnosis("urticaria", "urticaria", False, None, "inflammatory"),
     Diagnosis("angioedema", "angioedema", False, None, "urticaria"),
     Diagnosis("erythema_multiforme", "erythema multiforme", False, None, "inflammatory"),
-    Diagnosis("erythema_annulare_centrifugum", "erythema annulare centrifugum", False, None, "inflammatory"),
+    Diagnosis(
+        "erythema_annulare_centrifugum",
+        "erythema annulare centrifugum",
+        False,
+        None,
+        "inflammatory",
+    ),
     Diagnosis("erythema_gyratum_repens", "erythema gyratum repens", False, None, "inflammatory"),
     Diagnosis("erythema_nodosum", "erythema nodosum", False, None, "inflammatory"),
     Diagnosis("panniculitis", "panniculitis", False, None, "inflammatory"),
@@ -237,7 +327,11 @@ DIAGNOSES = (
     Diagnosis("fixed_drug_eruption", "fixed drug eruption", False, None, "drug_eruption"),
     Diagnosis("agep", "acute generalized exanthematous pustulosis", False, None, "drug_eruption"),
     Diagnosis(
-        "stevens_johnson", "Stevens-Johnson syndrome or toxic epidermal necrolysis", False, None, "drug_eruption"
+        "stevens_johnson",
+        "Stevens-Johnson syndrome or toxic epidermal necrolysis",
+        False,
+        None,
+        "drug_eruption",
     ),
     Diagnosis("graft_vs_host", "graft-versus-host disease", False, None, "inflammatory"),
     Diagnosis("granulomatous", "granulomatous disease", False, None, "inflammatory"),
@@ -246,7 +340,9 @@ DIAGNOSES = (
     Diagnosis("foreign_body_granuloma", "foreign body granuloma", False, None, "granulomatous"),
     Diagnosis("granuloma_faciale", "granuloma faciale", False, None, "inflammatory"),
     Diagnosis("sarcoidosis", "sarcoidosis of the skin", False, None, "granulomatous"),
-    Diagnosis("connective_tissue", "lupus or other connective tissue disease", False, None, "inflammatory"),
+    Diagnosis(
+        "connective_tissue", "lupus or other connective tissue disease", False, None, "inflammatory"
+    ),
     Diagnosis("lupus", "cutaneous lupus erythematosus", False, None, "connective_tissue"),
     Diagnosis("discoid_lupus", "discoid lupus erythematosus", False, None, "lupus"),
     Diagnosis("subacute_lupus", "subacute cutaneous lupus erythematosus", False, None, "lupus"),
@@ -255,8 +351,12 @@ DIAGNOSES = (
     Diagnosis("morphea", "morphea", False, None, "scleroderma"),
     Diagnosis("lichen_sclerosus", "lichen sclerosus", False, None, "connective_tissue"),
     Diagnosis("vasculitis", "vasculitis", False, None, "inflammatory"),
-    Diagnosis("leukocytoclastic_vasculitis", "leukocytoclastic vasculitis", False, None, "vasculitis"),
-    Diagnosis("erythema_elevatum_diutinum", "erythema elevatum diutinum", False, None, "vasculitis"),
+    Diagnosis(
+        "leukocytoclastic_vasculitis", "leukocytoclastic vasculitis", False, None, "vasculitis"
+    ),
+    Diagnosis(
+        "erythema_elevatum_diutinum", "erythema elevatum diutinum", False, None, "vasculitis"
+    ),
     Diagnosis("livedo_reticularis", "livedo reticularis", False, None, "vasculitis"),
     Diagnosis("livedoid_vasculopathy", "livedoid vasculopathy", False, None, "vasculitis"),
     Diagnosis("behcet", "Behçet's disease", False, None, "vasculitis"),
@@ -282,7 +382,9 @@ DIAGNOSES = (
     Diagnosis("perioral_dermatitis", "perioral dermatitis", False, None, "acneiform"),
     Diagnosis("rosacea", "rosacea", False, "ED90.0", "acneiform"),
     Diagnosis("rhinophyma", "rhinophyma", False, None, "rosacea"),
-    Diagnosis("hidradenitis_suppurativa", "hidradenitis suppurativa", False, "ED92.0", "inflammatory"),
+    Diagnosis(
+        "hidradenitis_suppurativa", "hidradenitis suppurativa", False, "ED92.0", "inflammatory"
+    ),
     Diagnosis("miliaria", "miliaria", False, None, "inflammatory"),
     Diagnosis("eosinophilic_disease", "eosinophilic dermatosis", False, None, "inflammatory"),
     Diagnosis("chondrodermatitis", "chondrodermatitis nodularis", False, None, "inflammatory"),
@@ -313,7 +415,9 @@ DIAGNOSES = (
     Diagnosis("tinea_capitis", "tinea capitis or kerion", False, None, "tinea"),
     Diagnosis("tinea_versicolor", "tinea (pityriasis) versicolor", False, None, "fungal_infection"),
     Diagnosis("candidiasis", "candidiasis", False, None, "fungal_infection"),
-    Diagnosis("pityrosporum_folliculitis", "Malassezia folliculitis", False, None, "fungal_infection"),
+    Diagnosis(
+        "pityrosporum_folliculitis", "Malassezia folliculitis", False, None, "fungal_infection"
+    ),
     Diagnosis("deep_fungal", "deep fungal infection", False, None, "fungal_infection"),
     Diagnosis("coccidioidomycosis", "coccidioidomycosis", False, None, "deep_fungal"),
     Diagnosis("bacterial_infection", "bacterial infection", False, None, "infectious"),
@@ -326,12 +430,20 @@ DIAGNOSES = (
     Diagnosis("pitted_keratolysis", "pitted keratolysis", False, None, "bacterial_infection"),
     Diagnosis("paronychia", "paronychia", False, None, "bacterial_infection"),
     Diagnosis("wound_infection", "wound infection", False, None, "bacterial_infection"),
-    Diagnosis("scalded_skin", "staphylococcal scalded skin syndrome", False, None, "bacterial_infection"),
+    Diagnosis(
+        "scalded_skin", "staphylococcal scalded skin syndrome", False, None, "bacterial_infection"
+    ),
     Diagnosis("lyme", "Lyme disease", False, None, "bacterial_infection"),
     Diagnosis("syphilis", "syphilis", False, None, "bacterial_infection"),
     Diagnosis("leprosy", "leprosy", False, None, "bacterial_infection"),
     Diagnosis("skin_tuberculosis", "tuberculosis of the skin", False, None, "bacterial_infection"),
-    Diagnosis("mycobacterial_infection", "atypical mycobacterial infection", False, None, "bacterial_infection"),
+    Diagnosis(
+        "mycobacterial_infection",
+        "atypical mycobacterial infection",
+        False,
+        None,
+        "bacterial_infection",
+    ),
     Diagnosis("green_nail", "green nail (Pseudomonas)", False, None, "bacterial_infection"),
     Diagnosis("folliculitis", "folliculitis", False, None, "bacterial_infection"),
     Diagnosis("pseudofolliculitis", "pseudofolliculitis barbae", False, None, "folliculitis"),
@@ -357,17 +469,39 @@ DIAGNOSES = (
     Diagnosis("freckle", "freckle", False, None, "pigmentary"),
     Diagnosis("hyperpigmentation", "hyperpigmentation", False, None, "pigmentary"),
     Diagnosis(
-        "postinflammatory_hyperpigmentation", "postinflammatory hyperpigmentation", False, None, "hyperpigmentation"
+        "postinflammatory_hyperpigmentation",
+        "postinflammatory hyperpigmentation",
+        False,
+        None,
+        "hyperpigmentation",
     ),
     Diagnosis("drug_pigmentation", "drug-induced pigmentation", False, None, "hyperpigmentation"),
-    Diagnosis("erythema_dyschromicum", "ashy dermatosis or Riehl melanosis", False, None, "hyperpigmentation"),
+    Diagnosis(
+        "erythema_dyschromicum",
+        "ashy dermatosis or Riehl melanosis",
+        False,
+        None,
+        "hyperpigmentation",
+    ),
     Diagnosis("hypopigmentation", "hypopigmentation", False, None, "pigmentary"),
-    Diagnosis("guttate_hypomelanosis", "idiopathic guttate hypomelanosis", False, None, "hypopigmentation"),
+    Diagnosis(
+        "guttate_hypomelanosis", "idiopathic guttate hypomelanosis", False, None, "hypopigmentation"
+    ),
     Diagnosis("albinism", "albinism", False, None, "hypopigmentation"),
     Diagnosis("photodermatosis", "photodermatosis", False, None, "light_or_pigment"),
-    Diagnosis("polymorphous_light_eruption", "polymorphous light eruption", False, None, "photodermatosis"),
-    Diagnosis("phytophotodermatitis", "phytophotodermatitis or phototoxic dermatitis", False, None, "photodermatosis"),
-    Diagnosis("chronic_actinic_dermatitis", "chronic actinic dermatitis", False, None, "photodermatosis"),
+    Diagnosis(
+        "polymorphous_light_eruption", "polymorphous light eruption", False, None, "photodermatosis"
+    ),
+    Diagnosis(
+        "phytophotodermatitis",
+        "phytophotodermatitis or phototoxic dermatitis",
+        False,
+        None,
+        "photodermatosis",
+    ),
+    Diagnosis(
+        "chronic_actinic_dermatitis", "chronic actinic dermatitis", False, None, "photodermatosis"
+    ),
     Diagnosis("sunburn", "sunburn", False, None, "light_or_pigment"),
     Diagnosis("sun_damage", "sun-damaged skin", False, None, "light_or_pigment"),
     Diagnosis("solar_elastosis", "solar elastosis", False, None, "sun_damage"),
@@ -381,12 +515,22 @@ DIAGNOSES = (
     Diagnosis("incontinentia_pigmenti", "incontinentia pigmenti", False, None, "genodermatosis"),
     Diagnosis("aplasia_cutis", "aplasia cutis", False, None, "genodermatosis"),
     Diagnosis("darier", "Darier disease", False, None, "genodermatosis"),
-    Diagnosis("acrodermatitis_enteropathica", "acrodermatitis enteropathica", False, None, "genodermatosis"),
-    Diagnosis("pseudoxanthoma_elasticum", "pseudoxanthoma elasticum", False, None, "genodermatosis"),
+    Diagnosis(
+        "acrodermatitis_enteropathica",
+        "acrodermatitis enteropathica",
+        False,
+        None,
+        "genodermatosis",
+    ),
+    Diagnosis(
+        "pseudoxanthoma_elasticum", "pseudoxanthoma elasticum", False, None, "genodermatosis"
+    ),
     Diagnosis("keratinization", "disorder of keratinization", False),
     Diagnosis("ichthyosis", "ichthyosis", False, None, "keratinization"),
     Diagnosis("keratosis_pilaris", "keratosis pilaris", False, None, "keratinization"),
-    Diagnosis("palmoplantar_keratoderma", "palmoplantar keratoderma", False, None, "keratinization"),
+    Diagnosis(
+        "palmoplantar_keratoderma", "palmoplantar keratoderma", False, None, "keratinization"
+    ),
     Diagnosis("acanthosis_nigricans", "acanthosis nigricans", False, None, "keratinization"),
     Diagnosis(
         "confluent_reticulated_papillomatosis",

@@ -18,7 +18,18 @@ from dermedge_runtime.progress import Progress
 
 # Shares of HAM10000, softened so that a small set still has some of each.
 SHARES = {"nv": 0.48, "mel": 0.16, "bkl": 0.14, "bcc": 0.11, "vasc": 0.06, "df": 0.05}
-SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot", "neck", "scalp")
+SITES = (
+    "back",
+    "lower extremity",
+    "trunk",
+    "upper extremity",
+    "abdomen",
+    "face",
+    "chest",
+    "foot",
+    "neck",
+    "scalp",
+)
 SKIN_TYPES = (0.14, 0.28, 0.24, 0.16, 0.11, 0.07)
 _AGE = {"nv": 46.0, "mel": 61.0, "bkl": 64.0, "bcc": 67.0, "vasc": 52.0, "df": 51.0}
 _LARGEST_SEED = 2**31 - 1
@@ -50,9 +61,13 @@ def draw_data_set(
         UsageError: for a count, seed or size that cannot be, or an `out` that exists.
     """
     if count < len(CLASSES):
-        raise UsageError(f"count {count} is too small: ask for at least {len(CLASSES)} images, one per class.")
+        raise UsageError(
+            f"count {count} is too small: ask for at least {len(CLASSES)} images, one per class."
+        )
     if seed < 0 or min(size) < 32:
-        raise UsageError(f"seed {seed} and size {size}: the seed is 0 or more, width and height are at least 32.")
+        raise UsageError(
+            f"seed {seed} and size {size}: the seed is 0 or more, width and height are at least 32."
+        )
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
@@ -85,7 +100,11 @@ def _views(count: int, seed: int, size: tuple[int, int]) -> Iterator[_View]:
     person: dict[str, str] = {}
     left = 0
     while done < count:
-        dx = CLASSES[lesions] if lesions < len(CLASSES) else str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        dx = (
+            CLASSES[lesions]
+            if lesions < len(CLASSES)
+            else str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        )
         if left == 0:
             person = {
                 "patient_id": f"P{patients:05d}",
@@ -109,7 +128,11 @@ def _views(count: int, seed: int, size: tuple[int, int]) -> Iterator[_View]:
             "severity": str(lesion.severity),
             "site": str(rng.choice(SITES)),
         }
-        shots = int(rng.choice((1, 2, 3), p=(0.78, 0.17, 0.05))) if count - done > len(CLASSES) - lesions else 1
+        shots = (
+            int(rng.choice((1, 2, 3), p=(0.78, 0.17, 0.05)))
+            if count - done > len(CLASSES) - lesions
+            else 1
+        )
         for shot in range(min(shots, count - done)):
             yield _photograph(lesion, shot, rng, cells)
             done += 1
@@ -117,18 +140,27 @@ def _views(count: int, seed: int, size: tuple[int, int]) -> Iterator[_View]:
         left -= 1
 
 
-def _photograph(lesion: Lesion, shot: int, rng: np.random.Generator, cells: dict[str, str]) -> _View:
+def _photograph(
+    lesion: Lesion, shot: int, rng: np.random.Generator, cells: dict[str, str]
+) -> _View:
     """The drawing itself, or for a further shot of it another framing, light and compression."""
     if shot == 0:
         return _View(lesion.image, lesion.mask, 92, cells)
     height, width = lesion.mask.shape
     zoom = rng.uniform(0.84, 0.96)
     crop_width, crop_height = int(width * zoom), int(height * zoom)
-    left, top = int(rng.integers(width - crop_width + 1)), int(rng.integers(height - crop_height + 1))
+    left, top = (
+        int(rng.integers(width - crop_width + 1)),
+        int(rng.integers(height - crop_height + 1)),
+    )
     box = (left, top, left + crop_width, top + crop_height)
-    image = Image.fromarray(lesion.image).crop(box).resize((width, height), Image.Resampling.BICUBIC)
+    image = (
+        Image.fromarray(lesion.image).crop(box).resize((width, height), Image.Resampling.BICUBIC)
+    )
     mask = (
-        Image.fromarray(lesion.mask.astype(np.uint8) * 255).crop(box).resize((width, height), Image.Resampling.NEAREST)
+        Image.fromarray(lesion.mask.astype(np.uint8) * 255)
+        .crop(box)
+        .resize((width, height), Image.Resampling.NEAREST)
     )
     pixels, inside = np.asarray(image).astype(np.float32), np.asarray(mask) > 0
     if rng.random() < 0.5:
@@ -136,7 +168,9 @@ def _photograph(lesion: Lesion, shot: int, rng: np.random.Generator, cells: dict
     if rng.random() < 0.5:
         pixels, inside = pixels[::-1], inside[::-1]
     pixels = pixels * rng.uniform(0.92, 1.06, size=3).astype(np.float32)
-    return _View(np.clip(pixels + 0.5, 0, 255).astype(np.uint8), inside, int(rng.integers(72, 92)), cells)
+    return _View(
+        np.clip(pixels + 0.5, 0, 255).astype(np.uint8), inside, int(rng.integers(72, 92)), cells
+    )
 
 
 def _save(folder: Path, number: int, view: _View) -> dict[str, str]:

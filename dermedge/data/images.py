@@ -49,7 +49,9 @@ class ImageInspection:
     missing: bool = False
 
 
-def inspect_images(table: Table, *, workers: int = 8, progress: Progress | None = None) -> list[ImageInspection]:
+def inspect_images(
+    table: Table, *, workers: int = 8, progress: Progress | None = None
+) -> list[ImageInspection]:
     """Decode every image of the table (a JPEG at a reduced scale); one `Look` per row.
 
     The hash is `imagehash.phash` (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010).
@@ -66,17 +68,23 @@ def inspect_images(table: Table, *, workers: int = 8, progress: Progress | None 
         try:
             data = table.path(image).read_bytes()
         except OSError as error:
-            return ImageInspection(problem=error.strerror or str(error), missing=isinstance(error, FileNotFoundError))
+            return ImageInspection(
+                problem=error.strerror or str(error), missing=isinstance(error, FileNotFoundError)
+            )
         try:
             return _decode(data, imagehash.phash)
         except Exception as error:  # Pillow's decoders raise whatever the damage leads them to.
-            return ImageInspection(digest=sha256(data).hexdigest(), problem=str(error) or type(error).__name__)
+            return ImageInspection(
+                digest=sha256(data).hexdigest(), problem=str(error) or type(error).__name__
+            )
 
     looks = []
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for image, result in zip(table.frame["image"], pool.map(look, table.frame["image"]), strict=True):
+        for image, result in zip(
+            table.frame["image"], pool.map(look, table.frame["image"]), strict=True
+        ):
             looks.append(result)
             if progress:
                 progress(len(looks), len(table), image)
@@ -91,12 +99,16 @@ def _decode(data: bytes, phash: object) -> ImageInspection:
             return ImageInspection(width, height, digest, problem="it is animated")
         image.draft("RGB", (_DECODE, _DECODE))
         picture = image.convert("RGB")
-    grey = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L"), dtype=np.float32).ravel()
+    grey = np.asarray(
+        picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L"), dtype=np.float32
+    ).ravel()
     centred = grey - grey.mean()
     if float(centred.std()) < _FLAT:
         return ImageInspection(width, height, digest)
     bits = np.asarray(phash(picture).hash, dtype=np.float32).ravel()  # type: ignore[operator]
-    return ImageInspection(width, height, digest, bits * 2 - 1, (centred / np.linalg.norm(centred)).astype(np.float16))
+    return ImageInspection(
+        width, height, digest, bits * 2 - 1, (centred / np.linalg.norm(centred)).astype(np.float16)
+    )
 
 
 def check_masks(table: Table, looks: Sequence[ImageInspection]) -> Iterator[tuple[str, str]]:
@@ -135,7 +147,9 @@ def near_pairs(looks: Sequence[ImageInspection]) -> list[tuple[int, int]]:
 
     A product of hashes as +-1 vectors is 64 - 2 x their distance, so that all pairs cost one matrix product.
     """
-    rows = np.asarray([row for row, look in enumerate(looks) if look.phash is not None], dtype=np.intp)
+    rows = np.asarray(
+        [row for row, look in enumerate(looks) if look.phash is not None], dtype=np.intp
+    )
     if len(rows) < 2:
         return []
     hashes = np.stack([looks[row].phash for row in rows])
@@ -148,13 +162,20 @@ def near_pairs(looks: Sequence[ImageInspection]) -> list[tuple[int, int]]:
         left, right = left[later] + start, right[later] + start
         one, other = small[left].astype(np.float32), small[right].astype(np.float32)
         alike = np.einsum("ij,ij->i", one, other) >= CORRELATION
-        pairs += [(int(a), int(b)) for a, b in zip(rows[left[alike]], rows[right[alike]], strict=True)]
+        pairs += [
+            (int(a), int(b)) for a, b in zip(rows[left[alike]], rows[right[alike]], strict=True)
+        ]
     return [(a, b) for a, b in pairs if looks[a].digest != looks[b].digest]
 
 
 def unlisted(table: Table) -> list[str]:
     """Image files in the folders that the table's images lie in which no row names."""
-    listed = {Path(image).as_posix() for column in ("image", "mask") for image in table.frame[column] if image}
+    listed = {
+        Path(image).as_posix()
+        for column in ("image", "mask")
+        for image in table.frame[column]
+        if image
+    }
     folders = {Path(image).parent for image in table.frame["image"]}
     suffixes = {Path(image).suffix.lower() for image in table.frame["image"]}
     found = []
@@ -162,6 +183,10 @@ def unlisted(table: Table) -> list[str]:
         if (table.root / folder).is_dir():
             for path in sorted((table.root / folder).iterdir()):
                 name = (folder / path.name).as_posix()
-                if path.suffix.lower() in suffixes and name not in listed and not path.name.startswith("."):
+                if (
+                    path.suffix.lower() in suffixes
+                    and name not in listed
+                    and not path.name.startswith(".")
+                ):
                     found.append(name)
     return found

@@ -16,7 +16,9 @@ PINNED = 0.25
 SEPARATES = 0.95
 _LEVELS = 50
 _FEWEST = 8
-_LABELS = frozenset({"image_id", "image", "mask", "lesion_id", "patient_id", "dx", "malignant", "split", "caption"})
+_LABELS = frozenset(
+    {"image_id", "image", "mask", "lesion_id", "patient_id", "dx", "malignant", "split", "caption"}
+)
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,23 @@ def missingness(frame: pd.DataFrame) -> list[Leak]:
     tests = 2 * max(1, len(candidates))
     leaks = []
     for column, empty in candidates:
-        leak = _empty_by_malignancy(frame, column, empty, tests) or _empty_by_diagnosis(frame, column, empty, tests)
+        leak = _empty_by_malignancy(frame, column, empty, tests) or _empty_by_diagnosis(
+            frame, column, empty, tests
+        )
         if leak:
             leaks.append(leak)
     return leaks
 
 
-def _empty_by_malignancy(frame: pd.DataFrame, column: str, empty: "pd.Series[bool]", tests: int) -> Leak | None:
+def _empty_by_malignancy(
+    frame: pd.DataFrame, column: str, empty: "pd.Series[bool]", tests: int
+) -> Leak | None:
     from scipy.stats import fisher_exact
 
     known = frame["malignant"].notna()
-    rows = pd.DataFrame({"group": frame["group"], "empty": empty, "malignant": frame["malignant"] == 1})[known]
+    rows = pd.DataFrame(
+        {"group": frame["group"], "empty": empty, "malignant": frame["malignant"] == 1}
+    )[known]
     counts = _table(rows.drop_duplicates()["empty"], rows.drop_duplicates()["malignant"])
     if counts.shape != (2, 2):
         return None
@@ -71,11 +79,17 @@ def _empty_by_malignancy(frame: pd.DataFrame, column: str, empty: "pd.Series[boo
     start = f"Of {number} rows without {column}, {without:.0%} are malignant"
     if without in (0.0, 1.0):
         start = f"All {number} rows without {column} are {_side('malignant', without)}"
-    return Leak(column, f"{start}, of those with it {others:.0%} are malignant (p = {p:.1g})", number, p)
+    return Leak(
+        column, f"{start}, of those with it {others:.0%} are malignant (p = {p:.1g})", number, p
+    )
 
 
-def _empty_by_diagnosis(frame: pd.DataFrame, column: str, empty: "pd.Series[bool]", tests: int) -> Leak | None:
-    rows = pd.DataFrame({"group": frame["group"], "empty": empty, "dx": frame["dx"]})[frame["dx"] != ""]
+def _empty_by_diagnosis(
+    frame: pd.DataFrame, column: str, empty: "pd.Series[bool]", tests: int
+) -> Leak | None:
+    rows = pd.DataFrame({"group": frame["group"], "empty": empty, "dx": frame["dx"]})[
+        frame["dx"] != ""
+    ]
     counts = _table(rows.drop_duplicates()["empty"], rows.drop_duplicates()["dx"])
     strength, p = _cramer(counts)
     p = min(1.0, p * tests)
@@ -124,7 +138,9 @@ def _pinning(frame: pd.DataFrame, column: str, label: str) -> Leak | None:
     counts = _table(known[column], known[label])
     if min(counts.shape, default=0) < 2:
         return None
-    groups = _table(*(known.drop_duplicates(["group", column, label])[name] for name in (column, label)))
+    groups = _table(
+        *(known.drop_duplicates(["group", column, label])[name] for name in (column, label))
+    )
     totals, population = groups.sum(axis=0), int(groups.to_numpy().sum())
     pinned: list[tuple[str, str, int, float]] = []
     drawn_by_value = groups.sum(axis=1).to_dict()
@@ -156,7 +172,9 @@ def _only(counts: pd.DataFrame, label: str) -> str:
 
 
 def _side(label: str, value: object) -> str:
-    return {1.0: "malignant", 0.0: "benign"}[float(str(value))] if label == "malignant" else str(value)
+    return (
+        {1.0: "malignant", 0.0: "benign"}[float(str(value))] if label == "malignant" else str(value)
+    )
 
 
 def _separating(frame: pd.DataFrame, column: str) -> Leak | None:
@@ -170,7 +188,9 @@ def _separating(frame: pd.DataFrame, column: str) -> Leak | None:
     auroc = float(result.statistic) / (len(malignant) * len(benign))
     if max(auroc, 1 - auroc) < SEPARATES or result.pvalue >= SIGNIFICANCE:
         return None
-    message = f"{column} separates malignant from benign with an AUROC of {max(auroc, 1 - auroc):.3f}"
+    message = (
+        f"{column} separates malignant from benign with an AUROC of {max(auroc, 1 - auroc):.3f}"
+    )
     return Leak(column, message, len(numbers), float(result.pvalue))
 
 
@@ -190,12 +210,16 @@ def _cramer(counts: pd.DataFrame) -> tuple[float, float]:
         return 0.0, 1.0
     result = chi2_contingency(counts.to_numpy())
     smaller = min(counts.shape) - 1
-    return math.sqrt(float(result.statistic) / (int(np.sum(counts.to_numpy())) * smaller)), float(result.pvalue)
+    return math.sqrt(float(result.statistic) / (int(np.sum(counts.to_numpy())) * smaller)), float(
+        result.pvalue
+    )
 
 
 def derived(frame: pd.DataFrame, sizes: Sequence[str]) -> pd.DataFrame:
     """The table with what a file tells besides its picture: its folder, its suffix, its size in pixels."""
     paths = frame["image"].str.rpartition("/")
     suffix = paths[2].str.rpartition(".")[2].str.lower()
-    told = pd.DataFrame({"image folder": paths[0], "image suffix": suffix, "image size": list(sizes)})
+    told = pd.DataFrame(
+        {"image folder": paths[0], "image suffix": suffix, "image size": list(sizes)}
+    )
     return pd.concat([frame, told.set_axis(frame.index)], axis=1)

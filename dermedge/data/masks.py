@@ -25,7 +25,9 @@ def decode_mask(path: Path) -> NDArray[np.bool_]:
     try:
         grey = decode_image(path, Preprocess(16, background=_BLACK), exact=True).max(axis=2)
     except ImageError as error:
-        raise DataError(f"The mask {path} cannot be used: {error} Repair it, or empty its cell.") from error
+        raise DataError(
+            f"The mask {path} cannot be used: {error} Repair it, or empty its cell."
+        ) from error
     return np.asarray(grey > (127 if grey.max() > 1 else 0))
 
 
@@ -36,7 +38,9 @@ def read_mask(path: Path, spec: Preprocess) -> NDArray[np.bool_]:
         DataError: it is missing or unreadable.
     """
     white = Image.fromarray(decode_mask(path).astype(np.uint8) * 255)
-    return np.asarray(preprocess(white, replace(spec, background=_BLACK), exact=True)[..., 0] >= 128)
+    return np.asarray(
+        preprocess(white, replace(spec, background=_BLACK), exact=True)[..., 0] >= 128
+    )
 
 
 def output_grid(spec: Preprocess) -> Preprocess:

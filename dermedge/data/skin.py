@@ -13,7 +13,9 @@ def skin_tones(frame: pd.DataFrame) -> "pd.Series[str]":
     the range has no `fitzpatrick`, since either type would be a guess.
     """
     ranges = list(RANGES.values())
-    known = frame["fitzpatrick"].map(lambda value: "" if value != value else ranges[(int(value) - 1) // 2])
+    known = frame["fitzpatrick"].map(
+        lambda value: "" if value != value else ranges[(int(value) - 1) // 2]
+    )
     if "skin_tone" not in frame:
         return known.astype("str")
     return known.where(known != "", frame["skin_tone"].map(RANGES).fillna("")).astype("str")

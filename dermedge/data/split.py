@@ -42,27 +42,47 @@ def assign_splits(
         UsageError: for fractions that are not three shares that sum to 1.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise UsageError(f"The fractions {tuple(fractions)} are no shares: give train, val and test, with sum 1.")
+        raise UsageError(
+            f"The fractions {tuple(fractions)} are no shares: give train, val and test, with sum 1."
+        )
     existing = frame["split"]
     fixed = {name for name in SPLITS[1:] if (existing == name).any()}
-    open_splits = [name for name, share in zip(SPLITS, fractions, strict=True) if share > 0 and name not in fixed]
+    open_splits = [
+        name
+        for name, share in zip(SPLITS, fractions, strict=True)
+        if share > 0 and name not in fixed
+    ]
     open_splits = open_splits or ["train"]
     share = dict(zip(SPLITS, fractions, strict=True))
-    rows = frame[["dx"]].assign(group=groups(frame, content), split=existing, stratum=_strata(frame))
+    rows = frame[["dx"]].assign(
+        group=groups(frame, content), split=existing, stratum=_strata(frame)
+    )
     counts = rows.groupby("stratum")["group"].nunique()
-    ranks = {stratum: rank for rank, stratum in enumerate(sorted(counts.index, key=lambda name: (counts[name], name)))}
+    ranks = {
+        stratum: rank
+        for rank, stratum in enumerate(sorted(counts.index, key=lambda name: (counts[name], name)))
+    }
     by_group = (
         rows.assign(rank=rows["stratum"].map(ranks))
         .groupby("group")
-        .agg(rank=("rank", "min"), size=("rank", "size"), owner=("split", _owner), labels=("dx", frozenset))
+        .agg(
+            rank=("rank", "min"),
+            size=("rank", "size"),
+            owner=("split", _owner),
+            labels=("dx", frozenset),
+        )
     )
-    by_group["label"] = by_group["rank"].map({rank: stratum.rpartition("|")[0] for stratum, rank in ranks.items()})
+    by_group["label"] = by_group["rank"].map(
+        {rank: stratum.rpartition("|")[0] for stratum, rank in ranks.items()}
+    )
     by_group["order"] = [sha256(f"{seed}:{group}".encode()).hexdigest() for group in by_group.index]
     chosen = _deal(by_group.sort_values(["rank", "order"]), open_splits, share)
     return existing.where(existing != "", rows["group"].map(chosen)).astype("str").rename("split")
 
 
-def _deal(by_group: pd.DataFrame, open_splits: Sequence[str], share: Mapping[str, float]) -> dict[str, str]:
+def _deal(
+    by_group: pd.DataFrame, open_splits: Sequence[str], share: Mapping[str, float]
+) -> dict[str, str]:
     """Group -> split.
 
     A split without any image of the stratum's label comes first, the largest share before the others; then the one that
@@ -70,13 +90,23 @@ def _deal(by_group: pd.DataFrame, open_splits: Sequence[str], share: Mapping[str
     """
     owned = by_group[by_group["owner"] != ""]
     chosen = {str(group): str(owner) for group, owner in owned["owner"].items()}
-    there = {(label, owner) for labels, owner in zip(owned["labels"], owned["owner"], strict=True) for label in labels}
+    there = {
+        (label, owner)
+        for labels, owner in zip(owned["labels"], owned["owner"], strict=True)
+        for label in labels
+    }
     for _, stratum in by_group.groupby("rank"):
         sizes = stratum.groupby("owner")["size"].sum()
-        lacks = {name: share[name] * float(sizes.sum()) - float(sizes.get(name, 0)) for name in SPLITS}
+        lacks = {
+            name: share[name] * float(sizes.sum()) - float(sizes.get(name, 0)) for name in SPLITS
+        }
         for group, row in stratum[stratum["owner"] == ""].iterrows():
             without = [name for name in open_splits if (row["label"], name) not in there]
-            split_data = max(without, key=share.__getitem__) if without else max(open_splits, key=lacks.__getitem__)
+            split_data = (
+                max(without, key=share.__getitem__)
+                if without
+                else max(open_splits, key=lacks.__getitem__)
+            )
             chosen[str(group)] = split_data
             lacks[split_data] -= row["size"]
             there |= {(label, split_data) for label in row["labels"]}
@@ -112,7 +142,9 @@ def with_split(table: Table, seed: int = 0) -> Table:
         return table
     content = digests(table).loc[table.frame["image_id"]].to_numpy()
     by_row = pd.Series(content, index=table.frame.index, dtype="str")
-    return table.replace(table.frame.assign(split=assign_splits(table.frame, seed=seed, content=by_row)))
+    return table.replace(
+        table.frame.assign(split=assign_splits(table.frame, seed=seed, content=by_row))
+    )
 
 
 @dataclass(frozen=True)
@@ -163,11 +195,17 @@ def split_data(
     if target.is_dir():
         target = target / source.name
     if target.resolve().parent != source.resolve().parent:
-        raise UsageError(f"{target} is not in {source.parent}, which its image paths are relative to: write it there.")
+        raise UsageError(
+            f"{target} is not in {source.parent}, which its image paths are relative to: write it there."
+        )
     if target.suffix.lower() not in (".csv", ".parquet"):
-        raise UsageError(f"{target} is neither .csv nor .parquet: give the table one of these names.")
+        raise UsageError(
+            f"{target} is neither .csv nor .parquet: give the table one of these names."
+        )
     if target.exists() and not overwrite:
-        raise UsageError(f"{target} exists: give another name with --out, or --overwrite to replace it.")
+        raise UsageError(
+            f"{target} exists: give another name with --out, or --overwrite to replace it."
+        )
     table = read_table(source)
     frame = table.frame.assign(split="") if redo else table.frame
     content = pd.Series(digests(table).to_numpy(), index=frame.index, dtype="str")

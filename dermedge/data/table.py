@@ -21,10 +21,32 @@ from dermedge.data.taxonomy import TAXONOMY, resolve
 from dermedge_runtime.errors import DataError
 
 REQUIRED = ("image_id", "image")
-TEXT = (*REQUIRED, "mask", "lesion_id", "patient_id", "dx", "caption", "sex", "site", "source", "licence", "split")
+TEXT = (
+    *REQUIRED,
+    "mask",
+    "lesion_id",
+    "patient_id",
+    "dx",
+    "caption",
+    "sex",
+    "site",
+    "source",
+    "licence",
+    "split",
+)
 NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
 COLUMNS = (
-    *("image_id", "image", "mask", "lesion_id", "patient_id", "dx", "malignant", "severity", "caption"),
+    *(
+        "image_id",
+        "image",
+        "mask",
+        "lesion_id",
+        "patient_id",
+        "dx",
+        "malignant",
+        "severity",
+        "caption",
+    ),
     *("age", "sex", "site", "fitzpatrick", "source", "licence", "split"),
 )
 SPLITS = ("train", "val", "test")
@@ -110,17 +132,28 @@ def read_table(path: str | Path) -> Table:
     cells: dict[str, list[str]] = {}
     for name in COLUMNS:
         raw = text[name].tolist() if name in text else [""] * len(text)
-        cells[name] = raw if name in _VERBATIM else ["" if cell.casefold() in _UNKNOWN else cell for cell in raw]
+        cells[name] = (
+            raw
+            if name in _VERBATIM
+            else ["" if cell.casefold() in _UNKNOWN else cell for cell in raw]
+        )
     _check_images(cells, where)
     for cell, at in zip(cells["split"], where, strict=True):
         if cell not in ("", *SPLITS):
-            raise DataError(f"{at}: split is {cell!r}: write train, val or test, or leave it empty.")
+            raise DataError(
+                f"{at}: split is {cell!r}: write train, val or test, or leave it empty."
+            )
     cells["dx"] = _diagnoses(cells["dx"], cells["source"], where)
     cells["sex"] = [_SEX.get(sex.casefold(), sex.casefold()) for sex in cells["sex"]]
-    numbers = {name: [_number(name, c, at) for c, at in zip(cells[name], where, strict=True)] for name in NUMBERS}
+    numbers = {
+        name: [_number(name, c, at) for c, at in zip(cells[name], where, strict=True)]
+        for name in NUMBERS
+    }
     numbers["malignant"] = list(map(_malignant, numbers["malignant"], cells["dx"]))
     known = {
-        name: pd.Series(numbers[name], dtype="float64") if name in NUMBERS else pd.Series(cells[name], dtype="str")
+        name: pd.Series(numbers[name], dtype="float64")
+        if name in NUMBERS
+        else pd.Series(cells[name], dtype="str")
         for name in COLUMNS
     }
     extra = [column for column in text.columns if column not in COLUMNS]
@@ -146,7 +179,9 @@ def find_table(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"There is no folder or file {path}: check the path.")
     if path.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"{path} is neither a folder, nor a .csv nor a .parquet file: convert it to one of them.")
+        raise DataError(
+            f"{path} is neither a folder, nor a .csv nor a .parquet file: convert it to one of them."
+        )
     return path
 
 
@@ -161,9 +196,13 @@ def read_text(file: Path, *, delimiter: str = ",") -> tuple[pd.DataFrame, list[i
     try:
         content = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}): save it as CSV in UTF-8.") from error
+        raise DataError(
+            f"{file} is not UTF-8 text (byte {error.start}): save it as CSV in UTF-8."
+        ) from error
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}): check that it is a file you may read.") from error
+        raise DataError(
+            f"{file} cannot be read ({error.strerror}): check that it is a file you may read."
+        ) from error
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     cells: list[list[str]] = []
@@ -187,7 +226,9 @@ def read_text(file: Path, *, delimiter: str = ",") -> tuple[pd.DataFrame, list[i
             f"{file}, row {reader.line_num} is not CSV ({error}): repair the row or save the table anew."
         ) from error
     if header is None:
-        raise DataError(f"{file} is empty: write a header with image_id and image, then one row per image.")
+        raise DataError(
+            f"{file} is empty: write a header with image_id and image, then one row per image."
+        )
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise DataError(f"{file} has the column {doubled[0]!r} twice: keep one of them.")
@@ -202,13 +243,22 @@ def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[int]]:
 
         raise MissingExtraError("pyarrow", "data", "Reading Parquet") from error
     except Exception as error:
-        raise DataError(f"{file} is not a readable Parquet file ({error}): write it anew, or use CSV.") from error
-    text = pd.DataFrame({str(name): pd.Series(map(_cell, frame[name]), dtype="str") for name in frame.columns})
+        raise DataError(
+            f"{file} is not a readable Parquet file ({error}): write it anew, or use CSV."
+        ) from error
+    text = pd.DataFrame(
+        {str(name): pd.Series(map(_cell, frame[name]), dtype="str") for name in frame.columns}
+    )
     return text, list(range(1, len(frame) + 1))
 
 
 def _cell(value: object) -> str:
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+    if (
+        value is None
+        or value is pd.NA
+        or value is pd.NaT
+        or (isinstance(value, float) and math.isnan(value))
+    ):
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -299,7 +349,10 @@ def groups(frame: pd.DataFrame, content: "pd.Series[str] | None" = None) -> "pd.
     count = len(frame)
     nodes: dict[tuple[str, str, str], int] = {}
     edges: list[tuple[int, int]] = []
-    links = [(name, frame[name].tolist(), frame["source"].tolist()) for name in ("lesion_id", "patient_id")]
+    links = [
+        (name, frame[name].tolist(), frame["source"].tolist())
+        for name in ("lesion_id", "patient_id")
+    ]
     if content is not None:
         links.append(("content", content.loc[frame.index].tolist(), [""] * count))
     for name, values, sources in links:
@@ -308,7 +361,9 @@ def groups(frame: pd.DataFrame, content: "pd.Series[str] | None" = None) -> "pd.
                 edges.append((row, nodes.setdefault((name, source, value), count + len(nodes))))
     size = count + len(nodes)
     ends = tuple(zip(*edges, strict=True)) or ((), ())
-    _, component = connected_components(coo_array(([1] * len(edges), ends), shape=(size, size)), directed=False)
+    _, component = connected_components(
+        coo_array(([1] * len(edges), ends), shape=(size, size)), directed=False
+    )
     ids = frame["image_id"]
     return ids.groupby(component[:count]).transform("min").rename("group")
 
@@ -332,7 +387,9 @@ def digests(table: Table, *, workers: int = 8) -> "pd.Series[str]":
 
     with ThreadPoolExecutor(workers) as pool:
         values = list(pool.map(digest, table.frame["image"]))
-    return pd.Series(values, index=pd.Index(table.frame["image_id"], name="image_id"), dtype="str", name="sha256")
+    return pd.Series(
+        values, index=pd.Index(table.frame["image_id"], name="image_id"), dtype="str", name="sha256"
+    )
 
 
 def table_digest(table: Table) -> str:

@@ -14,7 +14,9 @@ from dermedge_runtime.errors import DataError
 
 __all__ = ["ALIASES", "SOURCE_ALIASES", "TAXONOMY", "Diagnosis", "lineage", "project", "resolve"]
 
-TAXONOMY: Mapping[str, Diagnosis] = MappingProxyType({diagnosis.id: diagnosis for diagnosis in DIAGNOSES})
+TAXONOMY: Mapping[str, Diagnosis] = MappingProxyType(
+    {diagnosis.id: diagnosis for diagnosis in DIAGNOSES}
+)
 
 
 def _key(name: str) -> str:
@@ -27,7 +29,8 @@ _KNOWN: Mapping[str, str] = {
     **{_key(d.id): d.id for d in DIAGNOSES},
 }
 _KNOWN_OF: Mapping[str, Mapping[str, str]] = {
-    source: {_key(alias): target for alias, target in aliases.items()} for source, aliases in SOURCE_ALIASES.items()
+    source: {_key(alias): target for alias, target in aliases.items()}
+    for source, aliases in SOURCE_ALIASES.items()
 }
 
 

@@ -86,7 +86,9 @@ def evaluate(
     seen = _trained_on(opened, table)
     foreign = unmapped(table.frame, opened.spec)
     labelled = decoded.labels >= 0
-    counts = metrics.confusion(decoded.labels[labelled], decoded.predicted[labelled], len(decoded.names))
+    counts = metrics.confusion(
+        decoded.labels[labelled], decoded.predicted[labelled], len(decoded.names)
+    )
     return EvaluationReport(
         model=provenance,
         data=table.name,
@@ -135,7 +137,9 @@ def _scores(
     }
     labelled = decoded.labels >= 0
     truth, predicted = decoded.labels[labelled], decoded.predicted[labelled]
-    measures[RECALL] = lambda w: metrics.recalls(truth, predicted, len(decoded.names), w[..., labelled])
+    measures[RECALL] = lambda w: metrics.recalls(
+        truth, predicted, len(decoded.names), w[..., labelled]
+    )
     drawn = metrics.bootstrap(predictions.groups, measures, replicates=replicates, seed=seed)
     point = {key: measure(np.ones(len(predictions))) for key, measure in measures.items()}
     scores = {
@@ -152,15 +156,24 @@ def _scores(
         )
         for part, rows in parts.items()
     }
-    recall = {name: metrics.interval(point[RECALL][k], drawn[RECALL][:, k]) for k, name in enumerate(decoded.names)}
-    within = tuple(SubgroupScores(*part, found) for part, found in scores.items() if part != OVERALL)
+    recall = {
+        name: metrics.interval(point[RECALL][k], drawn[RECALL][:, k])
+        for k, name in enumerate(decoded.names)
+    }
+    within = tuple(
+        SubgroupScores(*part, found) for part, found in scores.items() if part != OVERALL
+    )
     return scores[OVERALL], recall, within
 
 
 def _measures(decoded: Decoded, malignant: Floats, rows: Rows) -> dict[str, Statistic]:
     """Every metric over some rows, as a function of all images' weights [..., N]."""
     labelled, known = rows & (decoded.labels >= 0), rows & np.isfinite(malignant)
-    truth, predicted, likely = decoded.labels[labelled], decoded.predicted[labelled], decoded.probabilities[labelled]
+    truth, predicted, likely = (
+        decoded.labels[labelled],
+        decoded.predicted[labelled],
+        decoded.probabilities[labelled],
+    )
     positive, scores, threshold = malignant[known] == 1, decoded.scores[known], decoded.threshold
     found: dict[str, Statistic] = dict.fromkeys(METRICS, _undefined)
     if decoded.names:
@@ -173,8 +186,12 @@ def _measures(decoded: Decoded, malignant: Floats, rows: Rows) -> dict[str, Stat
     if np.isfinite(scores).any():
         found["malignant_auroc"] = lambda w: metrics.auroc(positive, scores, w[..., known])
         if threshold is not None:
-            found["sensitivity"] = lambda w: metrics.sensitivity(positive, scores, threshold, w[..., known])
-            found["specificity"] = lambda w: metrics.specificity(positive, scores, threshold, w[..., known])
+            found["sensitivity"] = lambda w: metrics.sensitivity(
+                positive, scores, threshold, w[..., known]
+            )
+            found["specificity"] = lambda w: metrics.specificity(
+                positive, scores, threshold, w[..., known]
+            )
     return found | _severity_and_masks(decoded, rows)
 
 
@@ -184,8 +201,12 @@ def _severity_and_masks(decoded: Decoded, rows: Rows) -> dict[str, Statistic]:
     if decoded.graded is not None and decoded.graded.rows.any():
         chosen = rows & decoded.graded.rows
         levels, guessed = decoded.graded.levels[chosen], decoded.graded.predicted[chosen]
-        found["severity_mae"] = lambda w: metrics.mean_absolute_error(levels, guessed, w[..., chosen])
-        found["severity_kappa"] = lambda w: metrics.quadratic_weighted_kappa(levels, guessed, w[..., chosen])
+        found["severity_mae"] = lambda w: metrics.mean_absolute_error(
+            levels, guessed, w[..., chosen]
+        )
+        found["severity_kappa"] = lambda w: metrics.quadratic_weighted_kappa(
+            levels, guessed, w[..., chosen]
+        )
     if decoded.outlined is not None and decoded.outlined.rows.any():
         masked = rows & decoded.outlined.rows
         dice = decoded.outlined.dice[masked]
@@ -197,7 +218,9 @@ def _undefined(weights: Floats) -> Floats:
     return np.full(weights.shape[:-1], np.nan)
 
 
-def _fairness(predictions: Predictions, decoded: Decoded, replicates: int, seed: int) -> tuple[Fairness, ...]:
+def _fairness(
+    predictions: Predictions, decoded: Decoded, replicates: int, seed: int
+) -> tuple[Fairness, ...]:
     decision: Rows | None = None
     if decoded.threshold is not None and np.isfinite(decoded.scores).any():
         decision = decoded.scores >= decoded.threshold
@@ -222,7 +245,9 @@ def _trained_on(bundle: Bundle, table: Table) -> Rows | None:
     return np.array([digest[:DIGEST_PREFIX] in prefixes for digest in digests(table)], bool)
 
 
-def _warnings(seen: Rows | None, split: str, foreign: Mapping[str, int], count: int) -> Iterator[str]:
+def _warnings(
+    seen: Rows | None, split: str, foreign: Mapping[str, int], count: int
+) -> Iterator[str]:
     if seen is None:
         yield f"The bundle has no {TRAINING_IMAGES}, so nobody can tell whether it was trained on these images."
     elif seen.any():
@@ -272,12 +297,18 @@ def _roc(decoded: Decoded, malignant: Floats) -> tuple[tuple[float, float], ...]
     return tuple(zip(false.tolist(), true.tolist(), strict=True))
 
 
-def _images(table: Table, predictions: Predictions, decoded: Decoded, seen: Rows | None) -> Iterator[EvaluatedImage]:
+def _images(
+    table: Table, predictions: Predictions, decoded: Decoded, seen: Rows | None
+) -> Iterator[EvaluatedImage]:
     def named(index: int) -> str | None:
         return decoded.names[index] if decoded.names and index >= 0 else None
 
     for row, image_id in enumerate(predictions.image_ids):
-        predicted, score, malignant = int(decoded.predicted[row]), decoded.scores[row], predictions.malignant[row]
+        predicted, score, malignant = (
+            int(decoded.predicted[row]),
+            decoded.scores[row],
+            predictions.malignant[row],
+        )
         yield EvaluatedImage(
             image_id=image_id,
             image=str(table.frame["image"].iloc[row]),

@@ -54,7 +54,9 @@ class TableEvaluationData:
     def calibration(self, count: int = COUNT) -> Calibration:
         """Train images, the classes in turn; of an image that occurs twice, one. Raises DataError without any."""
         table = self.table.of("train")
-        table = table.replace(table.frame.assign(digest=list(digests(table))).drop_duplicates("digest"))
+        table = table.replace(
+            table.frame.assign(digest=list(digests(table))).drop_duplicates("digest")
+        )
         rows = table.frame.iloc[balanced_choice(table.frame["dx"].tolist(), count)]
         return Calibration(
             np.stack(list(preprocessed(table.replace(rows), self.spec.preprocess))),

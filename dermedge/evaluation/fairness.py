@@ -62,7 +62,14 @@ def fairness(
     Source: equalised odds of Hardt, Price and Srebro, Equality of Opportunity in Supervised Learning, NeurIPS 2016;
     chance by a permutation test, Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005.
     """
-    _check_lengths(len(labels), subgroups, predicted=predicted, clusters=clusters, positive=positive, decision=decision)
+    _check_lengths(
+        len(labels),
+        subgroups,
+        predicted=predicted,
+        clusters=clusters,
+        positive=positive,
+        decision=decision,
+    )
     diagnosis = _Answers(np.asarray(labels), np.asarray(predicted), classes)
     malignancy = _malignancy(positive, decision)
     plans = []
@@ -82,7 +89,10 @@ def fairness(
         if measured is not None
     }
     drawn = metrics.bootstrap(
-        clusters, {key: side.recalls for key, side in sides.items()}, replicates=replicates, seed=seed
+        clusters,
+        {key: side.recalls for key, side in sides.items()},
+        replicates=replicates,
+        seed=seed,
     )
     dealt = {
         key: side.dealt(np.asarray(clusters), replicates, (seed, place))
@@ -119,17 +129,24 @@ class _Side:
 
     def recalls(self, weights: Floats) -> Floats:
         """Recall [..., G, K] of each group and class; weights are over all images."""
-        found, answers = np.empty((*weights.shape[:-1], len(self.groups), self.answers.classes)), self.answers
+        found, answers = (
+            np.empty((*weights.shape[:-1], len(self.groups), self.answers.classes)),
+            self.answers,
+        )
         for group in range(len(self.groups)):
             rows = self.rows(group)
             truth, predicted = answers.truth[rows], answers.predicted[rows]
-            found[..., group, :] = metrics.recalls(truth, predicted, answers.classes, weights[..., rows])
+            found[..., group, :] = metrics.recalls(
+                truth, predicted, answers.classes, weights[..., rows]
+            )
         return found
 
     def scores(self, recalls: Floats) -> Floats:
         """Mean recall [..., G] over the compared classes; one that a group lacks in a replicate counts for no group."""
         compared = recalls[..., list(self.compared)]
-        return metrics.mean_of_known(np.where(np.isnan(compared).any(-2, keepdims=True), np.nan, compared))
+        return metrics.mean_of_known(
+            np.where(np.isnan(compared).any(-2, keepdims=True), np.nan, compared)
+        )
 
     def dealt(self, clusters: Array, times: int, seed: Sequence[int]) -> Floats:
         """Recalls [times, G, K] with the groups dealt out at random among the lesions or patients of a class.
@@ -140,9 +157,13 @@ class _Side:
         answers, rng = self.answers, np.random.default_rng(seed)
         classes, rows = answers.classes, np.flatnonzero((self.codes >= 0) & (answers.truth >= 0))
         truth, hit = answers.truth[rows], answers.truth[rows] == answers.predicted[rows]
-        owners = np.stack([np.unique(clusters[rows], return_inverse=True)[1].ravel(), self.codes[rows]], axis=1)
+        owners = np.stack(
+            [np.unique(clusters[rows], return_inverse=True)[1].ravel(), self.codes[rows]], axis=1
+        )
         units, unit = np.unique(owners, axis=0, return_inverse=True)
-        counts = np.zeros((len(units), 2 * classes))  # of each unit: its images by class, then those that are right
+        counts = np.zeros(
+            (len(units), 2 * classes)
+        )  # of each unit: its images by class, then those that are right
         np.add.at(counts, (unit.ravel(), truth), 1)
         np.add.at(counts, (unit.ravel()[hit], truth[hit] + classes), 1)
         strata = counts[:, :classes].argmax(axis=1)
@@ -151,7 +172,9 @@ class _Side:
         for stratum in (np.flatnonzero(strata == k) for k in range(classes)):
             for first in range(0, times, step):
                 part = sums[first : first + step]
-                codes = rng.permuted(np.tile(units[stratum, 1].astype(np.int16), (len(part), 1)), axis=1)
+                codes = rng.permuted(
+                    np.tile(units[stratum, 1].astype(np.int16), (len(part), 1)), axis=1
+                )
                 for group in range(len(self.groups)):
                     part[:, group] += (codes == group) @ counts[stratum]
         return metrics.ratio(sums[..., classes:], sums[..., :classes])
@@ -172,27 +195,40 @@ class _Plan:
 def _check_lengths(count: int, subgroups: Mapping[str, Array], **columns: Array | None) -> None:
     for name, column in {**columns, **subgroups}.items():
         if column is not None and len(column) != count:
-            raise DataError(f"Column {name!r} has {len(column)} rows for {count} labels; give one each.")
+            raise DataError(
+                f"Column {name!r} has {len(column)} rows for {count} labels; give one each."
+            )
 
 
 def _malignancy(positive: Floats | None, decision: Array | None) -> _Answers | None:
     if positive is None or decision is None:
         return None
     known = np.isfinite(positive)
-    return _Answers(np.where(known, np.nan_to_num(positive), -1).astype(np.int64), np.asarray(decision, np.int64), 2)
+    return _Answers(
+        np.where(known, np.nan_to_num(positive), -1).astype(np.int64),
+        np.asarray(decision, np.int64),
+        2,
+    )
 
 
-def _plan(column: str, groups: Array, diagnosis: _Answers, malignancy: _Answers | None) -> _Plan | None:
+def _plan(
+    column: str, groups: Array, diagnosis: _Answers, malignancy: _Answers | None
+) -> _Plan | None:
     """By diagnosis where its classes can be compared, else by malignancy; None where no group is known."""
     found: list[_Plan] = []
     for metric, answers in ((BALANCED, diagnosis), (MALIGNANT, malignancy)):
         if answers is None:
             continue
         known = answers.truth >= 0
-        cases = {name: int((known & (groups == name)).sum()) for name in sorted(set(groups[known].tolist()) - {""})}
+        cases = {
+            name: int((known & (groups == name)).sum())
+            for name in sorted(set(groups[known].tolist()) - {""})
+        }
         if not cases:
             continue
-        score = _side(answers, groups, [name for name, count in cases.items() if count >= MINIMUM_CASES])
+        score = _side(
+            answers, groups, [name for name, count in cases.items() if count >= MINIMUM_CASES]
+        )
         few = {name: count for name, count in cases.items() if count < MINIMUM_CASES}
         odds = _side(malignancy, groups, score.groups) if malignancy is not None else None
         found.append(_Plan(column, metric, score, odds, few, int((known & (groups == "")).sum())))
@@ -204,8 +240,12 @@ def _side(answers: _Answers, groups: Array, judged: Sequence[str]) -> _Side:
     counts = np.zeros((len(judged), answers.classes), int)
     for place, name in enumerate(judged):
         codes[groups == name] = place
-        counts[place] = np.bincount(answers.truth[(groups == name) & (answers.truth >= 0)], minlength=answers.classes)
-    enough = (counts >= MINIMUM_PER_CLASS).all(axis=0) if judged else np.zeros(answers.classes, bool)
+        counts[place] = np.bincount(
+            answers.truth[(groups == name) & (answers.truth >= 0)], minlength=answers.classes
+        )
+    enough = (
+        (counts >= MINIMUM_PER_CLASS).all(axis=0) if judged else np.zeros(answers.classes, bool)
+    )
     return _Side(answers, tuple(judged), codes, tuple(np.flatnonzero(enough).tolist()))
 
 
@@ -214,7 +254,10 @@ def _comparable(side: _Side) -> bool:
 
 
 def _compared(
-    plan: _Plan, drawn: Mapping[tuple[str, str], Floats], dealt: Mapping[tuple[str, str], Floats], malignant: Floats
+    plan: _Plan,
+    drawn: Mapping[tuple[str, str], Floats],
+    dealt: Mapping[tuple[str, str], Floats],
+    malignant: Floats,
 ) -> Fairness:
     side, key = plan.score, (plan.column, "score")
     everyone = np.ones(len(side.codes))
@@ -246,7 +289,11 @@ def _compared(
 
 
 def _groups(
-    plan: _Plan, scores: Floats, replicas: Floats, drawn: Mapping[tuple[str, str], Floats], malignant: Floats
+    plan: _Plan,
+    scores: Floats,
+    replicas: Floats,
+    drawn: Mapping[tuple[str, str], Floats],
+    malignant: Floats,
 ) -> Iterator[tuple[str, GroupScore]]:
     side, odds = plan.score, plan.odds
     for place, name in enumerate(side.groups):

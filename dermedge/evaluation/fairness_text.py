@@ -13,7 +13,9 @@ def exceeds_chance(value: float | None, chance_high: float | None) -> bool:
     return value is not None and chance_high is not None and value > chance_high
 
 
-def summarize(found: Fairness, labels: Sequence[str], names: Mapping[str, str] | None = None) -> Iterator[str]:
+def summarize(
+    found: Fairness, labels: Sequence[str], names: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """What a reader must know of one comparison, the answer first.
 
     Args:

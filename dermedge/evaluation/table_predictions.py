@@ -94,7 +94,10 @@ def masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
         return None
     grid = output_grid(spec.preprocess)
     unknown = np.full((grid.size, grid.size), -1, np.int8)
-    found = [read_mask(table.path(mask), grid).astype(np.int8) if mask else unknown for mask in table.frame["mask"]]
+    found = [
+        read_mask(table.path(mask), grid).astype(np.int8) if mask else unknown
+        for mask in table.frame["mask"]
+    ]
     return np.stack(found)
 
 
@@ -128,7 +131,9 @@ def age_band(age: float) -> str:
     return next((name for start, name in reversed(AGE_BANDS) if age >= start), "")
 
 
-def preprocessed(table: Table, spec: Preprocess, *, workers: int = 2) -> Iterator[NDArray[np.uint8]]:
+def preprocessed(
+    table: Table, spec: Preprocess, *, workers: int = 2
+) -> Iterator[NDArray[np.uint8]]:
     """The network's input [S, S, 3] for every image of a table, in order; never more than AHEAD of them wait.
 
     Images are decoded at full scale, as they are for the conformance cases, by threads that work ahead of the reader.
@@ -146,7 +151,9 @@ def preprocessed(table: Table, spec: Preprocess, *, workers: int = 2) -> Iterato
         try:
             return preprocess(path, spec, exact=True)
         except ImageError as error:
-            raise DataError(f"{error} `dermedge data check {table.root}` lists every such image.") from error
+            raise DataError(
+                f"{error} `dermedge data check {table.root}` lists every such image."
+            ) from error
 
     paths = [table.path(image) for image in table.frame["image"]]
     waiting: deque[Future[NDArray[np.uint8]]] = deque()
@@ -162,7 +169,9 @@ def preprocessed(table: Table, spec: Preprocess, *, workers: int = 2) -> Iterato
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _told(images: Iterable[NDArray[np.uint8]], total: int, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
+def _told(
+    images: Iterable[NDArray[np.uint8]], total: int, progress: Progress | None
+) -> Iterator[NDArray[np.uint8]]:
     for done, image in enumerate(images, start=1):
         yield image
         if progress is not None:

@@ -28,11 +28,15 @@ def read_tensors(path: Path) -> Weights:
         DataError: there is no such file, it is no checkpoint, or loading it would run code.
     """
     if not path.is_file():
-        raise DataError(f"{path} is not a file: give a checkpoint, one .pth, .pt or .safetensors file.")
+        raise DataError(
+            f"{path} is not a file: give a checkpoint, one .pth, .pt or .safetensors file."
+        )
     content = _safetensors(path) if path.suffix == SAFETENSORS else _pickled(path)
     tensors = dict(_flat(content, ""))
     if not tensors:
-        raise DataError(f"{path} holds {type(content).__name__} but no named tensors: save the model's state_dict().")
+        raise DataError(
+            f"{path} holds {type(content).__name__} but no named tensors: save the model's state_dict()."
+        )
     return tensors
 
 
@@ -40,17 +44,25 @@ def _safetensors(path: Path) -> Weights:
     try:
         weights: Weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is not a safetensors file ({error}): download it again.") from error
+        raise DataError(
+            f"{path} is not a safetensors file ({error}): download it again."
+        ) from error
     return weights
 
 
 def _pickled(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about how a file was pickled, which nobody here can change
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # about how a file was pickled, which nobody here can change
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes lead to
         # torch names what it refuses to import; a pickle of torch.save has no other way to run code.
-        found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        found = (
+            re.search(r"GLOBAL (\S+)", str(error))
+            if isinstance(error, pickle.UnpicklingError)
+            else None
+        )
         if found:
             raise DataError(
                 f"{path} holds more than tensors: loading it would run {found[1]}, so it is not loaded. Get the "
@@ -75,7 +87,9 @@ def _flat(content: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from _flat(value, f"{path}.{key}")
 
 
-def pick(tensors: Weights, branches: tuple[str, ...], anchor: str, path: Path) -> tuple[str, Weights, Counter[str]]:
+def pick(
+    tensors: Weights, branches: tuple[str, ...], anchor: str, path: Path
+) -> tuple[str, Weights, Counter[str]]:
     """The weights of the best network in a file, of those that hold a tensor `anchor`.
 
     Returns:
@@ -87,7 +101,11 @@ def pick(tensors: Weights, branches: tuple[str, ...], anchor: str, path: Path) -
     """
     found = [name.removesuffix(anchor) for name in tensors if f".{name}".endswith(f".{anchor}")]
     # A convolution's name may end like the anchor's; what lies inside another network is a part of it.
-    roots = [root for root in found if not any(other != root and root.startswith(other) for other in found)]
+    roots = [
+        root
+        for root in found
+        if not any(other != root and root.startswith(other) for other in found)
+    ]
     if not roots:
         shown = ", ".join(list(tensors)[:3])
         raise DataError(
@@ -97,10 +115,16 @@ def pick(tensors: Weights, branches: tuple[str, ...], anchor: str, path: Path) -
     best = [root for root in roots if ranks[root] == min(ranks.values())]
     if len(best) > 1:
         names = ", ".join(repr(root.rstrip(".")) for root in best)
-        raise DataError(f"{path} holds several networks, {names}: save the state_dict() of the one to take alone.")
+        raise DataError(
+            f"{path} holds several networks, {names}: save the state_dict() of the one to take alone."
+        )
     root = best[0]
-    elsewhere = Counter(".".join(name.split(".")[:2]) for name in tensors if not name.startswith(root))
-    weights = {name.removeprefix(root): tensor for name, tensor in tensors.items() if name.startswith(root)}
+    elsewhere = Counter(
+        ".".join(name.split(".")[:2]) for name in tensors if not name.startswith(root)
+    )
+    weights = {
+        name.removeprefix(root): tensor for name, tensor in tensors.items() if name.startswith(root)
+    }
     return root.rstrip("."), weights, elsewhere
 
 

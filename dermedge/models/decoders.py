@@ -21,7 +21,9 @@ class LinearDecoder(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.BatchNorm2d(width), nn.Dropout2d(DROPOUT), nn.Conv2d(width, classes, 1))
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(width), nn.Dropout2d(DROPOUT), nn.Conv2d(width, classes, 1)
+        )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits [N, K, h, w] on the grid of the last of `maps`."""
@@ -38,7 +40,12 @@ class UPerNet(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int], classes: int, *, scales: Sequence[float] = (), channels: int = CHANNELS
+        self,
+        widths: Sequence[int],
+        classes: int,
+        *,
+        scales: Sequence[float] = (),
+        channels: int = CHANNELS,
     ) -> None:
         super().__init__()
         self.scales = tuple(scales) or (1.0,) * len(widths)
@@ -70,7 +77,9 @@ class UPerNet(nn.Module):
         return logits
 
 
-def decoder_levels(network: Network, stages: int | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def decoder_levels(
+    network: Network, stages: int | None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Which of a backbone's stages a `UPerNet` reads, from fine to coarse, and by how much each is to be enlarged.
 
     The last four; of a plain vision transformer, whose blocks all have one grid, the last block of each quarter of its

@@ -84,7 +84,9 @@ class Format:
             for pattern, replacement in self.renames:
                 name = re.sub(pattern, replacement, name)
             if name in translated:
-                raise DataError(f"Two tensors would be {name!r}, one of them {original!r}: save one network alone.")
+                raise DataError(
+                    f"Two tensors would be {name!r}, one of them {original!r}: save one network alone."
+                )
             translated[name] = tensor
         return self.convert(translated)
 
@@ -94,7 +96,10 @@ def join_registers(weights: Weights) -> Weights:
     if "reg_token" not in weights:
         return weights
     positions = weights["pos_embed"]
-    return weights | {"cls_token": weights["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+    return weights | {
+        "cls_token": weights["cls_token"] + positions[:, :1],
+        "pos_embed": positions[:, 1:],
+    }
 
 
 # DINOv2's code base: `blocks.CHUNK.INDEX` where its blocks were wrapped in chunks, the index counting through; a SwiGLU
@@ -113,12 +118,24 @@ DINOV2 = Format(
     dropped=r"^(mask_token|dino_head|ibot_head)",
     backbones={
         Shape(width, depth, 14, registers): f"vit_{size}_patch14{suffix}_dinov2"
-        for size, width, depth in (("small", 384, 12), ("base", 768, 12), ("large", 1024, 24), ("giant", 1536, 40))
+        for size, width, depth in (
+            ("small", 384, 12),
+            ("base", 768, 12),
+            ("large", 1024, 24),
+            ("giant", 1536, 40),
+        )
         for registers, suffix in ((0, ""), (4, "_reg4"))
     },
 )
 
-DERMNIO_PRETRAINED_ON: tuple[str, ...] = ("isic*", "ham10000", "pad_ufes_20", "scin", "sd198", "dermnet")
+DERMNIO_PRETRAINED_ON: tuple[str, ...] = (
+    "isic*",
+    "ham10000",
+    "pad_ufes_20",
+    "scin",
+    "sd198",
+    "dermnet",
+)
 """What the released DermNIO has seen, by the README of its repository (zxq-kd/DermINO), besides sets nobody can have.
 
 Its code also has label masks for DDI, Fitzpatrick17k, Derm7pt, PH2, ACNE04 and MED-NODE; whether their images, or only
@@ -136,10 +153,15 @@ def panderm_arguments(weights: Weights) -> dict[str, Any]:
     Raises:
         DataError: the file holds no positions at all, so its features would be wrong.
     """
-    own = any(name.startswith("blocks.") and name.endswith("relative_position_bias_table") for name in weights)
+    own = any(
+        name.startswith("blocks.") and name.endswith("relative_position_bias_table")
+        for name in weights
+    )
     shared = "rel_pos_bias.relative_position_bias_table" in weights
     if not (own or shared or "pos_embed" in weights):
-        raise DataError("The file holds neither pos_embed nor a relative position bias: save them with the weights.")
+        raise DataError(
+            "The file holds neither pos_embed nor a relative position bias: save them with the weights."
+        )
     return {
         "use_abs_pos_emb": "pos_embed" in weights,
         "use_rel_pos_bias": own,
@@ -159,13 +181,22 @@ PANDERM = Format(
     name="panderm",
     branches=("model_ema", "encoder", "", "student", "teacher"),
     dropped=r"relative_position_index$|^mask_token$",
-    backbones={Shape(768, 12, 16, 0): "beit_base_patch16_224", Shape(1024, 24, 16, 0): "beit_large_patch16_224"},
+    backbones={
+        Shape(768, 12, 16, 0): "beit_base_patch16_224",
+        Shape(1024, 24, 16, 0): "beit_large_patch16_224",
+    },
     arguments=panderm_arguments,
     std=(0.228, 0.224, 0.225),
     licence="CC-BY-NC-ND-4.0, non-commercial academic research only (PanDerm's README)",
 )
 
 # What timm.create_model(...).state_dict() gave, or the checkpoint of a training that kept these names.
-TIMM = Format(name="timm", branches=("state_dict_ema", "model_ema", "ema", "teacher", "", "student"), anchor=None)
+TIMM = Format(
+    name="timm",
+    branches=("state_dict_ema", "model_ema", "ema", "teacher", "", "student"),
+    anchor=None,
+)
 
-FORMATS: Mapping[str, Format] = MappingProxyType({f.name: f for f in (DERMNIO, DINOV2, PANDERM, TIMM)})
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {f.name: f for f in (DERMNIO, DINOV2, PANDERM, TIMM)}
+)

@@ -42,7 +42,11 @@ class Resize:
 
 # The first is what timm does, and DINOv2's code with registers; the last is DINOv2's code without them.
 RESIZES: Mapping[str, Resize] = MappingProxyType(
-    {"bicubic-antialias": Resize(antialias=True), "bicubic": Resize(), "bicubic-offset": Resize(offset=0.1)}
+    {
+        "bicubic-antialias": Resize(antialias=True),
+        "bicubic": Resize(),
+        "bicubic-offset": Resize(offset=0.1),
+    }
 )
 
 
@@ -113,7 +117,9 @@ def import_teacher(
     }
     spec = make_spec(name or f"{chosen.name}-teacher", TASKS, preprocess, {"teacher": lineage})
     network = filled(chosen, weights, size, file)
-    teacher = TrainedModel(network, spec, chosen, "teacher", {"parameters": count_parameters(network)})
+    teacher = TrainedModel(
+        network, spec, chosen, "teacher", {"parameters": count_parameters(network)}
+    )
     with atomic_folder(out, overwrite=overwrite, marker=MARKER) as folder:
         save_model_folder(teacher, folder)
     return teacher
@@ -151,10 +157,14 @@ def native_grid(weights: Weights, skeleton: Any, file: Path) -> int | None:
     positions = weights.get("pos_embed")
     if positions is None or positions.ndim != 3 or not hasattr(skeleton, "num_prefix_tokens"):
         return None
-    patches = positions.shape[1] - (0 if getattr(skeleton, "no_embed_class", False) else skeleton.num_prefix_tokens)
+    patches = positions.shape[1] - (
+        0 if getattr(skeleton, "no_embed_class", False) else skeleton.num_prefix_tokens
+    )
     side = isqrt(max(patches, 0))
     if patches < 1 or side**2 != patches:
-        raise DataError(f"{file} has positions of {patches} patches, not of a square grid: check --backbone.")
+        raise DataError(
+            f"{file} has positions of {patches} patches, not of a square grid: check --backbone."
+        )
     return side
 
 
@@ -180,12 +190,18 @@ def filled(backbone: Backbone, weights: Weights, size: int, file: Path) -> Netwo
     wrong = {
         "missing": [name for name in own if name not in weights],
         "left over": [name for name in weights if name not in own],
-        "of another shape": [name for name in own if name in weights and weights[name].shape != own[name].shape],
-        "not finite": [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()],
+        "of another shape": [
+            name for name in own if name in weights and weights[name].shape != own[name].shape
+        ],
+        "not finite": [
+            name for name, tensor in weights.items() if not torch.isfinite(tensor).all()
+        ],
     }
     said = "; ".join(f"{_few(names)} {what}" for what, names in wrong.items() if names)
     if said:
-        raise DataError(f"{file} does not fit {backbone.name!r}: {said}. Check --format, --backbone and --size.")
+        raise DataError(
+            f"{file} does not fit {backbone.name!r}: {said}. Check --format, --backbone and --size."
+        )
     network = Network(backbone, TASKS)
     network.backbone.load_state_dict(weights)
     check_input(network, backbone.name, size)
@@ -206,7 +222,9 @@ def _known(table: Mapping[str, T], name: str, what: str) -> T:
 def _given(file: Path, kind: Format, backbone: str | None, args: Mapping[str, Any]) -> Backbone:
     """The backbone as far as it is known before its tensors are, nameless where they will tell."""
     if "img_size" in args:
-        raise UsageError("img_size is not an argument of the backbone here: give the size as --size.")
+        raise UsageError(
+            "img_size is not an argument of the backbone here: give the size as --size."
+        )
     if kind.anchor is not None:
         return Backbone(backbone or "", args, kind.mean, kind.std)
     named = hub_backbone(Backbone(backbone, args)) if backbone else None
@@ -238,10 +256,18 @@ def _origin(file: Path, kind: Format, licence: str | None) -> dict[str, Any]:
     """Where the weights come from, for the lineage; what they have seen is left out where it is not known."""
     seen = {"pretrained_on": list(kind.pretrained_on)} if kind.pretrained_on else {}
     digest = sha256_file(file)
-    return {"licence": licence or kind.licence, "file": file.name, "sha256": digest, "format": kind.name, **seen}
+    return {
+        "licence": licence or kind.licence,
+        "file": file.name,
+        "sha256": digest,
+        "format": kind.name,
+        **seen,
+    }
 
 
-def _size(size: int | None, native: int | None, weights: Weights, skeleton: Any) -> tuple[int, int | None]:
+def _size(
+    size: int | None, native: int | None, weights: Weights, skeleton: Any
+) -> tuple[int, int | None]:
     """The input's side in pixels and in patches; None patches where the network has no square grid of its own."""
     shape = measure(weights)
     if native is None or shape is None:

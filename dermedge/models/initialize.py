@@ -31,12 +31,16 @@ def backbone_of_file(path: Path, backbone: Backbone | None) -> Backbone:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is not a safetensors file ({error}): give the weights in that format.") from error
+        raise DataError(
+            f"{path} is not a safetensors file ({error}): give the weights in that format."
+        ) from error
     name = backbone.name if backbone else metadata.get("architecture", "").removeprefix("timm ")
     if not name:
         raise UsageError(f"{path} does not say which timm model it is: name it with --backbone.")
     args = {"pad_type": metadata["pad_type"]} if "pad_type" in metadata else {}
-    known = replace(backbone or Backbone(name), args={**args, **(backbone.args if backbone else {})})
+    known = replace(
+        backbone or Backbone(name), args={**args, **(backbone.args if backbone else {})}
+    )
     if "mean" in metadata and "std" in metadata:
         known = replace(known, mean=_rgb(metadata["mean"]), std=_rgb(metadata["std"]))
     return known
@@ -61,9 +65,17 @@ def load_backbone(network: Network, path: Path) -> None:
     """
     weights = load_file(path)
     if any(name.startswith("backbone.") for name in weights):
-        weights = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
+        weights = {
+            name.removeprefix("backbone."): w
+            for name, w in weights.items()
+            if name.startswith("backbone.")
+        }
     own = network.backbone.state_dict()
-    wrong = [name for name, tensor in own.items() if name not in weights or weights[name].shape != tensor.shape]
+    wrong = [
+        name
+        for name, tensor in own.items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ]
     if wrong:
         raise DataError(
             f"{path} does not fit the backbone: {', '.join(wrong[:3])} missing or of another shape. Check --backbone."
@@ -87,7 +99,11 @@ def load_hub(network: Network, backbone: Backbone) -> None:
 
 
 def initialise(
-    network: Network, backbone: Backbone, init: str, size: int, images: Callable[[], Iterable[Tensor]]
+    network: Network,
+    backbone: Backbone,
+    init: str,
+    size: int,
+    images: Callable[[], Iterable[Tensor]],
 ) -> None:
     """Give a network its initial weights; identity BatchNorms are given the statistics of `images`.
 
@@ -157,7 +173,9 @@ def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
         bn.running_var.copy_(variance)
 
 
-def prunable(wide: Backbone, name: str | None, args: Mapping[str, Any], stages: int | None = None) -> bool:
+def prunable(
+    wide: Backbone, name: str | None, args: Mapping[str, Any], stages: int | None = None
+) -> bool:
     """Whether the first `stages` of the timm model `name` have the layers of `wide`, so that `narrow` may start it."""
     if name is None or not timm.is_model(name):
         return False
@@ -165,7 +183,9 @@ def prunable(wide: Backbone, name: str | None, args: Mapping[str, Any], stages: 
     wide = replace(wide, stages=narrower.stages)
     try:
         with torch.device("meta"):
-            own, others = ({layer for layer, _ in create_backbone(b).named_modules()} for b in (wide, narrower))
+            own, others = (
+                {layer for layer, _ in create_backbone(b).named_modules()} for b in (wide, narrower)
+            )
     except UsageError:  # another family, which refuses the teacher's arguments
         return False
     return own == others
@@ -182,7 +202,9 @@ def narrow(teacher: TrainedModel, network: Network, size: int, stages: int | Non
     wide = copy.deepcopy(teacher.module).eval()
     if stages is not None and stages != teacher.backbone.stages:
         truncate(wide.backbone, stages, teacher.backbone.name)
-    if {name for name, _ in wide.backbone.named_modules()} != {name for name, _ in network.backbone.named_modules()}:
+    if {name for name, _ in wide.backbone.named_modules()} != {
+        name for name, _ in network.backbone.named_modules()
+    }:
         raise UsageError(
             f"{teacher.backbone.name!r} cannot be pruned to the student's backbone, they differ in more than width: "
             "choose a narrower model of the same family, or --init none."
@@ -217,7 +239,9 @@ def prune(wide: nn.Module, narrower: nn.Module, size: int) -> None:
             continue
         surplus = module.out_channels - target[name].out_channels
         if surplus > 0:
-            group = graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels)))
+            group = graph.get_pruning_group(
+                module, tp.prune_conv_out_channels, list(range(module.out_channels))
+            )
             scores = importance(group)
             losers = sorted(torch.argsort(scores)[:surplus].tolist())
             graph.get_pruning_group(module, tp.prune_conv_out_channels, losers).prune()

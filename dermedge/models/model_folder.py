@@ -45,7 +45,10 @@ class TrainedModel:
 def save_model_folder(student: TrainedModel, folder: Path) -> None:
     """Write a model into `folder`, each file atomically, the JSON last: a folder without it is not a model."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.module.state_dict().items()}
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in student.module.state_dict().items()
+    }
     atomic_write(folder / WEIGHTS, save(weights))
     rows = ["image_id,sha256,split", *(",".join(row) for row in student.split)]
     atomic_write(folder / SPLIT, ("\n".join(rows) + "\n").encode())
@@ -56,7 +59,10 @@ def save_model_folder(student: TrainedModel, folder: Path) -> None:
         "backbone": to_json(student.backbone),
         "metrics": to_json(student.metrics),
     }
-    atomic_write(folder / f"{student.role}.json", (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write(
+        folder / f"{student.role}.json",
+        (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(),
+    )
 
 
 def load_model_folder(folder: Path | str) -> TrainedModel:
@@ -66,23 +72,43 @@ def load_model_folder(folder: Path | str) -> TrainedModel:
         DataError: the folder holds no model, or its files do not fit each other.
     """
     folder = Path(folder)
-    path = next((p for p in (folder / "student.json", folder / "teacher.json") if p.is_file()), None)
+    path = next(
+        (p for p in (folder / "student.json", folder / "teacher.json") if p.is_file()), None
+    )
     if path is None:
-        raise DataError(f"{folder} holds neither student.json nor teacher.json: give the folder that training wrote.")
+        raise DataError(
+            f"{folder} holds neither student.json nor teacher.json: give the folder that training wrote."
+        )
     data = read_json(path, DataError)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
-        raise DataError(f"{path} has schema {schema!r}, this dermedge reads {SCHEMA!r}: upgrade or train again.")
+        raise DataError(
+            f"{path} has schema {schema!r}, this dermedge reads {SCHEMA!r}: upgrade or train again."
+        )
     try:
         raw = data["backbone"]
-        backbone = Backbone(raw["name"], raw["args"], tuple(raw["mean"]), tuple(raw["std"]), raw.get("stages"))
+        backbone = Backbone(
+            raw["name"], raw["args"], tuple(raw["mean"]), tuple(raw["std"]), raw.get("stages")
+        )
         spec = Spec.from_json(data["spec"])
         network = Network(backbone, spec.tasks)
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
         split = tuple(_row(line) for line in (folder / SPLIT).read_text("utf-8").splitlines()[1:])
-        return TrainedModel(network.eval(), spec, backbone, data["role"], data.get("metrics", {}), split)
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, DermedgeError) as error:
-        raise DataError(f"{folder} is damaged ({error}): train again, or restore it from a copy.") from error
+        return TrainedModel(
+            network.eval(), spec, backbone, data["role"], data.get("metrics", {}), split
+        )
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OSError,
+        SafetensorError,
+        DermedgeError,
+    ) as error:
+        raise DataError(
+            f"{folder} is damaged ({error}): train again, or restore it from a copy."
+        ) from error
 
 
 def _row(line: str) -> tuple[str, str, str]:

@@ -77,7 +77,9 @@ class Network(nn.Module):
             return {name: head(pooled) for name, head in self.heads.items()}
         size = image.shape[1]
         if size % 4:
-            raise UsageError(f"A model that segments takes images whose side is divisible by 4, not {size}: change it.")
+            raise UsageError(
+                f"A model that segments takes images whose side is divisible by 4, not {size}: change it."
+            )
         last = self.backbone.forward_features(self.normalised(image))
         # This is how timm's models make their forward of the two halves.
         pooled = self.pooled(self.backbone.forward_head(last))
@@ -96,7 +98,11 @@ def feature_map(backbone: Any, features: Any) -> Tensor:
         UsageError: they are neither.
     """
     if isinstance(features, Tensor) and features.ndim == 4:
-        return features.permute(0, 3, 1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else features
+        return (
+            features.permute(0, 3, 1, 2)
+            if getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+            else features
+        )
     if isinstance(features, Tensor) and features.ndim == 3:
         patches = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
         side = math.isqrt(patches.shape[1])
@@ -122,7 +128,9 @@ def create_backbone(backbone: Backbone) -> Any:
     """
     if not timm.is_model(backbone.name):
         near = timm.list_models(f"*{backbone.name.split('_')[0]}*")[:8]
-        raise UsageError(f"timm knows no model {backbone.name!r}; near it: {', '.join(near) or 'nothing'}. Choose one.")
+        raise UsageError(
+            f"timm knows no model {backbone.name!r}; near it: {', '.join(near) or 'nothing'}. Choose one."
+        )
     try:
         model = timm.create_model(backbone.name, pretrained=False, num_classes=0, **backbone.args)
     except (TypeError, AssertionError, RuntimeError) as error:
@@ -143,9 +151,15 @@ def truncate(model: Any, stages: int, name: str) -> None:
     Raises:
         UsageError: it has fewer, or timm cannot cut this family.
     """
-    widths = [stage["num_chs"] for stage in model.feature_info] if hasattr(model, "prune_intermediate_layers") else []
+    widths = (
+        [stage["num_chs"] for stage in model.feature_info]
+        if hasattr(model, "prune_intermediate_layers")
+        else []
+    )
     if not 1 <= stages <= len(widths):
-        raise UsageError(f"{name!r} has {len(widths)} stages to keep, not {stages}: give fewer, or none.")
+        raise UsageError(
+            f"{name!r} has {len(widths)} stages to keep, not {stages}: give fewer, or none."
+        )
     model.prune_intermediate_layers(indices=[stages - 1], prune_norm=True, prune_head=True)
     model.num_features_out = model.num_features_map = widths[stages - 1]
 
@@ -168,7 +182,9 @@ class Coral(nn.Module):
     def __init__(self, width: int, levels: int) -> None:
         super().__init__()
         self.score = nn.Linear(width, 1, bias=False)
-        self.biases = nn.Parameter(torch.arange(levels - 1, 0, -1, dtype=torch.float32) / (levels - 1))
+        self.biases = nn.Parameter(
+            torch.arange(levels - 1, 0, -1, dtype=torch.float32) / (levels - 1)
+        )
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Logits [N, K-1] of P(y > k)."""

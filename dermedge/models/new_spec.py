@@ -15,17 +15,23 @@ INTENDED_USE = (
 )
 
 
-def make_spec(name: str, tasks: tuple[Task, ...], preprocess: Preprocess, lineage: Mapping[str, Any]) -> Spec:
+def make_spec(
+    name: str, tasks: tuple[Task, ...], preprocess: Preprocess, lineage: Mapping[str, Any]
+) -> Spec:
     """The contract of a new model. Raises UsageError for a name that no file can have."""
     if not IDENTIFIER.fullmatch(name):
-        raise UsageError(f"{name!r} cannot name a model: pass --name with letters, digits, '.', '_' and '-' only.")
+        raise UsageError(
+            f"{name!r} cannot name a model: pass --name with letters, digits, '.', '_' and '-' only."
+        )
     return Spec(name, "1", tasks, preprocess, INTENDED_USE, lineage)
 
 
 def make_preprocess(size: int, fit: str) -> Preprocess:
     """The preprocessing of a new model. Raises UsageError where there is no such one."""
     try:
-        return Preprocess.from_json({"size": size, "fit": fit, "kernel": "triangle", "background": [255, 255, 255]})
+        return Preprocess.from_json(
+            {"size": size, "fit": fit, "kernel": "triangle", "background": [255, 255, 255]}
+        )
     except BundleError as error:
         raise UsageError(
             f"Size {size!r} with fit {fit!r} is no preprocessing: give a side of 16 to 4096 pixels and crop, pad or "

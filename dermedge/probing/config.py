@@ -47,7 +47,9 @@ class ProbeConfig:
 
     def features(self, part: ProbeSplit) -> Features:
         """Frozen features [N, D] of some rows."""
-        return extract_features(self.teacher, self.weights, part.table, cache=self.cache, progress=self.progress)
+        return extract_features(
+            self.teacher, self.weights, part.table, cache=self.cache, progress=self.progress
+        )
 
     def val(self) -> ProbeSplit | None:
         """The rows that the malignancy threshold is chosen on; None where nothing needs choosing.
@@ -66,7 +68,9 @@ class ProbeConfig:
         return part
 
 
-def choose_recipe(protocol: str, epochs: int | None, batch_size: int | None, lr: float | None) -> LinearRecipe | None:
+def choose_recipe(
+    protocol: str, epochs: int | None, batch_size: int | None, lr: float | None
+) -> LinearRecipe | None:
     """The protocol's recipe with what was asked for instead; None for one that trains nothing.
 
     Raises:
@@ -87,7 +91,12 @@ def choose_recipe(protocol: str, epochs: int | None, batch_size: int | None, lr:
 
 
 def check_config(
-    task: str, protocol: str, fractions: tuple[float, ...], heads: tuple[str, ...], normalise: bool, replicates: int
+    task: str,
+    protocol: str,
+    fractions: tuple[float, ...],
+    heads: tuple[str, ...],
+    normalise: bool,
+    replicates: int,
 ) -> None:
     """Raise UsageError for settings that do not go together."""
     if task not in TASKS:
@@ -100,14 +109,22 @@ def check_config(
             "segment, and the others are for the other tasks."
         )
     if fractions and protocol != "fewshot":
-        raise UsageError(f"A fraction of the labels is for the protocol fewshot, not for {protocol}: leave it out.")
+        raise UsageError(
+            f"A fraction of the labels is for the protocol fewshot, not for {protocol}: leave it out."
+        )
     if any(not 0 < fraction <= 1 for fraction in fractions):
         raise UsageError(
             f"The fractions {', '.join(map(str, fractions))} are no shares: give numbers above 0, up to 1."
         )
     if not heads or set(heads) - set(HEADS):
-        raise UsageError(f"The heads {', '.join(heads) or '(none)'} are not known: use {' or '.join(HEADS)}.")
+        raise UsageError(
+            f"The heads {', '.join(heads) or '(none)'} are not known: use {' or '.join(HEADS)}."
+        )
     if normalise and protocol not in ("linear", "fewshot"):
-        raise UsageError(f"The protocol {protocol} has no linear layer to normalise features for: leave normalise out.")
+        raise UsageError(
+            f"The protocol {protocol} has no linear layer to normalise features for: leave normalise out."
+        )
     if replicates < 10:
-        raise UsageError(f"{replicates} bootstrap replicates give no interval: ask for at least 10.")
+        raise UsageError(
+            f"{replicates} bootstrap replicates give no interval: ask for at least 10."
+        )

@@ -40,7 +40,12 @@ NOTHING = CachedFeatures((), np.empty((0, 0), np.float32))
 
 
 def extract_features(
-    teacher: "TrainedModel", weights: str, table: Table, *, cache: Path, progress: Progress | None = None
+    teacher: "TrainedModel",
+    weights: str,
+    table: Table,
+    *,
+    cache: Path,
+    progress: Progress | None = None,
 ) -> Features:
     """The frozen teacher's pooled features [N, D] of a table's images: the class token, where its backbone pools by it.
 
@@ -61,7 +66,9 @@ def extract_features(
     path = cache / f"{_key(teacher, weights)}.npz"
     kept = _read(path)
     place = {digest: row for row, digest in enumerate(kept.digests)}
-    first = {digest: row for row, digest in reversed(list(enumerate(wanted))) if digest not in place}
+    first = {
+        digest: row for row, digest in reversed(list(enumerate(wanted))) if digest not in place
+    }
     new = sorted(first.values())
     if new:
         found = _forward(teacher, table.replace(table.frame.iloc[new]), progress)

@@ -50,7 +50,9 @@ def vote(
     return np.concatenate(shares)
 
 
-def retrieval(gallery: Features, labels: Labels, queries: Features, wanted: Labels) -> dict[str, Floats]:
+def retrieval(
+    gallery: Features, labels: Labels, queries: Features, wanted: Labels
+) -> dict[str, Floats]:
     """How well images of a query's own class are found by cosine similarity: values [M] by metric.
 
     `hit_at_1` and `hit_at_5` are 1 where one of so many nearest images has the query's class, else 0;
@@ -63,7 +65,9 @@ def retrieval(gallery: Features, labels: Labels, queries: Features, wanted: Labe
         queries: [M, D].
         wanted: [M], of the queries.
     """
-    found: dict[str, list[Floats]] = {name: [] for name in (*(f"hit_at_{k}" for k in HITS), AVERAGE)}
+    found: dict[str, list[Floats]] = {
+        name: [] for name in (*(f"hit_at_{k}" for k in HITS), AVERAGE)
+    }
     start = 0
     for similarity in _similarities(gallery, queries):
         ranking = np.argsort(-similarity, axis=1, kind="stable")

@@ -111,7 +111,9 @@ def likelihoods(kind: Kind, logits: Probabilities) -> Probabilities:
         return np.asarray(softmax(logits, axis=1), np.float64)
     above = np.minimum.accumulate(expit(logits), axis=1)
     ends = np.ones((len(logits), 1)), np.zeros((len(logits), 1))
-    return np.asarray(-np.diff(np.concatenate([ends[0], above, ends[1]], axis=1), axis=1), np.float64)
+    return np.asarray(
+        -np.diff(np.concatenate([ends[0], above, ends[1]], axis=1), axis=1), np.float64
+    )
 
 
 def _layer(kind: Kind, width: int, classes: int) -> "nn.Module":
@@ -119,7 +121,11 @@ def _layer(kind: Kind, width: int, classes: int) -> "nn.Module":
 
     from dermedge.models.network import Coral
 
-    layer = Coral(width, classes) if kind == "ordinal" else nn.Linear(width, 1 if kind == "binary" else classes)
+    layer = (
+        Coral(width, classes)
+        if kind == "ordinal"
+        else nn.Linear(width, 1 if kind == "binary" else classes)
+    )
     weights = layer.score if isinstance(layer, Coral) else layer
     nn.init.normal_(weights.weight, std=0.01)
     if weights.bias is not None:

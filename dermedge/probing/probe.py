@@ -127,7 +127,9 @@ def _report(setup: ProbeConfig, protocol: str, results: tuple[ProbeResult, ...])
         images={name: int((known & (split == name)).sum()) for name in SPLITS},
         test_groups=len(set(test.groups.tolist())),
         labels=question.names,
-        support={} if question.kind == "segment" else dict(zip(question.names, counts, strict=True)),
+        support={}
+        if question.kind == "segment"
+        else dict(zip(question.names, counts, strict=True)),
         settings=_settings(setup, protocol),
         results=results,
         warnings=tuple(_warnings(setup, protocol)),
@@ -162,7 +164,11 @@ def _warnings(setup: ProbeConfig, protocol: str) -> Iterator[str]:
             f"The teacher was TRAINED ON {len(seen)} of the {len(setup.test)} test images: their numbers say nothing "
             "about new patients."
         )
-    known = learned & set(digests(setup.question.part("train").table)) if protocol == "fewshot" and learned else ()
+    known = (
+        learned & set(digests(setup.question.part("train").table))
+        if protocol == "fewshot" and learned
+        else ()
+    )
     if known:
         yield (
             f"The teacher has learned from {len(known)} of the train images already: where it saw their labels, few "

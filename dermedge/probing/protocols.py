@@ -12,7 +12,14 @@ from dermedge.probing.config import ProbeConfig
 from dermedge.probing.linear import LINEAR, fit_linear, likelihoods
 from dermedge.probing.report import ProbeResult
 from dermedge.probing.scores import scores, segment_scores
-from dermedge.probing.segment import SEGMENT, Maps, count_pixels, fit_decoders, make_decoders, read_masks
+from dermedge.probing.segment import (
+    SEGMENT,
+    Maps,
+    count_pixels,
+    fit_decoders,
+    make_decoders,
+    read_masks,
+)
 from dermedge.probing.task import ProbeSplit, draw_fraction
 from dermedge_export.evaluation.metrics import Floats
 from dermedge_export.evaluation.postprocessing import fit_threshold
@@ -25,7 +32,9 @@ def _linear(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
 
 
 def _fewshot(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
-    return _fitted_linearly(setup, {f"{100 * fraction:g} %": fraction for fraction in setup.fractions})
+    return _fitted_linearly(
+        setup, {f"{100 * fraction:g} %": fraction for fraction in setup.fractions}
+    )
 
 
 def _fitted_linearly(setup: ProbeConfig, fractions: Mapping[str, float]) -> tuple[ProbeResult, ...]:
@@ -35,7 +44,9 @@ def _fitted_linearly(setup: ProbeConfig, fractions: Mapping[str, float]) -> tupl
     found = []
     for name, fraction in fractions.items():
         rows = (
-            np.arange(len(train)) if fraction == 1 else draw_fraction(train.labels, train.groups, fraction, setup.seed)
+            np.arange(len(train))
+            if fraction == 1
+            else draw_fraction(train.labels, train.groups, fraction, setup.seed)
         )
         fitted = fit_linear(
             question.kind,
@@ -53,9 +64,15 @@ def _fitted_linearly(setup: ProbeConfig, fractions: Mapping[str, float]) -> tupl
 
 def _knn(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
     train, val = setup.question.part("train"), setup.val()
-    gallery, queries, classes = setup.features(train), setup.features(setup.test), len(setup.question.names)
+    gallery, queries, classes = (
+        setup.features(train),
+        setup.features(setup.test),
+        len(setup.question.names),
+    )
     answers = knn.vote(gallery, train.labels, queries, classes)
-    chosen = knn.vote(gallery, train.labels, setup.features(val), classes) if val is not None else None
+    chosen = (
+        knn.vote(gallery, train.labels, setup.features(val), classes) if val is not None else None
+    )
     ranked = knn.retrieval(gallery, train.labels, queries, setup.test.labels)
     return (_result(setup, "knn", 1.0, train, answers, val, chosen, ranked),)
 
@@ -86,11 +103,15 @@ def _finetune(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
 
     def answers(part: ProbeSplit) -> Floats:
         images = preprocessed(part.table, tuned.spec.preprocess)
-        outputs = predict_table(lambda batch: run_network(tuned.module, torch.from_numpy(batch)), images)
+        outputs = predict_table(
+            lambda batch: run_network(tuned.module, torch.from_numpy(batch)), images
+        )
         found = likelihoods(question.kind, outputs[question.task].astype(np.float64))
         if not task.labels:
             return found
-        whole = np.zeros((len(found), len(question.names)))  # it knows no level of a severity that train does not show
+        whole = np.zeros(
+            (len(found), len(question.names))
+        )  # it knows no level of a severity that train does not show
         whole[:, [question.names.index(label.id) for label in task.labels]] = found
         return whole
 
@@ -103,7 +124,9 @@ def _segment(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
 
     train, spec = setup.question.part("train"), setup.teacher.spec.preprocess
     if len(train) < 2:
-        raise DataError(f"{setup.question.table.file} has one train mask, and two are needed: add some.")
+        raise DataError(
+            f"{setup.question.table.file} has one train mask, and two are needed: add some."
+        )
     setup.teacher.module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     decoders, levels = make_decoders(setup.teacher, setup.heads, setup.seed)
     fit_decoders(
@@ -114,7 +137,9 @@ def _segment(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
         seed=setup.seed,
         progress=setup.progress,
     )
-    counts = count_pixels(decoders, Maps(setup.teacher, levels, setup.test.table), read_masks(setup.test.table, spec))
+    counts = count_pixels(
+        decoders, Maps(setup.teacher, levels, setup.test.table), read_masks(setup.test.table, spec)
+    )
     setup.teacher.module.to("cpu")
     groups = len(set(train.groups.tolist()))
     return tuple(
@@ -152,8 +177,17 @@ def _result(
     ranked: Mapping[str, Floats] | None = None,
 ) -> ProbeResult:
     """Answers [N, K] on test as a result; `chosen` are those on val, by which the malignancy threshold is set."""
-    threshold = fit_threshold(chosen[:, 1], val.labels) if val is not None and chosen is not None else None
-    found = scores(setup.question, setup.test, answers, threshold=threshold, bootstrap=setup.bootstrap, ranked=ranked)
+    threshold = (
+        fit_threshold(chosen[:, 1], val.labels) if val is not None and chosen is not None else None
+    )
+    found = scores(
+        setup.question,
+        setup.test,
+        answers,
+        threshold=threshold,
+        bootstrap=setup.bootstrap,
+        ranked=ranked,
+    )
     return ProbeResult(
         name=name,
         fraction=fraction,

@@ -60,7 +60,13 @@ def scores(
     binary = question.kind == "binary"
     return ProbeScores(
         intervals(measures, test.groups, bootstrap),
-        dict(zip(question.names, _recalls(labels, predicted, classes, test.groups, bootstrap), strict=True)),
+        dict(
+            zip(
+                question.names,
+                _recalls(labels, predicted, classes, test.groups, bootstrap),
+                strict=True,
+            )
+        ),
         fairness(
             labels,
             predicted,
@@ -83,18 +89,28 @@ def predictions(question: ProbeTask, probabilities: Floats, threshold: float | N
         above = 1 - np.cumsum(probabilities, axis=1)[:, :-1]
         return np.asarray((above > 0.5).sum(axis=1), np.int64)
     if question.kind == "binary":
-        return np.asarray(probabilities[:, 1] >= (0.5 if threshold is None else threshold), np.int64)
+        return np.asarray(
+            probabilities[:, 1] >= (0.5 if threshold is None else threshold), np.int64
+        )
     return np.asarray(probabilities.argmax(axis=1), np.int64)
 
 
-def intervals(measures: Mapping[str, Statistic], groups: NDArray[np.str_], bootstrap: Bootstrap) -> dict[str, Interval]:
+def intervals(
+    measures: Mapping[str, Statistic], groups: NDArray[np.str_], bootstrap: Bootstrap
+) -> dict[str, Interval]:
     """Every measure's value with its interval, all on the same replicates."""
-    drawn = metrics.bootstrap(groups, measures, replicates=bootstrap.replicates, seed=bootstrap.seed)
+    drawn = metrics.bootstrap(
+        groups, measures, replicates=bootstrap.replicates, seed=bootstrap.seed
+    )
     whole = np.ones(len(groups))
-    return {name: metrics.interval(measure(whole), drawn[name]) for name, measure in measures.items()}
+    return {
+        name: metrics.interval(measure(whole), drawn[name]) for name, measure in measures.items()
+    }
 
 
-def segment_scores(counts: NDArray[np.int64], groups: NDArray[np.str_], bootstrap: Bootstrap) -> dict[str, Interval]:
+def segment_scores(
+    counts: NDArray[np.int64], groups: NDArray[np.str_], bootstrap: Bootstrap
+) -> dict[str, Interval]:
     """Metrics of a segmentation.
 
     `mean_iou` is the intersection over union of all pixels of all images, averaged over background and lesion; `dice`
@@ -132,7 +148,11 @@ def macro_f1(labels: Labels, predicted: Labels, classes: int, weights: Floats) -
 
 
 def _measures(
-    question: ProbeTask, labels: Labels, predicted: Labels, probabilities: Floats, threshold: float | None
+    question: ProbeTask,
+    labels: Labels,
+    predicted: Labels,
+    probabilities: Floats,
+    threshold: float | None,
 ) -> dict[str, Statistic]:
     """Every metric of the task, as a function of the rows' weights [..., N]."""
     classes = len(question.names)
@@ -144,11 +164,16 @@ def _measures(
             found["sensitivity"] = lambda w: metrics.sensitivity(positive, score, threshold, w)
             found["specificity"] = lambda w: metrics.specificity(positive, score, threshold, w)
         return found | {"balanced_accuracy": balanced}
-    found = {"balanced_accuracy": balanced, "accuracy": lambda w: metrics.accuracy(labels, predicted, w)}
+    found = {
+        "balanced_accuracy": balanced,
+        "accuracy": lambda w: metrics.accuracy(labels, predicted, w),
+    }
     if question.kind == "ordinal":
         return {
             "mean_absolute_error": lambda w: metrics.mean_absolute_error(labels, predicted, w),
-            "quadratic_weighted_kappa": lambda w: metrics.quadratic_weighted_kappa(labels, predicted, w),
+            "quadratic_weighted_kappa": lambda w: metrics.quadratic_weighted_kappa(
+                labels, predicted, w
+            ),
         } | found
     found["macro_auroc"] = lambda w: metrics.macro_auroc(labels, probabilities, w)
     found["macro_f1"] = lambda w: macro_f1(labels, predicted, classes, w)
@@ -161,8 +186,13 @@ def _recalls(
     def recalls(weights: Floats) -> Floats:
         return metrics.recalls(labels, predicted, classes, weights)
 
-    drawn = metrics.bootstrap(groups, {RECALL: recalls}, replicates=bootstrap.replicates, seed=bootstrap.seed)[RECALL]
-    return [metrics.interval(value, drawn[:, k]) for k, value in enumerate(recalls(np.ones(len(labels))))]
+    drawn = metrics.bootstrap(
+        groups, {RECALL: recalls}, replicates=bootstrap.replicates, seed=bootstrap.seed
+    )[RECALL]
+    return [
+        metrics.interval(value, drawn[:, k])
+        for k, value in enumerate(recalls(np.ones(len(labels))))
+    ]
 
 
 def _mean(values: Floats) -> Statistic:

@@ -28,11 +28,20 @@ Rows = NDArray[np.intp]
 class Maps:
     """A frozen network's feature maps of a table's images, each computed once as long as they fit into memory."""
 
-    def __init__(self, teacher: "TrainedModel", levels: Sequence[int], table: Table, *, room: int = MAPS_BYTES) -> None:
+    def __init__(
+        self,
+        teacher: "TrainedModel",
+        levels: Sequence[int],
+        table: Table,
+        *,
+        room: int = MAPS_BYTES,
+    ) -> None:
         from dermedge.train.samples import Frames
 
         self.network, self.levels = teacher.module, levels
-        self.frames = Frames([table.path(image) for image in table.frame["image"]], teacher.spec.preprocess)
+        self.frames = Frames(
+            [table.path(image) for image in table.frame["image"]], teacher.spec.preprocess
+        )
         self._kept: dict[int, list[Tensor]] = {}
         self._room = room
 
@@ -67,7 +76,9 @@ class Maps:
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             found = frozen_maps(self.network, images.to(device), self.levels)
-            return [level.float().clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu() for level in found]
+            return [
+                level.float().clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu() for level in found
+            ]
 
     def _keep(self, fresh: "Mapping[int, list[Tensor]]") -> None:
         for row, levels in fresh.items():
@@ -99,17 +110,25 @@ def make_decoders(
     from dermedge.models.decoders import LinearDecoder, UPerNet, decoder_levels, frozen_maps
 
     network, size = teacher.module.eval(), teacher.spec.preprocess.size
-    levels, scales = decoder_levels(network, teacher.backbone.stages) if "upernet" in heads else ((), ())
+    levels, scales = (
+        decoder_levels(network, teacher.backbone.stages) if "upernet" in heads else ((), ())
+    )
     device = next(network.parameters()).device
     with torch.inference_mode():
-        maps = frozen_maps(network, torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device), levels)
+        maps = frozen_maps(
+            network, torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device), levels
+        )
     widths = [level.shape[1] for level in maps]
     made: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         for head in heads:
             torch.manual_seed(seed)
             linear = head == "linear"
-            decoder = LinearDecoder(widths[-1], CLASSES) if linear else UPerNet(widths[:-1], CLASSES, scales=scales)
+            decoder = (
+                LinearDecoder(widths[-1], CLASSES)
+                if linear
+                else UPerNet(widths[:-1], CLASSES, scales=scales)
+            )
             made[head] = decoder.to(device)
     return made, levels
 
@@ -138,15 +157,22 @@ def fit_decoders(
     import torch.nn.functional as F
 
     batches = max(1, round(len(masks) / recipe.batch_size))
-    optimizers = {name: torch.optim.Adam(decoder.parameters(), lr=recipe.lr) for name, decoder in decoders.items()}
+    optimizers = {
+        name: torch.optim.Adam(decoder.parameters(), lr=recipe.lr)
+        for name, decoder in decoders.items()
+    }
     targets = torch.from_numpy(masks)
     with torch.random.fork_rng(devices=[]):
         for epoch in range(recipe.epochs):
             order = np.random.default_rng((seed, epoch)).permutation(len(masks))
             parts = np.array_split(order, batches)
-            for step, (rows, found) in enumerate(zip(parts, maps.of(parts), strict=True), epoch * batches + 1):
+            for step, (rows, found) in enumerate(
+                zip(parts, maps.of(parts), strict=True), epoch * batches + 1
+            ):
                 for name, decoder in decoders.items():
-                    torch.manual_seed(seed * 100_003 + step)  # so that no decoder depends on the others
+                    torch.manual_seed(
+                        seed * 100_003 + step
+                    )  # so that no decoder depends on the others
                     decoder.train()
                     logits = _enlarged(name, decoder, found, masks.shape[1])
                     loss = F.cross_entropy(logits, targets[rows].long().to(logits.device))
@@ -158,7 +184,11 @@ def fit_decoders(
 
 
 def count_pixels(
-    decoders: "Mapping[str, nn.Module]", maps: Maps, masks: NDArray[np.bool_], *, batch: int = SEGMENT.batch_size
+    decoders: "Mapping[str, nn.Module]",
+    maps: Maps,
+    masks: NDArray[np.bool_],
+    *,
+    batch: int = SEGMENT.batch_size,
 ) -> dict[str, NDArray[np.int64]]:
     """By decoder, pixels [N, 2, 2] of background and lesion, in the intersection and the union of mask and guess."""
     import torch

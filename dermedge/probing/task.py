@@ -36,7 +36,11 @@ class ProbeSplit:
 
     def rows(self, chosen: NDArray[np.intp]) -> "ProbeSplit":
         """Some of its rows, by index."""
-        return ProbeSplit(self.table.replace(self.table.frame.iloc[chosen]), self.labels[chosen], self.groups[chosen])
+        return ProbeSplit(
+            self.table.replace(self.table.frame.iloc[chosen]),
+            self.labels[chosen],
+            self.groups[chosen],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,9 @@ class ProbeTask:
             DataError: there are none.
         """
         self.table.of(split)  # says what there is where the split is empty
-        chosen = np.flatnonzero((self.table.frame["split"] == split).to_numpy() & (self.labels >= 0))
+        chosen = np.flatnonzero(
+            (self.table.frame["split"] == split).to_numpy() & (self.labels >= 0)
+        )
         if len(chosen) == 0:
             column = TASKS[self.task][1]
             raise DataError(
@@ -102,11 +108,16 @@ def make_probe_task(task: str, table: Table, spec: Spec) -> ProbeTask:
         names = tuple(label.id for label in classes[0].labels)
         labels = diagnosis_labels(frame, replace(spec, tasks=classes))
     elif task == "segment":
-        names, labels = ("background", "lesion"), np.where(frame[column] != "", 0, -1).astype(np.int64)
+        names, labels = (
+            ("background", "lesion"),
+            np.where(frame[column] != "", 0, -1).astype(np.int64),
+        )
     else:
         labels = frame[column].fillna(-1).to_numpy(np.int64)
         highest = 1 if task == "malignancy" else max(1, int(labels.max()))
-        names = ("benign", "malignant") if task == "malignancy" else tuple(map(str, range(highest + 1)))
+        names = (
+            ("benign", "malignant") if task == "malignancy" else tuple(map(str, range(highest + 1)))
+        )
     answers = len(set(labels[train & (labels >= 0)].tolist()))
     if answers < (1 if task == "segment" else 2):
         raise DataError(
@@ -138,7 +149,9 @@ def draw_fraction(labels: Labels, groups: Groups, fraction: float, seed: int) ->
     for label in sorted(np.flatnonzero(counts), key=lambda k: (counts[k], k)):
         wanted = max(1, round(fraction * int(counts[label])))
         holding = [group for group in order if (labels[members[group]] == label).any()]
-        taken = sum(int((labels[members[group]] == label).sum()) for group in holding if group in chosen)
+        taken = sum(
+            int((labels[members[group]] == label).sum()) for group in holding if group in chosen
+        )
         for group in holding:
             if taken >= wanted:
                 break

@@ -12,7 +12,10 @@ from dermedge.report.forest import Scale, known_ends, scale
 from dermedge.report.text import COLUMNS, interval, low_high, number, points
 from dermedge_runtime.report import Interval
 
-METRICS = {BALANCED: "balanced accuracy", MALIGNANT: "balanced accuracy of malignant against benign"}
+METRICS = {
+    BALANCED: "balanced accuracy",
+    MALIGNANT: "balanced accuracy of malignant against benign",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Comparisons:
     parts: tuple[Comparison, ...]
 
 
-def comparisons(found: Iterable[Fairness], labels: Sequence[str], names: Mapping[str, str]) -> Comparisons:
+def comparisons(
+    found: Iterable[Fairness], labels: Sequence[str], names: Mapping[str, str]
+) -> Comparisons:
     """What the page shows of an evaluation's fairness.
 
     Args:
@@ -61,7 +66,9 @@ def comparisons(found: Iterable[Fairness], labels: Sequence[str], names: Mapping
     shared = None
     if differences:
         highs = [difference.chance_high or 0.0 for difference in differences]
-        shared = scale([*highs, *known_ends(difference.value for difference in differences)], signed=False)
+        shared = scale(
+            [*highs, *known_ends(difference.value for difference in differences)], signed=False
+        )
     parts = [
         Comparison(
             heading=COLUMNS.get(part.column, part.column),
@@ -69,29 +76,48 @@ def comparisons(found: Iterable[Fairness], labels: Sequence[str], names: Mapping
             groups=part.groups,
             insufficient=part.insufficient,
             worst=part.worst,
-            differences=tuple(_plotted(row, COLUMNS.get(part.column, part.column), shared) for row in rows if shared),
+            differences=tuple(
+                _plotted(row, COLUMNS.get(part.column, part.column), shared)
+                for row in rows
+                if shared
+            ),
             remarks=tuple(summarize(part, labels, names)),
         )
         for part, rows in known
     ]
-    axis = shared.axis("Scale of the differences between groups below, in points") if shared else None
+    axis = (
+        shared.axis("Scale of the differences between groups below, in points") if shared else None
+    )
     return Comparisons(axis, tuple(parts))
 
 
 def _differences(part: Fairness) -> Iterator[Difference]:
     odds = part.equalised_odds
     for name, value, chance, high in (
-        (f"Gap in {METRICS.get(part.metric, part.metric)}", part.gap, part.chance, part.chance_high),
+        (
+            f"Gap in {METRICS.get(part.metric, part.metric)}",
+            part.gap,
+            part.chance,
+            part.chance_high,
+        ),
         ("Equalised odds", odds, part.equalised_odds_chance, part.equalised_odds_chance_high),
     ):
         measured = interval(value)
         if measured.value is not None:
-            yield Difference(name, measured, number(chance), number(high), exceeds_chance(measured.value, number(high)))
+            yield Difference(
+                name,
+                measured,
+                number(chance),
+                number(high),
+                exceeds_chance(measured.value, number(high)),
+            )
 
 
 def _plotted(row: Difference, heading: str, shared: Scale) -> Difference:
     by_chance = "" if row.chance_high is None else f", up to {points(row.chance_high)} by chance"
     value = f"{points(row.value.value)}, 95 % interval {low_high(row.value, 'points')}"
     says = f"{heading}, {row.name}: {value}{by_chance}."
-    plot = shared.line(row.value, allowed=row.chance_high, class_="over" if row.over else "", says=says)
+    plot = shared.line(
+        row.value, allowed=row.chance_high, class_="over" if row.over else "", says=says
+    )
     return replace(row, plot=plot)

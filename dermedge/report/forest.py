@@ -29,7 +29,10 @@ class Scale:
     def axis(self, says: str = "Scale of the losses below, left of zero is a gain") -> Markup:
         """Ticks with their values in percent, for the row above the lines."""
         parts = [self._tick(value, top=15) for value, _ in self.ticks]
-        parts += [node("text", text, x=self._at(value), y=11, class_="tick middle") for value, text in self.ticks]
+        parts += [
+            node("text", text, x=self._at(value), y=11, class_="tick middle")
+            for value, text in self.ticks
+        ]
         ends = f"{self.ticks[0][1]} to {self.ticks[-1][1]} %"
         return self._drawing(parts, f"{says}: from {ends}.", "axis")
 
@@ -37,14 +40,24 @@ class Scale:
         """A point with its interval, over a band from zero to what is allowed; an end beyond the scale has no stop."""
         parts = []
         if allowed:
-            parts.append(node("rect", x=self._at(0), y=0, width=self._share(allowed), height="100%", class_="band"))
+            parts.append(
+                node(
+                    "rect",
+                    x=self._at(0),
+                    y=0,
+                    width=self._share(allowed),
+                    height="100%",
+                    class_="band",
+                )
+            )
         parts += [self._tick(tick) for tick, _ in self.ticks]
         if value.low is not None and value.high is not None:
             ends = {"x1": self._at(value.low), "x2": self._at(value.high)}
             parts.append(node("line", y1=MIDDLE, y2=MIDDLE, class_="whisker", **ends))
             inside = [end for end in (value.low, value.high) if self.low <= end <= self.high]
             parts += [
-                node("line", x1=self._at(end), x2=self._at(end), y1=12, y2=22, class_="whisker") for end in inside
+                node("line", x1=self._at(end), x2=self._at(end), y1=12, y2=22, class_="whisker")
+                for end in inside
             ]
         if value.value is not None:
             parts.append(node("circle", cx=self._at(value.value), cy=MIDDLE, r=4, class_="dot"))
@@ -61,7 +74,9 @@ class Scale:
         return f"{100 * length / (self.high - self.low):.2f}%"
 
     def _drawing(self, parts: Iterable[Markup], says: str, class_: str) -> Markup:
-        return node("svg", *parts, role="img", aria_label=says, class_=f"plot strip {class_}".rstrip())
+        return node(
+            "svg", *parts, role="img", aria_label=says, class_=f"plot strip {class_}".rstrip()
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +133,9 @@ def _sections(parity: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[S
     overall = limits.get("balanced_accuracy", {})
     if interval(overall.get("loss")).value is not None:
         sides = {side: {"value": overall.get(side)} for side in ("reference", "candidate")}
-        yield Section("All images", number(overall.get("allowed")), (_row("Overall", {**overall, **sides}),))
+        yield Section(
+            "All images", number(overall.get("allowed")), (_row("Overall", {**overall, **sides}),)
+        )
     groups: dict[str, list[Row]] = {column: [] for column in COLUMNS}
     for group in _entries(parity, "subgroups"):
         groups.setdefault(str(group.get("column")), []).append(_row(str(group.get("value")), group))
@@ -126,7 +143,11 @@ def _sections(parity: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[S
     for column, rows in groups.items():
         yield Section(COLUMNS.get(column, column), worst, tuple(rows))
     classes = [(str(part.get("value")), part) for part in _entries(parity, "classes")]
-    yield Section("Diagnosis (its recall)", None, tuple(_row(names.get(label, label), part) for label, part in classes))
+    yield Section(
+        "Diagnosis (its recall)",
+        None,
+        tuple(_row(names.get(label, label), part) for label, part in classes),
+    )
 
 
 def _entries(parity: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
@@ -135,7 +156,9 @@ def _entries(parity: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 def _row(name: str, part: Mapping[str, Any]) -> Row:
     cases = int(number(part.get("cases")) or 0)
-    reference, candidate, loss = (interval(part.get(key)) for key in ("reference", "candidate", "loss"))
+    reference, candidate, loss = (
+        interval(part.get(key)) for key in ("reference", "candidate", "loss")
+    )
     return Row(name, cases, reference, candidate, loss, cases < MINIMUM_CASES)
 
 
@@ -170,7 +193,11 @@ def _steps(most: float) -> Iterator[float]:
 
 
 def _drawn(section: Section, shared: Scale) -> Section:
-    return Section(section.heading, section.allowed, tuple(_plotted(row, section, shared) for row in section.rows))
+    return Section(
+        section.heading,
+        section.allowed,
+        tuple(_plotted(row, section, shared) for row in section.rows),
+    )
 
 
 def _plotted(row: Row, section: Section, shared: Scale) -> Row:
@@ -182,6 +209,9 @@ def _plotted(row: Row, section: Section, shared: Scale) -> Row:
     ends = low_high(row.loss, "percent_fine")
     says = f"{section.heading}, {row.name}: loss {percent_fine(row.loss.value)}, 95 % interval {ends}{allowed}{few}."
     plot = shared.line(
-        row.loss, allowed=section.allowed, class_="few" if row.few else "over" if over else "", says=says
+        row.loss,
+        allowed=section.allowed,
+        class_="few" if row.few else "over" if over else "",
+        says=says,
     )
     return Row(row.name, row.cases, row.reference, row.candidate, row.loss, row.few, plot)

@@ -27,10 +27,27 @@ from dermedge_runtime.files import atomic_write
 from dermedge_runtime.report import LatencyReport, VerifyReport, bundled_report
 
 FILE = "report.html"
-HEADLINE = ("balanced_accuracy", "malignant_auroc", "sensitivity", "specificity", "severity_kappa", "dice")
+HEADLINE = (
+    "balanced_accuracy",
+    "malignant_auroc",
+    "sensitivity",
+    "specificity",
+    "severity_kappa",
+    "dice",
+)
 BY_GROUP = ("balanced_accuracy", "severity_kappa", "dice")
 FILTERS = (
-    *("percent", "percent_fine", "points", "decimal", "significant", "whole", "megabytes", "milliseconds", "digested"),
+    *(
+        "percent",
+        "percent_fine",
+        "points",
+        "decimal",
+        "significant",
+        "whole",
+        "megabytes",
+        "milliseconds",
+        "digested",
+    ),
     *("low_high", "spread", "interval", "number", "remark"),
 )
 
@@ -110,7 +127,9 @@ def _artifact(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _compared(bundle: Bundle, evaluation: EvaluationReport | None, parity: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(
+    bundle: Bundle, evaluation: EvaluationReport | None, parity: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the artifact lost against its student, and against which others it was chosen."""
     names, search = _names(bundle, evaluation), bundled_report(bundle, "candidates")
     return {
@@ -120,13 +139,18 @@ def _compared(bundle: Bundle, evaluation: EvaluationReport | None, parity: Mappi
         "limits": text.LIMITS,
         "lost": lost(parity),
         "forest": forest(parity, names),
-        "tried_on": search.get("basis") or "the validation split, or drawn lesions where there were no data",
-        "candidates": [entry for entry in search.get("candidates") or () if isinstance(entry, Mapping)],
+        "tried_on": search.get("basis")
+        or "the validation split, or drawn lesions where there were no data",
+        "candidates": [
+            entry for entry in search.get("candidates") or () if isinstance(entry, Mapping)
+        ],
         "machine": search.get("machine"),
     }
 
 
-def _evaluated(bundle: Bundle, evaluation: EvaluationReport | None, table: Table | None) -> dict[str, Any]:
+def _evaluated(
+    bundle: Bundle, evaluation: EvaluationReport | None, table: Table | None
+) -> dict[str, Any]:
     """How accurate the model is, and on which images."""
     if evaluation is None:
         return {"examples": []}
@@ -186,7 +210,9 @@ def _names(bundle: Bundle, evaluation: EvaluationReport | None) -> dict[str, str
     names = {label.id: label.name for task in bundle.spec.tasks for label in task.labels}
     if evaluation is None:
         return names
-    seen = {image.dx: TAXONOMY[image.dx].name for image in evaluation.images if image.dx in TAXONOMY}
+    seen = {
+        image.dx: TAXONOMY[image.dx].name for image in evaluation.images if image.dx in TAXONOMY
+    }
     return seen | {label: label for label in evaluation.labels} | names
 
 
@@ -196,7 +222,8 @@ def _metrics(evaluation: EvaluationReport) -> dict[str, text.Named]:
     return {
         name: named
         for name, named in text.METRICS.items()
-        if text.interval(found.get(name)).value is not None or (classifies(evaluation) and name not in OTHER_TASKS)
+        if text.interval(found.get(name)).value is not None
+        or (classifies(evaluation) and name not in OTHER_TASKS)
     }
 
 
@@ -208,12 +235,17 @@ def _groups(found: Iterable[SubgroupScores]) -> list[tuple[str, list[SubgroupSco
     return [(text.COLUMNS.get(name, name), groups) for name, groups in columns.items() if groups]
 
 
-def _examples(bundle: Bundle, evaluation: EvaluationReport, table: Table | None) -> list[dict[str, Any]]:
+def _examples(
+    bundle: Bundle, evaluation: EvaluationReport, table: Table | None
+) -> list[dict[str, Any]]:
     if table is None:
         return []
     chosen = choose(evaluation)
     made = thumbnails(table, chosen, bundle.spec.preprocess)
-    return [{"kind": kind, "cards": [(image, made[image.image_id]) for image in kind.images]} for kind in chosen]
+    return [
+        {"kind": kind, "cards": [(image, made[image.image_id]) for image in kind.images]}
+        for kind in chosen
+    ]
 
 
 def _plots(evaluation: EvaluationReport | None, latency: LatencyReport | None) -> dict[str, Any]:

@@ -39,12 +39,22 @@ def choose(evaluation: EvaluationReport, shown: int = SHOWN) -> list[Examples]:
     They are the extremes of each kind, not a sample, and no image is in two kinds. Kinds without an image are left out.
     """
     images, threshold = evaluation.images, evaluation.threshold
-    scored = [i for i in images if i.malignancy is not None and i.malignant is not None and threshold is not None]
+    scored = [
+        i
+        for i in images
+        if i.malignancy is not None and i.malignant is not None and threshold is not None
+    ]
     malignant, benign = [i for i in scored if i.malignant], [i for i in scored if not i.malignant]
-    named = [i for i in images if i.label is not None and i.predicted is not None and i.probability is not None]
+    named = [
+        i
+        for i in images
+        if i.label is not None and i.predicted is not None and i.probability is not None
+    ]
     used: set[str] = set()
 
-    def kind(title: str, meaning: str, word: str, tone: str, found: list[EvaluatedImage], among: str) -> Examples:
+    def kind(
+        title: str, meaning: str, word: str, tone: str, found: list[EvaluatedImage], among: str
+    ) -> Examples:
         picked = _spread((i for i in found if i.image_id not in used), shown)
         used.update(image.image_id for image in picked)
         return Examples(title, meaning, word, tone, len(found), among, picked)
@@ -89,7 +99,10 @@ def choose(evaluation: EvaluationReport, shown: int = SHOWN) -> list[Examples]:
             "First diagnosis and decision both right, the most probable first.",
             "right",
             "plain",
-            sorted((i for i in named if i.label == i.predicted and i.image_id not in misjudged), key=sure),
+            sorted(
+                (i for i in named if i.label == i.predicted and i.image_id not in misjudged),
+                key=sure,
+            ),
             f"{len(named):,} labelled images",
         ),
     ]
@@ -117,6 +130,10 @@ def thumbnail(path: Path, spec: Preprocess) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def thumbnails(table: Table, examples: Sequence[Examples], spec: Preprocess) -> dict[str, str | None]:
+def thumbnails(
+    table: Table, examples: Sequence[Examples], spec: Preprocess
+) -> dict[str, str | None]:
     """The thumbnail of every example, by `image_id`."""
-    return {i.image_id: thumbnail(table.path(i.image), spec) for found in examples for i in found.images}
+    return {
+        i.image_id: thumbnail(table.path(i.image), spec) for found in examples for i in found.images
+    }

@@ -19,7 +19,10 @@ LABEL_GAP = 14.0
 
 def node(name: str, *children: object, **attributes: object) -> Markup:
     """An SVG or HTML element; text and attributes are escaped, and `_` in an attribute's name stands for `-`."""
-    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
+    words = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+    )
     return Markup(f"<{name}{words}>{''.join(escape(child) for child in children)}</{name}>")
 
 
@@ -41,7 +44,9 @@ class Frame:
         across = (min(max(x, self.x[0]), self.x[1]) - self.x[0]) / (self.x[1] - self.x[0])
         up = (min(max(y, self.y[0]), self.y[1]) - self.y[0]) / (self.y[1] - self.y[0])
         inner = self.width - self.left - self.right, self.height - self.top - self.bottom
-        return round(self.left + across * inner[0], 1), round(self.height - self.bottom - up * inner[1], 1)
+        return round(self.left + across * inner[0], 1), round(
+            self.height - self.bottom - up * inner[1], 1
+        )
 
     def line(self, *points: Point, class_: str) -> Markup:
         """A line through points."""
@@ -61,7 +66,9 @@ class Frame:
         base = self.at(self.x[0], self.y[0])[1]
         parts.append(_text(middle[0], base + 34, x_name, "axis middle"))
         turned = f"rotate(-90 11 {middle[1]})"
-        parts.append(node("text", y_name, x=11, y=middle[1], class_="axis middle", transform=turned))
+        parts.append(
+            node("text", y_name, x=11, y=middle[1], class_="axis middle", transform=turned)
+        )
         return parts
 
     def drawing(self, parts: Iterable[Markup], says: str) -> Markup:
@@ -88,8 +95,15 @@ def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup 
         parts.append(node("circle", node("title", said), cx=x, cy=y, r=radius, class_="dot"))
     for part, _, _ in discs:
         (left, top), (right, base) = strip.at(part.low, part.count / most), strip.at(part.high, 0)
-        size = {"width": max(1.0, round(right - left - 1.5, 1)), "height": max(1.0, round(base - top, 1))}
-        parts.append(node("rect", node("title", f"{part.count:,} images"), x=left, y=top, class_="bar", **size))
+        size = {
+            "width": max(1.0, round(right - left - 1.5, 1)),
+            "height": max(1.0, round(base - top, 1)),
+        }
+        parts.append(
+            node(
+                "rect", node("title", f"{part.count:,} images"), x=left, y=top, class_="bar", **size
+            )
+        )
     x, y = frame.at(0.97, 0.86)
     parts.append(_text(x, y, "perfect", "note end", transform=f"rotate(-40 {x} {y})"))
     error = interval(ece).value
@@ -101,7 +115,11 @@ def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup 
 
 
 def roc(
-    corners: Sequence[Point], auroc: Interval | None, threshold: float | None, sensitivity: object, specificity: object
+    corners: Sequence[Point],
+    auroc: Interval | None,
+    threshold: float | None,
+    sensitivity: object,
+    specificity: object,
 ) -> Markup | None:
     """True against false positive rate of malignant against benign; the bundle's threshold is a marked point."""
     points = list(dict.fromkeys((round(x, 3), round(y, 3)) for x, y in corners))
@@ -109,8 +127,16 @@ def roc(
         return None
     frame = Frame(height=330)
     found, cleared = interval(sensitivity), interval(specificity)
-    parts = frame.axes(UNIT, UNIT, "benign called malignant (1 - specificity)", "malignant found (sensitivity)")
-    parts.append(node("polygon", points=_pixels(frame.at(*p) for p in [*points, (1, 0), (0, 0)]), class_="under"))
+    parts = frame.axes(
+        UNIT, UNIT, "benign called malignant (1 - specificity)", "malignant found (sensitivity)"
+    )
+    parts.append(
+        node(
+            "polygon",
+            points=_pixels(frame.at(*p) for p in [*points, (1, 0), (0, 0)]),
+            class_="under",
+        )
+    )
     parts.append(frame.line((0, 0), (1, 1), class_="ideal"))
     parts.append(frame.line(*points, class_="line a"))
     says = f"ROC curve of malignant against benign, area {decimal(interval(auroc).value)}"
@@ -120,19 +146,27 @@ def roc(
     return frame.drawing(parts, says + ".")
 
 
-def _operating_point(frame: Frame, found: Interval, cleared: Interval, threshold: float | None) -> list[Markup]:
+def _operating_point(
+    frame: Frame, found: Interval, cleared: Interval, threshold: float | None
+) -> list[Markup]:
     at = (1 - (cleared.value or 0), found.value or 0)
     parts = []
     if found.low is not None and found.high is not None:
         parts.append(frame.line((at[0], found.low), (at[0], found.high), class_="whisker"))
     if cleared.low is not None and cleared.high is not None:
-        parts.append(frame.line((1 - cleared.high, at[1]), (1 - cleared.low, at[1]), class_="whisker"))
+        parts.append(
+            frame.line((1 - cleared.high, at[1]), (1 - cleared.low, at[1]), class_="whisker")
+        )
     x, y = frame.at(*at)
     parts.append(node("circle", cx=x, cy=y, r=5.5, class_="point"))
     right = at[0] < 0.55
     x, side = (x + 14, "note") if right else (x - 14, "note end")
     y = min(max(y + 26, 40), frame.height - frame.bottom - 36)
-    words = (f"threshold {decimal(threshold)}", f"finds {percent(found.value)}", f"clears {percent(cleared.value)}")
+    words = (
+        f"threshold {decimal(threshold)}",
+        f"finds {percent(found.value)}",
+        f"clears {percent(cleared.value)}",
+    )
     return parts + [_text(x, y + 15 * row, word, side) for row, word in enumerate(words)]
 
 
@@ -140,10 +174,18 @@ def history(epochs: Sequence[Mapping[str, object]], best: int | None) -> Markup 
     """Validation metrics by epoch; the epoch whose weights were kept is marked. Loss is left to the table."""
     names = {key: None for epoch in epochs for key in epoch if key not in ("loss", "score")}
     series = {
-        name: [(step, value) for step, epoch in enumerate(epochs, 1) if (value := number(epoch.get(name))) is not None]
+        name: [
+            (step, value)
+            for step, epoch in enumerate(epochs, 1)
+            if (value := number(epoch.get(name))) is not None
+        ]
         for name in names
     }
-    series = {name: line for name, line in series.items() if line and all(0 <= value <= 1 for _, value in line)}
+    series = {
+        name: line
+        for name, line in series.items()
+        if line and all(0 <= value <= 1 for _, value in line)
+    }
     series = dict(list(series.items())[:LINES])
     if not series:
         return None
@@ -153,36 +195,51 @@ def history(epochs: Sequence[Mapping[str, object]], best: int | None) -> Markup 
     frame = Frame(x=(1, last), y=(low, 1), width=390, height=240, left=34, right=140)
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if last / s <= 9)
     across = [(float(t), str(t)) for t in range(1, len(epochs) + 1) if t == 1 or t % step == 0]
-    up = [(tick / 10, f"{tick / 10:g}") for tick in range(round(low * 10), 11, 1 if low >= 0.6 else 2)]
+    up = [
+        (tick / 10, f"{tick / 10:g}") for tick in range(round(low * 10), 11, 1 if low >= 0.6 else 2)
+    ]
     parts = frame.axes(across, up, "epoch", "")
     if best is not None and 0 <= best < len(epochs):
         parts.append(frame.line((best + 1, low), (best + 1, 1), class_="best"))
-        parts.append(_text(frame.at(best + 1, low)[0] - 5, frame.at(best + 1, low)[1] - 6, "kept", "tick end"))
+        parts.append(
+            _text(
+                frame.at(best + 1, low)[0] - 5, frame.at(best + 1, low)[1] - 6, "kept", "tick end"
+            )
+        )
     for mark, (name, line) in zip("abcd", series.items(), strict=False):
         parts.append(frame.line(*line, class_=f"line {mark}"))
         for point in line if len(line) < 30 else line[-1:]:
             x, y = frame.at(*point)
             said = f"epoch {point[0]}: {_named(name)} {decimal(point[1])}"
-            parts.append(node("circle", node("title", said), cx=x, cy=y, r=2.5, class_=f"mark {mark}"))
+            parts.append(
+                node("circle", node("title", said), cx=x, cy=y, r=2.5, class_=f"mark {mark}")
+            )
     parts += _line_labels(frame, series)
     said = ", ".join(f"{_named(name)} {decimal(line[-1][1])}" for name, line in series.items())
-    return frame.drawing(parts, f"Validation metrics over {len(epochs)} epochs, at the end: {said}.")
+    return frame.drawing(
+        parts, f"Validation metrics over {len(epochs)} epochs, at the end: {said}."
+    )
 
 
 def _line_labels(frame: Frame, series: Mapping[str, Sequence[tuple[int, float]]]) -> list[Markup]:
     """The name and last value of every line at its end, moved apart where they would touch."""
     parts, floor = [], frame.height - frame.bottom + 4
     ends = sorted(
-        (frame.at(*line[-1])[1] + 4, mark, name) for mark, (name, line) in zip("abcd", series.items(), strict=False)
+        (frame.at(*line[-1])[1] + 4, mark, name)
+        for mark, (name, line) in zip("abcd", series.items(), strict=False)
     )
     rows = [y for y, _, _ in ends]
     for index in range(1, len(rows)):
         rows[index] = max(rows[index], rows[index - 1] + LABEL_GAP)
     for index in reversed(range(len(rows))):
-        rows[index] = min(rows[index], floor if index == len(rows) - 1 else rows[index + 1] - LABEL_GAP)
+        rows[index] = min(
+            rows[index], floor if index == len(rows) - 1 else rows[index + 1] - LABEL_GAP
+        )
     x = frame.width - frame.right + 8
     for y, (_, mark, name) in zip(rows, ends, strict=True):
-        parts.append(_text(x, round(y, 1), f"{_named(name)} {series[name][-1][1]:.2f}", f"label {mark}"))
+        parts.append(
+            _text(x, round(y, 1), f"{_named(name)} {series[name][-1][1]:.2f}", f"label {mark}")
+        )
     return parts
 
 
@@ -196,9 +253,7 @@ def sustained(medians: Sequence[float]) -> Markup | None:
     up = [(0.0, "0"), (top / 1.25, milliseconds(top / 1.25))]
     parts = frame.axes([(1, "start"), (len(known), "end")], up, "sustained run", "")
     parts.append(frame.line(*enumerate(known, 1), class_="line a"))
-    said = (
-        f"Median time in a sustained run: {milliseconds(known[0])} at its start, {milliseconds(known[-1])} at its end."
-    )
+    said = f"Median time in a sustained run: {milliseconds(known[0])} at its start, {milliseconds(known[-1])} at its end."
     return frame.drawing(parts, said)
 
 

@@ -16,7 +16,10 @@ OTHER_TASKS = ("severity_kappa", "severity_mae", "dice")
 
 
 def summary(
-    bundle: Bundle, evaluation: EvaluationReport | None, parity: Mapping[str, Any], latency: LatencyReport | None
+    bundle: Bundle,
+    evaluation: EvaluationReport | None,
+    parity: Mapping[str, Any],
+    latency: LatencyReport | None,
 ) -> Iterator[str]:
     """The key numbers in plain words; what is not known is not said."""
     if evaluation is None:
@@ -25,7 +28,11 @@ def summary(
         yield from _accuracy(evaluation)
     if latency is not None:
         cpu = latency.device.get("cpu") or latency.device.get("machine") or "this device"
-        threads = f", {latency.threads} thread{'s' if latency.threads > 1 else ''}" if latency.threads else ""
+        threads = (
+            f", {latency.threads} thread{'s' if latency.threads > 1 else ''}"
+            if latency.threads
+            else ""
+        )
         yield f"One prediction takes {text.milliseconds(latency.end_to_end.p50)} from file to answer ({cpu}{threads})."
 
 
@@ -36,7 +43,9 @@ def _agreement(bundle: Bundle, parity: Mapping[str, Any]) -> Iterator[str]:
     if same is None:
         yield f"The {artifact} was not compared with its student on classified images."
         return
-    where = f"On {text.whole(parity.get('cases'))} images ({parity.get('basis') or 'not stated which'})"
+    where = (
+        f"On {text.whole(parity.get('cases'))} images ({parity.get('basis') or 'not stated which'})"
+    )
     yield f"{where} the {artifact} gives its student's first diagnosis in {text.percent(same)}."
     loss = lost(parity)
     if loss.value is not None:
@@ -46,14 +55,18 @@ def _agreement(bundle: Bundle, parity: Mapping[str, Any]) -> Iterator[str]:
 
 def lost(parity: Mapping[str, Any]) -> Interval:
     """The loss of balanced accuracy, as a share of the student's."""
-    limits = [limit for limit in parity.get("limits") or () if limit.get("metric") == "balanced_accuracy"]
+    limits = [
+        limit for limit in parity.get("limits") or () if limit.get("metric") == "balanced_accuracy"
+    ]
     return text.interval(limits[0].get("loss") if limits else None)
 
 
 def classifies(evaluation: EvaluationReport) -> bool:
     """Whether the model is asked for diagnoses: it knows some, or nothing else was measured."""
     found = evaluation.overall.metrics
-    return bool(evaluation.labels) or not any(text.interval(found.get(name)).value is not None for name in OTHER_TASKS)
+    return bool(evaluation.labels) or not any(
+        text.interval(found.get(name)).value is not None for name in OTHER_TASKS
+    )
 
 
 def _accuracy(evaluation: EvaluationReport) -> Iterator[str]:
@@ -74,7 +87,9 @@ def _accuracy(evaluation: EvaluationReport) -> Iterator[str]:
     if found["malignant_auroc"].value is not None:
         yield f"It ranks malignant above benign images with an AUROC of {text.decimal(found['malignant_auroc'].value)}."
     if found["sensitivity"].value is not None and found["specificity"].value is not None:
-        sensitivity, specificity = (text.percent(found[name].value) for name in ("sensitivity", "specificity"))
+        sensitivity, specificity = (
+            text.percent(found[name].value) for name in ("sensitivity", "specificity")
+        )
         yield (
             f"At its threshold of {text.decimal(evaluation.threshold)} it finds {sensitivity} of the malignant images "
             f"and clears {specificity} of the benign ones."
@@ -85,7 +100,9 @@ def _accuracy(evaluation: EvaluationReport) -> Iterator[str]:
 def _severity_and_masks(found: Mapping[str, Interval]) -> Iterator[str]:
     """How good the model is at what only some models do."""
     if found["severity_kappa"].value is not None:
-        kappa, distance = (text.decimal(found[name].value) for name in ("severity_kappa", "severity_mae"))
+        kappa, distance = (
+            text.decimal(found[name].value) for name in ("severity_kappa", "severity_mae")
+        )
         yield f"It grades severity with a quadratic weighted kappa of {kappa}, on average {distance} levels off."
     if found["dice"].value is not None:
         yield f"Its masks overlap with the marked lesions by a Dice coefficient of {text.decimal(found['dice'].value)}."
@@ -100,7 +117,10 @@ def warnings(
 ) -> Iterator[tuple[str, str]]:
     """What a reader must know before any number, as (status, sentence)."""
     if text.status_of(verification) == "failed":
-        yield "failed", "Verification FAILED: here, this bundle is not the model that was exported. Do not use it."
+        yield (
+            "failed",
+            "Verification FAILED: here, this bundle is not the model that was exported. Do not use it.",
+        )
     if text.status_of(parity) == "failed":
         yield "failed", "The parity gate FAILED: the artifact lost more than its target allows."
     sides = [side for side in bundle.parity.values() if isinstance(side, Mapping)]
@@ -138,7 +158,10 @@ def _doubts(evaluation: EvaluationReport) -> Iterator[tuple[str, str]]:
             "warn",
             f"Only {overall.labelled} images have a label: fewer than {MINIMUM_CASES} are too few to judge a model on.",
         )
-    elif 0 < overall.malignant < MINIMUM_CASES and text.interval(overall.metrics.get("sensitivity")).value is not None:
+    elif (
+        0 < overall.malignant < MINIMUM_CASES
+        and text.interval(overall.metrics.get("sensitivity")).value is not None
+    ):
         yield (
             "warn",
             f"Only {overall.malignant} images are malignant: sensitivity is uncertain, as its interval shows.",

@@ -88,7 +88,13 @@ def duration(value: Any) -> str:
 def millions(value: Any) -> str:
     """A count of parameters: 0.97 million."""
     known = number(value)
-    return UNKNOWN if known is None else whole(known) if known < 1e4 else f"{known / 1e6:.2f}{SPACE}million"
+    return (
+        UNKNOWN
+        if known is None
+        else whole(known)
+        if known < 1e4
+        else f"{known / 1e6:.2f}{SPACE}million"
+    )
 
 
 def low_high(value: Any, kind: str) -> str:
@@ -105,14 +111,22 @@ def spread(value: Any, kind: str) -> str:
     """A value with its interval where it has one: 69.4 % (63.6 to 74.9)."""
     found = interval(value)
     text, ends = FORMATS[kind](found.value), low_high(found, kind)
-    return text if found.value is None or ends == NO_INTERVAL else f"{text} ({ends.partition(SPACE)[0]})"
+    return (
+        text
+        if found.value is None or ends == NO_INTERVAL
+        else f"{text} ({ends.partition(SPACE)[0]})"
+    )
 
 
 def digested(value: Any) -> Markup:
     """Text as HTML, every digest in it by its first twelve digits; the whole one is shown on hovering."""
     parts = []
     for index, part in enumerate(DIGEST.split(str(value))):
-        parts.append(Markup('<code title="{}">{}</code>').format(part, part[:12]) if index % 2 else escape(part))
+        parts.append(
+            Markup('<code title="{}">{}</code>').format(part, part[:12])
+            if index % 2
+            else escape(part)
+        )
     return Markup("").join(parts)
 
 
@@ -139,7 +153,9 @@ METRICS: Mapping[str, Named] = {
         meaning="Share of images recognised, averaged over diagnoses: a rare one counts as much as a frequent one.",
     ),
     "accuracy": Named(
-        "Accuracy", "percent", meaning="Share of images whose first diagnosis is right; frequent diagnoses dominate it."
+        "Accuracy",
+        "percent",
+        meaning="Share of images whose first diagnosis is right; frequent diagnoses dominate it.",
     ),
     "macro_auroc": Named(
         "Macro AUROC",
@@ -152,7 +168,9 @@ METRICS: Mapping[str, Named] = {
         meaning="Chance that a malignant image scores above a benign one; 0.5 is guessing, 1 is perfect.",
     ),
     "sensitivity": Named(
-        "Sensitivity", "percent", meaning="Share of malignant images whose score reaches the threshold: what is found."
+        "Sensitivity",
+        "percent",
+        meaning="Share of malignant images whose score reaches the threshold: what is found.",
     ),
     "specificity": Named(
         "Specificity",
@@ -194,7 +212,9 @@ LIMITS: Mapping[str, Named] = {
     "severity_kappa": Named("Severity, quadratic weighted kappa", "decimal_fine", "decimal_fine"),
     "mask_overlap": Named("Overlap of the masks (Dice)", "decimal_fine", "decimal_fine"),
     "dice": Named("Lesion mask, Dice coefficient", "decimal_fine", "percent_fine"),
-    "embedding_cosine": Named("Cosine similarity of centred embeddings", "decimal_fine", "decimal_fine"),
+    "embedding_cosine": Named(
+        "Cosine similarity of centred embeddings", "decimal_fine", "decimal_fine"
+    ),
 }
 
 AGREEMENT: Mapping[str, Named] = {
@@ -224,4 +244,6 @@ def agreement(name: str) -> Named:
     """How a number of a parity report's agreement is named and written, such as `recall_loss:mel`."""
     key, _, part = name.partition(":")
     known = AGREEMENT.get(key, Named(key))
-    return Named(f"{known.name.removesuffix(', lowest')}: {part}" if part else known.name, known.kind)
+    return Named(
+        f"{known.name.removesuffix(', lowest')}: {part}" if part else known.name, known.kind
+    )

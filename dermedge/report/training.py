@@ -43,7 +43,11 @@ def training(run: Mapping[str, Any]) -> Training:
         validated=not pretrained,
         plot=None if pretrained else plots.history(epochs, best if isinstance(best, int) else None),
         scores=_scores(run),
-        facts=[(name, str(value)) for name, value in _facts(run, settings, len(epochs)) if value not in (None, "")],
+        facts=[
+            (name, str(value))
+            for name, value in _facts(run, settings, len(epochs))
+            if value not in (None, "")
+        ],
         versions=", ".join(f"{name} {value}" for name, value in versions.items() if value),
     )
 
@@ -71,7 +75,10 @@ def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> lis
     planned = schedule.get("epochs")
     data = settings.get("data")
     return [
-        ("Backbone", " ".join([str(backbone.get("name") or ""), *_pairs(backbone.get("args"))]).strip()),
+        (
+            "Backbone",
+            " ".join([str(backbone.get("name") or ""), *_pairs(backbone.get("args"))]).strip(),
+        ),
         ("Parameters", text.millions(run["parameters"]) if "parameters" in run else None),
         ("Input", f"{size} x {size} pixels, {preprocess.get('fit', 'crops')}" if size else None),
         ("Started from", _start(settings.get("init"))),
@@ -81,13 +88,24 @@ def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> lis
         ("Distillation", _distillation(settings)),
         ("Losses of the last epoch", _losses(run) if run.get("command") == "pretrain" else None),
         ("Warnings", " ".join(map(str, run.get("warnings") or ()))),
-        ("Aims at", {True: "balanced accuracy (logit adjustment)", False: "accuracy"}.get(settings.get("balance", ""))),
+        (
+            "Aims at",
+            {True: "balanced accuracy (logit adjustment)", False: "accuracy"}.get(
+                settings.get("balance", "")
+            ),
+        ),
         ("Seed", settings.get("seed")),
         ("Precision", schedule.get("precision")),
         ("Wall time", text.duration(run["wall_seconds"]) if "wall_seconds" in run else None),
         ("CPU time", text.duration(run["cpu_seconds"]) if "cpu_seconds" in run else None),
-        ("Machine", ", ".join(str(v) for v in (_cpus(machine.get("cpus")), machine.get("platform")) if v)),
-        ("Data digest", ", ".join(map(str, data if isinstance(data, list) else [data])) if data else None),
+        (
+            "Machine",
+            ", ".join(str(v) for v in (_cpus(machine.get("cpus")), machine.get("platform")) if v),
+        ),
+        (
+            "Data digest",
+            ", ".join(map(str, data if isinstance(data, list) else [data])) if data else None,
+        ),
         ("Teacher's weights", settings.get("teacher")),
     ]
 
@@ -115,13 +133,21 @@ def _first_to_last(value: Any) -> str:
 
 
 def _distillation(settings: Mapping[str, Any]) -> str:
-    named = (("temperature", "temperature {}"), ("soft_weight", "soft weight {}"), ("views", "{} views per image"))
-    return ", ".join(words.format(settings[key]) for key, words in named if settings.get(key) is not None)
+    named = (
+        ("temperature", "temperature {}"),
+        ("soft_weight", "soft weight {}"),
+        ("views", "{} views per image"),
+    )
+    return ", ".join(
+        words.format(settings[key]) for key, words in named if settings.get(key) is not None
+    )
 
 
 def _losses(run: Mapping[str, Any]) -> str:
     last = _mapping(next(reversed(run.get("history") or ()), None))
-    return ", ".join(f"{name} {value:.3f}" for name, value in last.items() if name != "images_per_second")
+    return ", ".join(
+        f"{name} {value:.3f}" for name, value in last.items() if name != "images_per_second"
+    )
 
 
 def _cpus(count: Any) -> str | None:

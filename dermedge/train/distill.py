@@ -95,7 +95,11 @@ def distill(
     schedule = schedule or Schedule()
     master = load_model_folder(teacher)
     if init == "auto":
-        init = str(teacher) if prunable(master.backbone, backbone, backbone_args or {}, stages) else "none"
+        init = (
+            str(teacher)
+            if prunable(master.backbone, backbone, backbone_args or {}, stages)
+            else "none"
+        )
     if init in ("none", "hub") and backbone is None:
         raise UsageError("No student backbone is named: pass --backbone with a timm name.")
     chosen = choose_backbone(backbone, backbone_args or {}, init, stages)
@@ -159,26 +163,37 @@ class Distillation(Job):
         """Let the teacher look at every view of every training image, keeping each view's logits on disk."""
         self.view_count, self.temperature, self.soft_weight = views, temperature, soft_weight
         if teacher.spec.preprocess.size != self.spec.preprocess.size:
-            raise UsageError("Teacher and student need the same input size: distil at the teacher's.")
+            raise UsageError(
+                "Teacher and student need the same input size: distil at the teacher's."
+            )
         self.position = np.full(len(self.samples.image_ids), -1)
         self.position[self.train] = np.arange(len(self.train))
-        self.logits = [self._teacher_view(teacher.module, run.folder / CACHE, v, progress) for v in range(views)]
+        self.logits = [
+            self._teacher_view(teacher.module, run.folder / CACHE, v, progress)
+            for v in range(views)
+        ]
 
     def soft_batches(self, epoch: int) -> Iterable[Batch]:
         """Batches (image, a target per task, the teacher's outputs per task) of one epoch."""
         view = epoch % self.view_count
         logits = self.logits[view]
-        turns = np.random.default_rng((self.seed, epoch, 1)).integers(8, size=len(self.samples.image_ids))
+        turns = np.random.default_rng((self.seed, epoch, 1)).integers(
+            8, size=len(self.samples.image_ids)
+        )
 
         def turn(arrays: Any, rows: Any) -> Any:
-            return np.stack([turned(array, int(turns[row])) for array, row in zip(arrays, rows, strict=True)])
+            return np.stack(
+                [turned(array, int(turns[row])) for array, row in zip(arrays, rows, strict=True)]
+            )
 
         def make(rows: Any) -> Batch:
             pixels, masks = self.look(rows, view)
             targets = self.targets(rows, None if masks is None else turn(masks, rows))
             at = self.position[rows]
             teacher = (
-                turn(logits[task.name][at, 0], rows)[:, None] if task.kind == "segment" else logits[task.name][at]
+                turn(logits[task.name][at, 0], rows)[:, None]
+                if task.kind == "segment"
+                else logits[task.name][at]
                 for task in self.tasks
             )
             return torch.from_numpy(turn(pixels, rows)), *targets, *map(torch.from_numpy, teacher)
@@ -196,7 +211,9 @@ class Distillation(Job):
         hard = self.hard_loss(outputs, rest[:count])
         return torch.lerp(hard, soft, self.soft_weight)
 
-    def _teacher_view(self, teacher: Network, cache: Path, view: int, progress: Progress | None) -> dict[str, Any]:
+    def _teacher_view(
+        self, teacher: Network, cache: Path, view: int, progress: Progress | None
+    ) -> dict[str, Any]:
         path = cache / f"view-{view}.safetensors"
         if path.is_file():
             from safetensors.numpy import load_file
@@ -204,7 +221,9 @@ class Distillation(Job):
             return dict(load_file(path))
         chunks = [self.train[i : i + 64] for i in range(0, len(self.train), 64)]
         parts = []
-        made = prefetch(lambda rows: np.stack([self.views.view(int(row), view) for row in rows]), chunks)
+        made = prefetch(
+            lambda rows: np.stack([self.views.view(int(row), view) for row in rows]), chunks
+        )
         for done, pixels in enumerate(made, 1):
             parts.append(run_network(teacher, torch.from_numpy(pixels)))
             if progress:

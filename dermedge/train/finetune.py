@@ -25,7 +25,13 @@ from dermedge.train.lineage import (
 from dermedge.train.loop import FitResult, Schedule, fit, keep_freed_memory
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Frames, Masks, Samples, Views, prefetch, read_samples
-from dermedge.train.supervision import check_val, learned_loss, supervised_tasks, training_target, val_scores
+from dermedge.train.supervision import (
+    check_val,
+    learned_loss,
+    supervised_tasks,
+    training_target,
+    val_scores,
+)
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec, Task, to_json
@@ -88,7 +94,9 @@ def finetune(
     samples, learnable = read_samples(data, wanted=tasks)
     chosen = choose_backbone(backbone, backbone_args or {}, init, stages)
     lineage = {role: origin(chosen, init), "data": data_lineage(samples)}
-    spec = make_spec(name or f"{chosen.name}-{role}", learnable, make_preprocess(size, fit), lineage)
+    spec = make_spec(
+        name or f"{chosen.name}-{role}", learnable, make_preprocess(size, fit), lineage
+    )
     settings = {
         "data": samples.table_digest,
         "backbone": identity(chosen),
@@ -129,16 +137,29 @@ class Job:
         self.train, self.val = self.samples.rows("train"), self.samples.rows("val")
         for split, rows in (("train", self.train), ("val", self.val)):
             if not len(rows):
-                raise DataError(f"The table has no {split} rows: run `dermedge data split`, or fill its split column.")
+                raise DataError(
+                    f"The table has no {split} rows: run `dermedge data split`, or fill its split column."
+                )
         self.check_val()
         self.frames = Frames(self.samples.paths, self.spec.preprocess)
-        self.masks = Masks(self.samples.masks, self.frames) if "segment" in supervised_tasks(self.tasks) else None
+        self.masks = (
+            Masks(self.samples.masks, self.frames)
+            if "segment" in supervised_tasks(self.tasks)
+            else None
+        )
         self.views = Views(self.frames, self.samples.image_ids, self.seed, self.masks)
         self.batch_size = min(self.schedule.batch_size, len(self.train))
         self.steps = len(self.train) // self.batch_size
-        labels, classes = self.samples.labels[self.train], len(self.spec.diagnosis.labels) if self.spec.diagnosis else 0
+        labels, classes = (
+            self.samples.labels[self.train],
+            len(self.spec.diagnosis.labels) if self.spec.diagnosis else 0,
+        )
         counts = np.bincount(labels[labels >= 0], minlength=classes)
-        prior = np.log(np.maximum(counts, 1) / max(1, counts.sum())) if self.balance else np.zeros(classes)
+        prior = (
+            np.log(np.maximum(counts, 1) / max(1, counts.sum()))
+            if self.balance
+            else np.zeros(classes)
+        )
         self.log_prior = torch.tensor(prior, dtype=torch.float32)
         self._val_pixels: Tensor | None = None
         self._val_masks: Any = None
@@ -157,7 +178,9 @@ class Job:
         check_input(network, self.backbone.name, size)
         return network
 
-    def fit(self, network: Network, run: RunRecord, batches: Any, loss: Any, progress: Progress | None) -> FitResult:
+    def fit(
+        self, network: Network, run: RunRecord, batches: Any, loss: Any, progress: Progress | None
+    ) -> FitResult:
         """Run the loop. `run` is told of every epoch, so that a killed run's time is known too."""
 
         def score(network: torch.nn.Module) -> dict[str, float]:
@@ -181,7 +204,10 @@ class Job:
     def order(self, epoch: int, rows: Any) -> list[Any]:
         """The rows of an epoch's batches; the incomplete last batch is left out."""
         rows = rows[np.random.default_rng((self.seed, epoch)).permutation(len(rows))]
-        return [rows[i : i + self.batch_size] for i in range(0, self.steps * self.batch_size, self.batch_size)]
+        return [
+            rows[i : i + self.batch_size]
+            for i in range(0, self.steps * self.batch_size, self.batch_size)
+        ]
 
     def labelled_batches(self, epoch: int) -> Iterable[Batch]:
         """Batches (image uint8 [N, S, S, 3], a target per task) of one epoch, a fresh view of each image."""
@@ -196,12 +222,16 @@ class Job:
         """View `number` of some rows, uint8 [N, S, S, 3], and their masks [N, S/4, S/4] where these are learned."""
         if self.masks is None:
             return np.stack([self.views.view(int(row), number) for row in rows]), None
-        pixels, masks = zip(*(self.views.masked_view(int(row), number) for row in rows), strict=True)
+        pixels, masks = zip(
+            *(self.views.masked_view(int(row), number) for row in rows), strict=True
+        )
         return np.stack(pixels), np.stack(masks)
 
     def targets(self, rows: Any, masks: Any = None) -> tuple[Tensor, ...]:
         """Targets of some rows, one per task."""
-        return tuple(training_target(task, self.tasks, self.samples, rows, masks) for task in self.tasks)
+        return tuple(
+            training_target(task, self.tasks, self.samples, rows, masks) for task in self.tasks
+        )
 
     def labelled_loss(self, network: Network, batch: Batch) -> Tensor:
         """The losses of all tasks, summed."""
@@ -220,7 +250,11 @@ class Job:
         """Metrics on val. What val does not tell, as it lacks malignant images, say, is left out."""
         if self._val_pixels is None:
             self._val_pixels = self.pixels(self.val)
-            self._val_masks = None if self.masks is None else np.stack([self.masks.centred(row) for row in self.val])
+            self._val_masks = (
+                None
+                if self.masks is None
+                else np.stack([self.masks.centred(row) for row in self.val])
+            )
         outputs = run_network(network, self._val_pixels)
         return val_scores(self.tasks, outputs, self.samples, self.val, self._val_masks)
 
@@ -238,10 +272,14 @@ def run_network(network: torch.nn.Module, pixels: Tensor) -> dict[str, Any]:
     device = next(network.parameters()).device
     parts = [network(part.to(device)) for part in torch.split(pixels, EVALUATION_BATCH)]
     network.train(was_training)
-    return {name: torch.cat([part[name].float().cpu() for part in parts]).numpy() for name in parts[0]}
+    return {
+        name: torch.cat([part[name].float().cpu() for part in parts]).numpy() for name in parts[0]
+    }
 
 
-def finish(student: TrainedModel, run: RunRecord, fitted: FitResult, **results: Any) -> TrainedModel:
+def finish(
+    student: TrainedModel, run: RunRecord, fitted: FitResult, **results: Any
+) -> TrainedModel:
     """Save the model, then its run.json: a folder whose run.json says finished is complete."""
     metrics = {"val": dict(fitted.metrics), "parameters": count_parameters(student.module)}
     student = replace(student, metrics=metrics)

@@ -23,7 +23,10 @@ def init_rows(init: str) -> Rows:
 
 def learned(samples: Samples, *earlier: Rows) -> Rows:
     """The rows of a model's split.csv: those of its own table, and what the models it comes from have learned from."""
-    return inherited(tuple(zip(samples.image_ids, samples.digests, map(str, samples.split), strict=True)), *earlier)
+    return inherited(
+        tuple(zip(samples.image_ids, samples.digests, map(str, samples.split), strict=True)),
+        *earlier,
+    )
 
 
 def inherited(rows: Rows, *earlier: Rows) -> Rows:
@@ -41,7 +44,9 @@ def identity(backbone: Backbone) -> dict[str, Any]:
     return {name: value for name, value in to_json(backbone).items() if value is not None}
 
 
-def choose_backbone(name: str | None, args: Mapping[str, Any], init: str, stages: int | None = None) -> Backbone:
+def choose_backbone(
+    name: str | None, args: Mapping[str, Any], init: str, stages: int | None = None
+) -> Backbone:
     """The backbone that name, arguments and initial weights agree on, cut to its first `stages`.
 
     Raises:
@@ -57,7 +62,12 @@ def choose_backbone(name: str | None, args: Mapping[str, Any], init: str, stages
     path = Path(init)
     if path.is_dir():
         origin = load_model_folder(path).backbone
-        return replace(origin, name=name or origin.name, args={**origin.args, **args}, stages=stages or origin.stages)
+        return replace(
+            origin,
+            name=name or origin.name,
+            args={**origin.args, **args},
+            stages=stages or origin.stages,
+        )
     if path.is_file():
         return replace(backbone_of_file(path, asked), stages=stages)
     raise UsageError(

@@ -40,7 +40,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UsageError(f"Precision {self.precision!r} is unknown: use one of {', '.join(PRECISIONS)}.")
+            raise UsageError(
+                f"Precision {self.precision!r} is unknown: use one of {', '.join(PRECISIONS)}."
+            )
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
             raise UsageError(
                 f"{self.epochs} epochs of batches of {self.batch_size} at a rate of {self.lr} train nothing: "
@@ -91,11 +93,19 @@ def fit(
         DataError: the folder's checkpoint belongs to another run, or the loss is no longer finite.
     """
     fabric = Fabric(accelerator="auto", devices=1, precision=schedule.precision)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
+    )
     network.to(fabric.device)
     ema = ModelEmaV3(network, decay=schedule.ema_decay, use_warmup=True)
     model, optimizer = fabric.setup(network, optimizer)
-    state: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": -1, "history": [], "weights": _copy(network)}
+    state: dict[str, Any] = {
+        "epoch": 0,
+        "best": -math.inf,
+        "best_epoch": -1,
+        "history": [],
+        "weights": _copy(network),
+    }
     path = folder / CHECKPOINT
     resumed = _resume(path, fingerprint, state, network, ema, optimizer)
     total = schedule.epochs * steps
@@ -110,14 +120,20 @@ def fit(
                 group["lr"] = schedule.lr * _ramp(step, steps, total, schedule.warmup)
             value = loss(model, fabric.to_device(batch))
             if not torch.isfinite(value):
-                raise DataError(f"The loss became {value.item()} in epoch {epoch + 1}: lower --lr and train again.")
+                raise DataError(
+                    f"The loss became {value.item()} in epoch {epoch + 1}: lower --lr and train again."
+                )
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(value)
             optimizer.step()
             ema.update(network, step=step)
             running += value.item()
             if progress:
-                progress(step + 1, total, f"epoch {epoch + 1}/{schedule.epochs}, best {max(state['best'], 0):.3f}")
+                progress(
+                    step + 1,
+                    total,
+                    f"epoch {epoch + 1}/{schedule.epochs}, best {max(state['best'], 0):.3f}",
+                )
         metrics = {"loss": running / steps, **score(ema.module)}
         state["history"].append(metrics)
         state["epoch"] = epoch + 1
@@ -127,7 +143,9 @@ def fit(
     network.to("cpu").load_state_dict(state["weights"])
     network.eval()
     best = state["best_epoch"]
-    return FitResult(best, state["history"][best] if best >= 0 else {}, tuple(state["history"]), resumed)
+    return FitResult(
+        best, state["history"][best] if best >= 0 else {}, tuple(state["history"]), resumed
+    )
 
 
 def keep_freed_memory() -> None:

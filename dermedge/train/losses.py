@@ -72,7 +72,9 @@ def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
     if not known.any():
         return logits.sum() * 0
     above = levels[known, None] > torch.arange(logits.shape[1], device=logits.device)
-    losses = F.binary_cross_entropy_with_logits(logits[known], above.to(logits.dtype), reduction="none")
+    losses = F.binary_cross_entropy_with_logits(
+        logits[known], above.to(logits.dtype), reduction="none"
+    )
     return losses.sum(1).mean()
 
 
@@ -95,7 +97,10 @@ def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     inside = F.adaptive_avg_pool2d(masks[known, None].float(), (guess.shape[2], guess.shape[3]))
     likely = guess.sigmoid()
     both, either = (likely * inside).sum((1, 2, 3)), (likely + inside).sum((1, 2, 3))
-    return F.binary_cross_entropy_with_logits(guess, inside) + (1 - (2 * both + 1) / (either + 1)).mean()
+    return (
+        F.binary_cross_entropy_with_logits(guess, inside)
+        + (1 - (2 * both + 1) / (either + 1)).mean()
+    )
 
 
 def imitation(kind: Kind, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:

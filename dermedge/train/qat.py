@@ -85,7 +85,9 @@ class QuantizationAwareTraining:
         if path.is_file():
             module.load_state_dict(load_file(path))
             return module
-        job = Imitation(samples, tasks, spec, self.student.backbone, self.schedule, self.seed, balance=False)
+        job = Imitation(
+            samples, tasks, spec, self.student.backbone, self.schedule, self.seed, balance=False
+        )
         job.imitate(self._guides(), self.temperature)
         before = job.score(module)
         run.open(overwrite=False)
@@ -106,7 +108,10 @@ class QuantizationAwareTraining:
                 f"The teacher {teacher.spec.name!r} has other tasks or another input size than {spec.name!r}: give the "
                 "teacher that the student was distilled from, or none."
             )
-        return [(1 - self.teacher_weight, self.student.module), (self.teacher_weight, teacher.module)]
+        return [
+            (1 - self.teacher_weight, self.student.module),
+            (self.teacher_weight, teacher.module),
+        ]
 
 
 @dataclass
@@ -118,7 +123,10 @@ class Imitation(Job):
         self.guides = [(weight, copy.deepcopy(guide).eval()) for weight, guide in guides]
         self.temperature = temperature
         self.val_pixels = self.pixels(self.val)
-        self.wanted = {name: torch.from_numpy(value) for name, value in self._answers(self.guides[0][1]).items()}
+        self.wanted = {
+            name: torch.from_numpy(value)
+            for name, value in self._answers(self.guides[0][1]).items()
+        }
 
     def check_val(self) -> None:
         """Answers need no labels."""
@@ -143,17 +151,25 @@ class Imitation(Job):
         found = {name: torch.from_numpy(value) for name, value in self._answers(network).items()}
         diagnosis = self.spec.diagnosis
         if diagnosis is None:
-            apart = sum((found[name] - wanted).square().mean() for name, wanted in self.wanted.items())
+            apart = sum(
+                (found[name] - wanted).square().mean() for name, wanted in self.wanted.items()
+            )
             return {"score": float(torch.exp(-torch.as_tensor(apart)))}
         logits, wanted = found[diagnosis.name], self.wanted[diagnosis.name]
         divergence = soft_cross_entropy(logits, wanted, 1.0)
         agreement = (logits.argmax(1) == wanted.argmax(1)).float().mean()
-        return {"score": (-divergence).exp().item(), "kl": divergence.item(), "top1": agreement.item()}
+        return {
+            "score": (-divergence).exp().item(),
+            "kl": divergence.item(),
+            "top1": agreement.item(),
+        }
 
     def _answers(self, network: torch.nn.Module) -> dict[str, Any]:
         return run_network(network, self.val_pixels)
 
 
 def _bytes(module: torch.nn.Module) -> bytes:
-    saved: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    saved: bytes = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    )
     return saved

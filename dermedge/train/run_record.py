@@ -17,7 +17,16 @@ from dermedge_runtime.canonical_json import canonical_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_write, sha256_hex
 
-PACKAGES = ("dermedge", "torch", "timm", "albumentations", "lightning-fabric", "torch-pruning", "numpy", "pillow")
+PACKAGES = (
+    "dermedge",
+    "torch",
+    "timm",
+    "albumentations",
+    "lightning-fabric",
+    "torch-pruning",
+    "numpy",
+    "pillow",
+)
 RUN = "run.json"
 MODELS = ("student.json", "teacher.json")
 CACHE = "cache"
@@ -56,7 +65,9 @@ class RunRecord:
         # A kill in the very first write leaves an unfinished run.json under a hidden name.
         found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
         if earlier is None and found:
-            raise UsageError(f"{self.folder} already holds something else: choose another folder, or pass --overwrite.")
+            raise UsageError(
+                f"{self.folder} already holds something else: choose another folder, or pass --overwrite."
+            )
         return None
 
     def open(self, *, overwrite: bool) -> None:
@@ -84,13 +95,16 @@ class RunRecord:
             "finished": finished,
             "settings": self.settings,
             "images": self.images,
-            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": {name: _version(name) for name in PACKAGES}
+            | {"python": platform.python_version()},
             "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
             "wall_seconds": round(time.perf_counter() - self.started, 2),
             "cpu_seconds": round(sum(os.times()[:2]) - self.cpu_started, 2),
             **results,
         }
-        atomic_write(self.folder / RUN, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+        atomic_write(
+            self.folder / RUN, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+        )
 
     def close(self, outcome: Any, **results: Any) -> None:
         """Record the results, the fields of the dataclass `outcome` among them, and delete what only a resumed run

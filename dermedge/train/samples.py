@@ -64,8 +64,12 @@ class Samples:
         try:
             found = [sha256_file(path) if path is not None else "" for path in self.masks]
         except OSError as error:
-            raise DataError(f"The mask {error.filename} cannot be read: restore it, or empty its cell.") from error
-        return sha256_hex("\n".join(sorted(map("/".join, zip(self.digests, found, strict=True)))).encode())
+            raise DataError(
+                f"The mask {error.filename} cannot be read: restore it, or empty its cell."
+            ) from error
+        return sha256_hex(
+            "\n".join(sorted(map("/".join, zip(self.digests, found, strict=True)))).encode()
+        )
 
     def rows(self, split: str) -> NDArray[np.intp]:
         """Indices of one split's rows."""
@@ -89,7 +93,12 @@ def read_samples(
     ids = [label.id for task in tasks if task.kind == "classify" for label in task.labels]
     covering = {dx: project(dx, ids) for dx in frame["dx"].unique() if dx}
     index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
-    levels = {label.id: k for task in tasks if task.kind == "ordinal" for k, label in enumerate(task.labels)}
+    levels = {
+        label.id: k
+        for task in tasks
+        if task.kind == "ordinal"
+        for k, label in enumerate(task.labels)
+    }
     files = digests(table)
     samples = Samples(
         name=table.name,
@@ -98,7 +107,9 @@ def read_samples(
         digests=tuple(files.loc[list(frame["image_id"])]),
         labels=np.array([index.get(dx, -1) for dx in frame["dx"]], np.int64),
         malignant=frame["malignant"].to_numpy(np.float32),
-        severity=np.array([levels.get(f"{level:.0f}", -1) for level in frame["severity"]], np.int64),
+        severity=np.array(
+            [levels.get(f"{level:.0f}", -1) for level in frame["severity"]], np.int64
+        ),
         masks=tuple(table.root / mask if mask else None for mask in frame["mask"]),
         split=frame["split"].to_numpy(str),
         table_digest=table_digest(table),
@@ -111,7 +122,12 @@ class Frames:
     """Decoded pictures, shrunk to what training needs and kept in memory up to a limit."""
 
     def __init__(
-        self, paths: Sequence[Path], spec: Preprocess, *, margin: float = FRAME_MARGIN, room: int = FRAME_BYTES
+        self,
+        paths: Sequence[Path],
+        spec: Preprocess,
+        *,
+        margin: float = FRAME_MARGIN,
+        room: int = FRAME_BYTES,
     ) -> None:
         self.paths, self.spec, self.margin = paths, spec, margin
         self._kept: dict[int, Pixels] = {}
@@ -134,13 +150,17 @@ class Frames:
         try:
             return preprocess(self.paths[row], self.spec, exact=True)
         except ImageError as error:
-            raise DataError(f"{self.paths[row]}: {error} Run `dermedge data check` on this table.") from error
+            raise DataError(
+                f"{self.paths[row]}: {error} Run `dermedge data check` on this table."
+            ) from error
 
     def _decode(self, row: int) -> Pixels:
         try:
             pixels = decode_image(self.paths[row], self.spec)
         except ImageError as error:
-            raise DataError(f"{self.paths[row]}: {error} Run `dermedge data check` on this table.") from error
+            raise DataError(
+                f"{self.paths[row]}: {error} Run `dermedge data check` on this table."
+            ) from error
         height, width = pixels.shape[:2]
         ratio = self.margin * self.spec.size / min(height, width)
         if ratio >= 1:
@@ -173,7 +193,9 @@ class Masks:
                     f"The mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, which is not the shape of its "
                     "image: run `dermedge data check` on this table."
                 )
-            nearest = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+            nearest = Image.fromarray(mask.astype(np.uint8)).resize(
+                (width, height), Image.Resampling.NEAREST
+            )
             self._kept[row] = np.packbits(np.asarray(nearest))
         return np.unpackbits(self._kept[row], count=height * width).reshape(height, width)
 
@@ -190,7 +212,9 @@ class Masks:
 class Views:
     """Augmented views: view `v` of an image is the same pixels whenever, and in whatever order, it is asked for."""
 
-    def __init__(self, frames: Frames, image_ids: Sequence[str], seed: int, masks: Masks | None = None) -> None:
+    def __init__(
+        self, frames: Frames, image_ids: Sequence[str], seed: int, masks: Masks | None = None
+    ) -> None:
         self.frames, self.image_ids, self.seed, self.masks = frames, image_ids, seed, masks
         self._local = threading.local()
 
@@ -211,7 +235,9 @@ class Views:
     def _cut(self, row: int, number: int, mask: Pixels | None) -> tuple[Pixels, Pixels | None]:
         if not hasattr(self._local, "transform"):
             self._local.transform = augmentation(self.frames.spec.size)
-        self._local.transform.set_random_seed(zlib.crc32(f"{self.seed}/{number}/{self.image_ids[row]}".encode()))
+        self._local.transform.set_random_seed(
+            zlib.crc32(f"{self.seed}/{number}/{self.image_ids[row]}".encode())
+        )
         extra = {} if mask is None else {"mask": mask}
         cut = self._local.transform(image=self.frames[row], **extra)
         return cut["image"], cut.get("mask")
@@ -219,15 +245,25 @@ class Views:
 
 def augmentation(size: int) -> Any:
     """Crops, the eight symmetries of the square and mild colour changes; nothing that hides or invents structure."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for its newest version
+    os.environ.setdefault(
+        "NO_ALBUMENTATIONS_UPDATE", "1"
+    )  # else importing it asks the network for its newest version
     import albumentations as A
     import cv2
 
     return A.Compose(
         [
-            A.RandomResizedCrop((size, size), scale=(0.45, 1.0), ratio=(0.8, 1.25), interpolation=cv2.INTER_LINEAR),
+            A.RandomResizedCrop(
+                (size, size), scale=(0.45, 1.0), ratio=(0.8, 1.25), interpolation=cv2.INTER_LINEAR
+            ),
             A.D4(p=1.0),
-            A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.03, 0.03), p=0.8),
+            A.ColorJitter(
+                brightness=(0.8, 1.2),
+                contrast=(0.8, 1.2),
+                saturation=(0.8, 1.2),
+                hue=(-0.03, 0.03),
+                p=0.8,
+            ),
         ]
     )
 

@@ -29,13 +29,19 @@ def supervised_tasks(tasks: Sequence[Task]) -> dict[str, Task]:
     """Kind -> the task of that kind that a table tells about, in the order in which they score a model."""
     found = {}
     for kind in ("classify", "binary", "ordinal", "segment"):
-        of_kind = [task for task in tasks if task.kind == kind and (kind != "binary" or task.name == "malignancy")]
+        of_kind = [
+            task
+            for task in tasks
+            if task.kind == kind and (kind != "binary" or task.name == "malignancy")
+        ]
         if of_kind:
             found[kind] = of_kind[0]
     return found
 
 
-def training_target(task: Task, tasks: Sequence[Task], samples: Samples, rows: Rows, masks: Truth | None) -> Tensor:
+def training_target(
+    task: Task, tasks: Sequence[Task], samples: Samples, rows: Rows, masks: Truth | None
+) -> Tensor:
     """The target of some rows for one task, as `learned_loss` takes it; `masks` [N, S/4, S/4] are theirs.
 
     A task that no column tells about gets NaN.
@@ -50,7 +56,10 @@ def training_target(task: Task, tasks: Sequence[Task], samples: Samples, rows: R
 
 
 def learned_loss(
-    tasks: Sequence[Task], outputs: Mapping[str, Tensor], targets: Sequence[Tensor], log_prior: Tensor
+    tasks: Sequence[Task],
+    outputs: Mapping[str, Tensor],
+    targets: Sequence[Tensor],
+    log_prior: Tensor,
 ) -> Tensor:
     """The labelled losses of all tasks that a table tells about, summed; `targets` are in the order of `tasks`.
 
@@ -78,20 +87,32 @@ def check_val(tasks: Sequence[Task], samples: Samples, rows: Rows) -> None:
     known = supervised_tasks(tasks)
     if not known:
         names = ", ".join(task.name for task in tasks)
-        raise DataError(f"No column of a table tells about the model's tasks ({names}): fine-tune it on labels first.")
+        raise DataError(
+            f"No column of a table tells about the model's tasks ({names}): fine-tune it on labels first."
+        )
     kind = next(iter(known))
     if kind == "classify" and not (samples.labels[rows] >= 0).any():
-        raise DataError("No val row has a diagnosis that the model knows: fill the table's dx column.")
+        raise DataError(
+            "No val row has a diagnosis that the model knows: fill the table's dx column."
+        )
     if kind == "binary" and not {0, 1} <= set(samples.malignant[rows].tolist()):
-        raise DataError("The val rows do not hold both malignant and benign lesions: fill the malignant column.")
+        raise DataError(
+            "The val rows do not hold both malignant and benign lesions: fill the malignant column."
+        )
     if kind == "ordinal" and len(set(samples.severity[rows].tolist()) - {-1}) < 2:
-        raise DataError("The val rows hold fewer than two of the model's levels: fill the table's severity column.")
+        raise DataError(
+            "The val rows hold fewer than two of the model's levels: fill the table's severity column."
+        )
     if kind == "segment" and not any(samples.masks[row] is not None for row in rows):
         raise DataError("No val row has a mask: fill the table's mask column.")
 
 
 def val_scores(
-    tasks: Sequence[Task], outputs: Mapping[str, Any], samples: Samples, rows: Rows, masks: Truth | None
+    tasks: Sequence[Task],
+    outputs: Mapping[str, Any],
+    samples: Samples,
+    rows: Rows,
+    masks: Truth | None,
 ) -> ValScores:
     """Metrics of `outputs` [N, ...] by task, on rows that `check_val` has passed; what these do not tell is left out.
 
@@ -103,7 +124,9 @@ def val_scores(
     if "classify" in known:
         found |= _diagnosis(outputs[known["classify"].name], samples.labels[rows])
     if "binary" in known:
-        found |= _malignancy(outputs[known["binary"].name], samples.malignant[rows], first=not found)
+        found |= _malignancy(
+            outputs[known["binary"].name], samples.malignant[rows], first=not found
+        )
     if "ordinal" in known:
         found |= _severity(outputs[known["ordinal"].name], samples.severity[rows], first=not found)
     if "segment" in known and masks is not None:
@@ -132,7 +155,10 @@ def _severity(logits: Truth, levels: Truth, *, first: bool) -> ValScores:
     known = levels >= 0
     truth, predicted = levels[known], ordinal_levels(logits[known])
     kappa = float(metrics.quadratic_weighted_kappa(truth, predicted))
-    found = {"severity_kappa": kappa, "severity_mae": float(metrics.mean_absolute_error(truth, predicted))}
+    found = {
+        "severity_kappa": kappa,
+        "severity_mae": float(metrics.mean_absolute_error(truth, predicted)),
+    }
     return {"score": kappa, **found} if first else found
 
 

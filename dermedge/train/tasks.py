@@ -38,12 +38,16 @@ def derive_tasks(frame: Any, where: str, wanted: Sequence[str] | None = None) ->
         return tasks
     unknown = sorted(set(wanted) - set(TASKS))
     if unknown or not wanted:
-        raise UsageError(f"{', '.join(unknown) or 'No task'} cannot be learned: choose of {', '.join(TASKS)}.")
+        raise UsageError(
+            f"{', '.join(unknown) or 'No task'} cannot be learned: choose of {', '.join(TASKS)}."
+        )
     chosen = []
     for name in (name for name in TASKS if name in wanted):
         task = _DERIVED[name](frame)
         if not isinstance(task, Task):
-            raise DataError(f"The training rows of {where} {task}: fill that column, or leave the task {name!r} out.")
+            raise DataError(
+                f"The training rows of {where} {task}: fill that column, or leave the task {name!r} out."
+            )
         chosen.append(task)
     return tuple(chosen)
 
@@ -71,11 +75,15 @@ def _severity(frame: Any) -> Task | str:
     levels = sorted({int(level) for level in frame["severity"].dropna()})
     if len(levels) < 2:
         return f"have {len(levels)} levels of severity, two are needed (column severity)"
-    return Task("severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in levels))
+    return Task(
+        "severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in levels)
+    )
 
 
 def _segmentation(frame: Any) -> Task | str:
-    return Task("lesion", "segment") if (frame["mask"] != "").any() else "have no mask (column mask)"
+    return (
+        Task("lesion", "segment") if (frame["mask"] != "").any() else "have no mask (column mask)"
+    )
 
 
 _DERIVED: dict[str, Callable[[Any], Task | str]] = {

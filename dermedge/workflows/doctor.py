@@ -61,9 +61,14 @@ def doctor() -> DoctorReport:
     for extra, packages in EXTRAS.items():
         versions = {name: found for name in packages if (found := _version(name))}
         missing = tuple(name for name in packages if name not in versions)
-        states.append(ExtraState(extra, ENABLES[extra], "missing" if missing else "ok", versions, missing))
+        states.append(
+            ExtraState(extra, ENABLES[extra], "missing" if missing else "ok", versions, missing)
+        )
     return DoctorReport(
-        version("dermedge"), dict(describe_device()), tuple(sorted(list_entries(RUNTIMES, GROUP))), tuple(states)
+        version("dermedge"),
+        dict(describe_device()),
+        tuple(sorted(list_entries(RUNTIMES, GROUP))),
+        tuple(states),
     )
 
 

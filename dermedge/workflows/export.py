@@ -92,7 +92,9 @@ def export_all(
         Each target with its bundle, or with why there is none.
     """
     if teacher is not None and data is None:
-        raise UsageError("--teacher is for quantization-aware training, which needs --data: give both or neither.")
+        raise UsageError(
+            "--teacher is for quantization-aware training, which needs --data: give both or neither."
+        )
     _refuse_bundle(Path(student))
     model = load_model_folder(student)
     steps = _Steps(progress)
@@ -147,7 +149,9 @@ def _retrain(
         try:
             from dermedge.train.qat import QuantizationAwareTraining
         except ImportError as error:
-            raise MissingExtraError(error.name or "lightning-fabric", "train", "Quantization-aware training") from error
+            raise MissingExtraError(
+                error.name or "lightning-fabric", "train", "Quantization-aware training"
+            ) from error
         training = QuantizationAwareTraining(
             model, data, teacher=teacher, folder=out / exporter.CACHE / "qat", progress=progress
         )

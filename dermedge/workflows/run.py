@@ -77,7 +77,11 @@ DEMO = RunOptions(
     student_schedule=Schedule(epochs=24, batch_size=32, lr=2e-3, patience=10),
 )
 DEMO_IMAGES = 1200
-DEMO_SPLIT = (0.5, 0.15, 0.35)  # a test split of over 100 malignant lesions, so that the gate can judge them
+DEMO_SPLIT = (
+    0.5,
+    0.15,
+    0.35,
+)  # a test split of over 100 malignant lesions, so that the gate can judge them
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,9 @@ def run(
         finetune(
             data,
             teacher,
-            backbone=None if recipe.pretraining else _teacher_backbone(recipe.backbone, recipe.teacher_init),
+            backbone=None
+            if recipe.pretraining
+            else _teacher_backbone(recipe.backbone, recipe.teacher_init),
             backbone_args=recipe.backbone_args,
             init=str(pretrained) if recipe.pretraining else recipe.teacher_init,
             size=recipe.size,
@@ -193,7 +199,9 @@ def run(
             images=images,
         )
     if verified.status != "passed":
-        raise DermedgeError(f"{bundle.path} does not verify: run `dermedge verify {bundle.path}` to see why.")
+        raise DermedgeError(
+            f"{bundle.path} does not verify: run `dermedge verify {bundle.path}` to see why."
+        )
     return RunReport(
         out=str(out),
         bundle=str(bundle.path),
@@ -206,7 +214,9 @@ def run(
     )
 
 
-def demo(out: Path | str, *, images: int = DEMO_IMAGES, overwrite: bool = False, show: Show | None = None) -> RunReport:
+def demo(
+    out: Path | str, *, images: int = DEMO_IMAGES, overwrite: bool = False, show: Show | None = None
+) -> RunReport:
     """`run` on procedural lesions that are drawn into `OUT/lesions`: no data set and no network is needed.
 
     Raises:
@@ -244,7 +254,9 @@ def _teacher_backbone(backbone: str | None, init: str) -> str | None:
     return backbone or (None if Path(init).exists() else "mobilenetv2_100")
 
 
-def _pretrain(data: Path | str, out: Path, recipe: RunOptions, overwrite: bool, progress: Progress) -> None:
+def _pretrain(
+    data: Path | str, out: Path, recipe: RunOptions, overwrite: bool, progress: Progress
+) -> None:
     from dermedge.train.hybrid import pretrain
     from dermedge.train.lineage import choose_backbone
 
@@ -254,7 +266,12 @@ def _pretrain(data: Path | str, out: Path, recipe: RunOptions, overwrite: bool, 
     pretrain(
         (data, *recipe.pretrain_on),
         out,
-        recipe=replace(recipe.pretraining, backbone=backbone.name, backbone_args=dict(backbone.args), size=recipe.size),
+        recipe=replace(
+            recipe.pretraining,
+            backbone=backbone.name,
+            backbone_args=dict(backbone.args),
+            size=recipe.size,
+        ),
         init=recipe.teacher_init,
         name=f"{recipe.name}-pretrained" if recipe.name else None,
         seed=recipe.seed,
@@ -278,7 +295,9 @@ def _silent(title: str) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done, total, note: None)
 
 
-def _export_once(student: Path, data: Path | str, target: str, out: Path, progress: Progress) -> Bundle:
+def _export_once(
+    student: Path, data: Path | str, target: str, out: Path, progress: Progress
+) -> Bundle:
     """The student's bundle, made unless `out` holds it; `export.json` says what it was made from."""
     table = read_table(data)
     inputs = {
@@ -302,4 +321,6 @@ def _export_once(student: Path, data: Path | str, target: str, out: Path, progre
 def _refuse_errors(found: CheckReport) -> None:
     errors = [finding.message for finding in found.findings if finding.level == "error"]
     if errors:
-        raise DataError(f"The data have errors: {' '.join(errors)} Mend them; `dermedge data check` lists the rows.")
+        raise DataError(
+            f"The data have errors: {' '.join(errors)} Mend them; `dermedge data check` lists the rows."
+        )

@@ -75,7 +75,10 @@ def _own_engines(target: Target, known: list[Candidate]) -> list[str]:
 
 
 def _here(engine: str) -> bool:
-    return _installed(MODULES.get(engine, engine)) and SYSTEMS.get(engine, sys.platform) == sys.platform
+    return (
+        _installed(MODULES.get(engine, engine))
+        and SYSTEMS.get(engine, sys.platform) == sys.platform
+    )
 
 
 def _missing(candidate: Candidate) -> tuple[str, ...]:

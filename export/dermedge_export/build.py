@@ -243,7 +243,10 @@ def _golden_tables(bundle: Bundle, run: Run) -> _Tables:
     found = run(np.stack([case.tensor for case in cases]))
     student = Predictions(
         image_ids=names,
-        outputs={task.name: np.stack([case.reference[task.name] for case in cases]) for task in bundle.spec.tasks},
+        outputs={
+            task.name: np.stack([case.reference[task.name] for case in cases])
+            for task in bundle.spec.tasks
+        },
         labels=np.full(count, -1, np.int64),
         malignant=np.full(count, np.nan),
         groups=np.array(names),

@@ -53,11 +53,17 @@ class Calibration:
 
 def synthetic_calibration(spec: Preprocess, count: int = SYNTHETIC_COUNT) -> Calibration:
     """Drawn lesions, for an export without data; no accuracy may be expected of what is calibrated on them."""
-    images = [preprocess(draw_lesion(SYNTHETIC_SEED + i).image, spec, exact=True) for i in range(count)]
-    return Calibration(np.stack(images), tuple(sha256_hex(image.tobytes()) for image in images), "procedural")
+    images = [
+        preprocess(draw_lesion(SYNTHETIC_SEED + i).image, spec, exact=True) for i in range(count)
+    ]
+    return Calibration(
+        np.stack(images), tuple(sha256_hex(image.tobytes()) for image in images), "procedural"
+    )
 
 
-def check_calibration(calibration: Calibration, held_out: Mapping[str, Collection[str]], name: str) -> None:
+def check_calibration(
+    calibration: Calibration, held_out: Mapping[str, Collection[str]], name: str
+) -> None:
     """Refuse images that quantization must not look at, or that tell it too little.
 
     Args:

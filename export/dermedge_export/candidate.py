@@ -51,11 +51,17 @@ def select_candidates(
     wanted = precision or AUTO
     if precision is not None:
         pick_known("precision", precision, (*target.precisions, AUTO))
-    formats = {"onnxruntime": "onnx", "tensorrt": "tensorrt", "coreml": "coreml", "openvino": "openvino"}
+    formats = {
+        "onnxruntime": "onnx",
+        "tensorrt": "tensorrt",
+        "coreml": "coreml",
+        "openvino": "openvino",
+    }
     found = [
         candidate
         for candidate in list_candidates(target, flags)
-        if wanted in (AUTO, candidate.precision) and (engine is None or candidate.format == formats.get(engine, engine))
+        if wanted in (AUTO, candidate.precision)
+        and (engine is None or candidate.format == formats.get(engine, engine))
     ]
     if not found:
         raise UsageError(
@@ -71,7 +77,10 @@ def select_candidates(
 def _onnx(target: Target, flags: list[str]) -> list[Candidate]:
     isa = instruction_set(target, flags)
     # u8s8 is what VNNI multiplies; ARM multiplies s8s8. Without VNNI 8-bit products saturate, so weights get 7 bits.
-    ranges = {"activations": "s8" if isa == "arm" else "u8", "reduce_range": isa == "x86" and target.native}
+    ranges = {
+        "activations": "s8" if isa == "arm" else "u8",
+        "reduce_range": isa == "x86" and target.native,
+    }
     seven = {"reduce_range": ranges["reduce_range"]}
     found = [Candidate("fp32", "onnx")]
     if target.native:

@@ -95,7 +95,8 @@ class ExportContext:
         from dermedge_export.graph.trace import trace
 
         return self.cached(
-            ("graph", opset), lambda: trace(self.module, self.spec, opset, dynamic_batch=self.dynamic_batch)
+            ("graph", opset),
+            lambda: trace(self.module, self.spec, opset, dynamic_batch=self.dynamic_batch),
         )
 
     def cached(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -109,7 +110,9 @@ class ExportContext:
 class Exporter(Protocol):
     """A format. One function in a file of its own, named in `EXPORTERS` or by the entry points `dermedge.exporters`."""
 
-    def __call__(self, context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact: ...
+    def __call__(
+        self, context: ExportContext, target: Target, candidate: Candidate
+    ) -> BuiltArtifact: ...
 
 
 def inference_copy(module: Any) -> Any:

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.context import Exportable, ExportContext
-from dermedge_export.graph.inspect import InspectableGraph, Node, ProbeTensors, inspect_bundle, inspect_onnx
+from dermedge_export.graph.inspect import (
+    InspectableGraph,
+    Node,
+    ProbeTensors,
+    inspect_bundle,
+    inspect_onnx,
+)
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import find_target
 from dermedge_runtime.bundle import Bundle
@@ -117,7 +123,12 @@ def debug_parity(
     first = next((drift for drift in drifts if drift.snr_db < threshold), None)
     noisy = [drift for drift in drifts if drift.own_db < CEILING]
     worst = sorted(noisy, key=lambda drift: drift.own_db)[:nodes]
-    weights = _weights(student, candidate, [drift.node for drift in (*worst, *([first] if first else []))], looked[:1])
+    weights = _weights(
+        student,
+        candidate,
+        [drift.node for drift in (*worst, *([first] if first else []))],
+        looked[:1],
+    )
     by_tensor = {drift.tensor: drift.snr_db for drift in drifts}
     return DebugReport(
         bundle=bundle.id,
@@ -131,13 +142,19 @@ def debug_parity(
     )
 
 
-def _check(bundle: Bundle, against: Exportable, images: NDArray[np.uint8] | None, nodes: int) -> None:
+def _check(
+    bundle: Bundle, against: Exportable, images: NDArray[np.uint8] | None, nodes: int
+) -> None:
     for field in ("name", "tasks", "preprocess"):
         ours, theirs = getattr(bundle.spec, field), getattr(against.spec, field)
         if ours != theirs:
-            raise _stranger(bundle, f"its {field} is {_short(ours)}, the student's {_short(theirs)}")
+            raise _stranger(
+                bundle, f"its {field} is {_short(ours)}, the student's {_short(theirs)}"
+            )
     size = bundle.spec.preprocess.size
-    if images is not None and (images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images)):
+    if images is not None and (
+        images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images)
+    ):
         raise UsageError(
             f"images are {images.dtype} {list(images.shape)}, not uint8 [N, {size}, {size}, 3]: preprocess them first."
         )
@@ -166,7 +183,10 @@ def _graph(bundle: Bundle, against: Exportable) -> bytes:
 
 
 def _images(bundle: Bundle) -> NDArray[np.uint8]:
-    drawn = [preprocess(draw_lesion(SEED + i).image, bundle.spec.preprocess, exact=True) for i in range(LESIONS)]
+    drawn = [
+        preprocess(draw_lesion(SEED + i).image, bundle.spec.preprocess, exact=True)
+        for i in range(LESIONS)
+    ]
     return np.stack([*(case.tensor for case in bundle.golden()), *drawn])
 
 
@@ -182,8 +202,14 @@ def _matching(
     own = {name: node for node in student.nodes if node.inputs for name in node.outputs}
     known = {node.name for node in student.nodes}
     common = [name for name in own if name in makers]
-    pairs = [_Pair(name, candidate.rounded.get(name, name), _maker(name, makers, own[name], known)) for name in common]
-    values = student.probe_tensors(common)(image), candidate.probe_tensors([pair.seen for pair in pairs])(image)
+    pairs = [
+        _Pair(name, candidate.rounded.get(name, name), _maker(name, makers, own[name], known))
+        for name in common
+    ]
+    values = (
+        student.probe_tensors(common)(image),
+        candidate.probe_tensors([pair.seen for pair in pairs])(image),
+    )
     floats = [
         (pair, first.shape == second.shape)
         for pair, first, second in zip(pairs, *values, strict=True)
@@ -194,7 +220,9 @@ def _matching(
     layers = {node.name for node in student.nodes if node.op in WEIGHTED}
     shared = layers & {node.name for node in candidate.nodes}
     if missing or 2 * len(alike) < len(floats) or 2 * len(shared) < len(layers):
-        found = f"{len(shared)} of the {len(layers)} layers and {len(alike)} of the {len(own)} tensors"
+        found = (
+            f"{len(shared)} of the {len(layers)} layers and {len(alike)} of the {len(own)} tensors"
+        )
         raise _stranger(bundle, f"it has {found} in the student's graph")
     return alike
 
@@ -217,7 +245,10 @@ def _compare(
     """Signal-to-noise ratio in dB and largest difference of every pair of tensors; one image is held at a time."""
     sums: list[Any] = []
     for image in images:
-        rows = [_powers(*values) for values in zip(student(image[None]), candidate(image[None]), strict=True)]
+        rows = [
+            _powers(*values)
+            for values in zip(student(image[None]), candidate(image[None]), strict=True)
+        ]
         sums.append(rows)
     table = np.array(sums)
     ratios = [_decibels(signal, noise) for signal, noise in table[:, :, :2].sum(axis=0)]
@@ -243,14 +274,19 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _drifts(
-    pairs: Sequence[_Pair], candidate: InspectableGraph, ratios: Sequence[float], peaks: Sequence[float | None]
+    pairs: Sequence[_Pair],
+    candidate: InspectableGraph,
+    ratios: Sequence[float],
+    peaks: Sequence[float | None],
 ) -> list[NodeDrift]:
     by_seen = {pair.seen: ratio for pair, ratio in zip(pairs, ratios, strict=True)}
     makers = {name: node for node in candidate.nodes for name in node.outputs}
     eight_bit = set(candidate.rounded.values())
     found = []
     for pair, ratio, peak in zip(pairs, ratios, peaks, strict=True):
-        inherited = min((by_seen[name] for name in _sources(pair.maker, makers, by_seen)), default=CEILING)
+        inherited = min(
+            (by_seen[name] for name in _sources(pair.maker, makers, by_seen)), default=CEILING
+        )
         added = 10 ** (-ratio / 10) - 10 ** (-inherited / 10)
         found.append(
             NodeDrift(
@@ -283,7 +319,10 @@ def _sources(node: Node, makers: Mapping[str, Node], compared: Collection[str]) 
 
 
 def _weights(
-    student: InspectableGraph, candidate: InspectableGraph, nodes: Sequence[str], image: NDArray[np.uint8]
+    student: InspectableGraph,
+    candidate: InspectableGraph,
+    nodes: Sequence[str],
+    image: NDArray[np.uint8],
 ) -> dict[str, float]:
     """Signal-to-noise ratio in dB of the weights of those of the named nodes that have some in both graphs."""
     ours = {node.name: node for node in student.nodes}
@@ -291,11 +330,18 @@ def _weights(
     stored = {}
     for name in dict.fromkeys(nodes):
         ranks = [len(student.constants.get(of, ())) for of in ours[name].inputs]
-        place = next((i for i, rank in enumerate(ranks) if rank > 1 and ours[name].op in WEIGHTED), None)
+        place = next(
+            (i for i, rank in enumerate(ranks) if rank > 1 and ours[name].op in WEIGHTED), None
+        )
         if place is not None and name in theirs:
             stored[name] = ours[name].inputs[place], theirs[name].inputs[place]
     if not stored:
         return {}
     first, second = zip(*stored.values(), strict=True)
-    values = zip(stored, student.probe_tensors(first)(image), candidate.probe_tensors(second)(image), strict=True)
+    values = zip(
+        stored,
+        student.probe_tensors(first)(image),
+        candidate.probe_tensors(second)(image),
+        strict=True,
+    )
     return {name: _decibels(*_powers(a, b)[:2]) for name, a, b in values if a.shape == b.shape}

@@ -12,7 +12,14 @@ from typing import Any
 
 from dermedge_export.calibration import check_calibration
 from dermedge_export.candidate import AUTO, Candidate, select_candidates
-from dermedge_export.context import BuiltArtifact, Exportable, ExportContext, Exporter, Retrain, module_runner
+from dermedge_export.context import (
+    BuiltArtifact,
+    Exportable,
+    ExportContext,
+    Exporter,
+    Retrain,
+    module_runner,
+)
 from dermedge_export.model_card import licences, model_card
 from dermedge_export.parity.evaluator import EvaluationData, ParityEvaluator
 from dermedge_export.parity.gate import failure_messages
@@ -103,7 +110,11 @@ def export(
         BundleError: the written bundle did not verify.
     """
     shop = ExportSession.open(
-        source, data=data, training_images=training_images, dynamic_batch=dynamic_batch, retrain=retrain
+        source,
+        data=data,
+        training_images=training_images,
+        dynamic_batch=dynamic_batch,
+        retrain=retrain,
     )
     return shop.export(
         target,
@@ -158,7 +169,9 @@ class ExportSession:
         """One bundle; arguments and errors as of the function `export`."""
         target = target if isinstance(target, Target) else find_target(target)
         tell = progress or (lambda done, total, note: None)
-        candidates = select_candidates(target, precision, engine, describe_device()["flags"].split())
+        candidates = select_candidates(
+            target, precision, engine, describe_device()["flags"].split()
+        )
         path = Path(out) / f"{self.context.spec.name}-{target.name}.dermedge"
         check_free(path, overwrite=overwrite, marker=MANIFEST)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +194,11 @@ class ExportSession:
                     progress=progress,
                 ).after(rejected)
                 with drafts.start(choice.built) as runtime:
-                    tell(0, 1, f"judging {choice.built.artifact.precision} on {self.evaluator.basis('test')}")
+                    tell(
+                        0,
+                        1,
+                        f"judging {choice.built.artifact.precision} on {self.evaluator.basis('test')}",
+                    )
                     verdict = _evaluate_on_test(self.evaluator, choice, runtime, target)
                     if verdict.reasons and not allow_parity_failure:
                         rejected = choice.rejected(verdict.reasons)
@@ -190,7 +207,9 @@ class ExportSession:
                     entries = _parity_entries(verdict, target, path)
                     files = self._files(choice, verdict, target, entries, runtime)
                     tell(0, 1, "verifying the bundle")
-                    final = drafts.write(Path(folder) / "final", choice.built, verdict.fitted, entries, files)
+                    final = drafts.write(
+                        Path(folder) / "final", choice.built, verdict.fitted, entries, files
+                    )
                     _must_verify(final, runtime)
                 return final.save(path, overwrite=overwrite)
         raise GateError(
@@ -211,7 +230,12 @@ class ExportSession:
         return sorted(images)
 
     def _files(
-        self, choice: Selection, verdict: "_TestResult", target: Target, entries: Json, runtime: Runtime
+        self,
+        choice: Selection,
+        verdict: "_TestResult",
+        target: Target,
+        entries: Json,
+        runtime: Runtime,
     ) -> dict[str, bytes]:
         """What travels beside the model. `reports/` holds the parity, how the artifact was chosen, what the model has
         learned from, and for a target that is judged elsewhere the student's own answers, so that it can be judged
@@ -224,9 +248,13 @@ class ExportSession:
         files = {
             **golden_files(cases),
             "reports/parity.json": pretty_json(to_json(verdict.report)),
-            "reports/candidates.json": pretty_json(choice.to_json() | {"basis": evaluator.basis("val")}),
+            "reports/candidates.json": pretty_json(
+                choice.to_json() | {"basis": evaluator.basis("val")}
+            ),
             "reports/training_images.txt": learned.encode(),
-            "modelcard.md": model_card(spec, artifact, verdict.fitted, verdict.report, entries["device"]).encode(),
+            "modelcard.md": model_card(
+                spec, artifact, verdict.fitted, verdict.report, entries["device"]
+            ).encode(),
             **licences(spec),
         }
         if evaluator.data is not None and not target.native:
@@ -235,7 +263,9 @@ class ExportSession:
                 evaluator.fit_postprocessing(evaluator.reference_predictions("val")),
             )
             digests = evaluator.data.digests("test")
-            files["reports/reference.json"] = reference_file(student, digests, fitted, evaluator.basis("test"))
+            files["reports/reference.json"] = reference_file(
+                student, digests, fitted, evaluator.basis("test")
+            )
         return files
 
 
@@ -256,11 +286,15 @@ class _TestResult:
     reasons: list[str]
 
 
-def _evaluate_on_test(evaluator: ParityEvaluator, choice: Selection, runtime: Runtime, target: Target) -> _TestResult:
+def _evaluate_on_test(
+    evaluator: ParityEvaluator, choice: Selection, runtime: Runtime, target: Target
+) -> _TestResult:
     fitted = evaluator.fit_postprocessing(choice.val)
     # Without evidence there is nothing beyond what it has answered already.
     answers = choice.val if evaluator.data is None else evaluator.run("test", runtime.run)
-    report = evaluator.compare("test", answers, fitted, choice.built.artifact.precision, runtime, target)
+    report = evaluator.compare(
+        "test", answers, fitted, choice.built.artifact.precision, runtime, target
+    )
     return _TestResult(report, fitted, failure_messages(report))
 
 
@@ -296,7 +330,9 @@ class _StagedBundles:
     ) -> Bundle:
         """A bundle at `path` inside the folder."""
         if built.artifact.precision not in TOLERANCE:
-            raise UsageError(f"No tolerance is known for precision {built.artifact.precision!r}: add it to TOLERANCE.")
+            raise UsageError(
+                f"No tolerance is known for precision {built.artifact.precision!r}: add it to TOLERANCE."
+            )
         tolerance = TOLERANCE[built.artifact.precision]
         return write_bundle(
             path,
@@ -304,7 +340,8 @@ class _StagedBundles:
             artifact=built.artifact,
             postprocessing=fitted,
             tolerance={task.name: tolerance for task in self.spec.tasks},
-            parity=parity_entries or {"host": {"status": "not_run"}, "device": {"status": "not_run"}},
+            parity=parity_entries
+            or {"host": {"status": "not_run"}, "device": {"status": "not_run"}},
             files={**built.files, **files},
         )
 
@@ -316,7 +353,9 @@ def _exporter(name: str) -> Exporter:
 
 def _calibration(data: EvaluationData) -> Any:
     calibration = data.calibration()
-    check_calibration(calibration, {split: data.digests(split) for split in ("val", "test")}, data.name)
+    check_calibration(
+        calibration, {split: data.digests(split) for split in ("val", "test")}, data.name
+    )
     return calibration
 
 
@@ -324,7 +363,9 @@ def _must_verify(bundle: Bundle, runtime: Runtime) -> None:
     answer = verify(bundle, runtime=runtime)
     if answer.status != "passed":
         failed = next(check for check in answer.checks if check.status != "passed")
-        raise BundleError(f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written.")
+        raise BundleError(
+            f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written."
+        )
 
 
 def _delete_leftovers(path: Path) -> None:
@@ -360,4 +401,7 @@ def _parity_entries(verdict: _TestResult, target: Target, path: Path) -> Json:
         entry["allowed_failures"] = verdict.reasons
     if target.native:
         return {"host": entry, "device": entry}
-    return {"host": entry, "device": {"status": "not_run", "todo": target.todo.format(bundle=path.name)}}
+    return {
+        "host": entry,
+        "device": {"status": "not_run", "todo": target.todo.format(bundle=path.name)},
+    }

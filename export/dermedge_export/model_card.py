@@ -46,7 +46,10 @@ def model_card(
         "",
         "## Answers",
         "",
-        *(_task_line(spec, name, postprocessing.get(name, Postprocessing())) for name in (t.name for t in spec.tasks)),
+        *(
+            _task_line(spec, name, postprocessing.get(name, Postprocessing()))
+            for name in (t.name for t in spec.tasks)
+        ),
         "",
         "## How it was rounded",
         "",
@@ -82,7 +85,9 @@ def calibrated_on(artifact: Artifact) -> str:
     found = artifact.calibration
     if found is None:
         return "none, its precision needs none"
-    images = f"{found.get('count', 'unknown number of')} images of split {found.get('split', 'unknown')}"
+    images = (
+        f"{found.get('count', 'unknown number of')} images of split {found.get('split', 'unknown')}"
+    )
     return f"{images}, digest {str(found.get('digest', 'unknown'))[:12]}"
 
 
@@ -93,7 +98,9 @@ def kept_fp32(artifact: Artifact) -> tuple[str, ...]:
 
 def other_details(artifact: Artifact) -> str:
     """What else only this format has: `opset 18, batch 1`."""
-    return ", ".join(f"{name} {value}" for name, value in artifact.details.items() if name != "kept_fp32")
+    return ", ".join(
+        f"{name} {value}" for name, value in artifact.details.items() if name != "kept_fp32"
+    )
 
 
 def eight_bit(artifact: Artifact) -> bool:
@@ -108,7 +115,10 @@ def licences(spec: Spec) -> dict[str, bytes]:
         "What this model was made of, as its maker recorded it in `lineage.json`. A model trained on data "
         "under a non-commercial licence must not be shipped commercially without legal advice.\n"
     )
-    return {"LICENSES/README.md": text.encode(), "LICENSES/lineage.json": pretty_json(to_json(spec.lineage))}
+    return {
+        "LICENSES/README.md": text.encode(),
+        "LICENSES/lineage.json": pretty_json(to_json(spec.lineage)),
+    }
 
 
 def _task_line(spec: Spec, name: str, fitted: Postprocessing) -> str:

@@ -78,7 +78,13 @@ JETSON_THOR = replace(
     ORIN,
     name="jetson-thor",
     requires=("tensorrt>=10.13,<12", "JetPack>=7.0"),
-    facts={"sm": (110,), "int8": True, "fp8": True, "jetpack": "7.0 to 7.2", "tensorrt": "10.13, or 11.4"},
+    facts={
+        "sm": (110,),
+        "int8": True,
+        "fp8": True,
+        "jetpack": "7.0 to 7.2",
+        "tensorrt": "10.13, or 11.4",
+    },
 )
 
 IOS = Target(
@@ -101,7 +107,13 @@ IOS_16 = replace(
     requires=("iOS>=16",),
     facts={"deployment": "iOS16", "w8a8": False},
 )
-IOS_18 = replace(IOS, name="ios-18", family="ios", requires=("iOS>=18",), facts={"deployment": "iOS18", "w8a8": True})
+IOS_18 = replace(
+    IOS,
+    name="ios-18",
+    family="ios",
+    requires=("iOS>=18",),
+    facts={"deployment": "iOS18", "w8a8": True},
+)
 
 ANDROID = Target(
     name="android",
@@ -115,13 +127,22 @@ ANDROID = Target(
     facts={"abi": "arm64-v8a", "provider": "XNNPACK", "isa": "arm"},
 )
 ANDROID_NNAPI = replace(
-    ANDROID, name="android-nnapi", family="android", facts={"abi": "arm64-v8a", "provider": "NNAPI", "isa": "arm"}
+    ANDROID,
+    name="android-nnapi",
+    family="android",
+    facts={"abi": "arm64-v8a", "provider": "NNAPI", "isa": "arm"},
 )
 ANDROID_QNN = replace(
-    ANDROID, name="android-qnn", family="android", facts={"abi": "arm64-v8a", "provider": "QNN", "isa": "arm"}
+    ANDROID,
+    name="android-qnn",
+    family="android",
+    facts={"abi": "arm64-v8a", "provider": "QNN", "isa": "arm"},
 )
 ANDROID_X86 = replace(
-    ANDROID, name="android-x86_64", family="android", facts={"abi": "x86_64", "provider": "CPU", "isa": "x86"}
+    ANDROID,
+    name="android-x86_64",
+    family="android",
+    facts={"abi": "x86_64", "provider": "CPU", "isa": "x86"},
 )
 
 WEB = Target(
@@ -136,7 +157,11 @@ WEB = Target(
     facts={"provider": "wasm", "isa": "x86"},
 )
 WEB_WEBGPU = replace(
-    WEB, name="web-webgpu", family="web", precisions=("fp32",), facts={"provider": "webgpu", "isa": "x86"}
+    WEB,
+    name="web-webgpu",
+    family="web",
+    precisions=("fp32",),
+    facts={"provider": "webgpu", "isa": "x86"},
 )
 
 TARGETS: dict[str, str] = {

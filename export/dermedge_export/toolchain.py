@@ -10,7 +10,15 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Toolchains print their progress and warn about themselves; neither is news to the user."""
-    noisy = ("torch.onnx", "onnxscript", "onnx_ir", "nncf", "coremltools", "torch.utils.cpp_extension", "root")
+    noisy = (
+        "torch.onnx",
+        "onnxscript",
+        "onnx_ir",
+        "nncf",
+        "coremltools",
+        "torch.utils.cpp_extension",
+        "root",
+    )
     levels = {name: logging.getLogger(name).level for name in noisy}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)

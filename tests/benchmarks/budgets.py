@@ -166,7 +166,10 @@ def decoding(model: Model, rounds: int) -> list[Row]:
 def fresh(code: str, *arguments: str) -> tuple[float, int]:
     """Milliseconds from the start of a process to its first prediction, and the bytes it holds after twenty more."""
     # As installed: with bytecode. Where Python is told to write none, only packages from wheels have theirs.
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "dermedge-pycache")}
+    environment = {
+        **os.environ,
+        "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "dermedge-pycache"),
+    }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = perf_counter()
     command = [sys.executable, "-c", code + THEN, *arguments]
@@ -239,7 +242,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", type=Path, dest="out")
-    parser.add_argument("--calls", type=int, default=100_000, help="predictions for the growth of memory")
+    parser.add_argument(
+        "--calls", type=int, default=100_000, help="predictions for the growth of memory"
+    )
     parser.add_argument("--rounds", type=int, default=300, help="pairs of timed calls")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
@@ -249,12 +254,18 @@ def main() -> None:
         rows += decoding(model, max(5, options.rounds // 15))
         rows += growth(model, options.calls)
     where, spec = describe_device(), bundle.spec
-    print(f"{spec.name} {spec.version}, {spec.preprocess.size} px; {where['cpu']}, {where['cores']} cores\n")
+    print(
+        f"{spec.name} {spec.version}, {spec.preprocess.size} px; {where['cpu']}, {where['cores']} cores\n"
+    )
     print("| what | budget | measured | |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row.what} | {row.budget} | {row.measured} | {'met' if row.met else 'missed'} |")
     if options.out:
-        document = {"bundle": bundle.id, "device": dict(where), "rows": [asdict(row) for row in rows]}
+        document = {
+            "bundle": bundle.id,
+            "device": dict(where),
+            "rows": [asdict(row) for row in rows],
+        }
         options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -36,14 +36,25 @@ from dermedge_runtime.spec import to_json
 SIZE = 128  # of the square input; the images are 150 pixels high
 # The teacher without its last two stages: 0.54 of its 2.2 million parameters, and features that are already good.
 STUDENT, STAGES = "mobilenetv2_100", 4
-METRICS = ("balanced_accuracy", "macro_auroc", "malignant_auroc", "sensitivity", "specificity", "ece")
+METRICS = (
+    "balanced_accuracy",
+    "macro_auroc",
+    "malignant_auroc",
+    "sensitivity",
+    "specificity",
+    "ece",
+)
 
 
 def main() -> None:
     """Train, export, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--init", required=True, help="safetensors weights of the teacher's backbone")
+    parser.add_argument(
+        "--init", required=True, help="safetensors weights of the teacher's backbone"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True)
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -57,13 +68,18 @@ def main() -> None:
     gain = distillation_gain(out, arguments.data)
     atomic_write(out / "distillation.json", pretty_json(to_json({"models": rows, "gain": gain})))
     print(markdown(rows))
-    print("\nDistilled minus alone, paired over lesions: " + ", ".join(f"{k} {signed(v)}" for k, v in gain.items()))
+    print(
+        "\nDistilled minus alone, paired over lesions: "
+        + ", ".join(f"{k} {signed(v)}" for k, v in gain.items())
+    )
 
 
 def train(data: Path, init: str, out: Path) -> None:
     """The teacher and the two students, one after the other."""
     teacher = out / "teacher"
-    finetune(data, teacher, init=init, size=SIZE, schedule=Schedule(epochs=12), progress=say("teacher"))
+    finetune(
+        data, teacher, init=init, size=SIZE, schedule=Schedule(epochs=12), progress=say("teacher")
+    )
     distill(
         teacher,
         data,
@@ -120,7 +136,9 @@ def distillation_gain(out: Path, data: Path) -> dict[str, Interval]:
         with load(next((out / folder).glob("*.dermedge"))) as model:
             spec = model.bundle.spec
             predictions = table_predictions(table, spec, model.run)
-            sides.append((predictions, decode_table(predictions, spec, model.bundle.postprocessing)))
+            sides.append(
+                (predictions, decode_table(predictions, spec, model.bundle.postprocessing))
+            )
     labels, malignant = sides[0][0].labels, sides[0][0].malignant == 1
     classes = len(spec.diagnosis.labels)
     metrics = {
@@ -131,7 +149,9 @@ def distillation_gain(out: Path, data: Path) -> dict[str, Interval]:
     (_, distilled), (_, alone) = sides
     statistics = {name: lambda w, f=f: f(distilled, w) - f(alone, w) for name, f in metrics.items()}
     drawn = bootstrap(sides[0][0].groups, statistics)
-    return {name: interval_of(statistic(None), drawn[name]) for name, statistic in statistics.items()}
+    return {
+        name: interval_of(statistic(None), drawn[name]) for name, statistic in statistics.items()
+    }
 
 
 def signed(value: Interval) -> str:
@@ -171,7 +191,9 @@ def say(stage: str) -> Callable[[int, int, str], None]:
 
     def progress(done: int, total: int, note: str = "") -> None:
         if done % 20 == 0 or done == total:
-            print(f"{stage} {done}/{total} {note} {time.perf_counter() - started:.0f} s", flush=True)
+            print(
+                f"{stage} {done}/{total} {note} {time.perf_counter() - started:.0f} s", flush=True
+            )
 
     return progress
 

@@ -48,20 +48,39 @@ PHOTOGRAPHS = {"small": (600, 450), "large": PHOTO}
 CALLS = {"engine": 5, "small": 3, "large": 1}  # timed in one turn, after one that is not
 SETTLE_SECONDS = 0.02  # until the idle threads of the contender before have stopped spinning
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "pillow")
-ELSEWHERE = {"olive": ("olive-ai", "onnxruntime"), "executorch": ("executorch", "torch", "torchao", "timm")}
+ELSEWHERE = {
+    "olive": ("olive-ai", "onnxruntime"),
+    "executorch": ("executorch", "torch", "torchao", "timm"),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("students", type=Path, nargs="+", help="folders that training wrote")
-    parser.add_argument("--data", type=Path, required=True, help="the table that they were trained on")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the table that they were trained on"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--olive-python", type=Path, help="interpreter of an environment with olive-ai")
-    parser.add_argument("--executorch-python", type=Path, help="interpreter of an environment with executorch")
-    parser.add_argument("--bundle", type=Path, action="append", default=[], help="measure this instead of exporting")
-    parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads; one and all cores by default")
-    parser.add_argument("--rounds", type=int, default=40, help="turns that every contender is timed in")
-    parser.add_argument("--limit", type=int, help="only so many images of each split, to try the script out")
+    parser.add_argument(
+        "--olive-python", type=Path, help="interpreter of an environment with olive-ai"
+    )
+    parser.add_argument(
+        "--executorch-python", type=Path, help="interpreter of an environment with executorch"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="measure this instead of exporting"
+    )
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="numbers of threads; one and all cores by default"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=40, help="turns that every contender is timed in"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="only so many images of each split, to try the script out"
+    )
     options = parser.parse_args()
     pythons = {"olive": options.olive_python, "executorch": options.executorch_python}
     pythons = {name: path.absolute() for name, path in pythons.items() if path is not None}
@@ -70,14 +89,21 @@ def main() -> None:
     document: dict[str, Any] = {
         "machine": dict(describe_device()),
         "versions": versions(pythons),
-        "settings": {"rounds": options.rounds, "calls": CALLS, "photographs": PHOTOGRAPHS, "limit": options.limit},
+        "settings": {
+            "rounds": options.rounds,
+            "calls": CALLS,
+            "photographs": PHOTOGRAPHS,
+            "limit": options.limit,
+        },
         "threads": threads,
         "students": {},
     }
     for student in options.students:
         spec = load_model_folder(student).spec
         folder = options.out / spec.name
-        context = Work(student, folder, options.data, pythons, bundles.get(spec.name), options.limit)
+        context = Work(
+            student, folder, options.data, pythons, bundles.get(spec.name), options.limit
+        )
         prepare(context)
         document["students"][spec.name] = measure(context, threads, options.rounds)
         atomic_write(options.out / "results.json", pretty_json(document))
@@ -94,15 +120,24 @@ def prepare(context: Work) -> None:
     folder, digest = context.folder / "inputs", sha256_file(context.student / WEIGHTS)
     if (folder / CONTRACT).exists():
         if Inputs(folder).contract.weights != digest:
-            raise DataError(f"{context.folder} was measured with other weights: delete it, or give another --out.")
+            raise DataError(
+                f"{context.folder} was measured with other weights: delete it, or give another --out."
+            )
         return
     say(f"{context.folder.name}: preparing images")
     student = load_model_folder(context.student)
     spec, backbone = student.spec, student.backbone
     if spec.preprocess.fit != "crop":
-        raise DataError(f"{context.student} has fit {spec.preprocess.fit!r}; peers cut the centre square: crop.")
-    images = {split: np.stack(list(preprocessed(rows, spec.preprocess))) for split, rows in tables(context).items()}
-    images["calibration"] = TableEvaluationData(context.data, spec).calibration().images[: context.limit]
+        raise DataError(
+            f"{context.student} has fit {spec.preprocess.fit!r}; peers cut the centre square: crop."
+        )
+    images = {
+        split: np.stack(list(preprocessed(rows, spec.preprocess)))
+        for split, rows in tables(context).items()
+    }
+    images["calibration"] = (
+        TableEvaluationData(context.data, spec).calibration().images[: context.limit]
+    )
     png = io.BytesIO()
     Image.fromarray(draw_lesion(0).image).save(png, "PNG")
     photographs = {name: photograph(png.getvalue(), size) for name, size in PHOTOGRAPHS.items()}
@@ -140,7 +175,11 @@ def built(name: str, context: Work) -> dict[str, Any]:
     record.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     answer = isolated(partial(build, name, context), record.with_name("build.log"))
-    answer = {"status": "built", **answer} if "error" not in answer else {"status": "failed", "why": answer["error"]}
+    answer = (
+        {"status": "built", **answer}
+        if "error" not in answer
+        else {"status": "failed", "why": answer["error"]}
+    )
     answer["seconds"] = round(time.perf_counter() - start, 1)
     atomic_write(record, pretty_json(answer))
     return answer
@@ -154,7 +193,9 @@ def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[st
         if set(document) == set(names):
             return dict(document)
     say(f"{context.folder.name}: timing {len(names)} contenders, threads: {threads}")
-    answer = isolated(partial(time_in_turns, names, context, threads, rounds), record.with_suffix(".log"))
+    answer = isolated(
+        partial(time_in_turns, names, context, threads, rounds), record.with_suffix(".log")
+    )
     if "error" in answer:
         raise SystemExit(f"timing failed: {answer['error']}; see {record.with_suffix('.log')}")
     atomic_write(record, pretty_json(answer))
@@ -221,8 +262,12 @@ def versions(pythons: dict[str, Path]) -> dict[str, dict[str, str]]:
     """Of the packages here and in the other environments."""
     found = {"here": {name: metadata.version(name) for name in PACKAGES}}
     for name, python in pythons.items():
-        code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
-        done = subprocess.run([python, "-c", code, *ELSEWHERE[name]], text=True, capture_output=True, check=True)
+        code = (
+            "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+        )
+        done = subprocess.run(
+            [python, "-c", code, *ELSEWHERE[name]], text=True, capture_output=True, check=True
+        )
         found[name] = dict(zip(ELSEWHERE[name], done.stdout.split(), strict=True))
     return found
 

@@ -77,7 +77,13 @@ def build_dermedge(context: Work, artifact: Path) -> None:
     path = context.bundle
     if path is None:
         path = export(
-            context.student, "cpu", artifact.parent, data=context.data, precision="auto", budget=10, overwrite=True
+            context.student,
+            "cpu",
+            artifact.parent,
+            data=context.data,
+            precision="auto",
+            budget=10,
+            overwrite=True,
         ).path
     bundle = Bundle.open(path)
     artifact.with_name(BUNDLE).write_text(str(Path(path).resolve()))
@@ -95,7 +101,13 @@ def open_dermedge(context: Work, artifact: Path, threads: int) -> Opened:
         outputs = model.runtime.run(images)
         return [outputs[name] for name in names]
 
-    return Opened(context.inputs, infer, prepare=lambda images: images, predict=model.predict, close=model.close)
+    return Opened(
+        context.inputs,
+        infer,
+        prepare=lambda images: images,
+        predict=model.predict,
+        close=model.close,
+    )
 
 
 def _model_files(bundle: Bundle) -> list[str]:
@@ -141,7 +153,9 @@ def build_onnx(context: Work, artifact: Path) -> None:
     import torch
     from peers_network import plain
 
-    torch.onnx.export(plain(context.student), (torch.from_numpy(_calibration(context)[0]),), artifact / GRAPH)
+    torch.onnx.export(
+        plain(context.student), (torch.from_numpy(_calibration(context)[0]),), artifact / GRAPH
+    )
 
 
 def open_onnx(context: Work, artifact: Path, threads: int) -> Opened:
@@ -205,7 +219,9 @@ def build_olive(context: Work, artifact: Path) -> None:
                 },
             }
         ],
-        "passes": {"quantization": {"type": "OnnxStaticQuantization", "data_config": "calibration"}},
+        "passes": {
+            "quantization": {"type": "OnnxStaticQuantization", "data_config": "calibration"}
+        },
         "output_dir": str(artifact.parent / "output"),
         "cache_dir": str(artifact.parent / "cache"),
     }
@@ -222,7 +238,9 @@ def build_nncf_onnx(context: Work, artifact: Path) -> None:
     graph = _plain_graph(context)
     name = _input_name(graph)
     onnx.save(
-        nncf.quantize(onnx.load(graph), nncf.Dataset([{name: image} for image in _calibration(context)])),
+        nncf.quantize(
+            onnx.load(graph), nncf.Dataset([{name: image} for image in _calibration(context)])
+        ),
         artifact / GRAPH,
     )
 
@@ -232,13 +250,17 @@ def build_nncf_openvino(context: Work, artifact: Path) -> None:
     import openvino
 
     model = openvino.Core().read_model(_plain_graph(context))
-    openvino.save_model(nncf.quantize(model, nncf.Dataset(_calibration(context))), artifact / "model.xml")
+    openvino.save_model(
+        nncf.quantize(model, nncf.Dataset(_calibration(context))), artifact / "model.xml"
+    )
 
 
 def open_openvino(context: Work, artifact: Path, threads: int) -> Opened:
     import openvino
 
-    compiled = openvino.Core().compile_model(artifact / "model.xml", "CPU", {"INFERENCE_NUM_THREADS": threads})
+    compiled = openvino.Core().compile_model(
+        artifact / "model.xml", "CPU", {"INFERENCE_NUM_THREADS": threads}
+    )
     count = len(compiled.outputs)
 
     def infer(pixels: Any) -> list[Any]:
@@ -249,7 +271,9 @@ def open_openvino(context: Work, artifact: Path, threads: int) -> Opened:
 
 
 def build_executorch(context: Work, artifact: Path) -> None:
-    student, inputs, out = (path.resolve() for path in (context.student, context.inputs.folder, artifact / PROGRAM))
+    student, inputs, out = (
+        path.resolve() for path in (context.student, context.inputs.folder, artifact / PROGRAM)
+    )
     run(context.pythons["executorch"], SERVER, "build", student, inputs, out)
 
 
@@ -267,7 +291,9 @@ CONTENDERS = {
     "olive": Contender("Olive, int8", build_olive, open_onnx, "olive"),
     "nncf-onnx": Contender("NNCF on ONNX, ONNX Runtime", build_nncf_onnx, open_onnx),
     "nncf-openvino": Contender("NNCF on OpenVINO", build_nncf_openvino, open_openvino),
-    "executorch": Contender("ExecuTorch, XNNPACK int8", build_executorch, open_executorch, "executorch"),
+    "executorch": Contender(
+        "ExecuTorch, XNNPACK int8", build_executorch, open_executorch, "executorch"
+    ),
 }
 
 
@@ -281,18 +307,26 @@ def build(name: str, context: Work) -> dict[str, Any]:
         np.savez(artifact.parent / f"{split}.npz", **opened.outputs(split))
     opened.close()
     files = [path for path in artifact.rglob("*") if path.is_file()]
-    return {"bytes": sum(path.stat().st_size for path in files)} | (_describe(artifact) if name == OURS else {})
+    return {"bytes": sum(path.stat().st_size for path in files)} | (
+        _describe(artifact) if name == OURS else {}
+    )
 
 
 def _describe(artifact: Path) -> dict[str, Any]:
     made = Bundle.open(artifact.with_name(BUNDLE).read_text()).artifact
-    return {"precision": made.precision, "format": made.format, "calibration": dict(made.calibration or {})}
+    return {
+        "precision": made.precision,
+        "format": made.format,
+        "calibration": dict(made.calibration or {}),
+    }
 
 
 def _plain_graph(context: Work) -> Path:
     path = context.artifact(PLAIN) / GRAPH
     if not path.is_file():
-        raise DataError(f"{path} is missing: torch.onnx.export failed, and there is no graph to quantize.")
+        raise DataError(
+            f"{path} is missing: torch.onnx.export failed, and there is no graph to quantize."
+        )
     return path
 
 
@@ -305,4 +339,6 @@ def _input_name(graph: Path) -> str:
 
 def _calibration(context: Work) -> list[Any]:
     """Calibration images, float32 [1, 3, S, S] each."""
-    return [context.inputs.normalised(image[None]) for image in context.inputs.images("calibration")]
+    return [
+        context.inputs.normalised(image[None]) for image in context.inputs.images("calibration")
+    ]

@@ -62,7 +62,9 @@ class Worker:
 
 def run(python: Path, *arguments: str | Path) -> None:
     """A command in another environment. Raises DermedgeError with its last words."""
-    done = subprocess.run([python, *arguments], env=_environment(), text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        [python, *arguments], env=_environment(), text=True, capture_output=True, check=False
+    )
     print(done.stdout, done.stderr, sep="\n", flush=True)
     if done.returncode:
         raise DermedgeError(_last_line(done.stderr or done.stdout))

@@ -16,7 +16,11 @@ from PIL import Image
 
 CONTRACT = "contract.json"
 SPLITS = ("val", "test")
-QUESTIONS = ("engine", "small", "large")  # the engine alone; a 600 x 450 JPEG and a 12 MP one, from bytes to outputs
+QUESTIONS = (
+    "engine",
+    "small",
+    "large",
+)  # the engine alone; a 600 x 450 JPEG and a 12 MP one, from bytes to outputs
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Inputs:
         self.contract = Contract(**json.loads((folder / CONTRACT).read_text()))
 
     @classmethod
-    def write(cls, folder: Path, contract: Contract, images: dict[str, Any], photographs: dict[str, bytes]) -> "Inputs":
+    def write(
+        cls, folder: Path, contract: Contract, images: dict[str, Any], photographs: dict[str, bytes]
+    ) -> "Inputs":
         """The contract is written last: a folder without it is not complete."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, pixels in images.items():
@@ -57,7 +63,9 @@ class Inputs:
 
     def normalised(self, images: Any) -> Any:
         """Float32 [N, 3, S, S] of uint8 [N, S, S, 3]: what the network of a peer's user takes."""
-        mean, std = (np.asarray(values, np.float32) for values in (self.contract.mean, self.contract.std))
+        mean, std = (
+            np.asarray(values, np.float32) for values in (self.contract.mean, self.contract.std)
+        )
         pixels = (np.asarray(images, np.float32) / 255 - mean) / std
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
@@ -103,11 +111,17 @@ class Opened:
         """Float32 [N, ...] by task."""
         images = self.inputs.images(split)
         rows = [
-            [np.array(output, np.float32) for output in self.infer(self.prepare(np.array(images[index : index + 1])))]
+            [
+                np.array(output, np.float32)
+                for output in self.infer(self.prepare(np.array(images[index : index + 1])))
+            ]
             for index in range(len(images))
         ]
         columns = zip(*rows, strict=True)
-        return {name: np.concatenate(column) for name, column in zip(self.inputs.contract.tasks, columns, strict=True)}
+        return {
+            name: np.concatenate(column)
+            for name, column in zip(self.inputs.contract.tasks, columns, strict=True)
+        }
 
     def times(self, question: str, count: int) -> list[float]:
         """Milliseconds of each of `count` calls."""

@@ -28,15 +28,21 @@ def build(student: Path, inputs: Inputs, out: Path) -> None:
     from peers_network import plain
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    images = [torch.from_numpy(inputs.normalised(image[None])) for image in inputs.images("calibration")]
+    images = [
+        torch.from_numpy(inputs.normalised(image[None])) for image in inputs.images("calibration")
+    ]
     example = (images[0],)
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer = XNNPACKQuantizer().set_global(
+        get_symmetric_quantization_config(is_per_channel=True)
+    )
     with torch.no_grad():
         prepared = prepare_pt2e(torch.export.export(plain(student), example).module(), quantizer)
         for image in images:
             prepared(image)
         exported = torch.export.export(convert_pt2e(prepared), example)
-        program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+        program = to_edge_transform_and_lower(
+            exported, partitioner=[XnnpackPartitioner()]
+        ).to_executorch()
     out.write_bytes(program.buffer)
 
 
@@ -48,7 +54,10 @@ def opened(inputs: Inputs, path: Path, threads: int) -> Opened:
 
     portable_lib._unsafe_reset_threadpool(threads)
     method = Runtime.get().load_program(path).load_method("forward")
-    return Opened(inputs, lambda pixels: [output.numpy() for output in method.execute([torch.from_numpy(pixels)])])
+    return Opened(
+        inputs,
+        lambda pixels: [output.numpy() for output in method.execute([torch.from_numpy(pixels)])],
+    )
 
 
 def serve(contender: Opened, answers: Any) -> None:

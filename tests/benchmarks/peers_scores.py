@@ -26,7 +26,10 @@ STUDENT = "student"
 def tables(context: Work) -> dict[str, Table]:
     """The rows of each split, split as training split them."""
     table = with_split(read_table(context.data))
-    return {split: (rows := table.of(split)).replace(rows.frame.head(context.limit or len(rows))) for split in SPLITS}
+    return {
+        split: (rows := table.of(split)).replace(rows.frame.head(context.limit or len(rows)))
+        for split in SPLITS
+    }
 
 
 def scores(context: Work, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -51,7 +54,10 @@ def scores(context: Work, names: list[str]) -> dict[str, dict[str, Any]]:
 
 def _stored(folder: Path, like: Mapping[str, Predictions]) -> dict[str, Predictions]:
     """What a contender answered, beside what is known of the images."""
-    return {split: replace(like[split], outputs=dict(np.load(folder / f"{split}.npz"))) for split in SPLITS}
+    return {
+        split: replace(like[split], outputs=dict(np.load(folder / f"{split}.npz")))
+        for split in SPLITS
+    }
 
 
 def _compared(truth: Predictions, decoded: Mapping[str, Decoded]) -> dict[str, dict[str, Any]]:
@@ -59,7 +65,9 @@ def _compared(truth: Predictions, decoded: Mapping[str, Decoded]) -> dict[str, d
         "balanced_accuracy": _balanced_accuracy,
         "malignant_sensitivity": partial(_sensitivity, truth.malignant == 1),
     }
-    statistics = {(name, key): partial(f, side) for name, side in decoded.items() for key, f in ask.items()}
+    statistics = {
+        (name, key): partial(f, side) for name, side in decoded.items() for key, f in ask.items()
+    }
     drawn = metrics.bootstrap(truth.groups, statistics)
     point = {key: float(statistic(None)) for key, statistic in statistics.items()}
 
@@ -68,7 +76,9 @@ def _compared(truth: Predictions, decoded: Mapping[str, Decoded]) -> dict[str, d
 
     found: dict[str, dict[str, Any]] = {}
     for name, side in decoded.items():
-        row: dict[str, Any] = {key: to_json(metrics.interval(point[name, key], drawn[name, key])) for key in ask}
+        row: dict[str, Any] = {
+            key: to_json(metrics.interval(point[name, key], drawn[name, key])) for key in ask
+        }
         row |= {f"{key}_lost": minus((STUDENT, key), (name, key)) for key in ask}
         if OURS in decoded:
             row["behind"] = minus((OURS, "balanced_accuracy"), (name, "balanced_accuracy"))
@@ -83,7 +93,9 @@ def _compared(truth: Predictions, decoded: Mapping[str, Decoded]) -> dict[str, d
 def _balanced_accuracy(side: Decoded, weights: Any) -> Any:
     known = side.labels >= 0
     chosen = None if weights is None else weights[..., known]
-    return metrics.balanced_accuracy(side.labels[known], side.predicted[known], len(side.names), chosen)
+    return metrics.balanced_accuracy(
+        side.labels[known], side.predicted[known], len(side.names), chosen
+    )
 
 
 def _sensitivity(positive: Any, side: Decoded, weights: Any) -> Any:

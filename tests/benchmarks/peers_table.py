@@ -16,7 +16,9 @@ def markdown(document: dict[str, Any]) -> str:
     lines = [f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']}).", ""]
     for student, rows in document["students"].items():
         lines += [f"### {student}", "", *_table(rows, document["threads"]), ""]
-    return "\n".join([*lines, "### Verdict", "", *(f"- {line}" for line in verdicts(document))]) + "\n"
+    return (
+        "\n".join([*lines, "### Verdict", "", *(f"- {line}" for line in verdicts(document))]) + "\n"
+    )
 
 
 def verdicts(document: dict[str, Any]) -> list[str]:
@@ -27,7 +29,10 @@ def verdicts(document: dict[str, Any]) -> list[str]:
             lines.append(f"{student}: nothing to judge, dermedge is {_state(rows[OURS])}")
             continue
         for threads in document["threads"]:
-            lines += [f"{student}, {_threads(threads)}, {against_best(rows, threads, q)}" for q in QUESTIONS]
+            lines += [
+                f"{student}, {_threads(threads)}, {against_best(rows, threads, q)}"
+                for q in QUESTIONS
+            ]
             lines.append(f"{student}, {_threads(threads)}, engine: {against_plain(rows, threads)}")
     return lines
 

@@ -33,7 +33,9 @@ from dermedge_runtime.files import atomic_write
 from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.spec import to_json
 
-RECIPE = PRESETS["mobile"]  # a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term
+RECIPE = PRESETS[
+    "mobile"
+]  # a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term
 TUNING = Schedule(epochs=8)
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "a label loss alone": {"dino": 0.0, "koleo": 0.0},
@@ -44,18 +46,32 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["ablation", "tuned", "speed"])
-    parser.add_argument("--data", type=Path, action="append", required=True, help="table to pretrain on, often")
+    parser.add_argument(
+        "--data", type=Path, action="append", required=True, help="table to pretrain on, often"
+    )
     parser.add_argument("--probe", type=Path, help="table to probe on")
-    parser.add_argument("--init", type=Path, required=True, help="safetensors weights of the backbone")
+    parser.add_argument(
+        "--init", type=Path, required=True, help="safetensors weights of the backbone"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help=f"of {RECIPE.steps} steps")
+    parser.add_argument(
+        "--epochs", type=int, default=RECIPE.epochs, help=f"of {RECIPE.steps} steps"
+    )
     parser.add_argument("--lr", type=float, default=RECIPE.lr)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     backbone = backbone_of_file(options.init, None)
-    recipe = replace(RECIPE, backbone=backbone.name, backbone_args=backbone.args, epochs=options.epochs, lr=options.lr)
+    recipe = replace(
+        RECIPE,
+        backbone=backbone.name,
+        backbone_args=backbone.args,
+        epochs=options.epochs,
+        lr=options.lr,
+    )
     answer = {"ablation": ablation, "tuned": tuned, "speed": speed}[options.what](options, recipe)
     atomic_write(options.out / f"{options.what}.json", pretty_json(answer))
     print(table(answer["rows"]) if options.what == "ablation" else pretty_json(answer).decode())
@@ -65,7 +81,10 @@ def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any
     """Every arm with every seed, and the initial weights themselves."""
     rows = []
     start = pretrain(
-        options.data, options.out / "start", recipe=replace(recipe, epochs=1, steps=1, lr=1e-12), init=str(options.init)
+        options.data,
+        options.out / "start",
+        recipe=replace(recipe, epochs=1, steps=1, lr=1e-12),
+        init=str(options.init),
     )
     del start
     rows.append(measured("initial weights", 0, options.out / "start", options))
@@ -98,7 +117,9 @@ def measured(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> 
         return dict(read_json(record, DataError))
     cache = options.out / "features"
     linear = probe(folder, options.probe, protocol="linear", normalise=True, cache=cache)
-    few = probe(folder, options.probe, protocol="fewshot", fraction=(0.1,), normalise=True, cache=cache)
+    few = probe(
+        folder, options.probe, protocol="fewshot", fraction=(0.1,), normalise=True, cache=cache
+    )
     run = read_json(folder / "run.json", DataError)
     row = {
         "arm": arm,
@@ -115,7 +136,9 @@ def measured(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: balanced accuracy and macro AUROC, per seed with its interval."""
-    lines = ["| arm | seed | linear, balanced accuracy | linear, macro AUROC | 10 % of labels, balanced accuracy |"]
+    lines = [
+        "| arm | seed | linear, balanced accuracy | linear, macro AUROC | 10 % of labels, balanced accuracy |"
+    ]
     lines.append("|---|---|---|---|---|")
     for row in rows:
         cells = [interval(row[part][name]) for part, name in (
@@ -145,7 +168,9 @@ def tuned(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
                 progress=say(folder.name),
             )
             wall = read_json(folder / "run.json", DataError)["wall_seconds"]
-            rows.append({"start": start, "seed": seed, "val": teacher.metrics["val"], "wall_seconds": wall})
+            rows.append(
+                {"start": start, "seed": seed, "val": teacher.metrics["val"], "wall_seconds": wall}
+            )
             atomic_write(options.out / "tuned.partial.json", pretty_json({"rows": rows}))
     return {"machine": dict(describe_device()), "schedule": to_json(asdict(TUNING)), "rows": rows}
 

@@ -22,7 +22,9 @@ from dermedge.train.hybrid.sources import read_sources
 from dermedge_runtime.spec import Task
 
 
-def naive_images_per_second(data: Sequence[Path], recipe: HybridRecipe, init: Path, steps: int) -> float:
+def naive_images_per_second(
+    data: Sequence[Path], recipe: HybridRecipe, init: Path, steps: int
+) -> float:
     """Images per second over `steps` steps, after two that warm up."""
     sources = read_sources(data)
     torch.manual_seed(0)
@@ -31,8 +33,14 @@ def naive_images_per_second(data: Sequence[Path], recipe: HybridRecipe, init: Pa
     for _ in range(2):
         network = Network(backbone, (Task("features", "embed"),))
         load_backbone(network, init)
-        recalibrate_norms(network, [torch.randint(0, 256, (16, recipe.size, recipe.size, 3), dtype=torch.uint8)])
-        networks.append(torch.nn.ModuleList([network.backbone, make_head(network.backbone.num_features_out, recipe)]))
+        recalibrate_norms(
+            network, [torch.randint(0, 256, (16, recipe.size, recipe.size, 3), dtype=torch.uint8)]
+        )
+        networks.append(
+            torch.nn.ModuleList(
+                [network.backbone, make_head(network.backbone.num_features_out, recipe)]
+            )
+        )
     student, teacher = networks
     teacher.eval().requires_grad_(False)
     student.train()
@@ -42,14 +50,26 @@ def naive_images_per_second(data: Sequence[Path], recipe: HybridRecipe, init: Pa
     normalize = {"mean": list(backbone.mean), "std": list(backbone.std)}
     views = [
         DINOViewTransform(
-            recipe.size, recipe.global_scale, gaussian_blur=1.0, solarization_prob=0.0, normalize=normalize
+            recipe.size,
+            recipe.global_scale,
+            gaussian_blur=1.0,
+            solarization_prob=0.0,
+            normalize=normalize,
         ),
         DINOViewTransform(
-            recipe.size, recipe.global_scale, gaussian_blur=0.1, solarization_prob=0.2, normalize=normalize
+            recipe.size,
+            recipe.global_scale,
+            gaussian_blur=0.1,
+            solarization_prob=0.2,
+            normalize=normalize,
         ),
         *[
             DINOViewTransform(
-                recipe.local_size, recipe.local_scale, gaussian_blur=0.5, solarization_prob=0.0, normalize=normalize
+                recipe.local_size,
+                recipe.local_scale,
+                gaussian_blur=0.5,
+                solarization_prob=0.0,
+                normalize=normalize,
             )
         ]
         * recipe.local_crops,
@@ -62,7 +82,9 @@ def naive_images_per_second(data: Sequence[Path], recipe: HybridRecipe, init: Pa
         pictures = [Image.open(sources.paths[row]).convert("RGB") for row in rows]
         crops = [torch.stack([view(picture) for picture in pictures]) for view in views]
         with torch.no_grad():
-            target = sinkhorn_knopp(torch.cat([teacher[1](teacher[0](crop)) for crop in crops[:2]]), 0.05)
+            target = sinkhorn_knopp(
+                torch.cat([teacher[1](teacher[0](crop)) for crop in crops[:2]]), 0.05
+            )
         pooled = [student[0](crop) for crop in crops]
         logits = torch.stack([student[1](features) for features in pooled[:2]])
         local = torch.stack([student[1](features) for features in pooled[2:]])
@@ -70,7 +92,9 @@ def naive_images_per_second(data: Sequence[Path], recipe: HybridRecipe, init: Pa
         loss = loss + recipe.koleo * sum(koleo_loss(features) for features in pooled[:2])
         codes = torch.from_numpy(sources.codes[rows]).repeat(2)
         true, known = torch.from_numpy(sources.true)[codes], torch.from_numpy(sources.known)[codes]
-        loss = loss + label_loss(labels(torch.cat(pooled[:2])), true, known, (codes > 0).sum().float())
+        loss = loss + label_loss(
+            labels(torch.cat(pooled[:2])), true, known, (codes > 0).sum().float()
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.clip)

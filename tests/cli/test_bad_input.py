@@ -32,11 +32,15 @@ def bomb(side: int = 60_000) -> bytes:
     """A PNG of a few hundred bytes that says it has 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def animation() -> bytes:
@@ -104,14 +108,19 @@ BAD_BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped byte": (flip, "'model.onnx' in"),
     "missing file": (lambda bundle: (bundle / "modelcard.md").unlink(), "misses 'modelcard.md'"),
     "unsafe path": (traverse, "'../evil.txt' in"),
-    "newer schema": (lambda b: rewrite_manifest(b, {"schema": "dermedge.bundle/2"}), "upgrade dermedge"),
+    "newer schema": (
+        lambda b: rewrite_manifest(b, {"schema": "dermedge.bundle/2"}),
+        "upgrade dermedge",
+    ),
     "unlisted file": (lambda bundle: (bundle / "extra.bin").write_bytes(b"x"), "holds 'extra.bin'"),
     "another manifest": (only_a_manifest, "has no 'schema'"),
 }
 
 
 @pytest.mark.parametrize("damage", BAD_BUNDLES)
-def test_a_damaged_bundle_is_refused_by_every_verb(damage: str, bundle: Path, tmp_path: Path, table: Path) -> None:
+def test_a_damaged_bundle_is_refused_by_every_verb(
+    damage: str, bundle: Path, tmp_path: Path, table: Path
+) -> None:
     harm, said = BAD_BUNDLES[damage]
     harm(bundle)
     before = snapshot(tmp_path)
@@ -138,7 +147,12 @@ def test_verify_shows_what_is_wrong_with_a_damaged_bundle(damage: str, bundle: P
     assert ran.out.rstrip().endswith("failed")
     report = dermedge("verify", bundle, "--json")
     assert report.code == 5
-    assert [check["status"] for check in report.json()["checks"]] == ["failed", "not_run", "not_run", "not_run"]
+    assert [check["status"] for check in report.json()["checks"]] == [
+        "failed",
+        "not_run",
+        "not_run",
+        "not_run",
+    ]
 
 
 def test_verify_fails_an_engine_that_computes_something_else(bundle: Path) -> None:
@@ -156,7 +170,9 @@ def test_verify_fails_an_engine_that_computes_something_else(bundle: Path) -> No
 
 @pytest.mark.parametrize("verb", ["inspect", "verify", "bench"])
 def test_a_bundle_that_is_not_there_is_wrong_usage(verb: str) -> None:
-    assert "There is no bundle at nowhere.dermedge" in refused(dermedge(verb, "nowhere.dermedge"), 2)
+    assert "There is no bundle at nowhere.dermedge" in refused(
+        dermedge(verb, "nowhere.dermedge"), 2
+    )
 
 
 def test_a_file_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
@@ -186,12 +202,24 @@ def edit(table: Path, old: str, new: str) -> None:
 
 
 BAD_TABLES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "missing column": (lambda table: edit(table, "image_id,image,", "image_id,file,"), ("'image'", "metadata.csv")),
-    "unknown label": (lambda table: edit(table, ",mel,", ",melanom,"), ("'melanom'", "did you mean 'mel'")),
-    "image listed twice": (lambda table: edit(table, "images/1.png", "images/0.png"), ("images/0.png",)),
+    "missing column": (
+        lambda table: edit(table, "image_id,image,", "image_id,file,"),
+        ("'image'", "metadata.csv"),
+    ),
+    "unknown label": (
+        lambda table: edit(table, ",mel,", ",melanom,"),
+        ("'melanom'", "did you mean 'mel'"),
+    ),
+    "image listed twice": (
+        lambda table: edit(table, "images/1.png", "images/0.png"),
+        ("images/0.png",),
+    ),
     "id listed twice": (lambda table: edit(table, "I1,", "I0,"), ("'I0'",)),
     "unknown split": (lambda table: edit(table, ",test", ",tset"), ("'tset'",)),
-    "path out of the folder": (lambda table: edit(table, "images/1.png", "../1.png"), ("'../1.png'",)),
+    "path out of the folder": (
+        lambda table: edit(table, "images/1.png", "../1.png"),
+        ("'../1.png'",),
+    ),
     "not text": (lambda table: (table / "metadata.csv").write_bytes(encoded()), ("metadata.csv",)),
     "empty": (lambda table: (table / "metadata.csv").write_bytes(b""), ("metadata.csv",)),
     "no table": (lambda table: (table / "metadata.csv").unlink(), ("metadata.csv",)),
@@ -234,16 +262,24 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
         (("predict", TOY), "Missing argument 'IMAGES...'"),
         (("inspect",), "Missing argument 'BUNDLE'"),
         (("export", "student", "--target", "cpo", "-o", "out"), "did you mean 'cpu'?"),
-        (("export", "student", "--target", "jetson-nano", "-o", "out"), "did you mean 'jetson-orin-nano'?"),
+        (
+            ("export", "student", "--target", "jetson-nano", "-o", "out"),
+            "did you mean 'jetson-orin-nano'?",
+        ),
         (("run", "--data", "x", "-o", "out", "--target", "cqu"), "did you mean 'cpu'?"),
         (("predict", TOY, "x.jpg", "--engine", "onnxruntme"), "did you mean 'onnxruntime'?"),
         (("verify", TOY, "--engine", "onxruntime"), "did you mean 'onnxruntime'?"),
         (("data", "add", "ham1000", "x", "-o", "out"), "did you mean 'ham10000'?"),
         (("verify", TOY, "--threads", "0"), "0 is not in the range"),
         (("bench", TOY, "--runs", "many"), "'many' is not a valid integer"),
-        (("data", "add", "csv", "x", "-o", "out", "--column", "dx"), "'dx' is not of the form KEY=VALUE"),
+        (
+            ("data", "add", "csv", "x", "-o", "out", "--column", "dx"),
+            "'dx' is not of the form KEY=VALUE",
+        ),
     ],
-    ids=lambda value: " ".join(str(part) for part in value[:3] if part != TOY) if isinstance(value, tuple) else "",
+    ids=lambda value: (
+        " ".join(str(part) for part in value[:3] if part != TOY) if isinstance(value, tuple) else ""
+    ),
 )
 def test_wrong_usage_is_answered_with_what_was_meant(
     args: tuple[object, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -255,7 +291,9 @@ def test_wrong_usage_is_answered_with_what_was_meant(
 
 def test_a_split_that_makes_no_sense_is_wrong_usage(table: Path) -> None:
     assert "'tset'" in refused(dermedge("evaluate", TOY, "--data", table, "--split", "tset"), 2)
-    assert "0.5" in refused(dermedge("data", "split", table, "-o", table / "new.csv", "--fractions", 0.5, 0.5, 0.5), 2)
+    assert "0.5" in refused(
+        dermedge("data", "split", table, "-o", table / "new.csv", "--fractions", 0.5, 0.5, 0.5), 2
+    )
     assert not (table / "new.csv").exists()
 
 
@@ -278,9 +316,13 @@ def test_an_import_that_fails_leaves_no_folder(table: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_a_place_that_cannot_be_written_is_an_error_not_a_traceback(table: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_an_error_not_a_traceback(
+    table: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    assert str(tmp_path / "file") in refused(dermedge("data", "add", "csv", table, "-o", tmp_path / "file" / "out"), 1)
+    assert str(tmp_path / "file") in refused(
+        dermedge("data", "add", "csv", table, "-o", tmp_path / "file" / "out"), 1
+    )
 
 
 def test_a_folder_that_is_no_student_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table.assign(split="test").to_csv(folder / "lesions" / "metadata.csv", index=False)
     evidence = TableEvaluationData(folder / "lesions", toy_onnx.spec())
     student = evidence.predictions("test", fake_tensorrt.toy_run(toy_onnx.graph()))
-    reference = reference_file(student, evidence.digests("test"), toy_onnx.POSTPROCESSING, "test split of lesions")
+    reference = reference_file(
+        student, evidence.digests("test"), toy_onnx.POSTPROCESSING, "test split of lesions"
+    )
     fake_tensorrt.bundle(folder / "skin.dermedge", files={PATH: reference})
     return folder
 
@@ -61,7 +63,9 @@ def test_on_a_machine_without_tensorrt_it_says_what_to_type_where(
     assert checked.code == 0, checked.err
 
 
-def test_a_build_prints_the_engine_the_checks_and_the_gate(bundle: Path, place: Path, machine: TensorRt) -> None:
+def test_a_build_prints_the_engine_the_checks_and_the_gate(
+    bundle: Path, place: Path, machine: TensorRt
+) -> None:
     ran = dermedge("build", bundle, "--data", place / "lesions")
     assert ran.code == 0, ran.err
     for words in (
@@ -72,7 +76,11 @@ def test_a_build_prints_the_engine_the_checks_and_the_gate(bundle: Path, place: 
         "test split of",
     ):
         assert words in ran.out
-    assert sorted(path.name for path in bundle.parent.iterdir()) == ["skin.cache", "skin.dermedge", "skin.device.json"]
+    assert sorted(path.name for path in bundle.parent.iterdir()) == [
+        "skin.cache",
+        "skin.dermedge",
+        "skin.device.json",
+    ]
     predicted = dermedge("predict", bundle, place / "lesions" / "images" / "D000000.jpg", "--json")
     assert predicted.code == 0, predicted.err
     assert "tensorrt 10.3.0" in predicted.out
@@ -86,7 +94,9 @@ def test_its_json_is_the_record(bundle: Path, place: Path, machine: TensorRt) ->
     assert ran.json()["parity"]["cases"] == 104
 
 
-def test_an_engine_that_lost_accuracy_is_exit_code_3(bundle: Path, place: Path, machine: TensorRt) -> None:
+def test_an_engine_that_lost_accuracy_is_exit_code_3(
+    bundle: Path, place: Path, machine: TensorRt
+) -> None:
     outputs = itertools.count()
 
     def wrong_beyond_the_golden_cases(values: Any) -> Any:
@@ -115,6 +125,8 @@ def test_a_bundle_of_another_engine_has_nothing_to_build(machine: TensorRt) -> N
     assert "no bundle at" in refused(dermedge("build", "nowhere.dermedge"), 2)
 
 
-def test_a_verb_that_needs_the_engine_before_it_is_built_names_the_verb(bundle: Path, machine: TensorRt) -> None:
+def test_a_verb_that_needs_the_engine_before_it_is_built_names_the_verb(
+    bundle: Path, machine: TensorRt
+) -> None:
     assert "`dermedge build" in refused(dermedge("predict", bundle, "image.jpg"), 1)
     assert Bundle.open(bundle).parity["device"]["status"] == "not_run"

@@ -26,7 +26,9 @@ TASKS = (Task("diagnosis", "classify", LABELS),)
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     backbone = Backbone("test_resnet")
-    model = TrainedModel(Network(backbone, TASKS).eval(), Spec("drifting", "1", TASKS, Preprocess(32)), backbone)
+    model = TrainedModel(
+        Network(backbone, TASKS).eval(), Spec("drifting", "1", TASKS, Preprocess(32)), backbone
+    )
     folder = tmp_path_factory.mktemp("parity") / "student"
     save_model_folder(model, folder)
     return folder
@@ -49,11 +51,16 @@ def damaged(student: Path, graph: bytes) -> tuple[Path, str]:
     bundle = write_bundle(
         student.parent / "drifting.dermedge",
         spec=source.spec,
-        artifact=Artifact("cpu", "onnx", "model.onnx", "fp32", details={"opset": OPSET, "batch": 1}),
+        artifact=Artifact(
+            "cpu", "onnx", "model.onnx", "fp32", details={"opset": OPSET, "batch": 1}
+        ),
         postprocessing={},
         tolerance={"diagnosis": 1e-3},
         parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},
-        files={"model.onnx": model.SerializeToString(), **golden_files(golden_cases(source.spec, run, run, {}))},
+        files={
+            "model.onnx": model.SerializeToString(),
+            **golden_files(golden_cases(source.spec, run, run, {})),
+        },
     )
     return bundle.path, node.name
 
@@ -63,7 +70,9 @@ def traced(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermedge_export.exporters.onnx.trace", lambda work, opset: graph)
 
 
-def test_the_first_line_names_the_node_and_a_table_the_worst(student: Path, damaged: tuple[Path, str]) -> None:
+def test_the_first_line_names_the_node_and_a_table_the_worst(
+    student: Path, damaged: tuple[Path, str]
+) -> None:
     bundle, node = damaged
     ran = dermedge("parity", "debug", bundle, "--against", student)
     assert ran.code == 0, ran.err
@@ -77,7 +86,9 @@ def test_the_first_line_names_the_node_and_a_table_the_worst(student: Path, dama
 
 def test_json_is_the_report_of_the_function(student: Path, damaged: tuple[Path, str]) -> None:
     bundle, node = damaged
-    found = dermedge("parity", "debug", bundle, "--against", student, "--nodes", 1, "--threshold", 5, "--json").json()
+    found = dermedge(
+        "parity", "debug", bundle, "--against", student, "--nodes", 1, "--threshold", 5, "--json"
+    ).json()
     assert found == to_json(debug_parity(bundle, load_model_folder(student), nodes=1, threshold=5))
     assert found["first"]["node"] == node
     assert [drift["node"] for drift in found["worst"]] == [node]
@@ -93,6 +104,8 @@ def test_a_bundle_of_another_student_is_refused(student: Path) -> None:
     assert "was not made from this student" in message
 
 
-def test_a_folder_that_holds_no_student_is_refused(damaged: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_student_is_refused(
+    damaged: tuple[Path, str], tmp_path: Path
+) -> None:
     message = refused(dermedge("parity", "debug", damaged[0], "--against", tmp_path), 1)
     assert "neither student.json nor teacher.json" in message

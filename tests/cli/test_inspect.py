@@ -20,8 +20,20 @@ CANDIDATES = {
     "schema": "dermedge.candidates/1",
     "machine": "Some CPU",
     "candidates": [
-        {"name": "int8 onnx entropy", "status": "won", "reason": "fastest", "size_bytes": 4_123_456, "latency_ms": 9.6},
-        {"name": "int8 onnx qat", "status": "skipped", "reason": "not needed", "top1": None, "kl": None},
+        {
+            "name": "int8 onnx entropy",
+            "status": "won",
+            "reason": "fastest",
+            "size_bytes": 4_123_456,
+            "latency_ms": 9.6,
+        },
+        {
+            "name": "int8 onnx qat",
+            "status": "skipped",
+            "reason": "not needed",
+            "top1": None,
+            "kl": None,
+        },
     ],
 }
 
@@ -30,7 +42,10 @@ CANDIDATES = {
 def bundle(tmp_path: Path) -> Path:
     content = toy_content()
     content["files"]["reports/candidates.json"] = json.dumps(CANDIDATES).encode()
-    content["parity"]["device"] = {"status": "not_run", "todo": "on a Mac: dermedge verify toy.dermedge"}
+    content["parity"]["device"] = {
+        "status": "not_run",
+        "todo": "on a Mac: dermedge verify toy.dermedge",
+    }
     return write_bundle(tmp_path / "toy.dermedge", **content).path
 
 
@@ -42,9 +57,13 @@ def test_inspect_shows_the_candidates_and_what_remains_to_do(bundle: Path) -> No
     assert "candidate" not in dermedge("inspect", TOY).out
 
 
-def test_inspect_writes_a_page_that_it_does_not_replace_unasked(bundle: Path, tmp_path: Path) -> None:
+def test_inspect_writes_a_page_that_it_does_not_replace_unasked(
+    bundle: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "page.html"
-    assert dermedge("inspect", bundle, "--html", page, "--json").json()["id"] == Bundle.open(bundle).id
+    assert (
+        dermedge("inspect", bundle, "--html", page, "--json").json()["id"] == Bundle.open(bundle).id
+    )
     assert "Why this candidate" in page.read_text("utf-8")
     page.write_text("mine")
     assert "--overwrite" in refused(dermedge("inspect", bundle, "--html", page), 2)
@@ -53,11 +72,15 @@ def test_inspect_writes_a_page_that_it_does_not_replace_unasked(bundle: Path, tm
     assert "Why this candidate" in page.read_text("utf-8")
 
 
-def test_verify_exits_with_4_where_the_engine_cannot_be_here(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_exits_with_4_where_the_engine_cannot_be_here(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Absent(FakeRuntime):
         @classmethod
         def open(cls, bundle: Bundle, *, threads: int | None = None) -> FakeRuntime:
-            raise ElsewhereError("Core ML is not here: on a Mac, type dermedge verify toy.dermedge.")
+            raise ElsewhereError(
+                "Core ML is not here: on a Mac, type dermedge verify toy.dermedge."
+            )
 
     monkeypatch.setattr("conftest.Absent", Absent, raising=False)
     monkeypatch.setitem(RUNTIMES, "fake", "conftest:Absent")
@@ -78,7 +101,9 @@ def state(name: str) -> TargetState:
     return next(found for found in targets() if found.target.name == name)
 
 
-def test_targets_says_what_this_machine_builds_runs_and_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_says_what_this_machine_builds_runs_and_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verb, "device", lambda: {"flags": "avx2 avx512_vnni"})
     monkeypatch.setattr(verb, "_installed", without("tensorrt"))
     assert [found.target.name for found in targets()] == list(TARGETS)
@@ -86,7 +111,11 @@ def test_targets_says_what_this_machine_builds_runs_and_checks(monkeypatch: pyte
     assert cpu.build == {"fp32": (), "int8": (), "bf16": None}  # no such instructions
     assert cpu.run == ("onnxruntime", "openvino")
     jetson = state("jetson")
-    assert (jetson.build, jetson.run, jetson.check) == ({"fp16": (), "int8+fp16": ()}, (), "onnxruntime")
+    assert (jetson.build, jetson.run, jetson.check) == (
+        {"fp16": (), "int8+fp16": ()},
+        (),
+        "onnxruntime",
+    )
     assert (state("web").run, state("web").check) == ((), "onnxruntime")
     monkeypatch.setattr(verb.sys, "platform", "linux")
     assert (state("ios").run, state("ios").check) == ((), "torch simulation")
@@ -95,7 +124,9 @@ def test_targets_says_what_this_machine_builds_runs_and_checks(monkeypatch: pyte
 
 
 def test_targets_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "_installed", without("coremltools", "openvino", "nncf", "onnxruntime"))
+    monkeypatch.setattr(
+        verb, "_installed", without("coremltools", "openvino", "nncf", "onnxruntime")
+    )
     assert state("ios").build["fp16"] == ("coremltools",)
     assert state("cpu").build["fp32"] == ("onnxruntime",)
     assert (state("cpu").run, state("cpu").check) == ((), None)

@@ -82,14 +82,18 @@ def test_a_dash_is_standard_input(photos: Path) -> None:
 
 def test_a_zipped_bundle_and_its_folder_answer_alike(photos: Path, tmp_path: Path) -> None:
     folder = library.Bundle.open(TOY).save(tmp_path / "toy.dermedge").path
-    zipped, plain = (dermedge("predict", b, photos / "a.jpg", "--json").lines()[0] for b in (TOY, folder))
+    zipped, plain = (
+        dermedge("predict", b, photos / "a.jpg", "--json").lines()[0] for b in (TOY, folder)
+    )
     assert told(zipped) == told(plain)
 
 
 def test_exact_decodes_a_large_photograph_at_full_scale(tmp_path: Path) -> None:
     photo = tmp_path / "large.jpg"
     Image.fromarray(draw_lesion(3, height=768, width=1024).image).save(photo, quality=85)
-    fast, exact = (dermedge("predict", TOY, photo, "--json", *flag).lines()[0] for flag in ((), ("--exact",)))
+    fast, exact = (
+        dermedge("predict", TOY, photo, "--json", *flag).lines()[0] for flag in ((), ("--exact",))
+    )
     assert told(exact) == expected(photo, exact=True)
     assert told(fast) == expected(photo)
     assert exact["malignancy"] != fast["malignancy"]
@@ -107,8 +111,12 @@ def with_broken_exif() -> bytes:
 def test_a_photograph_with_broken_exif_is_predicted_without_a_word(tmp_path: Path) -> None:
     photo = tmp_path / "phone.jpg"
     photo.write_bytes(with_broken_exif())
-    code = f"import sys; from PIL import Image; Image.open({str(photo)!r}).getexif().get_ifd(0x8769)"
-    assert "UserWarning" in process(code=code).err, "the photograph must be one that Pillow warns about"
+    code = (
+        f"import sys; from PIL import Image; Image.open({str(photo)!r}).getexif().get_ifd(0x8769)"
+    )
+    assert "UserWarning" in process(code=code).err, (
+        "the photograph must be one that Pillow warns about"
+    )
     ran = process("predict", TOY, photo)
     assert ran.code == 0
     assert ran.err == ""
@@ -119,8 +127,18 @@ def test_the_progress_bar_never_takes_the_output(photos: Path) -> None:
     import pty
 
     terminal, side = pty.openpty()
-    command = [sys.executable, "-m", "dermedge", "predict", str(TOY), str(photos / "a.jpg"), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side, env={**os.environ, "TERM": "xterm"}) as running:
+    command = [
+        sys.executable,
+        "-m",
+        "dermedge",
+        "predict",
+        str(TOY),
+        str(photos / "a.jpg"),
+        "--json",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=side, env={**os.environ, "TERM": "xterm"}
+    ) as running:
         assert running.stdout is not None
         out = running.stdout.read()
     os.close(side)
@@ -131,7 +149,15 @@ def test_the_progress_bar_never_takes_the_output(photos: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX pipe")
 def test_a_reader_that_leaves_early_is_no_error_to_tell(photos: Path) -> None:
-    command = [sys.executable, "-m", "dermedge", "predict", str(TOY), str(photos / "a.jpg"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "dermedge",
+        "predict",
+        str(TOY),
+        str(photos / "a.jpg"),
+        "--json",
+    ]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)

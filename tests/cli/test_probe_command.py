@@ -7,7 +7,16 @@ import pytest
 from dermedge.data import draw_data_set
 from support.command import dermedge, process, refused, snapshot
 
-SMALL = ("--epochs", "1", "--batch-size", "16", "--backbone", "resnet10t", "--backbone-arg", "stem_width=8")
+SMALL = (
+    "--epochs",
+    "1",
+    "--batch-size",
+    "16",
+    "--backbone",
+    "resnet10t",
+    "--backbone-arg",
+    "stem_width=8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -15,24 +24,37 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probing")
     draw_data_set(folder / "lesions", count=120, size=(64, 48))
     narrow = ("--backbone-arg", "channels=[8,8,16,16]", "--size", "32")
-    taught = dermedge("finetune", "--data", folder / "lesions", "-o", folder / "teacher", *SMALL, *narrow)
+    taught = dermedge(
+        "finetune", "--data", folder / "lesions", "-o", folder / "teacher", *SMALL, *narrow
+    )
     assert taught.code == 0, taught.err
     return folder
 
 
 def asked(place, *options):
-    return dermedge("probe", place / "teacher", "--data", place / "lesions", "--replicates", "50", *options)
+    return dermedge(
+        "probe", place / "teacher", "--data", place / "lesions", "--replicates", "50", *options
+    )
 
 
 def test_a_table_for_people_and_the_same_numbers_as_json_and_in_a_file(place):
     out = place / "report.json"
-    for_people, as_json = asked(place, "--protocol", "knn", "-o", out), asked(place, "--protocol", "knn", "--json")
+    for_people, as_json = (
+        asked(place, "--protocol", "knn", "-o", out),
+        asked(place, "--protocol", "knn", "--json"),
+    )
     assert for_people.code == as_json.code == 0, for_people.err + as_json.err
     report = as_json.json()
     assert json.loads(out.read_text("utf-8")) == report
     value = report["results"][0]["metrics"]["balanced_accuracy"]
     assert f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})" in for_people.out
-    for word in ("hit_at_1", "recall of class", "mel", "worst group", f"{report['images']['test']} test images"):
+    for word in (
+        "hit_at_1",
+        "recall of class",
+        "mel",
+        "worst group",
+        f"{report['images']['test']} test images",
+    ):
         assert word in for_people.out
     assert (place / "teacher.features").is_dir()
 
@@ -43,10 +65,39 @@ def test_the_teachers_own_split_is_not_held_against_it(place):
 
 def test_every_option_reaches_the_report(place):
     cache = place / "kept"
-    options = ("--protocol", "fewshot", "--fraction", "0.2", "--fraction", "0.5", "--epochs", "3", "--lr", "0.01")
-    settings = asked(place, *options, "--batch-size", "32", "--normalise", "--seed", "4", "--cache", cache, "--json")
+    options = (
+        "--protocol",
+        "fewshot",
+        "--fraction",
+        "0.2",
+        "--fraction",
+        "0.5",
+        "--epochs",
+        "3",
+        "--lr",
+        "0.01",
+    )
+    settings = asked(
+        place,
+        *options,
+        "--batch-size",
+        "32",
+        "--normalise",
+        "--seed",
+        "4",
+        "--cache",
+        cache,
+        "--json",
+    )
     report = settings.json()
-    expected = {"fractions": [0.2, 0.5], "epochs": 3, "lr": 0.01, "batch_size": 32, "normalise": True, "seed": 4}
+    expected = {
+        "fractions": [0.2, 0.5],
+        "epochs": 3,
+        "lr": 0.01,
+        "batch_size": 32,
+        "normalise": True,
+        "seed": 4,
+    }
     assert expected.items() <= report["settings"].items()
     assert [result["name"] for result in report["results"]] == ["20 %", "50 %"]
     assert len(list(cache.iterdir())) == 1

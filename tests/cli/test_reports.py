@@ -77,7 +77,11 @@ def test_evaluate_shows_metrics_classes_and_subgroups(data: Path) -> None:
     for name in ("balanced_accuracy", "macro_auroc", "malignant_auroc", "sensitivity", "ece"):
         value = report.overall.metrics[name]
         shown = f"{value.value:.3f} ({value.low:.3f}-{value.high:.3f})"
-        assert any(line.split()[0] == name and shown in line for line in ran.out.splitlines() if line.strip())
+        assert any(
+            line.split()[0] == name and shown in line
+            for line in ran.out.splitlines()
+            if line.strip()
+        )
     for label in ("nv", "mel", "bcc", "sex female", "fitzpatrick III"):
         assert any(line.strip().startswith(label) for line in ran.out.splitlines())
     assert "no label of the model covers" in ran.err
@@ -113,7 +117,9 @@ def test_data_check_says_what_it_found_and_fails_on_errors(tmp_path: Path) -> No
 def test_bench_reports_as_many_runs_as_were_asked_for(tmp_path: Path) -> None:
     photo = tmp_path / "lesion.png"
     Image.fromarray(draw_lesion(1).image).save(photo)
-    ran = dermedge("bench", TOY, "--image", photo, "--runs", 7, "--warmup", 0, "--threads", 1, "--json")
+    ran = dermedge(
+        "bench", TOY, "--image", photo, "--runs", 7, "--warmup", 0, "--threads", 1, "--json"
+    )
     assert ran.code == 0
     report = ran.json()
     assert report["bundle"] == library.Bundle.open(TOY).id
@@ -129,7 +135,14 @@ def test_inspect_shows_what_a_device_must_know() -> None:
     bundle = library.Bundle.open(TOY)
     ran = dermedge("inspect", TOY)
     assert ran.code == 0
-    for words in (bundle.id, "toy 1.0.0", "onnxruntime>=1.17", "48 x 48", "nv, mel, bcc", "43 files"):
+    for words in (
+        bundle.id,
+        "toy 1.0.0",
+        "onnxruntime>=1.17",
+        "48 x 48",
+        "nv, mel, bcc",
+        "43 files",
+    ):
         assert words in ran.out
     assert f"{bundle.postprocessing['malignancy'].threshold:.4f}" in ran.out
 
@@ -151,7 +164,9 @@ def test_in_a_pipe_a_row_is_one_line_without_padding_or_colour() -> None:
         lines = dermedge(*verb).out.splitlines()
         assert all(line == line.rstrip() for line in lines)
         assert not any("\x1b" in line for line in lines)
-    (engine,) = (line for line in dermedge("verify", TOY).out.splitlines() if line.split()[:1] == ["engine"])
+    (engine,) = (
+        line for line in dermedge("verify", TOY).out.splitlines() if line.split()[:1] == ["engine"]
+    )
     assert engine.endswith("between export and fp32 student)")
 
 
@@ -181,10 +196,17 @@ def test_every_command_explains_itself(name: str) -> None:
 
 
 def test_the_first_help_lists_every_verb_and_the_exit_codes() -> None:
-    shown = [line.split()[0] for line in dermedge("--help").out.partition("Commands:")[2].splitlines() if line.strip()]
+    shown = [
+        line.split()[0]
+        for line in dermedge("--help").out.partition("Commands:")[2].splitlines()
+        if line.strip()
+    ]
     assert [word for word in shown if word in COMMANDS] == list(COMMANDS)
     said = " ".join(dermedge("--help").out.split())
-    assert "3 the accuracy gate failed, 4 an engine or an extra is missing, 5 a bundle did not verify" in said
+    assert (
+        "3 the accuracy gate failed, 4 an engine or an extra is missing, 5 a bundle did not verify"
+        in said
+    )
     folder = Path(inspect.getfile(dermedge.__globals__["main"])).parent
     files = {path.stem for path in folder.glob("*.py")} - {"__init__", "console"}
     assert files == set(COMMANDS)
@@ -201,7 +223,9 @@ def test_the_first_help_lists_every_verb_and_the_exit_codes() -> None:
         ("data split", ["d"], split_data),
     ],
 )
-def test_a_command_has_the_arguments_and_defaults_of_its_function(name: str, needed: list[str], function: Any) -> None:
+def test_a_command_has_the_arguments_and_defaults_of_its_function(
+    name: str, needed: list[str], function: Any
+) -> None:
     given = commands()[name].make_context(name, needed).params
     arguments = inspect.signature(function).parameters
     assert given.keys() - {"as_json"} == arguments.keys() - {"progress", "runtime"}
@@ -217,10 +241,15 @@ def test_the_committed_bundle_is_small_whole_and_what_its_script_makes() -> None
     assert bundle.artifact.format == "onnx"
     assert bundle.parity["host"]["status"] == bundle.parity["device"]["status"] == "passed"
     cases = bundle.golden()
-    assert {case.name.rpartition("-")[2] for case in cases} == {f"{height}x{width}" for height, width in SHAPES}
+    assert {case.name.rpartition("-")[2] for case in cases} == {
+        f"{height}x{width}" for height, width in SHAPES
+    }
     assert len({case.prediction["labels"][0]["id"] for case in cases}) > 1
     assert {case.prediction["decision"] for case in cases} == {"malignant", "benign"}
     script = runpy.run_path(str(TOY.with_name("make_toy.py")))
     assert script["SPEC"] == bundle.spec
     outputs = module_runner(script["Network"]())(cases[0].tensor[None])
-    assert {name: array.shape for name, array in outputs.items()} == {"diagnosis": (1, 3), "malignancy": (1, 1)}
+    assert {name: array.shape for name, array in outputs.items()} == {
+        "diagnosis": (1, 3),
+        "malignancy": (1, 1),
+    }

@@ -15,20 +15,37 @@ from support.command import dermedge, refused, snapshot
 from support.originals import DinoV2, randomised
 
 NET = ("--backbone", "vit_small_patch14_dinov2")
-ARGS = [word for text in ("embed_dim=32", "depth=4", "num_heads=2") for word in ("--backbone-arg", text)]
+ARGS = [
+    word for text in ("embed_dim=32", "depth=4", "num_heads=2") for word in ("--backbone-arg", text)
+]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    weights = {f"backbone.{name}": tensor for name, tensor in randomised(DinoV2(chunks=2)).state_dict().items()}
+    weights = {
+        f"backbone.{name}": tensor
+        for name, tensor in randomised(DinoV2(chunks=2)).state_dict().items()
+    }
     file = tmp_path / "teacher_checkpoint.pth"
     torch.save({"teacher": weights | {"dino_head.0.weight": torch.ones(2)}}, file)
     return file
 
 
 def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
-    command = ("teacher", "import", checkpoint, "--format", "dermnio", "-o", tmp_path / "teacher", *NET, *ARGS)
-    done = dermedge(*command, "--size", "42", "--pos-embed", "bicubic", "--licence", "mine", "--json")
+    command = (
+        "teacher",
+        "import",
+        checkpoint,
+        "--format",
+        "dermnio",
+        "-o",
+        tmp_path / "teacher",
+        *NET,
+        *ARGS,
+    )
+    done = dermedge(
+        *command, "--size", "42", "--pos-embed", "bicubic", "--licence", "mine", "--json"
+    )
     assert done.code == 0, done.err
     said = done.json()
     assert (said["weights of"], said["positions"]) == ("teacher.backbone", "resized (bicubic)")
@@ -36,7 +53,9 @@ def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
     teacher = load_model_folder(tmp_path / "teacher")
     assert teacher.spec.preprocess.size == 42
     assert teacher.spec.lineage["teacher"]["licence"] == "mine"
-    assert json.loads((tmp_path / "teacher" / "teacher.json").read_text("utf-8"))["role"] == "teacher"
+    assert (
+        json.loads((tmp_path / "teacher" / "teacher.json").read_text("utf-8"))["role"] == "teacher"
+    )
     assert "--overwrite" in refused(dermedge(*command), 2)
     again = dermedge(*command, "--overwrite")
     assert again.code == 0, again.err
@@ -47,13 +66,17 @@ def test_what_cannot_be_imported_is_one_line(tmp_path, checkpoint):
     before = snapshot(tmp_path)
     out = ("-o", tmp_path / "teacher")
     deeper = (*NET, *ARGS, "--backbone-arg", "depth=5")
-    message = refused(dermedge("teacher", "import", checkpoint, "--format", "dinov2", *out, *deeper), 1)
+    message = refused(
+        dermedge("teacher", "import", checkpoint, "--format", "dinov2", *out, *deeper), 1
+    )
     assert "teacher_checkpoint.pth" in message
     assert "5 blocks" in message
     message = refused(dermedge("teacher", "import", checkpoint, "--format", "dinov2", *out), 2)
     assert "--backbone" in message
     (tmp_path / "text.pth").write_text("no checkpoint")
-    assert "text.pth" in refused(dermedge("teacher", "import", tmp_path / "text.pth", "--format", "dinov2", *out), 1)
+    assert "text.pth" in refused(
+        dermedge("teacher", "import", tmp_path / "text.pth", "--format", "dinov2", *out), 1
+    )
     (tmp_path / "text.pth").unlink()
     assert snapshot(tmp_path) == before
 
@@ -66,4 +89,6 @@ def test_the_command_offers_what_the_function_knows():
     arguments = inspect.signature(import_teacher).parameters
     assert given.keys() - {"as_json"} == arguments.keys()
     for name in given.keys() - {"as_json", "file", "out", "format"}:
-        assert (given[name] or None) == arguments[name].default or given[name] == arguments[name].default, name
+        assert (given[name] or None) == arguments[name].default or given[name] == arguments[
+            name
+        ].default, name

@@ -7,7 +7,16 @@ import pytest
 from dermedge.data import draw_data_set
 from support.command import dermedge, refused
 
-SMALL = ("--epochs", "1", "--batch-size", "16", "--backbone", "resnet10t", "--backbone-arg", "stem_width=8")
+SMALL = (
+    "--epochs",
+    "1",
+    "--batch-size",
+    "16",
+    "--backbone",
+    "resnet10t",
+    "--backbone-arg",
+    "stem_width=8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +49,28 @@ def test_a_teacher_a_student_and_a_bundle_from_the_command_line(place):
     assert settings["balance"] is True
     assert settings["schedule"]["epochs"] == 1
 
-    arguments = ("--data", data, "-o", str(place / "student"), *SMALL, "--backbone-arg", narrow, "--views", "1")
+    arguments = (
+        "--data",
+        data,
+        "-o",
+        str(place / "student"),
+        *SMALL,
+        "--backbone-arg",
+        narrow,
+        "--views",
+        "1",
+    )
     distilled = dermedge("distill", str(place / "teacher"), *arguments, "--no-balance", "--json")
     assert distilled.code == 0, distilled.err
     assert distilled.json()["parameters"] < taught.json()["parameters"]
-    assert json.loads((place / "student" / "run.json").read_text("utf-8"))["settings"]["balance"] is False
+    assert (
+        json.loads((place / "student" / "run.json").read_text("utf-8"))["settings"]["balance"]
+        is False
+    )
 
-    exported = dermedge("export", str(place / "student"), "--target", "cpu", "-o", str(place / "out"))
+    exported = dermedge(
+        "export", str(place / "student"), "--target", "cpu", "-o", str(place / "out")
+    )
     assert exported.code == 0, exported.err
     bundle = place / "out" / "resnet10t-student-cpu.dermedge"
     assert str(bundle) in exported.out
@@ -55,7 +79,9 @@ def test_a_teacher_a_student_and_a_bundle_from_the_command_line(place):
 
 def test_an_unknown_backbone_is_one_line_and_leaves_nothing(place):
     out = place / "unknown"
-    ran = dermedge("finetune", "--data", str(place / "lesions"), "-o", str(out), "--backbone", "mobilnetv2")
+    ran = dermedge(
+        "finetune", "--data", str(place / "lesions"), "-o", str(out), "--backbone", "mobilnetv2"
+    )
     assert "mobilnetv2" in refused(ran, 2)
     assert not out.exists()
 
@@ -66,7 +92,16 @@ def test_pretraining_says_when_a_term_taught_nothing(place):
     short = ("--epochs", "1", "--steps", "1", "--batch-size", "8", "--workers", "0")
     backbone = (*SMALL[4:], "--backbone-arg", "channels=[8,16,24,32]")
     ran = dermedge(
-        *("pretrain", "--data", str(place / "lesions"), "-o", str(out), "--preset", "mobile", "--json"),
+        *(
+            "pretrain",
+            "--data",
+            str(place / "lesions"),
+            "-o",
+            str(out),
+            "--preset",
+            "mobile",
+            "--json",
+        ),
         *(*sizes, *short, *backbone, "--temperature", "10", "10"),
     )
     assert ran.code == 0, ran.err

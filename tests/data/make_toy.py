@@ -70,7 +70,9 @@ def learn(images: torch.Tensor, labels: torch.Tensor, malignant: torch.Tensor) -
     for _ in range(400):
         outputs = network(images)
         loss = nn.functional.cross_entropy(outputs["diagnosis"], labels)
-        loss = loss + nn.functional.binary_cross_entropy_with_logits(outputs["malignancy"][:, 0], malignant)
+        loss = loss + nn.functional.binary_cross_entropy_with_logits(
+            outputs["malignancy"][:, 0], malignant
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -86,7 +88,9 @@ def main() -> None:
         ids = [label.id for label in SPEC.tasks[0].labels]
         labels = np.array([project(dx, ids) or "" for dx in table.frame["dx"]])
         known = np.isin(labels, ids)
-        tensors = [preprocess(data / image, SPEC.preprocess) for image in table.frame["image"][known]]
+        tensors = [
+            preprocess(data / image, SPEC.preprocess) for image in table.frame["image"][known]
+        ]
         index = torch.tensor([ids.index(label) for label in labels[known]])
         network = learn(torch.from_numpy(np.stack(tensors)), index, (index > 0).float())
         bundle = export(

@@ -43,7 +43,9 @@ def isic2017(root: Path) -> Path:
         for n, label in enumerate(["melanoma", "seborrheic_keratosis", "nevus"], start=first):
             name = f"ISIC_000000{n}"
             labels.append(one_hot(["melanoma", "seborrheic_keratosis"], name, label, "image_id"))
-            people.append({"image_id": name, "age_approximate": "unknown" if n == 0 else 55, "sex": "female"})
+            people.append(
+                {"image_id": name, "age_approximate": "unknown" if n == 0 else 55, "sex": "female"}
+            )
             save(root / f"ISIC-2017_{part}_Data" / f"{name}.jpg", n)
             save(root / f"ISIC-2017_{part}_Data" / f"{name}_superpixels.png", n)
             save(root / f"ISIC-2017_{part}_Part1_GroundTruth" / f"{name}_segmentation.png", n)
@@ -63,7 +65,11 @@ def isic2018(root: Path) -> Path:
     write_csv(
         root / "ISIC2018_Task3_Training_LesionGroupings.csv",
         [
-            {"image": name, "lesion_id": f"HAM_{n // 2}", "diagnosis_confirm_type": "histopathology"}
+            {
+                "image": name,
+                "lesion_id": f"HAM_{n // 2}",
+                "diagnosis_confirm_type": "histopathology",
+            }
             for n, name in enumerate(names)
         ],
     )
@@ -81,13 +87,17 @@ def isic2019(root: Path) -> Path:
             [one_hot(classes, name, label) for name, label in zip(names, labels, strict=True)],
         )
         rows = [
-            {"image": name, "age_approx": 70.0, "anatom_site_general": "head/neck", "sex": "male"} for name in names
+            {"image": name, "age_approx": 70.0, "anatom_site_general": "head/neck", "sex": "male"}
+            for name in names
         ]
         if part == "Training":
             rows = [{**row, "lesion_id": "BCN_1" if n else ""} for n, row in enumerate(rows)]
         write_csv(root / f"ISIC_2019_{part}_Metadata.csv", rows)
         for n, name in enumerate(names):
-            save(root / f"ISIC_2019_{part}_Input" / f"ISIC_2019_{part}_Input" / f"{name}.jpg", 10 * len(part) + n)
+            save(
+                root / f"ISIC_2019_{part}_Input" / f"ISIC_2019_{part}_Input" / f"{name}.jpg",
+                10 * len(part) + n,
+            )
     return root
 
 
@@ -149,7 +159,9 @@ def test_every_set_becomes_a_table_with_its_images(layout: str, tmp_path: Path) 
     stems = {Path(name).stem: content for name, content in before.items() if layout != "derm7pt"}
     for image_id, image in zip(table.frame["image_id"], table.frame["image"], strict=True):
         assert table.path(image).read_bytes() == stems.get(image_id, table.path(image).read_bytes())
-    assert sorted(table.path(image).read_bytes() for image in table.frame["image"]) == photographs(before)
+    assert sorted(table.path(image).read_bytes() for image in table.frame["image"]) == photographs(
+        before
+    )
     assert set(table.frame["source"]) == {layout}
     assert set(table.frame["licence"]) == {report.licence} != {""}
     assert report.images == len(table) == len(photographs(before))

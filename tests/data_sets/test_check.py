@@ -92,7 +92,10 @@ def test_missing_and_unlisted_files_are_named(tmp_path: Path) -> None:
     findings = {finding.code: finding for finding in report.findings}
     assert report.status == "error"
     assert findings["missing_image"].examples == ("images/i5.png",)
-    assert (findings["unlisted_image"].level, findings["unlisted_image"].examples) == ("info", ("images/lost.png",))
+    assert (findings["unlisted_image"].level, findings["unlisted_image"].examples) == (
+        "info",
+        ("images/lost.png",),
+    )
 
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -104,7 +107,10 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
         rows[n]["mask"] = f"masks/{n}.png"
     bad = found(tmp_path, rows)["bad_mask"]
     assert bad.count == 2
-    assert bad.examples == ("masks/1.png: it is 40x48, its image 48x40", "masks/2.png: there is no such file")
+    assert bad.examples == (
+        "masks/1.png: it is 40x48, its image 48x40",
+        "masks/2.png: there is no such file",
+    )
 
 
 def test_tiny_and_even_images_are_named(tmp_path: Path) -> None:
@@ -123,7 +129,10 @@ def test_copies_are_judged_by_where_they_stand(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "images/i4.png", tmp_path / "images/i5.png")
     rows[2]["lesion_id"] = "L1"
     findings = found(tmp_path, rows)
-    assert (findings["exact_duplicate"].level, findings["exact_duplicate"].examples) == ("info", ("i1 = i2",))
+    assert (findings["exact_duplicate"].level, findings["exact_duplicate"].examples) == (
+        "info",
+        ("i1 = i2",),
+    )
     assert findings["exact_duplicate_across_splits"].level == "error"
     assert findings["exact_duplicate_across_splits"].examples == ("i3 = i9",)
     assert findings["exact_duplicate_across_groups"].level == "warning"
@@ -177,7 +186,9 @@ def test_classes_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
 
 def labelled(malignant: list[int], **columns: list[object]) -> pd.DataFrame:
     frame = pd.DataFrame({"malignant": np.asarray(malignant, float), **columns})
-    return frame.assign(dx=np.where(frame["malignant"] == 1, "mel", "nv"), group=[str(n) for n in frame.index])
+    return frame.assign(
+        dx=np.where(frame["malignant"] == 1, "mel", "nv"), group=[str(n) for n in frame.index]
+    )
 
 
 def test_missingness_that_tells_is_found_and_chance_is_not() -> None:
@@ -218,7 +229,9 @@ def test_file_properties_that_give_the_label_away_are_found(tmp_path: Path) -> N
         picture(n, size).save(tmp_path / name)
         rows.append({"image_id": f"i{n}", "image": name, "dx": "nv" if n % 2 else "mel"})
     write_csv(tmp_path / "metadata.csv", rows)
-    columns = [f.examples[0] for f in check_data(tmp_path).findings if f.code == "column_gives_label_away"]
+    columns = [
+        f.examples[0] for f in check_data(tmp_path).findings if f.code == "column_gives_label_away"
+    ]
     assert columns == ["image suffix", "image size"]
 
 
@@ -243,7 +256,9 @@ def pad() -> CheckReport:
 
 
 def test_pad_ufes_20_tells_the_label_by_what_is_missing(pad: CheckReport) -> None:
-    telling = {f.examples[0]: f.message for f in pad.findings if f.code == "missingness_predicts_label"}
+    telling = {
+        f.examples[0]: f.message for f in pad.findings if f.code == "missingness_predicts_label"
+    }
     assert telling["fitzpatrick"].startswith("All 201 rows without fitzpatrick are benign")
     assert set(telling) == {"fitzpatrick", "sex", "diameter_1", "diameter_2"}
     giving = {f.examples[0] for f in pad.findings if f.code == "column_gives_label_away"}
@@ -252,14 +267,25 @@ def test_pad_ufes_20_tells_the_label_by_what_is_missing(pad: CheckReport) -> Non
 
 
 def test_pad_ufes_20_has_too_few_dark_skins_for_a_claim(pad: CheckReport) -> None:
-    small = next(f for f in pad.findings if f.code == "small_subgroup" and f.message.startswith("fitzpatrick"))
+    small = next(
+        f
+        for f in pad.findings
+        if f.code == "small_subgroup" and f.message.startswith("fitzpatrick")
+    )
     assert {"5 (2)", "6 (1)"} <= set(small.examples)
 
 
 def test_ham10000_gives_the_label_away_by_its_proof_and_repeats_an_image() -> None:
     table = read_table(shared("ham10000"))
     # One picture under two names; and two pairs of lesions whose perceptual hashes are alike and which are not.
-    pairs = ["ISIC_0024777", "ISIC_0029938", "ISIC_0024437", "ISIC_0032612", "ISIC_0026224", "ISIC_0031302"]
+    pairs = [
+        "ISIC_0024777",
+        "ISIC_0029938",
+        "ISIC_0024437",
+        "ISIC_0032612",
+        "ISIC_0026224",
+        "ISIC_0031302",
+    ]
     some = table.frame[table.frame["image_id"].isin(pairs) | (table.frame.index % 16 == 0)]
     report = check_data(with_split(table.replace(some)))
     findings = {finding.code: finding for finding in report.findings}

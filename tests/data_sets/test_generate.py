@@ -30,7 +30,11 @@ def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_set_is_like_a_real_one_and_passes_its_check(folder: Path) -> None:
     report = check_data(folder)
     assert [f for f in report.findings if f.level == "error"] == []
-    assert not [f for f in report.findings if f.code.startswith(("near_duplicate_across", "exact", "missingness"))]
+    assert not [
+        f
+        for f in report.findings
+        if f.code.startswith(("near_duplicate_across", "exact", "missingness"))
+    ]
     assert report.images == COUNT
     assert set(report.classes) == set(CLASSES)
     assert max(report.classes, key=report.classes.__getitem__) == "nv"
@@ -63,14 +67,18 @@ def test_masks_lie_on_the_lesion(folder: Path) -> None:
         assert inside.shape == pixels.shape
         assert 0.005 < inside.mean() < 0.8
         contrasts.append(pixels[~inside].mean() - pixels[inside].mean())
-        mirrored.append(max(pixels[~m].mean() - pixels[m].mean() for m in (inside[:, ::-1], inside[::-1])))
+        mirrored.append(
+            max(pixels[~m].mean() - pixels[m].mean() for m in (inside[:, ::-1], inside[::-1]))
+        )
     own, other = np.asarray(contrasts), np.asarray(mirrored)
     assert (own > 0).mean() > 0.9
     assert sum(again) > 10
     assert (own > other)[again].mean() > 0.8
 
 
-@pytest.mark.parametrize("options", [{"count": 5}, {"count": 6, "seed": -1}, {"count": 6, "size": (31, 64)}])
+@pytest.mark.parametrize(
+    "options", [{"count": 5}, {"count": 6, "seed": -1}, {"count": 6, "size": (31, 64)}]
+)
 def test_impossible_sets_are_refused(options: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         draw_data_set(tmp_path / "set", **options)

@@ -16,13 +16,23 @@ from dermedge_runtime.spec import Preprocess, Spec, Task
 from support.command import dermedge
 from support.tables import save, write_csv
 
-SPEC = Spec("small", "1", (Task("features", "embed"),), Preprocess(32, "crop", "triangle", (255, 255, 255)), "tests")
+SPEC = Spec(
+    "small",
+    "1",
+    (Task("features", "embed"),),
+    Preprocess(32, "crop", "triangle", (255, 255, 255)),
+    "tests",
+)
 
 
-def teacher(folder: Path, lineage: dict[str, Any], split: tuple[tuple[str, str, str], ...] = ()) -> Path:
+def teacher(
+    folder: Path, lineage: dict[str, Any], split: tuple[tuple[str, str, str], ...] = ()
+) -> Path:
     backbone = Backbone("test_efficientnet", {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None)
     spec = Spec(SPEC.name, SPEC.version, SPEC.tasks, SPEC.preprocess, SPEC.intended_use, lineage)
-    save_model_folder(TrainedModel(Network(backbone, spec.tasks), spec, backbone, "teacher", split=split), folder)
+    save_model_folder(
+        TrainedModel(Network(backbone, spec.tasks), spec, backbone, "teacher", split=split), folder
+    )
     return folder
 
 
@@ -30,19 +40,27 @@ def data_set(folder: Path, sources: list[str], split: str = "test") -> Path:
     rows: list[dict[str, object]] = []
     for n, source in enumerate(sources):
         save(folder / f"images/{n}.png", n)
-        rows.append({"image_id": f"i{n}", "image": f"images/{n}.png", "source": source, "split": split})
+        rows.append(
+            {"image_id": f"i{n}", "image": f"images/{n}.png", "source": source, "split": split}
+        )
     write_csv(folder / "metadata.csv", rows)
     return folder
 
 
 def overlaps(data: Path, folder: Path) -> list[tuple[int, str]]:
     report = check_data(data, teacher=folder)
-    return [(f.count, f.message) for f in report.findings if f.code == "pretrained_on" and f.level == "warning"]
+    return [
+        (f.count, f.message)
+        for f in report.findings
+        if f.code == "pretrained_on" and f.level == "warning"
+    ]
 
 
 def test_sets_that_the_teacher_was_pretrained_on_are_named(tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", ["ham10000", "ham10000", "ddi", "", "pad_ufes_20"])
-    folder = teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["isic2019", "PAD-UFES-20"]}})
+    folder = teacher(
+        tmp_path / "teacher", {"teacher": {"pretrained_on": ["isic2019", "PAD-UFES-20"]}}
+    )
     found = overlaps(data, folder)
     assert [count for count, _ in found] == [2, 1]
     assert (
@@ -67,13 +85,18 @@ def test_images_that_the_teacher_has_seen_are_found_whatever_their_source(tmp_pa
 
 def test_a_clean_teacher_has_nothing_to_warn_of(tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", ["ddi", "ph2"])
-    assert overlaps(data, teacher(tmp_path / "one", {"teacher": {"pretrained_on": ["ham10000"]}})) == []
+    assert (
+        overlaps(data, teacher(tmp_path / "one", {"teacher": {"pretrained_on": ["ham10000"]}}))
+        == []
+    )
     assert overlaps(data, teacher(tmp_path / "two", {})) == []
 
 
 def test_what_a_folder_says_of_its_training(tmp_path: Path) -> None:
     seen = images_seen_by(
-        teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["scin"]}}, (("a", "ff", "train"),))
+        teacher(
+            tmp_path / "teacher", {"teacher": {"pretrained_on": ["scin"]}}, (("a", "ff", "train"),)
+        )
     )
     assert (seen.sets, seen.digests) == (("scin",), frozenset({"ff"}))
     with pytest.raises(DataError, match="neither student"):
@@ -108,7 +131,9 @@ def test_the_names_are_those_of_the_layouts() -> None:
 
 def test_the_command_warns_and_does_not_fail(tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", ["isic2017"] * 2)
-    folder = teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": list(DERMNIO_PRETRAINED_ON)}})
+    folder = teacher(
+        tmp_path / "teacher", {"teacher": {"pretrained_on": list(DERMNIO_PRETRAINED_ON)}}
+    )
     ran = dermedge("data", "check", data, "--teacher", folder)
     assert ran.code == 0
     assert "warning: 2 images are of isic2017, and the teacher was pretrained on isic*" in ran.out

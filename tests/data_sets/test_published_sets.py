@@ -5,7 +5,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dermedge.data import LAYOUTS, TAXONOMY, add_data, list_data_sets, read_table, resolve, skin_tones
+from dermedge.data import (
+    LAYOUTS,
+    TAXONOMY,
+    add_data,
+    list_data_sets,
+    read_table,
+    resolve,
+    skin_tones,
+)
 from dermedge.data.taxonomy import SOURCE_ALIASES
 from dermedge_runtime.errors import DataError
 from support import published_labels
@@ -51,7 +59,9 @@ def test_ddi_keeps_its_range_of_skin_tone_and_guesses_no_type(tmp_path: Path) ->
 
 def test_skin_tones_of_single_types_and_of_ranges_are_one_scale() -> None:
     nan = float("nan")
-    frame = pd.DataFrame({"fitzpatrick": [1.0, 2.0, 3.0, 6.0, nan, nan], "skin_tone": ["", "56", "", "", "34", "x"]})
+    frame = pd.DataFrame(
+        {"fitzpatrick": [1.0, 2.0, 3.0, 6.0, nan, nan], "skin_tone": ["", "56", "", "", "34", "x"]}
+    )
     assert skin_tones(frame).tolist() == ["I-II", "I-II", "III-IV", "V-VI", "III-IV", ""]
     assert skin_tones(frame[["fitzpatrick"]]).tolist() == ["I-II", "I-II", "III-IV", "V-VI", "", ""]
 
@@ -61,10 +71,18 @@ def test_derm7pt_has_two_images_of_a_case_in_one_split(tmp_path: Path) -> None:
     assert frame["lesion_id"].tolist() == ["1", "1", "2", "2", "3", "3", "4", "4"]
     assert frame["view"].tolist() == ["dermoscopic", "clinical"] * 4
     assert frame["image_id"].tolist()[:2] == ["FAL_NEL000", "NEL_NEL000"]
-    assert frame["dx"].tolist()[::2] == ["mel_in_situ", "dysplastic_nevus", "other", "melanoma_metastasis"]
+    assert frame["dx"].tolist()[::2] == [
+        "mel_in_situ",
+        "dysplastic_nevus",
+        "other",
+        "melanoma_metastasis",
+    ]
     assert frame["split"].tolist()[::2] == ["train", "val", "test", "train"]
     for n, image in enumerate(frame["image"]):
-        original = tmp_path / f"raw/release_v0/images/{('FAL', 'NEL')[n % 2]}/NEL{n // 2:03}{('.jpg', '.JPG')[n % 2]}"
+        original = (
+            tmp_path
+            / f"raw/release_v0/images/{('FAL', 'NEL')[n % 2]}/NEL{n // 2:03}{('.jpg', '.JPG')[n % 2]}"
+        )
         assert (tmp_path / "out" / image).read_bytes() == original.read_bytes()
 
 
@@ -88,9 +106,16 @@ def test_dermnet_takes_class_and_split_from_the_folders(tmp_path: Path) -> None:
 
 
 def test_fitzpatrick17k_has_skin_types_and_the_two_way_label(tmp_path: Path) -> None:
-    report = add_data("fitzpatrick17k", FOLDERS["fitzpatrick17k"](tmp_path / "raw"), tmp_path / "out")
+    report = add_data(
+        "fitzpatrick17k", FOLDERS["fitzpatrick17k"](tmp_path / "raw"), tmp_path / "out"
+    )
     frame = read_table(tmp_path / "out").frame
-    assert frame["dx"].tolist() == ["psoriasis", "", "becker_nevus", "superficial_spreading_melanoma"]
+    assert frame["dx"].tolist() == [
+        "psoriasis",
+        "",
+        "becker_nevus",
+        "superficial_spreading_melanoma",
+    ]
     assert frame["dx_raw"].tolist()[1] == "keratoacanthoma like"
     assert frame["malignant"].tolist() == [0, 1, 0, 1]
     assert unknown(frame, "fitzpatrick") == [3, -1, 6, 1]
@@ -101,11 +126,19 @@ def test_fitzpatrick17k_has_skin_types_and_the_two_way_label(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
-        ("three_partition_label", ["non_neoplastic", "malignant_neoplasm", "benign_neoplasm", "malignant_neoplasm"]),
-        ("nine_partition_label", ["inflammatory", "malignant_epidermal", "benign_melanocytic", "mel"]),
+        (
+            "three_partition_label",
+            ["non_neoplastic", "malignant_neoplasm", "benign_neoplasm", "malignant_neoplasm"],
+        ),
+        (
+            "nine_partition_label",
+            ["inflammatory", "malignant_epidermal", "benign_melanocytic", "mel"],
+        ),
     ],
 )
-def test_fitzpatrick17k_with_its_wider_labels(column: str, expected: list[str], tmp_path: Path) -> None:
+def test_fitzpatrick17k_with_its_wider_labels(
+    column: str, expected: list[str], tmp_path: Path
+) -> None:
     frame = frame_of("fitzpatrick17k", tmp_path, columns={"dx": column})
     assert frame["dx"].tolist() == expected
     assert frame["malignant"].tolist() == [0, 1, 0, 1]
@@ -130,7 +163,9 @@ def test_fitzpatrick17k_without_some_images(tmp_path: Path) -> None:
         ("isic2018_segmentation", {"train": 2, "val": 2, "test": 2}),
     ],
 )
-def test_segmentation_sets_have_masks_and_no_diagnosis(layout: str, splits: dict[str, int], tmp_path: Path) -> None:
+def test_segmentation_sets_have_masks_and_no_diagnosis(
+    layout: str, splits: dict[str, int], tmp_path: Path
+) -> None:
     source = FOLDERS[layout](tmp_path / "raw")
     mask = next(path for path in sorted(source.rglob("*egmentation.png")) if "00000" in path.name)
     report = add_data(layout, source, tmp_path / "out")
@@ -139,10 +174,14 @@ def test_segmentation_sets_have_masks_and_no_diagnosis(layout: str, splits: dict
     assert set(frame["dx"]) == {""} == set(frame["dx_raw"])
     masks = [(tmp_path / "out" / name).read_bytes() for name in frame["mask"]]
     originals = {path.name.lower(): path.read_bytes() for path in source.rglob("*egmentation.png")}
-    assert masks == [originals[f"{image_id}_segmentation.png".lower()] for image_id in frame["image_id"]]
+    assert masks == [
+        originals[f"{image_id}_segmentation.png".lower()] for image_id in frame["image_id"]
+    ]
     mask.unlink()
     report = add_data(layout, source, tmp_path / "again")
-    assert any(note.startswith("1 images of") and note.endswith("no mask file.") for note in report.notes)
+    assert any(
+        note.startswith("1 images of") and note.endswith("no mask file.") for note in report.notes
+    )
 
 
 def test_med_node_takes_the_label_from_the_folder(tmp_path: Path) -> None:
@@ -192,7 +231,9 @@ def test_scin_takes_the_heaviest_label_and_keeps_a_case_together(tmp_path: Path)
     assert frame["sex"].tolist() == ["female"] * 3 + ["male", "", ""]
     assert set(frame["dermatologist_fitzpatrick_skin_type_label_1"]) == {"FST2"}
     cases = source / "dataset" / "scin_cases.csv"
-    cases.write_text(cases.read_text(encoding="utf-8").replace("-10.png", "-01.png"), encoding="utf-8")
+    cases.write_text(
+        cases.read_text(encoding="utf-8").replace("-10.png", "-01.png"), encoding="utf-8"
+    )
     report = add_data("scin", source, tmp_path / "again")
     assert report.images == 5
     assert any("are listed again" in note for note in report.notes)
@@ -216,7 +257,12 @@ def test_skincap_has_captions(tmp_path: Path) -> None:
 
 def test_waterloo_pairs_masks_of_one_name_by_their_folder(tmp_path: Path) -> None:
     frame = frame_of("waterloo", tmp_path)
-    assert sorted(zip(frame["dx"], frame["malignant"], strict=True)) == [("", 0), ("", 0), ("mel", 1), ("mel", 1)]
+    assert sorted(zip(frame["dx"], frame["malignant"], strict=True)) == [
+        ("", 0),
+        ("", 0),
+        ("mel", 1),
+        ("mel", 1),
+    ]
     for image_id, mask in zip(frame["image_id"], frame["mask"], strict=True):
         label, atlas = image_id.split("_")[:2]
         original = next((tmp_path / "raw").rglob(f"{label}/{atlas}/7_contour.png"))
@@ -242,7 +288,9 @@ def test_an_empty_folder_is_refused_by_name(layout: str, tmp_path: Path) -> None
         (published_labels.FITZPATRICK17K + published_labels.DDI, 192, "skincap"),
     ],
 )
-def test_every_label_of_the_long_lists_has_its_place(labels: tuple[str, ...], count: int, source: str) -> None:
+def test_every_label_of_the_long_lists_has_its_place(
+    labels: tuple[str, ...], count: int, source: str
+) -> None:
     assert len(labels) == count
     for label in labels:
         assert resolve(label, source).id in TAXONOMY
@@ -296,7 +344,13 @@ def test_data_sets_prints_them() -> None:
 
 
 RAW: dict[str, dict[str, str]] = {
-    "ham10000": {"image_id": "image_id", "lesion_id": "lesion_id", "dx": "dx", "age": "age", "sex": "sex"},
+    "ham10000": {
+        "image_id": "image_id",
+        "lesion_id": "lesion_id",
+        "dx": "dx",
+        "age": "age",
+        "sex": "sex",
+    },
     "pad_ufes_20": {
         "img_id": "image_id",
         "lesion_id": "lesion_id",
@@ -321,14 +375,21 @@ def test_real_rows_written_back_into_the_published_form(layout: str, tmp_path: P
     }[layout]
     write_csv(
         tmp_path / "raw" / name,
-        [{theirs: row[ours] for theirs, ours in RAW[layout].items()} for row in rows.to_dict("records")],
+        [
+            {theirs: row[ours] for theirs, ours in RAW[layout].items()}
+            for row in rows.to_dict("records")
+        ],
     )
     (tmp_path / "raw" / folder).mkdir()
     for image in rows["image"]:
         (tmp_path / "raw" / folder / Path(image).name).symlink_to((source / image).resolve())
     report = add_data(layout, tmp_path / "raw", tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
-    assert (report.images, report.rows_without_image, report.images_without_row) == (len(rows), 0, 0)
+    assert (report.images, report.rows_without_image, report.images_without_row) == (
+        len(rows),
+        0,
+        0,
+    )
     assert frame["image_id"].tolist() == rows["image_id"].tolist()
     # The copy counts actinic keratosis as akiec and seborrheic keratosis as bkl; here they are told apart.
     narrower = {"akiec": {"akiec", "ak"}, "bkl": {"bkl", "sk"}}
@@ -345,13 +406,17 @@ def test_real_rows_of_isic2017_written_back_into_the_published_form(tmp_path: Pa
         write_csv(
             tmp_path / "raw" / f"ISIC-2017_{part}_Part3_GroundTruth.csv",
             [
-                {"image_id": row["image_id"], **{label: float(row["dx_raw"] == label) for label in labels}}
+                {
+                    "image_id": row["image_id"],
+                    **{label: float(row["dx_raw"] == label) for label in labels},
+                }
                 for row in of_part
             ],
         )
         folder = tmp_path / "raw" / f"ISIC-2017_{part}_Data"
         people = [
-            {"image_id": r["image_id"], "age_approximate": r["age"] or "unknown", "sex": r["sex"]} for r in of_part
+            {"image_id": r["image_id"], "age_approximate": r["age"] or "unknown", "sex": r["sex"]}
+            for r in of_part
         ]
         write_csv(folder / f"ISIC-2017_{part}_Data_metadata.csv", people)
         for row in of_part:

@@ -91,7 +91,13 @@ def test_shares_can_be_chosen_and_must_be_shares() -> None:
 
 def folder(path: Path, splits: list[str] | None = None) -> Path:
     rows = [
-        {"image_id": f"i{n}", "image": f"images/i{n}.png", "dx": "nv", "note": f"keep, {n}", "age": "41.0"}
+        {
+            "image_id": f"i{n}",
+            "image": f"images/i{n}.png",
+            "dx": "nv",
+            "note": f"keep, {n}",
+            "age": "41.0",
+        }
         for n in range(12)
     ]
     for n, row in enumerate(rows):
@@ -112,7 +118,9 @@ def test_the_verb_writes_a_table_with_all_else_as_it_was(tmp_path: Path) -> None
     assert text["age"].unique().tolist() == ["41.0"]
     assert report.images == 12
     assert report.groups == 6
-    assert {name: counts["nv"] for name, counts in report.counts.items()} == text["split"].value_counts().to_dict()
+    assert {name: counts["nv"] for name, counts in report.counts.items()} == text[
+        "split"
+    ].value_counts().to_dict()
 
 
 def test_byte_identical_images_stay_together(tmp_path: Path) -> None:
@@ -140,7 +148,9 @@ def test_official_splits_stay_unless_they_are_redone(tmp_path: Path) -> None:
     table = with_split(read_table(tmp_path))
     assert table.frame["split"].tolist() == ["train"] * 10 + ["val"] * 2
     assert table.of("val").frame.index.tolist() == [0, 1]
-    with pytest.raises(DataError, match=r"no rows in the split 'test' \(it has: train 10, val 2\).*--redo"):
+    with pytest.raises(
+        DataError, match=r"no rows in the split 'test' \(it has: train 10, val 2\).*--redo"
+    ):
         table.of("test")
     assert split_data(tmp_path, tmp_path / "s.csv").kept == 12
     report = split_data(tmp_path, tmp_path / "s.parquet", redo=True)

@@ -28,7 +28,15 @@ def test_two_columns_are_enough(tmp_path: Path) -> None:
 def test_values_are_read_as_what_they_mean(tmp_path: Path) -> None:
     write_csv(
         tmp_path / "metadata.csv",
-        with_cells(dx="Melanoma", age="55.0", sex="F", fitzpatrick="IV", severity=2, site="unknown", dx_type="histo"),
+        with_cells(
+            dx="Melanoma",
+            age="55.0",
+            sex="F",
+            fitzpatrick="IV",
+            severity=2,
+            site="unknown",
+            dx_type="histo",
+        ),
     )
     row = read_table(tmp_path).frame.iloc[1]
     assert (row.dx, row.malignant, row.age, row.sex, row.fitzpatrick) == ("mel", 1, 55, "female", 4)
@@ -38,7 +46,9 @@ def test_values_are_read_as_what_they_mean(tmp_path: Path) -> None:
 def test_a_rows_own_malignancy_wins_over_its_labels(tmp_path: Path) -> None:
     rows = [
         {"image_id": str(n), "image": f"{n}.png", "dx": dx, "malignant": own}
-        for n, (dx, own) in enumerate([("akiec", 1), ("akiec", 0), ("akiec", ""), ("nv", "true"), ("nv", ""), ("", "")])
+        for n, (dx, own) in enumerate(
+            [("akiec", 1), ("akiec", 0), ("akiec", ""), ("nv", "true"), ("nv", ""), ("", "")]
+        )
     ]
     write_csv(tmp_path / "metadata.csv", rows)
     found = read_table(tmp_path).frame["malignant"].tolist()
@@ -73,7 +83,9 @@ def test_a_label_is_read_as_its_source_means_it(tmp_path: Path) -> None:
         ({"mask": "a/../../b.png"}, r"row 3: mask 'a/../../b.png' is not a path inside"),
     ],
 )
-def test_a_bad_cell_is_named_with_its_row(tmp_path: Path, cells: dict[str, object], message: str) -> None:
+def test_a_bad_cell_is_named_with_its_row(
+    tmp_path: Path, cells: dict[str, object], message: str
+) -> None:
     write_csv(tmp_path / "metadata.csv", with_cells(**cells))
     with pytest.raises(DataError, match=message) as error:
         read_table(tmp_path)
@@ -133,7 +145,8 @@ def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
     )
     frame.to_parquet(tmp_path / "t.parquet")
     (tmp_path / "t.csv").write_text(
-        "image_id,image,lesion_id,age,malignant,dx\na,a.png,53,41,1,mel\nb,b.png,,,,\n", encoding="utf-8"
+        "image_id,image,lesion_id,age,malignant,dx\na,a.png,53,41,1,mel\nb,b.png,,,,\n",
+        encoding="utf-8",
     )
     parquet, csv = read_table(tmp_path / "t.parquet"), read_table(tmp_path / "t.csv")
     pd.testing.assert_frame_equal(parquet.frame, csv.frame)
@@ -146,7 +159,14 @@ def grouped(rows: list[tuple[str, str, str]]) -> list[str]:
 
 
 def test_rows_are_joined_by_lesion_and_patient_even_through_others() -> None:
-    rows = [("L1", "", ""), ("L2", "P1", ""), ("L1", "P1", ""), ("", "P2", ""), ("", "", ""), ("", "", "")]
+    rows = [
+        ("L1", "", ""),
+        ("L2", "P1", ""),
+        ("L1", "P1", ""),
+        ("", "P2", ""),
+        ("", "", ""),
+        ("", "", ""),
+    ]
     assert grouped(rows) == ["i0", "i0", "i0", "i3", "i4", "i5"]
 
 

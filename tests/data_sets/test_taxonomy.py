@@ -43,13 +43,18 @@ def test_codes_and_names_are_unique() -> None:
         ("melanoma", "a set nobody knows", "mel", True),
     ],
 )
-def test_labels_of_the_public_sets(label: str, source: str | None, expected: str, malignant: bool | None) -> None:
+def test_labels_of_the_public_sets(
+    label: str, source: str | None, expected: str, malignant: bool | None
+) -> None:
     found = resolve(label, source)
     assert (found.id, found.malignant) == (expected, malignant)
 
 
 def test_every_alias_leads_somewhere() -> None:
-    for target in [*ALIASES.values(), *(t for labels in SOURCE_ALIASES.values() for t in labels.values())]:
+    for target in [
+        *ALIASES.values(),
+        *(t for labels in SOURCE_ALIASES.values() for t in labels.values()),
+    ]:
         assert target in TAXONOMY
 
 

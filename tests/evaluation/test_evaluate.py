@@ -53,7 +53,9 @@ def make_bundle(path, **changes):
 @pytest.fixture
 def bundle(tmp_path):
     """The toy, with a threshold that some of the melanomas reach and some of the naevi do not."""
-    return make_bundle(tmp_path / "fair.dermedge", postprocessing={"malignancy": Postprocessing(0.8, 0.33)})
+    return make_bundle(
+        tmp_path / "fair.dermedge", postprocessing={"malignancy": Postprocessing(0.8, 0.33)}
+    )
 
 
 @pytest.fixture
@@ -68,9 +70,18 @@ def data(tmp_path):
         who = {"sex": ["male", "female", ""][number % 3 - 1], "age": [25, 45, 72.5, ""][number % 4]}
         skin = {"fitzpatrick": [1, 6, ""][number // 20], "site": "back" if number < 30 else ""}
         rows.append(
-            {"dx": dx, "looks": looks, "by": int(rng.integers(5, 40)), "lesion_id": f"L{number * 2 // 3}"} | who | skin
+            {
+                "dx": dx,
+                "looks": looks,
+                "by": int(rng.integers(5, 40)),
+                "lesion_id": f"L{number * 2 // 3}",
+            }
+            | who
+            | skin
         )
-    rows += [{"dx": "nv", "looks": "mel", "split": "train", "lesion_id": f"T{i}"} for i in range(10)]
+    rows += [
+        {"dx": "nv", "looks": "mel", "split": "train", "lesion_id": f"T{i}"} for i in range(10)
+    ]
     return make_data(tmp_path / "data", rows)
 
 
@@ -85,7 +96,9 @@ def test_metrics_are_those_of_what_the_model_predicts_one_by_one(data, bundle):
     known, truth = table["dx"] != "akiec", table["dx"] == "mel"
     metrics = {name: found.value for name, found in report.overall.metrics.items()}
     assert metrics["accuracy"] == pytest.approx((table["dx"] == predicted).mean())
-    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(table["dx"], predicted))
+    assert metrics["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(table["dx"], predicted)
+    )
     assert metrics["malignant_auroc"] == pytest.approx(roc_auc_score(truth[known], scores[known]))
     assert metrics["sensitivity"] == pytest.approx(decided[truth].mean())
     assert metrics["specificity"] == pytest.approx(1 - decided[known & ~truth].mean())
@@ -103,21 +116,35 @@ def test_the_plots_can_be_drawn_from_the_report_alone(data, toy_bundle_path):
     assert report.overall.malignant == 20
     confusion = np.array(report.confusion)
     assert confusion.sum() == 60
-    assert [report.support[name] for name in report.labels] == confusion.sum(1).tolist() == [20, 20, 20]
-    assert [report.recall[name].value for name in report.labels] == pytest.approx((confusion.diagonal() / 20).tolist())
+    assert (
+        [report.support[name] for name in report.labels]
+        == confusion.sum(1).tolist()
+        == [20, 20, 20]
+    )
+    assert [report.recall[name].value for name in report.labels] == pytest.approx(
+        (confusion.diagonal() / 20).tolist()
+    )
     assert np.mean([found.value for found in report.recall.values()]) == pytest.approx(
         report.overall.metrics["balanced_accuracy"].value
     )
     assert sum(part.count for part in report.reliability) == 60
-    gaps = [part.count * abs(part.accuracy - part.confidence) for part in report.reliability if part.count]
+    gaps = [
+        part.count * abs(part.accuracy - part.confidence)
+        for part in report.reliability
+        if part.count
+    ]
     assert sum(gaps) / 60 == pytest.approx(report.overall.metrics["ece"].value)
     false, true = np.array(report.roc).T
-    assert np.trapezoid(true, false) == pytest.approx(report.overall.metrics["malignant_auroc"].value)
+    assert np.trapezoid(true, false) == pytest.approx(
+        report.overall.metrics["malignant_auroc"].value
+    )
 
 
 def test_intervals_resample_lesions_and_are_repeatable(data, bundle):
     first, second = (evaluate(bundle, data, replicates=300) for _ in range(2))
-    assert json.dumps(to_json(first), allow_nan=False) == json.dumps(to_json(second), allow_nan=False)
+    assert json.dumps(to_json(first), allow_nan=False) == json.dumps(
+        to_json(second), allow_nan=False
+    )
     for found in first.overall.metrics.values():
         assert found.low <= found.value <= found.high
         assert found.low < found.high
@@ -148,7 +175,11 @@ def test_subgroups_cover_what_is_known_and_nothing_else(data, toy_bundle_path):
 
 def test_small_skin_types_and_sexes_are_named_insufficient(data, bundle):
     skin, sex = evaluate(bundle, data, replicates=20).fairness
-    assert (skin.column, skin.insufficient, skin.unknown) == ("fitzpatrick", {"I-II": 20, "V-VI": 20}, 20)
+    assert (skin.column, skin.insufficient, skin.unknown) == (
+        "fitzpatrick",
+        {"I-II": 20, "V-VI": 20},
+        20,
+    )
     assert (sex.column, sex.insufficient, sex.unknown) == ("sex", {"female": 20, "male": 20}, 20)
     assert skin.gap == sex.gap == Interval(None)
 
@@ -156,7 +187,11 @@ def test_small_skin_types_and_sexes_are_named_insufficient(data, bundle):
 def test_skin_tones_told_in_pairs_are_compared(tmp_path, bundle):
     names = list(BRIGHT)
     rows = [
-        {"dx": names[number % 3], "looks": "nv" if number % 7 == 0 or number >= 66 else names[number % 3], "by": 60}
+        {
+            "dx": names[number % 3],
+            "looks": "nv" if number % 7 == 0 or number >= 66 else names[number % 3],
+            "by": 60,
+        }
         | {"skin_tone": 12 if number < 60 else 56, "sex": "", "lesion_id": f"L{number}"}
         for number in range(99)
     ]
@@ -166,8 +201,12 @@ def test_skin_tones_told_in_pairs_are_compared(tmp_path, bundle):
     truth = np.array([row.malignant for row in report.images], float)
     called = np.array([row.malignancy >= report.threshold for row in report.images])
     for name, part in (("I-II", slice(0, 60)), ("V-VI", slice(60, None))):
-        labels, predicted = zip(*((row.label, row.predicted) for row in report.images[part]), strict=True)
-        assert skin.groups[name].score.value == pytest.approx(balanced_accuracy_score(labels, predicted))
+        labels, predicted = zip(
+            *((row.label, row.predicted) for row in report.images[part]), strict=True
+        )
+        assert skin.groups[name].score.value == pytest.approx(
+            balanced_accuracy_score(labels, predicted)
+        )
         assert skin.groups[name].tpr.value == pytest.approx(called[part][truth[part] == 1].mean())
         assert skin.groups[name].fpr.value == pytest.approx(called[part][truth[part] == 0].mean())
         assert skin.groups[name].malignant == (truth[part] == 1).sum()
@@ -176,7 +215,9 @@ def test_skin_tones_told_in_pairs_are_compared(tmp_path, bundle):
 
 
 def test_without_a_threshold_skin_types_have_no_equalised_odds(data, tmp_path):
-    table = pd.read_csv(data / "metadata.csv").assign(sex=lambda rows: np.resize(["male", "female"], len(rows)))
+    table = pd.read_csv(data / "metadata.csv").assign(
+        sex=lambda rows: np.resize(["male", "female"], len(rows))
+    )
     table.to_csv(data / "metadata.csv", index=False)
     bundle = make_bundle(tmp_path / "b.dermedge", postprocessing={"malignancy": Postprocessing()})
     sex = evaluate(bundle, data, replicates=20).fairness[1]
@@ -186,14 +227,24 @@ def test_without_a_threshold_skin_types_have_no_equalised_odds(data, tmp_path):
 
 def test_age_bands_have_no_gap():
     ages = [0, 29.9, 30, 49, 50, 69.5, 70, 120, float("nan")]
-    assert [age_band(a) for a in ages] == [*["0-29"] * 2, *["30-49"] * 2, *["50-69"] * 2, *["70+"] * 2, ""]
+    assert [age_band(a) for a in ages] == [
+        *["0-29"] * 2,
+        *["30-49"] * 2,
+        *["50-69"] * 2,
+        *["70+"] * 2,
+        "",
+    ]
 
 
 def test_images_that_the_model_was_trained_on_are_flagged(data, tmp_path):
     table = read_table(data)
-    seen = [sha256((data / image).read_bytes()).hexdigest()[:16] for image in table.frame["image"].iloc[[3, 5, 65]]]
+    seen = [
+        sha256((data / image).read_bytes()).hexdigest()[:16]
+        for image in table.frame["image"].iloc[[3, 5, 65]]
+    ]
     bundle = make_bundle(
-        tmp_path / "b.dermedge", files={"reports/training_images.txt": ("\n".join(seen) + "\n").encode()}
+        tmp_path / "b.dermedge",
+        files={"reports/training_images.txt": ("\n".join(seen) + "\n").encode()},
     )
     report = evaluate(bundle, data, replicates=20)
     assert report.trained_on == ("i3", "i5")
@@ -203,11 +254,15 @@ def test_images_that_the_model_was_trained_on_are_flagged(data, tmp_path):
     assert everything.trained_on == ("i3", "i5", "i65")
 
 
-def test_a_bundle_that_does_not_tell_what_it_was_trained_on_is_said_to(data, toy_bundle_path, tmp_path):
+def test_a_bundle_that_does_not_tell_what_it_was_trained_on_is_said_to(
+    data, toy_bundle_path, tmp_path
+):
     report = evaluate(toy_bundle_path, data, replicates=20)
     assert report.trained_on is None
     assert any("nobody can tell" in warning for warning in report.warnings)
-    clean = make_bundle(tmp_path / "b.dermedge", files={"reports/training_images.txt": b"0123456789abcdef\n"})
+    clean = make_bundle(
+        tmp_path / "b.dermedge", files={"reports/training_images.txt": b"0123456789abcdef\n"}
+    )
     assert evaluate(clean, data, replicates=20).trained_on == ()
     assert evaluate(clean, data, replicates=20).warnings == ()
 
@@ -243,7 +298,11 @@ def test_a_row_s_own_malignancy_wins(tmp_path, toy_bundle_path):
 
 
 def test_a_table_without_splits_gets_one_and_only_its_test_part_is_read(tmp_path, toy_bundle_path):
-    rows = [{"dx": dx, "looks": dx, "split": "", "lesion_id": f"{dx}{i // 2}"} for dx in BRIGHT for i in range(40)]
+    rows = [
+        {"dx": dx, "looks": dx, "split": "", "lesion_id": f"{dx}{i // 2}"}
+        for dx in BRIGHT
+        for i in range(40)
+    ]
     data = make_data(tmp_path / "d", rows)
     first, other = (evaluate(toy_bundle_path, data, seed=seed, replicates=20) for seed in (0, 1))
     assert 10 <= first.overall.cases <= 30
@@ -257,7 +316,11 @@ def test_a_table_without_splits_gets_one_and_only_its_test_part_is_read(tmp_path
 def test_without_a_threshold_there_is_no_sensitivity(data, tmp_path):
     bundle = make_bundle(tmp_path / "b.dermedge", postprocessing={"malignancy": Postprocessing()})
     report = evaluate(bundle, data, replicates=20)
-    assert report.overall.metrics["sensitivity"] == report.overall.metrics["specificity"] == Interval(None)
+    assert (
+        report.overall.metrics["sensitivity"]
+        == report.overall.metrics["specificity"]
+        == Interval(None)
+    )
     assert report.overall.metrics["malignant_auroc"].value is not None
 
 
@@ -265,11 +328,15 @@ def test_a_model_without_a_diagnosis_is_scored_as_benign_or_malignant(data, tmp_
     content = toy_content()
     spec = dataclasses.replace(content["spec"], tasks=(Task("malignancy", "binary"),))
     path = tmp_path / "b.dermedge"
-    write_bundle(path, **content | {"spec": spec, "tolerance": {"malignancy": 1e-3}, "postprocessing": {}})
+    write_bundle(
+        path, **content | {"spec": spec, "tolerance": {"malignancy": 1e-3}, "postprocessing": {}}
+    )
     report = evaluate(path, data, replicates=20)
     assert report.labels == ("benign", "malignant")
     assert report.support == {"benign": 20, "malignant": 20}
-    assert report.overall.metrics["macro_auroc"].value == pytest.approx(report.overall.metrics["malignant_auroc"].value)
+    assert report.overall.metrics["macro_auroc"].value == pytest.approx(
+        report.overall.metrics["malignant_auroc"].value
+    )
 
 
 def test_an_unreadable_image_is_named(data, toy_bundle_path):
@@ -302,9 +369,13 @@ def test_table_predictions_keep_the_table_s_order_and_tell_their_progress(data):
     table = read_table(data)
     spec: Spec = toy_content()["spec"]
     told = []
-    predictions = table_predictions(table, spec, FakeRuntime().run, batch=7, progress=lambda *step: told.append(step))
+    predictions = table_predictions(
+        table, spec, FakeRuntime().run, batch=7, progress=lambda *step: told.append(step)
+    )
     assert predictions.image_ids == tuple(table.frame["image_id"])
     assert told[-1][:2] == (70, 70)
     assert [step[0] for step in told] == list(range(1, 71))
-    colours = [np.asarray(Image.open(data / image)).mean((0, 1)).argmax() for image in table.frame["image"]]
+    colours = [
+        np.asarray(Image.open(data / image)).mean((0, 1)).argmax() for image in table.frame["image"]
+    ]
     np.testing.assert_array_equal(predictions.outputs["diagnosis"].argmax(1), colours)

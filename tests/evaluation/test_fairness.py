@@ -16,14 +16,29 @@ NAMES = ("nv", "mel", "akiec")
 
 def table(*rows):
     """labels, predicted, groups and clusters of (times, label, predicted, group); every image is its own lesion."""
-    columns = [np.repeat([row[column] for row in rows], [row[0] for row in rows]) for column in (1, 2, 3)]
+    columns = [
+        np.repeat([row[column] for row in rows], [row[0] for row in rows]) for column in (1, 2, 3)
+    ]
     return (*columns, np.arange(sum(row[0] for row in rows)).astype(str))
 
 
-def compared(labels, predicted, groups, clusters, *, column="sex", classes=2, malignant=True, **options):
+def compared(
+    labels, predicted, groups, clusters, *, column="sex", classes=2, malignant=True, **options
+):
     """The one comparison of a table whose class 1 is the malignant one."""
-    known = {"positive": np.where(labels < 0, np.nan, labels == 1), "decision": predicted == 1} if malignant else {}
-    (found,) = fairness(labels, predicted, classes, {column: groups}, clusters, **{"replicates": 200} | known | options)
+    known = (
+        {"positive": np.where(labels < 0, np.nan, labels == 1), "decision": predicted == 1}
+        if malignant
+        else {}
+    )
+    (found,) = fairness(
+        labels,
+        predicted,
+        classes,
+        {column: groups},
+        clusters,
+        **{"replicates": 200} | known | options,
+    )
     return found
 
 
@@ -36,7 +51,9 @@ COUNTED = table(
 
 def patients(rng, *, count, worse=0.0, dark=0.15):
     """Patients whose recall depends on the class, by `worse` less in dark skin, where malignancy is rarer."""
-    groups = rng.choice(["I", "II", "III", "IV", "V", "VI"], count, p=[*[(1 - dark) / 4] * 4, dark / 2, dark / 2])
+    groups = rng.choice(
+        ["I", "II", "III", "IV", "V", "VI"], count, p=[*[(1 - dark) / 4] * 4, dark / 2, dark / 2]
+    )
     darker = np.isin(groups, ["V", "VI"])
     labels = np.where(rng.random(count) < np.where(darker, 0.25, 0.4), 1, rng.choice([0, 2], count))
     hit = rng.random(count) < np.where(labels == 1, 0.6, 0.85) - worse * darker
@@ -53,7 +70,12 @@ def test_rates_gap_and_equalised_odds_are_those_counted_by_hand():
     assert women.score.value == pytest.approx((12 / 20 + 36 / 40) / 2)
     assert found.gap.value == pytest.approx(0.80 - 0.75)
     assert found.equalised_odds.value == pytest.approx(0.2)  # in TPR; in FPR it is 0.1
-    assert (found.column, found.metric, found.classes, found.worst) == ("sex", "balanced_accuracy", (0, 1), "female")
+    assert (found.column, found.metric, found.classes, found.worst) == (
+        "sex",
+        "balanced_accuracy",
+        (0, 1),
+        "female",
+    )
     assert (found.insufficient, found.unknown) == ({}, 0)
     for interval in (men.score, women.tpr, men.fpr, found.equalised_odds):
         assert interval.low < interval.value < interval.high
@@ -70,11 +92,19 @@ def test_equalised_odds_sees_false_alarms_where_the_malignant_are_found_alike():
 
 
 def test_skin_types_are_compared_in_pairs_single_or_told_as_such():
-    labels, predicted, _, clusters = table((30, 0, 0, ""), (30, 1, 0, ""), (30, 0, 1, ""), (30, 1, 1, ""))
+    labels, predicted, _, clusters = table(
+        (30, 0, 0, ""), (30, 1, 0, ""), (30, 0, 1, ""), (30, 1, 1, "")
+    )
     single = np.resize(["I", "II", "III", "IV", "V", "VI"], 120)
     found = compared(labels, predicted, single, clusters, column="fitzpatrick")
-    assert {name: group.cases for name, group in found.groups.items()} == {"I-II": 40, "III-IV": 40, "V-VI": 40}
-    told = compared(labels, predicted, np.resize(["I-II", "V-VI"], 120), clusters, column="fitzpatrick")
+    assert {name: group.cases for name, group in found.groups.items()} == {
+        "I-II": 40,
+        "III-IV": 40,
+        "V-VI": 40,
+    }
+    told = compared(
+        labels, predicted, np.resize(["I-II", "V-VI"], 120), clusters, column="fitzpatrick"
+    )
     assert list(told.groups) == ["I-II", "V-VI"]
 
 
@@ -82,8 +112,12 @@ def test_skin_types_are_compared_in_pairs_single_or_told_as_such():
 def test_where_groups_do_not_differ_the_gap_is_what_chance_shows(images):
     gaps, chances, above = [], [], 0
     for seed in range(40):
-        rows = [np.repeat(column, images) for column in patients(np.random.default_rng(seed), count=300)]
-        found = compared(*rows, column="fitzpatrick", classes=3, malignant=False, replicates=100, seed=seed)
+        rows = [
+            np.repeat(column, images) for column in patients(np.random.default_rng(seed), count=300)
+        ]
+        found = compared(
+            *rows, column="fitzpatrick", classes=3, malignant=False, replicates=100, seed=seed
+        )
         gaps.append(found.gap.value)
         chances.append(found.chance)
         above += found.gap.value > found.chance_high
@@ -107,7 +141,12 @@ def test_a_real_difference_is_more_than_chance_and_named():
     assert found.worst == "V-VI"
     assert found.gap.value > 2 * found.chance_high
     assert 0 < found.chance < found.chance_high
-    assert found.equalised_odds.value > found.equalised_odds_chance_high > found.equalised_odds_chance > 0
+    assert (
+        found.equalised_odds.value
+        > found.equalised_odds_chance_high
+        > found.equalised_odds_chance
+        > 0
+    )
 
 
 def test_one_seed_gives_one_answer():
@@ -123,23 +162,33 @@ def test_further_images_of_the_same_lesions_make_nothing_surer():
     more = [np.repeat(column, 4) for column in (labels, predicted, groups, clusters)]
     again = compared(*more, column="fitzpatrick", classes=3)
     counted = compared(*more[:3], np.arange(1600).astype(str), column="fitzpatrick", classes=3)
-    for found in (lambda part: part.gap.value, lambda part: part.gap.high, lambda part: part.equalised_odds.low):
+    for found in (
+        lambda part: part.gap.value,
+        lambda part: part.gap.high,
+        lambda part: part.equalised_odds.low,
+    ):
         assert found(again) == pytest.approx(found(once))
     assert again.chance_high == pytest.approx(once.chance_high)
-    assert counted.chance_high < 0.7 * once.chance_high  # taken for lesions of their own, they would
+    assert (
+        counted.chance_high < 0.7 * once.chance_high
+    )  # taken for lesions of their own, they would
     assert counted.gap.high - counted.gap.low < 0.7 * (once.gap.high - once.gap.low)
 
 
 def test_unknown_is_no_group_and_is_counted():
     labels, predicted, groups, _ = COUNTED
-    lost = np.concatenate([groups, np.full(50, "")])  # as in PAD-UFES-20: benign throughout, and all called so
+    lost = np.concatenate(
+        [groups, np.full(50, "")]
+    )  # as in PAD-UFES-20: benign throughout, and all called so
     more = [np.concatenate([column, np.zeros(50, int)]) for column in (labels, predicted)]
     found = compared(*more, lost, np.arange(150).astype(str))
     assert found.unknown == 50
     assert list(found.groups) == ["female", "male"]
     assert (found.gap.value, found.equalised_odds.value) == pytest.approx((0.05, 0.2))
     assert any("50 images" in sentence for sentence in summarize(found, NAMES))
-    assert fairness(more[0], more[1], 2, {"sex": np.full(150, ""), "site": lost}, np.arange(150)) == ()
+    assert (
+        fairness(more[0], more[1], 2, {"sex": np.full(150, ""), "site": lost}, np.arange(150)) == ()
+    )
     assert fairness(more[0], more[1], 2, {}, np.arange(150)) == ()
 
 
@@ -150,16 +199,27 @@ def test_images_without_a_known_answer_count_nowhere():
 
 
 def test_groups_that_are_too_small_are_named_and_in_nothing_else():
-    labels, predicted, groups, clusters = table((29, 0, 1, "VI"), (29, 1, 0, "I"), (31, 0, 0, "I"), (40, 1, 1, "III"))
+    labels, predicted, groups, clusters = table(
+        (29, 0, 1, "VI"), (29, 1, 0, "I"), (31, 0, 0, "I"), (40, 1, 1, "III")
+    )
     found = compared(labels, predicted, groups, clusters, column="fitzpatrick")
     assert found.insufficient == {"V-VI": 29}
     assert set(found.groups) == {"I-II", "III-IV"}
-    assert any("V-VI 29" in sentence and "30 images" in sentence for sentence in summarize(found, NAMES))
+    assert any(
+        "V-VI 29" in sentence and "30 images" in sentence for sentence in summarize(found, NAMES)
+    )
     alone = compared(*table((100, 0, 0, "male"), (100, 1, 1, "male"), (20, 1, 0, "female")))
     assert alone.insufficient == {"female": 20}
-    assert (alone.worst, alone.gap, alone.chance, alone.equalised_odds) == (None, Interval(None), None, None)
+    assert (alone.worst, alone.gap, alone.chance, alone.equalised_odds) == (
+        None,
+        Interval(None),
+        None,
+        None,
+    )
     assert alone.groups["male"].tpr.value == 1
-    assert next(summarize(alone, NAMES)).startswith("By sex nothing can be compared: only one group has 30 images")
+    assert next(summarize(alone, NAMES)).startswith(
+        "By sex nothing can be compared: only one group has 30 images"
+    )
     nobody = compared(*table((20, 0, 0, "male"), (20, 1, 0, "female")))
     assert nobody.groups == {}
     assert nobody.insufficient == {"female": 20, "male": 20}
@@ -173,7 +233,10 @@ def test_a_group_is_not_better_for_lacking_a_hard_diagnosis():
     )
     found = compared(*rows, classes=3)
     assert found.classes == (0, 1)
-    assert {name: group.score.value for name, group in found.groups.items()} == {"female": 1, "male": 1}
+    assert {name: group.score.value for name, group in found.groups.items()} == {
+        "female": 1,
+        "male": 1,
+    }
     assert (found.gap.value, found.worst) == (0, None)
     sentences = list(summarize(found, NAMES, {"akiec": "Keratosis"}))
     assert sentences[0] == "By sex no group is below another."
@@ -197,9 +260,15 @@ def test_without_shared_diagnoses_malignant_and_benign_are_compared():
 
 def test_equalised_odds_need_malignant_and_benign_cases_in_every_group():
     few = [(30, 0, 0, "female"), (4, 1, 1, "female"), (30, 2, 2, "female")]
-    found = compared(*table((30, 0, 0, "male"), (30, 1, 0, "male"), (30, 2, 2, "male"), *few), classes=3)
+    found = compared(
+        *table((30, 0, 0, "male"), (30, 1, 0, "male"), (30, 2, 2, "male"), *few), classes=3
+    )
     assert found.gap.value is not None
-    assert (found.equalised_odds, found.equalised_odds_chance, found.equalised_odds_chance_high) == (None, None, None)
+    assert (
+        found.equalised_odds,
+        found.equalised_odds_chance,
+        found.equalised_odds_chance_high,
+    ) == (None, None, None)
     assert any("not measured" in sentence for sentence in summarize(found, NAMES))
     undecided = compared(*COUNTED, malignant=False)
     assert undecided.gap.value == pytest.approx(0.05)
@@ -220,7 +289,9 @@ def test_the_words_say_chance_where_it_is_chance_and_no_more(capsys):
     inside = replace(found, gap=Interval(0.05, 0.01, 0.2), chance=0.04, chance_high=0.123)
     beyond = replace(inside, chance_high=0.049)
     said = next(summarize(inside, NAMES))
-    assert said.startswith("By sex the worst group is female, 5.0 points below the best one. Dealt out at random")
+    assert said.startswith(
+        "By sex the worst group is female, 5.0 points below the best one. Dealt out at random"
+    )
     assert "4.0 points apart" in said
     assert "more than 12.3 points" in said
     assert "chance may explain it" in said

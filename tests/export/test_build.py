@@ -69,12 +69,16 @@ def lesions() -> Lesions:
 def reference(lesions: Lesions) -> bytes:
     student = lesions.predictions("test", fake_tensorrt.toy_run(toy_onnx.graph()))
     assert len(set(student.labels.tolist())) == 3
-    return reference_file(student, lesions.digests("test"), toy_onnx.POSTPROCESSING, "test of lesions")
+    return reference_file(
+        student, lesions.digests("test"), toy_onnx.POSTPROCESSING, "test of lesions"
+    )
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory, reference: bytes) -> Bundle:
-    return fake_tensorrt.bundle(tmp_path_factory.mktemp("device") / "skin.dermedge", files={PATH: reference})
+    return fake_tensorrt.bundle(
+        tmp_path_factory.mktemp("device") / "skin.dermedge", files={PATH: reference}
+    )
 
 
 @pytest.fixture
@@ -101,7 +105,11 @@ class TestPassing:
     ) -> None:
         before = folder_bytes(bundle.path)
         report = build_engine(bundle, images=lesions, machine=machine)
-        assert (report.status, report.verify.status, report.parity.status) == ("passed", "passed", "passed")
+        assert (report.status, report.verify.status, report.parity.status) == (
+            "passed",
+            "passed",
+            "passed",
+        )
         assert (report.parity.basis, report.parity.cases) == ("test of lesions", COUNT)
         assert report.parity.engine == "tensorrt 10.3.0"
         assert report.parity.hardware == "Orin (fake), SM 87"
@@ -110,11 +118,17 @@ class TestPassing:
         assert folder_bytes(bundle.path) == before
         assert TensorRtRuntime.open(bundle, machine=machine)
 
-    def test_the_record_says_what_was_found_on_what(self, bundle: Bundle, machine: TensorRt, lesions: Lesions) -> None:
+    def test_the_record_says_what_was_found_on_what(
+        self, bundle: Bundle, machine: TensorRt, lesions: Lesions
+    ) -> None:
         report = build_engine(bundle, images=lesions, machine=machine)
         found = recorded(bundle)
         assert found == json.loads(json.dumps(report.to_json()))
-        assert (found["schema"], found["bundle"], found["status"]) == ("dermedge.device/1", bundle.id, "passed")
+        assert (found["schema"], found["bundle"], found["status"]) == (
+            "dermedge.device/1",
+            bundle.id,
+            "passed",
+        )
         assert found["engine"]["key"]["onnx"] == bundle.files["model.onnx"]
         assert found["engine"]["key"]["flags"] == {
             "batch": 1,
@@ -140,10 +154,14 @@ class TestPassing:
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         stranger = np.full_like(lesions.tensors[0], 200)
-        some = replace(lesions, tensors=[stranger, *lesions.tensors[:104:-1], *lesions.tensors[:100]])
+        some = replace(
+            lesions, tensors=[stranger, *lesions.tensors[:104:-1], *lesions.tensors[:100]]
+        )
         report = build_engine(bundle, images=some, machine=machine)
         assert report.parity.cases == COUNT - 5
-        assert report.parity.basis == "235 images of test of lesions (5 more are not on this device)"
+        assert (
+            report.parity.basis == "235 images of test of lesions (5 more are not on this device)"
+        )
         assert report.parity.agreement["max_abs"] < 0.1, "each image is held against its own answer"
 
 
@@ -152,7 +170,9 @@ class TestRefusal:
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         machine.trt.miscompile = more_of_the_first_class
-        with pytest.raises(GateError, match=r"top1_agreement: .*skin\.device\.json.*--allow-parity-failure"):
+        with pytest.raises(
+            GateError, match=r"top1_agreement: .*skin\.device\.json.*--allow-parity-failure"
+        ):
             build_engine(bundle, images=lesions, machine=machine)
         assert recorded(bundle)["status"] == "failed"
         assert recorded(bundle)["verify"]["status"] == "passed"
@@ -168,22 +188,34 @@ class TestRefusal:
         assert recorded(bundle)["allowed_failures"][0].startswith("top1_agreement")
         assert TensorRtRuntime.open(bundle, machine=machine)
 
-    def test_a_pass_after_a_failure_opens_it_again(self, bundle: Bundle, machine: TensorRt, lesions: Lesions) -> None:
+    def test_a_pass_after_a_failure_opens_it_again(
+        self, bundle: Bundle, machine: TensorRt, lesions: Lesions
+    ) -> None:
         right, machine.trt.miscompile = machine.trt.miscompile, more_of_the_first_class
         with pytest.raises(GateError):
             build_engine(bundle, images=lesions, machine=machine)
         machine.trt.miscompile = right
-        assert build_engine(bundle, images=lesions, rebuild=True, machine=machine).status == "passed"
+        assert (
+            build_engine(bundle, images=lesions, rebuild=True, machine=machine).status == "passed"
+        )
         assert TensorRtRuntime.open(bundle, machine=machine)
 
     @pytest.mark.parametrize(
-        "miscompile", [lambda v: v * np.float32(np.nan), lambda v: v + 1], ids=["not finite", "another model"]
+        "miscompile",
+        [lambda v: v * np.float32(np.nan), lambda v: v + 1],
+        ids=["not finite", "another model"],
     )
     def test_an_engine_that_does_not_verify_is_never_used(
-        self, bundle: Bundle, machine: TensorRt, lesions: Lesions, miscompile: Callable[[Array], Array]
+        self,
+        bundle: Bundle,
+        machine: TensorRt,
+        lesions: Lesions,
+        miscompile: Callable[[Array], Array],
     ) -> None:
         machine.trt.miscompile = miscompile
-        with pytest.raises(BundleError, match=r"not the model that was exported \(engine: .*skin\.device\.json"):
+        with pytest.raises(
+            BundleError, match=r"not the model that was exported \(engine: .*skin\.device\.json"
+        ):
             build_engine(bundle, images=lesions, allow_parity_failure=True, machine=machine)
         assert recorded(bundle)["status"] == "failed"
         assert recorded(bundle)["allowed_failures"] == []
@@ -191,7 +223,9 @@ class TestRefusal:
             TensorRtRuntime.open(bundle, machine=machine)
 
     def test_an_engine_that_silently_computes_in_fp32_is_refused(self, bundle: Bundle) -> None:
-        with pytest.raises(EngineError, match=r"asked for in fp16, but no layer computes in fp16 \(3 in fp32\)"):
+        with pytest.raises(
+            EngineError, match=r"asked for in fp16, but no layer computes in fp16 \(3 in fp32\)"
+        ):
             build_engine(bundle, machine=fake_tensorrt.machine("11.4.0.106", forgets_types=True))
         assert not record_path(bundle.path).exists()
 
@@ -199,13 +233,17 @@ class TestRefusal:
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         strangers = replace(lesions, tensors=[tensor ^ 1 for tensor in lesions.tensors])
-        with pytest.raises(DataError, match=r"None of the 240 test images of lesions is one of test of lesions"):
+        with pytest.raises(
+            DataError, match=r"None of the 240 test images of lesions is one of test of lesions"
+        ):
             build_engine(bundle, images=strangers, machine=machine)
 
     def test_what_makes_no_sense_is_refused_before_anything_is_built(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
-        silent = replace(bundle, files={name: digest for name, digest in bundle.files.items() if name != PATH})
+        silent = replace(
+            bundle, files={name: digest for name, digest in bundle.files.items() if name != PATH}
+        )
         with pytest.raises(UsageError, match=r"brings no answers of its student.*leave --data out"):
             build_engine(silent, images=lesions, machine=machine)
         other = replace(bundle, artifact=replace(bundle.artifact, format="onnx"))
@@ -220,7 +258,9 @@ class TestCache:
         assert build_engine(bundle.path, machine=machine).engine == first.engine
         assert len(machine.trt.builds) == 1
 
-    def test_a_rebuild_starts_without_what_was_learned(self, bundle: Bundle, machine: TensorRt) -> None:
+    def test_a_rebuild_starts_without_what_was_learned(
+        self, bundle: Bundle, machine: TensorRt
+    ) -> None:
         build_engine(bundle, machine=machine)
         build_engine(bundle, workspace_mb=64, machine=machine)
         build_engine(bundle, rebuild=True, machine=machine)
@@ -253,7 +293,9 @@ class TestCache:
 
 
 @pytest.mark.slow
-def test_what_is_exported_for_a_jetson_is_built_in_int8_and_is_still_the_model(tmp_path: Path) -> None:
+def test_what_is_exported_for_a_jetson_is_built_in_int8_and_is_still_the_model(
+    tmp_path: Path,
+) -> None:
     import torch
 
     from dermedge.models import Network, TrainedModel

@@ -7,7 +7,12 @@ import pytest
 from dermedge.data import digests
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import load_model_folder
-from dermedge_export.calibration import Calibration, balanced_choice, check_calibration, synthetic_calibration
+from dermedge_export.calibration import (
+    Calibration,
+    balanced_choice,
+    check_calibration,
+    synthetic_calibration,
+)
 from dermedge_export.export import export
 from dermedge_export.parity.evaluator import ParityEvaluator, predict_synthetic
 from dermedge_runtime.errors import DataError
@@ -17,16 +22,22 @@ from support import small
 
 def made(count: int = 40, classes: dict[str, int] | None = None) -> Calibration:
     known = {"nv": count // 2, "mel": count - count // 2} if classes is None else classes
-    return Calibration(np.zeros((count, 16, 16, 3), np.uint8), tuple(map(str, range(count))), "train", known)
+    return Calibration(
+        np.zeros((count, 16, 16, 3), np.uint8), tuple(map(str, range(count))), "train", known
+    )
 
 
 class TestRefusal:
     def test_images_that_the_artifact_is_judged_on(self) -> None:
-        with pytest.raises(DataError, match="2 calibration images of lesions are in its val split too"):
+        with pytest.raises(
+            DataError, match="2 calibration images of lesions are in its val split too"
+        ):
             check_calibration(made(), {"val": ["3", "7", "x"], "test": []}, "lesions")
 
     def test_too_few(self) -> None:
-        with pytest.raises(DataError, match=r"Only 31 calibration images in lesions, 32 are needed"):
+        with pytest.raises(
+            DataError, match=r"Only 31 calibration images in lesions, 32 are needed"
+        ):
             check_calibration(made(31), {}, "lesions")
 
     def test_one_class_only(self) -> None:
@@ -78,7 +89,11 @@ class TestOfATable:
         record = calibration.to_json()
         assert (record["split"], record["count"]) == ("train", 24)
         assert sum(record["classes"].values()) == 24
-        assert evaluation_data.calibration(24).digest == record["digest"] != evaluation_data.calibration(23).digest
+        assert (
+            evaluation_data.calibration(24).digest
+            == record["digest"]
+            != evaluation_data.calibration(23).digest
+        )
 
     def test_a_table_whose_val_repeats_train_images_is_refused_before_anything_is_quantized(
         self, data: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -94,7 +109,8 @@ class TestOfATable:
                 twin = tmp_path / "leaky" / path.replace("images/", "images/twin-")
                 twin.write_bytes((tmp_path / "leaky" / path).read_bytes())
             twins = twins.assign(
-                image=twins["image"].str.replace("images/", "images/twin-"), image_id="twin-" + twins["image_id"]
+                image=twins["image"].str.replace("images/", "images/twin-"),
+                image_id="twin-" + twins["image_id"],
             )
             return pd.concat([frame, twins])
 
@@ -104,4 +120,6 @@ class TestOfATable:
                 student, "cpu", tmp_path / "out", data=TableEvaluationData(leaky, student.spec), precision="int8",
                 engine="onnxruntime",
             )  # fmt: skip
-        assert [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == []
+        assert [
+            path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")
+        ] == []

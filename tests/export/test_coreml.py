@@ -34,7 +34,10 @@ from dermedge_runtime.verify import verify
 from support import coreml_package, small
 
 ROOT = Path(__file__).parents[2]
-LABELS = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
+LABELS = tuple(
+    Label(name, name, malignant)
+    for name, malignant in (("nv", False), ("mel", True), ("df", False))
+)
 # Not in alphabetical order, which is that of a dict's keys to some exporters.
 TASKS = (Task("malignancy", "binary"), Task("diagnosis", "classify", LABELS))
 FP16, W8, PALETTIZED, PALETTIZED_6, W8A8 = list_candidates(IOS)
@@ -57,7 +60,9 @@ def student(size: int = small.SIZE) -> TrainedModel:
         for head in network.heads.values():
             head.weight.mul_(100)
     lineage = {"author": "A clinic", "licence": "Apache-2.0"}
-    return TrainedModel(network, Spec("small", "1.2", TASKS, Preprocess(size), "Tests only.", lineage), backbone)
+    return TrainedModel(
+        network, Spec("small", "1.2", TASKS, Preprocess(size), "Tests only.", lineage), backbone
+    )
 
 
 def images_of(count: int, seed: int = 0) -> np.ndarray:
@@ -127,7 +132,9 @@ class TestContract:
             "malignancy": [1, 1],
             "diagnosis": [1, 3],
         }
-        assert {array.ArrayDataType.Name(array.dataType) for array in outputs.values()} == {"FLOAT32"}
+        assert {array.ArrayDataType.Name(array.dataType) for array in outputs.values()} == {
+            "FLOAT32"
+        }
 
     def test_it_computes_what_the_student_computes_but_for_rounding(self) -> None:
         source, images = student(), images_of(4)
@@ -138,7 +145,12 @@ class TestContract:
         image = images_of(1)
         turned = np.ascontiguousarray(image[..., ::-1])
         assert off(built(FP16), student(), turned) < 0.02
-        assert np.abs(ask(built(FP16), image)["diagnosis"] - ask(built(FP16), turned)["diagnosis"]).max() > 0.05
+        assert (
+            np.abs(
+                ask(built(FP16), image)["diagnosis"] - ask(built(FP16), turned)["diagnosis"]
+            ).max()
+            > 0.05
+        )
 
     def test_all_is_fp16_between_the_image_and_the_outputs(self) -> None:
         operators = package(built(FP16)).operators
@@ -157,13 +169,19 @@ class TestContract:
         assert (metadata.shortDescription, metadata.versionString) == ("Tests only.", "1.2")
         assert set(metadata.userDefined) == {"dermedge.spec", "dermedge.labels"}
         assert json.loads(metadata.userDefined["dermedge.labels"]) == ["nv", "mel", "df"]
-        mirrored = parse_json(metadata.userDefined["dermedge.spec"].encode(), "metadata", ValueError)  # type: ignore[type-var]
+        mirrored = parse_json(
+            metadata.userDefined["dermedge.spec"].encode(), "metadata", ValueError
+        )  # type: ignore[type-var]
         assert mirrored == to_json(spec)
         assert Spec.from_json(mirrored) == spec
 
     def test_what_it_needs_is_recorded(self) -> None:
         artifact = built(FP16).artifact
-        assert (artifact.format, artifact.path, artifact.precision) == ("coreml", "model.mlpackage", "fp16")
+        assert (artifact.format, artifact.path, artifact.precision) == (
+            "coreml",
+            "model.mlpackage",
+            "fp16",
+        )
         assert (artifact.details["deployment"], artifact.details["macos"]) == ("iOS17", "14")
         assert artifact.details["ranges"] == "40 images of split train"
         assert artifact.calibration is None
@@ -190,7 +208,10 @@ class TestContract:
 class TestCompression:
     def test_weights_take_as_much_room_as_their_bits(self) -> None:
         parameters = sum(parameter.numel() for parameter in student().module.parameters())
-        share = {c.name: package(built(c)).weight_bytes / (4 * parameters) for c in (FP16, W8, PALETTIZED_6)}
+        share = {
+            c.name: package(built(c)).weight_bytes / (4 * parameters)
+            for c in (FP16, W8, PALETTIZED_6)
+        }
         assert 0.48 < share[FP16.name] < 0.55
         assert 0.25 < share[W8.name] < 0.35  # small weights stay fp16
         assert share[PALETTIZED_6.name] < 0.8 * share[FP16.name]
@@ -215,7 +236,10 @@ class TestCompression:
 
     def test_the_simulation_computes_with_the_compressed_weights(self) -> None:
         source, images = student(), images_of(4)
-        losses = {c.name: off(built(c), source, images) for c in (FP16, W8, PALETTIZED, PALETTIZED_6, W8A8)}
+        losses = {
+            c.name: off(built(c), source, images)
+            for c in (FP16, W8, PALETTIZED, PALETTIZED_6, W8A8)
+        }
         assert losses[FP16.name] < losses[PALETTIZED.name] < losses[PALETTIZED_6.name] < 1
         assert losses[FP16.name] < losses[W8.name] < losses[W8A8.name] < 1
 
@@ -233,7 +257,9 @@ class TestCompression:
         assert "A17 Pro" in artifact.details["faster_on"]
 
     def test_a_target_without_8_bit_activations_is_told_so(self) -> None:
-        with pytest.raises(UsageError, match="ios-16 has no 8-bit activations: choose among fp16, w8, palettized"):
+        with pytest.raises(
+            UsageError, match="ios-16 has no 8-bit activations: choose among fp16, w8, palettized"
+        ):
             export_coreml(ExportContext(student(), calibration), IOS_16, W8A8)
 
 
@@ -266,20 +292,26 @@ class TestOverflow:
         dtypes = {(o.kind, o.dtype) for o in package(artifact).operators if o.kind != "cast"}
         assert ("layer_norm", "FLOAT32") in dtypes
         assert {("conv", "FLOAT16"), ("gelu", "FLOAT16"), ("linear", "FLOAT16")} < dtypes
-        single = {o.name for o in package(artifact).operators if o.dtype == "FLOAT32" and o.kind != "cast"}
+        single = {
+            o.name for o in package(artifact).operators if o.dtype == "FLOAT32" and o.kind != "cast"
+        }
         assert set(artifact.artifact.details["kept_fp32"]) == single
         images = images_of(4)
         assert np.isfinite(ask(artifact, images)["diagnosis"]).all()
         assert off(artifact, source, images) < 0.02
 
-    def test_the_simulation_shows_what_would_happen_in_fp16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_simulation_shows_what_would_happen_in_fp16(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(coreml, "overflowing", lambda program, found: set())
         artifact = export_coreml(ExportContext(reaching(1000, "blind"), calibration), IOS, FP16)
         assert not np.isfinite(ask(artifact, images_of(4))["diagnosis"]).all()
 
     def test_a_norm_that_squares_its_input_beyond_fp16_is_kept_too(self) -> None:
         artifact = export_coreml(ExportContext(reaching(40, "near"), calibration), IOS, FP16)
-        kinds = {o.kind for o in package(artifact).operators if o.dtype == "FLOAT32" and o.kind != "cast"}
+        kinds = {
+            o.kind for o in package(artifact).operators if o.dtype == "FLOAT32" and o.kind != "cast"
+        }
         assert "layer_norm" in kinds
         assert "conv" not in kinds
 
@@ -298,7 +330,9 @@ class Everything(torch.nn.Module):
         self.instance = torch.nn.InstanceNorm2d(8, affine=True)
         self.slope = torch.nn.PReLU(8)
         self.attention = torch.nn.Linear(8, 24)
-        self.head = torch.nn.Linear(self.features(torch.zeros(1, small.SIZE, small.SIZE, 3)).shape[1], 3)
+        self.head = torch.nn.Linear(
+            self.features(torch.zeros(1, small.SIZE, small.SIZE, 3)).shape[1], 3
+        )
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"diagnosis": self.head(self.features(image))}
@@ -307,15 +341,37 @@ class Everything(torch.nn.Module):
         f = torch.nn.functional
         x = self.norm(self.odd(f.pad(image.permute(0, 3, 1, 2).float() / 255, (1, 2, 1, 2))))
         x = x + self.slope(self.deep(x)) * torch.sigmoid(x).mean((2, 3), keepdim=True)
-        x = f.hardswish(x) + f.mish(x) + f.leaky_relu(x, 0.2) + f.elu(x) + f.hardsigmoid(x) + f.relu6(4 * x)
-        a = f.max_pool2d(x, 3, stride=2, padding=1) + f.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+        x = (
+            f.hardswish(x)
+            + f.mish(x)
+            + f.leaky_relu(x, 0.2)
+            + f.elu(x)
+            + f.hardsigmoid(x)
+            + f.relu6(4 * x)
+        )
+        a = f.max_pool2d(x, 3, stride=2, padding=1) + f.avg_pool2d(
+            x, 3, stride=2, padding=1, count_include_pad=False
+        )
         b = f.avg_pool2d(x, 2) - f.max_pool2d(x, 2, ceil_mode=True)
         x = self.group(torch.cat([a[:, :4], b[:, 4:].flip(2)], 1)).roll(3, 2)
         x = self.instance(f.pad(x, (1, 2, 0, 3), mode="reflect"))[:, :, 1:-2, ::2]
         wide = f.interpolate(self.up(x), scale_factor=2, mode="bilinear", align_corners=False)
         wide = torch.maximum(wide, f.interpolate(self.up(x), scale_factor=2, mode="nearest"))
-        near = f.pixel_shuffle(f.normalize(x, dim=1), 2).square().clamp(0.01).sqrt().log().abs().amax((2, 3))
-        q, k, v = self.attention(x.flatten(2).transpose(1, 2)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        near = (
+            f.pixel_shuffle(f.normalize(x, dim=1), 2)
+            .square()
+            .clamp(0.01)
+            .sqrt()
+            .log()
+            .abs()
+            .amax((2, 3))
+        )
+        q, k, v = (
+            self.attention(x.flatten(2).transpose(1, 2))
+            .unflatten(2, (3, 2, 4))
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         mixed = f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         other = torch.einsum("nhqd,nhkd->nhqk", q, k).softmax(-1).std((2, 3))
         parts = [
@@ -333,10 +389,17 @@ def test_operators_compute_what_torch_computes() -> None:
     module = Everything().eval()
     module.norm.running_mean.uniform_(-1, 1)
     module.norm.running_var.uniform_(0.5, 2)
-    source = Source(module, Spec("everything", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(small.SIZE)))
-    program = read_program(coreml_package.inner(export_coreml(ExportContext(source, calibration), IOS, FP16).files))
+    source = Source(
+        module,
+        Spec("everything", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(small.SIZE)),
+    )
+    program = read_program(
+        coreml_package.inner(export_coreml(ExportContext(source, calibration), IOS, FP16).files)
+    )
     images = images_of(3)
-    found = np.concatenate([program.run(image, rounded=False)["diagnosis"].numpy() for image in pixels(images)])
+    found = np.concatenate(
+        [program.run(image, rounded=False)["diagnosis"].numpy() for image in pixels(images)]
+    )
     np.testing.assert_allclose(found, module_runner(module)(images)["diagnosis"], atol=5e-3)
     assert len({step.kind for step in program.steps}) > 35
 
@@ -365,12 +428,21 @@ class TestReproducibility:
             check=False,
         )
         assert answer.returncode == 0, answer.stderr
-        assert json.loads(answer.stdout) == {c.name: digests(built(c)) for c in (W8A8, PALETTIZED_6)}
+        assert json.loads(answer.stdout) == {
+            c.name: digests(built(c)) for c in (W8A8, PALETTIZED_6)
+        }
 
     def test_it_names_no_folder_and_no_day(self) -> None:
         for candidate in (FP16, W8A8):
             for name, content in built(candidate).files.items():
-                for trace in (str(ROOT), str(Path.home()), sys.prefix, "site-packages", ".py", "conversion_date"):
+                for trace in (
+                    str(ROOT),
+                    str(Path.home()),
+                    sys.prefix,
+                    "site-packages",
+                    ".py",
+                    "conversion_date",
+                ):
                     assert trace.encode() not in content, (name, trace)
 
 
@@ -386,14 +458,25 @@ class Undecided(torch.nn.Module):
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("module", "named"), [(Unsupported(), "i0"), (Undecided(), "torch.export cannot trace")])
-    def test_a_network_that_core_ml_cannot_express(self, module: torch.nn.Module, named: str) -> None:
-        source = Source(module, Spec("odd", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(small.SIZE)))
-        with pytest.raises(UsageError, match=rf"{named}.*export for android or cpu, or take another backbone"):
+    @pytest.mark.parametrize(
+        ("module", "named"), [(Unsupported(), "i0"), (Undecided(), "torch.export cannot trace")]
+    )
+    def test_a_network_that_core_ml_cannot_express(
+        self, module: torch.nn.Module, named: str
+    ) -> None:
+        source = Source(
+            module,
+            Spec("odd", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(small.SIZE)),
+        )
+        with pytest.raises(
+            UsageError, match=rf"{named}.*export for android or cpu, or take another backbone"
+        ):
             export_coreml(ExportContext(source, calibration), IOS, FP16)
 
     def test_an_open_batch_size(self) -> None:
-        with pytest.raises(UsageError, match="open batch size on the CPU and not on the Neural Engine"):
+        with pytest.raises(
+            UsageError, match="open batch size on the CPU and not on the Neural Engine"
+        ):
             export_coreml(ExportContext(student(), calibration, dynamic_batch=True), IOS, FP16)
 
     def test_a_task_that_core_ml_cannot_name(self) -> None:
@@ -404,11 +487,15 @@ class TestRefusals:
 
     def test_a_candidate_of_another_kind(self) -> None:
         with pytest.raises(UsageError, match="int8 coreml minmax"):
-            export_coreml(ExportContext(student(), calibration), IOS, Candidate("int8", "coreml", "minmax"))
+            export_coreml(
+                ExportContext(student(), calibration), IOS, Candidate("int8", "coreml", "minmax")
+            )
 
     def test_a_missing_toolchain(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "coremltools", None)
-        with pytest.raises(MissingExtraError, match=re.escape("pip install 'dermedge[coreml]'")) as caught:
+        with pytest.raises(
+            MissingExtraError, match=re.escape("pip install 'dermedge[coreml]'")
+        ) as caught:
             export_coreml(ExportContext(student(), calibration), IOS, FP16)
         assert caught.value.exit_code == 4
 
@@ -432,7 +519,9 @@ def test_too_few_images_to_calibrate_are_enough_for_fp16() -> None:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_its_bundle_verifies_but_for_the_engine_and_says_what_to_type(tmp_path: Path, zipped: bool) -> None:
+def test_its_bundle_verifies_but_for_the_engine_and_says_what_to_type(
+    tmp_path: Path, zipped: bool
+) -> None:
     source, artifact = student(), built(W8A8)
     assert artifact.simulation is not None
     bundle = write_bundle(
@@ -444,12 +533,21 @@ def test_its_bundle_verifies_but_for_the_engine_and_says_what_to_type(tmp_path: 
         parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},
         files={
             **artifact.files,
-            **golden_files(golden_cases(source.spec, module_runner(source.module), artifact.simulation.run, {})),
+            **golden_files(
+                golden_cases(source.spec, module_runner(source.module), artifact.simulation.run, {})
+            ),
         },
     ).save(tmp_path / "small.dermedge", zipped=zipped)
     report = verify(Bundle.open(bundle.path))
     assert report.status == ("passed" if sys.platform == "darwin" else "not_run")
     if sys.platform != "darwin":
-        assert [check.status for check in report.checks] == ["passed", "passed", "not_run", "passed"]
+        assert [check.status for check in report.checks] == [
+            "passed",
+            "passed",
+            "not_run",
+            "passed",
+        ]
         assert "macOS >= 14" in report.checks[2].detail
-        assert report.checks[2].detail.endswith("pip install 'dermedge[coreml]' && dermedge verify small.dermedge")
+        assert report.checks[2].detail.endswith(
+            "pip install 'dermedge[coreml]' && dermedge verify small.dermedge"
+        )

@@ -42,7 +42,9 @@ def student(folder: Path) -> TrainedModel:
 
 
 @pytest.fixture(scope="module")
-def evaluation_data(student: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> TableEvaluationData:
+def evaluation_data(
+    student: TrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> TableEvaluationData:
     """360 drawn lesions that the student has never seen, a third for val and the others for test."""
     data = tmp_path_factory.mktemp("judges") / "lesions"
     draw_data_set(data, count=360, seed=77, size=(64, 48))
@@ -62,16 +64,23 @@ def damaged(folder: Path, harm: Damage | None = None) -> BuiltArtifact:
     model = onnx.load_model_from_string(whole.files["model.onnx"])
     if harm is not None:
         harm(model)
-    return BuiltArtifact(replace(whole.artifact, precision="int8"), {"model.onnx": model.SerializeToString()})
+    return BuiltArtifact(
+        replace(whole.artifact, precision="int8"), {"model.onnx": model.SerializeToString()}
+    )
 
 
 def judged(evaluator: ParityEvaluator, built: BuiltArtifact, *, drop: str = "") -> ParityReport:
-    session = onnxruntime.InferenceSession(built.files["model.onnx"], providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        built.files["model.onnx"], providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         rows = [session.run(names, {"image": image[None]}) for image in images]
-        return {name: np.concatenate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        return {
+            name: np.concatenate(column)
+            for name, column in zip(names, zip(*rows, strict=True), strict=True)
+        }
 
     fitted = {
         name: Postprocessing(None if drop == "temperature" else post.temperature, post.threshold)
@@ -113,9 +122,15 @@ def permuted_labels(model: onnx.ModelProto) -> None:
     """The head's rows in another order, as where labels were sorted by name in one place only."""
     node = next(node for node in model.graph.node if "diagnosis" in node.output)
     node.output[0] = "in another order"
-    count = next(o for o in model.graph.output if o.name == "diagnosis").type.tensor_type.shape.dim[1].dim_value
+    count = (
+        next(o for o in model.graph.output if o.name == "diagnosis")
+        .type.tensor_type.shape.dim[1]
+        .dim_value
+    )
     order = constant(model, np.roll(np.arange(count), 1), "labels")
-    model.graph.node.append(helper.make_node("Gather", ["in another order", order], ["diagnosis"], axis=1))
+    model.graph.node.append(
+        helper.make_node("Gather", ["in another order", order], ["diagnosis"], axis=1)
+    )
 
 
 def clipped_ranges(model: onnx.ModelProto) -> None:
@@ -125,7 +140,9 @@ def clipped_ranges(model: onnx.ModelProto) -> None:
     for node in convolutions:
         plain, node.output[0] = node.output[0], f"{node.output[0]}.whole"
         place = list(model.graph.node).index(node) + 1
-        model.graph.node.insert(place, helper.make_node("Clip", [node.output[0], low, high], [plain]))
+        model.graph.node.insert(
+            place, helper.make_node("Clip", [node.output[0], low, high], [plain])
+        )
 
 
 def zeroed_layer(model: onnx.ModelProto) -> None:
@@ -151,21 +168,36 @@ def not_a_number(model: onnx.ModelProto) -> None:
     node = next(node for node in model.graph.node if node.op_type == "Sub")
     name = next(name for name in node.input if name in {i.name for i in model.graph.initializer})
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32("nan"), name))
+    tensor.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32("nan"), name)
+    )
 
 
-KINDS = [wrong_mean, swapped_channels, permuted_labels, clipped_ranges, zeroed_layer, wrong_resize, not_a_number]
+KINDS = [
+    wrong_mean,
+    swapped_channels,
+    permuted_labels,
+    clipped_ranges,
+    zeroed_layer,
+    wrong_resize,
+    not_a_number,
+]
 
 
 def test_the_undamaged_artifact_passes(evaluator: ParityEvaluator, folder: Path) -> None:
     report = judged(evaluator, damaged(folder))
-    assert report.status in ("passed", "insufficient")  # too few malignant lesions to judge sensitivity, perhaps
+    assert report.status in (
+        "passed",
+        "insufficient",
+    )  # too few malignant lesions to judge sensitivity, perhaps
     assert failure_messages(report) == []
     assert {limit.metric: limit.status for limit in report.limits}["top1_agreement"] == "passed"
 
 
 @pytest.mark.parametrize("harm", KINDS, ids=lambda harm: harm.__name__)
-def test_each_kind_of_damage_is_caught(harm: Damage, evaluator: ParityEvaluator, folder: Path) -> None:
+def test_each_kind_of_damage_is_caught(
+    harm: Damage, evaluator: ParityEvaluator, folder: Path
+) -> None:
     report = judged(evaluator, damaged(folder, harm))
     assert report.status == "failed"
     assert failure_messages(report)
@@ -193,7 +225,11 @@ def test_a_temperature_that_was_dropped_is_caught_although_every_class_agrees(
 
 @pytest.mark.parametrize("harm", [swapped_channels, zeroed_layer], ids=lambda harm: harm.__name__)
 def test_without_labels_agreement_catches_it_too_and_nothing_is_written(
-    harm: Damage, student: TrainedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harm: Damage,
+    student: TrainedModel,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(small, "BUILT", [damaged(folder, harm)])
     monkeypatch.setitem(exporter.EXPORTERS, "prebuilt", "train.small:prebuilt")

@@ -27,7 +27,10 @@ from dermedge_runtime.spec import Artifact, Label, Preprocess, Spec, Task, to_js
 
 SIZE = 32
 OPSET = 18
-LABELS = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
+LABELS = tuple(
+    Label(name, name, malignant)
+    for name, malignant in (("nv", False), ("mel", True), ("df", False))
+)
 TASKS = (Task("diagnosis", "classify", LABELS), Task("malignancy", "binary"))
 SPEC = Spec("debugged", "1", TASKS, Preprocess(SIZE))
 
@@ -69,7 +72,11 @@ def make(context: ExportContext, tmp_path: Path) -> Make:
     golden = golden_files(golden_cases(SPEC, run, run, {}))
 
     def bundle(
-        files: bytes | dict[str, bytes], *, format: str = "onnx", path: str = "model.onnx", **changes: Any
+        files: bytes | dict[str, bytes],
+        *,
+        format: str = "onnx",
+        path: str = "model.onnx",
+        **changes: Any,
     ) -> Bundle:
         return write_bundle(
             tmp_path / "debugged.dermedge",
@@ -117,7 +124,11 @@ def clip(tensor: str) -> Callable[[onnx.GraphProto], None]:
     """Quantize a tensor with a twentieth of its range."""
 
     def edit(graph: onnx.GraphProto) -> None:
-        node = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == tensor)
+        node = next(
+            node
+            for node in graph.node
+            if node.op_type == "QuantizeLinear" and node.input[0] == tensor
+        )
         scale = initializer(graph, node.input[1])
         scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / 20, scale.name))
 
@@ -131,7 +142,9 @@ def swap_channels(graph: onnx.GraphProto) -> None:
     graph.node.insert(0, helper.make_node("Gather", ["image", "order"], ["bgr"], "swap", axis=3))
 
 
-def test_the_students_own_graph_does_not_drift(source: TrainedModel, graph: bytes, make: Make) -> None:
+def test_the_students_own_graph_does_not_drift(
+    source: TrainedModel, graph: bytes, make: Make
+) -> None:
     report = debug_parity(make(graph), source)
     assert report.first is None
     assert report.worst == ()
@@ -141,7 +154,9 @@ def test_the_students_own_graph_does_not_drift(source: TrainedModel, graph: byte
 
 
 @pytest.mark.parametrize("number", [4, 9])
-def test_a_layer_that_was_zeroed_is_named(source: TrainedModel, graph: bytes, make: Make, number: int) -> None:
+def test_a_layer_that_was_zeroed_is_named(
+    source: TrainedModel, graph: bytes, make: Make, number: int
+) -> None:
     report = debug_parity(make(edited(graph, zero_weights(number))), source)
     assert report.first is not None
     assert (report.first.node, report.first.op) == (name_of(graph, number), "Conv")
@@ -164,7 +179,9 @@ def test_a_zeroed_layer_stands_out_from_the_noise_of_quantization(
     assert report.worst[0].own_db <= report.first.own_db
 
 
-def test_channels_in_another_order_show_where_the_image_is_read(source: TrainedModel, graph: bytes, make: Make) -> None:
+def test_channels_in_another_order_show_where_the_image_is_read(
+    source: TrainedModel, graph: bytes, make: Make
+) -> None:
     report = debug_parity(make(edited(graph, swap_channels)), source)
     assert report.first is not None
     assert report.first.op == "Cast"  # the first to compute with the pixels
@@ -185,26 +202,40 @@ def test_a_range_that_clips_is_found_at_the_node_whose_output_it_clips(
     assert report.first.weights_db > 30  # its weights are as good as any, so it is the range
 
 
-def test_noise_that_is_not_finite_is_the_worst_and_still_json(source: TrainedModel, graph: bytes, make: Make) -> None:
+def test_noise_that_is_not_finite_is_the_worst_and_still_json(
+    source: TrainedModel, graph: bytes, make: Make
+) -> None:
     def spoil(model: onnx.GraphProto) -> None:
         weights = initializer(model, conv(model, 3).input[1])
-        weights.CopyFrom(numpy_helper.from_array(np.full(tuple(weights.dims), np.inf, np.float32), weights.name))
+        weights.CopyFrom(
+            numpy_helper.from_array(np.full(tuple(weights.dims), np.inf, np.float32), weights.name)
+        )
 
     report = debug_parity(make(edited(graph, spoil)), source)
     assert report.first is not None
-    assert (report.first.node, report.first.snr_db, report.first.max_abs) == (name_of(graph, 3), -150, None)
+    assert (report.first.node, report.first.snr_db, report.first.max_abs) == (
+        name_of(graph, 3),
+        -150,
+        None,
+    )
     json.dumps(to_json(report), allow_nan=False)
 
 
 class TestQuantized:
-    def test_the_ratios_are_those_of_eight_bits(self, source: TrainedModel, quantized: bytes, make: Make) -> None:
+    def test_the_ratios_are_those_of_eight_bits(
+        self, source: TrainedModel, quantized: bytes, make: Make
+    ) -> None:
         report = debug_parity(make(quantized), source, threshold=10)
         assert report.first is None
         assert all(20 < ratio < 80 for ratio in report.outputs.values())
         assert len(report.worst) == 5
-        assert [drift.own_db for drift in report.worst] == sorted(drift.own_db for drift in report.worst)
+        assert [drift.own_db for drift in report.worst] == sorted(
+            drift.own_db for drift in report.worst
+        )
         assert any(drift.quantized for drift in report.worst)
-        assert all(30 < drift.weights_db < 60 for drift in report.worst if drift.weights_db is not None)
+        assert all(
+            30 < drift.weights_db < 60 for drift in report.worst if drift.weights_db is not None
+        )
         assert all(drift.own_db >= drift.snr_db for drift in report.worst)
 
     def test_the_threshold_and_the_number_of_nodes_are_as_asked(
@@ -218,12 +249,20 @@ class TestQuantized:
     def test_an_output_that_is_rounded_is_put_down_to_the_layer_before(
         self, source: TrainedModel, quantized: bytes, make: Make
     ) -> None:
-        report = debug_parity(make(edited(quantized, clip("diagnosis_QuantizeLinear_Input"))), source)
+        report = debug_parity(
+            make(edited(quantized, clip("diagnosis_QuantizeLinear_Input"))), source
+        )
         assert report.first is not None
-        assert (report.first.op, report.first.tensor, report.first.quantized) == ("Gemm", "diagnosis", True)
+        assert (report.first.op, report.first.tensor, report.first.quantized) == (
+            "Gemm",
+            "diagnosis",
+            True,
+        )
         assert report.first == report.worst[0]
 
-    def test_only_the_images_given_are_looked_at(self, source: TrainedModel, quantized: bytes, make: Make) -> None:
+    def test_only_the_images_given_are_looked_at(
+        self, source: TrainedModel, quantized: bytes, make: Make
+    ) -> None:
         images = synthetic_calibration(SPEC.preprocess, 2).images
         bundle = make(quantized)
         report = debug_parity(bundle, source, images=images)
@@ -237,9 +276,14 @@ class TestQuantized:
         (tmp_path / "model.onnx").write_bytes(edited(graph, zero_weights(6)))
         with quiet():
             openvino.save_model(
-                openvino.convert_model(tmp_path / "model.onnx"), tmp_path / "model.xml", compress_to_fp16=False
+                openvino.convert_model(tmp_path / "model.onnx"),
+                tmp_path / "model.xml",
+                compress_to_fp16=False,
             )
-        files = {f"model/model.{kind}": (tmp_path / f"model.{kind}").read_bytes() for kind in ("xml", "bin")}
+        files = {
+            f"model/model.{kind}": (tmp_path / f"model.{kind}").read_bytes()
+            for kind in ("xml", "bin")
+        }
         report = debug_parity(make(files, format="openvino", path="model"), source)
         assert report.compared > 30
         assert report.first is not None
@@ -265,14 +309,22 @@ class TestRefused:
             debug_parity(replace(bundle, spec=replace(SPEC, **changes)), source)
 
     def test_a_student_of_another_architecture(self, graph: bytes, make: Make) -> None:
-        with pytest.raises(UsageError, match=r"was not made from this student .*layers.*: give the student"):
+        with pytest.raises(
+            UsageError, match=r"was not made from this student .*layers.*: give the student"
+        ):
             debug_parity(make(graph), student("test_resnet"))
 
-    def test_a_format_that_nothing_here_can_look_into(self, source: TrainedModel, graph: bytes, make: Make) -> None:
-        with pytest.raises(UsageError, match=r"look into 'coreml': debug a bundle .* onnx, tensorrt or"):
+    def test_a_format_that_nothing_here_can_look_into(
+        self, source: TrainedModel, graph: bytes, make: Make
+    ) -> None:
+        with pytest.raises(
+            UsageError, match=r"look into 'coreml': debug a bundle .* onnx, tensorrt or"
+        ):
             debug_parity(make(graph, format="coreml"), source)
 
-    def test_images_of_another_size_and_no_node(self, source: TrainedModel, graph: bytes, make: Make) -> None:
+    def test_images_of_another_size_and_no_node(
+        self, source: TrainedModel, graph: bytes, make: Make
+    ) -> None:
         bundle = make(graph)
         with pytest.raises(UsageError, match="preprocess them first"):
             debug_parity(bundle, source, images=np.zeros((2, 16, 16, 3), np.uint8))

@@ -72,7 +72,10 @@ def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[BuiltAr
 
 @pytest.fixture(scope="module")
 def judged(
-    folder: Path, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path_factory: pytest.TempPathFactory
+    folder: Path,
+    student: TrainedModel,
+    evaluation_data: TableEvaluationData,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Bundle, list[str]]:
     """A bundle that was fitted and judged on a table, made by the real exporter; and what was said meanwhile."""
     told: list[str] = []
@@ -81,13 +84,24 @@ def judged(
     def tell(done: int, total: int, note: str) -> None:
         told.append(note)
 
-    made = export(student, "cpu", out, data=evaluation_data, training_images=student.training_images, progress=tell)
+    made = export(
+        student,
+        "cpu",
+        out,
+        data=evaluation_data,
+        training_images=student.training_images,
+        progress=tell,
+    )
     assert [path.name for path in out.iterdir()] == ["small-cpu.dermedge"]
     return made, told
 
 
 def hidden(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir() if path.name.startswith(".")) if out.exists() else []
+    return (
+        sorted(path.name for path in out.iterdir() if path.name.startswith("."))
+        if out.exists()
+        else []
+    )
 
 
 class TestWithData:
@@ -104,7 +118,10 @@ class TestWithData:
             np.testing.assert_allclose(found[name], values, atol=1e-4)
 
     def test_postprocessing_is_fitted_on_val_for_this_artifact(
-        self, student: TrainedModel, evaluation_data: TableEvaluationData, judged: tuple[Bundle, list[str]]
+        self,
+        student: TrainedModel,
+        evaluation_data: TableEvaluationData,
+        judged: tuple[Bundle, list[str]],
     ) -> None:
         made, _ = judged
         with load(made.path) as model:
@@ -115,11 +132,15 @@ class TestWithData:
         assert fitted["diagnosis"].threshold is None
         threshold = fitted["malignancy"].threshold
         assert threshold is not None
-        logits = val.outputs["malignancy"][:, 0].astype(np.float64) / fitted["malignancy"].temperature
+        logits = (
+            val.outputs["malignancy"][:, 0].astype(np.float64) / fitted["malignancy"].temperature
+        )
         scores = np.sort((1 / (1 + np.exp(-logits)))[val.malignant == 1])
         found = (scores >= threshold).mean()
         assert found >= 0.9
-        assert (scores >= threshold * 1.001).mean() < 0.9 or threshold == pytest.approx(scores[0], rel=1e-3)
+        assert (scores >= threshold * 1.001).mean() < 0.9 or threshold == pytest.approx(
+            scores[0], rel=1e-3
+        )
 
         losses = []
         for temperature in np.array([0.8, 1, 1.25]) * fitted["diagnosis"].temperature:
@@ -184,12 +205,16 @@ class TestWithData:
 
 
 class TestWithoutData:
-    def test_only_agreement_is_judged_and_nothing_is_fitted(self, student: TrainedModel, tmp_path: Path) -> None:
+    def test_only_agreement_is_judged_and_nothing_is_fitted(
+        self, student: TrainedModel, tmp_path: Path
+    ) -> None:
         made = export(student, "prebuilt", tmp_path)
         assert set(made.postprocessing.values()) == {Postprocessing()}
         host = made.parity["host"]
         assert host["status"] == "passed"
-        assert host["basis"].startswith(f"{evaluator.SYNTHETIC_COUNT} procedural lesions (no labels: agreement only)")
+        assert host["basis"].startswith(
+            f"{evaluator.SYNTHETIC_COUNT} procedural lesions (no labels: agreement only)"
+        )
         asked = {
             limit["metric"]
             for limit in json.loads(made.read("reports/parity.json"))["limits"]
@@ -208,7 +233,10 @@ class TestGate:
 
     @pytest.fixture(autouse=True)
     def distorted(
-        self, folder: Path, prepared: Callable[[BuiltArtifact], None], broken: Callable[[BuiltArtifact], BuiltArtifact]
+        self,
+        folder: Path,
+        prepared: Callable[[BuiltArtifact], None],
+        broken: Callable[[BuiltArtifact], BuiltArtifact],
     ) -> None:
         prepared(broken(small.built(folder)))
 
@@ -225,25 +253,43 @@ class TestGate:
     def test_the_command_ends_with_three(
         self, folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        command = ["export", str(folder), "--target", "prebuilt", "--data", str(data), "-o", str(tmp_path / "out")]
+        command = [
+            "export",
+            str(folder),
+            "--target",
+            "prebuilt",
+            "--data",
+            str(data),
+            "-o",
+            str(tmp_path / "out"),
+        ]
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert ended.value.code == 3
         last = capsys.readouterr().err.splitlines()[-1]
-        assert "No artifact for prebuilt is the same model as its student. fp32 prebuilt plain: max_abs" in last
+        assert (
+            "No artifact for prebuilt is the same model as its student. fp32 prebuilt plain: max_abs"
+            in last
+        )
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_it_is_written_on_demand_and_never_called_passed(
         self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
-        made = export(student, "prebuilt", tmp_path, data=evaluation_data, allow_parity_failure=True)
+        made = export(
+            student, "prebuilt", tmp_path, data=evaluation_data, allow_parity_failure=True
+        )
         reopened = Bundle.open(tmp_path / NAME)
         assert reopened == made
         for side in ("host", "device"):
             assert reopened.parity[side]["status"] == "failed"
-            assert reopened.parity[side]["allowed_failures"][0].startswith("max_abs: outputs differ by up to")
+            assert reopened.parity[side]["allowed_failures"][0].startswith(
+                "max_abs: outputs differ by up to"
+            )
         assert "**failed**" in made.read("modelcard.md").decode()
-        assert verify(made).status == "passed"  # intact, and what it computes is what its golden cases say
+        assert (
+            verify(made).status == "passed"
+        )  # intact, and what it computes is what its golden cases say
 
     def test_without_data_it_is_not_written_either(
         self, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -264,7 +310,10 @@ class TestRefusal:
             return frame
 
         leaky = edited(data, tmp_path / "leaky", leak)
-        with pytest.raises(DataError, match="3 test images of leaky are among those that the model has learned from"):
+        with pytest.raises(
+            DataError,
+            match="3 test images of leaky are among those that the model has learned from",
+        ):
             export(
                 student,
                 "prebuilt",
@@ -274,7 +323,18 @@ class TestRefusal:
             )
         assert not (tmp_path / "out").exists()
         with pytest.raises(SystemExit) as ended:
-            main(["export", str(folder), "--target", "prebuilt", "--data", str(leaky), "-o", str(tmp_path / "out")])
+            main(
+                [
+                    "export",
+                    str(folder),
+                    "--target",
+                    "prebuilt",
+                    "--data",
+                    str(leaky),
+                    "-o",
+                    str(tmp_path / "out"),
+                ]
+            )
         assert ended.value.code == 1
         assert not (tmp_path / "out").exists()
 
@@ -339,7 +399,9 @@ class TestRefusal:
         assert list(tmp_path.iterdir()) == []
 
 
-def killed_export(student: Path, data: Path, out: Path, artifact: BuiltArtifact, place: str, overwrite: bool) -> None:
+def killed_export(
+    student: Path, data: Path, out: Path, artifact: BuiltArtifact, place: str, overwrite: bool
+) -> None:
     small.BUILT.append(artifact)
     exporter.EXPORTERS["prebuilt"] = "train.small:prebuilt"
     if place.startswith("_"):
@@ -358,11 +420,15 @@ def killed_export(student: Path, data: Path, out: Path, artifact: BuiltArtifact,
 def export_to_a_full_disk(student: Path, out: Path, artifact: BuiltArtifact) -> None:
     small.BUILT.append(artifact)
     exporter.EXPORTERS["prebuilt"] = "train.small:prebuilt"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as write() sees it, no different from a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100_000, 100_000)
+    )  # as write() sees it, no different from a full disk
     try:
         export(load_model_folder(student), PREBUILT, out)
     except DermedgeError as error:
-        os._exit(error.exit_code if "free space" in str(error) and "Cannot write" in str(error) else 90)
+        os._exit(
+            error.exit_code if "free space" in str(error) and "Cannot write" in str(error) else 90
+        )
     os._exit(91)
 
 
@@ -379,10 +445,16 @@ class TestKill:
             assert in_process(killed_export, *arguments) == -9, place
 
         yield kill
-        assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == [NAME]
+        assert [
+            path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")
+        ] == [NAME]
 
     def test_nothing_stands_there_and_the_next_export_succeeds_and_cleans_up(
-        self, kill: Callable[..., None], student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
+        self,
+        kill: Callable[..., None],
+        student: TrainedModel,
+        evaluation_data: TableEvaluationData,
+        tmp_path: Path,
     ) -> None:
         out = tmp_path / "out"
         for place in ("comparing fp32 prebuilt plain with the student", "_put"):
@@ -397,13 +469,24 @@ class TestKill:
             os.utime(out / name, (long_ago, long_ago))
         made = export(student, "prebuilt", out, data=evaluation_data)
         assert verify(made).status == "passed"
-        assert hidden(out) == sorted([left[0], bystander.name])  # a young one may be another export at work
+        assert hidden(out) == sorted(
+            [left[0], bystander.name]
+        )  # a young one may be another export at work
 
     def test_the_old_bundle_stays_whole_until_the_new_one_is(
-        self, kill: Callable[..., None], student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
+        self,
+        kill: Callable[..., None],
+        student: TrainedModel,
+        evaluation_data: TableEvaluationData,
+        tmp_path: Path,
     ) -> None:
         out = tmp_path / "out"
-        old = export(replace(student, spec=replace(student.spec, version="0")), "prebuilt", out, data=evaluation_data)
+        old = export(
+            replace(student, spec=replace(student.spec, version="0")),
+            "prebuilt",
+            out,
+            data=evaluation_data,
+        )
         before = folder_bytes(old.path)
         kill("_put", overwrite=True)
         assert folder_bytes(out / NAME) == before
@@ -421,30 +504,48 @@ class TestWinnerThatFailsOnTest:
         monkeypatch.setattr(small, "BUILT", [small.built(folder)])
         judge = evaluator.ParityEvaluator.judge
 
-        def harsh(self: Any, split: str, answers: Any, fitted: Any, precision: str, *others: Any) -> Any:
+        def harsh(
+            self: Any, split: str, answers: Any, fitted: Any, precision: str, *others: Any
+        ) -> Any:
             report = judge(self, split, answers, fitted, precision, *others)
             if (split, precision) != ("test", "int8"):
                 return report
-            limits = tuple(replace(limit, status="failed") for limit in report.limits[:1]) + report.limits[1:]
+            limits = (
+                tuple(replace(limit, status="failed") for limit in report.limits[:1])
+                + report.limits[1:]
+            )
             return replace(report, status="failed", limits=limits)
 
         monkeypatch.setattr(evaluator.ParityEvaluator, "judge", harsh)
         return replace(small.PREBUILT, precisions=("int8", "fp32"))
 
     def test_fp32_takes_its_place_and_the_bundle_says_why(
-        self, student: TrainedModel, evaluation_data: TableEvaluationData, target: Target, tmp_path: Path
+        self,
+        student: TrainedModel,
+        evaluation_data: TableEvaluationData,
+        target: Target,
+        tmp_path: Path,
     ) -> None:
         made = export(student, target, tmp_path, data=evaluation_data)
         assert made.artifact.precision == "fp32"
-        tried = {entry["precision"]: entry for entry in json.loads(made.read("reports/candidates.json"))["candidates"]}
+        tried = {
+            entry["precision"]: entry
+            for entry in json.loads(made.read("reports/candidates.json"))["candidates"]
+        }
         assert tried["int8"]["status"] == "failed"
         assert tried["int8"]["reason"].startswith("chosen on val, but on test: non_finite")
         assert tried["fp32"]["status"] == "won"
         assert verify(made).status == "passed"
 
     def test_where_int8_was_insisted_on_nothing_is_written(
-        self, student: TrainedModel, evaluation_data: TableEvaluationData, target: Target, tmp_path: Path
+        self,
+        student: TrainedModel,
+        evaluation_data: TableEvaluationData,
+        target: Target,
+        tmp_path: Path,
     ) -> None:
-        with pytest.raises(GateError, match="The int8 artifact for prebuilt is not the same model: non_finite"):
+        with pytest.raises(
+            GateError, match="The int8 artifact for prebuilt is not the same model: non_finite"
+        ):
             export(student, target, tmp_path, data=evaluation_data, precision="int8")
         assert list(tmp_path.iterdir()) == []

@@ -5,13 +5,21 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from dermedge_export.graph.fp16 import activation_peaks, float_tensors, fragile, rounded_run, typed_fp16
+from dermedge_export.graph.fp16 import (
+    activation_peaks,
+    float_tensors,
+    fragile,
+    rounded_run,
+    typed_fp16,
+)
 
 W = "float[3,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}"
 IMAGES = np.array([[[[0, 30, 60]]], [[[90, 200, 0]]]], np.uint8)  # two of one pixel
 
 
-def model(nodes: str, constants: str = "", output: str = "y", shape: str = "1,1,1,3") -> onnx.ModelProto:
+def model(
+    nodes: str, constants: str = "", output: str = "y", shape: str = "1,1,1,3"
+) -> onnx.ModelProto:
     """A graph from `image` to one output, whose nodes are called after what they make."""
     text = f"""<ir_version: 9, opset_import: ["" : 19]>
     g (uint8[1,1,1,3] image) => (float[{shape}] {output}) <{constants}> {{ x = Cast <to: int = 1> (image) {nodes} }}"""
@@ -27,7 +35,9 @@ def checked(typed: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def by_engine(graph: onnx.ModelProto) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return np.concatenate([session.run(None, {"image": image[None]})[0] for image in IMAGES])
 
 
@@ -39,9 +49,12 @@ def types(graph: onnx.ModelProto) -> dict[str, str]:
     """The type of what each node makes."""
     inferred = checked(graph)
     values = {
-        value.name: value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *graph.graph.output)
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.graph.value_info, *graph.graph.output)
     }
-    return {node.name: TensorProto.DataType.Name(values[node.output[0]]) for node in inferred.graph.node}
+    return {
+        node.name: TensorProto.DataType.Name(values[node.output[0]]) for node in inferred.graph.node
+    }
 
 
 OVERFLOWING = model("a = Mul (x, x) b = Mul (a, two) y = Sqrt (b)", "float two = {2}")
@@ -62,7 +75,9 @@ class TestRounding:
     def test_what_the_probe_keeps_does_not_overflow(self) -> None:
         kept = keep(OVERFLOWING)
         assert kept == ["a", "b", "y"]
-        rounded = rounded_run(checked(typed_fp16(OVERFLOWING, kept)).SerializeToString())(IMAGES)["y"]
+        rounded = rounded_run(checked(typed_fp16(OVERFLOWING, kept)).SerializeToString())(IMAGES)[
+            "y"
+        ]
         np.testing.assert_allclose(rounded, by_engine(OVERFLOWING), rtol=1e-3)
 
 
@@ -90,7 +105,9 @@ class TestFragile:
             ("y = ReduceMean <keepdims: int = 1> (x, axes)", "int64[2] axes = {1, 2}", []),
         ],
     )
-    def test_what_fp16_harms_stays_fp32(self, nodes: str, constants: str, expected: list[str]) -> None:
+    def test_what_fp16_harms_stays_fp32(
+        self, nodes: str, constants: str, expected: list[str]
+    ) -> None:
         assert keep(model(nodes, constants)) == expected
 
     def test_a_normalisation_taken_apart_stays_whole(self) -> None:
@@ -109,15 +126,20 @@ class TestTyping:
         graph = model("a = MatMul (x, w) y = Relu (a)", W)
         typed = typed_fp16(graph, [])
         assert types(typed) == {"x": "FLOAT16", "a": "FLOAT16", "y": "FLOAT16", "cast_y": "FLOAT"}
-        assert [numpy_helper.to_array(tensor).dtype for tensor in typed.graph.initializer] == [np.float16]
+        assert [numpy_helper.to_array(tensor).dtype for tensor in typed.graph.initializer] == [
+            np.float16
+        ]
         np.testing.assert_allclose(by_engine(typed), by_engine(graph), rtol=1e-3)
 
     def test_one_cast_serves_all_readers_and_none_is_cast_back(self) -> None:
         graph = model(
-            "a = Relu (x) s = Softmax (a) t = Softmax <axis: int = 1> (a) b = Add (s, t) y = MatMul (b, w)", W
+            "a = Relu (x) s = Softmax (a) t = Softmax <axis: int = 1> (a) b = Add (s, t) y = MatMul (b, w)",
+            W,
         )
         typed = typed_fp16(graph, keep(graph))
-        casts = {node.output[0]: node.input[0] for node in typed.graph.node if node.op_type == "Cast"}
+        casts = {
+            node.output[0]: node.input[0] for node in typed.graph.node if node.op_type == "Cast"
+        }
         assert casts == {"x": "image", "a.fp32": "a", "s.fp16": "s", "t.fp16": "t", "y": "y.fp16"}
         assert not set(casts.values()) & casts.keys()
 
@@ -130,7 +152,10 @@ class TestTyping:
 
     def test_a_constant_read_in_both_types_is_stored_in_both(self) -> None:
         graph = model("a = Mul (x, w) s = Softmax (a) y = Mul (s, w)", "float[3] w = {1, 2, 3}")
-        stored = {tensor.name: tensor.data_type for tensor in typed_fp16(graph, ["s", "y"]).graph.initializer}
+        stored = {
+            tensor.name: tensor.data_type
+            for tensor in typed_fp16(graph, ["s", "y"]).graph.initializer
+        }
         assert stored == {"w.fp16": TensorProto.FLOAT16, "w.fp32": TensorProto.FLOAT}
 
     def test_inputs_that_an_operator_wants_in_fp32_stay_so(self) -> None:

@@ -2,7 +2,14 @@ import dataclasses
 
 import pytest
 
-from dermedge_export.parity.gate import LIMITS, Measurement, check_limit, failure_messages, limits_for, overall_status
+from dermedge_export.parity.gate import (
+    LIMITS,
+    Measurement,
+    check_limit,
+    failure_messages,
+    limits_for,
+    overall_status,
+)
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.report import Interval, Limit, ParityReport
 
@@ -17,7 +24,10 @@ def report(*limits):
 
 
 def test_the_table_of_limits():
-    table = {name: tuple(row[precision] for precision in ("fp32", "fp16", "int8")) for name, row in LIMITS.items()}
+    table = {
+        name: tuple(row[precision] for precision in ("fp32", "fp16", "int8"))
+        for name, row in LIMITS.items()
+    }
     assert table == {
         "non_finite": (0, 0, 0),
         "max_abs": (1e-4, None, None),
@@ -57,7 +67,9 @@ def test_status_of_a_sampled_metric(measurement, status):
     assert check_limit(measurement, 0.01).status == status
 
 
-@pytest.mark.parametrize(("loss", "status"), [(0.9e-4, "passed"), (1.1e-4, "failed"), (None, "failed")])
+@pytest.mark.parametrize(
+    ("loss", "status"), [(0.9e-4, "passed"), (1.1e-4, "failed"), (None, "failed")]
+)
 def test_the_largest_difference_needs_neither_cases_nor_a_bound(loss, status):
     assert check_limit(Measurement("max_abs", 4, Interval(loss)), 1e-4).status == status
 
@@ -73,7 +85,10 @@ def test_the_worst_status_of_what_was_asked_counts():
         for status in ("failed", "warn", "insufficient", "passed", "not_run")
     }
     assert overall_status(by_status.values()) == "failed"
-    assert overall_status([by_status["warn"], by_status["insufficient"], by_status["passed"]]) == "warn"
+    assert (
+        overall_status([by_status["warn"], by_status["insufficient"], by_status["passed"]])
+        == "warn"
+    )
     assert overall_status([by_status["insufficient"], by_status["passed"]]) == "insufficient"
     assert overall_status([by_status["passed"], by_status["not_run"]]) == "passed"
     assert overall_status([by_status["not_run"]]) == "not_run"
@@ -87,14 +102,24 @@ def test_finite_outputs_alone_are_not_called_passed():
 
 
 def test_only_failed_limits_block_and_each_says_why():
-    failed = check_limit(measured("worst_subgroup", loss=0.04, bound=0.02, note="fitzpatrick V"), 0.02)
+    failed = check_limit(
+        measured("worst_subgroup", loss=0.04, bound=0.02, note="fitzpatrick V"), 0.02
+    )
     nan = check_limit(Measurement("non_finite", 500, Interval(7.0)), 0.0)
     far = check_limit(Measurement("max_abs", 500, Interval(0.25)), 1e-4)
     reasons = failure_messages(
-        report(failed, nan, far, check_limit(measured(loss=0.03), 0.01), check_limit(measured(cases=5), 0.01))
+        report(
+            failed,
+            nan,
+            far,
+            check_limit(measured(loss=0.03), 0.01),
+            check_limit(measured(cases=5), 0.01),
+        )
     )
     assert len(reasons) == 3
-    assert reasons[0].startswith("worst_subgroup: 0.7000 -> 0.6720, a relative loss of 0.0400 where 0.0200 is allowed")
+    assert reasons[0].startswith(
+        "worst_subgroup: 0.7000 -> 0.6720, a relative loss of 0.0400 where 0.0200 is allowed"
+    )
     assert "fitzpatrick V" in reasons[0]
     assert reasons[1] == "non_finite: 7 of 500 images give NaN or Inf."
     assert "0.25" in reasons[2]
@@ -117,7 +142,12 @@ def test_low_precisions_are_held_to_the_limits_of_int8(precision):
 
 @pytest.mark.parametrize(
     ("precision", "limits"),
-    [("int4", None), ("int8", {"balanced_acuracy": 0.1}), ("int8", {"ece": -0.1}), ("int8", {"ece": float("nan")})],
+    [
+        ("int4", None),
+        ("int8", {"balanced_acuracy": 0.1}),
+        ("int8", {"ece": -0.1}),
+        ("int8", {"ece": float("nan")}),
+    ],
 )
 def test_what_the_gate_does_not_know_is_refused(precision, limits):
     with pytest.raises(UsageError):
@@ -126,4 +156,6 @@ def test_what_the_gate_does_not_know_is_refused(precision, limits):
 
 def test_a_limit_carries_what_was_measured():
     limit = check_limit(measured(loss=0.005, note="x"), 0.01)
-    assert limit == Limit("balanced_accuracy", "passed", 0.7, 0.7 * 0.995, Interval(0.005), 0.01, 500, "x")
+    assert limit == Limit(
+        "balanced_accuracy", "passed", 0.7, 0.7 * 0.995, Interval(0.005), 0.01, 500, "x"
+    )

@@ -49,7 +49,9 @@ def test_no_two_are_alike(cases: list[Case]) -> None:
 
 def test_tensor_outputs_and_prediction_belong_to_the_image(cases: list[Case]) -> None:
     for case in cases:
-        np.testing.assert_array_equal(case.tensor, preprocess(case.image, SPEC.preprocess, exact=True))
+        np.testing.assert_array_equal(
+            case.tensor, preprocess(case.image, SPEC.preprocess, exact=True)
+        )
         assert case.tensor.shape == (160, 160, 3)
         engine = FakeRuntime().run(case.tensor[None])
         for name, values in engine.items():
@@ -63,10 +65,16 @@ def test_tensor_outputs_and_prediction_belong_to_the_image(cases: list[Case]) ->
 
 def test_the_same_model_gives_the_same_files_and_they_come_back(cases: list[Case]) -> None:
     files = golden_files(cases)
-    assert files == golden_files(golden_cases(SPEC, reference, FakeRuntime().run, TOY_POSTPROCESSING))
+    assert files == golden_files(
+        golden_cases(SPEC, reference, FakeRuntime().run, TOY_POSTPROCESSING)
+    )
     back = read_golden(files.__getitem__)
     for case, again in zip(cases, back, strict=True):
-        assert (case.name, case.image, case.prediction) == (again.name, again.image, again.prediction)
+        assert (case.name, case.image, case.prediction) == (
+            again.name,
+            again.image,
+            again.prediction,
+        )
         np.testing.assert_array_equal(case.tensor, again.tensor)
         for name in case.expected:
             np.testing.assert_array_equal(case.expected[name], again.expected[name])

@@ -29,7 +29,9 @@ def asymmetry(mask: NDArray[np.bool_]) -> float:
 def contrast(lesion: Lesion) -> float:
     """Largest log ratio over R, G, B between skin and lesion."""
     image = lesion.image.astype(np.float64) + 4.0
-    return float(np.abs(np.log(image[lesion.mask].mean(0)) - np.log(image[~lesion.mask].mean(0))).max())
+    return float(
+        np.abs(np.log(image[lesion.mask].mean(0)) - np.log(image[~lesion.mask].mean(0))).max()
+    )
 
 
 def test_same_seed_gives_same_bytes_in_a_fresh_process() -> None:
@@ -40,8 +42,14 @@ def test_same_seed_gives_same_bytes_in_a_fresh_process() -> None:
         "    lesion = draw_lesion(seed)\n"
         "    print(hashlib.sha256(lesion.image.tobytes() + lesion.mask.tobytes()).hexdigest())\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONHASHSEED": "7",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [digest(draw_lesion(seed)) for seed in range(6)]
 
 
@@ -55,14 +63,18 @@ def test_what_is_not_given_is_drawn_from_the_seed() -> None:
     assert {lesion.fitzpatrick for lesion in lesions} == set(range(1, 7))
     assert {lesion.severity for lesion in lesions} == set(range(4))
     first = lesions[0]
-    given = draw_lesion(0, dx=first.dx, fitzpatrick=first.fitzpatrick, severity=first.severity, height=48, width=64)
+    given = draw_lesion(
+        0, dx=first.dx, fitzpatrick=first.fitzpatrick, severity=first.severity, height=48, width=64
+    )
     assert digest(given) == digest(first)
 
 
 @pytest.mark.parametrize("fitzpatrick", range(1, 7))
 @pytest.mark.parametrize("dx", CLASSES)
 def test_every_class_on_every_tone(dx: str, fitzpatrick: int) -> None:
-    lesions = [draw_lesion(seed, dx=dx, fitzpatrick=fitzpatrick, severity=seed % 4) for seed in range(8)]
+    lesions = [
+        draw_lesion(seed, dx=dx, fitzpatrick=fitzpatrick, severity=seed % 4) for seed in range(8)
+    ]
     for lesion in lesions:
         assert lesion.image.shape == (192, 256, 3)
         assert lesion.image.dtype == np.uint8
@@ -71,7 +83,9 @@ def test_every_class_on_every_tone(dx: str, fitzpatrick: int) -> None:
         assert lesion.mask.dtype == np.bool_
         assert (lesion.dx, lesion.fitzpatrick) == (dx, fitzpatrick)
         assert 0.01 < lesion.mask.mean() < 0.5
-        frame = np.concatenate([lesion.mask[0], lesion.mask[-1], lesion.mask[:, 0], lesion.mask[:, -1]])
+        frame = np.concatenate(
+            [lesion.mask[0], lesion.mask[-1], lesion.mask[:, 0], lesion.mask[:, -1]]
+        )
         assert not frame.any()
     contrasts = [contrast(lesion) for lesion in lesions]
     assert min(contrasts) > 0.015
@@ -94,7 +108,10 @@ def test_mask_follows_the_border() -> None:
 
 @pytest.mark.parametrize("dx", CLASSES)
 def test_severity_drives_area_and_asymmetry(dx: str) -> None:
-    masks = [[draw_lesion(seed, dx=dx, severity=s, height=96, width=128).mask for seed in range(30)] for s in range(4)]
+    masks = [
+        [draw_lesion(seed, dx=dx, severity=s, height=96, width=128).mask for seed in range(30)]
+        for s in range(4)
+    ]
     areas = [np.mean([mask.mean() for mask in row]) for row in masks]
     uneven = [np.mean([asymmetry(mask) for mask in row]) for row in masks]
     assert areas == sorted(areas)
@@ -106,7 +123,9 @@ def test_severity_drives_area_and_asymmetry(dx: str) -> None:
 def test_skin_darkens_from_type_1_to_6() -> None:
     means = []
     for fitzpatrick in range(1, 7):
-        lesions = [draw_lesion(seed, fitzpatrick=fitzpatrick, height=96, width=128) for seed in range(20)]
+        lesions = [
+            draw_lesion(seed, fitzpatrick=fitzpatrick, height=96, width=128) for seed in range(20)
+        ]
         means.append(np.mean([lesion.image[~lesion.mask].mean() for lesion in lesions]))
     assert all(lighter > darker + 3 for lighter, darker in itertools.pairwise(means))
 
@@ -120,7 +139,9 @@ def test_tone_changes_nothing_but_colour() -> None:
     assert light.image.mean() > dark.image.mean() + 20
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 200), (200, 33), (224, 224), (450, 600)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(32, 32), (33, 200), (200, 33), (224, 224), (450, 600)]
+)
 def test_other_sizes(height: int, width: int) -> None:
     for seed, dx in enumerate(CLASSES):
         lesion = draw_lesion(seed, dx=dx, height=height, width=width)
@@ -141,7 +162,9 @@ def test_other_sizes(height: int, width: int) -> None:
         ({"seed": 0, "width": 0}, "192x0", "use at least 32 for both."),
     ],
 )
-def test_errors_name_the_value_and_what_to_do(arguments: dict[str, object], bad: str, advice: str) -> None:
+def test_errors_name_the_value_and_what_to_do(
+    arguments: dict[str, object], bad: str, advice: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         draw_lesion(**arguments)  # type: ignore[arg-type]
     assert bad in str(caught.value)

@@ -31,11 +31,15 @@ def test_point_values_equal_scikit_learn(case):
     labels, probabilities, _ = case
     predicted = probabilities.argmax(1)
     assert metrics.accuracy(labels, predicted) == pytest.approx(accuracy_score(labels, predicted))
-    assert metrics.balanced_accuracy(labels, predicted, K) == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert metrics.balanced_accuracy(labels, predicted, K) == pytest.approx(
+        balanced_accuracy_score(labels, predicted)
+    )
     assert metrics.macro_auroc(labels, probabilities) == pytest.approx(
         roc_auc_score(labels, probabilities, multi_class="ovr")
     )
-    np.testing.assert_array_equal(metrics.confusion(labels, predicted, K), confusion_matrix(labels, predicted))
+    np.testing.assert_array_equal(
+        metrics.confusion(labels, predicted, K), confusion_matrix(labels, predicted)
+    )
 
 
 def test_weighted_values_equal_scikit_learn_in_every_replicate(case):
@@ -50,13 +54,18 @@ def test_weighted_values_equal_scikit_learn_in_every_replicate(case):
     }
     for r, w in enumerate(weights):
         present = np.unique(labels[w > 0])
-        assert found["accuracy"][r] == pytest.approx(accuracy_score(labels, predicted, sample_weight=w))
-        assert found["auroc"][r] == pytest.approx(roc_auc_score(labels == 1, score, sample_weight=w))
+        assert found["accuracy"][r] == pytest.approx(
+            accuracy_score(labels, predicted, sample_weight=w)
+        )
+        assert found["auroc"][r] == pytest.approx(
+            roc_auc_score(labels == 1, score, sample_weight=w)
+        )
         assert found["balanced"][r] == pytest.approx(
             recall_score(labels, predicted, labels=present, average="macro", sample_weight=w)
         )
         np.testing.assert_allclose(
-            found["confusion"][r], confusion_matrix(labels, predicted, sample_weight=w, labels=range(K))
+            found["confusion"][r],
+            confusion_matrix(labels, predicted, sample_weight=w, labels=range(K)),
         )
 
 
@@ -70,7 +79,9 @@ def test_weights_mean_repetition(case):
         lambda y, p, s, q, w: metrics.specificity(p, s, 0.3, w),
     ):
         times = weights[0].astype(int)
-        repeated = [np.repeat(column, times, axis=0) for column in (labels, positive, score, probabilities)]
+        repeated = [
+            np.repeat(column, times, axis=0) for column in (labels, positive, score, probabilities)
+        ]
         assert metric(labels, positive, score, probabilities, weights)[0] == pytest.approx(
             float(metric(*repeated, None))
         )
@@ -105,7 +116,9 @@ def test_ece_by_hand():
 
 
 def test_confidence_bins_are_closed_above():
-    np.testing.assert_array_equal(metrics.confidence_bins(np.array([0.0, 0.25, 0.5, 0.51, 1.0]), 4), [0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(
+        metrics.confidence_bins(np.array([0.0, 0.25, 0.5, 0.51, 1.0]), 4), [0, 0, 1, 2, 3]
+    )
 
 
 def test_dice_by_hand():
@@ -129,9 +142,13 @@ def test_levels_are_compared_as_scikit_learn_does(case):
     distances = metrics.mean_absolute_error(levels, predicted, weights)
     for r, w in enumerate(weights):
         assert found[r] == pytest.approx(
-            cohen_kappa_score(levels, predicted, weights="quadratic", sample_weight=w, labels=range(K))
+            cohen_kappa_score(
+                levels, predicted, weights="quadratic", sample_weight=w, labels=range(K)
+            )
         )
-        assert distances[r] == pytest.approx(mean_absolute_error(levels, predicted, sample_weight=w))
+        assert distances[r] == pytest.approx(
+            mean_absolute_error(levels, predicted, sample_weight=w)
+        )
 
 
 def test_kappa_of_one_level_is_undefined_and_of_one_stray_is_not():
@@ -148,7 +165,9 @@ def test_agreement_by_hand():
     b = np.array([[0.0, 2.0], [6.0, 8.0], [0.0, 0.0]])
     np.testing.assert_allclose(metrics.logit_cosine(a, b), [0.0, 1.0, 1.0])
     p, q = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.25, 0.75], [1.0, 0.0]])
-    np.testing.assert_allclose(metrics.kl_divergence(p, q), [0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], atol=1e-12)
+    np.testing.assert_allclose(
+        metrics.kl_divergence(p, q), [0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], atol=1e-12
+    )
     assert metrics.top1_agreement(np.array([1, 2, 3]), np.array([1, 2, 0])) == pytest.approx(2 / 3)
 
 
@@ -171,10 +190,16 @@ def test_bootstrap_is_seeded_and_independent_of_its_chunks(monkeypatch):
     values, groups = np.arange(40.0), np.arange(40) // 3
     whole = metrics.bootstrap(groups, _mean(values), replicates=50)["mean"]
     assert whole.shape == (50,)
-    np.testing.assert_array_equal(whole, metrics.bootstrap(groups, _mean(values), replicates=50)["mean"])
-    assert not np.array_equal(whole, metrics.bootstrap(groups, _mean(values), replicates=50, seed=1)["mean"])
+    np.testing.assert_array_equal(
+        whole, metrics.bootstrap(groups, _mean(values), replicates=50)["mean"]
+    )
+    assert not np.array_equal(
+        whole, metrics.bootstrap(groups, _mean(values), replicates=50, seed=1)["mean"]
+    )
     monkeypatch.setattr(metrics, "CHUNK", 40 * 7)
-    np.testing.assert_array_equal(whole, metrics.bootstrap(groups, _mean(values), replicates=50)["mean"])
+    np.testing.assert_array_equal(
+        whole, metrics.bootstrap(groups, _mean(values), replicates=50)["mean"]
+    )
 
 
 def test_paired_bootstrap_covers_the_true_difference():
@@ -185,16 +210,23 @@ def test_paired_bootstrap_covers_the_true_difference():
         hard = rng.random(120)[lesions]
         first = hard < 0.8
         second = np.where(rng.random(240) < 0.15, rng.random(240) < 0.5, first)
-        gap = {"gap": lambda w, a=first, b=second: metrics.weighted_mean(a, w) - metrics.weighted_mean(b, w)}
+        gap = {
+            "gap": lambda w, a=first, b=second: (
+                metrics.weighted_mean(a, w) - metrics.weighted_mean(b, w)
+            )
+        }
         found = metrics.interval(
-            first.mean() - second.mean(), metrics.bootstrap(lesions, gap, replicates=200, seed=trial)["gap"]
+            first.mean() - second.mean(),
+            metrics.bootstrap(lesions, gap, replicates=200, seed=trial)["gap"],
         )
         inside += found.low <= 0.15 * (0.8 - 0.5) <= found.high
     assert 0.89 <= inside / trials <= 0.99
 
 
 def test_one_group_tells_no_spread():
-    drawn = metrics.bootstrap(np.array(["a", "a"]), _mean(np.array([0.0, 1.0])), replicates=20)["mean"]
+    drawn = metrics.bootstrap(np.array(["a", "a"]), _mean(np.array([0.0, 1.0])), replicates=20)[
+        "mean"
+    ]
     found = metrics.interval(0.5, drawn)
     assert (found.value, found.low, found.high) == (0.5, None, None)
 

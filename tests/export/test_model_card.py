@@ -7,7 +7,9 @@ from dermedge_export.model_card import model_card
 from dermedge_runtime.report import Interval, Limit, ParityReport
 from dermedge_runtime.spec import Artifact
 
-ARTIFACT = Artifact("jetson-thor", "tensorrt", "model.onnx", "int8+fp16", requires=("tensorrt>=10.13,<12",))
+ARTIFACT = Artifact(
+    "jetson-thor", "tensorrt", "model.onnx", "int8+fp16", requires=("tensorrt>=10.13,<12",)
+)
 REPORT = ParityReport(
     status="passed",
     basis="test split of clinic",
@@ -24,26 +26,38 @@ def card(artifact=ARTIFACT, device=None):
 
 
 def test_it_says_for_which_device_and_where_it_was_measured():
-    text = card(device={"status": "not_run", "todo": "on the Jetson: dermedge build toy.dermedge --data DIR"})
+    text = card(
+        device={
+            "status": "not_run",
+            "todo": "on the Jetson: dermedge build toy.dermedge --data DIR",
+        }
+    )
     assert "For `jetson-thor`: tensorrt, int8+fp16. Needs tensorrt>=10.13,<12." in text
     measured = "(1253 images, onnxruntime 1.32.0, Some CPU (avx2 avx512_vnni))"
     assert (
         f"- on the exporting machine: **passed**, compared with its fp32 student on test split of clinic {measured}"
         in (text)
     )
-    assert "- on the device: **not_run**; to do on the Jetson: dermedge build toy.dermedge --data DIR\n" in text
+    assert (
+        "- on the device: **not_run**; to do on the Jetson: dermedge build toy.dermedge --data DIR\n"
+        in text
+    )
     assert "| top1_agreement | 1 | 0.9912 | 0.0088 | 0.02 | passed |" in text
 
 
 def test_a_device_that_nobody_asked_is_not_run_and_one_that_was_says_what_it_is():
     assert "- on the device: **not_run**\n" in card()
-    text = card(device={"status": "passed", "engine": "onnxruntime 1.32.0", "hardware": "Some CPU (avx2)"})
+    text = card(
+        device={"status": "passed", "engine": "onnxruntime 1.32.0", "hardware": "Some CPU (avx2)"}
+    )
     assert "- on the device: **passed** (onnxruntime 1.32.0, Some CPU (avx2))\n" in text
 
 
 def test_it_says_what_rounding_saw_and_what_it_spared():
     seen = {"digest": "ab12" * 16, "split": "train", "count": 300}
-    text = card(replace(ARTIFACT, details={"kept_fp32": ["/stem/Conv", "/head/Gemm"]}, calibration=seen))
+    text = card(
+        replace(ARTIFACT, details={"kept_fp32": ["/stem/Conv", "/head/Gemm"]}, calibration=seen)
+    )
     assert "- calibration: 300 images of split train, digest ab12ab12ab12\n" in text
     assert "- kept in fp32: `/stem/Conv`, `/head/Gemm`\n" in text
     plain = card(replace(ARTIFACT, precision="fp16"))

@@ -52,16 +52,25 @@ def graph(artifact: BuiltArtifact) -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def backwards() -> tuple[TrainedModel, BuiltArtifact]:
     """A model whose tasks are not in alphabetical order, exported with an open batch size."""
-    labels = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
+    labels = tuple(
+        Label(name, name, malignant)
+        for name, malignant in (("nv", False), ("mel", True), ("df", False))
+    )
     tasks = (Task("malignancy", "binary"), Task("diagnosis", "classify", labels))
     torch.manual_seed(5)
     backbone = Backbone("test_resnet")
-    source = TrainedModel(Network(backbone, tasks).eval(), Spec("backwards", "1", tasks, Preprocess(40)), backbone)
-    return source, export_onnx(ExportContext(source, dynamic_batch=True), CPU, Candidate("fp32", "onnx"))
+    source = TrainedModel(
+        Network(backbone, tasks).eval(), Spec("backwards", "1", tasks, Preprocess(40)), backbone
+    )
+    return source, export_onnx(
+        ExportContext(source, dynamic_batch=True), CPU, Candidate("fp32", "onnx")
+    )
 
 
 def session(artifact: BuiltArtifact) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(artifact.files["model.onnx"], providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        artifact.files["model.onnx"], providers=["CPUExecutionProvider"]
+    )
 
 
 def ask(artifact: BuiltArtifact, images: torch.Tensor) -> dict[str, np.ndarray]:
@@ -71,7 +80,9 @@ def ask(artifact: BuiltArtifact, images: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 class TestContract:
-    def test_one_uint8_image_in_one_float32_output_per_task_out(self, artifact: BuiltArtifact) -> None:
+    def test_one_uint8_image_in_one_float32_output_per_task_out(
+        self, artifact: BuiltArtifact
+    ) -> None:
         engine = session(artifact)
         assert [(node.name, node.type, node.shape) for node in engine.get_inputs()] == [
             ("image", "tensor(uint8)", [1, small.SIZE, small.SIZE, 3])
@@ -81,13 +92,20 @@ class TestContract:
             ("malignancy", "tensor(float)", [1, 1]),
         ]
 
-    def test_it_computes_what_the_student_computes(self, student: TrainedModel, artifact: BuiltArtifact) -> None:
+    def test_it_computes_what_the_student_computes(
+        self, student: TrainedModel, artifact: BuiltArtifact
+    ) -> None:
         images = small.pixels(6)
         expected = module_runner(student.module)(images.numpy())
-        assert {name: values.shape for name, values in expected.items()} == {"diagnosis": (6, 6), "malignancy": (6, 1)}
+        assert {name: values.shape for name, values in expected.items()} == {
+            "diagnosis": (6, 6),
+            "malignancy": (6, 1),
+        }
         rows = [ask(artifact, image[None]) for image in images]
         for name, values in expected.items():
-            np.testing.assert_allclose(np.concatenate([row[name] for row in rows]), values, atol=5e-5)
+            np.testing.assert_allclose(
+                np.concatenate([row[name] for row in rows]), values, atol=5e-5
+            )
         assert np.ptp(expected["diagnosis"], axis=0).max() > 0.1
 
     def test_channels_are_read_as_rgb(self, artifact: BuiltArtifact) -> None:
@@ -95,11 +113,17 @@ class TestContract:
         turned = ask(artifact, image.flip(-1))["diagnosis"]
         assert np.abs(ask(artifact, image)["diagnosis"] - turned).max() > 0.1
 
-    def test_opset_and_ir_are_those_recorded(self, artifact: BuiltArtifact, graph: onnx.ModelProto) -> None:
+    def test_opset_and_ir_are_those_recorded(
+        self, artifact: BuiltArtifact, graph: onnx.ModelProto
+    ) -> None:
         details = artifact.artifact.details
-        assert {(opset.domain, opset.version) for opset in graph.opset_import} == {("", details["opset"])}
+        assert {(opset.domain, opset.version) for opset in graph.opset_import} == {
+            ("", details["opset"])
+        }
         assert details["opset"] == CPU.opset
-        assert graph.ir_version == details["ir_version"] <= 9  # what the oldest onnxruntime in `requires` reads
+        assert (
+            graph.ir_version == details["ir_version"] <= 9
+        )  # what the oldest onnxruntime in `requires` reads
         assert details["batch"] == 1
         assert artifact.artifact.precision == "fp32"
         assert set(artifact.artifact.toolchain) == {"dermedge", "torch", "onnx", "onnxscript"}
@@ -108,18 +132,24 @@ class TestContract:
         self, student: TrainedModel, artifact: BuiltArtifact, graph: onnx.ModelProto
     ) -> None:
         assert set(artifact.files) == {"model.onnx"}
-        assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.graph.initializer)
+        assert all(
+            tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.graph.initializer
+        )
         held = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
         parameters = sum(parameter.numel() for parameter in student.module.parameters())
         assert 0.9 * 4 * parameters < held < 1.2 * 4 * parameters
 
-    def test_its_metadata_is_the_spec_and_nothing_else(self, student: TrainedModel, graph: onnx.ModelProto) -> None:
+    def test_its_metadata_is_the_spec_and_nothing_else(
+        self, student: TrainedModel, graph: onnx.ModelProto
+    ) -> None:
         assert [entry.key for entry in graph.metadata_props] == [METADATA_KEY]
         mirrored = parse_json(graph.metadata_props[0].value.encode(), "metadata", ValueError)  # type: ignore[type-var]
         assert mirrored == to_json(student.spec)
         assert Spec.from_json(mirrored) == student.spec
 
-    def test_the_students_own_mode_and_weights_are_left_alone(self, folder: Path, student: TrainedModel) -> None:
+    def test_the_students_own_mode_and_weights_are_left_alone(
+        self, folder: Path, student: TrainedModel
+    ) -> None:
         fresh = load_model_folder(folder)
         assert not student.module.training
         for name, tensor in fresh.module.state_dict().items():
@@ -160,8 +190,12 @@ class TestReproducibility:
             check=False,
         )
         assert answer.returncode == 0, answer.stderr
-        quantized = export_onnx(ExportContext(load_model_folder(folder)), CPU, Candidate("int8", "onnx", "minmax"))
-        expected = [sha256(built.files["model.onnx"]).hexdigest() for built in (artifact, quantized)]
+        quantized = export_onnx(
+            ExportContext(load_model_folder(folder)), CPU, Candidate("int8", "onnx", "minmax")
+        )
+        expected = [
+            sha256(built.files["model.onnx"]).hexdigest() for built in (artifact, quantized)
+        ]
         assert answer.stdout.split() == expected
 
     def test_it_names_no_folder_of_this_machine(
@@ -169,12 +203,21 @@ class TestReproducibility:
     ) -> None:
         for model in (artifact, backwards[1]):
             content = model.files["model.onnx"]
-            for trace in (str(ROOT), str(folder.parent), str(Path.home()), sys.prefix, "site-packages", ".py"):
+            for trace in (
+                str(ROOT),
+                str(folder.parent),
+                str(Path.home()),
+                sys.prefix,
+                "site-packages",
+                ".py",
+            ):
                 assert trace.encode() not in content, trace
 
 
 class TestDynamicBatch:
-    def test_any_number_of_images_gives_the_same_rows(self, backwards: tuple[TrainedModel, BuiltArtifact]) -> None:
+    def test_any_number_of_images_gives_the_same_rows(
+        self, backwards: tuple[TrainedModel, BuiltArtifact]
+    ) -> None:
         source, artifact = backwards
         assert artifact.artifact.details["batch"] == "dynamic"
         images = small.pixels(5, size=40)
@@ -204,7 +247,9 @@ def test_an_operator_that_onnx_lacks_is_named_with_what_to_try() -> None:
 
     task = Task("malignancy", "binary")
     source = TrainedModel(Odd().eval(), Spec("odd", "1", (task,), Preprocess(32)), Backbone("none"))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"cannot become ONNX \(the operator aten.*airy_ai.*try --target ios"):
+    with pytest.raises(
+        UsageError, match=r"cannot become ONNX \(the operator aten.*airy_ai.*try --target ios"
+    ):
         export_onnx(ExportContext(source), CPU, Candidate("fp32", "onnx"))
 
 

@@ -31,7 +31,9 @@ from dermedge_runtime.spec import Spec
 from dermedge_runtime.telemetry import no_telemetry
 from support import small, toy_onnx
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="nncf is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("nncf") is None, reason="nncf is not installed"
+)
 from dermedge_export.exporters.openvino import export_openvino, has_attention, likeness  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +91,9 @@ def drift(built: BuiltArtifact, student: TrainedModel, folder: Path) -> float:
 def model_of(built: BuiltArtifact) -> Any:
     with no_telemetry():
         import openvino
-    return openvino.Core().read_model(built.files[XML], openvino.Tensor(np.frombuffer(built.files[WEIGHTS], np.uint8)))
+    return openvino.Core().read_model(
+        built.files[XML], openvino.Tensor(np.frombuffer(built.files[WEIGHTS], np.uint8))
+    )
 
 
 def constants(built: BuiltArtifact, kind: str) -> list[np.ndarray]:
@@ -107,17 +111,25 @@ class TestFp32:
         assert np.ptp(module_runner(student.module)(PIXELS)["diagnosis"], axis=0).max() > 0.1
         assert drift(fp32, student, tmp_path) < 5e-5
 
-    def test_it_is_a_folder_of_graph_and_weights_that_openvino_2024_reads(self, fp32: BuiltArtifact) -> None:
+    def test_it_is_a_folder_of_graph_and_weights_that_openvino_2024_reads(
+        self, fp32: BuiltArtifact
+    ) -> None:
         assert set(fp32.files) == {XML, WEIGHTS}
         assert (fp32.artifact.path, fp32.artifact.format) == ("model", "openvino")
         assert fp32.artifact.requires == ("openvino>=2024.4",)
         assert {"openvino", "torch", "onnx"} <= set(fp32.artifact.toolchain)
         assert ElementTree.fromstring(fp32.files[XML]).get("version") == "11"
 
-    def test_its_weights_are_float32_and_not_compressed(self, student: TrainedModel, fp32: BuiltArtifact) -> None:
+    def test_its_weights_are_float32_and_not_compressed(
+        self, student: TrainedModel, fp32: BuiltArtifact
+    ) -> None:
         parameters = sum(parameter.numel() for parameter in student.module.parameters())
         assert constants(fp32, "f16") == []
-        assert 0.9 * parameters < sum(values.size for values in constants(fp32, "f32")) < 1.2 * parameters
+        assert (
+            0.9 * parameters
+            < sum(values.size for values in constants(fp32, "f32"))
+            < 1.2 * parameters
+        )
 
     def test_its_metadata_is_the_spec_and_nothing_else(
         self, student: TrainedModel, fp32: BuiltArtifact, int8: BuiltArtifact
@@ -128,10 +140,14 @@ class TestFp32:
                 METADATA_KEY,
                 "OpenVINO Runtime",
             }  # OpenVINO notes its own version
-            mirrored = parse_json(model.rt_info[METADATA_KEY].astype(str).encode(), "metadata", ValueError)  # type: ignore[type-var]
+            mirrored = parse_json(
+                model.rt_info[METADATA_KEY].astype(str).encode(), "metadata", ValueError
+            )  # type: ignore[type-var]
             assert Spec.from_json(mirrored) == student.spec
 
-    def test_bf16_is_the_same_file_for_another_arithmetic(self, context: ExportContext, fp32: BuiltArtifact) -> None:
+    def test_bf16_is_the_same_file_for_another_arithmetic(
+        self, context: ExportContext, fp32: BuiltArtifact
+    ) -> None:
         bf16 = export_openvino(context, CPU, Candidate("bf16", "openvino"))
         assert bf16.files == fp32.files
         assert bf16.artifact == replace(fp32.artifact, precision="bf16")
@@ -146,7 +162,9 @@ class TestFp32:
 class TestInt8:
     def test_weights_are_stored_in_8_bits(self, fp32: BuiltArtifact, int8: BuiltArtifact) -> None:
         weights = constants(fp32, "f32")
-        assert sum(values.size for values in constants(int8, "i8")) > 0.9 * sum(values.size for values in weights)
+        assert sum(values.size for values in constants(int8, "i8")) > 0.9 * sum(
+            values.size for values in weights
+        )
         assert len(int8.files[WEIGHTS]) < 0.4 * len(fp32.files[WEIGHTS])
 
     def test_it_stays_close_to_the_student(
@@ -157,15 +175,21 @@ class TestInt8:
         with running(int8, student.spec, tmp_path) as runtime:
             found = runtime.run(images)["diagnosis"]
         error = np.abs(found - expected).mean() / np.abs(expected - expected.mean(axis=0)).mean()
-        assert 1e-4 < error < 0.1  # a tenth of what images differ by; with NNCF's own ranges it is the half
+        assert (
+            1e-4 < error < 0.1
+        )  # a tenth of what images differ by; with NNCF's own ranges it is the half
 
-    def test_what_it_was_made_of_is_recorded(self, context: ExportContext, int8: BuiltArtifact) -> None:
+    def test_what_it_was_made_of_is_recorded(
+        self, context: ExportContext, int8: BuiltArtifact
+    ) -> None:
         assert int8.artifact.calibration == context.calibration.to_json()
         assert int8.artifact.calibration["count"] == 32
         assert int8.artifact.details == {"batch": 1, "method": "nncf", "kept_fp32": []}
         assert "nncf" in int8.artifact.toolchain
 
-    def test_a_reduced_range_leaves_weights_7_bits(self, context: ExportContext, int8: BuiltArtifact) -> None:
+    def test_a_reduced_range_leaves_weights_7_bits(
+        self, context: ExportContext, int8: BuiltArtifact
+    ) -> None:
         reduced = export_openvino(context, CPU, replace(INT8, options={"reduce_range": True}))
         assert reduced.artifact.details["reduce_range"] is True
         assert max(np.abs(values.astype(int)).max() for values in constants(reduced, "i8")) <= 64
@@ -178,7 +202,9 @@ def toy() -> ExportContext:
     spec = toy_onnx.spec()
     calibration = synthetic_calibration(spec.preprocess, 32)
     source = SimpleNamespace(module=None, spec=spec)
-    return ExportContext(source, lambda: calibration, _made={("graph", CPU.opset): toy_onnx.graph()})
+    return ExportContext(
+        source, lambda: calibration, _made={("graph", CPU.opset): toy_onnx.graph()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +212,9 @@ def uncontrolled(toy: ExportContext) -> BuiltArtifact:
     return export_openvino(toy, CPU, INT8)
 
 
-def loss(built: BuiltArtifact, context: ExportContext, expected: dict[str, np.ndarray], folder: Path) -> float:
+def loss(
+    built: BuiltArtifact, context: ExportContext, expected: dict[str, np.ndarray], folder: Path
+) -> float:
     """What accuracy control holds against the gate: how unlike `expected` its answers to the calibration images are."""
     with running(built, context.spec, folder) as runtime:
         found = runtime.run(context.calibration.images)
@@ -214,11 +242,18 @@ class TestAccuracyControl:
     def test_what_is_good_enough_is_left_alone(
         self, toy: ExportContext, uncontrolled: BuiltArtifact, tmp_path: Path
     ) -> None:
-        assert 1e-4 < loss(uncontrolled, toy, toy_onnx.forward(toy.calibration.images), tmp_path) < 0.02
+        assert (
+            1e-4
+            < loss(uncontrolled, toy, toy_onnx.forward(toy.calibration.images), tmp_path)
+            < 0.02
+        )
         assert export_openvino(toy, CPU, CONTROLLED).files == uncontrolled.files
 
     def test_a_model_that_bears_no_int8_is_not_passed_off_as_one(self, toy: ExportContext) -> None:
-        with pytest.raises(DermedgeError, match=r"No layer of 'toy-onnx' bears int8 by accuracy-control: export it in"):
+        with pytest.raises(
+            DermedgeError,
+            match=r"No layer of 'toy-onnx' bears int8 by accuracy-control: export it in",
+        ):
             export_openvino(toy, replace(CPU, gate={"top1_agreement": 0.0}), CONTROLLED)
 
 
@@ -253,7 +288,8 @@ def test_layers_that_a_sweep_finds_sensitive_stay_in_fp32(
     graph = onnx.load_model_from_string(context.graph(CPU.opset))
     kept = [node.name for node in graph.graph.node if node.op_type == "Conv"][1:3]
     monkeypatch.setattr(
-        "dermedge_export.exporters.openvino.sensitive_nodes", lambda context, target, candidate: tuple(kept)
+        "dermedge_export.exporters.openvino.sensitive_nodes",
+        lambda context, target, candidate: tuple(kept),
     )
     candidate = Candidate("int8", "openvino", "mixed", {"remaining": 0.1})
     found = export_openvino(context, CPU, candidate).artifact.details["kept_fp32"]
@@ -281,10 +317,15 @@ class TestReproducibility:
             check=False,
         )
         assert answer.returncode == 0, answer.stderr
-        expected = [" ".join(sha256(data).hexdigest() for data in built.files.values()) for built in (int8, fp32)]
+        expected = [
+            " ".join(sha256(data).hexdigest() for data in built.files.values())
+            for built in (int8, fp32)
+        ]
         assert answer.stdout.splitlines() == expected
 
-    def test_it_names_no_folder_of_this_machine(self, fp32: BuiltArtifact, int8: BuiltArtifact) -> None:
+    def test_it_names_no_folder_of_this_machine(
+        self, fp32: BuiltArtifact, int8: BuiltArtifact
+    ) -> None:
         for built in (fp32, int8):
             for trace in (str(ROOT), str(Path.home()), sys.prefix, "site-packages", ".py", "/tmp"):
                 assert trace.encode() not in built.files[XML], trace
@@ -292,7 +333,10 @@ class TestReproducibility:
 
 class TestErrors:
     def test_an_unknown_candidate_is_named(self, context: ExportContext) -> None:
-        for candidate in (Candidate("int4", "openvino", "nncf"), Candidate("int8", "openvino", "plain")):
+        for candidate in (
+            Candidate("int4", "openvino", "nncf"),
+            Candidate("int8", "openvino", "plain"),
+        ):
             with pytest.raises(UsageError, match=candidate.name):
                 export_openvino(context, CPU, candidate)
 
@@ -307,7 +351,10 @@ class TestErrors:
 
 class TestLikeness:
     def test_equal_outputs_are_wholly_alike_and_opposite_ones_are_not(self) -> None:
-        first, second = np.array([9.0, -9.0, -9.0], np.float32), np.array([-9.0, 9.0, -9.0], np.float32)
+        first, second = (
+            np.array([9.0, -9.0, -9.0], np.float32),
+            np.array([-9.0, 9.0, -9.0], np.float32),
+        )
         for kind in ("classify", "binary", "ordinal", "segment", "embed"):
             assert likeness(first, first, kind) == pytest.approx(1)
         assert likeness(first, second, "classify") == pytest.approx(0, abs=1e-3)

@@ -12,7 +12,9 @@ from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
 
 IDS = {"mel": True, "nv": False, "bcc": True, "akiec": None, "bkl": False}
-DIAGNOSIS = Task("diagnosis", "classify", tuple(Label(name, name, truth) for name, truth in IDS.items()))
+DIAGNOSIS = Task(
+    "diagnosis", "classify", tuple(Label(name, name, truth) for name, truth in IDS.items())
+)
 SPEC = Spec("lesions", "1", (DIAGNOSIS,), Preprocess(32))
 BINARY = Spec("binary", "1", (Task("malignancy", "binary"),), Preprocess(32))
 PRIOR = (0.2, 0.5, 0.12, 0.08, 0.1)
@@ -39,7 +41,8 @@ def student(n=600, seed=0):
 
 def changed(predictions, change):
     return dataclasses.replace(
-        predictions, outputs={k: change(v).astype(np.float32) for k, v in predictions.outputs.items()}
+        predictions,
+        outputs={k: change(v).astype(np.float32) for k, v in predictions.outputs.items()},
     )
 
 
@@ -101,7 +104,9 @@ def test_every_class_has_its_recall_with_paired_intervals():
         return logits - 6 * rows[:, None] * np.eye(5)[0] if logits.shape[1] == 5 else logits
 
     test = student(1000)
-    found = {entry.value: entry for entry in compare(half_blind_to_melanoma, test=test, n=1000).classes}
+    found = {
+        entry.value: entry for entry in compare(half_blind_to_melanoma, test=test, n=1000).classes
+    }
     assert {entry.column for entry in found.values()} == {"class"}
     assert list(found) == list(IDS)
     melanoma = test.labels == 0
@@ -116,13 +121,20 @@ def test_every_class_has_its_recall_with_paired_intervals():
 def test_a_class_without_a_labelled_image_has_no_line():
     test = student()
     test = dataclasses.replace(test, labels=np.where(test.labels == 3, -1, test.labels))
-    assert [entry.value for entry in compare(lambda z: z, test=test).classes] == ["mel", "nv", "bcc", "bkl"]
+    assert [entry.value for entry in compare(lambda z: z, test=test).classes] == [
+        "mel",
+        "nv",
+        "bcc",
+        "bkl",
+    ]
     blank = dataclasses.replace(test, labels=np.full(600, -1))
     assert compare(lambda z: z, test=blank).classes == ()
 
 
 def test_unbiased_noise_of_int8_passes_in_most_seeds():
-    statuses = [compare(noise(0.03, seed), seed=seed, n=1000, replicates=200).status for seed in range(12)]
+    statuses = [
+        compare(noise(0.03, seed), seed=seed, n=1000, replicates=200).status for seed in range(12)
+    ]
     assert statuses.count("failed") <= 1
     assert statuses.count("passed") >= 7
 
@@ -143,7 +155,9 @@ def test_one_changed_class_at_fp32_is_a_warning_and_ten_are_a_failure():
 def test_max_abs_is_judged_at_fp32_only():
     report = compare(lambda logits: logits + 1e-3, "fp32")
     assert limit(report, "max_abs").status == "failed"
-    assert failure_messages(report) == ["max_abs: outputs differ by up to 0.001 where 0.0001 is allowed."]
+    assert failure_messages(report) == [
+        "max_abs: outputs differ by up to 0.001 where 0.0001 is allowed."
+    ]
     reported = compare(lambda logits: logits + 1e-3, "int8")
     assert all(entry.metric != "max_abs" for entry in reported.limits)
     assert reported.agreement["max_abs"] == pytest.approx(1e-3, rel=1e-2)
@@ -187,7 +201,11 @@ def test_only_subgroups_of_a_hundred_cases_are_judged_but_all_are_reported():
     test = student()
 
     def bad_for_type_v_and_worse_for_men(logits):
-        rows = (test.subgroups["fitzpatrick"] == "V") if len(logits) == 600 else np.zeros(len(logits), bool)
+        rows = (
+            (test.subgroups["fitzpatrick"] == "V")
+            if len(logits) == 600
+            else np.zeros(len(logits), bool)
+        )
         men = (test.subgroups["sex"] == "male") & (np.arange(600) % 4 == 0)
         return np.where((rows | men)[:, None], logits[:, ::-1], logits)
 
@@ -204,7 +222,11 @@ def test_only_subgroups_of_a_hundred_cases_are_judged_but_all_are_reported():
     }
     assert max(losses, key=losses.get) == ("fitzpatrick", "V")
     worst = limit(report, "worst_subgroup")
-    assert (worst.status, worst.note, worst.cases) == ("failed", "sex male", (test.subgroups["sex"] == "male").sum())
+    assert (worst.status, worst.note, worst.cases) == (
+        "failed",
+        "sex male",
+        (test.subgroups["sex"] == "male").sum(),
+    )
     assert worst.loss.value == losses["sex", "male"]
 
 
@@ -232,7 +254,10 @@ def test_without_labels_only_agreement_is_judged_and_the_basis_says_so():
     report = parity(blank, blank, SPEC, {}, {}, precision="int8", **ABOUT)
     assert "agreement only" in report.basis
     assert report.status == "passed"
-    assert {entry.metric for entry in report.limits if entry.status == "passed"} == {"non_finite", "top1_agreement"}
+    assert {entry.metric for entry in report.limits if entry.status == "passed"} == {
+        "non_finite",
+        "top1_agreement",
+    }
     assert {entry.status for entry in report.limits} == {"passed", "not_run"}
     worse = parity(blank, changed(blank, noise(3, 0)), SPEC, {}, {}, precision="int8", **ABOUT)
     assert worse.status == "failed"
@@ -242,7 +267,9 @@ def test_each_side_is_calibrated_with_its_own_fit():
     refitted = compare(lambda logits: 3 * logits)
     assert limit(refitted, "ece").status == "passed"
     fits, test = fit_postprocessing(student(seed=1), SPEC), student()
-    stale = parity(test, changed(test, lambda z: 3 * z), SPEC, fits, fits, precision="int8", **ABOUT)
+    stale = parity(
+        test, changed(test, lambda z: 3 * z), SPEC, fits, fits, precision="int8", **ABOUT
+    )
     assert limit(stale, "ece").status == "failed"
 
 
@@ -250,7 +277,9 @@ def test_a_binary_model_is_judged_as_benign_against_malignant():
     kept = compare(noise(1e-6, 0), "fp32", spec=BINARY, n=1000)
     assert kept.status == "passed"
     lost = compare(lambda logits: -logits, spec=BINARY)
-    assert {"balanced_accuracy", "macro_auroc"} <= {reason.split(":")[0] for reason in failure_messages(lost)}
+    assert {"balanced_accuracy", "macro_auroc"} <= {
+        reason.split(":")[0] for reason in failure_messages(lost)
+    }
 
 
 def test_losses_and_intervals_have_the_right_sign_and_unit():
@@ -265,7 +294,10 @@ def test_losses_and_intervals_have_the_right_sign_and_unit():
 def test_pairing_makes_the_loss_surer_than_either_side():
     report = compare(noise(0.1, 4), n=1000)
     subgroup = report.subgroups[0]
-    width = {name: getattr(subgroup, name).high - getattr(subgroup, name).low for name in ("reference", "loss")}
+    width = {
+        name: getattr(subgroup, name).high - getattr(subgroup, name).low
+        for name in ("reference", "loss")
+    }
     assert width["loss"] < width["reference"] / 2
 
 
@@ -297,7 +329,10 @@ def test_predict_table_keeps_order_and_batches():
 
     def run(batch):
         sizes.append(len(batch))
-        return {"diagnosis": batch.mean((1, 2)).astype(np.float32), "malignancy": batch.mean((1, 2, 3))[:, None]}
+        return {
+            "diagnosis": batch.mean((1, 2)).astype(np.float32),
+            "malignancy": batch.mean((1, 2, 3))[:, None],
+        }
 
     outputs = predict_table(run, iter(images), batch=4)
     assert sizes == [4, 4, 2]

@@ -11,8 +11,12 @@ from dermedge_export.parity.compare import parity
 from dermedge_export.parity.gate import failure_messages, pass_probability
 from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
 
-SEVERITY = Task("severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in range(4)))
-SPEC = Spec("many", "1", (SEVERITY, Task("lesion", "segment"), Task("features", "embed")), Preprocess(32))
+SEVERITY = Task(
+    "severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in range(4))
+)
+SPEC = Spec(
+    "many", "1", (SEVERITY, Task("lesion", "segment"), Task("features", "embed")), Preprocess(32)
+)
 TRUTHS = {"severity_kappa", "dice"}
 AGREEMENTS = {"level_agreement", "mask_overlap", "embedding_cosine"}
 
@@ -29,7 +33,9 @@ def student(n=400, seed=0):
         image_ids=tuple(names),
         outputs={
             "severity": (4 * above - 2 + rng.normal(0, 1.2, (n, 1))).astype(np.float32),
-            "lesion": (4.0 * masks - 2 + rng.normal(0, 1.5, masks.shape))[:, None].astype(np.float32),
+            "lesion": (4.0 * masks - 2 + rng.normal(0, 1.5, masks.shape))[:, None].astype(
+                np.float32
+            ),
             "features": (100 + rng.normal(0, 1, (n, 16))).astype(np.float32),
         },
         labels=np.full(n, -1),
@@ -44,9 +50,13 @@ def compare(change, precision="int8", post=None, test=None):
     """Parity with a candidate that answers what `change` makes of some outputs."""
     test = test or student()
     outputs = dict(test.outputs) | {name: made(test.outputs[name]) for name, made in change.items()}
-    candidate = dataclasses.replace(test, outputs={k: v.astype(np.float32) for k, v in outputs.items()})
+    candidate = dataclasses.replace(
+        test, outputs={k: v.astype(np.float32) for k, v in outputs.items()}
+    )
     about = {"engine": "onnxruntime 1", "hardware": "cpu", "basis": "test split"}
-    return parity(test, candidate, SPEC, {}, post or {}, precision=precision, replicates=200, **about)
+    return parity(
+        test, candidate, SPEC, {}, post or {}, precision=precision, replicates=200, **about
+    )
 
 
 def limits(report):
@@ -58,9 +68,9 @@ def test_the_same_answers_pass_at_every_precision(precision):
     report = compare({}, precision)
     found = limits(report)
     assert report.status == "passed"
-    assert {name: limit.loss.value for name, limit in found.items() if name in TRUTHS | AGREEMENTS} == pytest.approx(
-        dict.fromkeys(TRUTHS | AGREEMENTS, 0), abs=1e-7
-    )
+    assert {
+        name: limit.loss.value for name, limit in found.items() if name in TRUTHS | AGREEMENTS
+    } == pytest.approx(dict.fromkeys(TRUTHS | AGREEMENTS, 0), abs=1e-7)
     assert {name for name, limit in found.items() if limit.status == "not_run"} == {
         "top1_agreement",
         "balanced_accuracy",
@@ -72,7 +82,10 @@ def test_the_same_answers_pass_at_every_precision(precision):
 
 
 def test_small_noise_passes_at_int8_and_not_at_fp32():
-    noise = {name: lambda v: v + np.random.default_rng(1).normal(0, 0.01, v.shape) for name in student().outputs}
+    noise = {
+        name: lambda v: v + np.random.default_rng(1).normal(0, 0.01, v.shape)
+        for name in student().outputs
+    }
     assert compare(noise).status == "passed"
     assert compare(noise, "fp32").status == "failed"
 
@@ -110,19 +123,28 @@ def test_losses_are_those_of_the_metrics_themselves():
     test, noisy = student(), student(seed=1).outputs["severity"]
     found = limits(compare({"severity": lambda v: 0.5 * v + 0.5 * noisy}, test=test))
     before, after = (
-        ordinal_levels(v) for v in (test.outputs["severity"], 0.5 * test.outputs["severity"] + 0.5 * noisy)
+        ordinal_levels(v)
+        for v in (test.outputs["severity"], 0.5 * test.outputs["severity"] + 0.5 * noisy)
     )
-    kappas = [cohen_kappa_score(test.levels, levels, weights="quadratic") for levels in (before, after)]
+    kappas = [
+        cohen_kappa_score(test.levels, levels, weights="quadratic") for levels in (before, after)
+    ]
     assert found["severity_kappa"].loss.value == pytest.approx(kappas[0] - kappas[1])
     assert found["level_agreement"].loss.value == pytest.approx((before != after).mean())
-    assert found["level_agreement"].loss.low < found["level_agreement"].loss.value < found["level_agreement"].loss.high
+    assert (
+        found["level_agreement"].loss.low
+        < found["level_agreement"].loss.value
+        < found["level_agreement"].loss.high
+    )
 
 
 def test_a_mask_is_cut_at_the_candidates_own_threshold():
     shifted = {"lesion": lambda v: v - 4}
     assert limits(compare(shifted))["mask_overlap"].status == "failed"
     refitted = {"lesion": Postprocessing(threshold=1 / (1 + np.exp(4)))}
-    assert limits(compare(shifted, post=refitted))["mask_overlap"].loss.value == pytest.approx(0, abs=0.01)
+    assert limits(compare(shifted, post=refitted))["mask_overlap"].loss.value == pytest.approx(
+        0, abs=0.01
+    )
 
 
 def test_without_the_truth_only_agreement_is_judged_and_the_basis_says_so():

@@ -4,13 +4,22 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from dermedge_export.evaluation.postprocessing import TEMPERATURES, fit_postprocessing, fit_temperature, fit_threshold
+from dermedge_export.evaluation.postprocessing import (
+    TEMPERATURES,
+    fit_postprocessing,
+    fit_temperature,
+    fit_threshold,
+)
 from dermedge_export.evaluation.predictions import Predictions, malignancy_scores
 from dermedge_runtime.decode import decode
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 
-LABELS = (Label("nv", "naevus", False), Label("mel", "melanoma", True), Label("akiec", "akiec", None))
+LABELS = (
+    Label("nv", "naevus", False),
+    Label("mel", "melanoma", True),
+    Label("akiec", "akiec", None),
+)
 DIAGNOSIS = Task("diagnosis", "classify", LABELS)
 BOTH = Spec("both", "1", (DIAGNOSIS, Task("malignancy", "binary")), Preprocess(32))
 ONLY_DIAGNOSIS = Spec("one", "1", (DIAGNOSIS,), Preprocess(32))
@@ -29,7 +38,9 @@ def table(n=400, seed=0):
     malignant = np.array([0.0, 1.0, np.nan])[labels]
     binary = (logits[:, 1:2] - logits[:, :1]).astype(np.float32)
     groups = np.array([str(i) for i in range(n)])
-    return Predictions(tuple(groups), {"diagnosis": logits, "malignancy": binary}, labels, malignant, groups)
+    return Predictions(
+        tuple(groups), {"diagnosis": logits, "malignancy": binary}, labels, malignant, groups
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -65,7 +76,9 @@ def test_temperature_stays_in_range_for_perfect_and_for_useless_logits():
 def test_unknown_labels_and_broken_logits_are_left_out():
     logits, labels = sampled(2.0, 500)
     dirty = np.concatenate([logits, [[9.0, 0.0, 0.0], [np.nan, 0.0, 0.0]]])
-    assert fit_temperature(dirty, np.concatenate([labels, [-1, 2]])) == fit_temperature(logits, labels)
+    assert fit_temperature(dirty, np.concatenate([labels, [-1, 2]])) == fit_temperature(
+        logits, labels
+    )
     with pytest.raises(DataError, match="labelled"):
         fit_temperature(logits, np.full(500, -1))
 
@@ -104,7 +117,9 @@ def test_postprocessing_stands_where_decode_looks_for_it(spec):
     assert set(fitted) == {task.name for task in spec.tasks}
     assert all(post.temperature == pytest.approx(2.0, rel=0.3) for post in fitted.values())
     decided = [
-        decode({name: output[row] for name, output in predictions.outputs.items()}, spec, fitted).decision
+        decode(
+            {name: output[row] for name, output in predictions.outputs.items()}, spec, fitted
+        ).decision
         == "malignant"
         for row in np.flatnonzero(predictions.malignant == 1)
     ]
@@ -117,14 +132,21 @@ def test_scores_of_a_table_equal_those_of_decode(spec):
     fitted = fit_postprocessing(predictions, spec)
     scores = malignancy_scores(predictions, spec, fitted)
     for row in range(20):
-        single = decode({name: output[row] for name, output in predictions.outputs.items()}, spec, fitted)
+        single = decode(
+            {name: output[row] for name, output in predictions.outputs.items()}, spec, fitted
+        )
         assert scores[row] == pytest.approx(single.malignancy, abs=1e-12)
 
 
 def test_what_nothing_is_known_about_is_not_fitted():
     known = table()
     blank = Predictions(
-        known.image_ids, known.outputs, np.full(400, -1), np.full(400, np.nan), known.groups, known.subgroups
+        known.image_ids,
+        known.outputs,
+        np.full(400, -1),
+        np.full(400, np.nan),
+        known.groups,
+        known.subgroups,
     )
     fitted = fit_postprocessing(blank, BOTH)
     assert all(post.temperature is None and post.threshold is None for post in fitted.values())

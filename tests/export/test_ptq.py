@@ -29,12 +29,16 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> ExportContext:
 
 @pytest.fixture(scope="module")
 def transformer() -> ExportContext:
-    labels = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True)))
+    labels = tuple(
+        Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True))
+    )
     tasks = (Task("diagnosis", "classify", labels),)
     torch.manual_seed(3)
     backbone = Backbone("test_vit", {"img_size": 64})
     return ExportContext(
-        TrainedModel(Network(backbone, tasks).eval(), Spec("small-vit", "1", tasks, Preprocess(64)), backbone)
+        TrainedModel(
+            Network(backbone, tasks).eval(), Spec("small-vit", "1", tasks, Preprocess(64)), backbone
+        )
     )
 
 
@@ -46,7 +50,9 @@ def quantized(context: ExportContext, method: str, **options: object) -> onnx.Mo
 def answers(model: onnx.ModelProto | bytes, images: np.ndarray) -> np.ndarray:
     content = model if isinstance(model, bytes) else model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(["diagnosis"], {"image": image[None]})[0] for image in images])
+    return np.concatenate(
+        [session.run(["diagnosis"], {"image": image[None]})[0] for image in images]
+    )
 
 
 def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -65,7 +71,9 @@ def weights(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 @pytest.mark.parametrize("method", METHODS)
 class TestEveryMethod:
-    def test_it_computes_nearly_what_the_student_computes(self, method: str, context: ExportContext) -> None:
+    def test_it_computes_nearly_what_the_student_computes(
+        self, method: str, context: ExportContext
+    ) -> None:
         images = context.calibration.images[:24]
         expected = module_runner(context.source.module)(images)["diagnosis"]
         found = answers(quantized(context, method), images)
@@ -78,7 +86,10 @@ class TestEveryMethod:
     def test_weights_are_int8_and_symmetric_and_there_are_a_quarter_as_many_bytes(
         self, method: str, context: ExportContext
     ) -> None:
-        model, plain = quantized(context, method), onnx.load_model_from_string(context.graph(CPU.opset))
+        model, plain = (
+            quantized(context, method),
+            onnx.load_model_from_string(context.graph(CPU.opset)),
+        )
         found = constants(model)
         made = weights(model)
         assert len(made) >= sum(node.op_type == "Conv" for node in plain.graph.node) - 2
@@ -90,10 +101,14 @@ class TestEveryMethod:
         of_layers = sum(found[node.input[0]].nbytes for node in made.values())
         assert of_layers < 0.3 * sum(value.nbytes for value in constants(plain).values())
 
-    def test_activations_have_one_scale_per_tensor(self, method: str, context: ExportContext) -> None:
+    def test_activations_have_one_scale_per_tensor(
+        self, method: str, context: ExportContext
+    ) -> None:
         model = quantized(context, method)
         found = constants(model)
-        scales = [found[node.input[1]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        scales = [
+            found[node.input[1]] for node in model.graph.node if node.op_type == "QuantizeLinear"
+        ]
         assert scales
         assert all(scale.size == 1 for scale in scales)
 
@@ -113,7 +128,9 @@ def test_activations_are_signed_on_demand(context: ExportContext) -> None:
     for kind, dtype in (("u8", np.uint8), ("s8", np.int8)):
         model = quantized(context, "minmax", activations=kind)
         found = constants(model)
-        zeros = [found[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        zeros = [
+            found[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"
+        ]
         assert {zero.dtype for zero in zeros} == {np.dtype(dtype)}
         assert kind == "u8" or not any(zero.any() for zero in zeros)
 
@@ -122,7 +139,9 @@ def test_seven_bit_weights_where_products_would_saturate(context: ExportContext)
     def largest(reduce_range: bool) -> int:
         model = quantized(context, "minmax", reduce_range=reduce_range)
         found = constants(model)
-        return max(int(np.abs(found[node.input[0]].astype(int)).max()) for node in weights(model).values())
+        return max(
+            int(np.abs(found[node.input[0]].astype(int)).max()) for node in weights(model).values()
+        )
 
     assert largest(False) == 127
     assert largest(True) <= 64
@@ -135,7 +154,9 @@ def test_softmax_norms_and_products_stay_in_fp32(transformer: ExportContext) -> 
         if node.op_type in ("Softmax", "LayerNormalization", "Mul", "Div", "Erf"):
             assert node.op_type not in OPERATORS
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    assert {makers[name] for node in products for name in node.input if name in makers} == {"DequantizeLinear"}
+    assert {makers[name] for node in products for name in node.input if name in makers} == {
+        "DequantizeLinear"
+    }
     images = transformer.calibration.images[:8]
     expected = module_runner(transformer.source.module)(images)["diagnosis"]
     found = answers(model, images)
@@ -146,36 +167,52 @@ def test_layers_can_be_kept_and_ranges_are_measured_once(
     context: ExportContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantizer = Quantizer(context.graph(CPU.opset), context.calibration)
-    monkeypatch.setattr("dermedge_export.quantization.ptq.activation_ranges", None)  # a second pass would fail
+    monkeypatch.setattr(
+        "dermedge_export.quantization.ptq.activation_ranges", None
+    )  # a second pass would fail
     nodes = [node.name for node in onnx.load_model_from_string(context.graph(CPU.opset)).graph.node]
     everything = answers(quantizer(nodes), context.calibration.images[:4])
-    np.testing.assert_allclose(everything, answers(context.graph(CPU.opset), context.calibration.images[:4]), atol=1e-5)
+    np.testing.assert_allclose(
+        everything, answers(context.graph(CPU.opset), context.calibration.images[:4]), atol=1e-5
+    )
     kept = next(name for name in nodes if name in weights(onnx.load_model_from_string(quantizer())))
     assert kept not in weights(onnx.load_model_from_string(quantizer([kept])))
 
 
 def test_a_kept_layer_is_not_quantized_behind_our_back() -> None:
     """onnxruntime's optimiser quantizes fp32 weights behind a DequantizeLinear, with one scale for all channels."""
-    labels = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True)))
+    labels = tuple(
+        Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True))
+    )
     tasks = (Task("diagnosis", "classify", labels),)
     torch.manual_seed(3)
     backbone = Backbone("test_resnet")
     context = ExportContext(
-        TrainedModel(Network(backbone, tasks).eval(), Spec("small", "1", tasks, Preprocess(64)), backbone)
+        TrainedModel(
+            Network(backbone, tasks).eval(), Spec("small", "1", tasks, Preprocess(64)), backbone
+        )
     )
     model = onnx.load_model_from_string(context.graph(CPU.opset))
     activated = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
-    layer = next(node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in activated)
+    layer = next(
+        node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in activated
+    )
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == layer.input[1])
     values = numpy_helper.to_array(weights).copy()
-    values[0] *= -500 / np.abs(values[0]).max()  # one loud channel, which the ReLU behind it nearly silences
+    values[0] *= (
+        -500 / np.abs(values[0]).max()
+    )  # one loud channel, which the ReLU behind it nearly silences
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
     quantized = Quantizer(model.SerializeToString(), context.calibration)([layer.name])
     images = context.calibration.images[:8]
     as_written = onnxruntime.InferenceSession(
-        quantized, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        quantized,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],
     )
-    expected = np.concatenate([as_written.run(["diagnosis"], {"image": image[None]})[0] for image in images])
+    expected = np.concatenate(
+        [as_written.run(["diagnosis"], {"image": image[None]})[0] for image in images]
+    )
     np.testing.assert_allclose(answers(quantized, images), expected, atol=1e-4)
 
 
@@ -184,18 +221,24 @@ def test_a_method_that_does_not_exist_is_refused(context: ExportContext) -> None
         export_onnx(context, CPU, Candidate("int8", "onnx", "magic"))
 
 
-def test_what_nncf_cannot_do_is_said_in_one_line(context: ExportContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nncf_cannot_do_is_said_in_one_line(
+    context: ExportContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nncf
 
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("Unsupported operator Foo")
 
     monkeypatch.setattr(nncf, "quantize", fail)
-    with pytest.raises(DermedgeError, match=r"NNCF cannot quantize this graph \(Unsupported operator Foo\)"):
+    with pytest.raises(
+        DermedgeError, match=r"NNCF cannot quantize this graph \(Unsupported operator Foo\)"
+    ):
         export_onnx(context, CPU, Candidate("int8", "onnx", "nncf"))
 
 
-def test_calibration_holds_few_images_at_a_time(context: ExportContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_holds_few_images_at_a_time(
+    context: ExportContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from onnxruntime.quantization import calibrate
 
     held: list[int] = []

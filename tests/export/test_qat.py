@@ -20,8 +20,16 @@ from dermedge_runtime.errors import DermedgeError, UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 from support import small
 
-LABELS = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
-SPEC = Spec("tiny", "1", (Task("malignancy", "binary"), Task("diagnosis", "classify", LABELS)), Preprocess(32))
+LABELS = tuple(
+    Label(name, name, malignant)
+    for name, malignant in (("nv", False), ("mel", True), ("df", False))
+)
+SPEC = Spec(
+    "tiny",
+    "1",
+    (Task("malignancy", "binary"), Task("diagnosis", "classify", LABELS)),
+    Preprocess(32),
+)
 OPTIONS = ({"activations": "u8"}, {"activations": "s8", "reduce_range": True})
 
 
@@ -30,9 +38,15 @@ class Tiny(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True))
-        self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.BatchNorm2d(16), nn.SiLU(inplace=True))
-        self.pointwise = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True)
+        )
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.BatchNorm2d(16), nn.SiLU(inplace=True)
+        )
+        self.pointwise = nn.Sequential(
+            nn.Dropout(0.5), nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+        )
         self.norm, self.token = nn.LayerNorm(16), nn.Linear(16, 16)
         self.last = nn.BatchNorm1d(16)
         self.heads = nn.ModuleDict({"diagnosis": nn.Linear(16, 3), "malignancy": nn.Linear(16, 1)})
@@ -83,7 +97,9 @@ def shaken(twin: Any) -> Any:
 
 
 @pytest.fixture(scope="module", params=OPTIONS, ids=["u8s8", "s8s8"])
-def made(request: pytest.FixtureRequest, source: Source, calibration: Calibration) -> tuple[dict[str, Any], Any, bytes]:
+def made(
+    request: pytest.FixtureRequest, source: Source, calibration: Calibration
+) -> tuple[dict[str, Any], Any, bytes]:
     """Options, the twin, and its graph."""
     twin = shaken(fake_quantized(source.module, calibration, **request.param))
     return request.param, twin, integer_graph(twin, source.spec, CPU.opset)
@@ -103,7 +119,10 @@ def answers(graph: bytes, images: Tensor, *, batch: int = 1, optimized: bool = T
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     engine = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [task.name for task in SPEC.tasks]
-    rows = [np.concatenate(engine.run(names, {"image": part.numpy()}), axis=1) for part in images.split(batch)]
+    rows = [
+        np.concatenate(engine.run(names, {"image": part.numpy()}), axis=1)
+        for part in images.split(batch)
+    ]
     return torch.from_numpy(np.concatenate(rows))
 
 
@@ -124,7 +143,9 @@ class TestTwin:
     def test_norms_are_folded_or_frozen(self, source: Source, calibration: Calibration) -> None:
         twin = fake_quantized(source.module, calibration).train()
         kinds = [str(node.target) for node in twin.graph.nodes if node.op == "call_function"]
-        assert sum("batch_norm" in kind for kind in kinds) == 1  # the one that follows no convolution
+        assert (
+            sum("batch_norm" in kind for kind in kinds) == 1
+        )  # the one that follows no convolution
         images = small.pixels(16, seed=6)
         before = {name: value.clone() for name, value in twin.named_buffers()}
         trained = asked(twin, images)
@@ -138,7 +159,9 @@ class TestTwin:
         torch.cat(list(outputs.values()), dim=1).square().sum().backward()
         still = [name for name, parameter in twin.named_parameters() if parameter.grad is None]
         assert still == []
-        scales = [parameter for name, parameter in twin.named_parameters() if name.endswith("log_scale")]
+        scales = [
+            parameter for name, parameter in twin.named_parameters() if name.endswith("log_scale")
+        ]
         # Six layers' weights; the pixels, what three convolutions write, and what reads something else.
         assert len(scales) > 6 + 4
         assert all(scale.grad.abs().max() > 0 for scale in scales)
@@ -171,7 +194,9 @@ class TestTwin:
 
 
 class TestGraph:
-    def test_it_answers_as_the_trained_module(self, made: tuple[dict[str, Any], Any, bytes]) -> None:
+    def test_it_answers_as_the_trained_module(
+        self, made: tuple[dict[str, Any], Any, bytes]
+    ) -> None:
         _, twin, graph = made
         images = small.pixels(24, seed=7)
         expected = asked(twin, images)
@@ -182,11 +207,17 @@ class TestGraph:
             assert difference.max() < 3 * step
             assert difference.median() < 0.1 * step
 
-    def test_weights_are_int8_and_biases_int32(self, made: tuple[dict[str, Any], Any, bytes]) -> None:
+    def test_weights_are_int8_and_biases_int32(
+        self, made: tuple[dict[str, Any], Any, bytes]
+    ) -> None:
         options, _, graph = made
         model = onnx.load_model_from_string(graph)
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        inputs = {node.output[0]: node.input for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        inputs = {
+            node.output[0]: node.input
+            for node in model.graph.node
+            if node.op_type == "DequantizeLinear"
+        }
         layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
         layers += [node for node in model.graph.node if node.op_type == "MatMul"]
         assert len(layers) == 6
@@ -197,16 +228,33 @@ class TestGraph:
             assert not zero.any()
             assert np.abs(weight.astype(int)).max() <= (63 if options.get("reduce_range") else 127)
             assert stored[inputs[layer.input[0]][1]].shape == ()  # activations per tensor
-        biases = [stored[node.input[2]] for node in layers if len(node.input) > 2 and node.input[2] in stored]
+        biases = [
+            stored[node.input[2]]
+            for node in layers
+            if len(node.input) > 2 and node.input[2] in stored
+        ]
         assert biases == []
-        assert sum(stored[names[0]].dtype == np.int32 for names in inputs.values() if names[0] in stored) == 6
+        assert (
+            sum(
+                stored[names[0]].dtype == np.int32
+                for names in inputs.values()
+                if names[0] in stored
+            )
+            == 6
+        )
 
-    def test_activations_have_the_type_that_was_asked_for(self, made: tuple[dict[str, Any], Any, bytes]) -> None:
+    def test_activations_have_the_type_that_was_asked_for(
+        self, made: tuple[dict[str, Any], Any, bytes]
+    ) -> None:
         options, _, graph = made
         model = onnx.load_model_from_string(graph)
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        zeros = [stored[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-        assert {zero.dtype for zero in zeros} == {np.dtype(np.int8 if options["activations"] == "s8" else np.uint8)}
+        zeros = [
+            stored[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"
+        ]
+        assert {zero.dtype for zero in zeros} == {
+            np.dtype(np.int8 if options["activations"] == "s8" else np.uint8)
+        }
 
     @pytest.mark.parametrize("made", OPTIONS[:1], indirect=True)  # s8s8 is for ARM
     def test_onnxruntime_computes_every_layer_in_int8(
@@ -217,7 +265,9 @@ class TestGraph:
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         onnxruntime.InferenceSession(made[2], options, providers=["CPUExecutionProvider"])
         kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-        assert [kinds.count(kind) for kind in ("QLinearConv", "Conv", "QGemm", "Gemm", "MatMul")] == [3, 0, 3, 0, 0]
+        assert [
+            kinds.count(kind) for kind in ("QLinearConv", "Conv", "QGemm", "Gemm", "MatMul")
+        ] == [3, 0, 3, 0, 0]
 
     @pytest.mark.parametrize("made", OPTIONS[:1], indirect=True)
     def test_the_same_module_gives_the_same_bytes(
@@ -253,11 +303,15 @@ class TestGraph:
         twin = fake_quantized(source.module, calibration)
         graph = integer_graph(twin, source.spec, CPU.opset, dynamic_batch=True)
         images = small.pixels(6, seed=8)
-        torch.testing.assert_close(answers(graph, images, batch=6), answers(graph, images), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            answers(graph, images, batch=6), answers(graph, images), atol=1e-4, rtol=0
+        )
 
 
 class TestCandidate:
-    def test_what_is_exported_is_what_was_trained(self, source: Source, calibration: Calibration) -> None:
+    def test_what_is_exported_is_what_was_trained(
+        self, source: Source, calibration: Calibration
+    ) -> None:
         seen: list[Any] = []
 
         def retrain(module: Any, images: Calibration, candidate: Candidate) -> Any:
@@ -274,4 +328,6 @@ class TestCandidate:
 
     def test_without_data_there_is_nothing_to_train_on(self, source: Source) -> None:
         with pytest.raises(UsageError, match="--data"):
-            qat_graph(ExportContext(source), CPU, Candidate("int8", "onnx", "qat", OPTIONS[0], "trained"))
+            qat_graph(
+                ExportContext(source), CPU, Candidate("int8", "onnx", "qat", OPTIONS[0], "trained")
+            )

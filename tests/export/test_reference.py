@@ -17,14 +17,23 @@ FITTED = {
 }
 COUNT = 50
 DIGESTS = [f"{index:02x}" * 32 for index in range(COUNT)]
-SHAPES = {"diagnosis": (3,), "malignancy": (1,), "grade": (2,), "mask": (1, 8, 8), "features": (64,)}
+SHAPES = {
+    "diagnosis": (3,),
+    "malignancy": (1,),
+    "grade": (2,),
+    "mask": (1, 8, 8),
+    "features": (64,),
+}
 
 
 def predictions(seed: int = 0) -> Predictions:
     rng = np.random.default_rng(seed)
     return Predictions(
         image_ids=tuple(DIGESTS),
-        outputs={name: (9 * rng.normal(size=(COUNT, *shape))).astype(np.float32) for name, shape in SHAPES.items()},
+        outputs={
+            name: (9 * rng.normal(size=(COUNT, *shape))).astype(np.float32)
+            for name, shape in SHAPES.items()
+        },
         labels=np.zeros(COUNT, np.int64),
         malignant=np.zeros(COUNT),
         groups=np.array(DIGESTS),
@@ -43,7 +52,9 @@ def test_every_float_reads_back_as_itself() -> None:
     values = np.where(np.abs(bits) < 1e15, bits, 1).astype(np.float32)
     table.outputs["diagnosis"][:] = np.resize(np.append(np.float32(odd), values), (COUNT, 3))
     found = read_reference(reference_file(table, DIGESTS, FITTED, "x"))
-    np.testing.assert_array_equal(found.outputs["diagnosis"].view(np.uint32), _bits(table.outputs["diagnosis"]))
+    np.testing.assert_array_equal(
+        found.outputs["diagnosis"].view(np.uint32), _bits(table.outputs["diagnosis"])
+    )
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
@@ -96,11 +107,16 @@ def test_a_student_that_is_not_finite_is_refused(value: float) -> None:
         ({"schema": "dermedge.reference/2"}, "upgrade dermedge"),
         ({"images": None}, "has no 'images'"),
         ({"images": ["00" * 8]}, r"'diagnosis' .* has shape \(50, 3\) for 1 images"),
-        ({"outputs": {"diagnosis": [[1.0, 2.0], [3.0]] * 25}}, "'diagnosis' .* is no table of numbers"),
+        (
+            {"outputs": {"diagnosis": [[1.0, 2.0], [3.0]] * 25}},
+            "'diagnosis' .* is no table of numbers",
+        ),
         ({"outputs": {"diagnosis": ["a"] * 50}}, "'diagnosis' .* is no table of numbers"),
         ({"postprocessing": {"diagnosis": {"temperature": -1}}}, "Temperature -1"),
     ],
 )
-def test_a_file_that_is_not_understood_is_refused(data: bytes, change: dict[str, object], message: str) -> None:
+def test_a_file_that_is_not_understood_is_refused(
+    data: bytes, change: dict[str, object], message: str
+) -> None:
     with pytest.raises(BundleError, match=message):
         read_reference(canonical_json(json.loads(data) | change))

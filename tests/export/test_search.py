@@ -24,24 +24,37 @@ from dermedge_runtime.spec import Artifact, Label, Preprocess, Spec, Task
 SPEC = Spec(
     "toy",
     "1",
-    (Task("diagnosis", "classify", tuple(Label(name, name, name == "mel") for name in ("nv", "mel", "bkl"))),),
+    (
+        Task(
+            "diagnosis",
+            "classify",
+            tuple(Label(name, name, name == "mel") for name in ("nv", "mel", "bkl")),
+        ),
+    ),
     Preprocess(16),
 )
 COUNT = 600
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
 ROWS = {int(image.astype(np.int64).sum()): row for row, image in enumerate(PIXELS)}
 LABELS = np.random.default_rng(1).integers(0, 3, COUNT)
-LOGITS = (np.eye(3)[LABELS] * 1.5 + np.random.default_rng(2).normal(size=(COUNT, 3))).astype(np.float32)
+LOGITS = (np.eye(3)[LABELS] * 1.5 + np.random.default_rng(2).normal(size=(COUNT, 3))).astype(
+    np.float32
+)
 
 FP32 = Candidate("fp32", "toy")
 FAST, CLOSE = Candidate("int8", "toy", "fast"), Candidate("int8", "toy", "close")
-MIXED, TRAINED = Candidate("int8", "toy", "mixed", tier="mixed"), Candidate("int8", "toy", "qat", tier="trained")
+MIXED, TRAINED = (
+    Candidate("int8", "toy", "mixed", tier="mixed"),
+    Candidate("int8", "toy", "qat", tier="trained"),
+)
 ELSEWHERE = replace(CPU, name="elsewhere", native=False)
 
 
 def noisy(scale: float) -> Run:
     """The student's logits, off by as much as an artifact may be or more."""
-    noise = np.random.default_rng(3).normal(size=LOGITS.shape).astype(np.float32) * np.float32(scale)
+    noise = np.random.default_rng(3).normal(size=LOGITS.shape).astype(np.float32) * np.float32(
+        scale
+    )
 
     def run(images: Any) -> dict[str, Any]:
         rows = [ROWS.get(int(image.astype(np.int64).sum()), 0) for image in images]
@@ -77,7 +90,9 @@ class Bench:
     """Makes artifacts whose damage is known; counts how often it was asked."""
 
     def __init__(
-        self, damage: dict[Candidate, float | DermedgeError], sizes: dict[Candidate, int] | None = None
+        self,
+        damage: dict[Candidate, float | DermedgeError],
+        sizes: dict[Candidate, int] | None = None,
     ) -> None:
         self.damage, self.sizes, self.built = damage, sizes or {}, list[str]()
         self.data = Evidence()
@@ -88,7 +103,13 @@ class Bench:
             harm = self.damage[candidate]
             if isinstance(harm, DermedgeError):
                 raise harm
-            artifact = Artifact(target.name, candidate.format, "model.toy", candidate.precision, details={"harm": harm})
+            artifact = Artifact(
+                target.name,
+                candidate.format,
+                "model.toy",
+                candidate.precision,
+                details={"harm": harm},
+            )
             return BuiltArtifact(artifact, {"model.toy": bytes(self.sizes.get(candidate, 100))})
 
         return make
@@ -101,7 +122,9 @@ class Bench:
         context = ExportContext(replace_source(), self.data.calibration, retrain=retrain)
         context.cached(("graph", target.opset), lambda: b"graph")
         evaluator = ParityEvaluator(SPEC, noisy(0.0), self.data)
-        return search(context, target, list(self.damage), evaluator, self.exporter, self.start, **options)
+        return search(
+            context, target, list(self.damage), evaluator, self.exporter, self.start, **options
+        )
 
 
 def replace_source() -> Any:
@@ -120,7 +143,9 @@ def latencies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(
             module,
             "_latencies",
-            lambda entries, start, spec: {e.candidate.name: milliseconds[e.candidate.method] for e in entries},
+            lambda entries, start, spec: {
+                e.candidate.name: milliseconds[e.candidate.method] for e in entries
+            },
         )
 
     return decide
@@ -179,7 +204,9 @@ class TestTiers:
         assert states(bench.search(exhaustive=True, retrain=lambda *_: None))["qat"] == "skipped"
         assert bench.built == ["plain", "fast", "mixed"]
 
-    def test_one_engines_success_is_no_reason_to_leave_out_another(self, latencies: Callable[..., None]) -> None:
+    def test_one_engines_success_is_no_reason_to_leave_out_another(
+        self, latencies: Callable[..., None]
+    ) -> None:
         latencies(plain=3.0, fast=2.0, mixed=1.0)
         elsewhere = replace(MIXED, format="other")
         choice = Bench({FP32: 0.0, FAST: 0.01, elsewhere: 0.01}).search(exhaustive=True)
@@ -200,7 +227,9 @@ class TestTiers:
 
 
 class TestWinner:
-    def test_the_fastest_wins_and_the_reason_has_both_times(self, latencies: Callable[..., None]) -> None:
+    def test_the_fastest_wins_and_the_reason_has_both_times(
+        self, latencies: Callable[..., None]
+    ) -> None:
         latencies(plain=13.4, fast=6.0, close=7.0)
         choice = Bench({FP32: 0.0, FAST: 0.02, CLOSE: 0.01}).search(exhaustive=True)
         assert states(choice) == {"plain": "passed", "fast": "won", "close": "passed"}
@@ -229,8 +258,14 @@ class TestWinner:
         assert states(choice)["close"] == "won"
         assert "closest to the student" in reasons(choice)["close"]
 
-    def test_one_that_would_likely_fail_on_test_must_be_worth_the_risk(self, latencies: Callable[..., None]) -> None:
-        damage = {FP32: 0.0, FAST: 0.08, CLOSE: 0.01}  # fast loses 1.7 % agreement of the 2 % that are allowed
+    def test_one_that_would_likely_fail_on_test_must_be_worth_the_risk(
+        self, latencies: Callable[..., None]
+    ) -> None:
+        damage = {
+            FP32: 0.0,
+            FAST: 0.08,
+            CLOSE: 0.01,
+        }  # fast loses 1.7 % agreement of the 2 % that are allowed
         latencies(plain=13.4, fast=6.0, close=7.0)
         choice = Bench(damage).search(exhaustive=True)
         assert states(choice) == {"plain": "passed", "fast": "passed", "close": "won"}
@@ -247,7 +282,9 @@ class TestWinner:
 
     def test_where_the_target_does_not_run_here_the_smallest_that_passes_wins(self) -> None:
         sizes = {FP32: 4000, FAST: 1000, CLOSE: 1010}
-        choice = Bench({FP32: 0.0, FAST: 0.05, CLOSE: 0.01}, sizes).search(target=ELSEWHERE, exhaustive=True)
+        choice = Bench({FP32: 0.0, FAST: 0.05, CLOSE: 0.01}, sizes).search(
+            target=ELSEWHERE, exhaustive=True
+        )
         assert states(choice) == {"plain": "passed", "fast": "passed", "close": "won"}
         assert "speed was not measured" in reasons(choice)["close"]
         assert all(tried.latency_ms is None for tried in choice.tried)

@@ -25,7 +25,9 @@ WIDTH = 8
 IMAGES = synthetic_calibration(Preprocess(SIZE), 12).images
 
 
-def network(depth: int = 5, outliers: Collection[int] = (), *, kind: str | None = "classify") -> bytes:
+def network(
+    depth: int = 5, outliers: Collection[int] = (), *, kind: str | None = "classify"
+) -> bytes:
     """Convolutions in a row, then a mean and a linear layer. The outliers are in one tensor with the other weights, so
     8 bits per tensor leave nothing of those; they are of a channel that the next layer hardly reads.
     """
@@ -44,7 +46,9 @@ def network(depth: int = 5, outliers: Collection[int] = (), *, kind: str | None 
             kernel[0] = 0
             kernel[0, 0, 1, 1] = 400
         weights[f"w{i}"] = kernel
-        nodes.append(helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"c{i}"], f"conv{i}", pads=[1, 1, 1, 1]))
+        nodes.append(
+            helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"c{i}"], f"conv{i}", pads=[1, 1, 1, 1])
+        )
         nodes.append(helper.make_node("Tanh", [f"c{i}"], [f"x{i + 1}"], f"tanh{i}"))
     weights["head"] = rng.normal(0, 3, (WIDTH, 4)).astype(np.float32)
     nodes.append(helper.make_node("GlobalAveragePool", [f"x{depth}"], ["pooled"], "pool"))
@@ -99,8 +103,18 @@ def test_the_layer_that_quantizes_badly_is_named_first() -> None:
     ranking = sweep(graph, Quantizer(graph), IMAGES)
     assert (ranking[0].node, ranking[0].op) == ("conv2", "Conv")
     assert ranking[0].score > 5 * ranking[1].score
-    assert {found.node for found in ranking} == {"conv0", "conv1", "conv2", "conv3", "conv4", "pool", "linear"}
-    assert [found.score for found in ranking] == sorted((found.score for found in ranking), reverse=True)
+    assert {found.node for found in ranking} == {
+        "conv0",
+        "conv1",
+        "conv2",
+        "conv3",
+        "conv4",
+        "pool",
+        "linear",
+    }
+    assert [found.score for found in ranking] == sorted(
+        (found.score for found in ranking), reverse=True
+    )
 
 
 def test_keeping_that_layer_takes_most_of_the_drift_away() -> None:
@@ -142,7 +156,12 @@ def test_a_sweep_asks_no_more_often_than_it_may_and_still_finds_the_layer() -> N
 def test_it_gives_the_same_answer_again_and_tells_how_far_it_is() -> None:
     graph = network(outliers=[2])
     told: list[tuple[int, int]] = []
-    first = sweep(graph, Quantizer(graph), IMAGES, progress=lambda done, total, note: told.append((done, total)))
+    first = sweep(
+        graph,
+        Quantizer(graph),
+        IMAGES,
+        progress=lambda done, total, note: told.append((done, total)),
+    )
     assert first == sweep(graph, Quantizer(graph), IMAGES)
     assert told == [(done, 8) for done in range(2, 9)]
 
@@ -152,7 +171,9 @@ class TestDrift:
         graph, other = network(), network(outliers=[4])
         logits = [run(model) for model in (graph, other)]
         p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in logits)
-        assert drift_from(graph, IMAGES)(other) == pytest.approx(float((p * np.log(p / q)).sum(axis=1).mean()))
+        assert drift_from(graph, IMAGES)(other) == pytest.approx(
+            float((p * np.log(p / q)).sum(axis=1).mean())
+        )
         assert drift_from(graph, IMAGES)(graph) == 0
 
     def test_of_sigmoids_it_is_the_divergence_of_each(self) -> None:
@@ -162,7 +183,9 @@ class TestDrift:
         assert drift_from(graph, IMAGES)(other) == pytest.approx(expected.mean())
 
     @pytest.mark.parametrize("kind", ["embed", None])
-    def test_of_other_outputs_it_is_the_squared_error_as_a_share_of_their_power(self, kind: str | None) -> None:
+    def test_of_other_outputs_it_is_the_squared_error_as_a_share_of_their_power(
+        self, kind: str | None
+    ) -> None:
         graph, other = network(kind=kind), network(outliers=[4], kind=kind)
         first, second = run(graph), run(other)
         assert drift_from(graph, IMAGES)(other) == pytest.approx(
@@ -180,7 +203,9 @@ class TestDrift:
 
 def run(model: bytes) -> np.ndarray:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"image": image[None]})[0] for image in IMAGES]).astype(np.float64)
+    return np.concatenate(
+        [session.run(None, {"image": image[None]})[0] for image in IMAGES]
+    ).astype(np.float64)
 
 
 def broken(graph: bytes) -> bytes:

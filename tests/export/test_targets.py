@@ -3,7 +3,14 @@ import pytest
 from dermedge_export.candidate import AUTO, list_candidates, select_candidates
 from dermedge_export.export import EXPORTERS, TOLERANCE
 from dermedge_export.parity.gate import FAMILIES, limits_for
-from dermedge_export.target import TARGETS, Target, all_targets, families, find_target, instruction_set
+from dermedge_export.target import (
+    TARGETS,
+    Target,
+    all_targets,
+    families,
+    find_target,
+    instruction_set,
+)
 from dermedge_runtime.bundle import LARGEST_TOLERANCE
 from dermedge_runtime.errors import UsageError
 
@@ -23,7 +30,9 @@ def test_whatever_can_be_asked_for_can_be_made_and_judged(target: Target) -> Non
         assert precision in FAMILIES
         assert limits_for(precision, target.gate)
         assert 0 < TOLERANCE[precision] <= LARGEST_TOLERANCE
-    assert len(select_candidates(target, AUTO)) >= len(target.precisions) - 1  # bf16 only where the CPU has it
+    assert (
+        len(select_candidates(target, AUTO)) >= len(target.precisions) - 1
+    )  # bf16 only where the CPU has it
     assert target.native or "{bundle}" in target.todo or "golden" in target.todo
 
 
@@ -37,7 +46,12 @@ def test_names_do_not_clash_and_variants_belong_to_a_family() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("jetson-nano", "jetson-orin-nano"), ("jetsn", "jetson"), ("androit", "android"), ("ios-17", "ios-18")],
+    [
+        ("jetson-nano", "jetson-orin-nano"),
+        ("jetsn", "jetson"),
+        ("androit", "android"),
+        ("ios-17", "ios-18"),
+    ],
 )
 def test_a_target_that_is_not_known_is_answered_with_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"unknown target '{wrong}'; did you mean '{near}'"):
@@ -47,14 +61,18 @@ def test_a_target_that_is_not_known_is_answered_with_the_nearest(wrong: str, nea
 def test_a_precision_that_the_target_lacks_is_refused_with_those_it_has() -> None:
     with pytest.raises(UsageError, match="unknown precision 'fp61'; did you mean 'fp16'"):
         select_candidates(find_target("jetson"), "fp61")
-    with pytest.raises(UsageError, match="Nothing can be made for ios in fp16 with engine openvino"):
+    with pytest.raises(
+        UsageError, match="Nothing can be made for ios in fp16 with engine openvino"
+    ):
         select_candidates(find_target("ios"), "fp16", "openvino")
 
 
 def test_without_a_precision_the_first_method_of_each_is_tried_in_the_targets_order() -> None:
     names = [candidate.name for candidate in select_candidates(find_target("android"), None)]
     assert names == ["int8 onnx minmax", "fp32 onnx plain"]
-    assert [candidate.precision for candidate in select_candidates(find_target("jetson"), None)] == [
+    assert [
+        candidate.precision for candidate in select_candidates(find_target("jetson"), None)
+    ] == [
         "fp16",
         "int8+fp16",
     ]
@@ -63,8 +81,12 @@ def test_without_a_precision_the_first_method_of_each_is_tried_in_the_targets_or
 
 def test_one_engine_can_be_asked_for() -> None:
     cpu = find_target("cpu")
-    assert {candidate.format for candidate in select_candidates(cpu, AUTO, "onnxruntime", VNNI)} == {"onnx"}
-    assert {candidate.format for candidate in select_candidates(cpu, AUTO, "openvino", VNNI)} == {"openvino"}
+    assert {
+        candidate.format for candidate in select_candidates(cpu, AUTO, "onnxruntime", VNNI)
+    } == {"onnx"}
+    assert {candidate.format for candidate in select_candidates(cpu, AUTO, "openvino", VNNI)} == {
+        "openvino"
+    }
 
 
 class TestInstructionSet:
@@ -72,7 +94,12 @@ class TestInstructionSet:
 
     @pytest.mark.parametrize(
         ("machine", "flags", "expected"),
-        [("x86_64", VNNI, "vnni"), ("x86_64", ["avx2"], "x86"), ("arm64", ["neon"], "arm"), ("aarch64", [], "arm")],
+        [
+            ("x86_64", VNNI, "vnni"),
+            ("x86_64", ["avx2"], "x86"),
+            ("arm64", ["neon"], "arm"),
+            ("aarch64", [], "arm"),
+        ],
     )
     def test_of_a_native_target_it_is_this_machines(
         self, machine: str, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
@@ -86,7 +113,9 @@ class TestInstructionSet:
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
 
         def options(name: str, flags: list[str]) -> object:
-            return next(c.options for c in list_candidates(find_target(name), flags) if c.method == "minmax")
+            return next(
+                c.options for c in list_candidates(find_target(name), flags) if c.method == "minmax"
+            )
 
         assert options("cpu", VNNI) == {"activations": "u8", "reduce_range": False}
         assert options("cpu", ["avx2"]) == {"activations": "u8", "reduce_range": True}
@@ -96,4 +125,6 @@ class TestInstructionSet:
     def test_bf16_is_a_candidate_only_where_the_cpu_has_it(self) -> None:
         cpu = find_target("cpu")
         assert "bf16" not in {candidate.precision for candidate in list_candidates(cpu, VNNI)}
-        assert "bf16" in {candidate.precision for candidate in list_candidates(cpu, [*VNNI, "avx512_bf16"])}
+        assert "bf16" in {
+            candidate.precision for candidate in list_candidates(cpu, [*VNNI, "avx512_bf16"])
+        }

@@ -34,14 +34,20 @@ from support.command import dermedge
 KINDS = (
     toy_content()["spec"].tasks[0],
     Task("malignancy", "binary"),
-    Task("severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in range(4))),
+    Task(
+        "severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in range(4))
+    ),
     Task("lesion", "segment"),
     Task("features", "embed"),
 )
 
 
-@pytest.mark.parametrize("tasks", [KINDS, KINDS[2:4]], ids=["all five kinds", "nothing to classify"])
-def test_a_student_of_any_kinds_is_exported_and_verified_without_data(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tasks", [KINDS, KINDS[2:4]], ids=["all five kinds", "nothing to classify"]
+)
+def test_a_student_of_any_kinds_is_exported_and_verified_without_data(
+    tasks: tuple[Task, ...], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     backbone = Backbone(small.EXPORTED)
     spec = make_spec("kinds", tasks, Preprocess(64), {})
@@ -66,7 +72,9 @@ def test_a_student_of_any_kinds_is_exported_and_verified_without_data(tasks: tup
 
 def test_a_map_made_of_tokens_leaves_the_batch_open() -> None:
     backbone = Backbone("test_vit", {"img_size": 64})
-    student = TrainedModel(Network(backbone, KINDS).eval(), make_spec("open", KINDS, Preprocess(64), {}), backbone)
+    student = TrainedModel(
+        Network(backbone, KINDS).eval(), make_spec("open", KINDS, Preprocess(64), {}), backbone
+    )
     session = onnxruntime.InferenceSession(ExportContext(student, dynamic_batch=True).graph(18))
     images = small.pixels(3, 64)
     found = session.run([task.name for task in KINDS], {"image": images.numpy()})
@@ -96,7 +104,9 @@ def predicted(bundle: Bundle, data: Path, frame: pd.DataFrame) -> list[Any]:
         return [model.predict(data / image, exact=True) for image in frame["image"]]
 
 
-def test_evaluate_measures_severity_as_the_device_says_it(data: Path, bundle: Bundle, report: EvaluationReport) -> None:
+def test_evaluate_measures_severity_as_the_device_says_it(
+    data: Path, bundle: Bundle, report: EvaluationReport
+) -> None:
     table = read_table(data).frame
     said = predicted(bundle, data, table)
     names = [label.id for label in bundle.spec.tasks[2].labels]
@@ -104,12 +114,20 @@ def test_evaluate_measures_severity_as_the_device_says_it(data: Path, bundle: Bu
     found = np.array([prediction.severity for prediction in said])
     metrics = report.overall.metrics
     assert metrics["severity_mae"].value == pytest.approx(mean_absolute_error(truth, found))
-    assert metrics["severity_kappa"].value == pytest.approx(cohen_kappa_score(truth, found, weights="quadratic"))
-    assert metrics["severity_kappa"].low < metrics["severity_kappa"].value < metrics["severity_kappa"].high
+    assert metrics["severity_kappa"].value == pytest.approx(
+        cohen_kappa_score(truth, found, weights="quadratic")
+    )
+    assert (
+        metrics["severity_kappa"].low
+        < metrics["severity_kappa"].value
+        < metrics["severity_kappa"].high
+    )
     female = next(group.scores for group in report.subgroups if group.value == "female")
     rows = (table["sex"] == "female").to_numpy()
     assert 0 < rows.sum() < len(rows)
-    assert female.metrics["severity_mae"].value == pytest.approx(mean_absolute_error(truth[rows], found[rows]))
+    assert female.metrics["severity_mae"].value == pytest.approx(
+        mean_absolute_error(truth[rows], found[rows])
+    )
 
 
 def test_evaluate_measures_the_masks_that_the_device_draws(
@@ -121,13 +139,19 @@ def test_evaluate_measures_the_masks_that_the_device_draws(
     overlaps = []
     for mask, prediction in zip(table["mask"], predicted(bundle, data, table), strict=True):
         inside = read_mask(data / mask, bundle.spec.preprocess)
-        overlaps.append(2 * (inside & prediction.mask).sum() / (inside.sum() + prediction.mask.sum()))
+        overlaps.append(
+            2 * (inside & prediction.mask).sum() / (inside.sum() + prediction.mask.sum())
+        )
     found = report.overall.metrics["dice"]
-    assert found.value == pytest.approx(np.mean(overlaps), abs=0.03)  # the report's grid is four times coarser
+    assert found.value == pytest.approx(
+        np.mean(overlaps), abs=0.03
+    )  # the report's grid is four times coarser
     assert found.low < found.value < found.high
     rows = (table["sex"] == "female").to_numpy()
     female = next(group.scores for group in report.subgroups if group.value == "female")
-    assert female.metrics["dice"].value == pytest.approx(np.mean(np.array(overlaps)[rows]), abs=0.03)
+    assert female.metrics["dice"].value == pytest.approx(
+        np.mean(np.array(overlaps)[rows]), abs=0.03
+    )
 
 
 def test_the_command_line_shows_what_the_model_does_and_nothing_else(
@@ -144,29 +168,44 @@ def test_the_command_line_shows_what_the_model_does_and_nothing_else(
     torch.manual_seed(0)
     backbone = Backbone(small.EXPORTED)
     spec = make_spec("grades", KINDS[2:4], Preprocess(64), {})
-    save_model_folder(TrainedModel(Network(backbone, KINDS[2:4]).eval(), spec, backbone), tmp_path / "student")
+    save_model_folder(
+        TrainedModel(Network(backbone, KINDS[2:4]).eval(), spec, backbone), tmp_path / "student"
+    )
     other = export(tmp_path / "student", "cpu", tmp_path / "out", precision="fp32").path
     shown = dermedge("predict", other, image).out
     assert "severity" in shown
     assert "diagnosis" not in shown
-    measured = dermedge("evaluate", other, "--data", data, "--split", "all", "--replicates", "20").out
-    assert all(word in measured for word in ("severity_kappa", "severity_mae", "dice", "severity kappa", "Dice"))
+    measured = dermedge(
+        "evaluate", other, "--data", data, "--split", "all", "--replicates", "20"
+    ).out
+    assert all(
+        word in measured
+        for word in ("severity_kappa", "severity_mae", "dice", "severity kappa", "Dice")
+    )
     assert "the model classifies nothing" in measured
     for word in ("accuracy", "class ", "AUROC"):
         assert word not in measured
 
 
-def test_rows_without_level_or_mask_do_not_count(data: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_rows_without_level_or_mask_do_not_count(
+    data: Path, bundle: Bundle, tmp_path: Path
+) -> None:
     def edit(frame: pd.DataFrame) -> pd.DataFrame:
         gone = frame.index % 2 == 0
-        return frame.assign(severity=frame["severity"].mask(gone, ""), mask=frame["mask"].mask(gone, ""))
+        return frame.assign(
+            severity=frame["severity"].mask(gone, ""), mask=frame["mask"].mask(gone, "")
+        )
 
-    half = evaluate(bundle, small.edited(data, tmp_path / "half", edit), split="all", replicates=20).overall.metrics
+    half = evaluate(
+        bundle, small.edited(data, tmp_path / "half", edit), split="all", replicates=20
+    ).overall.metrics
     kept = small.edited(data, tmp_path / "kept", lambda frame: frame[frame.index % 2 == 1])
     alone = evaluate(bundle, kept, split="all", replicates=20).overall.metrics
     for name in ("severity_mae", "severity_kappa", "dice"):
         assert half[name].value == pytest.approx(alone[name].value)
-    empty = small.edited(data, tmp_path / "empty", lambda frame: frame.drop(columns=["severity", "mask"]))
+    empty = small.edited(
+        data, tmp_path / "empty", lambda frame: frame.drop(columns=["severity", "mask"])
+    )
     assert not {"severity_mae", "severity_kappa", "dice"} & set(
         evaluate(bundle, empty, split="all", replicates=20).overall.metrics
     )
@@ -181,7 +220,9 @@ def test_a_model_without_such_tasks_reads_no_mask(
     broken = small.edited(data, tmp_path / "broken", lambda frame: frame)
     for mask in (broken / "masks").iterdir():
         mask.unlink()
-    assert "dice" not in evaluate(toy_bundle_path, broken, split="all", replicates=20).overall.metrics
+    assert (
+        "dice" not in evaluate(toy_bundle_path, broken, split="all", replicates=20).overall.metrics
+    )
 
 
 def test_a_missing_mask_is_named(data: Path, bundle: Bundle, tmp_path: Path) -> None:
@@ -241,7 +282,9 @@ class TestTables:
 
     def test_nothing_is_compared_where_nothing_is_known_or_answered(self) -> None:
         blank = decode_table(table(), SPEC, {})
-        unknown = decode_table(table(levels=np.full(6, -1), masks=np.full((6, 4, 4), -1, np.int8)), SPEC, {})
+        unknown = decode_table(
+            table(levels=np.full(6, -1), masks=np.full((6, 4, 4), -1, np.int8)), SPEC, {}
+        )
         for found in (blank, unknown):
             assert found.graded is not None
             assert found.outlined is not None

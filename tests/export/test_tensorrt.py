@@ -32,7 +32,10 @@ from dermedge_runtime.spec import Label, Preprocess, Spec, Task, to_json
 
 CNN, VIT = "test_resnet", "test_vit"
 ARGUMENTS = {CNN: {"zero_init_last": False}, VIT: {"img_size": 32}}
-LABELS = tuple(Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True), ("df", False)))
+LABELS = tuple(
+    Label(name, name, malignant)
+    for name, malignant in (("nv", False), ("mel", True), ("df", False))
+)
 TASKS = (Task("malignancy", "binary"), Task("diagnosis", "classify", labels=LABELS))
 SPEC = Spec("student", "1.0.0", TASKS, Preprocess(size=32), "Tests only.", {})
 FP16, INT8 = Candidate("fp16", "tensorrt"), Candidate("int8+fp16", "tensorrt", "minmax")
@@ -47,13 +50,16 @@ def workbench(name: str) -> ExportContext:
     torch.manual_seed(0)
     backbone = Backbone(name, ARGUMENTS[name])
     return ExportContext(
-        TrainedModel(Network(backbone, TASKS), SPEC, backbone), lambda: synthetic_calibration(SPEC.preprocess, 32)
+        TrainedModel(Network(backbone, TASKS), SPEC, backbone),
+        lambda: synthetic_calibration(SPEC.preprocess, 32),
     )
 
 
 @functools.cache
 def built(name: str, candidate: str) -> BuiltArtifact:
-    return export_tensorrt(workbench(name), JETSON_AGX_ORIN, {"fp16": FP16, "int8+fp16": INT8}[candidate])
+    return export_tensorrt(
+        workbench(name), JETSON_AGX_ORIN, {"fp16": FP16, "int8+fp16": INT8}[candidate]
+    )
 
 
 def loaded(artifact: BuiltArtifact) -> onnx.ModelProto:
@@ -75,7 +81,9 @@ def with_graph(edit: str, name: str = CNN) -> ExportContext:
     model.graph.initializer.append(numpy_helper.from_array(np.float32(400), "large"))
     context = workbench(name)
     return ExportContext(
-        context.source, context.calibration_source, _made={("graph", OPSET): model.SerializeToString()}
+        context.source,
+        context.calibration_source,
+        _made={("graph", OPSET): model.SerializeToString()},
     )
 
 
@@ -88,9 +96,13 @@ def flat(outputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def by_engine(artifact: BuiltArtifact, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(artifact.files["model.onnx"], providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        artifact.files["model.onnx"], providers=["CPUExecutionProvider"]
+    )
     names = [task.name for task in TASKS]
-    return np.concatenate([np.concatenate(session.run(names, {"image": image[None]}), axis=1) for image in images])
+    return np.concatenate(
+        [np.concatenate(session.run(names, {"image": image[None]}), axis=1) for image in images]
+    )
 
 
 def deviation(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -106,7 +118,9 @@ class TestArtifact:
         assert check_tensorrt(artifact.files["model.onnx"]) == ()
         assert artifact.artifact.details["tensorrt_warnings"] == []
 
-    def test_pixels_come_in_and_logits_go_out_as_everywhere(self, backbone: str, candidate: Candidate) -> None:
+    def test_pixels_come_in_and_logits_go_out_as_everywhere(
+        self, backbone: str, candidate: Candidate
+    ) -> None:
         graph = loaded(built(backbone, candidate.precision)).graph
         assert [(value.name, value.type.tensor_type.elem_type) for value in graph.input] == [
             ("image", TensorProto.UINT8)
@@ -116,7 +130,9 @@ class TestArtifact:
             ("diagnosis", TensorProto.FLOAT),
         }
 
-    def test_norms_and_softmax_are_fp32_and_all_else_fp16(self, backbone: str, candidate: Candidate) -> None:
+    def test_norms_and_softmax_are_fp32_and_all_else_fp16(
+        self, backbone: str, candidate: Candidate
+    ) -> None:
         model = loaded(built(backbone, candidate.precision))
         types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
         for node in model.graph.node:
@@ -124,7 +140,11 @@ class TestArtifact:
                 assert types[node.output[0]] == TensorProto.FLOAT
             elif node.op_type in ("Conv", "Gemm", "MatMul", "Add", "Relu"):
                 assert types[node.output[0]] == TensorProto.FLOAT16
-        kept = [node.name for node in model.graph.node if node.op_type in ("LayerNormalization", "Softmax")]
+        kept = [
+            node.name
+            for node in model.graph.node
+            if node.op_type in ("LayerNormalization", "Softmax")
+        ]
         assert built(backbone, candidate.precision).artifact.details["kept_fp32"] == kept
 
     def test_it_is_still_the_same_model(self, backbone: str, candidate: Candidate) -> None:
@@ -135,24 +155,36 @@ class TestArtifact:
         assert artifact.simulation is not None
         assert deviation(flat(artifact.simulation.run(images)), expected) < limit
 
-    def test_the_file_has_shrunk_with_its_weights(self, backbone: str, candidate: Candidate) -> None:
+    def test_the_file_has_shrunk_with_its_weights(
+        self, backbone: str, candidate: Candidate
+    ) -> None:
         whole = len(workbench(backbone).graph(OPSET))
         assert (
             len(built(backbone, candidate.precision).files["model.onnx"])
             < (0.55 if candidate is FP16 else 0.35) * whole
         )
 
-    def test_the_same_student_gives_the_same_bytes(self, backbone: str, candidate: Candidate) -> None:
+    def test_the_same_student_gives_the_same_bytes(
+        self, backbone: str, candidate: Candidate
+    ) -> None:
         again = export_tensorrt(workbench(backbone), JETSON_AGX_ORIN, candidate)
         assert again.files == built(backbone, candidate.precision).files
 
 
 def test_the_manifest_says_what_was_made() -> None:
     plain, quantized = built(CNN, "fp16").artifact, built(CNN, "int8+fp16").artifact
-    assert (quantized.format, quantized.path, quantized.precision) == ("tensorrt", "model.onnx", "int8+fp16")
+    assert (quantized.format, quantized.path, quantized.precision) == (
+        "tensorrt",
+        "model.onnx",
+        "int8+fp16",
+    )
     assert quantized.requires == JETSON_AGX_ORIN.requires
     assert quantized.details["device"] == JETSON_AGX_ORIN.facts
-    assert (quantized.details["opset"], quantized.details["method"], quantized.details["typed"]) == (
+    assert (
+        quantized.details["opset"],
+        quantized.details["method"],
+        quantized.details["typed"],
+    ) == (
         OPSET,
         "minmax",
         True,
@@ -182,7 +214,9 @@ class TestInt8:
             assert len(constants[weight.input[1]].dims) == 1
             assert all(constants[name].data_type == TensorProto.FLOAT16 for name in node.input[2:])
         # Of attention, both products are of activations alone.
-        assert len(layers) - len(quantized) == 2 * sum(node.op_type == "Softmax" for node in source.graph.node)
+        assert len(layers) - len(quantized) == 2 * sum(
+            node.op_type == "Softmax" for node in source.graph.node
+        )
 
     @both
     def test_weights_are_within_half_a_step_of_the_students(self, backbone: str) -> None:
@@ -196,9 +230,13 @@ class TestInt8:
             if node.name in weighted(source):
                 steps, scale, _ = (values[name] for name in makers[node.input[1]].input)
                 axis = weighted(source)[node.name]
-                largest = np.abs(steps).max(axis=tuple(at for at in range(steps.ndim) if at != axis))
+                largest = np.abs(steps).max(
+                    axis=tuple(at for at in range(steps.ndim) if at != axis)
+                )
                 assert (largest[scale > SMALLEST] == 127).all()
-                scale = scale.astype(np.float32).reshape([-1 if at == axis else 1 for at in range(steps.ndim)])
+                scale = scale.astype(np.float32).reshape(
+                    [-1 if at == axis else 1 for at in range(steps.ndim)]
+                )
                 assert (np.abs(steps * scale - exact[names[node.name]]) <= 0.56 * scale).all()
 
     def test_a_skip_branch_is_quantized_where_it_fuses_into_a_convolution(self) -> None:
@@ -210,7 +248,9 @@ class TestInt8:
             other = [at for name, at in edges if name == node.name]
             assert len(other) == 1
             assert makers[node.input[1 - other[0]]].op_type == "Conv"
-        assert not {name for name, _ in activation_edges(source, [node.name for node in sums])} & {s.name for s in sums}
+        assert not {name for name, _ in activation_edges(source, [node.name for node in sums])} & {
+            s.name for s in sums
+        }
         vit = onnx.load_model_from_string(workbench(VIT).graph(OPSET))
         assert {name for name, _ in activation_edges(vit)} == weighted(vit).keys()
 
@@ -219,10 +259,16 @@ class TestInt8:
         layers = list(weighted(onnx.load_model_from_string(graph)))
         thresholds = activation_thresholds(graph, workbench(CNN).calibration.images[:2], "minmax")
         model = typed_int8(graph, thresholds, keep=layers[:3])
-        reading = [node.name for node in model.graph.node if any(".dequantized" in name for name in node.input)]
+        reading = [
+            node.name
+            for node in model.graph.node
+            if any(".dequantized" in name for name in node.input)
+        ]
         assert set(reading) & set(layers) == set(layers[3:])
         for layer in layers:
-            assert layer not in {name for name, _ in activation_edges(onnx.load_model_from_string(graph), [layer])}
+            assert layer not in {
+                name for name, _ in activation_edges(onnx.load_model_from_string(graph), [layer])
+            }
             onnx.checker.check_model(typed_int8(graph, thresholds, keep=[layer]), full_check=True)
 
     def test_a_sweep_chooses_what_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,12 +278,18 @@ class TestInt8:
         def choose(quantize, graph, images):  # type: ignore[no-untyped-def]
             for keep in ((), layers[:1]):
                 model = onnx.load_model_from_string(quantize(keep))
-                onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-                counts.append(Counter(node.op_type for node in model.graph.node)["DequantizeLinear"])
+                onnxruntime.InferenceSession(
+                    model.SerializeToString(), providers=["CPUExecutionProvider"]
+                )
+                counts.append(
+                    Counter(node.op_type for node in model.graph.node)["DequantizeLinear"]
+                )
             return tuple(layers[:1])
 
         monkeypatch.setattr("dermedge_export.quantization.sensitivity.choose_kept", choose)
-        artifact = export_tensorrt(workbench(CNN), JETSON_AGX_ORIN, Candidate("int8+fp16", "tensorrt", "mixed"))
+        artifact = export_tensorrt(
+            workbench(CNN), JETSON_AGX_ORIN, Candidate("int8+fp16", "tensorrt", "mixed")
+        )
         assert counts[0] == counts[1] + 2
         assert artifact.artifact.details["kept_fp16"] == layers[:1]
         nodes = Counter(node.op_type for node in loaded(artifact).graph.node)
@@ -249,7 +301,9 @@ class TestThresholds:
         graph = cast_pixels_first(workbench(CNN).graph(OPSET))
         images = workbench(CNN).calibration.images[:3]
         found = activation_thresholds(graph, images, "minmax")
-        first = next(node for node in onnx.load_model_from_string(graph).graph.node if node.op_type == "Conv").input[0]
+        first = next(
+            node for node in onnx.load_model_from_string(graph).graph.node if node.op_type == "Conv"
+        ).input[0]
         mean, std = np.array(Backbone("").mean), np.array(Backbone("").std)
         assert found[first] == pytest.approx(np.abs((images / 255 - mean) / std).max(), rel=1e-5)
 
@@ -272,11 +326,15 @@ class TestThresholds:
 
 
 def test_an_open_batch_stays_open() -> None:
-    context = ExportContext(workbench(CNN).source, workbench(CNN).calibration_source, dynamic_batch=True)
+    context = ExportContext(
+        workbench(CNN).source, workbench(CNN).calibration_source, dynamic_batch=True
+    )
     artifact = export_tensorrt(context, JETSON_AGX_ORIN, INT8)
     assert artifact.artifact.details["tensorrt_warnings"] == []
     images = context.calibration.images[:5]
-    session = onnxruntime.InferenceSession(artifact.files["model.onnx"], providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        artifact.files["model.onnx"], providers=["CPUExecutionProvider"]
+    )
     together = np.concatenate(session.run([task.name for task in TASKS], {"image": images}), axis=1)
     np.testing.assert_allclose(together, by_engine(artifact, images), atol=1e-4)
 
@@ -287,7 +345,9 @@ class TestTrouble:
             export_tensorrt(with_graph("y = Sqrt (x)"), JETSON_AGX_ORIN, INT8)
 
     def test_what_leaves_the_range_of_fp16_is_kept_in_fp32(self) -> None:
-        context = with_graph("a = Mul (x, large) b = Mul (a, large) c = Div (b, large) y = Div (c, large)")
+        context = with_graph(
+            "a = Mul (x, large) b = Mul (a, large) c = Div (b, large) y = Div (c, large)"
+        )
         artifact = export_tensorrt(context, JETSON_AGX_ORIN, FP16)
         assert artifact.artifact.details["kept_fp32"] == ["added_b", "added_c"]
         images = context.calibration.images
@@ -296,11 +356,14 @@ class TestTrouble:
 
     def test_an_operator_that_tensorrt_lacks_is_named_with_the_nearest_target(self) -> None:
         context = with_graph("y = Bernoulli (x)")
-        with pytest.raises(UsageError, match=r"jetson-agx-orin: Bernoulli \(added_y\).*cpu or android"):
+        with pytest.raises(
+            UsageError, match=r"jetson-agx-orin: Bernoulli \(added_y\).*cpu or android"
+        ):
             export_tensorrt(context, JETSON_AGX_ORIN, FP16)
 
     @pytest.mark.parametrize(
-        "candidate", [Candidate("fp8", "tensorrt"), Candidate("int8+fp16", "tensorrt", "percentile")]
+        "candidate",
+        [Candidate("fp8", "tensorrt"), Candidate("int8+fp16", "tensorrt", "percentile")],
     )
     def test_an_unknown_candidate_is_refused(self, candidate: Candidate) -> None:
         with pytest.raises(UsageError, match=candidate.name.replace("+", r"\+")):

@@ -40,7 +40,9 @@ def graph(nodes: str, image: str = "float[1,3,8,8] x", opset: int = 19, domain: 
         node.name = node.output[0]
     read = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), name) for name, value in CONSTANTS.items() if name in read
+        numpy_helper.from_array(np.asarray(value), name)
+        for name, value in CONSTANTS.items()
+        if name in read
     )
     return model.SerializeToString()
 
@@ -89,8 +91,12 @@ def test_operators_of_other_domains_need_a_plugin() -> None:
 
 def test_control_flow_is_refused() -> None:
     model = onnx.load_model_from_string(graph("y = Where (yes, x, x)"))
-    branch = onnx.parser.parse_graph("a () => (float[1] p) { p = Constant <value_floats = [1.0]> () }")
-    model.graph.node.append(helper.make_node("If", ["yes"], ["p"], "choice", then_branch=branch, else_branch=branch))
+    branch = onnx.parser.parse_graph(
+        "a () => (float[1] p) { p = Constant <value_floats = [1.0]> () }"
+    )
+    model.graph.node.append(
+        helper.make_node("If", ["yes"], ["p"], "choice", then_branch=branch, else_branch=branch)
+    )
     found = only(check_tensorrt(model.SerializeToString()))
     assert (found.level, found.op, found.node) == ("error", "If", "choice")
 
@@ -99,16 +105,24 @@ class TestInput:
     def test_only_a_cast_may_read_uint8(self) -> None:
         image = "uint8[1,8,8,3] x"
         refused = "t = Transpose <perm = [0, 3, 1, 2]> (x) y = Cast <to: int = 1> (t)"
-        assert {(one.level, one.node) for one in check_tensorrt(graph(refused, image))} == {("error", "t")}
+        assert {(one.level, one.node) for one in check_tensorrt(graph(refused, image))} == {
+            ("error", "t")
+        }
         right = "t = Cast <to: int = 1> (x) y = Transpose <perm = [0, 3, 1, 2]> (t)"
         assert check_tensorrt(graph(right, image)) == ()
 
     def test_strings_are_refused(self) -> None:
-        found = only(check_tensorrt(graph("t = Identity (x) y = Cast <to: int = 1> (t)", "string[1,3,8,8] x")))
+        found = only(
+            check_tensorrt(
+                graph("t = Identity (x) y = Cast <to: int = 1> (t)", "string[1,3,8,8] x")
+            )
+        )
         assert (found.level, found.node) == ("error", "t")
 
     def test_int64_arithmetic_is_slow_and_int64_shapes_are_not(self) -> None:
-        found = only(check_tensorrt(graph("a = Abs (x) y = Cast <to: int = 1> (a)", "int64[1,3,8,8] x")))
+        found = only(
+            check_tensorrt(graph("a = Abs (x) y = Cast <to: int = 1> (a)", "int64[1,3,8,8] x"))
+        )
         assert (found.level, found.node) == ("warning", "a")
         assert check_tensorrt(graph("n = Shape (x) y = Reshape (x, n)")) == ()
 
@@ -155,14 +169,34 @@ QUANTIZE = "a = QuantizeLinear (x, {0}) c = DequantizeLinear (a, {0})"
         (QUANTIZE.format("negative, zero"), "error", "a", "not positive"),
         (QUANTIZE.format("denormal, zero"), "warning", "a", "smallest normal"),
         ("n = Abs (half) " + QUANTIZE.format("n, zero"), "warning", "a", "computes its scale"),
-        ("a = QuantizeLinear (x, scale, zero) c = Cast <to: int = 10> (a)", "error", "a", "not followed"),
-        ("a = Cast <to: int = 3> (x) c = DequantizeLinear (a, scale, zero)", "error", "c", "no QuantizeLinear"),
+        (
+            "a = QuantizeLinear (x, scale, zero) c = Cast <to: int = 10> (a)",
+            "error",
+            "a",
+            "not followed",
+        ),
+        (
+            "a = Cast <to: int = 3> (x) c = DequantizeLinear (a, scale, zero)",
+            "error",
+            "c",
+            "no QuantizeLinear",
+        ),
         (f"{PAIR} c = Conv (b, half_kernel)", "warning", "c", "one of its two inputs"),
         (f"{WEIGHT} {PAIR} c = Conv (x, w)", "warning", "c", "one of its two inputs"),
         (f"{PAIR} {WEIGHT.replace('= 0', '= 1')} c = Conv (b, w)", "error", "c", "along axis 1"),
-        (f"{PAIR} {WEIGHT} e = DequantizeLinear (int32_bias, scales) c = Conv (b, w, e)", "error", "e", "bias"),
+        (
+            f"{PAIR} {WEIGHT} e = DequantizeLinear (int32_bias, scales) c = Conv (b, w, e)",
+            "error",
+            "e",
+            "bias",
+        ),
         (f"{PAIR} c = Softmax (b)", "warning", "b", "feeds Softmax"),
-        ("n = Softmax (x) " + QUANTIZE.format("scale, zero").replace("x,", "n,"), "warning", "a", "makes in fp16"),
+        (
+            "n = Softmax (x) " + QUANTIZE.format("scale, zero").replace("x,", "n,"),
+            "warning",
+            "a",
+            "makes in fp16",
+        ),
         (
             f"{PAIR} {WEIGHT} n = Conv (b, w) o = QuantizeLinear (n, scale, zero) p = DequantizeLinear (o, scale, zero)"
             " c = Relu (p)",
@@ -172,9 +206,13 @@ QUANTIZE = "a = QuantizeLinear (x, {0}) c = DequantizeLinear (a, {0})"
         ),
     ],
 )
-def test_quantizers_that_tensorrt_refuses_or_cannot_fuse(nodes: str, level: str, node: str, said: str) -> None:
+def test_quantizers_that_tensorrt_refuses_or_cannot_fuse(
+    nodes: str, level: str, node: str, said: str
+) -> None:
     found = check_tensorrt(graph(f"{nodes} {END}", HALF))
-    assert [one.node for one in found if one.level == level and said in one.message].count(node) == 1, found
+    assert [one.node for one in found if one.level == level and said in one.message].count(
+        node
+    ) == 1, found
 
 
 def test_the_axis_of_a_linear_layer_follows_its_layout() -> None:

@@ -17,7 +17,13 @@ def network(name, stages=None, **args):
 
 
 def noise(size, count=2):
-    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0,
+        256,
+        (count, size, size, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(1),
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,9 @@ def noise(size, count=2):
         ("test_convnext", {}, (0, 1, 2, 3), (1, 1, 1, 1)),
     ],
 )
-def test_a_pyramid_reads_the_quarters_of_a_plain_transformer_and_the_last_stages_of_others(name, args, levels, scales):
+def test_a_pyramid_reads_the_quarters_of_a_plain_transformer_and_the_last_stages_of_others(
+    name, args, levels, scales
+):
     own = network(name, **args)
     assert decoder_levels(own, None) == (levels, scales)
     size = 224 if name == "levit_128s" else 64
@@ -72,7 +80,11 @@ def test_every_level_of_a_pyramid_has_a_say_and_is_learned():
         moved = [level + (index == number) for index, level in enumerate(maps)]
         assert not torch.allclose(decoder(maps), decoder(moved))
     decoder.train()(maps).square().mean().backward()
-    silent = [name for name, weight in decoder.named_parameters() if weight.grad is None or not weight.grad.any()]
+    silent = [
+        name
+        for name, weight in decoder.named_parameters()
+        if weight.grad is None or not weight.grad.any()
+    ]
     assert silent == []
 
 

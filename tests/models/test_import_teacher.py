@@ -30,7 +30,11 @@ PANDERM_STD = (0.228, 0.224, 0.225)
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2}
 PLAIN = {"format": "dinov2", "backbone": "vit_small_patch14_dinov2", "backbone_args": SMALL}
 WITH_REGISTERS = {**PLAIN, "backbone": "vit_small_patch14_reg4_dinov2"}
-CAE = {"format": "panderm", "backbone": "beit_base_patch16_224", "backbone_args": {**SMALL, "depth": 3}}
+CAE = {
+    "format": "panderm",
+    "backbone": "beit_base_patch16_224",
+    "backbone_args": {**SMALL, "depth": 3},
+}
 
 
 def as_seen(images: Tensor, std: tuple[float, float, float] = STD) -> Tensor:
@@ -80,7 +84,10 @@ class TestDinoV2:
             ({"chunks": 2}, PLAIN),
             ({"chunks": 4, "registers": 4}, WITH_REGISTERS),
             ({"registers": 4}, WITH_REGISTERS),
-            ({"feed_forward": SwiGlu, "width": 48}, {**PLAIN, "backbone": "vit_giant_patch14_dinov2"}),
+            (
+                {"feed_forward": SwiGlu, "width": 48},
+                {**PLAIN, "backbone": "vit_giant_patch14_dinov2"},
+            ),
         ],
         ids=["plain", "chunked", "chunked with registers", "registers", "swiglu"],
     )
@@ -91,7 +98,9 @@ class TestDinoV2:
         file = saved(tmp_path / "dino.pth", original.state_dict())
         width = architecture.get("width", 32)
         teacher = import_teacher(
-            file, tmp_path / "teacher", **{**options, "backbone_args": {**SMALL, "embed_dim": width}}
+            file,
+            tmp_path / "teacher",
+            **{**options, "backbone_args": {**SMALL, "embed_dim": width}},
         )
         assert teacher.spec.preprocess.size == 4 * 14
         assert apart(features(teacher), expected(original, 56)) < 1e-4
@@ -105,19 +114,29 @@ class TestDinoV2:
         assert ours.keys() - theirs.keys() == {"mask_token"}
         assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
-    def test_the_teacher_is_an_embedding_with_its_preprocessing(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_the_teacher_is_an_embedding_with_its_preprocessing(
+        self, tmp_path: Path, dino: nn.Module
+    ) -> None:
         file = saved(tmp_path / "dino.pth", dino.state_dict())
-        teacher = import_teacher(file, tmp_path / "teacher", **PLAIN, fit="pad", name="mine", licence="Apache-2.0")
+        teacher = import_teacher(
+            file, tmp_path / "teacher", **PLAIN, fit="pad", name="mine", licence="Apache-2.0"
+        )
         assert {path.name for path in (tmp_path / "teacher").iterdir()} == {
             "teacher.json",
             "weights.safetensors",
             "split.csv",
         }
         again = load_model_folder(tmp_path / "teacher")
-        assert (again.role, again.spec.name, again.spec.preprocess.fit) == ("teacher", "mine", "pad")
+        assert (again.role, again.spec.name, again.spec.preprocess.fit) == (
+            "teacher",
+            "mine",
+            "pad",
+        )
         assert [(task.name, task.kind) for task in again.spec.tasks] == [("features", "embed")]
         assert again.spec == teacher.spec
-        assert again.backbone == Backbone("vit_small_patch14_dinov2", {**SMALL, "img_size": 56}, MEAN, STD)
+        assert again.backbone == Backbone(
+            "vit_small_patch14_dinov2", {**SMALL, "img_size": 56}, MEAN, STD
+        )
         with torch.no_grad():
             answer = again.module(pixels(3, 56))["features"]
         assert apart(answer, nn.functional.normalize(expected(dino, 56), dim=1)) < 1e-5
@@ -139,16 +158,24 @@ class TestDinoV2:
         }
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-    def test_both_kinds_of_file_give_the_same(self, tmp_path: Path, dino: nn.Module, suffix: str) -> None:
+    def test_both_kinds_of_file_give_the_same(
+        self, tmp_path: Path, dino: nn.Module, suffix: str
+    ) -> None:
         file = tmp_path / f"dino{suffix}"
         if suffix == ".pth":
             torch.save(dino.state_dict(), file)
         else:
             save_file(dino.state_dict(), file)
-        assert apart(features(import_teacher(file, tmp_path / "teacher", **PLAIN)), expected(dino, 56)) < 1e-4
+        assert (
+            apart(features(import_teacher(file, tmp_path / "teacher", **PLAIN)), expected(dino, 56))
+            < 1e-4
+        )
 
     def test_half_precision_becomes_single(self, tmp_path: Path, dino: nn.Module) -> None:
-        file = saved(tmp_path / "dino.pth", {name: tensor.half() for name, tensor in dino.state_dict().items()})
+        file = saved(
+            tmp_path / "dino.pth",
+            {name: tensor.half() for name, tensor in dino.state_dict().items()},
+        )
         teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
         assert {tensor.dtype for tensor in teacher.module.state_dict().values()} == {torch.float32}
         assert apart(features(teacher), expected(dino, 56)) < 0.05
@@ -162,7 +189,9 @@ class TestDinoV2:
             (1536, 40, 4, "vit_giant_patch14_reg4_dinov2"),
         ],
     )
-    def test_shapes_name_the_published_models(self, width: int, depth: int, registers: int, name: str) -> None:
+    def test_shapes_name_the_published_models(
+        self, width: int, depth: int, registers: int, name: str
+    ) -> None:
         with torch.device("meta"):
             own = measure(timm.create_model(name, num_classes=0).state_dict())
         assert own == Shape(width, depth, 14, registers)
@@ -170,7 +199,9 @@ class TestDinoV2:
 
     def test_a_real_size_needs_no_name(self, tmp_path: Path) -> None:
         original = randomised(DinoV2(width=384, depth=12, heads=6, registers=4, chunks=4))
-        file = saved(tmp_path / "teacher_checkpoint.pth", {"teacher": branch(original, "backbone.")})
+        file = saved(
+            tmp_path / "teacher_checkpoint.pth", {"teacher": branch(original, "backbone.")}
+        )
         teacher = import_teacher(file, tmp_path / "teacher", format="dermnio")
         assert teacher.backbone.name == "vit_small_patch14_reg4_dinov2"
         assert dict(teacher.backbone.args) == {"img_size": 56}
@@ -186,7 +217,10 @@ class TestWhoseWeights:
         [
             (
                 lambda teacher, student: {
-                    "teacher": {**branch(teacher, "backbone."), "dino_head.mlp.0.weight": torch.ones(2)},
+                    "teacher": {
+                        **branch(teacher, "backbone."),
+                        "dino_head.mlp.0.weight": torch.ones(2),
+                    },
                     "student": branch(student, "backbone."),
                     "iteration": 7,
                     "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
@@ -195,36 +229,63 @@ class TestWhoseWeights:
             ),
             (
                 lambda teacher, student: {
-                    "model": {**branch(student, "student.backbone."), **branch(teacher, "teacher.backbone.")}
+                    "model": {
+                        **branch(student, "student.backbone."),
+                        **branch(teacher, "teacher.backbone."),
+                    }
                 },
                 "model.teacher.backbone",
             ),
             (
                 lambda teacher, student: {
-                    "state_dict": {**branch(student, "module.student."), **branch(teacher, "module.teacher.")}
+                    "state_dict": {
+                        **branch(student, "module.student."),
+                        **branch(teacher, "module.teacher."),
+                    }
                 },
                 "state_dict.module.teacher",
             ),
             (
-                lambda teacher, student: {"model": branch(student, ""), "model_ema": branch(teacher, "module.")},
+                lambda teacher, student: {
+                    "model": branch(student, ""),
+                    "model_ema": branch(teacher, "module."),
+                },
                 "model_ema.module",
             ),
             (lambda teacher, student: branch(teacher, "module.backbone."), "module.backbone"),
         ],
-        ids=["dinov2's own", "one model", "lightning's", "an average beside", "one network, wrapped"],
+        ids=[
+            "dinov2's own",
+            "one model",
+            "lightning's",
+            "an average beside",
+            "one network, wrapped",
+        ],
     )
     def test_the_teacher_is_taken(
-        self, tmp_path: Path, dino: nn.Module, arrange: Callable[[nn.Module, nn.Module], Any], path: str
+        self,
+        tmp_path: Path,
+        dino: nn.Module,
+        arrange: Callable[[nn.Module, nn.Module], Any],
+        path: str,
     ) -> None:
         student = randomised(DinoV2(), seed=1)
         file = saved(tmp_path / "training.pth", arrange(dino, student))
         teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
         assert lineage(teacher)["branch"] == path
-        assert apart(features(teacher), expected(dino, 56)) < 1e-4 < apart(features(teacher), expected(student, 56))
+        assert (
+            apart(features(teacher), expected(dino, 56))
+            < 1e-4
+            < apart(features(teacher), expected(student, 56))
+        )
 
     def test_what_was_left_out_is_counted(self, tmp_path: Path, dino: nn.Module) -> None:
         student = branch(randomised(DinoV2(), seed=1), "backbone.")
-        taught = {**branch(dino, "backbone."), "dino_head.0.weight": torch.ones(2), "ibot_head.0.bias": torch.ones(2)}
+        taught = {
+            **branch(dino, "backbone."),
+            "dino_head.0.weight": torch.ones(2),
+            "ibot_head.0.bias": torch.ones(2),
+        }
         file = saved(tmp_path / "training.pth", {"teacher": taught, "student": student})
         assert lineage(import_teacher(file, tmp_path / "teacher", **PLAIN))["dropped"] == {
             "mask_token": 1,
@@ -234,7 +295,11 @@ class TestWhoseWeights:
         }
 
     def test_heads_beside_plain_weights_are_dropped(self, tmp_path: Path, dino: nn.Module) -> None:
-        head = {"dino_head.last_layer.weight": torch.ones(2), "head.weight": torch.ones(2), "head.bias": torch.ones(2)}
+        head = {
+            "dino_head.last_layer.weight": torch.ones(2),
+            "head.weight": torch.ones(2),
+            "head.bias": torch.ones(2),
+        }
         file = saved(tmp_path / "dino.pth", dino.state_dict() | head)
         entry = lineage(import_teacher(file, tmp_path / "teacher", **PLAIN))
         assert entry["dropped"] == {"dino_head": 1, "head": 2, "mask_token": 1}
@@ -246,7 +311,9 @@ class TestWhoseWeights:
 
     def test_dermnio_says_what_it_has_seen(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "dermnio.pth", {"teacher": branch(dino, "backbone.")})
-        entry = lineage(import_teacher(file, tmp_path / "teacher", **{**PLAIN, "format": "dermnio"}))
+        entry = lineage(
+            import_teacher(file, tmp_path / "teacher", **{**PLAIN, "format": "dermnio"})
+        )
         assert {"isic*", "ham10000", "pad_ufes_20"} <= set(entry["pretrained_on"])
 
 
@@ -284,8 +351,13 @@ class TestAnotherSize:
         original = randomised(DinoV2(5, registers=registers))
         file = saved(tmp_path / "dino.pth", original.state_dict())
         options = WITH_REGISTERS if registers else PLAIN
-        teacher = import_teacher(file, tmp_path / "teacher", **options, size=14 * grid, pos_embed=pos_embed)
-        assert apart(features(teacher), expected(self.by_hand(original, grid, **how(grid)), 14 * grid)) < 1e-4
+        teacher = import_teacher(
+            file, tmp_path / "teacher", **options, size=14 * grid, pos_embed=pos_embed
+        )
+        assert (
+            apart(features(teacher), expected(self.by_hand(original, grid, **how(grid)), 14 * grid))
+            < 1e-4
+        )
         assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
         entry = lineage(teacher)
         assert (entry["native_grid"], entry["grid"]) == (5, grid)
@@ -328,7 +400,9 @@ class TestPanDerm:
         self, tmp_path: Path, architecture: dict[str, Any], prefix: str, size: int
     ) -> None:
         original = randomised(PanDerm(**architecture))
-        others = branch(randomised(PanDerm(), seed=1), "teacher.") | {"decoder.mask_token": torch.ones(2)}
+        others = branch(randomised(PanDerm(), seed=1), "teacher.") | {
+            "decoder.mask_token": torch.ones(2)
+        }
         weights = branch(original, prefix) | (others if prefix else {})
         file = saved(tmp_path / "panderm.pth", {"model": weights} if prefix else weights)
         teacher = import_teacher(file, tmp_path / "teacher", **CAE)
@@ -352,11 +426,15 @@ class TestPanDerm:
 
     def test_relative_positions_stay_at_their_grid(self, tmp_path: Path) -> None:
         file = saved(tmp_path / "panderm.pth", randomised(PanDerm(14, relative=True)).state_dict())
-        with pytest.raises(DataError, match=r"relative_position_bias_table.*of another shape.*--size"):
+        with pytest.raises(
+            DataError, match=r"relative_position_bias_table.*of another shape.*--size"
+        ):
             import_teacher(file, tmp_path / "teacher", **CAE, size=64)
 
     def test_without_positions_it_is_refused(self, tmp_path: Path) -> None:
-        weights = {name: tensor for name, tensor in PanDerm().state_dict().items() if name != "pos_embed"}
+        weights = {
+            name: tensor for name, tensor in PanDerm().state_dict().items() if name != "pos_embed"
+        }
         file = saved(tmp_path / "panderm.pth", weights)
         with pytest.raises(DataError, match="neither pos_embed nor a relative position bias"):
             import_teacher(file, tmp_path / "teacher", **CAE)
@@ -364,7 +442,9 @@ class TestPanDerm:
 
 class TestTimm:
     def test_a_transformers_state_dict(self, tmp_path: Path) -> None:
-        net = randomised(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=7, **SMALL))
+        net = randomised(
+            timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=7, **SMALL)
+        )
         file = saved(tmp_path / "vit.pth", {"state_dict": net.state_dict(), "epoch": 3})
         options = {"format": "timm", "backbone": "vit_tiny_patch16_224", "backbone_args": SMALL}
         teacher = import_teacher(file, tmp_path / "teacher", **options)
@@ -377,17 +457,25 @@ class TestTimm:
         assert apart(features(teacher), theirs) < 1e-4
 
     def test_a_convolutional_networks_average(self, tmp_path: Path) -> None:
-        args = {"channels": (8, 8, 16, 16), "stem_type": ""}  # its first tensor is named like those of its blocks
-        net, average = (randomised(timm.create_model("resnet10t", **args), seed=seed) for seed in (0, 1))
+        args = {
+            "channels": (8, 8, 16, 16),
+            "stem_type": "",
+        }  # its first tensor is named like those of its blocks
+        net, average = (
+            randomised(timm.create_model("resnet10t", **args), seed=seed) for seed in (0, 1)
+        )
         file = saved(
-            tmp_path / "resnet.pth", {"state_dict": net.state_dict(), "state_dict_ema": branch(average, "module.")}
+            tmp_path / "resnet.pth",
+            {"state_dict": net.state_dict(), "state_dict_ema": branch(average, "module.")},
         )
         options = {"format": "timm", "backbone": "resnet10t", "backbone_args": args}
         teacher = import_teacher(file, tmp_path / "teacher", **options, size=40)
         assert lineage(teacher)["branch"] == "state_dict_ema.module"
         assert lineage(teacher)["grid"] is None
         with torch.no_grad():
-            theirs = average.forward_head(average.forward_features(as_seen(pixels(3, 40))), pre_logits=True)
+            theirs = average.forward_head(
+                average.forward_features(as_seen(pixels(3, 40))), pre_logits=True
+            )
         assert apart(features(teacher), theirs) < 1e-4 * float(theirs.abs().max())
 
     def test_the_files_own_metadata_names_the_model(self, tmp_path: Path) -> None:
@@ -440,14 +528,18 @@ class TestRefusals:
     def test_objects_beside_the_weights_are_named(
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
     ) -> None:
-        file = saved(tmp_path / "bad.pth", {"model": dino.state_dict(), "args": argparse.Namespace(lr=1)})
+        file = saved(
+            tmp_path / "bad.pth", {"model": dino.state_dict(), "args": argparse.Namespace(lr=1)}
+        )
         assert "argparse.Namespace" in refuse(DataError, file, **PLAIN)
 
     @pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
     @pytest.mark.parametrize(
         "content", [b"", b"not a checkpoint at all", b"PK\x03\x04 cut off", pickle.dumps({"a": 1})]
     )
-    def test_what_is_no_checkpoint(self, tmp_path: Path, refuse: Callable[..., str], name: str, content: bytes) -> None:
+    def test_what_is_no_checkpoint(
+        self, tmp_path: Path, refuse: Callable[..., str], name: str, content: bytes
+    ) -> None:
         (tmp_path / name).write_bytes(content)
         assert name in refuse(DataError, tmp_path / name, **PLAIN)
 
@@ -462,7 +554,9 @@ class TestRefusals:
         assert "is not a file" in refuse(DataError, tmp_path / "folder", **PLAIN)
 
     @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.ones(2)])
-    def test_a_checkpoint_without_weights(self, tmp_path: Path, refuse: Callable[..., str], content: Any) -> None:
+    def test_a_checkpoint_without_weights(
+        self, tmp_path: Path, refuse: Callable[..., str], content: Any
+    ) -> None:
         refuse(DataError, saved(tmp_path / "bad.pth", content), **PLAIN)
 
     def test_another_kind_of_network(self, tmp_path: Path, refuse: Callable[..., str]) -> None:
@@ -479,18 +573,29 @@ class TestRefusals:
         weights["adapter.down.weight"] = torch.ones(2)
         weights["norm.bias"] = torch.ones(3)
         message = refuse(DataError, saved(tmp_path / "bad.pth", weights), **PLAIN)
-        assert "blocks.1.norm1.weight, blocks.1.norm1.bias, blocks.1.norm2.weight and 1 more missing" in message
+        assert (
+            "blocks.1.norm1.weight, blocks.1.norm1.bias, blocks.1.norm2.weight and 1 more missing"
+            in message
+        )
         assert "adapter.down.weight left over" in message
         assert "norm.bias of another shape" in message
 
-    def test_weights_that_are_not_numbers(self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]) -> None:
+    def test_weights_that_are_not_numbers(
+        self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
+    ) -> None:
         weights = dino.state_dict() | {"norm.bias": torch.full((32,), torch.nan)}
-        assert "norm.bias not finite" in refuse(DataError, saved(tmp_path / "bad.pth", weights), **PLAIN)
+        assert "norm.bias not finite" in refuse(
+            DataError, saved(tmp_path / "bad.pth", weights), **PLAIN
+        )
 
-    def test_two_blocks_of_one_index(self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]) -> None:
+    def test_two_blocks_of_one_index(
+        self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
+    ) -> None:
         weights = dino.state_dict()
         weights["blocks.1.0.norm1.weight"] = weights["blocks.0.norm1.weight"]
-        assert "blocks.0.norm1.weight" in refuse(DataError, saved(tmp_path / "bad.pth", weights), **PLAIN)
+        assert "blocks.0.norm1.weight" in refuse(
+            DataError, saved(tmp_path / "bad.pth", weights), **PLAIN
+        )
 
     @pytest.mark.parametrize(
         ("architecture", "args", "said"),
@@ -519,7 +624,9 @@ class TestRefusals:
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
     ) -> None:
         file = saved(tmp_path / "bad.pth", dino.state_dict())
-        assert "width 32, 4 blocks, patches of 14 pixels" in refuse(UsageError, file, format="dinov2")
+        assert "width 32, 4 blocks, patches of 14 pixels" in refuse(
+            UsageError, file, format="dinov2"
+        )
 
     @pytest.mark.parametrize(
         ("options", "said"),
@@ -530,7 +637,10 @@ class TestRefusals:
             ({"size": 14}, "16 to 4096"),
             ({"fit": "squeeze"}, "'squeeze'"),
             ({"format": "clip"}, "'clip': choose one of dermnio, dinov2, panderm, timm"),
-            ({"pos_embed": "nearest"}, "'nearest': choose one of bicubic-antialias, bicubic, bicubic-offset"),
+            (
+                {"pos_embed": "nearest"},
+                "'nearest': choose one of bicubic-antialias, bicubic, bicubic-offset",
+            ),
             ({"backbone": "vit_smal"}, "timm knows no model 'vit_smal'"),
             ({"backbone_args": {**SMALL, "colour": 1}}, "timm refuses"),
             ({"backbone_args": {**SMALL, "num_heads": 5}}, "timm refuses"),
@@ -540,17 +650,26 @@ class TestRefusals:
         ],
     )
     def test_arguments_that_make_no_sense(
-        self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str], options: dict[str, Any], said: str
+        self,
+        tmp_path: Path,
+        dino: nn.Module,
+        refuse: Callable[..., str],
+        options: dict[str, Any],
+        said: str,
     ) -> None:
         file = saved(tmp_path / "dino.pth", dino.state_dict())
         assert said in refuse(UsageError, file, **{**PLAIN, **options})
 
-    def test_a_grid_that_is_not_square(self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]) -> None:
+    def test_a_grid_that_is_not_square(
+        self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
+    ) -> None:
         weights = dino.state_dict()
         weights["pos_embed"] = weights["pos_embed"][:, :13]
         assert "12 patches" in refuse(DataError, saved(tmp_path / "bad.pth", weights), **PLAIN)
 
-    def test_what_stands_there_stays_until_it_is_asked_for(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_what_stands_there_stays_until_it_is_asked_for(
+        self, tmp_path: Path, dino: nn.Module
+    ) -> None:
         file, out = saved(tmp_path / "dino.pth", dino.state_dict()), tmp_path / "teacher"
         import_teacher(file, out, **PLAIN)
         before = (out / "teacher.json").read_bytes()

@@ -12,7 +12,11 @@ from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 from support.small import pixels
 
 LEVELS = tuple(Label(str(level), f"severity {level}") for level in range(4))
-DIAGNOSIS = Task("diagnosis", "classify", (Label("nv", "nevus"), Label("mel", "melanoma"), Label("df", "fibroma")))
+DIAGNOSIS = Task(
+    "diagnosis",
+    "classify",
+    (Label("nv", "nevus"), Label("mel", "melanoma"), Label("df", "fibroma")),
+)
 TASKS = (
     DIAGNOSIS,
     Task("malignancy", "binary"),
@@ -27,21 +31,35 @@ SEGMENT = TASKS[3:4]
 BACKBONES: tuple[tuple[str, Mapping[str, Any], int], ...] = (
     ("test_efficientnet", {}, 64),
     ("mobilenetv3_small_050", {}, 64),
-    ("swin_tiny_patch4_window7_224", {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 1, 1), "window_size": 2}, 64),
+    (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 1, 1), "window_size": 2},
+        64,
+    ),
     ("test_vit", {"img_size": 64}, 64),
-    ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 1, "embed_dim": 48, "num_heads": 2}, 56),
+    (
+        "vit_small_patch14_reg4_dinov2",
+        {"img_size": 56, "depth": 1, "embed_dim": 48, "num_heads": 2},
+        56,
+    ),
 )
-each_backbone = pytest.mark.parametrize(("name", "args", "size"), BACKBONES, ids=[name for name, _, _ in BACKBONES])
+each_backbone = pytest.mark.parametrize(
+    ("name", "args", "size"), BACKBONES, ids=[name for name, _, _ in BACKBONES]
+)
 
 
-def network(name: str, args: Mapping[str, Any], tasks: tuple[Task, ...] = TASKS, stages: int | None = None) -> Network:
+def network(
+    name: str, args: Mapping[str, Any], tasks: tuple[Task, ...] = TASKS, stages: int | None = None
+) -> Network:
     torch.manual_seed(0)
     return Network(Backbone(name, args, stages=stages), tasks).eval()
 
 
 @each_backbone
 @torch.no_grad()
-def test_every_task_has_the_output_that_the_device_decodes(name: str, args: Mapping[str, Any], size: int) -> None:
+def test_every_task_has_the_output_that_the_device_decodes(
+    name: str, args: Mapping[str, Any], size: int
+) -> None:
     outputs = network(name, args)(pixels(2, size))
     assert {task: tuple(output.shape) for task, output in outputs.items()} == {
         "diagnosis": (2, 3),
@@ -73,12 +91,16 @@ def test_one_pass_through_the_backbone_serves_maps_and_pooled_features(
     assert torch.equal(outputs["diagnosis"], model.heads["diagnosis"](pooled))
     assert torch.equal(outputs["features"], torch.nn.functional.normalize(pooled, dim=1))
     plain = network(name, args, TASKS[:2])
-    plain.load_state_dict({key: value for key, value in model.state_dict().items() if key in plain.state_dict()})
+    plain.load_state_dict(
+        {key: value for key, value in model.state_dict().items() if key in plain.state_dict()}
+    )
     for task, output in plain(image).items():
         assert torch.equal(output, outputs[task])
 
 
-@pytest.mark.parametrize(("name", "args", "size"), BACKBONES[2:], ids=[name for name, _, _ in BACKBONES[2:]])
+@pytest.mark.parametrize(
+    ("name", "args", "size"), BACKBONES[2:], ids=[name for name, _, _ in BACKBONES[2:]]
+)
 @pytest.mark.parametrize(("down", "right"), [(0, 1), (1, 0)])
 @torch.no_grad()
 def test_a_map_made_of_tokens_or_channels_last_keeps_places(
@@ -93,19 +115,25 @@ def test_a_map_made_of_tokens_or_channels_last_keeps_places(
         feature_map(model.backbone, model.backbone.forward_features(model.normalised(picture)))
         for picture in (image, other)
     )
-    quarters = torch.nn.functional.adaptive_avg_pool2d((before - after).abs().mean((0, 1))[None], 2)[0]
+    quarters = torch.nn.functional.adaptive_avg_pool2d(
+        (before - after).abs().mean((0, 1))[None], 2
+    )[0]
     assert quarters.argmax() == 2 * down + right
 
 
 def test_classification_heads_keep_the_names_that_students_on_disk_have() -> None:
-    names = {name for name in network("test_efficientnet", {}).state_dict() if name.startswith("heads.")}
+    names = {
+        name for name in network("test_efficientnet", {}).state_dict() if name.startswith("heads.")
+    }
     assert {
         "heads.diagnosis.weight",
         "heads.diagnosis.bias",
         "heads.malignancy.weight",
         "heads.malignancy.bias",
     } < names
-    assert names - {name for name in names if name.startswith(("heads.diagnosis", "heads.malignancy"))} == {
+    assert names - {
+        name for name in names if name.startswith(("heads.diagnosis", "heads.malignancy"))
+    } == {
         "heads.severity.score.weight",
         "heads.severity.biases",
         "heads.lesion.weight",
@@ -143,7 +171,9 @@ class TestRefusals:
 
     def test_a_backbone_without_a_feature_map(self) -> None:
         model = network(
-            "coat_lite_tiny", {"img_size": 32, "embed_dims": (8, 8, 8, 8), "serial_depths": (1, 1, 1, 1)}, SEGMENT
+            "coat_lite_tiny",
+            {"img_size": 32, "embed_dims": (8, 8, 8, 8), "serial_depths": (1, 1, 1, 1)},
+            SEGMENT,
         )
         with pytest.raises(UsageError, match="CoaT gives no square feature map"):
             check_input(model, "coat_lite_tiny", 32)

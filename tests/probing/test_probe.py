@@ -50,7 +50,9 @@ def changed(place, out, **columns):
 
 
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
-def test_a_colour_that_is_the_diagnosis_is_read_off_features_that_learned_nothing(place, tmp_path, protocol):
+def test_a_colour_that_is_the_diagnosis_is_read_off_features_that_learned_nothing(
+    place, tmp_path, protocol
+):
     report = run(place, protocol=protocol)
     assert report.results[0].metrics["balanced_accuracy"].value > 0.9
     assert report.images == {"train": 90, "val": 30, "test": 60}
@@ -59,11 +61,18 @@ def test_a_colour_that_is_the_diagnosis_is_read_off_features_that_learned_nothin
     rng, lesions = np.random.default_rng(0), read_table(place / "data").frame["lesion_id"]
     by_lesion = {lesion: str(rng.choice(list(COLOURS))) for lesion in lesions}
     shuffled = changed(place, tmp_path / "shuffled", dx=lambda row: by_lesion[row["lesion_id"]])
-    assert 0.1 < run(place, data=shuffled, protocol=protocol).results[0].metrics["balanced_accuracy"].value < 0.6
+    assert (
+        0.1
+        < run(place, data=shuffled, protocol=protocol).results[0].metrics["balanced_accuracy"].value
+        < 0.6
+    )
 
 
 def test_two_runs_are_identical_and_a_report_is_json(place):
-    first, again = (json.dumps(to_json(run(place, protocol="fewshot", seed=3)), allow_nan=False) for _ in range(2))
+    first, again = (
+        json.dumps(to_json(run(place, protocol="fewshot", seed=3)), allow_nan=False)
+        for _ in range(2)
+    )
     assert first == again
     assert json.loads(first)["schema"] == "dermedge.probe/1"
 
@@ -80,11 +89,16 @@ def test_few_labels_are_whole_lesions_of_train_and_more_of_them_help(place, tmp_
     ]
     # What is drawn comes from train alone: other answers on test change no probability, only the score.
     wrong = changed(
-        place, tmp_path / "wrong", dx=lambda row: "nv" if row["split"] == "test" and row["dx"] == "mel" else row["dx"]
+        place,
+        tmp_path / "wrong",
+        dx=lambda row: "nv" if row["split"] == "test" and row["dx"] == "mel" else row["dx"],
     )
     other = run(place, data=wrong, protocol="fewshot", fraction=(0.02, 0.5))
     assert [r.train_images for r in other.results] == [6, 48]
-    assert other.results[1].metrics["balanced_accuracy"].value < report.results[1].metrics["balanced_accuracy"].value
+    assert (
+        other.results[1].metrics["balanced_accuracy"].value
+        < report.results[1].metrics["balanced_accuracy"].value
+    )
 
 
 def test_a_severity_is_probed_by_distance(place):
@@ -117,7 +131,12 @@ def test_the_settings_say_what_was_done(place):
     assert settings == {
         "seed": 5,
         "replicates": 50,
-        "preprocess": {"size": 32, "fit": "crop", "kernel": "triangle", "background": [255, 255, 255]},
+        "preprocess": {
+            "size": 32,
+            "fit": "crop",
+            "kernel": "triangle",
+            "background": [255, 255, 255],
+        },
         "optimizer": "Adam",
         "epochs": 50,
         "batch_size": 256,
@@ -130,7 +149,10 @@ def test_the_settings_say_what_was_done(place):
 
 def test_groups_of_people_are_compared_where_there_are_enough(place):
     by_sex = {fair.column: fair for fair in run(place).results[0].fairness}["sex"]
-    assert sum(group.cases for group in by_sex.groups.values()) + sum(by_sex.insufficient.values()) == 60
+    assert (
+        sum(group.cases for group in by_sex.groups.values()) + sum(by_sex.insufficient.values())
+        == 60
+    )
 
 
 # -- what makes it worth less
@@ -139,7 +161,10 @@ def test_groups_of_people_are_compared_where_there_are_enough(place):
 def test_test_images_that_the_teacher_has_learned_from_are_told(place, tmp_path):
     table = read_table(place / "data")
     seen = digests(table.of("test")).tolist()[:7]
-    teacher(tmp_path / "teacher", split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)))
+    teacher(
+        tmp_path / "teacher",
+        split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)),
+    )
     report = probe(tmp_path / "teacher", place / "data", protocol="knn", **FEW)
     assert "TRAINED ON 7 of the 60 test images" in report.warnings[0]
     assert run(place, protocol="knn").warnings == ()
@@ -147,7 +172,10 @@ def test_test_images_that_the_teacher_has_learned_from_are_told(place, tmp_path)
 
 def test_few_labels_of_images_that_the_teacher_knows_are_not_few(place, tmp_path):
     seen = digests(read_table(place / "data").of("train")).tolist()[:8]
-    teacher(tmp_path / "teacher", split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)))
+    teacher(
+        tmp_path / "teacher",
+        split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)),
+    )
     few, all_of_them = (
         probe(tmp_path / "teacher", place / "data", protocol=protocol, **FEW).warnings
         for protocol in ("fewshot", "linear")
@@ -164,7 +192,9 @@ def test_lesions_on_both_sides_and_images_without_an_answer_are_told(place, tmp_
         dx=lambda row: "" if row["lesion_id"] in ("L12", "L13") else row["dx"],
     )
     warnings = run(place, data=data, protocol="knn").warnings
-    assert any(text.startswith("1 lesions or patients stand in train and in test") for text in warnings)
+    assert any(
+        text.startswith("1 lesions or patients stand in train and in test") for text in warnings
+    )
     assert any(text.startswith("4 test images are left out") for text in warnings)
 
 
@@ -180,7 +210,12 @@ def test_a_second_probe_of_any_kind_runs_no_network(place, tmp_path, monkeypatch
     first = run(place, task="malignancy", cache=cache)
     monkeypatch.setattr(Network, "features", refuse)
     assert run(place, task="malignancy", cache=cache) == first
-    for options in ({"protocol": "knn"}, {"protocol": "fewshot"}, {"task": "severity"}, {"seed": 9}):
+    for options in (
+        {"protocol": "knn"},
+        {"protocol": "fewshot"},
+        {"task": "severity"},
+        {"seed": 9},
+    ):
         run(place, cache=cache, **options)
     with pytest.raises(AssertionError, match="the network ran"):
         run(place, cache=tmp_path / "elsewhere")
@@ -195,7 +230,11 @@ def test_only_images_that_are_new_go_through_the_network(place, tmp_path, monkey
         return own(self, image)
 
     monkeypatch.setattr(Network, "features", counted)
-    less = changed(place, tmp_path / "less", split=lambda row: "val" if row["lesion_id"] == "L0" else row["split"])
+    less = changed(
+        place,
+        tmp_path / "less",
+        split=lambda row: "val" if row["lesion_id"] == "L0" else row["split"],
+    )
     run(place, data=less, protocol="knn", cache=cache)
     assert sum(passed) == 148
     expected = run(place, protocol="knn", cache=tmp_path / "fresh")
@@ -215,7 +254,11 @@ def test_a_damaged_cache_is_computed_anew_and_mended(place, tmp_path, monkeypatc
     sound = file.read_bytes()
     flipped = bytearray(sound)
     flipped[len(sound) * 3 // 4] ^= 0xFF
-    file.write_bytes({"cut": sound[:-500], "flipped": bytes(flipped), "text": b"no features", "empty": b""}[damage])
+    file.write_bytes(
+        {"cut": sound[:-500], "flipped": bytes(flipped), "text": b"no features", "empty": b""}[
+            damage
+        ]
+    )
     assert run(place, protocol="knn", cache=cache) == expected
     monkeypatch.setattr(Network, "features", refuse)
     assert run(place, protocol="knn", cache=cache) == expected
@@ -225,7 +268,13 @@ def test_other_weights_or_another_preprocessing_have_features_of_their_own(place
     cache = tmp_path / "kept"
     run(place, protocol="knn", cache=cache)
     for number, options in enumerate(({"seed": 1}, {"fit": "stretch"}, {"size": 48}), start=2):
-        probe(teacher(tmp_path / f"other{number}", **options), place / "data", protocol="knn", cache=cache, **FEW)
+        probe(
+            teacher(tmp_path / f"other{number}", **options),
+            place / "data",
+            protocol="knn",
+            cache=cache,
+            **FEW,
+        )
         assert len(list(cache.iterdir())) == number
 
 
@@ -268,19 +317,25 @@ def test_what_is_missing_is_named(place, tmp_path):
     without = changed(place, tmp_path / "without", split=lambda row: "train")
     with pytest.raises(DataError, match="no rows in the split 'test'"):
         run(place, data=without)
-    unknown = changed(place, tmp_path / "unknown", dx=lambda row: "" if row["split"] == "test" else row["dx"])
+    unknown = changed(
+        place, tmp_path / "unknown", dx=lambda row: "" if row["split"] == "test" else row["dx"]
+    )
     with pytest.raises(DataError, match=r"No test row of .* has a dx"):
         run(place, data=unknown)
     with pytest.raises(DataError, match="column 'mask'"):
         run(place, protocol="segment")
-    benign = changed(place, tmp_path / "benign", dx=lambda row: "nv" if row["split"] == "val" else row["dx"])
+    benign = changed(
+        place, tmp_path / "benign", dx=lambda row: "nv" if row["split"] == "val" else row["dx"]
+    )
     with pytest.raises(DataError, match=r"No val row of .* is malignant"):
         run(place, data=benign, task="malignancy")
     assert run(place, data=benign).results  # a diagnosis needs nothing of val
 
 
 def test_features_that_are_no_numbers_are_refused_and_not_kept(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(Network, "features", lambda self, image: image.float().mean((1, 2)) * float("nan"))
+    monkeypatch.setattr(
+        Network, "features", lambda self, image: image.float().mean((1, 2)) * float("nan")
+    )
     with pytest.raises(DataError, match="NaN or infinity"):
         run(place, cache=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
@@ -302,7 +357,9 @@ def test_finetuning_trains_from_the_teacher_and_leaves_nothing_behind(place, tmp
 def test_finetuning_grades_severity_by_levels_that_train_may_not_show(place, tmp_path):
     levels = {"nv": 0, "bkl": 2, "mel": 3}
     graded = changed(place, tmp_path / "graded", severity=lambda row: levels[row["dx"]])
-    report = run(place, data=graded, protocol="finetune", task="severity", epochs=6, batch_size=16, lr=5e-3)
+    report = run(
+        place, data=graded, protocol="finetune", task="severity", epochs=6, batch_size=16, lr=5e-3
+    )
     assert report.labels == ("0", "1", "2", "3")
     assert report.support["1"] == 0
     assert report.results[0].metrics["quadratic_weighted_kappa"].value > 0.5

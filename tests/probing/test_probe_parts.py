@@ -8,7 +8,14 @@ from dermedge.data.split import with_split
 from dermedge.data.table import read_table
 from dermedge.probing.knn import retrieval, vote
 from dermedge.probing.linear import LinearRecipe, fit_linear, likelihoods
-from dermedge.probing.scores import Bootstrap, intervals, macro_f1, predictions, scores, segment_scores
+from dermedge.probing.scores import (
+    Bootstrap,
+    intervals,
+    macro_f1,
+    predictions,
+    scores,
+    segment_scores,
+)
 from dermedge.probing.task import draw_fraction, make_probe_task
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import Preprocess, Spec, Task
@@ -73,15 +80,24 @@ def test_a_narrower_diagnosis_of_test_counts_as_the_class_of_train_that_covers_i
     for row in rows:
         row["dx"] = "sk" if row["split"] == "test" and row["dx"] == "bkl" else row["dx"]
     rows.append(rows[-1] | {"dx": "vasc", "looks": "nv", "split": "test"})
-    question = make_probe_task("diagnosis", with_split(read_table(data_set(tmp_path / "data", rows))), SPEC)
+    question = make_probe_task(
+        "diagnosis", with_split(read_table(data_set(tmp_path / "data", rows))), SPEC
+    )
     assert question.names == ("nv", "mel", "bkl")
     test = question.part("test")
-    assert set(zip(test.table.frame["dx"], test.labels.tolist(), strict=True)) == {("nv", 0), ("mel", 1), ("sk", 2)}
+    assert set(zip(test.table.frame["dx"], test.labels.tolist(), strict=True)) == {
+        ("nv", 0),
+        ("mel", 1),
+        ("sk", 2),
+    }
     assert question.unanswered("test") == 1
 
 
 def test_a_task_that_train_has_one_answer_to_is_refused_by_name(tmp_path):
-    rows = [row | {"severity": 2 if row["split"] == "train" else row["severity"]} for row in coloured(36)]
+    rows = [
+        row | {"severity": 2 if row["split"] == "train" else row["severity"]}
+        for row in coloured(36)
+    ]
     table = with_split(read_table(data_set(tmp_path / "data", rows)))
     with pytest.raises(DataError, match="1 different answers in the column 'severity'"):
         make_probe_task("severity", table, SPEC)
@@ -96,7 +112,9 @@ OF = np.array([0, 0, 1, 1, 2])
 
 
 def test_the_nearest_directions_win_whatever_their_length():
-    shares = vote(AROUND, OF, np.array([[10, 0.5], [0.01, 0.3], [-7, 0.1]], np.float32), 3, neighbours=2)
+    shares = vote(
+        AROUND, OF, np.array([[10, 0.5], [0.01, 0.3], [-7, 0.1]], np.float32), 3, neighbours=2
+    )
     assert shares.argmax(1).tolist() == [0, 1, 2]
     np.testing.assert_allclose(shares.sum(1), 1)
 
@@ -115,7 +133,9 @@ def test_more_neighbours_than_images_are_all_of_them():
 
 
 def test_retrieval_counts_what_stands_before_the_first_of_the_class():
-    found = retrieval(AROUND, OF, np.array([[1, 0.02], [1, 0.02], [1, 0.02]], np.float32), np.array([0, 1, 3]))
+    found = retrieval(
+        AROUND, OF, np.array([[1, 0.02], [1, 0.02], [1, 0.02]], np.float32), np.array([0, 1, 3])
+    )
     # The ranking is 0 0 1 1 2: class 1 stands third and fourth, class 3 nowhere.
     assert found["hit_at_1"].tolist() == [1, 0, 0]
     assert found["hit_at_5"].tolist() == [1, 1, 0]
@@ -140,15 +160,21 @@ def test_a_layer_reads_a_label_off_and_makes_nothing_of_shuffled_ones(kind, clas
     train, test = slice(0, 400), slice(400, None)
     right = fit_linear(kind, classes, features[train], labels[train])(features[test]).argmax(1)
     assert (right == labels[test]).mean() > 0.98
-    wrong = fit_linear(kind, classes, features[train], rng.permutation(labels[train]))(features[test]).argmax(1)
+    wrong = fit_linear(kind, classes, features[train], rng.permutation(labels[train]))(
+        features[test]
+    ).argmax(1)
     assert (wrong == labels[test]).mean() < 1 / classes + 0.2
 
 
 def test_an_ordinal_layer_finds_levels_along_a_direction():
     levels = np.random.default_rng(0).integers(4, size=800)
     rng = np.random.default_rng(2)
-    features = (np.outer(levels, rng.normal(size=16)) + rng.normal(0, 0.3, (800, 16))).astype(np.float32)
-    found = fit_linear("ordinal", 4, features[:600], levels[:600], recipe=LinearRecipe(200, 128, 2e-2))(features[600:])
+    features = (np.outer(levels, rng.normal(size=16)) + rng.normal(0, 0.3, (800, 16))).astype(
+        np.float32
+    )
+    found = fit_linear(
+        "ordinal", 4, features[:600], levels[:600], recipe=LinearRecipe(200, 128, 2e-2)
+    )(features[600:])
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
     guess = (1 - found.cumsum(1)[:, :-1] > 0.5).sum(1)
     assert np.abs(guess - levels[600:]).mean() < 0.15
@@ -168,7 +194,9 @@ def test_the_same_seed_gives_the_same_layer_and_leaves_the_generator_alone():
     torch.manual_seed(4)
     expected = torch.rand(1)
     torch.manual_seed(4)
-    first, again, other = (fit_linear("classify", 3, features, labels, seed=s)(features) for s in (0, 0, 1))
+    first, again, other = (
+        fit_linear("classify", 3, features, labels, seed=s)(features) for s in (0, 0, 1)
+    )
     assert torch.rand(1) == expected
     assert (first == again).all()
     assert (first != other).any()
@@ -180,7 +208,10 @@ def test_small_features_are_read_where_they_are_normalised():
     left = fit_linear("classify", 3, small[:400], labels[:400])(small[400:])
     made = fit_linear("classify", 3, small[:400], labels[:400], normalise=True)(small[400:])
     assert (made.argmax(1) == labels[400:]).mean() > 0.98
-    assert -np.log(made[np.arange(200), labels[400:]]).mean() < -np.log(left[np.arange(200), labels[400:]]).mean() / 2
+    assert (
+        -np.log(made[np.arange(200), labels[400:]]).mean()
+        < -np.log(left[np.arange(200), labels[400:]]).mean() / 2
+    )
 
 
 def test_features_that_never_vary_are_no_division_by_zero():
@@ -189,7 +220,9 @@ def test_features_that_never_vary_are_no_division_by_zero():
     assert np.isfinite(fit_linear("classify", 2, features, labels, normalise=True)(features)).all()
 
 
-@pytest.mark.parametrize("wrong", [(0, 256, 5e-3), (50, 1, 5e-3), (50, 256, 0.0), (50, 256, float("nan"))])
+@pytest.mark.parametrize(
+    "wrong", [(0, 256, 5e-3), (50, 1, 5e-3), (50, 256, 0.0), (50, 256, float("nan"))]
+)
 def test_a_recipe_that_trains_nothing_is_refused(wrong):
     with pytest.raises(UsageError, match="train nothing"):
         LinearRecipe(*wrong)
@@ -201,7 +234,9 @@ BOOTSTRAP = Bootstrap(200, 0)
 
 
 def part(tmp_path, task, count=90):
-    question = make_probe_task(task, with_split(read_table(data_set(tmp_path / "data", coloured(count)))), SPEC)
+    question = make_probe_task(
+        task, with_split(read_table(data_set(tmp_path / "data", coloured(count)))), SPEC
+    )
     return question, question.part("test")
 
 
@@ -210,7 +245,9 @@ def test_scores_of_a_diagnosis_are_the_libraries(tmp_path):
     shares = np.random.default_rng(0).dirichlet(np.ones(3), len(test))
     found = scores(question, test, shares, threshold=None, bootstrap=BOOTSTRAP)
     guess = shares.argmax(1)
-    assert found.metrics["macro_f1"].value == pytest.approx(f1_score(test.labels, guess, average="macro"))
+    assert found.metrics["macro_f1"].value == pytest.approx(
+        f1_score(test.labels, guess, average="macro")
+    )
     assert found.metrics["accuracy"].value == pytest.approx((guess == test.labels).mean())
     assert found.recall["mel"].value == pytest.approx((guess[test.labels == 1] == 1).mean())
     assert all(each.low <= each.value <= each.high for each in found.metrics.values())
@@ -231,7 +268,10 @@ def test_a_malignancy_is_judged_at_its_threshold(tmp_path):
     malignant = np.random.default_rng(0).uniform(size=len(test))
     shares = np.stack([1 - malignant, malignant], axis=1)
     found = scores(question, test, shares, threshold=0.3, bootstrap=BOOTSTRAP).metrics
-    sensitivity, specificity = (malignant[test.labels == 1] >= 0.3).mean(), (malignant[test.labels == 0] < 0.3).mean()
+    sensitivity, specificity = (
+        (malignant[test.labels == 1] >= 0.3).mean(),
+        (malignant[test.labels == 0] < 0.3).mean(),
+    )
     assert found["sensitivity"].value == pytest.approx(sensitivity)
     assert found["specificity"].value == pytest.approx(specificity)
     assert found["balanced_accuracy"].value == pytest.approx((sensitivity + specificity) / 2)

@@ -29,7 +29,15 @@ def place(tmp_path_factory):
 
 @pytest.mark.parametrize("backbone", ["cnn", "vit"])
 def test_decoders_learn_drawn_masks_better_than_any_guess_without_looking(place, backbone):
-    report = probe(place / backbone, place / "lesions", protocol="segment", epochs=12, batch_size=16, lr=3e-3, **FEW)
+    report = probe(
+        place / backbone,
+        place / "lesions",
+        protocol="segment",
+        epochs=12,
+        batch_size=16,
+        lr=3e-3,
+        **FEW,
+    )
     masks = read_masks(with_split(read_table(place / "lesions")).of("test"), Preprocess(64))
     everything = np.mean([2 * mask.sum() / (mask.size + mask.sum()) for mask in masks])
     linear, upernet = report.results
@@ -38,7 +46,10 @@ def test_decoders_learn_drawn_masks_better_than_any_guess_without_looking(place,
     # All inside gives the best Dice without looking, all outside the best accuracy.
     assert upernet.metrics["dice"].value > everything + 0.1
     assert upernet.metrics["pixel_accuracy"].value > 1 - masks.mean() + 0.03
-    assert all(result.metrics["mean_iou"].value > (1 - masks.mean()) / 2 + 0.03 for result in report.results)
+    assert all(
+        result.metrics["mean_iou"].value > (1 - masks.mean()) / 2 + 0.03
+        for result in report.results
+    )
     assert (upernet.recall, upernet.fairness, upernet.threshold) == ({}, (), None)
     assert report.images["test"] == len(masks)
 
@@ -52,7 +63,10 @@ def test_two_runs_are_identical_and_one_head_is_the_same_alone(place):
 
 
 def test_memory_decides_nothing_but_the_time(place):
-    student, table = load_model_folder(place / "cnn"), with_split(read_table(place / "lesions")).of("val")
+    student, table = (
+        load_model_folder(place / "cnn"),
+        with_split(read_table(place / "lesions")).of("val"),
+    )
     batches = [np.array([3, 0]), np.array([1, 2, 4])]
     passes, found = [], []
     row = sum(level[0].numel() * 2 for level in next(Maps(student, (1, 2), table).of(batches)))
@@ -60,7 +74,9 @@ def test_memory_decides_nothing_but_the_time(place):
         maps = Maps(student, (1, 2), table, room=room)
         own = maps._forward
         counted = []
-        maps._forward = lambda images, own=own, counted=counted: counted.append(len(images)) or own(images)
+        maps._forward = lambda images, own=own, counted=counted: (
+            counted.append(len(images)) or own(images)
+        )
         found.append([maps_of for _ in range(2) for maps_of in maps.of(batches)])
         passes.append(sum(counted))
     assert passes == [5, 5 + 3, 10]
@@ -72,7 +88,10 @@ def test_memory_decides_nothing_but_the_time(place):
 
 def test_masks_that_are_the_picture_itself_are_found_pixel_by_pixel(place, tmp_path):
     """What is counted as overlap is in the frame of the image, rows and columns in order."""
-    student, table = load_model_folder(place / "cnn"), with_split(read_table(place / "lesions")).of("val")
+    student, table = (
+        load_model_folder(place / "cnn"),
+        with_split(read_table(place / "lesions")).of("val"),
+    )
     masks = read_masks(table, student.spec.preprocess)
     decoders, levels = make_decoders(student, ("linear",), 0)
     maps = Maps(student, levels, table)
@@ -93,7 +112,9 @@ def test_a_mask_is_cut_and_resized_as_its_image_is(tmp_path, fit):
     Image.fromarray(shape).convert("1").save(tmp_path / "bits.png")
     Image.fromarray(shape).save(tmp_path / "lossy.jpg", quality=60)
     spec = Preprocess(64, fit, background=(255, 255, 255))
-    black = preprocess(np.stack([shape] * 3, -1), Preprocess(64, fit, background=(0, 0, 0)), exact=True)[..., 0]
+    black = preprocess(
+        np.stack([shape] * 3, -1), Preprocess(64, fit, background=(0, 0, 0)), exact=True
+    )[..., 0]
     mask = read_mask(tmp_path / "mask.png", spec)
     assert mask.dtype == bool
     assert (mask == (black >= 128)).all()

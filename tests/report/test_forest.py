@@ -14,11 +14,24 @@ def interval(value, low=None, high=None):
 
 
 def group(column, value, cases, loss):
-    return {"column": column, "value": value, "cases": cases, "loss": loss, "reference": {}, "candidate": {}}
+    return {
+        "column": column,
+        "value": value,
+        "cases": cases,
+        "loss": loss,
+        "reference": {},
+        "candidate": {},
+    }
 
 
 def report(**changes):
-    overall = {"metric": "balanced_accuracy", "reference": 0.7, "candidate": 0.69, "allowed": 0.01, "cases": 1250}
+    overall = {
+        "metric": "balanced_accuracy",
+        "reference": 0.7,
+        "candidate": 0.69,
+        "allowed": 0.01,
+        "cases": 1250,
+    }
     found = {
         "limits": [
             overall | {"loss": interval(0.005, -0.01, 0.02)},
@@ -67,13 +80,17 @@ def test_points_intervals_and_bands_stand_where_their_numbers_are():
     assert numbers(female, "zero", "x1") == [50]
     assert numbers(female, "band", "x") == [50]
     assert numbers(female, "band", "width")[0] == pytest.approx(at[0.02] - 50, abs=0.01)
-    assert numbers(lines(plot)["Overall"].plot, "band", "width")[0] == pytest.approx(at[0.01] - 50, abs=0.01)
+    assert numbers(lines(plot)["Overall"].plot, "band", "width")[0] == pytest.approx(
+        at[0.01] - 50, abs=0.01
+    )
     assert "band" not in lines(plot)["Melanoma"].plot
 
 
 def test_the_axis_has_few_round_ticks_around_zero():
     for largest in (1e-6, 0.004, 0.05, 0.3, 7.0):
-        plot = forest(report(limits=[], classes=[], subgroups=[group("sex", "f", 200, interval(largest))]), {})
+        plot = forest(
+            report(limits=[], classes=[], subgroups=[group("sex", "f", 200, interval(largest))]), {}
+        )
         ticks = [float(text) for text in re.findall(r">(-?[\d.]+)</text>", plot.axis)]
         assert 3 <= len(ticks) <= 7
         assert ticks == [-tick for tick in reversed(ticks)]
@@ -110,13 +127,24 @@ def test_more_than_allowed_stands_out_and_nothing_is_passed():
 
 def test_a_line_says_itself_to_those_who_do_not_see_it():
     said = lines(forest(report(), NAMES))["female"].plot.replace("\u00a0", " ")
-    assert 'aria-label="Sex, female: loss 3.00 %, 95 % interval 1.00 to 4.00 %, 2.00 % allowed."' in said
+    assert (
+        'aria-label="Sex, female: loss 3.00 %, 95 % interval 1.00 to 4.00 %, 2.00 % allowed."'
+        in said
+    )
 
 
 def test_what_is_missing_is_left_out():
     assert forest({}, {}) is None
-    assert forest({"limits": [{"metric": "balanced_accuracy", "loss": None}], "subgroups": None}, {}) is None
+    assert (
+        forest({"limits": [{"metric": "balanced_accuracy", "loss": None}], "subgroups": None}, {})
+        is None
+    )
     unknown = group("sex", "male", 200, interval(None))
-    plot = forest(report(limits=[], subgroups=[unknown, group("sex", "female", 200, interval(0.0))], classes=[]), {})
+    plot = forest(
+        report(
+            limits=[], subgroups=[unknown, group("sex", "female", 200, interval(0.0))], classes=[]
+        ),
+        {},
+    )
     assert lines(plot)["male"].plot is None
     assert lines(plot)["female"].plot is not None

@@ -96,7 +96,9 @@ def make_data(folder, **columns):
     (folder / "images").mkdir(parents=True)
     rows = []
     for seed in range(8):
-        Image.fromarray(draw_lesion(seed, width=320, height=240).image).save(folder / f"images/i{seed}.jpg")
+        Image.fromarray(draw_lesion(seed, width=320, height=240).image).save(
+            folder / f"images/i{seed}.jpg"
+        )
         rows.append({"image_id": f"i{seed}", "image": f"images/i{seed}.jpg", "dx": "nv"} | columns)
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     return folder
@@ -135,22 +137,36 @@ def evaluation_of(bundle, **changes):
         data_digest="d" * 64,
         split="test",
         labels=LABELS,
-        postprocessing={"diagnosis": Postprocessing(1.25), "malignancy": Postprocessing(0.8, 0.2314)},
+        postprocessing={
+            "diagnosis": Postprocessing(1.25),
+            "malignancy": Postprocessing(0.8, 0.2314),
+        },
         threshold=0.2314,
         overall=scores(Interval(0.6944, 0.6357, 0.7491)),
-        recall={"nv": Interval(0.8, 0.75, 0.85), "mel": Interval(0.613, 0.5, 0.7), "akiec": Interval(None)},
+        recall={
+            "nv": Interval(0.8, 0.75, 0.85),
+            "mel": Interval(0.613, 0.5, 0.7),
+            "akiec": Interval(None),
+        },
         support={"nv": 1000, "mel": 250, "akiec": 0},
         subgroups=(
             SubgroupScores("sex", "female", scores(Interval(0.71, 0.65, 0.77), labelled=600)),
             SubgroupScores("fitzpatrick", "II", scores(Interval(0.72, 0.66, 0.78), labelled=100)),
-            SubgroupScores("fitzpatrick", "VI", scores(Interval(0.987, 0.9, 1.0), labelled=99, malignant=7)),
+            SubgroupScores(
+                "fitzpatrick", "VI", scores(Interval(0.987, 0.9, 1.0), labelled=99, malignant=7)
+            ),
         ),
         confusion=((811, 140, 49), (93, 152, 5), (0, 0, 0)),
-        reliability=(ReliabilityBin(0.0, 0.5, 0, None, None), ReliabilityBin(0.5, 1.0, 1250, 0.81, 0.7668)),
+        reliability=(
+            ReliabilityBin(0.0, 0.5, 0, None, None),
+            ReliabilityBin(0.5, 1.0, 1250, 0.81, 0.7668),
+        ),
         roc=((0.0, 0.0), (0.1, 0.8), (0.2575, 0.9021), (1.0, 1.0)),
         unmapped={"psoriasis": 3},
         trained_on=(),
-        warnings=("3 images have a diagnosis that no label of the model covers (psoriasis 3): left out.",),
+        warnings=(
+            "3 images have a diagnosis that no label of the model covers (psoriasis 3): left out.",
+        ),
         images=(
             picture(0, "mel", "nv", 0.83, True, 0.0312),
             picture(1, "nv", "mel", 0.97, False, 0.8713),
@@ -167,8 +183,12 @@ SKIN = Fairness(
     metric="balanced_accuracy",
     classes=(0, 1),
     groups={
-        "I-II": GroupScore(604, 252, Interval(0.747, 0.707, 0.787), Interval(0.667, 0.61, 0.724), Interval(0.091)),
-        "V-VI": GroupScore(154, 48, Interval(0.439, 0.356, 0.524), Interval(0.312, 0.174, 0.447), Interval(None)),
+        "I-II": GroupScore(
+            604, 252, Interval(0.747, 0.707, 0.787), Interval(0.667, 0.61, 0.724), Interval(0.091)
+        ),
+        "V-VI": GroupScore(
+            154, 48, Interval(0.439, 0.356, 0.524), Interval(0.312, 0.174, 0.447), Interval(None)
+        ),
     },
     insufficient={"III-IV": 29},
     unknown=1249,
@@ -191,19 +211,51 @@ PARITY = ParityReport(
     precision="int8",
     limits=(
         Limit("non_finite", "passed", None, None, Interval(0.0), 0.0, 1253),
-        Limit("top1_agreement", "passed", 1.0, 0.9912, Interval(0.0088, 0.0041, 0.0133), 0.02, 1253),
         Limit(
-            "balanced_accuracy", "warn", 0.7011, 0.6944, Interval(0.0096, -0.0043, 0.0212), 0.005, 1250, "may be chance"
+            "top1_agreement", "passed", 1.0, 0.9912, Interval(0.0088, 0.0041, 0.0133), 0.02, 1253
         ),
-        Limit("worst_subgroup", "insufficient", 0.8, 0.79, Interval(0.0125, -0.1, 0.11), 0.02, 99, "fitzpatrick VI"),
+        Limit(
+            "balanced_accuracy",
+            "warn",
+            0.7011,
+            0.6944,
+            Interval(0.0096, -0.0043, 0.0212),
+            0.005,
+            1250,
+            "may be chance",
+        ),
+        Limit(
+            "worst_subgroup",
+            "insufficient",
+            0.8,
+            0.79,
+            Interval(0.0125, -0.1, 0.11),
+            0.02,
+            99,
+            "fitzpatrick VI",
+        ),
         Limit("brightness_of_toes", "failed", 3.0, 2.0, Interval(1.0), 0.5, 12),
     ),
     subgroups=(
         Subgroup("fitzpatrick", "VI", 99, Interval(0.8), Interval(0.7654), Interval(0.0433)),
         Subgroup("sex", "female", 600, Interval(0.71), Interval(0.7), Interval(0.0141)),
     ),
-    agreement={"top1": 0.9912, "kl": 0.00123, "cosine:diagnosis": 0.99931, "recall_loss:mel": 0.0123},
-    classes=(Subgroup("class", "mel", 143, Interval(0.6131), Interval(0.5754), Interval(0.0612, 0.0104, 0.1123)),),
+    agreement={
+        "top1": 0.9912,
+        "kl": 0.00123,
+        "cosine:diagnosis": 0.99931,
+        "recall_loss:mel": 0.0123,
+    },
+    classes=(
+        Subgroup(
+            "class",
+            "mel",
+            143,
+            Interval(0.6131),
+            Interval(0.5754),
+            Interval(0.0612, 0.0104, 0.1123),
+        ),
+    ),
 )
 CANDIDATES = {
     "schema": "dermedge.candidates/1",
@@ -219,8 +271,19 @@ CANDIDATES = {
             "kl": 0.00123,
             "balanced_accuracy_loss": {"value": 0.0021, "low": -0.004, "high": 0.009},
         },
-        {"name": "fp32 onnx plain", "status": "passed", "reason": EVIL, "size_bytes": None, "latency_ms": 13.4},
-        {"name": "int8 onnx qat", "status": "skipped", "reason": "not needed", "balanced_accuracy_loss": None},
+        {
+            "name": "fp32 onnx plain",
+            "status": "passed",
+            "reason": EVIL,
+            "size_bytes": None,
+            "latency_ms": 13.4,
+        },
+        {
+            "name": "int8 onnx qat",
+            "status": "skipped",
+            "reason": "not needed",
+            "balanced_accuracy_loss": None,
+        },
     ],
 }
 
@@ -280,7 +343,10 @@ def data(tmp_path_factory):
 
 
 def page(out, bundle, **changes):
-    checks = (Check("files", "passed", "9 files are intact"), Check("engine", "not_run", "an earlier check failed"))
+    checks = (
+        Check("files", "passed", "9 files are intact"),
+        Check("engine", "not_run", "an earlier check failed"),
+    )
     arguments = {
         "evaluation": evaluation_of(bundle),
         "parity": json.loads(json.dumps(to_json(PARITY))),
@@ -297,16 +363,25 @@ def test_every_number_of_a_known_input_is_there(tmp_path, bundle, data):
     headline = "On 1,253 images of 934 lesions or patients (test split of clinic), it tells 3 diagnoses apart with a"
     assert f"{headline} balanced accuracy of 69.4 % (95 % interval 63.6 to 74.9 %)." in found.text
     assert "AUROC of 0.909." in found.text
-    assert "At its threshold of 0.231 it finds 90.2 % of the malignant images and clears 74.2 % of the" in found.text
+    assert (
+        "At its threshold of 0.231 it finds 90.2 % of the malignant images and clears 74.2 % of the"
+        in found.text
+    )
     assert "One prediction takes 24.3 ms from file to answer (Some CPU, 1 thread)" in found.text
     assert found.row("Balanced accuracy 69.4 % 63.6 to 74.9 %")
     assert found.row("Macro AUROC 0.942 0.931 to 0.953")
     assert found.row("Sensitivity 90.2 % 84.1 to 95.1 %")
     assert found.row("Calibration error (ECE) 0.043 0.031 to 0.062")
-    assert "always answers the most frequent diagnosis has 80.0 % accuracy and 50.0 % balanced accuracy" in found.text
+    assert (
+        "always answers the most frequent diagnosis has 80.0 % accuracy and 50.0 % balanced accuracy"
+        in found.text
+    )
     nv = "Melanocytic naevus nv 811 81 % 140 14 % 49 5 % 1,000 80.0 % (75.0 to 85.0)"
     assert found.row("Melanocytic naevus nv") == nv
-    assert found.row("Actinic keratosis") == "Actinic keratosis or Bowen's disease akiec 0 0 0 0 not measured"
+    assert (
+        found.row("Actinic keratosis")
+        == "Actinic keratosis or Bowen's disease akiec 0 0 0 0 not measured"
+    )
     assert found.row("0.500 to 1.000") == "0.500 to 1.000 1,250 81.0 % 76.7 %"
     assert found.row("Same first diagnosis").endswith(
         "100.00 % 99.12 % 0.88 points 0.41 to 1.33 points 2.00 points 1,253 passed"
@@ -351,7 +426,11 @@ def test_the_page_needs_nothing_else(tmp_path, bundle, data):
     targets = {attributes["href"][1:] for attributes in found.named("a")}
     assert targets <= {attributes.get("id") for _, attributes in found.tags}
     assert not re.search(r"url\(|@import|https?://", found.source)
-    policy = next(m["content"] for m in found.named("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        m["content"]
+        for m in found.named("meta")
+        if m.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'")
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in found.named("svg"))
     assert len(found.named("svg")) == 8
@@ -360,12 +439,17 @@ def test_the_page_needs_nothing_else(tmp_path, bundle, data):
 
 def test_examples_are_small_jpegs_of_what_the_model_sees(tmp_path, bundle, data):
     found = page(tmp_path, bundle, data=data)
-    images = [Image.open(io.BytesIO(base64.b64decode(i["src"].partition(",")[2]))) for i in found.named("img")]
+    images = [
+        Image.open(io.BytesIO(base64.b64decode(i["src"].partition(",")[2])))
+        for i in found.named("img")
+    ]
     assert len(images) == 4
     assert {image.format for image in images} == {"JPEG"}
     assert {image.size for image in images} == {(160, 160)}
     with Image.open(data / "images/i0.jpg") as original:
-        expected = np.asarray(original.crop((40, 0, 280, 240)).resize((160, 160), Image.Resampling.BILINEAR), float)
+        expected = np.asarray(
+            original.crop((40, 0, 280, 240)).resize((160, 160), Image.Resampling.BILINEAR), float
+        )
     assert np.abs(np.asarray(images[0], float) - expected).mean() < 4
     missed = "missed Truth Melanoma malignant Model Melanocytic naevus probability 83.0 % Decision benign"
     assert f"{missed} malignancy 0.031 i0" in found.text
@@ -380,7 +464,10 @@ def test_examples_are_small_jpegs_of_what_the_model_sees(tmp_path, bundle, data)
 def test_the_pick_is_balanced_and_puts_missed_malignant_first(bundle):
     images = [picture(n, "nv", "mel", 0.9 - n / 100, False, 0.9) for n in range(20)]
     images += [picture(100 + n, "mel", "mel", 0.6, True, 0.2 - n / 100) for n in range(10)]
-    images += [picture(200, "akiec", "nv", 0.4, None, 0.1), picture(201, "nv", "nv", 0.99, False, 0.5)]
+    images += [
+        picture(200, "akiec", "nv", 0.4, None, 0.1),
+        picture(201, "nv", "nv", 0.99, False, 0.5),
+    ]
     images += [picture(202, "nv", "nv", 0.3, False, 0.1)]
     kinds = choose(evaluation_of(bundle, images=tuple(images)))
     assert [kind.word for kind in kinds] == ["missed", "wrong", "false alarm", "right"]
@@ -403,7 +490,9 @@ def test_images_can_be_left_out(tmp_path, bundle, data, given):
     found = page(tmp_path, bundle, **{"data": data} | given)
     assert found.named("img") == []
     assert "i0" not in found.text.split()
-    assert ("left out of this page on request" if "images" in given else "made without the data") in found.text
+    assert (
+        "left out of this page on request" if "images" in given else "made without the data"
+    ) in found.text
 
 
 def test_an_image_that_is_gone_leaves_a_note(tmp_path, bundle):
@@ -426,10 +515,14 @@ def test_whatever_comes_from_data_is_escaped(tmp_path, data):
     task = content["spec"].tasks[0]
     task = replace(task, labels=(Label("nv", EVIL), *task.labels[1:]))
     lineage = {"data": {EVIL: [EVIL, {"licence": EVIL}]}}
-    spec = replace(content["spec"], tasks=(task, content["spec"].tasks[1]), intended_use=EVIL, lineage=lineage)
+    spec = replace(
+        content["spec"], tasks=(task, content["spec"].tasks[1]), intended_use=EVIL, lineage=lineage
+    )
     failures = {"status": "failed", "allowed_failures": [EVIL]}
     bundle = make_bundle(
-        tmp_path / "toy.dermedge", spec=spec, parity={"host": failures, "device": {"status": "not_run"}}
+        tmp_path / "toy.dermedge",
+        spec=spec,
+        parity={"host": failures, "device": {"status": "not_run"}},
     )
     quoted = f'"{EVIL}'
     wrong = picture(0, EVIL, quoted, 0.5, True, 0.1, dx=EVIL)
@@ -459,7 +552,14 @@ def test_whatever_comes_from_data_is_escaped(tmp_path, data):
         },
         latency=latency_of(bundle, device={EVIL: EVIL, "cpu": EVIL}, image=EVIL),
         verification=VerifyReport(bundle.id, EVIL, "failed", (Check(EVIL, "failed", EVIL),)),
-        runs=[RUN | {"settings": {"role": EVIL, "init": EVIL}, "history": [{EVIL: 0.5}], "versions": {EVIL: EVIL}}],
+        runs=[
+            RUN
+            | {
+                "settings": {"role": EVIL, "init": EVIL},
+                "history": [{EVIL: 0.5}],
+                "versions": {EVIL: EVIL},
+            }
+        ],
     )
     assert found.named("script") == []
     assert "<script" not in found.source
@@ -518,14 +618,27 @@ def test_a_model_that_only_grades_and_segments_is_asked_for_nothing_else(tmp_pat
         tmp_path,
         bundle,
         evaluation=evaluation_of(
-            bundle, labels=(), threshold=None, overall=answers, subgroups=(group,), recall={}, support={}, confusion=()
+            bundle,
+            labels=(),
+            threshold=None,
+            overall=answers,
+            subgroups=(group,),
+            recall={},
+            support={},
+            confusion=(),
         ),
     )
     assert "Measured on 120 images of 90 lesions or patients" in found.text
     assert "a quadratic weighted kappa of 0.612, on average 1.205 levels off" in found.text
     assert found.row("Lesion mask").startswith("Lesion mask, Dice coefficient 0.813 0.800 to 0.830")
     assert found.row("female 101") == "female 101 0.612 (-0.100 to 0.700)"
-    for absent in ("AUROC", "Sensitivity", "diagnosis that the model knows", "What it confuses", "Malignant found"):
+    for absent in (
+        "AUROC",
+        "Sensitivity",
+        "diagnosis that the model knows",
+        "What it confuses",
+        "Malignant found",
+    ):
         assert absent not in found.text.partition("Is it still the same model?")[0]
     assert all("--lo:-" not in attributes.get("style", "") for _, attributes in found.tags)
 
@@ -536,7 +649,13 @@ def test_a_pretraining_is_shown_by_its_losses_and_warnings(tmp_path, bundle):
         "finished": True,
         "settings": {
             "backbone": {"name": "mobilenetv2_100", "args": {}},
-            "recipe": {"size": 96, "epochs": 1, "batch_size": 64, "lr": 0.002, "weight_decay": [0.04, 0.2]},
+            "recipe": {
+                "size": 96,
+                "epochs": 1,
+                "batch_size": 64,
+                "lr": 0.002,
+                "weight_decay": [0.04, 0.2],
+            },
         },
         "history": [{"dino": 5.5431, "label": 0.31, "images_per_second": 50.0}],
         "warnings": ["The dino loss taught nothing."],
@@ -555,22 +674,43 @@ def test_a_classifier_has_no_lines_for_what_it_does_not_do(tmp_path, bundle):
     both = scores(Interval(0.6944, 0.6357, 0.7491))
     both = replace(both, metrics={**both.metrics, **GRADED})
     found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, overall=both))
-    assert found.row("Severity, mean").startswith("Severity, mean absolute error 1.205 1.100 to 1.300")
+    assert found.row("Severity, mean").startswith(
+        "Severity, mean absolute error 1.205 1.100 to 1.300"
+    )
     assert found.row("Balanced accuracy 69.4 %")
 
 
 def test_half_filled_reports_are_shown_as_far_as_they_go(tmp_path, bundle):
-    metrics = {"balanced_accuracy": Interval(0.5), "sensitivity": Interval(None), "ece": Interval(float("nan"))}
+    metrics = {
+        "balanced_accuracy": Interval(0.5),
+        "sensitivity": Interval(None),
+        "ece": Interval(float("nan")),
+    }
     found = page(
         tmp_path,
         bundle,
-        latency=latency_of(bundle, threads=None, resident_bytes=None, device={}, sustained=(20.0, 30.0)),
-        parity={"status": "passed", "limits": [{"metric": "ece", "status": "not_run", "loss": None, "cases": None}]},
-        runs=[{}, {"finished": False, "settings": {"schedule": None}, "history": [{"loss": 1.0}], "best_epoch": -1}],
+        latency=latency_of(
+            bundle, threads=None, resident_bytes=None, device={}, sustained=(20.0, 30.0)
+        ),
+        parity={
+            "status": "passed",
+            "limits": [{"metric": "ece", "status": "not_run", "loss": None, "cases": None}],
+        },
+        runs=[
+            {},
+            {
+                "finished": False,
+                "settings": {"schedule": None},
+                "history": [{"loss": 1.0}],
+                "best_epoch": -1,
+            },
+        ],
         evaluation=evaluation_of(bundle, overall=replace(scores(Interval(0.5)), metrics=metrics)),
     )
     assert found.row("Balanced accuracy").startswith("Balanced accuracy 50.0 % no interval")
-    assert found.row("Calibration error (ECE) not measured reported").endswith("reported not measured not run")
+    assert found.row("Calibration error (ECE) not measured reported").endswith(
+        "reported not measured not run"
+    )
     assert "threads as the engine decides" in found.text
     assert "Memory not measured" in found.text
     assert found.text.count("not finished") == 2
@@ -579,8 +719,14 @@ def test_half_filled_reports_are_shown_as_far_as_they_go(tmp_path, bundle):
 
 def test_only_passed_is_green(tmp_path, bundle):
     found = page(tmp_path, bundle, parity={"status": "insufficient"}, verification=None)
-    assert "passed" not in {c for _, attributes in found.tags for c in (attributes.get("class") or "").split()}
-    badges = [attributes["class"] for attributes in found.named("span") if "status" in (attributes.get("class") or "")]
+    assert "passed" not in {
+        c for _, attributes in found.tags for c in (attributes.get("class") or "").split()
+    }
+    badges = [
+        attributes["class"]
+        for attributes in found.named("span")
+        if "status" in (attributes.get("class") or "")
+    ]
     assert badges[:2] == ["status insufficient", "status not_run"]
     strange = page(tmp_path, bundle, parity={"status": "great"}, verification=None)
     assert "Parity with its student not run" in strange.text
@@ -591,7 +737,10 @@ def test_only_passed_is_green(tmp_path, bundle):
 
 def carrying(path, device=None, **reports):
     content = toy_content()
-    content["files"] |= {f"reports/{name}.json": json.dumps(to_json(found)).encode() for name, found in reports.items()}
+    content["files"] |= {
+        f"reports/{name}.json": json.dumps(to_json(found)).encode()
+        for name, found in reports.items()
+    }
     artifact = replace(
         content["artifact"],
         details={"opset": 19, "kept_fp32": ["/stem/Conv", "/head/Gemm"]},
@@ -605,9 +754,17 @@ def test_a_bundle_alone_gives_its_page(tmp_path):
     todo = {"status": "not_run", "todo": "on a Mac: dermedge verify toy.dermedge"}
     bundle = carrying(tmp_path / "toy.dermedge", todo, parity=PARITY, candidates=CANDIDATES)
     found = Page(write_report(tmp_path / "page.html", bundle=bundle))
-    assert "On 1,253 images (test split of clinic) the fp32 artifact gives its student's first diagnosis" in found.text
-    assert "It lost 0.96 % of the student's balanced accuracy (95 % interval -0.43 to 2.12 %)." in found.text
-    assert "nothing has been measured yet. To do on a Mac: dermedge verify toy.dermedge." in found.text
+    assert (
+        "On 1,253 images (test split of clinic) the fp32 artifact gives its student's first diagnosis"
+        in found.text
+    )
+    assert (
+        "It lost 0.96 % of the student's balanced accuracy (95 % interval -0.43 to 2.12 %)."
+        in found.text
+    )
+    assert (
+        "nothing has been measured yet. To do on a Mac: dermedge verify toy.dermedge." in found.text
+    )
     badges = "Parity with its student warn Parity on its device not run Verification on this machine not run"
     assert badges in found.text
     assert "KL divergence of probabilities, mean 0.00123" in found.text
@@ -615,7 +772,9 @@ def test_a_bundle_alone_gives_its_page(tmp_path):
     assert "Calibration 300 images of split train, digest ab12ab12ab12" in found.text
     assert "2 layers Names /stem/Conv, /head/Gemm" in found.text
     assert {a["href"] for a in found.named("a")} == {"#parity", "#check"}
-    assert {a["href"][1:] for a in found.named("a")} <= {attributes.get("id") for _, attributes in found.tags}
+    assert {a["href"][1:] for a in found.named("a")} <= {
+        attributes.get("id") for _, attributes in found.tags
+    }
     assert "How accurate it is" not in found.text
     assert "None" not in found.text
 
@@ -631,7 +790,11 @@ def test_why_this_candidate_is_a_table(tmp_path):
     assert found.row("fp32 onnx plain") == f"fp32 onnx plain {EVIL} passed 13.4 ms"
     assert found.row("int8 onnx qat") == "int8 onnx qat not needed skipped"
     assert found.named("script") == []
-    classes = {attributes["class"] for attributes in found.named("span") if "status" in (attributes.get("class") or "")}
+    classes = {
+        attributes["class"]
+        for attributes in found.named("span")
+        if "status" in (attributes.get("class") or "")
+    }
     assert "status won" not in classes
     assert "status plain" in classes
 
@@ -661,16 +824,24 @@ def test_small_subgroups_are_marked_whatever_their_value(tmp_path, bundle):
 def test_groups_are_compared_beside_what_chance_shows(tmp_path, bundle):
     found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(SKIN,)))
     assert found.row("I-II") == "I-II 604 74.7 % (70.7 to 78.7) 66.7 % (61.0 to 72.4) of 252 9.1 %"
-    assert found.row("V-VI") == "V-VI worst 154 43.9 % (35.6 to 52.4) 31.2 % (17.4 to 44.7) of 48 not measured"
+    assert (
+        found.row("V-VI")
+        == "V-VI worst 154 43.9 % (35.6 to 52.4) 31.2 % (17.4 to 44.7) of 48 not measured"
+    )
     assert found.row("III-IV") == "III-IV 29 insufficient"
     assert found.row("Gap in balanced accuracy") == (
         "Gap in balanced accuracy 30.8 (22.1 to 40.1) 5.5 (11.3) more than chance"
     )
-    assert found.row("Equalised odds") == "Equalised odds 15.0 (7.0 to 30.0) 8.0 (16.0) may be chance"
+    assert (
+        found.row("Equalised odds") == "Equalised odds 15.0 (7.0 to 30.0) 8.0 (16.0) may be chance"
+    )
     answer = "By skin type the worst group is V-VI, 30.8 points below the best one. Dealt out at random, groups are 5.5"
     assert answer in found.text
     assert "fewer than 30 images and so not compared: III-IV 29." in found.text
-    assert "because a group has fewer than 5 images of it: Actinic keratosis or Bowen's disease." in found.text
+    assert (
+        "because a group has fewer than 5 images of it: Actinic keratosis or Bowen's disease."
+        in found.text
+    )
     assert "1,249 images" in found.text
     warning = "Worst served is skin type V-VI: 30.80 points below the best group, more than chance explains."
     assert found.text.index(warning) < found.text.index("How accurate it is")
@@ -689,7 +860,9 @@ def test_a_gap_within_chance_is_no_warning_and_no_yes(tmp_path, bundle):
     assert "Worst served" not in found.text
     assert found.row("Gap in balanced accuracy").endswith("5.5 (40.0) may be chance")
     assert "does not show that the groups are served alike" in found.text
-    assert "status passed" not in found.source.partition('id="fairness"')[2].partition("</section>")[0]
+    assert (
+        "status passed" not in found.source.partition('id="fairness"')[2].partition("</section>")[0]
+    )
 
 
 def test_insufficient_groups_are_said_to_prove_nothing(tmp_path, bundle):
@@ -715,14 +888,21 @@ def test_insufficient_groups_are_said_to_prove_nothing(tmp_path, bundle):
 def test_an_evaluation_older_than_the_comparison_still_has_its_page(tmp_path, bundle):
     found = page(tmp_path, bundle)
     assert evaluation_of(bundle).fairness == ()
-    assert "Not compared: the images with a known answer tell neither skin type nor sex" in found.text
+    assert (
+        "Not compared: the images with a known answer tell neither skin type nor sex" in found.text
+    )
     assert "That does not show that the model serves all alike." in found.text
 
 
 def test_an_unknown_skin_type_is_said_aloud(tmp_path, bundle):
-    assert "nothing is known about how the model does on dark skin" not in page(tmp_path, bundle).text
+    assert (
+        "nothing is known about how the model does on dark skin" not in page(tmp_path, bundle).text
+    )
     lighter = evaluation_of(bundle, subgroups=evaluation_of(bundle).subgroups[:1])
-    assert "nothing is known about how the model does on dark skin" in page(tmp_path, bundle, evaluation=lighter).text
+    assert (
+        "nothing is known about how the model does on dark skin"
+        in page(tmp_path, bundle, evaluation=lighter).text
+    )
 
 
 def test_warnings_stand_before_the_numbers(tmp_path, bundle, data):
@@ -733,8 +913,17 @@ def test_warnings_stand_before_the_numbers(tmp_path, bundle, data):
         overall=scores(Interval(0.9), labelled=99),
     )
     drawn = make_data(tmp_path / "demo", source="procedural")
-    failed = VerifyReport(bundle.id, "onnxruntime", "failed", (Check("files", "failed", "model.onnx is damaged"),))
-    found = page(tmp_path, bundle, evaluation=evaluation, data=drawn, parity={"status": "failed"}, verification=failed)
+    failed = VerifyReport(
+        bundle.id, "onnxruntime", "failed", (Check("files", "failed", "model.onnx is damaged"),)
+    )
+    found = page(
+        tmp_path,
+        bundle,
+        evaluation=evaluation,
+        data=drawn,
+        parity={"status": "failed"},
+        verification=failed,
+    )
     tiles = found.text.index("Balanced accuracy 90.0 %")
     for warning in (
         "TRAINED ON 1",
@@ -761,7 +950,11 @@ def test_reports_about_another_bundle_are_refused(tmp_path, bundle):
         with pytest.raises(UsageError, match=f"{name}.*000000000000.*again"):
             page(tmp_path, bundle, **{name: report})
     assert list(tmp_path.iterdir()) == []
-    page(tmp_path, bundle, verification=VerifyReport("some/path.dermedge", "not started", "failed", ()))
+    page(
+        tmp_path,
+        bundle,
+        verification=VerifyReport("some/path.dermedge", "not started", "failed", ()),
+    )
 
 
 def test_a_kill_leaves_the_old_page_or_the_new_one(tmp_path, bundle, monkeypatch):
@@ -781,7 +974,13 @@ def test_a_kill_leaves_the_old_page_or_the_new_one(tmp_path, bundle, monkeypatch
 def test_the_same_input_gives_the_same_bytes_and_a_folder_gets_its_file(tmp_path, bundle, data):
     page(tmp_path, bundle, data=data)
     (tmp_path / "folder").mkdir()
-    arguments = {"evaluation": evaluation_of(bundle), "parity": {}, "latency": None, "verification": None, "runs": []}
+    arguments = {
+        "evaluation": evaluation_of(bundle),
+        "parity": {},
+        "latency": None,
+        "verification": None,
+        "runs": [],
+    }
     written = [write_report(tmp_path / "folder", bundle=bundle, data=data, **arguments)]
     written.append(write_report(tmp_path / "other.html", bundle=bundle, data=data, **arguments))
     assert [path.name for path in written] == ["report.html", "other.html"]
@@ -791,7 +990,9 @@ def test_the_same_input_gives_the_same_bytes_and_a_folder_gets_its_file(tmp_path
 def test_a_large_evaluation_stays_a_small_page(tmp_path, bundle, data):
     rng = np.random.default_rng(0)
     steps = np.sort(rng.random((20_000, 2)), axis=0)
-    images = tuple(picture(n % 8, "nv", "mel", 0.5, bool(n % 2), 0.1 + (n % 3) / 10) for n in range(10_000))
+    images = tuple(
+        picture(n % 8, "nv", "mel", 0.5, bool(n % 2), 0.1 + (n % 3) / 10) for n in range(10_000)
+    )
     evaluation = evaluation_of(bundle, roc=tuple(map(tuple, steps.tolist())), images=images)
     page(tmp_path, bundle, data=data, evaluation=evaluation)
     assert (tmp_path / "report.html").stat().st_size < 400_000
@@ -812,7 +1013,10 @@ def test_a_large_evaluation_stays_a_small_page(tmp_path, bundle, data):
         (text.duration(41.2), "41 s"),
         (text.duration(4320), "1 h 12 min"),
         (text.duration(7190), "2 h 0 min"),
-        (text.low_high({"value": 0.5, "low": -0.1, "high": 0.2}, "points"), "-10.00 to 20.00 points"),
+        (
+            text.low_high({"value": 0.5, "low": -0.1, "high": 0.2}, "points"),
+            "-10.00 to 20.00 points",
+        ),
         (text.spread(Interval(0.5, 0.4, 0.6), "decimal"), "0.500 (0.400 to 0.600)"),
         (text.spread(Interval(0.5), "percent"), "50.0 %"),
         (text.remark("age_band 30-49"), "Age in years: 30-49"),

@@ -20,7 +20,13 @@ def bundle(tmp_path_factory):
 
 def test_percentiles():
     found = percentiles([float(value) for value in range(101)])
-    assert (found.p50, found.p90, found.p99, found.mean, found.count) == (50.0, 90.0, 99.0, 50.0, 101)
+    assert (found.p50, found.p90, found.p99, found.mean, found.count) == (
+        50.0,
+        90.0,
+        99.0,
+        50.0,
+        101,
+    )
 
 
 def test_a_report_measures_every_stage_and_is_json(bundle, tmp_path):
@@ -28,10 +34,20 @@ def test_a_report_measures_every_stage_and_is_json(bundle, tmp_path):
     path.write_bytes(toy_onnx.draw_image(1)[0])
     calls = []
     report = bench(
-        bundle.path, image=path, threads=1, runs=5, warmup=1, sustained=0.05, progress=lambda *call: calls.append(call)
+        bundle.path,
+        image=path,
+        threads=1,
+        runs=5,
+        warmup=1,
+        sustained=0.05,
+        progress=lambda *call: calls.append(call),
     )
     assert report.bundle == bundle.id
-    assert (report.engine, report.threads, report.image) == ("onnxruntime", 1, "lesion.png, 96 x 96 PNG")
+    assert (report.engine, report.threads, report.image) == (
+        "onnxruntime",
+        1,
+        "lesion.png, 96 x 96 PNG",
+    )
     for stage in (report.end_to_end, report.preprocess, report.engine_only):
         assert 0 < stage.p50 <= stage.p90 <= stage.p99
         assert stage.count == 5
@@ -43,7 +59,9 @@ def test_a_report_measures_every_stage_and_is_json(bundle, tmp_path):
     assert json.loads(json.dumps(to_json(report)))["end_to_end"]["count"] == 5
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no resident memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the system tells no resident memory"
+)
 def test_by_default_a_twelve_megapixel_photograph_is_predicted(bundle):
     report = bench(bundle, runs=1, warmup=0)
     assert report.image == "golden lesion-3, 4032 x 3024 JPEG"

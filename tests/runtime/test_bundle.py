@@ -38,7 +38,9 @@ def rewrite(path, edit, *, digests=False):
     manifest = manifest_of(path)
     edit(manifest)
     if digests:
-        manifest["files"] = {n: sha256_hex(data) for n, data in folder_bytes(path).items() if n != "manifest.json"}
+        manifest["files"] = {
+            n: sha256_hex(data) for n, data in folder_bytes(path).items() if n != "manifest.json"
+        }
     manifest["id"] = sha256_hex(canonical_json({k: v for k, v in manifest.items() if k != "id"}))
     (path / "manifest.json").write_bytes(pretty_json(manifest))
     return manifest
@@ -64,7 +66,11 @@ def test_what_was_written_is_read_back(toy_bundle_path):
         assert getattr(bundle, name) == content[name]
     assert {name: bundle.read(name) for name in bundle.files} == content["files"]
     for case, original in zip(bundle.golden(), toy_cases(), strict=True):
-        assert (case.name, case.image, case.prediction) == (original.name, original.image, original.prediction)
+        assert (case.name, case.image, case.prediction) == (
+            original.name,
+            original.image,
+            original.prediction,
+        )
         np.testing.assert_array_equal(case.tensor, original.tensor, strict=True)
         for got, want in ((case.reference, original.reference), (case.expected, original.expected)):
             assert got.keys() == want.keys() == {"diagnosis", "malignancy"}
@@ -88,7 +94,10 @@ def test_id_covers_labels_thresholds_and_files(tmp_path):
         {"tolerance": {"diagnosis": 1e-3, "malignancy": 2e-3}},
         {"files": {**content["files"], "model.fake": b"means of colour"}},
     ]
-    ids = [write_bundle(tmp_path / str(i), **{**content, **change}).id for i, change in enumerate(variants)]
+    ids = [
+        write_bundle(tmp_path / str(i), **{**content, **change}).id
+        for i, change in enumerate(variants)
+    ]
     assert len(set(ids)) == len(ids)
 
 
@@ -107,14 +116,18 @@ def test_folder_to_zip_and_back(toy_bundle_path, tmp_path):
     zipped = folder.save(tmp_path / "toy.zip", zipped=True)
     back = zipped.save(tmp_path / "back")
     assert folder_bytes(back.path) == folder_bytes(toy_bundle_path)
-    assert back.save(tmp_path / "again.zip", zipped=True).path.read_bytes() == zipped.path.read_bytes()
+    assert (
+        back.save(tmp_path / "again.zip", zipped=True).path.read_bytes() == zipped.path.read_bytes()
+    )
     assert replace(zipped, path=folder.path) == folder == replace(back, path=folder.path)
     assert zipped.read("model.fake") == folder.read("model.fake")
     assert [case.name for case in zipped.golden()] == [case.name for case in folder.golden()]
     with zipfile.ZipFile(zipped.path) as archive:
         infos = archive.infolist()
         assert [info.filename for info in infos] == FILES
-        assert {(info.compress_type, info.date_time) for info in infos} == {(zipfile.ZIP_STORED, (1980, 1, 1, 0, 0, 0))}
+        assert {(info.compress_type, info.date_time) for info in infos} == {
+            (zipfile.ZIP_STORED, (1980, 1, 1, 0, 0, 0))
+        }
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -127,7 +140,9 @@ def test_save_overwrites_only_when_asked(toy_bundle_path, tmp_path, zipped):
     assert bundle.save(out, zipped=zipped, overwrite=True).id == bundle.id
 
 
-def test_a_zip_does_not_replace_a_folder_nor_a_bundle_somebody_elses_folder(toy_bundle_path, tmp_path):
+def test_a_zip_does_not_replace_a_folder_nor_a_bundle_somebody_elses_folder(
+    toy_bundle_path, tmp_path
+):
     bundle = Bundle.open(toy_bundle_path)
     album = tmp_path / "album"
     album.mkdir()
@@ -175,7 +190,9 @@ def test_a_flipped_byte_of_a_zip_is_refused_or_changes_nothing(toy_bundle_path, 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_refused(toy_bundle_path, name):
     (toy_bundle_path / name).unlink()
-    with pytest.raises(BundleError, match=f"{'no file' if name == 'manifest.json' else 'misses'} '{name}'"):
+    with pytest.raises(
+        BundleError, match=f"{'no file' if name == 'manifest.json' else 'misses'} '{name}'"
+    ):
         Bundle.open(toy_bundle_path)
 
 
@@ -271,7 +288,9 @@ def zip_entries(bundle):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("kind", ["fine", "twice", "compressed", "link", "folder", "escape", "encrypted"])
+@pytest.mark.parametrize(
+    "kind", ["fine", "twice", "compressed", "link", "folder", "escape", "encrypted"]
+)
 def test_an_unsafe_zip_is_refused(toy_bundle_path, tmp_path, kind):
     entries, extra = zip_entries(toy_bundle_path), zipfile.ZipInfo("model.fake")
     if kind == "twice":
@@ -334,7 +353,12 @@ def test_a_changed_manifest_is_refused_by_its_id(toy_bundle_path):
 
 def test_unknown_keys_are_minor_additions(toy_bundle_path):
     def edit(manifest):
-        for part in (manifest, manifest["spec"], manifest["spec"]["preprocess"], manifest["artifact"]):
+        for part in (
+            manifest,
+            manifest["spec"],
+            manifest["spec"]["preprocess"],
+            manifest["artifact"],
+        ):
             part["added_later"] = {"x": [1.5, None]}
         manifest["postprocessing"]["diagnosis"]["added_later"] = 1
 
@@ -351,7 +375,9 @@ def test_a_pickle_is_refused_by_name_and_by_content(toy_bundle_path, tmp_path):
     torch_like = zip_bytes({"archive/data.pkl": pickle.dumps([1])})
     for data in (torch_like, *(pickle.dumps({"a": 1}, protocol) for protocol in (2, 3, 4, 5))):
         with pytest.raises(BundleError, match=r"model\.fake.* is a pickle"):
-            write_bundle(tmp_path / "new", **{**content, "files": {**content["files"], "model.fake": data}})
+            write_bundle(
+                tmp_path / "new", **{**content, "files": {**content["files"], "model.fake": data}}
+            )
         (toy_bundle_path / "model.fake").write_bytes(data)
         rewrite(toy_bundle_path, lambda manifest: None, digests=True)
         with pytest.raises(BundleError, match=r"model\.fake.* is a pickle"):
@@ -365,7 +391,9 @@ def test_an_artifact_may_be_a_folder_with_raw_weights(tmp_path):
     for weights in (b"\x80\x04 raw", b"PK\x03\x04 raw"):
         files |= {"model/net.xml": b"<net/>", "model/net.bin": weights}
         artifact = replace(content["artifact"], path="model")
-        bundle = write_bundle(tmp_path / "new", **{**content, "artifact": artifact, "files": files}, overwrite=True)
+        bundle = write_bundle(
+            tmp_path / "new", **{**content, "artifact": artifact, "files": files}, overwrite=True
+        )
         assert bundle.read("model/net.bin") == weights
 
 
@@ -448,14 +476,18 @@ def test_reader_refuses_what_a_schema_cannot_say(toy_bundle_path, edit):
 def test_schema_refuses_unsafe_paths(toy_bundle_path, name):
     other_files_needed = {"MODEL.fake", "model.fake/inside", "Golden", "e\u0301"}
     manifest = rewrite(toy_bundle_path, at("files", name, value="0" * 64))
-    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(manifest) == (name in other_files_needed)
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(manifest) == (
+        name in other_files_needed
+    )
 
 
 def test_the_schema_itself_is_valid():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'{"a": NaN}', b"\xff", b'"x"', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"null", b'{"a": NaN}', b"\xff", b'"x"', b"[" * 100_000]
+)
 def test_a_manifest_that_is_no_object_is_refused(toy_bundle_path, data):
     (toy_bundle_path / "manifest.json").write_bytes(data)
     with pytest.raises(BundleError, match=r"manifest\.json"):
@@ -482,7 +514,11 @@ def test_what_is_no_bundle_is_said(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07onnx")
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "folder").mkdir()
-    for name, found in (("model.onnx", "neither"), ("empty", "neither"), ("folder", r"no file 'manifest\.json'")):
+    for name, found in (
+        ("model.onnx", "neither"),
+        ("empty", "neither"),
+        ("folder", r"no file 'manifest\.json'"),
+    ):
         with pytest.raises(BundleError, match=rf"{name}.*{found}"):
             Bundle.open(tmp_path / name)
 
@@ -499,7 +535,9 @@ def test_a_file_that_changes_after_opening_is_noticed(toy_bundle_path, tmp_path)
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_bundle_that_was_replaced_after_opening_is_not_saved_as_the_old_one(toy_bundle_path, tmp_path):
+def test_a_bundle_that_was_replaced_after_opening_is_not_saved_as_the_old_one(
+    toy_bundle_path, tmp_path
+):
     bundle, content = Bundle.open(toy_bundle_path), toy_content()
     content["postprocessing"] = {"malignancy": Postprocessing(threshold=0.99)}
     write_bundle(toy_bundle_path, **content, overwrite=True)
@@ -539,7 +577,9 @@ def test_a_kill_in_the_middle_of_a_write_breaks_nothing(toy_bundle_path, tmp_pat
     new = tmp_path / "elsewhere" / "new.dermedge"
     for target in (toy_bundle_path, new):
         command = [sys.executable, "-c", KILLED.replace("{kill}", KILLS[kill]), str(target)]
-        done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")})
+        done = subprocess.run(
+            command, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+        )
         if kill == "after the swap":
             assert done.returncode == (-signal.SIGKILL if target is toy_bundle_path else 0)
             assert Bundle.open(target).read("modelcard.md") == b"newer"
@@ -579,7 +619,9 @@ GOLDEN = {
     "negative shape": lambda cases, files: cases["cases"][0]["tensor"].update(shape=[-32, -32, 3]),
     "two dimensions": lambda cases, files: cases["cases"][0]["tensor"].update(shape=[32, 96]),
     "too short": lambda cases, files: files.update({"golden/lesion-1.tensor.bin": b"x"}),
-    "NaN": lambda cases, files: files.update({"golden/lesion-1.expected.malignancy.bin": b"\x00\x00\xc0\x7f"}),
+    "NaN": lambda cases, files: files.update(
+        {"golden/lesion-1.expected.malignancy.bin": b"\x00\x00\xc0\x7f"}
+    ),
     "no prediction": lambda cases, files: cases["cases"][1].pop("prediction"),
 }
 
@@ -595,17 +637,29 @@ def test_broken_golden_cases_are_refused(edit):
 def test_golden_cases_are_raw_little_endian_and_without_run_time_facts():
     case = toy_cases()[0]
     files = golden_files(
-        [replace(case, prediction={**case.prediction, "timing": {"engine_ms": 1.0}, "provenance": {}})]
+        [
+            replace(
+                case, prediction={**case.prediction, "timing": {"engine_ms": 1.0}, "provenance": {}}
+            )
+        ]
     )
     assert files == golden_files([case])
-    assert files["golden/lesion-1.expected.diagnosis.bin"] == case.expected["diagnosis"].astype("<f4").tobytes()
+    assert (
+        files["golden/lesion-1.expected.diagnosis.bin"]
+        == case.expected["diagnosis"].astype("<f4").tobytes()
+    )
     assert files["golden/lesion-1.tensor.bin"] == case.tensor.tobytes()
 
 
 def test_golden_cases_that_cannot_be_written_are_refused():
     case = toy_cases()[0]
     bad = np.array([np.nan], np.float32)
-    for cases in ([], [case, case], [replace(case, name="a/b")], [replace(case, expected={"malignancy": bad})]):
+    for cases in (
+        [],
+        [case, case],
+        [replace(case, name="a/b")],
+        [replace(case, expected={"malignancy": bad})],
+    ):
         with pytest.raises(UsageError):
             golden_files(cases)
 

@@ -31,7 +31,11 @@ PACKAGE = {
 
 
 def description(
-    size: int = SIZE, *, colour: str = "RGB", kind: str = "FLOAT32", outputs: Mapping[str, list[int]] | None = None
+    size: int = SIZE,
+    *,
+    colour: str = "RGB",
+    kind: str = "FLOAT32",
+    outputs: Mapping[str, list[int]] | None = None,
 ) -> Any:
     """What Core ML says of a model's inputs and outputs, in its own format."""
     from dermedge_export.toolchain import silence
@@ -76,7 +80,9 @@ def bundle(tmp_path: Path) -> Bundle:
     del content["files"]["model.fake"]
     content["files"].update(PACKAGE)
     details = {"macos": "14"}
-    content["artifact"] = Artifact("ios", "coreml", "model.mlpackage", "fp16", requires=("iOS>=17",), details=details)
+    content["artifact"] = Artifact(
+        "ios", "coreml", "model.mlpackage", "fp16", requires=("iOS>=17",), details=details
+    )
     return write_bundle(tmp_path / "toy.dermedge", **content)
 
 
@@ -91,7 +97,11 @@ class Mac:
     def load(self, path: str) -> FakeModel:
         folder = Path(path)
         self.packages.append(folder)
-        found = {p.relative_to(folder.parent).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        found = {
+            p.relative_to(folder.parent).as_posix(): p.read_bytes()
+            for p in folder.rglob("*")
+            if p.is_file()
+        }
         assert found == PACKAGE
         if self.error is not None:
             raise self.error
@@ -103,7 +113,9 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Mac:
     machine = Mac()
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
-    monkeypatch.setitem(sys.modules, "coremltools", SimpleNamespace(models=SimpleNamespace(MLModel=machine.load)))
+    monkeypatch.setitem(
+        sys.modules, "coremltools", SimpleNamespace(models=SimpleNamespace(MLModel=machine.load))
+    )
     return machine
 
 
@@ -115,7 +127,9 @@ def test_every_image_is_asked_for_by_itself_and_answered_in_order() -> None:
     for name, expected in FakeRuntime().run(PIXELS).items():
         assert outputs[name].dtype == np.float32
         np.testing.assert_array_equal(outputs[name], expected)
-    assert [np.asarray(image).tobytes() for image in model.asked] == [image.tobytes() for image in PIXELS]
+    assert [np.asarray(image).tobytes() for image in model.asked] == [
+        image.tobytes() for image in PIXELS
+    ]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="here Core ML runs")
@@ -139,21 +153,30 @@ def test_on_a_mac_a_bundle_verifies_and_leaves_nothing_behind(
     assert not mac.packages[0].parent.exists()
 
 
-def test_a_model_that_core_ml_refuses_is_one_error_and_leaves_nothing_behind(bundle: Bundle, mac: Mac) -> None:
+def test_a_model_that_core_ml_refuses_is_one_error_and_leaves_nothing_behind(
+    bundle: Bundle, mac: Mac
+) -> None:
     mac.error = RuntimeError("Error compiling model\nwith a long trace")
-    with pytest.raises(EngineError, match=r"macOS 15\.1 refuses model\.mlpackage \(Error compiling model\).*iOS>=17"):
+    with pytest.raises(
+        EngineError,
+        match=r"macOS 15\.1 refuses model\.mlpackage \(Error compiling model\).*iOS>=17",
+    ):
         load(bundle)
     assert not mac.packages[0].parent.exists()
 
 
 def test_a_file_that_changed_after_opening_is_refused(bundle: Bundle, mac: Mac) -> None:
-    (bundle.path / "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin").write_bytes(b"others")
+    (bundle.path / "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin").write_bytes(
+        b"others"
+    )
     with pytest.raises(BundleError, match=r"weight\.bin.* was changed"):
         load(bundle)
     assert mac.packages == []
 
 
-def test_a_mac_without_coremltools_is_told_the_extra(bundle: Bundle, mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mac_without_coremltools_is_told_the_extra(
+    bundle: Bundle, mac: Mac, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(MissingExtraError, match=r"dermedge\[coreml\]"):
         load(bundle)
@@ -162,8 +185,14 @@ def test_a_mac_without_coremltools_is_told_the_extra(bundle: Bundle, mac: Mac, m
 MISFITS = {
     "size": ({"size": 64}, r"uint8 \[1?N?, ?64, 64, 3\]|64, 64, 3"),
     "colour": ({"colour": "BGR"}, "no RGB image"),
-    "output": ({"outputs": {"diagnosis": [1, 3], "var_12": [1, 1]}}, r"gives \['diagnosis', 'var_12'\]"),
-    "labels": ({"outputs": {"diagnosis": [1, 2], "malignancy": [1, 1]}}, r"'diagnosis' is float32 \[1, 2\]"),
+    "output": (
+        {"outputs": {"diagnosis": [1, 3], "var_12": [1, 1]}},
+        r"gives \['diagnosis', 'var_12'\]",
+    ),
+    "labels": (
+        {"outputs": {"diagnosis": [1, 2], "malignancy": [1, 1]}},
+        r"'diagnosis' is float32 \[1, 2\]",
+    ),
     "type": ({"kind": "FLOAT16"}, "float16"),
 }
 

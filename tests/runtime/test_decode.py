@@ -4,7 +4,15 @@ import math
 import numpy as np
 import pytest
 
-from dermedge_runtime.decode import Provenance, Timing, decode, ordinal_level, segment_mask, sigmoid, softmax
+from dermedge_runtime.decode import (
+    Provenance,
+    Timing,
+    decode,
+    ordinal_level,
+    segment_mask,
+    sigmoid,
+    softmax,
+)
 from dermedge_runtime.errors import EngineError
 from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
 
@@ -16,7 +24,9 @@ LABELS = (
 )
 DIAGNOSIS = Task("diagnosis", "classify", LABELS)
 MALIGNANCY = Task("malignancy", "binary")
-SEVERITY = Task("severity", "ordinal", tuple(Label(f"s{level}", f"Level {level}") for level in range(4)))
+SEVERITY = Task(
+    "severity", "ordinal", tuple(Label(f"s{level}", f"Level {level}") for level in range(4))
+)
 LESION = Task("lesion", "segment")
 EMBEDDING = Task("features", "embed")
 LOGITS = np.array([1.0, 2.0, 0.5, 0.0], np.float32)
@@ -27,7 +37,9 @@ def spec(*tasks: Task, size: int = 16) -> Spec:
 
 
 def test_classify_is_softmax_with_temperature_most_probable_first():
-    prediction = decode({"diagnosis": LOGITS}, spec(DIAGNOSIS), {"diagnosis": Postprocessing(temperature=2.0)})
+    prediction = decode(
+        {"diagnosis": LOGITS}, spec(DIAGNOSIS), {"diagnosis": Postprocessing(temperature=2.0)}
+    )
     powers = [math.exp(z / 2) for z in (1, 2, 0.5, 0)]
     assert [label.id for label in prediction.labels] == ["mel", "nv", "akiec", "bcc"]
     expected = sorted((p / sum(powers) for p in powers), reverse=True)
@@ -51,7 +63,10 @@ def test_without_a_malignancy_task_malignant_labels_are_summed_and_disputed_ones
 
 def test_the_malignancy_task_comes_before_the_sum():
     outputs = {"diagnosis": LOGITS, "malignancy": np.array([-1.5], np.float32)}
-    fitted = {"diagnosis": Postprocessing(threshold=0.1), "malignancy": Postprocessing(temperature=3.0, threshold=0.4)}
+    fitted = {
+        "diagnosis": Postprocessing(threshold=0.1),
+        "malignancy": Postprocessing(temperature=3.0, threshold=0.4),
+    }
     prediction = decode(outputs, spec(DIAGNOSIS, MALIGNANCY), fitted)
     assert prediction.malignancy == pytest.approx(1 / (1 + math.exp(0.5)), abs=1e-14)
     assert prediction.threshold == 0.4
@@ -60,7 +75,10 @@ def test_the_malignancy_task_comes_before_the_sum():
 
 def test_a_score_at_the_threshold_is_malignant():
     outputs = {"malignancy": np.zeros(1, np.float32)}
-    assert decode(outputs, spec(MALIGNANCY), {"malignancy": Postprocessing(threshold=0.5)}).decision == "malignant"
+    assert (
+        decode(outputs, spec(MALIGNANCY), {"malignancy": Postprocessing(threshold=0.5)}).decision
+        == "malignant"
+    )
 
 
 def test_what_was_not_fitted_is_none():
@@ -70,9 +88,23 @@ def test_what_was_not_fitted_is_none():
         {"lesion": Postprocessing()},
     )
     assert prediction.malignancy is not None
-    empty = ("threshold", "decision", "mask", "conformal_set", "ood", "severity", "embedding", "timing", "provenance")
+    empty = (
+        "threshold",
+        "decision",
+        "mask",
+        "conformal_set",
+        "ood",
+        "severity",
+        "embedding",
+        "timing",
+        "provenance",
+    )
     assert [getattr(prediction, name) for name in empty] == [None] * len(empty)
-    benign = Task("diagnosis", "classify", (Label("a", "A", malignant=False), Label("b", "B", malignant=False)))
+    benign = Task(
+        "diagnosis",
+        "classify",
+        (Label("a", "A", malignant=False), Label("b", "B", malignant=False)),
+    )
     assert decode({"diagnosis": LOGITS[:2]}, spec(benign), {}).malignancy is None
 
 
@@ -89,13 +121,20 @@ def test_what_was_not_fitted_is_none():
 def test_ordinal_counts_probabilities_above_one_half(logits, level):
     assert ordinal_level(logits) == level
     outputs = {"severity": np.array(logits, np.float32)}
-    assert decode(outputs, spec(SEVERITY), {"severity": Postprocessing(temperature=5.0)}).severity == level
+    assert (
+        decode(outputs, spec(SEVERITY), {"severity": Postprocessing(temperature=5.0)}).severity
+        == level
+    )
 
 
 def test_the_mask_is_the_enlarged_probability_at_or_above_its_threshold():
     size, temperature, threshold = 32, 1.5, 0.35
     logits = np.random.default_rng(3).normal(0, 2, (1, 8, 8)).astype(np.float32)
-    prediction = decode({"lesion": logits}, spec(LESION, size=size), {"lesion": Postprocessing(temperature, threshold)})
+    prediction = decode(
+        {"lesion": logits},
+        spec(LESION, size=size),
+        {"lesion": Postprocessing(temperature, threshold)},
+    )
     p = [[1 / (1 + math.exp(-float(z) / temperature)) for z in row] for row in logits[0]]
 
     def at(position: int) -> tuple[int, int, float]:
@@ -131,14 +170,25 @@ def test_huge_logits_do_not_overflow():
 
 
 def test_a_prediction_is_json_and_can_be_compared():
-    outputs = {"diagnosis": LOGITS, "severity": np.zeros(3, np.float32), "lesion": np.ones((1, 4, 4), np.float32)}
+    outputs = {
+        "diagnosis": LOGITS,
+        "severity": np.zeros(3, np.float32),
+        "lesion": np.ones((1, 4, 4), np.float32),
+    }
     tasks = spec(DIAGNOSIS, SEVERITY, LESION)
     fitted = {"lesion": Postprocessing(threshold=0.5)}
-    extra = {"timing": Timing(1.0, 2.0), "provenance": Provenance("id", "toy", "1", "cpu", "fp32", "fake 1")}
+    extra = {
+        "timing": Timing(1.0, 2.0),
+        "provenance": Provenance("id", "toy", "1", "cpu", "fp32", "fake 1"),
+    }
     first, second = (decode(outputs, tasks, fitted, **extra) for _ in range(2))
     assert first == second
     data = json.loads(json.dumps(first.to_json(), allow_nan=False))
-    assert data["labels"][0] == {"id": "mel", "name": "Melanoma", "probability": first.labels[0].probability}
+    assert data["labels"][0] == {
+        "id": "mel",
+        "name": "Melanoma",
+        "probability": first.labels[0].probability,
+    }
     assert data["timing"] == {"preprocess_ms": 1.0, "engine_ms": 2.0}
     assert data["provenance"]["engine"] == "fake 1"
     assert data["mask_fraction"] == 1.0
@@ -146,9 +196,17 @@ def test_a_prediction_is_json_and_can_be_compared():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("task", [DIAGNOSIS, MALIGNANCY, SEVERITY, LESION, EMBEDDING], ids=lambda task: task.kind)
+@pytest.mark.parametrize(
+    "task", [DIAGNOSIS, MALIGNANCY, SEVERITY, LESION, EMBEDDING], ids=lambda task: task.kind
+)
 def test_numbers_that_are_none_never_become_a_diagnosis(task, bad):
-    shapes = {"classify": (4,), "binary": (1,), "ordinal": (3,), "segment": (1, 4, 4), "embed": (5,)}
+    shapes = {
+        "classify": (4,),
+        "binary": (1,),
+        "ordinal": (3,),
+        "segment": (1, 4, 4),
+        "embed": (5,),
+    }
     values = np.zeros(shapes[task.kind], np.float32)
     values.flat[-1] = bad
     with pytest.raises(EngineError, match=f"'{task.name}' holds NaN or infinity"):

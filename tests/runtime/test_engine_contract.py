@@ -80,7 +80,10 @@ class Toy:
                 x = ((image.float() - p["mean"]) / p["std"]).permute(0, 3, 1, 2)
                 x = torch.nn.functional.conv2d(x, p["conv.weight"], p["conv.bias"], stride=2)
                 x = x.relu().mean((2, 3))
-                return {task.name: x @ p[f"{task.name}.weight"] + p[f"{task.name}.bias"] for task in SPEC.tasks}
+                return {
+                    task.name: x @ p[f"{task.name}.weight"] + p[f"{task.name}.bias"]
+                    for task in SPEC.tasks
+                }
 
         return Network()
 
@@ -90,7 +93,9 @@ def bench(batch: int | str = 1) -> ExportContext:
     graph = toy_onnx.graph(batch=batch)
     graphs = {target.opset: graph for target, *_ in ENGINES.values()}
     return ExportContext(
-        Toy(), dynamic_batch=batch != 1, _made={("graph", opset): graph for opset, graph in graphs.items()}
+        Toy(),
+        dynamic_batch=batch != 1,
+        _made={("graph", opset): graph for opset, graph in graphs.items()},
     )
 
 
@@ -103,11 +108,15 @@ def engine(request: pytest.FixtureRequest) -> str:
 def built(engine: str) -> BuiltArtifact:
     name, _, form = engine.partition(", ")
     target, candidate, _, _ = ENGINES[name]
-    made: BuiltArtifact = load_entry(EXPORTERS[candidate.format])(bench("N" if form else 1), target, candidate)
+    made: BuiltArtifact = load_entry(EXPORTERS[candidate.format])(
+        bench("N" if form else 1), target, candidate
+    )
     return made
 
 
-def write(path: Path, built: BuiltArtifact, spec: Spec = SPEC, golden: dict[str, bytes] | None = None) -> Bundle:
+def write(
+    path: Path, built: BuiltArtifact, spec: Spec = SPEC, golden: dict[str, bytes] | None = None
+) -> Bundle:
     return write_bundle(
         path,
         spec=spec,
@@ -150,7 +159,9 @@ def equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
 
 
 class TestOutputs:
-    def test_they_are_float32_named_after_the_tasks_one_row_per_image(self, runtime: Runtime) -> None:
+    def test_they_are_float32_named_after_the_tasks_one_row_per_image(
+        self, runtime: Runtime
+    ) -> None:
         for count in (1, 2, 5):
             outputs = runtime.run(PIXELS[:count])
             assert {name: (values.dtype, values.shape) for name, values in outputs.items()} == {
@@ -162,12 +173,17 @@ class TestOutputs:
         tolerance = ENGINES[engine.partition(", ")[0]][3]
         outputs = runtime.run(PIXELS)
         for name, values in toy_onnx.forward(PIXELS).items():
-            assert np.ptp(values, axis=0).max() > tolerance  # images differ by more than the engine may
+            assert (
+                np.ptp(values, axis=0).max() > tolerance
+            )  # images differ by more than the engine may
             np.testing.assert_allclose(outputs[name], values, atol=tolerance)
 
     def test_many_images_give_what_each_gives_alone(self, runtime: Runtime) -> None:
         alone = [runtime.run(PIXELS[index : index + 1]) for index in range(len(PIXELS))]
-        equal(runtime.run(PIXELS), {name: np.concatenate([row[name] for row in alone]) for name in alone[0]})
+        equal(
+            runtime.run(PIXELS),
+            {name: np.concatenate([row[name] for row in alone]) for name in alone[0]},
+        )
 
     def test_those_of_one_call_survive_the_next(self, runtime: Runtime) -> None:
         first = runtime.run(PIXELS[:1])
@@ -206,10 +222,14 @@ class TestErrors:
         with pytest.raises(EngineError, match=r"closed.*load the bundle again"):
             runtime.run(PIXELS[:1])
 
-    def test_pixels_that_do_not_fit_are_one_error_and_the_next_call_works(self, runtime: Runtime) -> None:
+    def test_pixels_that_do_not_fit_are_one_error_and_the_next_call_works(
+        self, runtime: Runtime
+    ) -> None:
         expected = runtime.run(PIXELS[:1])
         for misfit in (PIXELS[:1, :30], PIXELS[:1].astype(np.float32)):
-            with pytest.raises(EngineError, match=rf"{misfit.dtype} \[1, {misfit.shape[1]}, 48, 3\]"):
+            with pytest.raises(
+                EngineError, match=rf"{misfit.dtype} \[1, {misfit.shape[1]}, 48, 3\]"
+            ):
                 runtime.run(misfit)
         equal(runtime.run(PIXELS[:1]), expected)
 
@@ -223,13 +243,19 @@ class TestErrors:
         assert "\n" not in str(caught.value)
         assert capfd.readouterr() == ("", "")
 
-    def test_the_artifact_of_another_model_is_refused(self, built: BuiltArtifact, tmp_path: Path) -> None:
+    def test_the_artifact_of_another_model_is_refused(
+        self, built: BuiltArtifact, tmp_path: Path
+    ) -> None:
         diagnosis, malignancy = SPEC.tasks
         fewer = replace(SPEC, tasks=(replace(diagnosis, labels=diagnosis.labels[:2]), malignancy))
-        with pytest.raises(EngineError, match=r"'diagnosis' is float32 \[.*3\], not float32 \[.*2\]"):
+        with pytest.raises(
+            EngineError, match=r"'diagnosis' is float32 \[.*3\], not float32 \[.*2\]"
+        ):
             load(write(tmp_path / "fewer.dermedge", built, fewer))
         other = replace(SPEC, tasks=(replace(diagnosis, name="severity"), malignancy))
-        with pytest.raises(EngineError, match=r"\['diagnosis', 'malignancy'\].*\['malignancy', 'severity'\]"):
+        with pytest.raises(
+            EngineError, match=r"\['diagnosis', 'malignancy'\].*\['malignancy', 'severity'\]"
+        ):
             load(write(tmp_path / "other.dermedge", built, other))
 
 
@@ -240,7 +266,9 @@ class TestBundle:
     def test_its_zip_verifies(self, bundle: Bundle, tmp_path: Path) -> None:
         assert verify(bundle.save(tmp_path / "contract.zip", zipped=True).path).status == "passed"
 
-    def test_the_engine_is_named_and_prints_nothing(self, bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_the_engine_is_named_and_prints_nothing(
+        self, bundle: Bundle, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         with load(bundle) as model:
             model.run(PIXELS)
             name, version = model.provenance.engine.split(" ")
@@ -264,12 +292,23 @@ print(json.dumps("ORT_DISABLE_TELEMETRY" in os.environ))
 """
 
 
-def test_an_engine_reports_to_nobody_and_leaves_nothing_behind(engine: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_an_engine_reports_to_nobody_and_leaves_nothing_behind(
+    engine: str, bundle: Bundle, tmp_path: Path
+) -> None:
     """A device id or a queue of events in the user's folder is what their telemetry begins with."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("CI", "ORT_DISABLE_TELEMETRY")
+    }
     answer = subprocess.run(
         [sys.executable, "-c", SILENT, bundle.path, engine],
-        env={**kept, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)},
+        env={
+            **kept,
+            "HOME": str(tmp_path),
+            "XDG_CACHE_HOME": str(tmp_path),
+            "XDG_CONFIG_HOME": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -300,11 +339,15 @@ print(*caught)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_a_signal_after_models_were_closed_in_any_order_is_survived(bundle: Bundle) -> None:
-    answer = subprocess.run([sys.executable, "-c", SIGNALLED, bundle.path], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, bundle.path], capture_output=True, text=True, check=False
+    )
     assert (answer.returncode, answer.stdout) == (0, "caught\n"), answer.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
+)
 class TestOpenVino:
     @pytest.fixture
     def made(self) -> BuiltArtifact:
@@ -316,7 +359,10 @@ class TestOpenVino:
 
     @pytest.fixture
     def bf16(self, made: BuiltArtifact, tmp_path: Path) -> Bundle:
-        return write(tmp_path / "bf16.dermedge", replace(made, artifact=replace(made.artifact, precision="bf16")))
+        return write(
+            tmp_path / "bf16.dermedge",
+            replace(made, artifact=replace(made.artifact, precision="bf16")),
+        )
 
     def test_both_hints_give_the_same_numbers(self, fp32: Bundle) -> None:
         images = np.concatenate([PIXELS] * 5)
@@ -328,10 +374,15 @@ class TestOpenVino:
         with pytest.raises(UsageError, match="'fast': use 'latency' or 'throughput'"):
             OpenVinoRuntime.open(fp32, hint="fast")  # type: ignore[arg-type]
 
-    def test_fp32_is_computed_in_float32_and_bf16_in_bfloat16(self, fp32: Bundle, bf16: Bundle) -> None:
+    def test_fp32_is_computed_in_float32_and_bf16_in_bfloat16(
+        self, fp32: Bundle, bf16: Bundle
+    ) -> None:
         if not {"avx512_bf16", "amx_bf16"} & set(describe_device()["flags"].split()):
             pytest.skip("this CPU has no bfloat16")
-        exact, coarse = OpenVinoRuntime.open(fp32).run(PIXELS), OpenVinoRuntime.open(bf16).run(PIXELS)
+        exact, coarse = (
+            OpenVinoRuntime.open(fp32).run(PIXELS),
+            OpenVinoRuntime.open(bf16).run(PIXELS),
+        )
         for name, values in exact.items():
             assert 1e-5 < np.abs(coarse[name] - values).max() < 0.05
 
@@ -347,13 +398,20 @@ class TestOpenVino:
         if compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f16:
             pytest.skip("this CPU has float16")
         with pytest.raises(
-            EngineError, match=r"computes in b?f(16|32), and the model was exported for f16: export it again"
+            EngineError,
+            match=r"computes in b?f(16|32), and the model was exported for f16: export it again",
         ):
             check_precision(compiled, "f16")
         with keep_signal_stack():
-            check_precision(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), "f32")
+            check_precision(
+                core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), "f32"
+            )
 
-    def test_an_artifact_without_its_weights_is_refused(self, made: BuiltArtifact, tmp_path: Path) -> None:
+    def test_an_artifact_without_its_weights_is_refused(
+        self, made: BuiltArtifact, tmp_path: Path
+    ) -> None:
         alone = replace(made, files={"model/model.xml": made.files["model/model.xml"]})
-        with pytest.raises(EngineError, match=r"model holds \['model/model.xml'\], not one .xml and one .bin"):
+        with pytest.raises(
+            EngineError, match=r"model holds \['model/model.xml'\], not one .xml and one .bin"
+        ):
             load(write(tmp_path / "alone.dermedge", alone))

@@ -14,7 +14,13 @@ import pytest
 import rfc8785
 
 from dermedge_runtime.canonical_json import canonical_json, parse_json, pretty_json, read_json
-from dermedge_runtime.errors import BundleError, DataError, DermedgeError, MissingExtraError, UsageError
+from dermedge_runtime.errors import (
+    BundleError,
+    DataError,
+    DermedgeError,
+    MissingExtraError,
+    UsageError,
+)
 from dermedge_runtime.files import atomic_folder, atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.registry import list_entries, load_entry, lookup, pick_known
 
@@ -54,7 +60,16 @@ def test_canonical_json_is_that_of_the_reference_package():
     floats = [struct.unpack("<d", rng.randbytes(8))[0] for _ in range(5000)]
     floats += [rng.uniform(-10, 10) * 10 ** rng.randint(-30, 30) for _ in range(5000)]
     floats += [round(rng.uniform(0, 1000), rng.randint(0, 5)) for _ in range(2000)]
-    texts = ["", "é", "\u20ac", "\U0001f600", "\ufb33", "\x00\x1f\x7f\x80\u2028", '"\\/\b\f\n\r\t', "</script>"]
+    texts = [
+        "",
+        "é",
+        "\u20ac",
+        "\U0001f600",
+        "\ufb33",
+        "\x00\x1f\x7f\x80\u2028",
+        '"\\/\b\f\n\r\t',
+        "</script>",
+    ]
     values = [
         *(value for value in floats if value - value == 0),
         *(rng.randint(-(2**53) + 1, 2**53 - 1) for _ in range(200)),
@@ -70,7 +85,18 @@ def test_canonical_json_is_that_of_the_reference_package():
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), 2**53, -(2**53), {1: 2}, {"a": {1, 2}}, b"x", "\ud800", {"\ud800": 1}, object()],
+    [
+        float("nan"),
+        float("inf"),
+        2**53,
+        -(2**53),
+        {1: 2},
+        {"a": {1, 2}},
+        b"x",
+        "\ud800",
+        {"\ud800": 1},
+        object(),
+    ],
 )
 def test_canonical_json_refuses_what_json_cannot_carry(value):
     with pytest.raises(UsageError):
@@ -239,7 +265,9 @@ def test_a_kill_during_an_atomic_write_leaves_the_old_file(tmp_path):
 
 
 def test_an_unknown_name_gets_the_nearest_one():
-    with pytest.raises(UsageError, match=r"unknown target 'jetsn'; did you mean 'jetson'\? known: cpu, jetson"):
+    with pytest.raises(
+        UsageError, match=r"unknown target 'jetsn'; did you mean 'jetson'\? known: cpu, jetson"
+    ):
         pick_known("target", "jetsn", ["jetson", "cpu"])
     with pytest.raises(UsageError, match=r"unknown target 'x'; known: none"):
         pick_known("target", "x", [])
@@ -250,10 +278,15 @@ def test_entry_points_add_names_but_cannot_take_built_in_ones(tmp_path, monkeypa
     info = tmp_path / "plug-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dermedge.runtimes]\nonnx = evil:Runtime\nplugged = json:loads\n")
+    (info / "entry_points.txt").write_text(
+        "[dermedge.runtimes]\nonnx = evil:Runtime\nplugged = json:loads\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     builtin = {"onnx": "json:dumps"}
-    assert list_entries(builtin, "dermedge.runtimes") == {"onnx": "json:dumps", "plugged": "json:loads"}
+    assert list_entries(builtin, "dermedge.runtimes") == {
+        "onnx": "json:dumps",
+        "plugged": "json:loads",
+    }
     assert lookup("format", "plugged", builtin, "dermedge.runtimes") is json.loads
     assert lookup("format", "onnx", builtin, "dermedge.runtimes") is json.dumps
     with pytest.raises(UsageError, match=r"did you mean 'plugged'"):

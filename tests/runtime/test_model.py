@@ -35,7 +35,9 @@ def onnx_bundle(tmp_path_factory):
 def test_predict_repeats_the_golden_predictions(model):
     for case in model.bundle.golden():
         data = model.predict(case.image, exact=True).to_json()
-        assert {key: value for key, value in data.items() if key in case.prediction} == case.prediction
+        assert {
+            key: value for key, value in data.items() if key in case.prediction
+        } == case.prediction
         assert data["labels"]
         outputs = model.outputs(case.image, exact=True)
         for name, expected in case.expected.items():
@@ -58,7 +60,9 @@ def test_batches_and_streams_give_what_single_predictions_give(model, fake_runti
         assert [timeless(p) for p in model.predict_batch(IMAGES, batch_size=size)] == single
         assert max(fake_runtime.batches) == min(size, len(IMAGES))
     for ahead, workers in ((1, 1), (3, 2), (20, 4)):
-        assert [timeless(p) for p in model.stream(iter(IMAGES), ahead=ahead, workers=workers)] == single
+        assert [
+            timeless(p) for p in model.stream(iter(IMAGES), ahead=ahead, workers=workers)
+        ] == single
     assert model.predict_batch([]) == []
 
 
@@ -113,14 +117,22 @@ def test_a_bad_image_is_raised_at_its_place(model, batch_size):
 def test_or_it_is_returned_there_and_the_others_are_predicted(model, batch_size):
     images = [BAD, IMAGES[0], b"", BAD, IMAGES[1], IMAGES[2]]
     items = list(model.stream(images, batch_size=batch_size, on_error="return"))
-    assert [isinstance(item, ImageError) for item in items] == [True, False, True, True, False, False]
+    assert [isinstance(item, ImageError) for item in items] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert "is empty" in str(items[2])
     good = [timeless(item) for item in items if isinstance(item, Prediction)]
     assert good == [timeless(model.predict(image)) for image in IMAGES[:3]]
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"workers": 0}, {"batch_size": 4, "ahead": 3}, {"on_error": "ignore"}]
+    "options",
+    [{"batch_size": 0}, {"workers": 0}, {"batch_size": 4, "ahead": 3}, {"on_error": "ignore"}],
 )
 def test_a_stream_refuses_senseless_options_at_once(model, options):
     with pytest.raises(UsageError, match="use"):
@@ -162,14 +174,21 @@ def test_a_closed_model_says_so(toy_bundle_path, fake_runtime):
 def test_load_takes_folders_zips_and_opened_bundles(onnx_bundle, tmp_path):
     onnx_bundle.save(tmp_path / "zipped.dermedge", zipped=True)
     expected = onnx_bundle.golden()[0].prediction["malignancy"]
-    for source in (onnx_bundle, onnx_bundle.path, str(onnx_bundle.path), tmp_path / "zipped.dermedge"):
+    for source in (
+        onnx_bundle,
+        onnx_bundle.path,
+        str(onnx_bundle.path),
+        tmp_path / "zipped.dermedge",
+    ):
         with load(source, threads=1) as model:
             score = model.predict(onnx_bundle.golden()[0].image, exact=True).malignancy
             assert score == pytest.approx(expected, abs=1e-5)
 
 
 def test_load_refuses_what_it_cannot_run(onnx_bundle, toy_bundle_path, tmp_path):
-    with pytest.raises(UsageError, match=r"unknown engine 'onxruntime'; did you mean 'onnxruntime'\?"):
+    with pytest.raises(
+        UsageError, match=r"unknown engine 'onxruntime'; did you mean 'onnxruntime'\?"
+    ):
         load(onnx_bundle, engine="onxruntime")
     with pytest.raises(UsageError, match="unknown engine 'fake'"):
         load(toy_bundle_path)

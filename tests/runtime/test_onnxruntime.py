@@ -46,11 +46,17 @@ def test_the_engine_names_itself_and_prints_nothing(bundle_of, capfd):
 
 MISFITS = {
     "input name": ({"input_name": "pixels"}, r"inputs are .*pixels.*not one 'image'"),
-    "input type": ({"input_type": onnx.TensorProto.FLOAT}, r"'image' float32 \[1, 48, 48, 3\], not one 'image' uint8"),
+    "input type": (
+        {"input_type": onnx.TensorProto.FLOAT},
+        r"'image' float32 \[1, 48, 48, 3\], not one 'image' uint8",
+    ),
     "size": ({"size": 64}, r"64, 64, 3.*\[N, 48, 48, 3\]"),
     "batch": ({"batch": 4}, "batches of 4"),
     "labels": ({"labels": 2}, r"'diagnosis' is float32 \[1, 2\], not float32 \[N, 3\]"),
-    "task": ({"names": ("diagnosis", "severity")}, r"\['diagnosis', 'severity'\].*\['diagnosis', 'malignancy'\]"),
+    "task": (
+        {"names": ("diagnosis", "severity")},
+        r"\['diagnosis', 'severity'\].*\['diagnosis', 'malignancy'\]",
+    ),
 }
 
 
@@ -76,7 +82,9 @@ def test_what_onnxruntime_fails_on_is_one_error(bundle_of, capfd):
 
 def test_an_unknown_provider_is_refused_and_not_silently_replaced(bundle_of):
     with pytest.raises(EngineError, match=r"no NpuProvider, only .*CPUExecutionProvider"):
-        OnnxRuntime.open(bundle_of(toy_onnx.graph()), providers=("NpuProvider", "CPUExecutionProvider"))
+        OnnxRuntime.open(
+            bundle_of(toy_onnx.graph()), providers=("NpuProvider", "CPUExecutionProvider")
+        )
 
 
 def test_placement_counts_the_nodes_that_the_cpu_computes(bundle_of):
@@ -93,15 +101,21 @@ def test_a_provider_that_leaves_everything_to_the_cpu_is_an_error(bundle_of):
         pytest.skip("this onnxruntime has no provider that takes no node")
     bundle = bundle_of(toy_onnx.graph())
     with pytest.raises(
-        EngineError, match=r"^AzureExecutionProvider cannot compute \d+ of \d+ nodes \(2 Gemm, .*fell back"
+        EngineError,
+        match=r"^AzureExecutionProvider cannot compute \d+ of \d+ nodes \(2 Gemm, .*fell back",
     ):
         OnnxRuntime.open(bundle, providers=("AzureExecutionProvider",))
-    with pytest.raises(EngineError, match=r"^AzureExecutionProvider computes none of the \d+ nodes"):
+    with pytest.raises(
+        EngineError, match=r"^AzureExecutionProvider computes none of the \d+ nodes"
+    ):
         OnnxRuntime.open(bundle, providers=("AzureExecutionProvider", CPU))
 
 
 CUDA = "CUDAExecutionProvider"
-SPLIT = {CUDA: {"Conv": 50, "Gemm": 2}, CPU: {"Resize": 3, "Gather": 1, "Cast": 1, "A": 1, "B": 1, "C": 1}}
+SPLIT = {
+    CUDA: {"Conv": 50, "Gemm": 2},
+    CPU: {"Resize": 3, "Gather": 1, "Cast": 1, "A": 1, "B": 1, "C": 1},
+}
 
 
 class TestPlacement:
@@ -115,7 +129,8 @@ class TestPlacement:
 
     def test_a_named_provider_without_any_node_is_an_error_although_the_cpu_was_named(self):
         with pytest.raises(
-            EngineError, match=r"^CUDA\w+ computes none of the 52 nodes \(CPUExecutionProvider: 50 Conv, 2 "
+            EngineError,
+            match=r"^CUDA\w+ computes none of the 52 nodes \(CPUExecutionProvider: 50 Conv, 2 ",
         ):
             check_placement({CPU: SPLIT[CUDA]}, (CUDA, CPU))
 

@@ -41,7 +41,9 @@ def lesion(height: int, width: int) -> np.ndarray:
 
 def encode(image: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        buffer, kind, **options
+    )
     return buffer.getvalue()
 
 
@@ -51,11 +53,15 @@ def exif(orientation: int) -> Image.Exif:
     return data
 
 
-def png(samples: np.ndarray, colour: int, *, size: tuple[int, int] | None = None, key: bytes = b"") -> bytes:
+def png(
+    samples: np.ndarray, colour: int, *, size: tuple[int, int] | None = None, key: bytes = b""
+) -> bytes:
     """A 16-bit PNG, which Pillow cannot write. `size` overrides what the header claims."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
@@ -106,7 +112,9 @@ def test_the_reference_itself_gives_hand_computed_values():
     # Halving: triangle of reach 2 on centres 1 and 3; weights 0.75 0.75 0.25 (/1.75) and 0.25 0.75 0.75 (/1.75).
     np.testing.assert_array_equal(reference_resize.resize_columns(row, 2)[0, :, 0], [71, 117])
     # Doubling: centres at 0.25 and 0.75 between neighbours, edges repeated.
-    np.testing.assert_array_equal(reference_resize.resize_columns(row[:, :2], 4)[0, :, 0], [0, 25, 75, 100])
+    np.testing.assert_array_equal(
+        reference_resize.resize_columns(row[:, :2], 4)[0, :, 0], [0, 25, 75, 100]
+    )
 
 
 @pytest.mark.parametrize("folder", ["ham10000", "isic2017", "pad_ufes_20"])
@@ -118,7 +126,9 @@ def test_real_photographs_are_cut_and_resized_as_contracted(folder):
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         expected = reference_resize.resize(reference_resize.square(pixels, "crop", (0, 0, 0)), 96)
-        np.testing.assert_array_equal(preprocess(path, Preprocess(96), exact=True), expected, err_msg=path.name)
+        np.testing.assert_array_equal(
+            preprocess(path, Preprocess(96), exact=True), expected, err_msg=path.name
+        )
 
 
 # ---- sources
@@ -129,7 +139,13 @@ def test_bytes_paths_images_and_arrays_give_the_same_tensor(tmp_path):
     path = tmp_path / "lesion.png"
     path.write_bytes(encode(pixels, "PNG"))
     expected = preprocess(pixels, SPEC)
-    for source in (path, str(path), path.read_bytes(), Image.fromarray(pixels), np.asfortranarray(pixels)):
+    for source in (
+        path,
+        str(path),
+        path.read_bytes(),
+        Image.fromarray(pixels),
+        np.asfortranarray(pixels),
+    ):
         np.testing.assert_array_equal(preprocess(source, SPEC), expected)
 
 
@@ -153,7 +169,12 @@ def test_the_tensor_belongs_to_the_caller():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("PNG", {}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("TIFF", {"compression": "tiff_lzw"})],
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
 )
 def test_exif_orientation_is_applied(kind, options, orientation):
     pixels = lesion(48, 80)
@@ -162,12 +183,17 @@ def test_exif_orientation_is_applied(kind, options, orientation):
     np.testing.assert_array_equal(turned, ORIENTED[orientation](plain))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, while it looks for the resolution
-@pytest.mark.parametrize("broken", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", exif(9).tobytes()])
+@pytest.mark.filterwarnings(
+    "ignore:Corrupt EXIF data"
+)  # Pillow's, while it looks for the resolution
+@pytest.mark.parametrize(
+    "broken", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", exif(9).tobytes()]
+)
 def test_broken_exif_leaves_the_photograph_as_it_is(broken):
     pixels = lesion(48, 80)
     np.testing.assert_array_equal(
-        decode_image(encode(pixels, "JPEG", exif=broken), SPEC), decode_image(encode(pixels, "JPEG"), SPEC)
+        decode_image(encode(pixels, "JPEG", exif=broken), SPEC),
+        decode_image(encode(pixels, "JPEG"), SPEC),
     )
 
 
@@ -210,7 +236,9 @@ def test_a_reduced_jpeg_shows_the_same_picture(fit, orientation):
     tall = orientation > 4
     assert decode_image(data, spec).shape == ((224, 160, 3) if tall else (160, 224, 3))
     assert decode_image(data, spec, exact=True).shape == ((896, 640, 3) if tall else (640, 896, 3))
-    difference = np.abs(preprocess(data, spec).astype(int) - preprocess(data, spec, exact=True)).max()
+    difference = np.abs(
+        preprocess(data, spec).astype(int) - preprocess(data, spec, exact=True)
+    ).max()
     assert 0 < difference <= 12
 
 
@@ -232,7 +260,9 @@ def test_alpha_is_composed_on_the_background():
     spec = Preprocess(32, background=(200, 10, 90))
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
         decoded = decode_image(encode(rgba, kind, **options), spec)
-        np.testing.assert_array_equal(decoded, blended(rgba[..., :3], rgba[..., 3], spec.background))
+        np.testing.assert_array_equal(
+            decoded, blended(rgba[..., :3], rgba[..., 3], spec.background)
+        )
 
 
 def test_grey_with_alpha_and_transparent_colours():
@@ -244,7 +274,9 @@ def test_grey_with_alpha_and_transparent_colours():
 
     keyed = grey.copy()
     keyed[grey[..., 0] == 7] = spec.background
-    np.testing.assert_array_equal(decode_image(encode(la[..., 0], "PNG", transparency=7), spec), keyed)
+    np.testing.assert_array_equal(
+        decode_image(encode(la[..., 0], "PNG", transparency=7), spec), keyed
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
@@ -262,12 +294,16 @@ def test_a_palette_with_transparency(kind):
         some = np.array([255, 255, 0, 100])[indices]
         data = encode(image, kind, transparency=bytes([255, 255, 0, 100]))
         colour = np.array(colours, np.uint8)[indices]
-        np.testing.assert_array_equal(decode_image(data, spec), blended(colour, some, spec.background))
+        np.testing.assert_array_equal(
+            decode_image(data, spec), blended(colour, some, spec.background)
+        )
 
 
 def test_grey_and_bilevel_become_rgb():
     grey = noise(40, 50, 1)[..., 0]
-    np.testing.assert_array_equal(decode_image(encode(grey, "PNG"), SPEC), np.repeat(grey[..., None], 3, axis=2))
+    np.testing.assert_array_equal(
+        decode_image(encode(grey, "PNG"), SPEC), np.repeat(grey[..., None], 3, axis=2)
+    )
     black = decode_image(encode(Image.fromarray(grey).convert("1"), "PNG"), SPEC)
     assert set(np.unique(black)) == {0, 255}
 
@@ -282,10 +318,14 @@ def test_cmyk_jpeg_keeps_its_colours():
 def test_an_icc_profile_changes_nothing():
     pixels = lesion(48, 64)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    np.testing.assert_array_equal(decode_image(encode(pixels, "PNG", icc_profile=profile), SPEC), pixels)
+    np.testing.assert_array_equal(
+        decode_image(encode(pixels, "PNG", icc_profile=profile), SPEC), pixels
+    )
 
 
-@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"])
+@pytest.mark.parametrize(
+    ("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"]
+)
 def test_of_16_bit_png_samples_the_high_byte_counts(colour, channels):
     samples = noise(40, 50, channels, top=65536)
     high = (samples >> 8).astype(np.uint8)
@@ -334,7 +374,10 @@ BAD = {
     "float tiff": (encode(Image.new("F", (40, 40), 0.5), "TIFF"), "mode F"),
     "32-bit tiff": (encode(Image.new("I", (40, 40), 70_000), "TIFF"), "mode I"),
     "16-bit grey key": (png(noise(40, 40, 1, 65536), 0, key=b"\1\2"), "transparent colour"),
-    "16-bit colour key": (png(noise(40, 40, 3, 65536), 2, key=b"\1\2\3\4\5\6"), "transparent colour"),
+    "16-bit colour key": (
+        png(noise(40, 40, 3, 65536), 2, key=b"\1\2\3\4\5\6"),
+        "transparent colour",
+    ),
     "float array": (np.zeros((40, 40, 3), np.float32), r"float32 \[40, 40, 3\]: pass RGB as uint8"),
     "grey array": (np.zeros((40, 40), np.uint8), r"uint8 \[40, 40\]"),
     "four channels": (np.zeros((40, 40, 4), np.uint8), r"uint8 \[40, 40, 4\]"),
@@ -369,13 +412,19 @@ def test_paths_that_are_no_files(tmp_path):
 def test_pictures_with_frames_that_are_still_photographs():
     first, second = Image.fromarray(lesion(40, 60)), Image.fromarray(noise(40, 60))
     phone = encode(first, "MPO", save_all=True, append_images=[second], quality=95)
-    np.testing.assert_array_equal(decode_image(phone, SPEC), decode_image(encode(first, "JPEG", quality=95), SPEC))
+    np.testing.assert_array_equal(
+        decode_image(phone, SPEC), decode_image(encode(first, "JPEG", quality=95), SPEC)
+    )
     assert decode_image(encode(first, "GIF"), SPEC).shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
 def test_damaged_files_never_raise_anything_else(kind):
-    data = encode(lesion(40, 48), kind, **({"exif": exif(6)} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}))
+    data = encode(
+        lesion(40, 48),
+        kind,
+        **({"exif": exif(6)} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}),
+    )
     rng = np.random.default_rng(1)
     for trial in range(150):
         broken = bytearray(data)

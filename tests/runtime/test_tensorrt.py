@@ -65,13 +65,40 @@ CLASSES = {
 }
 # The lean bindings are for running engines; these are for building and inspecting them.
 NOT_LEAN = (
-    *("Builder", "BuilderFlag", "EngineInspector", "IBuilderConfig", "INetworkDefinition", "ITensor", "ITimingCache"),
-    *("MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError", "ProfilingVerbosity"),
+    *(
+        "Builder",
+        "BuilderFlag",
+        "EngineInspector",
+        "IBuilderConfig",
+        "INetworkDefinition",
+        "ITensor",
+        "ITimingCache",
+    ),
+    *(
+        "MemoryPoolType",
+        "NetworkDefinitionCreationFlag",
+        "OnnxParser",
+        "ParserError",
+        "ProfilingVerbosity",
+    ),
 )
 # From NVIDIA's list of the Python names that 11 removed.
 REMOVED = (
-    *("FP16", "INT8", "BF16", "FP8", "EXPLICIT_BATCH", "int8_calibrator", "set_calibration_profile"),
-    *("algorithm_selector", "platform_has_fast_fp16", "platform_has_fast_int8", "device_memory_size"),
+    *(
+        "FP16",
+        "INT8",
+        "BF16",
+        "FP8",
+        "EXPLICIT_BATCH",
+        "int8_calibrator",
+        "set_calibration_profile",
+    ),
+    *(
+        "algorithm_selector",
+        "platform_has_fast_fp16",
+        "platform_has_fast_int8",
+        "device_memory_size",
+    ),
 )
 
 
@@ -95,10 +122,18 @@ class TestNames:
         assert {name.partition(".")[0] for name in used} >= set(CLASSES.values())
         assert not {name.rpartition(".")[2] for name in used} & set(REMOVED)
 
-    @pytest.mark.parametrize("package", ["tensorrt", "tensorrt_bindings", "tensorrt_lean", "tensorrt_lean_bindings"])
+    @pytest.mark.parametrize(
+        "package", ["tensorrt", "tensorrt_bindings", "tensorrt_lean", "tensorrt_lean_bindings"]
+    )
     def test_nvidias_bindings_have_them_all(self, package):
-        bindings = pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
-        expected = [n for n in names_in_use() if "lean" not in package or n.partition(".")[0] not in NOT_LEAN]
+        bindings = pytest.importorskip(
+            package, reason=f"{package} is not installed", exc_type=ImportError
+        )
+        expected = [
+            n
+            for n in names_in_use()
+            if "lean" not in package or n.partition(".")[0] not in NOT_LEAN
+        ]
         missing = [name for name in expected if not has(bindings, name)]
         assert not missing, f"{package} {bindings.__version__}"
 
@@ -128,7 +163,13 @@ class TestEngine:
         machine.build(GRAPH, workspace=None, timings=b"")
         machine.build(GRAPH, workspace=1 << 20, timings=b"")
         first, second = machine.trt.builds
-        assert first == {"tf32": False, "verbosity": "detailed", "workspace": None, "timings": b"", "typed": True}
+        assert first == {
+            "tf32": False,
+            "verbosity": "detailed",
+            "workspace": None,
+            "timings": b"",
+            "typed": True,
+        }
         assert second["workspace"] == 1 << 20
 
     def test_timings_are_used_again_where_they_fit(self, machine):
@@ -141,12 +182,16 @@ class TestEngine:
         with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 cannot read the model \(.*pars"):
             machine.build(b"no model", workspace=None, timings=b"")
         machine.trt.refuse = "Could not find any implementation for node conv"
-        with pytest.raises(EngineError, match=r"cannot build an engine \(Could not find any .*--workspace"):
+        with pytest.raises(
+            EngineError, match=r"cannot build an engine \(Could not find any .*--workspace"
+        ):
             machine.build(GRAPH, workspace=None, timings=b"")
 
     def test_an_engine_of_another_tensorrt_is_refused(self, machine):
         plan, _ = machine.build(GRAPH, workspace=None, timings=b"")
-        with pytest.raises(EngineError, match=r"refuses the engine \(The engine plan file is not compatible"):
+        with pytest.raises(
+            EngineError, match=r"refuses the engine \(The engine plan file is not compatible"
+        ):
             fake_tensorrt.machine("11.4.0.106").load(plan)
 
     def test_a_run_that_fails_is_an_error_and_not_old_numbers(self, machine):
@@ -185,19 +230,27 @@ class TestEngine:
             runtime.run(PIXELS)
 
     def test_an_image_of_another_size_is_refused(self, machine):
-        with pytest.raises(EngineError, match=r"takes uint8 \[N, 48, 48, 3\], not uint8 \[1, 40, 48, 3\]"):
+        with pytest.raises(
+            EngineError, match=r"takes uint8 \[N, 48, 48, 3\], not uint8 \[1, 40, 48, 3\]"
+        ):
             runtime_of(machine).run(PIXELS[:1, :40])
 
     @pytest.mark.parametrize(
         ("spec", "message"),
         [
             (toy_onnx.spec(64), r"not 'image', uint8 \[1, 64, 64, 3\]"),
-            (Spec("x", "1", (Task("severity", "binary"),), Preprocess(48)), r"tasks are \['severity'\]"),
+            (
+                Spec("x", "1", (Task("severity", "binary"),), Preprocess(48)),
+                r"tasks are \['severity'\]",
+            ),
             (
                 Spec(
                     "x",
                     "1",
-                    (Task("diagnosis", "classify", tuple(Label(i, i) for i in "ab")), Task("malignancy", "binary")),
+                    (
+                        Task("diagnosis", "classify", tuple(Label(i, i) for i in "ab")),
+                        Task("malignancy", "binary"),
+                    ),
                     Preprocess(48),
                 ),
                 r"'diagnosis' is float32 \[1, 3\], not float32 \[1, 2\]",
@@ -228,7 +281,9 @@ class TestMachine:
 
     @pytest.mark.parametrize("version", ["8.6.1", "9.3.0", "12.0.0", "101.0"])
     def test_an_unknown_major_version_is_refused(self, version):
-        with pytest.raises(EngineError, match=rf"{re.escape(version)} is not supported: install 10 or 11"):
+        with pytest.raises(
+            EngineError, match=rf"{re.escape(version)} is not supported: install 10 or 11"
+        ):
             fake_tensorrt.machine(version)
 
     def test_a_machine_without_tensorrt_says_what_to_type_where(self, monkeypatch, tmp_path):
@@ -246,12 +301,21 @@ class TestMachine:
 
     def test_what_the_driver_refuses_is_one_error(self, machine):
         machine.cuda.activate()
-        with pytest.raises(EngineError, match=r"cuMemFree_v2 failed with CUDA_ERROR_INVALID_VALUE \(1\)"):
+        with pytest.raises(
+            EngineError, match=r"cuMemFree_v2 failed with CUDA_ERROR_INVALID_VALUE \(1\)"
+        ):
             machine.cuda.free(1)
 
 
-def layer(kind="CaskConvolution", name="conv", weights=None, inputs=(), key="Format/Datatype", tactic=""):
-    told = {"Name": name, "LayerType": kind, "TacticName": tactic, "Inputs": [{key: text} for text in inputs]}
+def layer(
+    kind="CaskConvolution", name="conv", weights=None, inputs=(), key="Format/Datatype", tactic=""
+):
+    told = {
+        "Name": name,
+        "LayerType": kind,
+        "TacticName": tactic,
+        "Inputs": [{key: text} for text in inputs],
+    }
     return json.dumps(told | ({"Weights": {"Type": weights, "Count": 9}} if weights else {}))
 
 
@@ -273,13 +337,25 @@ class TestPrecision:
         ],
     )
     def test_a_layers_precision_is_read(self, told, width):
-        assert dict(read_precision([told, layer(weights="Int8"), layer(weights="Half")], "fp16").counts)[width] >= 1
+        assert (
+            dict(
+                read_precision([told, layer(weights="Int8"), layer(weights="Half")], "fp16").counts
+            )[width]
+            >= 1
+        )
         if width == "fp16":
             assert dict(read_precision([told], "fp16").counts) == {"fp16": 1}
 
     def test_layers_that_move_data_do_not_count(self):
-        moves = [layer(kind="Reformat", inputs=["Int8"]), layer(kind="NoOp", inputs=["Int8"]), "not JSON", '"name"']
-        found = read_precision([*moves, layer(weights="Half"), layer("gemm", "head", "Float")], "fp16")
+        moves = [
+            layer(kind="Reformat", inputs=["Int8"]),
+            layer(kind="NoOp", inputs=["Int8"]),
+            "not JSON",
+            '"name"',
+        ]
+        found = read_precision(
+            [*moves, layer(weights="Half"), layer("gemm", "head", "Float")], "fp16"
+        )
         assert dict(found.counts) == {"fp16": 1, "fp32": 1}
         assert (found.layers, found.wider, found.unread) == (6, ("head",), 0)
 
@@ -294,13 +370,23 @@ class TestPrecision:
         ],
     )
     def test_an_engine_that_is_not_what_was_asked_for_is_refused(self, layers, precision):
-        with pytest.raises(EngineError, match=rf"asked for in {re.escape(precision)}, but no layer computes in"):
+        with pytest.raises(
+            EngineError, match=rf"asked for in {re.escape(precision)}, but no layer computes in"
+        ):
             read_precision(layers, precision)
 
     def test_the_wider_layers_of_an_int8_engine_are_named(self):
-        told = [layer(name="a", weights="Int8"), layer(name="b", weights="Half"), layer("gemm", "c", "Float")]
+        told = [
+            layer(name="a", weights="Int8"),
+            layer(name="b", weights="Half"),
+            layer("gemm", "c", "Float"),
+        ]
         found = read_precision(told, "int8+fp16")
-        assert (found.asked, dict(found.counts), found.wider) == ("int8", {"fp16": 1, "fp32": 1, "int8": 1}, ("b", "c"))
+        assert (found.asked, dict(found.counts), found.wider) == (
+            "int8",
+            {"fp16": 1, "fp32": 1, "int8": 1},
+            ("b", "c"),
+        )
 
 
 @pytest.fixture
@@ -312,8 +398,15 @@ def record(opened, machine, **changes):
     """Builds the bundle's engine and writes a record of it, with some keys changed."""
     key = EngineKey(opened.files["model.onnx"], machine.version, machine.gpu.sm, {"batch": 1})
     engine = store(opened.path, key, machine.build(GRAPH, workspace=None, timings=b"")[0])
-    content = {"schema": "dermedge.device/1", "bundle": opened.id, "status": "passed", "allowed_failures": []}
-    record_path(opened.path).write_bytes(pretty_json(content | {"engine": to_json(engine)} | changes))
+    content = {
+        "schema": "dermedge.device/1",
+        "bundle": opened.id,
+        "status": "passed",
+        "allowed_failures": [],
+    }
+    record_path(opened.path).write_bytes(
+        pretty_json(content | {"engine": to_json(engine)} | changes)
+    )
     return engine
 
 
@@ -321,7 +414,9 @@ class TestUse:
     def test_a_built_engine_runs(self, bundle, machine):
         record(bundle, machine)
         runtime = TensorRtRuntime.open(bundle, machine=machine)
-        np.testing.assert_allclose(runtime.run(PIXELS)["diagnosis"], toy_onnx.forward(PIXELS)["diagnosis"], atol=0.02)
+        np.testing.assert_allclose(
+            runtime.run(PIXELS)["diagnosis"], toy_onnx.forward(PIXELS)["diagnosis"], atol=0.02
+        )
 
     def test_it_stands_beside_the_bundle_which_stays_as_it_is(self, bundle, machine):
         record(bundle, machine)
@@ -332,7 +427,8 @@ class TestUse:
 
     def test_without_one_it_says_what_to_type(self, bundle, machine):
         with pytest.raises(
-            EngineError, match=r"No engine is built for this device: run `dermedge build .*skin\.dermedge`"
+            EngineError,
+            match=r"No engine is built for this device: run `dermedge build .*skin\.dermedge`",
         ):
             TensorRtRuntime.open(bundle, machine=machine)
 
@@ -340,7 +436,10 @@ class TestUse:
     def test_an_engine_of_another_device_is_not_used(self, bundle, machine, version, sm):
         record(bundle, machine)
         other = fake_tensorrt.machine(version, sm=sm)
-        with pytest.raises(EngineError, match=rf"No engine is built for this device.*TensorRT {version} and SM {sm}"):
+        with pytest.raises(
+            EngineError,
+            match=rf"No engine is built for this device.*TensorRT {version} and SM {sm}",
+        ):
             TensorRtRuntime.open(bundle, machine=other)
 
     def test_an_engine_of_another_bundle_is_not_used(self, bundle, machine):
@@ -359,10 +458,14 @@ class TestUse:
     def test_a_damaged_or_lost_engine_is_not_used(self, bundle, machine, damage):
         record(bundle, machine)
         damage(next(cache_folder(bundle.path).glob("*.engine")))
-        with pytest.raises(EngineError, match=r"engine .* (is damaged|cannot be read).*dermedge build"):
+        with pytest.raises(
+            EngineError, match=r"engine .* (is damaged|cannot be read).*dermedge build"
+        ):
             TensorRtRuntime.open(bundle, machine=machine)
 
-    @pytest.mark.parametrize("change", [{"schema": "dermedge.device/2"}, {"engine": {}}, {"engine": None}])
+    @pytest.mark.parametrize(
+        "change", [{"schema": "dermedge.device/2"}, {"engine": {}}, {"engine": None}]
+    )
     def test_a_record_that_is_not_understood_is_refused(self, bundle, machine, change):
         record(bundle, machine, **change)
         with pytest.raises(EngineError, match="dermedge build"):

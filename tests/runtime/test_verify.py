@@ -21,7 +21,9 @@ QUESTIONS = ["files", "preprocessing", "engine", "decoding"]
 
 def bundle_with(path, cases, **changes):
     content = toy_content()
-    files = {name: data for name, data in content["files"].items() if not name.startswith("golden/")}
+    files = {
+        name: data for name, data in content["files"].items() if not name.startswith("golden/")
+    }
     return write_bundle(
         path, **{**content, "files": {**files, **(golden_files(cases) if cases else {})}, **changes}
     ).path
@@ -32,7 +34,9 @@ def refused(report, question):
     index = QUESTIONS.index(question)
     assert report.status == "failed"
     assert [check.name for check in report.checks] == QUESTIONS
-    assert [c.status for c in report.checks] == ["passed"] * index + ["failed"] + ["not_run"] * (3 - index)
+    assert [c.status for c in report.checks] == ["passed"] * index + ["failed"] + ["not_run"] * (
+        3 - index
+    )
     return report.checks[index].detail
 
 
@@ -41,7 +45,9 @@ class Absent(FakeRuntime):
 
     @classmethod
     def open(cls, bundle, *, threads=None):
-        raise ElsewhereError("Core ML runs on Apple's systems only: on a Mac, type dermedge verify toy.dermedge.")
+        raise ElsewhereError(
+            "Core ML runs on Apple's systems only: on a Mac, type dermedge verify toy.dermedge."
+        )
 
 
 class Shifted(FakeRuntime):
@@ -67,7 +73,9 @@ def test_an_intact_bundle_passes(toy_bundle_path, tmp_path, fake_runtime, form):
     }[form]
     report = verify(given, runtime=fake_runtime)
     assert report.status == "passed"
-    assert [(check.name, check.status) for check in report.checks] == [(name, "passed") for name in QUESTIONS]
+    assert [(check.name, check.status) for check in report.checks] == [
+        (name, "passed") for name in QUESTIONS
+    ]
     assert (report.bundle, report.engine) == (bundle.id, "fake 1.0")
     assert "0.0001 between export and fp32 student" in report.checks[2].detail
     assert not fake_runtime.closed
@@ -98,7 +106,9 @@ def absent_engine(monkeypatch):
     monkeypatch.setitem(RUNTIMES, "fake", "conftest:Absent")
 
 
-def test_an_engine_of_other_machines_is_not_run_and_the_rest_is_asked(toy_bundle_path, absent_engine):
+def test_an_engine_of_other_machines_is_not_run_and_the_rest_is_asked(
+    toy_bundle_path, absent_engine
+):
     report = verify(toy_bundle_path)
     assert report.status == "not_run"
     assert [check.status for check in report.checks] == ["passed", "passed", "not_run", "passed"]
@@ -108,7 +118,9 @@ def test_an_engine_of_other_machines_is_not_run_and_the_rest_is_asked(toy_bundle
 
 def test_an_engine_of_other_machines_hides_no_failure(tmp_path, absent_engine):
     case = toy_cases()[0]
-    path = bundle_with(tmp_path / "x", [replace(case, prediction={**case.prediction, "decision": "unsure"})])
+    path = bundle_with(
+        tmp_path / "x", [replace(case, prediction={**case.prediction, "decision": "unsure"})]
+    )
     report = verify(path)
     assert report.status == "failed"
     assert [check.status for check in report.checks] == ["passed", "passed", "not_run", "failed"]
@@ -133,7 +145,9 @@ def test_a_path_without_bundle_is_a_usage_error(tmp_path):
         verify(tmp_path / "gone")
 
 
-@pytest.mark.parametrize("name", ["model.fake", "golden/lesion-1.png", "golden/cases.json", "LICENSES/Apache-2.0.txt"])
+@pytest.mark.parametrize(
+    "name", ["model.fake", "golden/lesion-1.png", "golden/cases.json", "LICENSES/Apache-2.0.txt"]
+)
 def test_a_damaged_file_is_the_files_fault(toy_bundle_path, fake_runtime, name):
     bundle = Bundle.open(toy_bundle_path)
     (toy_bundle_path / name).write_bytes((toy_bundle_path / name).read_bytes()[:-1] + b"?")
@@ -143,7 +157,9 @@ def test_a_damaged_file_is_the_files_fault(toy_bundle_path, fake_runtime, name):
         assert (report.bundle, report.engine) == (str(toy_bundle_path), "not started")
 
 
-def test_golden_cases_that_are_absent_or_of_another_model_are_the_files_fault(tmp_path, fake_runtime):
+def test_golden_cases_that_are_absent_or_of_another_model_are_the_files_fault(
+    tmp_path, fake_runtime
+):
     case = toy_cases()[0]
     one = {"diagnosis": case.expected["diagnosis"]}
     other_size = toy_cases(replace(TOY_SPEC, preprocess=Preprocess(size=48)))
@@ -170,18 +186,24 @@ def test_a_tensor_off_by_one_is_preprocessings_fault(tmp_path, fake_runtime):
     assert "'lesion-2' differs in 1 of 3072 values, by up to 1 of 255" in detail
 
 
-def test_another_kernel_on_this_machine_is_preprocessings_fault(toy_bundle_path, fake_runtime, monkeypatch):
+def test_another_kernel_on_this_machine_is_preprocessings_fault(
+    toy_bundle_path, fake_runtime, monkeypatch
+):
     def bicubic(source, spec, *, exact=False):
         image = Image.fromarray(preprocess(source, replace(spec, size=64), exact=exact))
         return np.array(image.resize((spec.size, spec.size), Image.Resampling.BICUBIC))
 
     monkeypatch.setattr("dermedge_runtime.verify.preprocess", bicubic)
-    assert "'lesion-1' differs" in refused(verify(toy_bundle_path, runtime=fake_runtime), "preprocessing")
+    assert "'lesion-1' differs" in refused(
+        verify(toy_bundle_path, runtime=fake_runtime), "preprocessing"
+    )
 
 
 def test_a_golden_image_that_is_no_image_is_preprocessings_fault(tmp_path, fake_runtime):
     path = bundle_with(tmp_path / "x", [replace(toy_cases()[0], image=b"no PNG")])
-    assert "'lesion-1' cannot be preprocessed" in refused(verify(path, runtime=fake_runtime), "preprocessing")
+    assert "'lesion-1' cannot be preprocessed" in refused(
+        verify(path, runtime=fake_runtime), "preprocessing"
+    )
 
 
 @pytest.mark.parametrize("output", ["diagnosis", "malignancy"])
@@ -196,7 +218,9 @@ def test_an_engine_outside_the_tolerance_is_the_engines_fault(toy_bundle_path, o
 
 
 def test_each_output_has_its_own_tolerance(tmp_path):
-    path = bundle_with(tmp_path / "x", toy_cases(), tolerance={"diagnosis": 0.5, "malignancy": 1e-6})
+    path = bundle_with(
+        tmp_path / "x", toy_cases(), tolerance={"diagnosis": 0.5, "malignancy": 1e-6}
+    )
     assert verify(path, runtime=Shifted(0.4, "diagnosis")).status == "passed"
     assert "'malignancy'" in refused(verify(path, runtime=Shifted(1e-5)), "engine")
 
@@ -212,9 +236,15 @@ def test_an_engine_that_fails_or_forgets_is_the_engines_fault(toy_bundle_path, m
 
     assert "out of memory" in refused(verify(toy_bundle_path, runtime=Broken()), "engine")
     good = FakeRuntime().run(toy_cases()[0].tensor[None])
-    for answer in ({}, {**good, "malignancy": good["malignancy"][0]}, {**good, "diagnosis": good["diagnosis"][:, :2]}):
+    for answer in (
+        {},
+        {**good, "malignancy": good["malignancy"][0]},
+        {**good, "diagnosis": good["diagnosis"][:, :2]},
+    ):
         Broken.answer = answer
-        assert "golden case 'lesion-1'" in refused(verify(toy_bundle_path, runtime=Broken()), "engine")
+        assert "golden case 'lesion-1'" in refused(
+            verify(toy_bundle_path, runtime=Broken()), "engine"
+        )
 
 
 def test_an_artifact_that_the_engine_refuses_is_the_engines_fault(tmp_path):
@@ -225,7 +255,10 @@ def test_an_artifact_that_the_engine_refuses_is_the_engines_fault(tmp_path):
 
 
 def test_reference_drift_is_told_but_not_judged(tmp_path, fake_runtime):
-    cases = [replace(c, reference={n: a + np.float32(3) for n, a in c.expected.items()}) for c in toy_cases()]
+    cases = [
+        replace(c, reference={n: a + np.float32(3) for n, a in c.expected.items()})
+        for c in toy_cases()
+    ]
     report = verify(bundle_with(tmp_path / "x", cases), runtime=fake_runtime)
     assert report.status == "passed"
     assert "3 between export and fp32 student" in report.checks[2].detail
@@ -234,7 +267,10 @@ def test_reference_drift_is_told_but_not_judged(tmp_path, fake_runtime):
 @pytest.mark.parametrize(
     ("edit", "found"),
     [
-        (lambda p: p["labels"][0].update(probability=p["labels"][0]["probability"] + 1e-5), "labels[0].probability"),
+        (
+            lambda p: p["labels"][0].update(probability=p["labels"][0]["probability"] + 1e-5),
+            "labels[0].probability",
+        ),
         (lambda p: p["labels"].reverse(), "labels[0]."),
         (lambda p: p["labels"].pop(), "labels"),
         (lambda p: p.update(decision="unsure"), "decision"),
@@ -257,7 +293,11 @@ def test_decoding_is_compared_without_times_and_within_a_millionth(tmp_path, fak
     case = toy_cases()[0]
     prediction = json.loads(json.dumps(case.prediction))
     prediction["labels"][0]["probability"] += 5e-7
-    prediction |= {"timing": {"engine_ms": 99.0}, "provenance": {"engine": "other"}, "added_later": None}
+    prediction |= {
+        "timing": {"engine_ms": 99.0},
+        "provenance": {"engine": "other"},
+        "added_later": None,
+    }
     path = bundle_with(tmp_path / "x", [replace(case, prediction=prediction)])
     assert verify(path, runtime=fake_runtime).status == "passed"
 

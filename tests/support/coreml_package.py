@@ -57,12 +57,23 @@ def read(files: Mapping[str, bytes]) -> Package:
     function = model.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
     operators = [
-        Operator(o.type, original(o.outputs[0].name), MIL_pb2.DataType.Name(o.outputs[0].type.tensorType.dataType))
+        Operator(
+            o.type,
+            original(o.outputs[0].name),
+            MIL_pb2.DataType.Name(o.outputs[0].type.tensorType.dataType),
+        )
         for o in block.operations
         if o.type != "const" and not o.type.startswith("constexpr_")
     ]
     compressed, quantized = _values(files)
-    return Package(model.description, function.opset, operators, len(inner(files)[WEIGHTS]), compressed, quantized)
+    return Package(
+        model.description,
+        function.opset,
+        operators,
+        len(inner(files)[WEIGHTS]),
+        compressed,
+        quantized,
+    )
 
 
 def _values(files: Mapping[str, bytes]) -> tuple[list[Weight], dict[str, float]]:
@@ -78,7 +89,11 @@ def _values(files: Mapping[str, bytes]) -> tuple[list[Weight], dict[str, float]]
         program = load(model.get_spec(), model.get_spec().specificationVersion, model.weights_dir)
     operations = list(program.functions["main"].operations)
     compressed = [
-        Weight(o.op_type, o.materialized_val_inference(), np.size(o.scale.val) if hasattr(o, "scale") else 0)
+        Weight(
+            o.op_type,
+            o.materialized_val_inference(),
+            np.size(o.scale.val) if hasattr(o, "scale") else 0,
+        )
         for o in operations
         if o.op_type.startswith("constexpr_")
     ]

@@ -26,8 +26,17 @@ from dermedge_runtime.tensorrt.cuda import Cuda
 from support import toy_onnx
 
 NO_DEVICE, INVALID_CONTEXT, INVALID_VALUE = 100, 201, 1
-WORDS = {TensorProto.FLOAT: "Float", TensorProto.FLOAT16: "Half", TensorProto.INT8: "Int8", TensorProto.UINT8: "UInt8"}
-DTYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
+WORDS = {
+    TensorProto.FLOAT: "Float",
+    TensorProto.FLOAT16: "Half",
+    TensorProto.INT8: "Int8",
+    TensorProto.UINT8: "UInt8",
+}
+DTYPES = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.UINT8: np.uint8,
+}
 
 
 class Driver:
@@ -66,9 +75,10 @@ class Driver:
         return 0
 
     def cuGetErrorName(self, code: Any, text: Any) -> int:
-        text._obj.value = {NO_DEVICE: b"CUDA_ERROR_NO_DEVICE", INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT"}.get(
-            code.value, b"CUDA_ERROR_INVALID_VALUE"
-        )
+        text._obj.value = {
+            NO_DEVICE: b"CUDA_ERROR_NO_DEVICE",
+            INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT",
+        }.get(code.value, b"CUDA_ERROR_INVALID_VALUE")
         return 0
 
     def cuCtxSetCurrent(self, context: Any) -> int:
@@ -120,9 +130,13 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
     `builds` lists what each build was told, for the tests to look at. `refuse` makes the next calls fail, `miscompile`
     is what the kernels make of the right outputs.
     """
-    trt: Any = SimpleNamespace(__version__=version, builds=[], refuse="", miscompile=lambda values: values)
+    trt: Any = SimpleNamespace(
+        __version__=version, builds=[], refuse="", miscompile=lambda values: values
+    )
     newer = version.startswith("11.")
-    trt.ILogger = type("ILogger", (), {"ERROR": "error", "INTERNAL_ERROR": "internal", "INFO": "info"})
+    trt.ILogger = type(
+        "ILogger", (), {"ERROR": "error", "INTERNAL_ERROR": "internal", "INFO": "info"}
+    )
     trt.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=0 if newer else 1)
     trt.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed", LAYER_NAMES_ONLY="names")
     trt.BuilderFlag = SimpleNamespace(TF32="tf32")
@@ -165,7 +179,8 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             self.told: dict[str, Any] = {"tf32": True, "verbosity": "names", "workspace": None}
 
         profiling_verbosity = property(
-            lambda self: self.told["verbosity"], lambda self, value: self.told.update(verbosity=value)
+            lambda self: self.told["verbosity"],
+            lambda self, value: self.told.update(verbosity=value),
         )
 
         def clear_flag(self, flag: str) -> None:
@@ -175,7 +190,11 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             self.told[pool] = size
 
         def create_timing_cache(self, data: bytes) -> Any:
-            return None if data == b"damaged" else SimpleNamespace(data=data, serialize=lambda: stamp + b"timings")
+            return (
+                None
+                if data == b"damaged"
+                else SimpleNamespace(data=data, serialize=lambda: stamp + b"timings")
+            )
 
         def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
             fits = not cache.data or cache.data.startswith(stamp)
@@ -205,7 +224,10 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             model = network.model
             for value in (*model.graph.input, *model.graph.output):
                 value.type.tensor_type.shape.dim[0].dim_value = network.image.shape[0]
-            facts = {"detailed": config.told["verbosity"] == "detailed", "typed": network.typed and not forgets_types}
+            facts = {
+                "detailed": config.told["verbosity"] == "detailed",
+                "typed": network.typed and not forgets_types,
+            }
             return stamp + json.dumps(facts).encode() + b"\n" + model.SerializeToString()
 
     class Runtime:
@@ -214,7 +236,9 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
 
         def deserialize_cuda_engine(self, plan: bytes) -> Any:
             if not plan.startswith(stamp):
-                self.logger.log(trt.ILogger.ERROR, "The engine plan file is not compatible with this version")
+                self.logger.log(
+                    trt.ILogger.ERROR, "The engine plan file is not compatible with this version"
+                )
                 return None
             _, facts, model = plan.split(b"\n", 2)
             return Engine(json.loads(facts), onnx.load_model_from_string(model))
@@ -241,7 +265,9 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             return Context(self)
 
         def create_engine_inspector(self) -> Any:
-            return SimpleNamespace(get_layer_information=lambda index, form: self._told(self.model.graph.node[index]))
+            return SimpleNamespace(
+                get_layer_information=lambda index, form: self._told(self.model.graph.node[index])
+            )
 
         def _told(self, node: onnx.NodeProto) -> str:
             if not self.facts["detailed"]:
@@ -249,7 +275,9 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             layer: dict[str, Any] = {"Name": node.output[0], "LayerType": f"Cask{node.op_type}"}
             if node.op_type in ("Conv", "Gemm", "MatMul"):
                 width = WORDS[_weight_type(self.model, node)] if self.facts["typed"] else "Float"
-                layer["Inputs"] = [{"Name": node.input[0], "DataType" if newer else "Format/Datatype": width}]
+                layer["Inputs"] = [
+                    {"Name": node.input[0], "DataType" if newer else "Format/Datatype": width}
+                ]
             return json.dumps(layer)
 
     class Context:
@@ -273,9 +301,14 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             return not trt.refuse
 
         def _array(self, name: str) -> Any:
-            dtype, shape = DTYPES[self.engine.get_tensor_dtype(name)], self.engine.get_tensor_shape(name)
+            dtype, shape = (
+                DTYPES[self.engine.get_tensor_dtype(name)],
+                self.engine.get_tensor_shape(name),
+            )
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            return np.frombuffer((ctypes.c_char * size).from_address(self.addresses[name]), dtype).reshape(shape)
+            return np.frombuffer(
+                (ctypes.c_char * size).from_address(self.addresses[name]), dtype
+            ).reshape(shape)
 
     trt.Builder, trt.OnnxParser, trt.Runtime = Builder, OnnxParser, Runtime
     return trt
@@ -289,7 +322,14 @@ def machine(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fa
 def typed(graph: bytes) -> bytes:
     """The toy model in fp16 but for its normalisation and its outputs, as an export for TensorRT types it."""
     model = onnx.load_model_from_string(graph)
-    half = {"conv.weight", "conv.bias", "diagnosis.weight", "diagnosis.bias", "malignancy.weight", "malignancy.bias"}
+    half = {
+        "conv.weight",
+        "conv.bias",
+        "diagnosis.weight",
+        "diagnosis.bias",
+        "malignancy.weight",
+        "malignancy.bias",
+    }
     for tensor in model.graph.initializer:
         if tensor.name in half:
             values = numpy_helper.to_array(tensor).astype(np.float16)
@@ -302,7 +342,9 @@ def typed(graph: bytes) -> bytes:
         if node.op_type == "Gemm":
             task = node.output[0]
             node.output[0] = f"{task}.half"
-            model.graph.node.append(helper.make_node("Cast", [f"{task}.half"], [task], to=TensorProto.FLOAT))
+            model.graph.node.append(
+                helper.make_node("Cast", [f"{task}.half"], [task], to=TensorProto.FLOAT)
+            )
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
@@ -311,7 +353,12 @@ def bundle(path: Path, *, files: Mapping[str, bytes] | None = None, **changes: A
     """A bundle for a Jetson around the toy model: the fp32 network is its student, the typed graph its artifact."""
     graph = typed(toy_onnx.graph())
     student, artifact = toy_run(toy_onnx.graph()), toy_run(graph)
-    described = {"target": "jetson", "format": "tensorrt", "path": "model.onnx", "precision": "fp16"}
+    described = {
+        "target": "jetson",
+        "format": "tensorrt",
+        "path": "model.onnx",
+        "precision": "fp16",
+    }
     golden = golden_files(golden_cases(toy_onnx.spec(), student, artifact, toy_onnx.POSTPROCESSING))
     return write_bundle(
         path,
@@ -333,7 +380,9 @@ def toy_run(graph: bytes) -> Run:
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         rows = [session.run(names, {"image": image[None]}) for image in images]
-        return {name: np.concatenate([row[index] for row in rows]) for index, name in enumerate(names)}
+        return {
+            name: np.concatenate([row[index] for row in rows]) for index, name in enumerate(names)
+        }
 
     return run
 
@@ -349,4 +398,7 @@ def _weight_type(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim)
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else -1
+        for dim in value.type.tensor_type.shape.dim
+    )

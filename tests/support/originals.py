@@ -13,7 +13,9 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around = 1.0 if name.endswith(("gamma", "gamma_1", "gamma_2")) or "norm" in name else 0.0
+            around = (
+                1.0 if name.endswith(("gamma", "gamma_1", "gamma_2")) or "norm" in name else 0.0
+            )
             parameter.copy_(around + 0.3 * noise)
     return module.eval()
 
@@ -40,7 +42,11 @@ class Patches(nn.Module):
 class DinoAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.qkv, self.proj, self.heads = nn.Linear(width, 3 * width), nn.Linear(width, width), heads
+        self.qkv, self.proj, self.heads = (
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+            heads,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(attend(*self.qkv(x).chunk(3, -1), self.heads))
@@ -76,7 +82,9 @@ class Scale(nn.Module):
 
 
 class DinoBlock(nn.Module):
-    def __init__(self, width: int, heads: int, feed_forward: Callable[[int, int], nn.Module]) -> None:
+    def __init__(
+        self, width: int, heads: int, feed_forward: Callable[[int, int], nn.Module]
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attn, self.mlp = DinoAttention(width, heads), feed_forward(width, 4 * width)
@@ -116,7 +124,9 @@ class DinoV2(nn.Module):
         length = depth // chunks if chunks else 0
         self.blocks = nn.ModuleList(
             [
-                nn.ModuleList([*(nn.Identity() for _ in range(start)), *blocks[start : start + length]])
+                nn.ModuleList(
+                    [*(nn.Identity() for _ in range(start)), *blocks[start : start + length]]
+                )
                 for start in range(0, depth, length)
             ]
             if chunks
@@ -126,7 +136,10 @@ class DinoV2(nn.Module):
         self.chunked = bool(chunks)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), self.patch_embed(x)), 1) + self.pos_embed
+        x = (
+            torch.cat((self.cls_token.expand(len(x), -1, -1), self.patch_embed(x)), 1)
+            + self.pos_embed
+        )
         if hasattr(self, "register_tokens"):
             x = torch.cat((x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]), 1)
         for block in [b for chunk in self.blocks for b in chunk] if self.chunked else self.blocks:
@@ -139,10 +152,19 @@ class BiasedAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, grid: int | None) -> None:
         super().__init__()
-        self.qkv, self.proj, self.heads = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width), heads
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.qkv, self.proj, self.heads = (
+            nn.Linear(width, 3 * width, bias=False),
+            nn.Linear(width, width),
+            heads,
+        )
+        self.q_bias, self.v_bias = (
+            nn.Parameter(torch.zeros(width)),
+            nn.Parameter(torch.zeros(width)),
+        )
         if grid:
-            self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2 + 3, heads))
+            self.relative_position_bias_table = nn.Parameter(
+                torch.zeros((2 * grid - 1) ** 2 + 3, heads)
+            )
             self.register_buffer("relative_position_index", distances(grid))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,7 +192,10 @@ class CaeBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attn, self.mlp = BiasedAttention(width, heads, grid), Mlp(width, 4 * width)
-        self.gamma_1, self.gamma_2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+        self.gamma_1, self.gamma_2 = (
+            nn.Parameter(torch.ones(width)),
+            nn.Parameter(torch.ones(width)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.gamma_1 * self.attn(self.norm1(x))
@@ -198,7 +223,9 @@ class PanDerm(nn.Module):
         if not relative:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
         self.patch_embed = Patches(width, 16)
-        self.blocks = nn.ModuleList([CaeBlock(width, heads, grid if relative else None) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [CaeBlock(width, heads, grid if relative else None) for _ in range(depth)]
+        )
         if mean_pooled:
             self.fc_norm = nn.LayerNorm(width, eps=1e-6)
         else:

@@ -9,10 +9,14 @@ from support.tables import save, write_csv
 def acne04(root: Path) -> Path:
     for fold, split, levels in ((0, "trainval", [0, 3, 1]), (0, "test", [2])):
         names = [f"levle{level}_{10 * (split == 'test') + n}.jpg" for n, level in enumerate(levels)]
-        lines = [f"{name}  {level}  {5 * level + 1}" for name, level in zip(names, levels, strict=True)]
+        lines = [
+            f"{name}  {level}  {5 * level + 1}" for name, level in zip(names, levels, strict=True)
+        ]
         for n, name in enumerate(names):
             save(root / "Classification" / "JPEGImages" / name, 10 * (split == "test") + n)
-        (root / "Classification" / f"NNEW_{split}_{fold}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (root / "Classification" / f"NNEW_{split}_{fold}.txt").write_text(
+            "\n".join(lines) + "\n", encoding="utf-8"
+        )
     return root
 
 
@@ -28,7 +32,14 @@ def ddi(root: Path) -> Path:
     ):
         name = f"{n + 1:06}.png"
         rows.append(
-            {"": n, "DDI_ID": n + 1, "DDI_file": name, "skin_tone": tone, "malignant": malignant, "disease": disease}
+            {
+                "": n,
+                "DDI_ID": n + 1,
+                "DDI_file": name,
+                "skin_tone": tone,
+                "malignant": malignant,
+                "disease": disease,
+            }
         )
         save(root / name, n)
     write_csv(root / "ddi_metadata.csv", rows)
@@ -37,7 +48,9 @@ def ddi(root: Path) -> Path:
 
 def derm7pt(root: Path) -> Path:
     rows = []
-    for n, label in enumerate(["melanoma (in situ)", "clark nevus", "miscellaneous", "melanoma metastasis"]):
+    for n, label in enumerate(
+        ["melanoma (in situ)", "clark nevus", "miscellaneous", "melanoma metastasis"]
+    ):
         rows.append(
             {
                 "case_num": n + 1,
@@ -62,7 +75,9 @@ def derm7pt(root: Path) -> Path:
 
 def dermnet(root: Path) -> Path:
     classes = ["Melanoma Skin Cancer Nevi and Moles", "Vascular Tumors", "Acne and Rosacea Photos"]
-    for n, (part, label) in enumerate((part, label) for part in ("train", "test") for label in classes):
+    for n, (part, label) in enumerate(
+        (part, label) for part in ("train", "test") for label in classes
+    ):
         save(root / part / label / "lesion-1.jpg", n)
     return root
 
@@ -110,7 +125,11 @@ def isic2016_segmentation(root: Path) -> Path:
 
 
 def isic2017_segmentation(root: Path) -> Path:
-    for part, seeds in (("Training", range(2)), ("Validation", range(2, 4)), ("Test_v2", range(4, 6))):
+    for part, seeds in (
+        ("Training", range(2)),
+        ("Validation", range(2, 4)),
+        ("Test_v2", range(4, 6)),
+    ):
         start = f"ISIC-2017_{part}"
         masked(root, f"{start}_Data", f"{start}_Part1_GroundTruth", "_segmentation", seeds)
         for n in seeds:
@@ -120,12 +139,20 @@ def isic2017_segmentation(root: Path) -> Path:
 
 def isic2018_segmentation(root: Path) -> Path:
     for part, seeds in (("Training", range(2)), ("Validation", range(2, 4)), ("Test", range(4, 6))):
-        masked(root, f"ISIC2018_Task1-2_{part}_Input", f"ISIC2018_Task1_{part}_GroundTruth", "_segmentation", seeds)
+        masked(
+            root,
+            f"ISIC2018_Task1-2_{part}_Input",
+            f"ISIC2018_Task1_{part}_GroundTruth",
+            "_segmentation",
+            seeds,
+        )
     return root
 
 
 def med_node(root: Path) -> Path:
-    for n, (label, name) in enumerate([("melanoma", "1"), ("melanoma", "2"), ("naevus", "1"), ("naevus", "3")]):
+    for n, (label, name) in enumerate(
+        [("melanoma", "1"), ("melanoma", "2"), ("naevus", "1"), ("naevus", "3")]
+    ):
         save(root / "complete_mednode_dataset" / label / f"{name}.jpg", n)
     return root
 
@@ -144,14 +171,23 @@ def ph2(root: Path) -> Path:
         save(folder / f"{name}_Dermoscopic_Image" / f"{name}.bmp", n)
         save(folder / f"{name}_lesion" / f"{name}_lesion.bmp", 100 + n)
         save(folder / f"{name}_roi" / f"{name}_R1_Label1.bmp", 200 + n)
-    lines += ["", "Legends:", "  Clinical Diagnosis: 0 - Common Nevus; 1 - Atypical Nevus; 2 - Melanoma"]
+    lines += [
+        "",
+        "Legends:",
+        "  Clinical Diagnosis: 0 - Common Nevus; 1 - Atypical Nevus; 2 - Melanoma",
+    ]
     (root / "PH2Dataset" / "PH2_dataset.txt").write_text("\n".join(lines), encoding="utf-8")
     return root
 
 
 def scin(root: Path) -> Path:
     cases, labels = [], []
-    weights = ["{'Psoriasis': 0.41, 'Eczema': 0.59}", "{'SK/ISK': 0.5, 'Melanoma': 0.5}", "{}", "{'Moon rash': 1.0}"]
+    weights = [
+        "{'Psoriasis': 0.41, 'Eczema': 0.59}",
+        "{'SK/ISK': 0.5, 'Melanoma': 0.5}",
+        "{}",
+        "{'Moon rash': 1.0}",
+    ]
     for n, weight in enumerate(weights):
         paths = [f"dataset/images/-{n}{k}.png" for k in range(3 if n == 0 else 1)]
         for path in paths:
@@ -225,7 +261,15 @@ def waterloo(root: Path) -> Path:
 FOLDERS: dict[str, Callable[[Path], Path]] = {
     maker.__name__: maker
     for maker in (
-        *(acne04, ddi, derm7pt, dermnet, fitzpatrick17k, isic2016_segmentation, isic2017_segmentation),
+        *(
+            acne04,
+            ddi,
+            derm7pt,
+            dermnet,
+            fitzpatrick17k,
+            isic2016_segmentation,
+            isic2017_segmentation,
+        ),
         *(isic2018_segmentation, med_node, ph2, scin, sd198, skincap, waterloo),
     )
 }

@@ -27,7 +27,14 @@ EXPORTED = "test_efficientnet"
 SIZE = 32
 TASKS = ("diagnosis", "malignancy", "severity", "segmentation")
 SCHEDULE = Schedule(epochs=3, batch_size=16, lr=2e-3)
-PRELOADED = ["dermedge.train", "dermedge.evaluation.export_data", "onnx", "onnxruntime", "sklearn.metrics", "pytest"]
+PRELOADED = [
+    "dermedge.train",
+    "dermedge.evaluation.export_data",
+    "onnx",
+    "onnxruntime",
+    "sklearn.metrics",
+    "pytest",
+]
 
 # Faster for models this small; and a child process computes the same bits only with as many threads as its parent.
 torch.set_num_threads(1)
@@ -53,7 +60,12 @@ def student_folder(base: Path) -> Path:
     """A student for the tests of export."""
     schedule = Schedule(epochs=12, batch_size=16, lr=1e-2)
     train(
-        data_set(base), base / "small" / "student", backbone=EXPORTED, role="student", name="small", schedule=schedule
+        data_set(base),
+        base / "small" / "student",
+        backbone=EXPORTED,
+        role="student",
+        name="small",
+        schedule=schedule,
     )
     return base / "small" / "student"
 
@@ -63,20 +75,33 @@ def many_tasks_folder(base: Path) -> Path:
     """A student of diagnosis, malignancy, severity and segmentation."""
     schedule = Schedule(epochs=20, batch_size=16, lr=1e-2, patience=20, ema_decay=0.9)
     out = base / "small" / "many-tasks"
-    changes = {"backbone": EXPORTED, "backbone_args": {}, "stages": 3, "size": 64, "schedule": schedule}
+    changes = {
+        "backbone": EXPORTED,
+        "backbone_args": {},
+        "stages": 3,
+        "size": 64,
+        "schedule": schedule,
+    }
     train(data_set(base), out, tasks=TASKS, role="student", name="many", **changes)
     return out
 
 
 def train(data: Path, out: Path, **changes: Any) -> TrainedModel:
     """The small teacher's training, with some arguments changed; it drops paths at random, as many networks do."""
-    arguments = {"backbone": WIDE, "backbone_args": {"drop_path_rate": 0.2}, "size": SIZE, "schedule": SCHEDULE}
+    arguments = {
+        "backbone": WIDE,
+        "backbone_args": {"drop_path_rate": 0.2},
+        "size": SIZE,
+        "schedule": SCHEDULE,
+    }
     return finetune(data, out, **{**arguments, **changes})
 
 
 def learn(teacher: Path, data: Path, out: Path, **changes: Any) -> TrainedModel:
     """The small student's distillation, with some arguments changed."""
-    return distill(teacher, data, out, **{"backbone": NARROW, "views": 2, "schedule": SCHEDULE, **changes})
+    return distill(
+        teacher, data, out, **{"backbone": NARROW, "views": 2, "schedule": SCHEDULE, **changes}
+    )
 
 
 def write(folder: Path, frame: pd.DataFrame) -> Path:
@@ -87,7 +112,9 @@ def write(folder: Path, frame: pd.DataFrame) -> Path:
 
 def edited(data: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
     """A data set like `data`, with another table; the images are hard links."""
-    for path in (path for path in data.rglob("*") if path.is_file() and path.name != "metadata.csv"):
+    for path in (
+        path for path in data.rglob("*") if path.is_file() and path.name != "metadata.csv"
+    ):
         target = out / path.relative_to(data)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, target)
@@ -140,7 +167,8 @@ def die_before(name: str, time: int = 1) -> None:
 
 BUILT: list[BuiltArtifact] = []
 PREBUILT = Target(
-    *("prebuilt", "prebuilt", ("fp32",), "onnxruntime", ("onnxruntime>=1.17",), 18, "in the tests"), native=True
+    *("prebuilt", "prebuilt", ("fp32",), "onnxruntime", ("onnxruntime>=1.17",), 18, "in the tests"),
+    native=True,
 )
 
 
@@ -160,7 +188,11 @@ def with_noise(artifact: BuiltArtifact) -> BuiltArtifact:
     model = onnx.load_model_from_string(artifact.files["model.onnx"])
     weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     values = numpy_helper.to_array(weights).copy()
-    values += 0.05 * values.std() * (-1) ** (torch.arange(values.size).numpy().reshape(values.shape) % 3 == 0)
+    values += (
+        0.05
+        * values.std()
+        * (-1) ** (torch.arange(values.size).numpy().reshape(values.shape) % 3 == 0)
+    )
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
     return BuiltArtifact(artifact.artifact, {"model.onnx": model.SerializeToString()})
 
@@ -172,6 +204,8 @@ def with_bgr(artifact: BuiltArtifact) -> BuiltArtifact:
         for index, name in enumerate(node.input):
             if name == "image":
                 node.input[index] = "bgr"
-    model.graph.initializer.append(helper.make_tensor("bgr.order", onnx.TensorProto.INT64, [3], [2, 1, 0]))
+    model.graph.initializer.append(
+        helper.make_tensor("bgr.order", onnx.TensorProto.INT64, [3], [2, 1, 0])
+    )
     model.graph.node.insert(0, helper.make_node("Gather", ["image", "bgr.order"], ["bgr"], axis=3))
     return BuiltArtifact(artifact.artifact, {"model.onnx": model.SerializeToString()})

@@ -50,9 +50,15 @@ def forward(images: np.ndarray) -> dict[str, np.ndarray]:
     p = {name: value.astype(np.float64) for name, value in parameters().items()}
     x = ((images.astype(np.float64) - p["mean"]) / p["std"]).transpose(0, 3, 1, 2)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
-    x = np.einsum("nchwij,ocij->nohw", windows, p["conv.weight"]) + p["conv.bias"][None, :, None, None]
+    x = (
+        np.einsum("nchwij,ocij->nohw", windows, p["conv.weight"])
+        + p["conv.bias"][None, :, None, None]
+    )
     pooled = np.maximum(x, 0).mean(axis=(2, 3))
-    return {task: pooled @ p[f"{task}.weight"] + p[f"{task}.bias"] for task in ("diagnosis", "malignancy")}
+    return {
+        task: pooled @ p[f"{task}.weight"] + p[f"{task}.bias"]
+        for task in ("diagnosis", "malignancy")
+    }
 
 
 def graph(
@@ -107,7 +113,9 @@ def write(out: Path, model: bytes, *, size: int = 48, batch: int | str = 1) -> B
     return write_bundle(
         out,
         spec=spec(size),
-        artifact=Artifact("cpu", "onnx", "model.onnx", "fp32", ("onnxruntime>=1.17",), {}, {"batch": batch}),
+        artifact=Artifact(
+            "cpu", "onnx", "model.onnx", "fp32", ("onnxruntime>=1.17",), {}, {"batch": batch}
+        ),
         postprocessing=POSTPROCESSING,
         tolerance={"diagnosis": 1e-3, "malignancy": 1e-3},
         parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},

@@ -20,14 +20,22 @@ COLOURS = {"nv": (200, 90, 90), "mel": (90, 200, 90), "bkl": (90, 90, 200)}
 
 
 def teacher(
-    folder: Path, backbone: str = CNN, *, size: int = SIZE, seed: int = 0, fit: str = "crop", **extra: Any
+    folder: Path,
+    backbone: str = CNN,
+    *,
+    size: int = SIZE,
+    seed: int = 0,
+    fit: str = "crop",
+    **extra: Any,
 ) -> Path:
     """A folder with random weights; `extra` are fields of `Backbone` and of `Student`."""
     torch.manual_seed(seed)
     chosen = Backbone(backbone, extra.pop("args", {}), stages=extra.pop("stages", None))
     tasks = (Task("embedding", "embed"),)
     spec = make_spec("untrained", tasks, make_preprocess(size, fit), {})
-    save_model_folder(TrainedModel(Network(chosen, tasks), spec, chosen, "teacher", **extra), folder)
+    save_model_folder(
+        TrainedModel(Network(chosen, tasks), spec, chosen, "teacher", **extra), folder
+    )
     return folder
 
 
@@ -56,12 +64,14 @@ def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[st
 
 
 def data_set(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A folder with a picture of noise per row in the colour of its `comparisons`; the other keys are columns."""
+    """A folder with a picture of noise per row in the colour of its `looks`; the other keys are columns."""
     (folder / "images").mkdir(parents=True)
     rng, table = np.random.default_rng(7), []
     for number, row in enumerate(rows):
         cells = dict(row)
-        pixels = rng.normal(COLOURS[cells.pop("looks")], 8, (40, 48, 3)).clip(0, 255).astype(np.uint8)
+        pixels = (
+            rng.normal(COLOURS[cells.pop("looks")], 8, (40, 48, 3)).clip(0, 255).astype(np.uint8)
+        )
         cells = {"image_id": f"i{number}", "image": f"images/i{number}.png", **cells}
         Image.fromarray(pixels).save(folder / cells["image"])
         table.append(cells)

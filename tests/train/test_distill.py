@@ -16,7 +16,18 @@ from dermedge.models.initialize import narrow
 from dermedge.train import Schedule
 from dermedge.train.distill import turned
 from dermedge_runtime.errors import DataError, UsageError
-from support.small import NARROW, SIZE, die, die_before, edited, flat, in_process, learn, pixels, train
+from support.small import (
+    NARROW,
+    SIZE,
+    die,
+    die_before,
+    edited,
+    flat,
+    in_process,
+    learn,
+    pixels,
+    train,
+)
 
 SHORT = Schedule(epochs=1, batch_size=16)
 
@@ -69,19 +80,33 @@ class TestResult:
         run = record(student)
         assert run["finished"] is True
         assert run["command"] == "distill"
-        settings = {name: run["settings"][name] for name in ("temperature", "soft_weight", "views", "teacher")}
-        assert settings == {"temperature": 2.0, "soft_weight": 0.7, "views": 2, "teacher": weights(teacher)}
+        settings = {
+            name: run["settings"][name]
+            for name in ("temperature", "soft_weight", "views", "teacher")
+        }
+        assert settings == {
+            "temperature": 2.0,
+            "soft_weight": 0.7,
+            "views": 2,
+            "teacher": weights(teacher),
+        }
         assert run["teacher_val"] == record(teacher)["metrics"]
 
-    def test_it_starts_as_its_teacher_pruned(self, teacher: Path, data: Path, tmp_path: Path) -> None:
+    def test_it_starts_as_its_teacher_pruned(
+        self, teacher: Path, data: Path, tmp_path: Path
+    ) -> None:
         still = replace(SHORT, lr=1e-12)
         model = learn(teacher, data, tmp_path / "pruned", views=1, schedule=still)
         master = load_model_folder(teacher)
         expected = Network(replace(master.backbone, name=NARROW), master.spec.tasks)
         narrow(master, expected, SIZE)
-        for (name, one), other in zip(model.module.named_parameters(), expected.parameters(), strict=True):
+        for (name, one), other in zip(
+            model.module.named_parameters(), expected.parameters(), strict=True
+        ):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=name)
-        other = learn(teacher, data, tmp_path / "other", backbone="test_resnet", views=1, schedule=still)
+        other = learn(
+            teacher, data, tmp_path / "other", backbone="test_resnet", views=1, schedule=still
+        )
         assert other.spec.lineage["student"]["init"] == "random"
 
 
@@ -121,7 +146,9 @@ class TestKill:
         seen = {path.name: path.stat().st_mtime_ns for path in (out / "cache").glob("view*")}
         assert list(seen) == ["view-0.safetensors"]
         assert in_process(killed_distillation, teacher, data, out, 5, 0) == -9
-        assert (out / "cache" / "view-0.safetensors").stat().st_mtime_ns == seen["view-0.safetensors"]
+        assert (out / "cache" / "view-0.safetensors").stat().st_mtime_ns == seen[
+            "view-0.safetensors"
+        ]
         assert record(out)["finished"] is False
         with pytest.raises(DataError):
             load_model_folder(out)
@@ -157,19 +184,28 @@ def further(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 new pictures, and some that the main table has in train, val and test."""
     folder = tmp_path_factory.mktemp("further") / "clinic"
     draw_data_set(folder, count=12, seed=77, size=(64, 48))
-    frame = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(licence="CC-BY-NC-4.0")
+    frame = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(
+        licence="CC-BY-NC-4.0"
+    )
     main = read_table(data).frame
     for split in ("train", "val", "test"):
         for image in main.loc[main["split"] == split, "image"].iloc[:2]:
             name = f"images/{split}-{Path(image).name}"
             shutil.copy(data / image, folder / name)
-            frame.loc[len(frame)] = {**frame.iloc[0], "image_id": name, "image": name, "patient_id": name}
+            frame.loc[len(frame)] = {
+                **frame.iloc[0],
+                "image_id": name,
+                "image": name,
+                "patient_id": name,
+            }
     frame.assign(mask="").to_csv(folder / "metadata.csv", index=False)
     return folder
 
 
 @pytest.fixture(scope="module")
-def taught(teacher: Path, data: Path, further: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught(
+    teacher: Path, data: Path, further: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("taught") / "student"
     learn(teacher, data, out, unlabelled=[further], views=1, schedule=SHORT)
     return out
@@ -181,7 +217,9 @@ class TestUnlabelled:
     ) -> None:
         main, model = read_table(data), load_model_folder(taught)
         files = digests(main)
-        held_out = {files[name] for name in main.frame.loc[main.frame["split"] == "test", "image_id"]}
+        held_out = {
+            files[name] for name in main.frame.loc[main.frame["split"] == "test", "image_id"]
+        }
         new = set(digests(read_table(further))) - set(files)
         assert len(new) == 12
         assert new <= set(model.training_images)
@@ -194,7 +232,9 @@ class TestUnlabelled:
     def test_its_labels_are_not_read(
         self, teacher: Path, data: Path, further: Path, taught: Path, tmp_path: Path
     ) -> None:
-        lies = edited(further, tmp_path / "lies", lambda frame: frame.assign(dx="mel", malignant="0"))
+        lies = edited(
+            further, tmp_path / "lies", lambda frame: frame.assign(dx="mel", malignant="0")
+        )
         learn(teacher, data, tmp_path / "out", unlabelled=[lies], views=1, schedule=SHORT)
         assert weights(tmp_path / "out") == weights(taught)
         learn(teacher, data, tmp_path / "without", views=1, schedule=SHORT)
@@ -206,7 +246,9 @@ class TestUnlabelled:
         assert not (tmp_path / "out").exists()
 
 
-def test_without_a_labelled_share_only_the_teacher_is_heard(teacher: Path, data: Path, tmp_path: Path) -> None:
+def test_without_a_labelled_share_only_the_teacher_is_heard(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
     def lie(frame: pd.DataFrame) -> pd.DataFrame:
         chosen = frame["split"] == "train"
         return frame.assign(dx=frame["dx"].where(~chosen, "df"))
@@ -223,7 +265,9 @@ def test_without_a_labelled_share_only_the_teacher_is_heard(teacher: Path, data:
     assert alike == {1.0: True, 0.5: False}
 
 
-def test_what_its_teacher_has_seen_counts_as_seen(teacher: Path, data: Path, tmp_path: Path) -> None:
+def test_what_its_teacher_has_seen_counts_as_seen(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
     """Else a student could be measured on its teacher's training images."""
 
     def resplit(frame: pd.DataFrame) -> pd.DataFrame:
@@ -233,9 +277,18 @@ def test_what_its_teacher_has_seen_counts_as_seen(teacher: Path, data: Path, tmp
     other = edited(data, tmp_path / "other", resplit)
     table = read_table(data)
     files = digests(table)
-    moved = [files[name] for name in table.frame.loc[table.frame["split"] == "train", "image_id"][:3]]
+    moved = [
+        files[name] for name in table.frame.loc[table.frame["split"] == "train", "image_id"][:3]
+    ]
     distilled = learn(teacher, other, tmp_path / "distilled", init="none", views=1, schedule=SHORT)
-    pruned = train(other, tmp_path / "pruned", backbone=NARROW, init=str(teacher), role="student", schedule=SHORT)
+    pruned = train(
+        other,
+        tmp_path / "pruned",
+        backbone=NARROW,
+        init=str(teacher),
+        role="student",
+        schedule=SHORT,
+    )
     for model in (distilled, pruned):
         assert set(moved) <= set(model.training_images)
     alone = train(other, tmp_path / "alone", backbone=NARROW, schedule=SHORT)
@@ -277,6 +330,8 @@ def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
     for turn in turns:
         assert turn.flags.c_contiguous
         np.testing.assert_array_equal(turn[2, 2], image[2, 2])
-        assert {tuple(pixel) for pixel in turn.reshape(-1, 3)} == {tuple(pixel) for pixel in image.reshape(-1, 3)}
+        assert {tuple(pixel) for pixel in turn.reshape(-1, 3)} == {
+            tuple(pixel) for pixel in image.reshape(-1, 3)
+        }
         corners = [tuple(turn[at]) for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))]
         assert set(corners) == {tuple(image[at]) for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))}

@@ -17,7 +17,18 @@ from dermedge.train import Schedule
 from dermedge.train.loop import FitResult, fit
 from dermedge.train.losses import adjusted_cross_entropy
 from dermedge_runtime.errors import DataError, UsageError
-from support.small import SCHEDULE, SIZE, WIDE, die, die_before, edited, flat, in_process, pixels, train
+from support.small import (
+    SCHEDULE,
+    SIZE,
+    WIDE,
+    die,
+    die_before,
+    edited,
+    flat,
+    in_process,
+    pixels,
+    train,
+)
 
 SHORT = Schedule(epochs=1, batch_size=16)
 
@@ -32,7 +43,9 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 class TestResult:
-    def test_the_folder_holds_the_model_and_its_record_only(self, data: Path, teacher: Path) -> None:
+    def test_the_folder_holds_the_model_and_its_record_only(
+        self, data: Path, teacher: Path
+    ) -> None:
         assert {path.name for path in teacher.iterdir()} == {
             "run.json",
             "split.csv",
@@ -48,7 +61,14 @@ class TestResult:
         assert run["settings"]["schedule"]["epochs"] == SCHEDULE.epochs
         assert run["settings"]["spec"]["preprocess"]["size"] == SIZE
         assert run["versions"]["torch"] == torch.__version__.partition("+")[0]
-        assert set(run["versions"]) >= {"dermedge", "timm", "numpy", "pillow", "albumentations", "python"}
+        assert set(run["versions"]) >= {
+            "dermedge",
+            "timm",
+            "numpy",
+            "pillow",
+            "albumentations",
+            "python",
+        }
         assert run["wall_seconds"] > 0
         assert len(run["history"]) == SCHEDULE.epochs
         best = max(run["history"], key=lambda epoch: epoch["balanced_accuracy"])
@@ -67,7 +87,9 @@ class TestResult:
         rows = samples.rows("val")
         frames = Frames(samples.paths, model.spec.preprocess)
         with torch.no_grad():
-            outputs = model.module(torch.stack([torch.from_numpy(frames.centred(row)) for row in rows]))
+            outputs = model.module(
+                torch.stack([torch.from_numpy(frames.centred(row)) for row in rows])
+            )
         assert {name: list(output.shape) for name, output in outputs.items()} == {
             "diagnosis": [len(rows), 6],
             "malignancy": [len(rows), 1],
@@ -80,7 +102,9 @@ class TestResult:
         table = read_table(data)
         files = digests(table)
         model = load_model_folder(teacher)
-        expected = [(row.image_id, files[row.image_id], row.split) for row in table.frame.itertuples()]
+        expected = [
+            (row.image_id, files[row.image_id], row.split) for row in table.frame.itertuples()
+        ]
         assert list(model.split) == expected
         seen = table.frame.loc[table.frame["split"] != "test", "image_id"]
         assert model.training_images == tuple(sorted(files[list(seen)]))
@@ -92,7 +116,9 @@ class TestResult:
 
 
 class TestRepetition:
-    def test_the_same_seed_gives_the_same_bits(self, data: Path, teacher: Path, tmp_path: Path) -> None:
+    def test_the_same_seed_gives_the_same_bits(
+        self, data: Path, teacher: Path, tmp_path: Path
+    ) -> None:
         torch.manual_seed(99)
         torch.rand(7)
         train(data, tmp_path / "again")
@@ -107,7 +133,9 @@ class TestRepetition:
         assert folder_bytes(teacher) == before
         images = pixels(2)
         with torch.no_grad():
-            assert torch.equal(flat(model.module(images)), flat(load_model_folder(teacher).module(images)))
+            assert torch.equal(
+                flat(model.module(images)), flat(load_model_folder(teacher).module(images))
+            )
 
     def test_another_run_in_the_folder_is_refused_and_left_alone(
         self, data: Path, teacher: Path, tmp_path: Path
@@ -118,18 +146,27 @@ class TestRepetition:
         image = repaired / "images" / "D000003.jpg"
         Image.open(image).rotate(180).save(tmp_path / "turned.jpg")
         shutil.move(tmp_path / "turned.jpg", image)
-        for place, changes in [(data, {"seed": 1}), (data, {"size": 48}), (data, {"role": "student"}), (repaired, {})]:
+        for place, changes in [
+            (data, {"seed": 1}),
+            (data, {"size": 48}),
+            (data, {"role": "student"}),
+            (repaired, {}),
+        ]:
             with pytest.raises(UsageError, match="--overwrite"):
                 train(place, folder, **changes)
             assert folder_bytes(folder) == before
 
-    def test_overwriting_leaves_only_the_new_run(self, data: Path, teacher: Path, tmp_path: Path) -> None:
+    def test_overwriting_leaves_only_the_new_run(
+        self, data: Path, teacher: Path, tmp_path: Path
+    ) -> None:
         folder = Path(shutil.copytree(teacher, tmp_path / "teacher"))
         changes = {"seed": 1, "role": "student", "schedule": SHORT}
         train(data, folder, overwrite=True, **changes)
         train(data, tmp_path / "fresh", **changes)
         assert weights(folder) == weights(tmp_path / "fresh") != weights(teacher)
-        assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "fresh").iterdir()}
+        assert {path.name for path in folder.iterdir()} == {
+            path.name for path in (tmp_path / "fresh").iterdir()
+        }
         assert load_model_folder(folder).role == "student"
 
     def test_a_folder_of_other_things_is_refused(self, data: Path, tmp_path: Path) -> None:
@@ -151,7 +188,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "teacher"
-    steps = SCHEDULE.epochs * ((read_table(data).frame["split"] == "train").sum() // SCHEDULE.batch_size)
+    steps = SCHEDULE.epochs * (
+        (read_table(data).frame["split"] == "train").sum() // SCHEDULE.batch_size
+    )
     places: list[tuple[str | int, int]] = [
         ("run.json", 1),  # the first write of all
         ("checkpoint.ckpt", 1),
@@ -182,8 +221,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     }
 
 
-def test_a_resumed_run_does_not_repeat_finished_epochs(data: Path, teacher: Path, tmp_path: Path) -> None:
-    out, half = tmp_path / "teacher", (read_table(data).frame["split"] == "train").sum() // SCHEDULE.batch_size + 1
+def test_a_resumed_run_does_not_repeat_finished_epochs(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    out, half = (
+        tmp_path / "teacher",
+        (read_table(data).frame["split"] == "train").sum() // SCHEDULE.batch_size + 1,
+    )
     assert in_process(killed_training, data, out, int(half), 0) == -9
     told: list[int] = []
     train(data, out, progress=lambda done, total, note: told.append(done))
@@ -198,12 +242,20 @@ class TestBadInput:
         [
             (lambda frame: frame[frame["split"] != "val"], "no val rows"),
             (lambda frame: frame[frame["split"] != "train"], "have 0 diagnoses"),
-            (lambda frame: frame[frame["dx"] == "nv"].assign(severity=""), "have 1 diagnoses, two are needed"),
-            (lambda frame: frame.assign(dx=frame["dx"].where(frame["split"] != "val", "")), "No val row"),
+            (
+                lambda frame: frame[frame["dx"] == "nv"].assign(severity=""),
+                "have 1 diagnoses, two are needed",
+            ),
+            (
+                lambda frame: frame.assign(dx=frame["dx"].where(frame["split"] != "val", "")),
+                "No val row",
+            ),
             (lambda frame: frame.drop(columns="image"), "no column 'image'"),
         ],
     )
-    def test_a_table_that_cannot_be_trained_on(self, data: Path, tmp_path: Path, edit: Any, message: str) -> None:
+    def test_a_table_that_cannot_be_trained_on(
+        self, data: Path, tmp_path: Path, edit: Any, message: str
+    ) -> None:
         bad = edited(data, tmp_path / "bad", edit)
         with pytest.raises(DataError, match=message):
             train(bad, tmp_path / "out")
@@ -212,7 +264,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"backbone": "mobilenetv2_o50"}, "timm knows no model 'mobilenetv2_o50'; near it: .*mobilenetv2_050"),
+            (
+                {"backbone": "mobilenetv2_o50"},
+                "timm knows no model 'mobilenetv2_o50'; near it: .*mobilenetv2_050",
+            ),
             ({"backbone": None}, "--backbone"),
             ({"backbone_args": {"colour": "red"}}, "timm refuses"),
             ({"backbone": "vit_tiny_patch16_224"}, "does not take images of 32 x 32 pixels"),
@@ -229,12 +284,16 @@ class TestBadInput:
             train(data, tmp_path / "out", **changes)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"precision": "17-bit"}])
+    @pytest.mark.parametrize(
+        "changes", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"precision": "17-bit"}]
+    )
     def test_a_schedule_that_trains_nothing(self, changes: dict[str, Any]) -> None:
         with pytest.raises(UsageError):
             Schedule(**changes)
 
-    def test_a_broken_image_stops_the_run_and_nothing_claims_to_be_done(self, data: Path, tmp_path: Path) -> None:
+    def test_a_broken_image_stops_the_run_and_nothing_claims_to_be_done(
+        self, data: Path, tmp_path: Path
+    ) -> None:
         bad = edited(data, tmp_path / "bad", lambda frame: frame)
         row = read_table(bad).frame.query("split == 'train'").iloc[0]
         (bad / row["image"]).unlink()
@@ -245,7 +304,9 @@ class TestBadInput:
         with pytest.raises(DataError):
             load_model_folder(tmp_path / "out")
 
-    def test_what_val_cannot_tell_is_left_out_and_the_run_stays_readable(self, data: Path, tmp_path: Path) -> None:
+    def test_what_val_cannot_tell_is_left_out_and_the_run_stays_readable(
+        self, data: Path, tmp_path: Path
+    ) -> None:
         def benign(frame: pd.DataFrame) -> pd.DataFrame:
             return frame[(frame["split"] != "val") | frame["dx"].isin(["nv", "bkl", "df", "vasc"])]
 
@@ -281,7 +342,9 @@ class TestDamage:
             lambda folder: (folder / "teacher.json").unlink(),
         ],
     )
-    def test_a_damaged_model_is_not_loaded(self, teacher: Path, tmp_path: Path, damage: Any) -> None:
+    def test_a_damaged_model_is_not_loaded(
+        self, teacher: Path, tmp_path: Path, damage: Any
+    ) -> None:
         folder = Path(shutil.copytree(teacher, tmp_path / "teacher"))
         damage(folder)
         with pytest.raises(DataError, match=str(folder)):
@@ -298,7 +361,9 @@ class TestDamage:
 class TestLoop:
     """The loop on one linear layer, so that what it does with scores can be told to it."""
 
-    def fit(self, folder: Path, scores: Iterator[float], seen: list[torch.Tensor], **changes: Any) -> Any:
+    def fit(
+        self, folder: Path, scores: Iterator[float], seen: list[torch.Tensor], **changes: Any
+    ) -> Any:
         torch.manual_seed(0)
         network = torch.nn.Linear(3, 2)
         x = torch.randn(8, 3)
@@ -310,14 +375,18 @@ class TestLoop:
         arguments = {
             "steps": 2,
             "batches": lambda epoch: [x, x],
-            "loss": lambda model, batch: adjusted_cross_entropy(model(batch), (batch[:, 0] > 0).long(), torch.zeros(2)),
+            "loss": lambda model, batch: adjusted_cross_entropy(
+                model(batch), (batch[:, 0] > 0).long(), torch.zeros(2)
+            ),
             "schedule": Schedule(epochs=8, batch_size=8, lr=0.1, patience=2),
             "seed": 0,
             "fingerprint": "this",
         }
         return network, fit(network, score=score, folder=folder, **{**arguments, **changes})
 
-    def test_it_stops_when_the_score_no_longer_rises_and_keeps_the_best(self, tmp_path: Path) -> None:
+    def test_it_stops_when_the_score_no_longer_rises_and_keeps_the_best(
+        self, tmp_path: Path
+    ) -> None:
         seen: list[torch.Tensor] = []
         network, fitted = self.fit(tmp_path, iter([0.5, 0.7, 0.6, 0.7, 0.9]), seen)
         assert isinstance(fitted, FitResult)
@@ -340,4 +409,9 @@ class TestLoop:
 
     def test_a_loss_that_explodes_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="The loss became nan in epoch 1: lower --lr"):
-            self.fit(tmp_path, iter([0.5]), [], loss=lambda model, batch: model(batch).sum() * float("nan"))
+            self.fit(
+                tmp_path,
+                iter([0.5]),
+                [],
+                loss=lambda model, batch: model(batch).sum() * float("nan"),
+            )

@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dermedge.train.hybrid.losses import dino_loss, ibot_loss, koleo_loss, label_loss, sinkhorn_knopp
+from dermedge.train.hybrid.losses import (
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    label_loss,
+    sinkhorn_knopp,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -15,7 +21,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 class TestSinkhornKnopp:
     def test_rows_are_probabilities_and_prototypes_are_used_equally(self) -> None:
-        logits = normal(64, 8) + 3 * F.one_hot(torch.zeros(64, dtype=torch.long), 8)  # all prefer the first prototype
+        logits = normal(64, 8) + 3 * F.one_hot(
+            torch.zeros(64, dtype=torch.long), 8
+        )  # all prefer the first prototype
         found = sinkhorn_knopp(logits, 0.5, rounds=50)
         assert torch.allclose(found.sum(1), torch.ones(64), atol=1e-5)
         assert torch.allclose(found.sum(0), torch.full((8,), 8.0), atol=1e-3)
@@ -63,7 +71,9 @@ class TestKoleo:
         features = normal(7, 3)
         unit = F.normalize(features, dim=1)
         distance = torch.cdist(unit, unit) + 10 * torch.eye(7)
-        assert koleo_loss(features) == pytest.approx(float(-torch.log(distance.min(1).values).mean()), abs=1e-4)
+        assert koleo_loss(features) == pytest.approx(
+            float(-torch.log(distance.min(1).values).mean()), abs=1e-4
+        )
 
     def test_it_pushes_two_close_features_apart(self) -> None:
         features = torch.tensor([[1.0, 0.01], [1.0, -0.01], [-1.0, 0.0]], requires_grad=True)
@@ -81,11 +91,15 @@ class TestLabelLoss:
         logits = normal(3, 3)
         entries = F.binary_cross_entropy_with_logits(logits, self.TARGETS.float(), reduction="none")
         expected = (entries[0, :2].mean() + entries[1].mean()) / 2
-        assert torch.allclose(label_loss(logits, self.TARGETS, self.ALLOWED, torch.tensor(2.0)), expected)
+        assert torch.allclose(
+            label_loss(logits, self.TARGETS, self.ALLOWED, torch.tensor(2.0)), expected
+        )
 
     def test_a_batch_without_labels_costs_nothing_and_has_a_gradient(self) -> None:
         logits = normal(3, 3).requires_grad_()
-        loss = label_loss(logits, self.TARGETS, torch.zeros(3, 3, dtype=torch.bool), torch.tensor(0.0))
+        loss = label_loss(
+            logits, self.TARGETS, torch.zeros(3, 3, dtype=torch.bool), torch.tensor(0.0)
+        )
         loss.backward()
         assert loss.item() == 0
         assert logits.grad is not None

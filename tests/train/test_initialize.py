@@ -22,7 +22,9 @@ from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 from support.small import NARROW, SIZE, WIDE, flat, pixels
 
-TASKS = (Task("diagnosis", "classify", (Label("nv", "nevus", False), Label("mel", "melanoma", True))),)
+TASKS = (
+    Task("diagnosis", "classify", (Label("nv", "nevus", False), Label("mel", "melanoma", True))),
+)
 SPEC = Spec("wide", "1", TASKS, Preprocess(SIZE))
 SHARED = Path(__file__).parents[3] / "shared" / "weights" / "mobilenetv2_100.imagenet.safetensors"
 
@@ -84,8 +86,12 @@ class TestRecalibration:
 class TestSharedWeights:
     def test_the_file_says_what_it_is(self) -> None:
         backbone = backbone_of_file(SHARED, None)
-        assert backbone == Backbone("mobilenetv2_100", {"pad_type": "same"}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        own = backbone_of_file(SHARED, Backbone("mobilenetv2_100", {"pad_type": "", "drop_rate": 0.2}))
+        assert backbone == Backbone(
+            "mobilenetv2_100", {"pad_type": "same"}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        )
+        own = backbone_of_file(
+            SHARED, Backbone("mobilenetv2_100", {"pad_type": "", "drop_rate": 0.2})
+        )
         assert own.args == {"pad_type": "", "drop_rate": 0.2}
 
     def test_its_features_are_the_original_models_also_after_recalibration(self) -> None:
@@ -108,7 +114,10 @@ class TestSharedWeights:
 def lesions(count: int, size: int) -> torch.Tensor:
     from dermedge_export.synthetic.lesions import draw_lesion
 
-    drawn = [preprocess(draw_lesion(seed, height=size, width=size).image, Preprocess(size)) for seed in range(count)]
+    drawn = [
+        preprocess(draw_lesion(seed, height=size, width=size).image, Preprocess(size))
+        for seed in range(count)
+    ]
     return torch.stack([torch.from_numpy(image) for image in drawn])
 
 
@@ -118,13 +127,17 @@ class TestFiles:
         save_file(source.state_dict(), tmp_path / "weights.safetensors")
         load_backbone(made, tmp_path / "weights.safetensors")
         with torch.no_grad():
-            torch.testing.assert_close(made.features(pixels(2)), source.features(pixels(2)), rtol=0, atol=0)
+            torch.testing.assert_close(
+                made.features(pixels(2)), source.features(pixels(2)), rtol=0, atol=0
+            )
 
     def test_weights_of_another_architecture_are_refused(self, tmp_path: Path) -> None:
         made = network()
         before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
         save_file(network(WIDE).backbone.state_dict(), tmp_path / "wide.safetensors")
-        with pytest.raises(DataError, match=r"wide\.safetensors does not fit the backbone: blocks\.1.*--backbone"):
+        with pytest.raises(
+            DataError, match=r"wide\.safetensors does not fit the backbone: blocks\.1.*--backbone"
+        ):
             load_backbone(made, tmp_path / "wide.safetensors")
         some = dict(list(made.backbone.state_dict().items())[:-3])
         save_file(some, tmp_path / "some.safetensors")
@@ -185,7 +198,9 @@ class TestPruning:
         images = pixels(4)
         scaled = (images.permute(0, 3, 1, 2) - wide.mean) * wide.scale
         with torch.no_grad():
-            inner = wide.backbone.forward_intermediates(scaled, indices=[2], intermediates_only=True)[0]
+            inner = wide.backbone.forward_intermediates(
+                scaled, indices=[2], intermediates_only=True
+            )[0]
             torch.testing.assert_close(made.features(images), inner.mean((2, 3)))
         with pytest.raises(UsageError, match="5 stages to keep, not 9"):
             Network(Backbone(WIDE, stages=9), TASKS)

@@ -44,9 +44,15 @@ class TestPrototypes:
         rows = make_prototypes("taxonomy", SPACE, 512)
         at = dict(zip(SPACE, rows, strict=True))
         assert torch.allclose(rows.norm(dim=1), torch.ones(len(SPACE)), atol=1e-5)
-        sibling, parent, stranger = at["bowen"] @ at["ak"], at["akiec"] @ at["ak"], at["psoriasis"] @ at["ak"]
+        sibling, parent, stranger = (
+            at["bowen"] @ at["ak"],
+            at["akiec"] @ at["ak"],
+            at["psoriasis"] @ at["ak"],
+        )
         assert parent > sibling > stranger
-        assert parent == pytest.approx(3 / (3 * 4) ** 0.5, abs=1e-4)  # root, keratinocytic, akiec of ak's four
+        assert parent == pytest.approx(
+            3 / (3 * 4) ** 0.5, abs=1e-4
+        )  # root, keratinocytic, akiec of ak's four
 
     def test_a_narrow_backbone_keeps_the_order_of_neighbours(self) -> None:
         rows = make_prototypes("taxonomy", SPACE, 64)
@@ -61,7 +67,9 @@ class TestPrototypes:
         assert not torch.equal(rows, make_prototypes("random", SPACE, 48, seed=2))
 
     @pytest.mark.parametrize("width", [16, 40])
-    def test_a_vector_file_keeps_its_cosines_at_any_width_that_has_room(self, tmp_path: Path, width: int) -> None:
+    def test_a_vector_file_keeps_its_cosines_at_any_width_that_has_room(
+        self, tmp_path: Path, width: int
+    ) -> None:
         vectors = np.random.default_rng(0).standard_normal((len(SPACE), 16)).astype(np.float32)
         path = tmp_path / "vectors.safetensors"
         save_file(dict(zip(SPACE, vectors, strict=True)), path)
@@ -76,7 +84,9 @@ class TestPrototypes:
             make_prototypes(str(path), SPACE, 8)
 
     def test_what_is_no_source_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"no text encoder.*give its folder or hub name, a vector file"):
+        with pytest.raises(
+            DataError, match=r"no text encoder.*give its folder or hub name, a vector file"
+        ):
             make_prototypes(str(tmp_path / "nothing"), SPACE, 8)
 
     def test_a_local_text_encoder_embeds_the_names_of_the_diagnoses(self, tmp_path: Path) -> None:
@@ -84,12 +94,19 @@ class TestPrototypes:
         rows = make_prototypes(str(folder), SPACE, 24)
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        tokenizer, model = (
+            AutoTokenizer.from_pretrained(folder),
+            AutoModel.from_pretrained(folder).eval(),
+        )
         words = [TAXONOMY[name].name for name in ("mel", "nv")]
-        tokens = tokenizer(words, padding="max_length", truncation=True, max_length=32, return_tensors="pt")
+        tokens = tokenizer(
+            words, padding="max_length", truncation=True, max_length=32, return_tensors="pt"
+        )
         with torch.inference_mode():
             expected = torch.cosine_similarity(*model(**tokens).pooler_output, dim=0)
-        assert rows[SPACE.index("mel")] @ rows[SPACE.index("nv")] == pytest.approx(float(expected), abs=1e-4)
+        assert rows[SPACE.index("mel")] @ rows[SPACE.index("nv")] == pytest.approx(
+            float(expected), abs=1e-4
+        )
 
 
 def bert(folder: Path) -> Path:
@@ -98,7 +115,9 @@ def bert(folder: Path) -> Path:
 
     words = sorted({word for name in SPACE for word in TAXONOMY[name].name.casefold().split()})
     vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), "utf-8")
+    vocabulary.write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), "utf-8"
+    )
     out = folder / "encoder"
     config = BertConfig(
         vocab_size=5 + len(words),

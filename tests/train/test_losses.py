@@ -24,12 +24,16 @@ def logits(values: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
-def test_distillation_is_the_divergence_of_softened_classes_times_the_temperature_squared(temperature: float) -> None:
+def test_distillation_is_the_divergence_of_softened_classes_times_the_temperature_squared(
+    temperature: float,
+) -> None:
     student = logits(STUDENT)
     loss = soft_cross_entropy(student, torch.tensor(TEACHER), temperature)
     p, log_p = softmax(TEACHER / temperature, axis=1), log_softmax(TEACHER / temperature, axis=1)
     log_q = log_softmax(STUDENT / temperature, axis=1)
-    assert loss.item() == pytest.approx(temperature**2 * (p * (log_p - log_q)).sum(1).mean(), rel=1e-12)
+    assert loss.item() == pytest.approx(
+        temperature**2 * (p * (log_p - log_q)).sum(1).mean(), rel=1e-12
+    )
     loss.backward()
     by_hand = temperature * (softmax(STUDENT / temperature, axis=1) - p) / len(STUDENT)
     np.testing.assert_allclose(student.grad.numpy(), by_hand, atol=1e-12)
@@ -49,7 +53,9 @@ def test_labels_are_learned_against_the_class_frequencies() -> None:
     loss = adjusted_cross_entropy(student, labels, torch.tensor(log_prior))
     known, rows = [0, 2, 3], [0, 3, 1]
     adjusted = STUDENT + log_prior
-    assert loss.item() == pytest.approx(-log_softmax(adjusted[known], axis=1)[range(3), rows].mean(), rel=1e-12)
+    assert loss.item() == pytest.approx(
+        -log_softmax(adjusted[known], axis=1)[range(3), rows].mean(), rel=1e-12
+    )
     loss.backward()
     expected = np.zeros_like(STUDENT)
     expected[known] = (softmax(adjusted[known], axis=1) - np.eye(4)[rows]) / 3
@@ -65,7 +71,9 @@ def test_malignancy_is_learned_where_it_is_known() -> None:
     by_hand = -np.log(np.where(truth == 1, probability, 1 - probability)).mean()
     assert loss.item() == pytest.approx(by_hand, rel=1e-12)
     loss.backward()
-    np.testing.assert_allclose(student.grad.numpy()[[0, 2, 4], 0], (probability - truth) / 3, atol=1e-12)
+    np.testing.assert_allclose(
+        student.grad.numpy()[[0, 2, 4], 0], (probability - truth) / 3, atol=1e-12
+    )
     assert not student.grad[[1, 3]].any()
 
 
@@ -88,7 +96,9 @@ def test_malignancy_is_distilled_as_a_probability() -> None:
     student, teacher = logits(STUDENT[:, :1]), torch.tensor(TEACHER[:, :1])
     loss = soft_binary_cross_entropy(student, teacher)
     target, guess = (1 / (1 + np.exp(-values[:, 0])) for values in (TEACHER, STUDENT))
-    assert loss.item() == pytest.approx(-(target * np.log(guess) + (1 - target) * np.log(1 - guess)).mean(), rel=1e-12)
+    assert loss.item() == pytest.approx(
+        -(target * np.log(guess) + (1 - target) * np.log(1 - guess)).mean(), rel=1e-12
+    )
     agreeing = logits(TEACHER[:, :1])
     soft_binary_cross_entropy(agreeing, teacher).backward()
     np.testing.assert_allclose(agreeing.grad.numpy(), 0, atol=1e-12)
@@ -113,10 +123,16 @@ def test_severity_is_learned_question_by_question_where_it_is_known(unknown: flo
 class TestMasks:
     def test_a_mask_is_learned_by_pixel_and_by_overlap(self) -> None:
         maps = torch.tensor(RNG.normal(0, 2, (3, 1, 2, 2)), dtype=torch.float32, requires_grad=True)
-        masks = torch.tensor([[[1.0, 0.0], [0.25, 1.0]], [[float("nan")] * 2] * 2, [[0.0, 0.0], [0.0, 0.0]]])
+        masks = torch.tensor(
+            [[[1.0, 0.0], [0.25, 1.0]], [[float("nan")] * 2] * 2, [[0.0, 0.0], [0.0, 0.0]]]
+        )
         loss = dice_cross_entropy(maps, masks)
-        z, inside = (values.detach().double().numpy().reshape(3, 4)[[0, 2]] for values in (maps, masks))
-        pixels = np.mean([cross_entropy(a, b) for a, b in zip(z.ravel(), inside.ravel(), strict=True)])
+        z, inside = (
+            values.detach().double().numpy().reshape(3, 4)[[0, 2]] for values in (maps, masks)
+        )
+        pixels = np.mean(
+            [cross_entropy(a, b) for a, b in zip(z.ravel(), inside.ravel(), strict=True)]
+        )
         p = 1 / (1 + np.exp(-z))
         overlap = (2 * (p * inside).sum(1) + 1) / ((p + inside).sum(1) + 1)
         assert loss.item() == pytest.approx(pixels + np.mean(1 - overlap), rel=1e-5)
@@ -128,8 +144,12 @@ class TestMasks:
         fine = torch.zeros(1, 4, 4)
         fine[0, :2, :2], fine[0, 3, 2] = 1, 1
         coarse = torch.tensor([[[1.0, 0.0], [0.0, 0.25]]])
-        assert dice_cross_entropy(maps, fine).item() == pytest.approx(dice_cross_entropy(maps, coarse).item())
-        assert dice_cross_entropy(maps, fine).item() != pytest.approx(dice_cross_entropy(maps, fine.flip(2)).item())
+        assert dice_cross_entropy(maps, fine).item() == pytest.approx(
+            dice_cross_entropy(maps, coarse).item()
+        )
+        assert dice_cross_entropy(maps, fine).item() != pytest.approx(
+            dice_cross_entropy(maps, fine.flip(2)).item()
+        )
 
     def test_the_right_mask_costs_nothing(self) -> None:
         mask = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
@@ -142,7 +162,9 @@ class TestMasks:
 def test_a_teacher_is_imitated_until_nothing_is_left_to_learn(kind: Any) -> None:
     shape = (5, 1, 2, 2) if kind == "segment" else (5, 1) if kind == "binary" else (5, 4)
     teacher = torch.tensor(TEACHER.ravel()[: np.prod(shape)].reshape(shape))
-    agreeing, other = (logits(values.ravel()[: np.prod(shape)].reshape(shape)) for values in (TEACHER, STUDENT))
+    agreeing, other = (
+        logits(values.ravel()[: np.prod(shape)].reshape(shape)) for values in (TEACHER, STUDENT)
+    )
     least, more = (imitation(kind, student, teacher, 2.0) for student in (agreeing, other))
     least.backward()
     np.testing.assert_allclose(agreeing.grad.numpy(), 0, atol=1e-12)
@@ -151,7 +173,10 @@ def test_a_teacher_is_imitated_until_nothing_is_left_to_learn(kind: Any) -> None
 
 def test_an_ordinal_teachers_questions_are_summed() -> None:
     student, teacher = torch.tensor(STUDENT), torch.tensor(TEACHER)
-    each = [soft_binary_cross_entropy(student[:, k : k + 1], teacher[:, k : k + 1]).item() for k in range(4)]
+    each = [
+        soft_binary_cross_entropy(student[:, k : k + 1], teacher[:, k : k + 1]).item()
+        for k in range(4)
+    ]
     assert imitation("ordinal", student, teacher, 2.0).item() == pytest.approx(sum(each))
 
 

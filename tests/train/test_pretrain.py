@@ -58,7 +58,9 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(lesions: Path, tmp_path: Path) -> Callable[..., TrainedModel]:
     def run(out: str, data: Any = None, **options: Any) -> TrainedModel:
-        recipe = replace(RECIPE, **{name: options.pop(name) for name in list(options) if hasattr(RECIPE, name)})
+        recipe = replace(
+            RECIPE, **{name: options.pop(name) for name in list(options) if hasattr(RECIPE, name)}
+        )
         return pretrain(data or [lesions], tmp_path / out, recipe=recipe, workers=0, **options)
 
     return run
@@ -89,7 +91,13 @@ class TestWhatItLeaves:
         assert teacher.spec.lineage["teacher"]["pretrained_on"] == ["procedural"]
         assert [line["step"] for line in log(tmp_path / "teacher")] == [1, 2, 3, 4, 5, 6]
         assert {"dino", "ibot", "koleo", "label", "loss"} <= set(log(tmp_path / "teacher")[0])
-        tuned = finetune(lesions, tmp_path / "tuned", init=str(tmp_path / "teacher"), size=32, schedule=Schedule(1, 16))
+        tuned = finetune(
+            lesions,
+            tmp_path / "tuned",
+            init=str(tmp_path / "teacher"),
+            size=32,
+            schedule=Schedule(1, 16),
+        )
         assert tuned.backbone.name == "vit_tiny_patch16_224"
         assert set(teacher.training_images) <= set(tuned.training_images)
 
@@ -106,8 +114,12 @@ class TestWhatItLeaves:
         ]
         assert max(moved) > 0
 
-    def test_a_term_that_taught_nothing_is_reported(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
-        train("even", temperature=(10.0, 10.0), ibot=0.0)  # every image is assigned to all outputs alike
+    def test_a_term_that_taught_nothing_is_reported(
+        self, train: Callable[..., TrainedModel], tmp_path: Path
+    ) -> None:
+        train(
+            "even", temperature=(10.0, 10.0), ibot=0.0
+        )  # every image is assigned to all outputs alike
         (warning,) = json.loads((tmp_path / "even" / "run.json").read_text("utf-8"))["warnings"]
         assert "The dino loss ended at" in warning
         assert "3.47 is what the same answer for every image scores" in warning
@@ -115,7 +127,9 @@ class TestWhatItLeaves:
         assert list(training_warnings([{"dino": 9.0}, learned], RECIPE)) == []
         assert list(training_warnings([{"label": 0.3}], RECIPE)) == []
 
-    def test_a_finished_run_is_not_done_again(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
+    def test_a_finished_run_is_not_done_again(
+        self, train: Callable[..., TrainedModel], tmp_path: Path
+    ) -> None:
         train("teacher")
         stamp = (tmp_path / "teacher" / "weights.safetensors").stat().st_mtime_ns
         train("teacher")
@@ -123,10 +137,14 @@ class TestWhatItLeaves:
         with pytest.raises(UsageError, match="already holds something else"):
             train("teacher", lr=0.02)
 
-    def test_a_cnn_trains_without_the_patch_term(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
+    def test_a_cnn_trains_without_the_patch_term(
+        self, train: Callable[..., TrainedModel], tmp_path: Path
+    ) -> None:
         teacher = train("cnn", backbone="mobilenetv2_035", backbone_args={}, epochs=1)
         assert "ibot" not in log(tmp_path / "cnn")[0]
-        assert torch.isfinite(teacher.module.features(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))).all()
+        assert torch.isfinite(
+            teacher.module.features(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+        ).all()
 
     @pytest.mark.parametrize("mode", ["frozen", "learnable", "pulled"])
     def test_prototypes_stay_or_move_as_asked(
@@ -146,7 +164,11 @@ class TestWhatItLeaves:
         train("free", prototype_mode="learnable", **longer)
         free = float((heads[1].weight - heads[1].start).detach().norm(dim=1).mean())
         assert len(heads[0].weight) == len(TAXONOMY)
-        expected = {"frozen": moved == 0, "learnable": moved == pytest.approx(free), "pulled": 0 < moved < 0.9 * free}
+        expected = {
+            "frozen": moved == 0,
+            "learnable": moved == pytest.approx(free),
+            "pulled": 0 < moved < 0.9 * free,
+        }
         assert expected[mode]
 
 
@@ -154,7 +176,9 @@ class TestLabels:
     def test_tables_with_none_with_some_and_with_all_labels(
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
-        bare = table(lesions, tmp_path / "bare", lambda f: f.assign(dx="", malignant="", split="", source=""))
+        bare = table(
+            lesions, tmp_path / "bare", lambda f: f.assign(dx="", malignant="", split="", source="")
+        )
         train("alone", [bare])
         assert "label" not in log(tmp_path / "alone")[0]
         teacher = train("both", [lesions, bare])
@@ -173,7 +197,9 @@ class TestLabels:
     def test_val_and_test_images_of_one_table_are_not_trained_on_through_another(
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
-        copy = table(lesions, tmp_path / "copy", lambda f: f.assign(dx="", malignant="", split="", source=""))
+        copy = table(
+            lesions, tmp_path / "copy", lambda f: f.assign(dx="", malignant="", split="", source="")
+        )
         train("both", [lesions, copy])
         frame = pd.read_csv(lesions / "metadata.csv")
         counts = json.loads((tmp_path / "both" / "run.json").read_text("utf-8"))["sources"]
@@ -185,15 +211,27 @@ class TestViews:
         from dermedge.models.network import Backbone
 
         paths = sorted((lesions / "images").iterdir())
-        return Crops(paths, [path.stem for path in paths], recipe, Backbone(recipe.backbone, TINY), (4, 4), seed)
+        return Crops(
+            paths,
+            [path.stem for path in paths],
+            recipe,
+            Backbone(recipe.backbone, TINY),
+            (4, 4),
+            seed,
+        )
 
-    def test_a_view_is_the_same_whenever_it_is_made_and_leaves_the_generators_alone(self, lesions: Path) -> None:
+    def test_a_view_is_the_same_whenever_it_is_made_and_leaves_the_generators_alone(
+        self, lesions: Path
+    ) -> None:
         state = torch.get_rng_state()
         first = self.crops(lesions)[3, 1]
         crops = self.crops(lesions)
         crops[5, 0]
         again = crops[3, 1]
-        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, again, strict=True))
+        assert all(
+            torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+            for a, b in zip(first, again, strict=True)
+        )
         assert not torch.equal(first.global_crops, crops[3, 2].global_crops)
         assert not torch.equal(first.global_crops, self.crops(lesions, seed=1)[3, 1].global_crops)
         assert torch.equal(torch.get_rng_state(), state)
@@ -201,7 +239,11 @@ class TestViews:
     def test_masks_hide_a_tenth_to_a_half_of_about_half_the_crops(self, lesions: Path) -> None:
         crops = self.crops(lesions, replace(RECIPE, mask_ratio=(0.3, 0.5)))
         crops.grid = (8, 8)
-        hidden = torch.cat([crops[row, number].mask for row in range(20) for number in range(5)]).float().mean(1)
+        hidden = (
+            torch.cat([crops[row, number].mask for row in range(20) for number in range(5)])
+            .float()
+            .mean(1)
+        )
         assert 0.35 < (hidden > 0).float().mean() < 0.65
         assert hidden.max() <= 0.5
         assert hidden[hidden > 0].mean() > 0.2
@@ -214,7 +256,10 @@ class TestViews:
 
     def test_every_row_comes_once_a_pass_and_ranks_share_a_step(self) -> None:
         seen = [key for step in range(5) for key in keys(20, 8, step, seed=0)]
-        assert sorted(seen) == [(row, number) for row in range(20) for number in range(2)] or len(set(seen)) == 40
+        assert (
+            sorted(seen) == [(row, number) for row in range(20) for number in range(2)]
+            or len(set(seen)) == 40
+        )
         recipe = replace(RECIPE, accumulate=2, epochs=1, steps=1)
         shares = [list(RankSampler(20, recipe, 0, 0, rank, 2)) for rank in range(2)]
         whole = [key for part in range(2) for rank in range(2) for key in shares[rank][part]]
@@ -237,7 +282,9 @@ class TestBrokenImages:
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         broken = table(lesions, tmp_path / "broken", lambda f: f)
-        for name in pd.read_csv(broken / "metadata.csv").query("split == 'train'")["image"].iloc[:3]:
+        for name in (
+            pd.read_csv(broken / "metadata.csv").query("split == 'train'")["image"].iloc[:3]
+        ):
             (broken / name).unlink()
             (broken / name).write_bytes(b"no picture")
         with pytest.raises(DataError, match=r"\d of \d+ images do not decode, broken/.*data check"):
@@ -259,18 +306,24 @@ class TestKills:
         assert len(log(tmp_path / "killed")) == 5
         resumed = train("killed")
         assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-        assert json.loads((tmp_path / "killed" / "run.json").read_text("utf-8"))["resumed_from"] == 4
+        assert (
+            json.loads((tmp_path / "killed" / "run.json").read_text("utf-8"))["resumed_from"] == 4
+        )
         for name, tensor in whole.module.state_dict().items():
             assert torch.equal(tensor, resumed.module.state_dict()[name]), name
 
-    def test_parts_of_a_step_add_up_to_the_step(self, train: Callable[..., TrainedModel], tmp_path: Path) -> None:
+    def test_parts_of_a_step_add_up_to_the_step(
+        self, train: Callable[..., TrainedModel], tmp_path: Path
+    ) -> None:
         options: dict[str, Any] = {"koleo": 0.0, "drop_path": 0.0}  # KoLeo sees one part only
         train("whole", **options)
         train("parts", accumulate=2, **options)
         assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
-def launch(processes: int, lesions: Path, out: Path, recipe: HybridRecipe, **extra: str) -> subprocess.Popen[str]:
+def launch(
+    processes: int, lesions: Path, out: Path, recipe: HybridRecipe, **extra: str
+) -> subprocess.Popen[str]:
     """`torchrun ... -m dermedge pretrain`, as a user starts it."""
     options = {
         "data": lesions, "out": out, "preset": "tiny", "size": recipe.size, "local-size": recipe.local_size,
@@ -278,10 +331,18 @@ def launch(processes: int, lesions: Path, out: Path, recipe: HybridRecipe, **ext
         "batch-size": recipe.batch_size, "epochs": recipe.epochs, "steps": recipe.steps, "lr": recipe.lr,
         "workers": 0, "accelerator": "cpu", **extra,
     }  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--master-port=0",
+    ]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "dermedge", "pretrain"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    command += [part for name, value in TINY.items() for part in ("--backbone-arg", f"{name}={value}")]
+    command += [
+        part for name, value in TINY.items() for part in ("--backbone-arg", f"{name}={value}")
+    ]
     return subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -294,7 +355,9 @@ def launch(processes: int, lesions: Path, out: Path, recipe: HybridRecipe, **ext
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    def test_their_curve_is_that_of_one_with_the_same_batch(self, lesions: Path, tmp_path: Path) -> None:
+    def test_their_curve_is_that_of_one_with_the_same_batch(
+        self, lesions: Path, tmp_path: Path
+    ) -> None:
         for processes in (1, 2):
             run = launch(processes, lesions, tmp_path / str(processes), EXACT)
             said, _ = run.communicate(timeout=300)
@@ -307,7 +370,9 @@ class TestTwoProcesses:
         for name, tensor in weights[0].items():
             assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
 
-    def test_a_rank_that_dies_takes_the_others_along_and_is_named(self, lesions: Path, tmp_path: Path) -> None:
+    def test_a_rank_that_dies_takes_the_others_along_and_is_named(
+        self, lesions: Path, tmp_path: Path
+    ) -> None:
         run = launch(2, lesions, tmp_path / "out", replace(EXACT, epochs=5000))
         log_file = tmp_path / "out" / "log.jsonl"
         deadline = time.monotonic() + 120

@@ -25,7 +25,9 @@ from dermedge_runtime.spec import Preprocess, Spec
 from support.small import SIZE, die, edited, flat, in_process
 
 CANDIDATE = Candidate("int8", "onnx", "qat", {"activations": "u8"}, "trained")
-SCHEDULE = Schedule(epochs=7, batch_size=16, lr=3e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.8, patience=9)
+SCHEDULE = Schedule(
+    epochs=7, batch_size=16, lr=3e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.8, patience=9
+)
 SHORT = replace(SCHEDULE, epochs=2)
 
 
@@ -71,7 +73,9 @@ def widen(module: Any, node: Any, factor: float) -> None:
 def qat(student: TrainedModel, data: Path, folder: Path, **changes: Any) -> Any:
     module, calibration = quantized(student, data)
     arguments = {"schedule": SCHEDULE, **changes}
-    return QuantizationAwareTraining(student, data, folder, **arguments)(module, calibration, CANDIDATE)
+    return QuantizationAwareTraining(student, data, folder, **arguments)(
+        module, calibration, CANDIDATE
+    )
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -91,13 +95,17 @@ def student(data: Path) -> TrainedModel:
 
 
 @pytest.fixture(scope="module")
-def run(student: TrainedModel, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+def run(
+    student: TrainedModel, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("qat")
     return qat(student, data, folder), folder
 
 
 @pytest.fixture(scope="module")
-def short(student: TrainedModel, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+def short(
+    student: TrainedModel, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("short")
     return qat(student, data, folder, schedule=SHORT), folder
 
@@ -109,11 +117,15 @@ class TestResult:
         module, folder = run
         samples, _ = read_samples(data, student.spec.tasks)
         frames = Frames(samples.paths, student.spec.preprocess)
-        pixels = torch.from_numpy(np.stack([frames.centred(int(row)) for row in samples.rows("val")]))
+        pixels = torch.from_numpy(
+            np.stack([frames.centred(int(row)) for row in samples.rows("val")])
+        )
 
         def distance(module: Any) -> float:
             with torch.no_grad():
-                one, other = (flat(network(pixels)).softmax(1) for network in (student.module, module))
+                one, other = (
+                    flat(network(pixels)).softmax(1) for network in (student.module, module)
+                )
             return float((one - other).abs().mean())
 
         assert distance(module) < 0.8 * distance(quantized(student, data)[0])
@@ -128,10 +140,16 @@ class TestResult:
         for name, value in run[0].named_buffers():
             assert torch.equal(value, start.get_buffer(name)), name
         scales = [name for name, _ in start.named_parameters() if name.endswith("log_scale")]
-        moved = [name for name, value in run[0].named_parameters() if not torch.equal(value, start.get_parameter(name))]
+        moved = [
+            name
+            for name, value in run[0].named_parameters()
+            if not torch.equal(value, start.get_parameter(name))
+        ]
         assert 0 < len(set(scales) & set(moved)) < len(moved)
 
-    def test_the_student_itself_is_left_alone(self, student: TrainedModel, data: Path, run: tuple[Any, Path]) -> None:
+    def test_the_student_itself_is_left_alone(
+        self, student: TrainedModel, data: Path, run: tuple[Any, Path]
+    ) -> None:
         assert same(student.module, make(data).module)
         assert not student.module.training
 
@@ -139,14 +157,19 @@ class TestResult:
         written = record(run[1])
         assert (written["command"], written["finished"]) == ("qat", True)
         assert written["settings"]["candidate"]["options"] == {"activations": "u8"}
-        assert written["settings"]["schedule"]["epochs"] == SCHEDULE.epochs == len(written["history"])
+        assert (
+            written["settings"]["schedule"]["epochs"] == SCHEDULE.epochs == len(written["history"])
+        )
         assert set(written["before"]) == {"score", "kl", "top1"}
 
     def test_where_training_does_harm_the_start_is_kept(
         self, student: TrainedModel, data: Path, tmp_path: Path
     ) -> None:
         module = qat(student, data, tmp_path, schedule=replace(SHORT, lr=0.3))
-        assert max(epoch["score"] for epoch in record(tmp_path)["history"]) < record(tmp_path)["before"]["score"]
+        assert (
+            max(epoch["score"] for epoch in record(tmp_path)["history"])
+            < record(tmp_path)["before"]["score"]
+        )
         assert same(module, quantized(student, data)[0])
 
 
@@ -157,7 +180,9 @@ def test_it_can_be_exported(student: TrainedModel, data: Path, tmp_path: Path) -
     graph, _ = qat_graph(context, CPU, CANDIDATE)
     engine = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     images = calibration.images[:16]
-    found = np.concatenate([engine.run(["diagnosis"], {"image": image[None]})[0] for image in images])
+    found = np.concatenate(
+        [engine.run(["diagnosis"], {"image": image[None]})[0] for image in images]
+    )
     with torch.no_grad():
         wanted = student.module(torch.from_numpy(images))["diagnosis"].numpy()
     assert np.abs(found - wanted).mean() < 0.15 * np.abs(wanted).mean()
@@ -173,25 +198,33 @@ class TestData:
                 (tmp_path / "lies" / name).write_bytes(b"no image")
             return frame.assign(dx=frame["dx"].iloc[::-1].to_list())
 
-        module = qat(student, edited(data, tmp_path / "lies", edit), tmp_path / "runs", schedule=SHORT)
+        module = qat(
+            student, edited(data, tmp_path / "lies", edit), tmp_path / "runs", schedule=SHORT
+        )
         assert same(module, short[0])
 
     def test_a_teacher_takes_part(
         self, student: TrainedModel, data: Path, short: tuple[Any, Path], tmp_path: Path
     ) -> None:
         save_model_folder(replace(make(data, seed=4), role="teacher"), tmp_path / "teacher")
-        taught = qat(student, data, tmp_path / "taught", teacher=tmp_path / "teacher", schedule=SHORT)
+        taught = qat(
+            student, data, tmp_path / "taught", teacher=tmp_path / "teacher", schedule=SHORT
+        )
         assert not same(taught, short[0])
         ignored = {"teacher": tmp_path / "teacher", "teacher_weight": 0.0}
         assert same(qat(student, data, tmp_path / "ignored", schedule=SHORT, **ignored), short[0])
         settings = record(tmp_path / "taught")["settings"]
         assert settings["teacher"] is not None
 
-    def test_a_teacher_of_something_else_is_refused(self, student: TrainedModel, data: Path, tmp_path: Path) -> None:
+    def test_a_teacher_of_something_else_is_refused(
+        self, student: TrainedModel, data: Path, tmp_path: Path
+    ) -> None:
         other = make(data)
         wider = replace(other, spec=replace(other.spec, preprocess=Preprocess(2 * SIZE)))
         save_model_folder(wider, tmp_path / "teacher")
-        with pytest.raises(UsageError, match="give the teacher that the student was distilled from"):
+        with pytest.raises(
+            UsageError, match="give the teacher that the student was distilled from"
+        ):
             qat(student, data, tmp_path / "runs", teacher=tmp_path / "teacher")
         assert not (tmp_path / "runs").exists()
 
@@ -212,13 +245,27 @@ class TestKill:
         assert in_process(killed, data, tmp_path, steps + 1) == -9
         assert record(tmp_path)["finished"] is False
         seen: list[int] = []
-        module = qat(student, data, tmp_path, schedule=SHORT, progress=lambda done, total, note: seen.append(done))
+        module = qat(
+            student,
+            data,
+            tmp_path,
+            schedule=SHORT,
+            progress=lambda done, total, note: seen.append(done),
+        )
         assert seen[0] == steps + 1  # the first epoch is not done again
         assert same(module, short[0])
         assert record(tmp_path)["resumed_from"] == 1
 
-    def test_a_finished_run_is_read(self, student: TrainedModel, data: Path, short: tuple[Any, Path]) -> None:
+    def test_a_finished_run_is_read(
+        self, student: TrainedModel, data: Path, short: tuple[Any, Path]
+    ) -> None:
         seen: list[str] = []
-        module = qat(student, data, short[1], schedule=SHORT, progress=lambda done, total, note: seen.append(note))
+        module = qat(
+            student,
+            data,
+            short[1],
+            schedule=SHORT,
+            progress=lambda done, total, note: seen.append(note),
+        )
         assert seen == []
         assert same(module, short[0])

@@ -52,13 +52,19 @@ class TestViews:
     def test_they_depend_on_seed_number_and_image(self, data: Path, expected: np.ndarray) -> None:
         assert len(np.unique(expected.reshape(len(KEYS), -1), axis=0)) == len(KEYS)
         other = views(data, seed=5)
-        assert all((other.view(*key) != pixels).any() for key, pixels in zip(KEYS, expected, strict=True))
+        assert all(
+            (other.view(*key) != pixels).any() for key, pixels in zip(KEYS, expected, strict=True)
+        )
 
-    def test_an_images_views_do_not_depend_on_its_row(self, data: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    def test_an_images_views_do_not_depend_on_its_row(
+        self, data: Path, expected: np.ndarray, tmp_path: Path
+    ) -> None:
         turned = edited(data, tmp_path / "turned", lambda frame: frame.iloc[::-1])
         again = views(turned)
         last = len(again.image_ids) - 1
-        np.testing.assert_array_equal([again.view(last - row, number) for row, number in KEYS], expected)
+        np.testing.assert_array_equal(
+            [again.view(last - row, number) for row, number in KEYS], expected
+        )
 
     def test_they_show_the_lesion_in_other_framings(self, data: Path, expected: np.ndarray) -> None:
         assert expected.shape == (len(KEYS), SIZE, SIZE, 3)
@@ -71,7 +77,9 @@ class TestViews:
 class TestFrames:
     def test_a_photograph_is_kept_small(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
-        photograph = Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).resize((1000, 750))
+        photograph = Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).resize(
+            (1000, 750)
+        )
         photograph.save(tmp_path / "large.jpg")
         frames = Frames([tmp_path / "large.jpg"], Preprocess(SIZE))
         frame = frames[0]
@@ -137,20 +145,26 @@ class TestRows:
 
     def test_given_tasks_are_kept(self, data: Path, tmp_path: Path) -> None:
         _, tasks = read_samples(data)
-        fewer = edited(data, tmp_path / "fewer", lambda frame: frame[frame["dx"].isin(["mel", "df"])])
+        fewer = edited(
+            data, tmp_path / "fewer", lambda frame: frame[frame["dx"].isin(["mel", "df"])]
+        )
         samples, kept = read_samples(fewer, tasks)
         assert kept is tasks
         names = [label.id for label in tasks[0].labels]
         assert {names[label] for label in samples.labels} == {"mel", "df"}
 
 
-def frame(dx: list[str], malignant: list[float], severity: float = np.nan, mask: str = "") -> pd.DataFrame:
+def frame(
+    dx: list[str], malignant: list[float], severity: float = np.nan, mask: str = ""
+) -> pd.DataFrame:
     return pd.DataFrame({"dx": dx, "malignant": malignant, "severity": severity, "mask": mask})
 
 
 class TestTasks:
     def test_labels_stand_in_the_taxonomys_order_with_what_it_knows(self) -> None:
-        one = derive_tasks(frame(["vasc", "", "mel", "akiec", "nv"], [0, np.nan, 1, np.nan, 0]), "t")
+        one = derive_tasks(
+            frame(["vasc", "", "mel", "akiec", "nv"], [0, np.nan, 1, np.nan, 0]), "t"
+        )
         other = derive_tasks(frame(["nv", "mel", "vasc", "akiec"], [0, 1, 0, np.nan]), "t")
         assert one == other
         assert [(label.id, label.malignant) for label in one[0].labels] == [
@@ -163,12 +177,17 @@ class TestTasks:
 
     def test_malignancy_is_a_task_where_both_answers_occur(self) -> None:
         both = derive_tasks(frame(["nv", "mel"], [0, 1]), "t")
-        assert [(task.name, task.kind) for task in both] == [("diagnosis", "classify"), ("malignancy", "binary")]
+        assert [(task.name, task.kind) for task in both] == [
+            ("diagnosis", "classify"),
+            ("malignancy", "binary"),
+        ]
         benign = derive_tasks(frame(["nv", "df"], [0, 0]), "t")
         assert [task.name for task in benign] == ["diagnosis"]
 
     def test_one_diagnosis_cannot_be_told_apart(self) -> None:
-        with pytest.raises(DataError, match=r"lesions have 1 diagnoses, two are needed.*no task can be derived"):
+        with pytest.raises(
+            DataError, match=r"lesions have 1 diagnoses, two are needed.*no task can be derived"
+        ):
             derive_tasks(frame(["nv", "nv", ""], [0, 0, np.nan]), "lesions")
         either = derive_tasks(frame(["nv", "nv", ""], [0, 1, np.nan]), "lesions")
         assert [task.name for task in either] == ["malignancy"]
@@ -186,14 +205,25 @@ class TestTasks:
         masked = frame(["nv", "mel"], [0, 1], mask="a.png")
         assert [task.kind for task in derive_tasks(masked, "t")] == ["classify", "binary"]
         found = derive_tasks(masked, "t", ("segmentation", "diagnosis"))
-        assert [(task.name, task.kind) for task in found] == [("diagnosis", "classify"), ("lesion", "segment")]
+        assert [(task.name, task.kind) for task in found] == [
+            ("diagnosis", "classify"),
+            ("lesion", "segment"),
+        ]
 
     @pytest.mark.parametrize(
         ("wanted", "error", "message"),
         [
-            (["diagnosis", "severity"], DataError, "t have 0 levels of severity.*leave the task 'severity' out"),
+            (
+                ["diagnosis", "severity"],
+                DataError,
+                "t have 0 levels of severity.*leave the task 'severity' out",
+            ),
             (["segmentation"], DataError, "t have no mask"),
-            (["diagnosis", "lesion"], UsageError, "lesion cannot be learned: choose of diagnosis, malignancy"),
+            (
+                ["diagnosis", "lesion"],
+                UsageError,
+                "lesion cannot be learned: choose of diagnosis, malignancy",
+            ),
             ([], UsageError, "No task cannot be learned"),
         ],
     )
@@ -204,7 +234,9 @@ class TestTasks:
             derive_tasks(frame(["nv", "mel"], [0, 1]), "t", wanted)
 
 
-def disc(folder: Path, name: str, centre: tuple[float, float], size: tuple[int, int]) -> tuple[Path, Path]:
+def disc(
+    folder: Path, name: str, centre: tuple[float, float], size: tuple[int, int]
+) -> tuple[Path, Path]:
     """A picture that is red inside a disc, and the disc's mask."""
     y, x = np.mgrid[: size[0], : size[1]]
     inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < (min(size) / 5) ** 2
@@ -217,7 +249,10 @@ def disc(folder: Path, name: str, centre: tuple[float, float], size: tuple[int, 
 class TestMasks:
     @pytest.fixture
     def masks(self, tmp_path: Path) -> Masks:
-        files = [disc(tmp_path, "wide", (40, 90), (120, 160)), disc(tmp_path, "tall", (100, 50), (200, 100))]
+        files = [
+            disc(tmp_path, "wide", (40, 90), (120, 160)),
+            disc(tmp_path, "tall", (100, 50), (200, 100)),
+        ]
         frames = Frames([image for image, _ in files] + [files[0][0]], Preprocess(64))
         return Masks([*(mask for _, mask in files), None], frames)
 
@@ -236,7 +271,9 @@ class TestMasks:
     def test_a_mask_does_not_change_the_view(self, masks: Masks) -> None:
         with_masks, without = Views(masks.frames, "abc", 3, masks), Views(masks.frames, "abc", 3)
         for number in range(8):
-            np.testing.assert_array_equal(with_masks.masked_view(0, number)[0], without.view(0, number))
+            np.testing.assert_array_equal(
+                with_masks.masked_view(0, number)[0], without.view(0, number)
+            )
             np.testing.assert_array_equal(with_masks.view(0, number), without.view(0, number))
 
     def test_a_row_without_a_mask_has_none_in_any_view(self, masks: Masks) -> None:
@@ -246,7 +283,9 @@ class TestMasks:
         assert np.isnan(masks.centred(2)).all()
 
     @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-    def test_validation_sees_the_mask_where_the_preprocessing_puts_the_lesion(self, masks: Masks, fit: str) -> None:
+    def test_validation_sees_the_mask_where_the_preprocessing_puts_the_lesion(
+        self, masks: Masks, fit: str
+    ) -> None:
         masks.frames.spec = Preprocess(64, fit=fit)  # type: ignore[arg-type]
         for row in (0, 1):
             seen = self.red(masks.frames.centred(row)).reshape(16, 4, 16, 4).mean((1, 3))
@@ -269,19 +308,25 @@ class TestMasks:
             table.loc[3, "split"] = "val"
             return table
 
-        samples, tasks = read_samples(edited(data, tmp_path / "fewer", fewer), wanted=["severity", "segmentation"])
+        samples, tasks = read_samples(
+            edited(data, tmp_path / "fewer", fewer), wanted=["severity", "segmentation"]
+        )
         assert samples.masks[:2] == (None, None)
         assert samples.masks[2] == tmp_path / "fewer" / "masks" / "D000002.png"
         ids = [label.id for label in tasks[0].labels]
         table = read_table(tmp_path / "fewer").frame
         known = table["severity"].notna() & (table["severity"] != 77)
         assert samples.severity[[2, 3]].tolist() == [-1, -1]
-        assert [ids[level] for level in samples.severity[known]] == [f"{v:.0f}" for v in table["severity"][known]]
+        assert [ids[level] for level in samples.severity[known]] == [
+            f"{v:.0f}" for v in table["severity"][known]
+        ]
         before = samples.masks_digest
         (tmp_path / "fewer" / "masks" / "D000002.png").unlink()
         with pytest.raises(DataError, match=r"D000002\.png cannot be read"):
             _ = samples.masks_digest
-        disc(tmp_path, "D", (9, 9), (48, 64))[1].rename(tmp_path / "fewer" / "masks" / "D000002.png")
+        disc(tmp_path, "D", (9, 9), (48, 64))[1].rename(
+            tmp_path / "fewer" / "masks" / "D000002.png"
+        )
         assert samples.masks_digest != before
 
 

@@ -40,7 +40,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.many_tasks_folder(tmp_path_factory.getbasetemp())
 
 
-def answers(model: TrainedModel, data: Path, split: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+def answers(
+    model: TrainedModel, data: Path, split: str
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     table = read_table(data).of(split)
     frames = Frames([table.path(image) for image in table.frame["image"]], model.spec.preprocess)
     seen = torch.stack([torch.from_numpy(frames.centred(row)) for row in range(len(table))])
@@ -48,7 +50,9 @@ def answers(model: TrainedModel, data: Path, split: str) -> tuple[pd.DataFrame, 
         return table.frame, {name: output.numpy() for name, output in model.module(seen).items()}
 
 
-def test_the_recorded_scores_are_those_of_what_the_device_decodes(data: Path, everything: Path) -> None:
+def test_the_recorded_scores_are_those_of_what_the_device_decodes(
+    data: Path, everything: Path
+) -> None:
     model = load_model_folder(everything)
     assert [task.kind for task in model.spec.tasks] == ["classify", "binary", "ordinal", "segment"]
     frame, outputs = answers(model, data, "val")
@@ -58,7 +62,9 @@ def test_the_recorded_scores_are_those_of_what_the_device_decodes(data: Path, ev
     truth = [names.index(f"{level:.0f}") for level in frame["severity"]]
     levels = [ordinal_level(row.tolist()) for row in outputs["severity"]]
     assert found["severity_mae"] == pytest.approx(mean_absolute_error(truth, levels))
-    assert found["severity_kappa"] == pytest.approx(cohen_kappa_score(truth, levels, weights="quadratic"))
+    assert found["severity_kappa"] == pytest.approx(
+        cohen_kappa_score(truth, levels, weights="quadratic")
+    )
     grid = output_grid(model.spec.preprocess)
     overlaps = []
     for mask, logits in zip(frame["mask"], outputs["lesion"], strict=True):
@@ -74,23 +80,31 @@ def best(folder: Path, score: str) -> float:
 def overlap(model: TrainedModel, data: Path, shift: int) -> float:
     """Dice coefficient on train, each answer beside the mask of the image `shift` rows away."""
     frame, outputs = answers(model, data, "train")
-    masks = np.stack([read_mask(data / mask, output_grid(model.spec.preprocess)) for mask in frame["mask"]])
+    masks = np.stack(
+        [read_mask(data / mask, output_grid(model.spec.preprocess)) for mask in frame["mask"]]
+    )
     return float(dice(np.roll(masks, shift, axis=0), outputs["lesion"][:, 0] >= 0).mean())
 
 
 def test_severity_and_masks_are_learned(data: Path, tmp_path: Path) -> None:
     wanted = ("severity", "segmentation")
-    model = train(data, tmp_path / "out", tasks=wanted, size=64, backbone_args={}, schedule=LONG, **SMALL)
+    model = train(
+        data, tmp_path / "out", tasks=wanted, size=64, backbone_args={}, schedule=LONG, **SMALL
+    )
     assert best(tmp_path / "out", "dice") > 0.5
     assert best(tmp_path / "out", "severity_kappa") > 0.5
     assert overlap(model, data, 0) > overlap(model, data, 7) + 0.1
 
 
-def test_a_student_is_distilled_in_all_tasks_from_turned_views(data: Path, everything: Path, tmp_path: Path) -> None:
+def test_a_student_is_distilled_in_all_tasks_from_turned_views(
+    data: Path, everything: Path, tmp_path: Path
+) -> None:
     student = learn(everything, data, tmp_path / "student", schedule=LONG, init="none", **SMALL)
     assert student.spec.tasks == load_model_folder(everything).spec.tasks
     assert overlap(student, data, 0) > overlap(student, data, 7) + 0.1
-    assert {"severity_kappa", "severity_mae", "malignant_auroc"} <= set(record(tmp_path / "student")["metrics"])
+    assert {"severity_kappa", "severity_mae", "malignant_auroc"} <= set(
+        record(tmp_path / "student")["metrics"]
+    )
 
 
 def test_targets_are_those_of_their_rows(data: Path) -> None:
@@ -101,7 +115,9 @@ def test_targets_are_those_of_their_rows(data: Path) -> None:
     targets = [training_target(task, tasks, samples, rows, masks) for task in tasks]
     for task, found, column in ((tasks[0], targets[0], "dx"), (tasks[2], targets[2], "severity")):
         ids = [task.labels[index].id for index in found.tolist()]
-        assert ids == [value if column == "dx" else f"{value:.0f}" for value in table[column].iloc[rows]]
+        assert ids == [
+            value if column == "dx" else f"{value:.0f}" for value in table[column].iloc[rows]
+        ]
     assert targets[1].tolist() == table["malignant"].iloc[rows].tolist()
     assert torch.equal(targets[3], torch.from_numpy(masks))
     assert all(found.isnan().all() for found in targets[4:])
@@ -130,7 +146,9 @@ def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / "images" / f"{row}.png")
         Image.fromarray(inside).save(tmp_path / "masks" / f"{row}.png")
     frame = pd.DataFrame({"image_id": list("abcde"), "split": ["train"] * 4 + ["val"]})
-    frame["image"], frame["mask"] = ([f"{kind}/{row}.png" for row in range(5)] for kind in ("images", "masks"))
+    frame["image"], frame["mask"] = (
+        [f"{kind}/{row}.png" for row in range(5)] for kind in ("images", "masks")
+    )
     frame.to_csv(tmp_path / "metadata.csv", index=False)
     samples, tasks = read_samples(tmp_path, wanted=["segmentation"])
     spec, backbone = make_spec("red", tasks, Preprocess(64), {}), Backbone(EXPORTED)
@@ -150,7 +168,9 @@ def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
 def test_all_heads_of_a_teacher_come_along(data: Path, everything: Path, tmp_path: Path) -> None:
     slow = Schedule(epochs=1, batch_size=16, lr=1e-9)
     copied = learn(everything, data, tmp_path / "copy", schedule=slow, **SMALL)
-    own, taught = (model.module.heads.state_dict() for model in (copied, load_model_folder(everything)))
+    own, taught = (
+        model.module.heads.state_dict() for model in (copied, load_model_folder(everything))
+    )
     for name, weights in taught.items():
         torch.testing.assert_close(own[name], weights, rtol=0, atol=1e-6)
 
@@ -176,20 +196,31 @@ def test_faces_with_nothing_but_a_severity_are_trainable(data: Path, tmp_path: P
     faces = edited(data, tmp_path / "faces", lambda frame: frame.assign(dx="acne", malignant=""))
     model = train(faces, tmp_path / "out", **QUICK)
     assert [task.name for task in model.spec.tasks] == ["severity"]
-    assert set(record(tmp_path / "out")["metrics"]) == {"loss", "score", "severity_kappa", "severity_mae"}
+    assert set(record(tmp_path / "out")["metrics"]) == {
+        "loss",
+        "score",
+        "severity_kappa",
+        "severity_mae",
+    }
 
 
 def test_rows_without_level_or_mask_are_left_out(data: Path, tmp_path: Path) -> None:
     def fewer(frame: pd.DataFrame) -> pd.DataFrame:
         gone = frame.index % 3 == 0
-        return frame.assign(severity=frame["severity"].mask(gone, ""), mask=frame["mask"].mask(gone, ""))
+        return frame.assign(
+            severity=frame["severity"].mask(gone, ""), mask=frame["mask"].mask(gone, "")
+        )
 
-    model = train(edited(data, tmp_path / "fewer", fewer), tmp_path / "out", tasks=small.TASKS, **QUICK)
+    model = train(
+        edited(data, tmp_path / "fewer", fewer), tmp_path / "out", tasks=small.TASKS, **QUICK
+    )
     assert np.isfinite(record(tmp_path / "out")["metrics"]["dice"])
     assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
 
 
-def test_other_masks_are_another_run_only_where_masks_are_learned(data: Path, tmp_path: Path) -> None:
+def test_other_masks_are_another_run_only_where_masks_are_learned(
+    data: Path, tmp_path: Path
+) -> None:
     changed = edited(data, tmp_path / "changed", lambda frame: frame)
     for tasks, name in ((("segmentation",), "masked"), (("severity",), "graded")):
         train(data, tmp_path / name, tasks=tasks, **QUICK)
@@ -207,9 +238,21 @@ def test_other_masks_are_another_run_only_where_masks_are_learned(data: Path, tm
 @pytest.mark.parametrize(
     ("tasks", "edit", "message"),
     [
-        (("malignancy",), lambda frame, val: frame["malignant"].mask(val, "0"), "both malignant and benign"),
-        (("severity",), lambda frame, val: frame["severity"].mask(val, "1"), "fewer than two of the model's levels"),
-        (("segmentation",), lambda frame, val: frame["mask"].mask(val, ""), "No val row has a mask"),
+        (
+            ("malignancy",),
+            lambda frame, val: frame["malignant"].mask(val, "0"),
+            "both malignant and benign",
+        ),
+        (
+            ("severity",),
+            lambda frame, val: frame["severity"].mask(val, "1"),
+            "fewer than two of the model's levels",
+        ),
+        (
+            ("segmentation",),
+            lambda frame, val: frame["mask"].mask(val, ""),
+            "No val row has a mask",
+        ),
     ],
 )
 def test_a_val_split_that_cannot_tell_models_apart_is_refused(
@@ -226,7 +269,9 @@ def test_a_val_split_that_cannot_tell_models_apart_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_side_that_cannot_be_quartered_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+def test_a_side_that_cannot_be_quartered_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="divisible by 4, not 34"):
         train(data, tmp_path / "out", tasks=("segmentation",), size=34, **QUICK)
     assert not (tmp_path / "out").exists()
@@ -243,11 +288,21 @@ def test_real_masks_teach_a_segmentation_in_one_epoch(tmp_path: Path) -> None:
     rows.to_csv(tmp_path / "ham" / "metadata.csv", index=False)
     schedule = Schedule(epochs=1, batch_size=4, lr=1e-2, ema_decay=0.5)
     wanted = ("diagnosis", "segmentation")
-    train(tmp_path / "ham", tmp_path / "out", tasks=wanted, size=64, backbone_args={}, schedule=schedule, **SMALL)
+    train(
+        tmp_path / "ham",
+        tmp_path / "out",
+        tasks=wanted,
+        size=64,
+        backbone_args={},
+        schedule=schedule,
+        **SMALL,
+    )
     assert record(tmp_path / "out")["metrics"]["dice"] > 0.4
 
 
-def test_without_segmentation_nothing_has_changed(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_without_segmentation_nothing_has_changed(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
     named = train(data, tmp_path / "named", tasks=("malignancy", "diagnosis"))
     old, images = load_model_folder(teacher), pixels(2, SIZE)
     assert record(tmp_path / "named")["fingerprint"] == record(teacher)["fingerprint"]

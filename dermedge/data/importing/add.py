@@ -151,7 +151,9 @@ def add_data(
     root = Path(source)
     target = Path(out)
     if target.resolve() in (root.resolve(), *root.resolve().parents):
-        raise UsageError(f"{target} holds the source {root}, which is never overwritten: choose another output folder.")
+        raise UsageError(
+            f"{target} holds the source {root}, which is never overwritten: choose another output folder."
+        )
     found = read_parts(layout, Archive.below(root))
     return _write(layout, found, target, link=link, overwrite=overwrite, progress=progress)
 
@@ -159,12 +161,22 @@ def add_data(
 def _with_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[str, str]) -> Layout:
     for column in columns:
         if column not in COLUMNS:
-            raise UsageError(f"There is no column {column!r} to map to: the table has {', '.join(COLUMNS)}.")
-    return replace(layout, columns={**layout.columns, **columns}, labels={**layout.labels, **labels})
+            raise UsageError(
+                f"There is no column {column!r} to map to: the table has {', '.join(COLUMNS)}."
+            )
+    return replace(
+        layout, columns={**layout.columns, **columns}, labels={**layout.labels, **labels}
+    )
 
 
 def _write(
-    layout: Layout, found: ReadResult, out: Path, *, link: bool, overwrite: bool, progress: Progress | None
+    layout: Layout,
+    found: ReadResult,
+    out: Path,
+    *,
+    link: bool,
+    overwrite: bool,
+    progress: Progress | None,
 ) -> AddReport:
     rows = found.rows
     if not rows:
@@ -175,7 +187,10 @@ def _write(
         )
     # Without official val and test rows, the rows to train on are left open, for `split` to deal out.
     if {"val", "test"} <= {row.cells["split"] for row in rows}:
-        rows = [replace(row, cells={**row.cells, "split": row.cells["split"] or "train"}) for row in rows]
+        rows = [
+            replace(row, cells={**row.cells, "split": row.cells["split"] or "train"})
+            for row in rows
+        ]
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
         lines = list(_place(rows, folder, _link if link else shutil.copyfile, progress))
         extra = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)

@@ -30,7 +30,12 @@ class Archive:
             return cls(root.parent, (root,))
         if not root.is_dir():
             raise DataError(f"There is no folder or file {root}: check the path.")
-        paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names if name[0] != ".")
+        paths = (
+            Path(folder, name)
+            for folder, _, names in os.walk(root)
+            for name in names
+            if name[0] != "."
+        )
         return cls(root, tuple(sorted(paths)))
 
     def table(self, patterns: Iterable[str]) -> Path | None:
@@ -46,7 +51,9 @@ class Archive:
         """All images below folders of these names; "*" is any, the root too."""
         found = []
         for path in self.paths:
-            if path.suffix.lower() not in SUFFIXES or any(_matches(path.name, pattern) for pattern in ignore):
+            if path.suffix.lower() not in SUFFIXES or any(
+                _matches(path.name, pattern) for pattern in ignore
+            ):
                 continue
             inside = (".", *path.relative_to(self.root).parts[:-1])
             if any(_matches(folder, pattern) for folder in inside for pattern in folders):
@@ -95,7 +102,9 @@ def one_of(paths: list[Path]) -> Path:
     first = paths[0]
     for path in paths[1:]:
         if path.stat().st_size != first.stat().st_size:
-            raise DataError(f"{first} and {path} are different images of one name: remove the wrong one.")
+            raise DataError(
+                f"{first} and {path} are different images of one name: remove the wrong one."
+            )
     return first
 
 

@@ -106,7 +106,9 @@ def _read_part(layout: Layout, part: Part, archive: Archive, found: ReadResult) 
         frame, places = _read_any(table)
         if not part.images:
             columns = {name: name for name in COLUMNS if name in frame} | columns
-            layout = replace(layout, keep=tuple(name for name in frame.columns if name not in columns.values()))
+            layout = replace(
+                layout, keep=tuple(name for name in frame.columns if name not in columns.values())
+            )
         _check_columns(layout, part, columns, frame, table)
         frame = _with_splits(frame, part, archive, found.notes)
         records = _from_table(layout, columns, part, archive, (frame, places, table), found.notes)
@@ -125,7 +127,11 @@ class _Files:
 
 
 def _match(
-    layout: Layout, columns: Mapping[str, str], records: Iterable[_Record], files: _Files, found: ReadResult
+    layout: Layout,
+    columns: Mapping[str, str],
+    records: Iterable[_Record],
+    files: _Files,
+    found: ReadResult,
 ) -> None:
     """Give every record its image and mask, and collect it."""
     part = files.part
@@ -153,14 +159,18 @@ def _match(
         if not part.images and files.table is not None:
             mask = _at(files.table.parent, cells.get("mask", ""))
         whole = layout.views or part.path or not part.images
-        cells["image_id"] = cells.get("image_id") or (flat(name) if whole else stem(Path(name).name))
+        cells["image_id"] = cells.get("image_id") or (
+            flat(name) if whole else stem(Path(name).name)
+        )
         used.add(image)
         found.rows.append(Row(cells, name, image, mask))
         maskless += mask is None and bool(part.masks or part.masks_beside or cells.get("mask"))
     if maskless:
         found.notes.append(f"{maskless} images of {part.name} have no mask file.")
     if twice:
-        found.notes.append(f"{twice} images of {part.name} are listed again; their first row counts.")
+        found.notes.append(
+            f"{twice} images of {part.name} are listed again; their first row counts."
+        )
 
 
 def _mask(layout: Layout, part: Part, masks: Named, image: Path) -> Path | None:
@@ -179,7 +189,9 @@ def _from_paths(part: Part, archive: Archive, images: list[Path]) -> list[_Recor
     records = []
     for found in there.values():
         image, match = one_of([path for path, _ in found]), found[0][1]
-        records.append(_Record({IMAGE: match[0], **match.groupdict("")}, archive.within(image), image))
+        records.append(
+            _Record({IMAGE: match[0], **match.groupdict("")}, archive.within(image), image)
+        )
     return records
 
 
@@ -187,16 +199,23 @@ def _from_lines(part: Part, table: Path, notes: list[str]) -> Iterator[_Record]:
     try:
         lines = table.read_text("utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{table} cannot be read ({error}): give the file as it is published, in UTF-8.") from error
+        raise DataError(
+            f"{table} cannot be read ({error}): give the file as it is published, in UTF-8."
+        ) from error
     other = [line.strip() for line in lines if line.strip() and not re.search(part.line, line)]
     if len(other) == sum(bool(line.strip()) for line in lines):
         raise DataError(f"{table} has no row like {part.line!r}: give the file as it is published.")
     if other:
-        notes.append(f"{len(other)} lines of {table.name} are no rows and were passed over, the first: {other[0]!r}.")
+        notes.append(
+            f"{len(other)} lines of {table.name} are no rows and were passed over, the first: {other[0]!r}."
+        )
     for number, line in enumerate(lines, start=1):
         match = re.search(part.line, line)
         if match:
-            yield _Record({k: (v or "").strip() for k, v in match.groupdict().items()}, f"{table}, row {number}")
+            yield _Record(
+                {k: (v or "").strip() for k, v in match.groupdict().items()},
+                f"{table}, row {number}",
+            )
 
 
 def _from_table(
@@ -220,7 +239,9 @@ def _from_table(
                 yield _Record({**raw, IMAGE: raw[column], "view": view}, at)
 
 
-def _check_columns(layout: Layout, part: Part, columns: Mapping[str, str], frame: pd.DataFrame, table: Path) -> None:
+def _check_columns(
+    layout: Layout, part: Part, columns: Mapping[str, str], frame: pd.DataFrame, table: Path
+) -> None:
     keys = list(layout.views) or [columns.get("image", "image")]
     # Where a join has a key of its own, the labels are in that table.
     joined = any(join.on for join in part.joins)
@@ -233,7 +254,9 @@ def _check_columns(layout: Layout, part: Part, columns: Mapping[str, str], frame
             )
 
 
-def _with_splits(frame: pd.DataFrame, part: Part, archive: Archive, notes: list[str]) -> pd.DataFrame:
+def _with_splits(
+    frame: pd.DataFrame, part: Part, archive: Archive, notes: list[str]
+) -> pd.DataFrame:
     """The table with the column `split` that its index files tell."""
     if not part.splits:
         return frame
@@ -246,12 +269,16 @@ def _with_splits(frame: pd.DataFrame, part: Part, archive: Archive, notes: list[
         rows, _ = _read_any(path)
         for cell in rows[rows.columns[0]]:
             if not cell.isdecimal() or int(cell) >= len(frame):
-                raise DataError(f"{path} lists row {cell!r}, which {part.name} does not have: unpack both anew.")
+                raise DataError(
+                    f"{path} lists row {cell!r}, which {part.name} does not have: unpack both anew."
+                )
             splits[int(cell)] = split
     return frame.assign(split=splits)
 
 
-def _joined(frame: pd.DataFrame, key: str, join: Join, archive: Archive, notes: list[str]) -> pd.DataFrame:
+def _joined(
+    frame: pd.DataFrame, key: str, join: Join, archive: Archive, notes: list[str]
+) -> pd.DataFrame:
     path = archive.table((join.table,))
     if path is None:
         notes.append(f"{join.table} is not there: what it tells stays empty.")
@@ -274,20 +301,26 @@ def _read_any(path: Path) -> tuple[pd.DataFrame, list[int]]:
     return read_text(path, delimiter="\t" if b"\t" in path.read_bytes()[:1000] else ",")
 
 
-def _cells(layout: Layout, columns: Mapping[str, str], record: _Record, unknown: Counter[str]) -> dict[str, str]:
+def _cells(
+    layout: Layout, columns: Mapping[str, str], record: _Record, unknown: Counter[str]
+) -> dict[str, str]:
     raw = record.raw
     cells = {ours: raw.get(theirs, "") for ours, theirs in columns.items() if ours != "image"}
     label = _label(layout, cells.get("dx", ""), record)
     for column, meant in layout.values.items():
         cell = label if column == "dx" else cells.get(column, "")
-        cells[column] = {theirs.casefold(): ours for theirs, ours in meant.items()}.get(cell.casefold(), cell)
+        cells[column] = {theirs.casefold(): ours for theirs, ours in meant.items()}.get(
+            cell.casefold(), cell
+        )
     for column in ("sex", "site"):
         cells[column] = cells.get(column, "").lower()
     cells["source"] = cells.get("source") or ("" if layout.name == "csv" else layout.name)
     cells["licence"] = cells.get("licence") or layout.licence
     wanted = cells["dx"] if "dx" in layout.values else label
     try:
-        cells["dx"] = resolve(layout.labels.get(wanted, wanted), cells["source"]).id if wanted else ""
+        cells["dx"] = (
+            resolve(layout.labels.get(wanted, wanted), cells["source"]).id if wanted else ""
+        )
     except DataError as error:
         if not layout.open_labels:
             raise DataError(f"{record.at}: {error}") from error
@@ -309,7 +342,9 @@ def _heaviest(cell: str, at: str) -> str:
     try:
         weights = {str(label): float(weight) for label, weight in ast.literal_eval(cell).items()}
     except (ValueError, SyntaxError, AttributeError, TypeError) as error:
-        raise DataError(f"{at}: {cell!r} is not a table of weights by label: give the file as published.") from error
+        raise DataError(
+            f"{at}: {cell!r} is not a table of weights by label: give the file as published."
+        ) from error
     return max(weights, key=weights.__getitem__) if weights else ""
 
 
@@ -317,9 +352,13 @@ def _one_hot(layout: Layout, raw: Mapping[str, str], at: str) -> str:
     try:
         hot = [name for name in layout.one_hot if float(raw[name] or 0) > 0.5]
     except ValueError as error:
-        raise DataError(f"{at}: {error}: the columns {', '.join(layout.one_hot)} hold 0 or 1.") from error
+        raise DataError(
+            f"{at}: {error}: the columns {', '.join(layout.one_hot)} hold 0 or 1."
+        ) from error
     if len(hot) > 1 or not (hot or layout.otherwise):
-        raise DataError(f"{at} has {len(hot)} of the labels {', '.join(layout.one_hot)}: mark exactly one.")
+        raise DataError(
+            f"{at} has {len(hot)} of the labels {', '.join(layout.one_hot)}: mark exactly one."
+        )
     return hot[0] if hot else layout.otherwise
 
 
@@ -328,5 +367,7 @@ def _at(folder: Path, name: str) -> Path | None:
         return None
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"{name!r} is not a path inside {folder}: write it relative to the table, without '..'.")
+        raise DataError(
+            f"{name!r} is not a path inside {folder}: write it relative to the table, without '..'."
+        )
     return path if path.is_file() else None

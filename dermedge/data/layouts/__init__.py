@@ -11,8 +11,24 @@ from dataclasses import dataclass, field
 LAYOUTS: Mapping[str, str] = {
     name: f"dermedge.data.layouts.{name}:LAYOUT"
     for name in (
-        *("csv", "acne04", "ddi", "derm7pt", "dermnet", "fitzpatrick17k", "ham10000", "isic2016_segmentation"),
-        *("isic2017", "isic2017_segmentation", "isic2018", "isic2018_segmentation", "isic2019", "med_node"),
+        *(
+            "csv",
+            "acne04",
+            "ddi",
+            "derm7pt",
+            "dermnet",
+            "fitzpatrick17k",
+            "ham10000",
+            "isic2016_segmentation",
+        ),
+        *(
+            "isic2017",
+            "isic2017_segmentation",
+            "isic2018",
+            "isic2018_segmentation",
+            "isic2019",
+            "med_node",
+        ),
         *("pad_ufes_20", "ph2", "scin", "sd198", "skincap", "waterloo"),
     )
 }

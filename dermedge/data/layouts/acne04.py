@@ -20,7 +20,11 @@ LAYOUT = Layout(
     parts=(
         Part(table=("NNEW_trainval_0.txt",), images=("JPEGImages",), line=_LIST),
         Part(table=("NNEW_test_0.txt",), images=("JPEGImages",), line=_LIST, split="test"),
-        Part(images=("acne?*",), path=r"(?<![^/])acne(?P<severity>[0-3])(?:_\d+)?/[^/]+$", instead=True),
+        Part(
+            images=("acne?*",),
+            path=r"(?<![^/])acne(?P<severity>[0-3])(?:_\d+)?/[^/]+$",
+            instead=True,
+        ),
     ),
     columns={"image": "image", "severity": "severity"},
     keep=("lesions",),

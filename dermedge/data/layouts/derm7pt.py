@@ -19,13 +19,29 @@ LAYOUT = Layout(
         Part(
             table=("meta.csv",),
             images=("images",),
-            splits={"train": "train_indexes.csv", "val": "valid_indexes.csv", "test": "test_indexes.csv"},
+            splits={
+                "train": "train_indexes.csv",
+                "val": "valid_indexes.csv",
+                "test": "test_indexes.csv",
+            },
         ),
     ),
-    columns={"lesion_id": "case_num", "dx": "diagnosis", "sex": "sex", "site": "location", "split": "split"},
+    columns={
+        "lesion_id": "case_num",
+        "dx": "diagnosis",
+        "sex": "sex",
+        "site": "location",
+        "split": "split",
+    },
     views={"derm": "dermoscopic", "clinic": "clinical"},
     keep=(
-        *("seven_point_score", "pigment_network", "streaks", "pigmentation", "regression_structures"),
+        *(
+            "seven_point_score",
+            "pigment_network",
+            "streaks",
+            "pigmentation",
+            "regression_structures",
+        ),
         *("dots_and_globules", "blue_whitish_veil", "vascular_structures", "management"),
     ),
     expected=2022,

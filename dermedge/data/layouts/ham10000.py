@@ -29,5 +29,7 @@ LAYOUT = Layout(
     },
     keep=("dx_type", "dataset"),
     expected=10015,
-    evidence=("Labels, ids, ages and sexes agree with a re-packed copy of the set; the download itself was not seen."),
+    evidence=(
+        "Labels, ids, ages and sexes agree with a re-packed copy of the set; the download itself was not seen."
+    ),
 )

@@ -11,7 +11,9 @@ LAYOUT = Layout(
         "Expert Syst Appl 42:6578-6585 (2015). doi:10.1016/j.eswa.2015.04.034."
     ),
     homepage="https://www.cs.rug.nl/~imaging/databases/melanoma_naevi/",
-    parts=(Part(images=("melanoma", "naevus"), path=r"(?<![^/])(?P<label>melanoma|naevus)/[^/]+$"),),
+    parts=(
+        Part(images=("melanoma", "naevus"), path=r"(?<![^/])(?P<label>melanoma|naevus)/[^/]+$"),
+    ),
     columns={"dx": "label"},
     expected=170,
     evidence="Folder names and counts as public code that reads complete_mednode_dataset.zip has them.",

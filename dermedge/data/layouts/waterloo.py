@@ -23,7 +23,10 @@ LAYOUT = Layout(
     ),
     columns={"dx": "label", "malignant": "label"},
     keep=("atlas",),
-    values={"dx": {"melanoma": "mel", "notmelanoma": ""}, "malignant": {"melanoma": "1", "notmelanoma": "0"}},
+    values={
+        "dx": {"melanoma": "mel", "notmelanoma": ""},
+        "malignant": {"melanoma": "1", "notmelanoma": "0"},
+    },
     image_suffix="_orig",
     mask_suffix="_contour",
     expected=206,

@@ -63,7 +63,11 @@ class Crops(Dataset[CropView]):
         self.paths, self.ids, self.recipe, self.grid, self.seed = paths, ids, recipe, grid, seed
         normalize = {"mean": list(backbone.mean), "std": list(backbone.std)}
         wide = {"crop_size": recipe.size, "crop_scale": recipe.global_scale, "normalize": normalize}
-        near = {"crop_size": recipe.local_size, "crop_scale": recipe.local_scale, "normalize": normalize}
+        near = {
+            "crop_size": recipe.local_size,
+            "crop_scale": recipe.local_scale,
+            "normalize": normalize,
+        }
         self.transforms = (
             DINOViewTransform(**wide, gaussian_blur=1.0, solarization_prob=0.0),
             DINOViewTransform(**wide, gaussian_blur=0.1, solarization_prob=0.2),
@@ -87,9 +91,13 @@ class Crops(Dataset[CropView]):
             picture = Image.fromarray(frame)
             first, second, local = self.transforms
             crops = torch.stack([first(picture), second(picture)])
-            small = [local(picture) for _ in range(self.recipe.local_crops if self.recipe.dino else 0)]
+            small = [
+                local(picture) for _ in range(self.recipe.local_crops if self.recipe.dino else 0)
+            ]
             mask = torch.stack([self._mask(), self._mask()])
-        return CropView(crops, torch.stack(small) if small else crops[:0], mask, row, tuple(unreadable))
+        return CropView(
+            crops, torch.stack(small) if small else crops[:0], mask, row, tuple(unreadable)
+        )
 
     @property
     def frames(self) -> Frames:
@@ -98,7 +106,9 @@ class Crops(Dataset[CropView]):
             worker = get_worker_info()
             margin = 1 / math.sqrt(self.recipe.global_scale[0])
             room = FRAME_BYTES // (worker.num_workers if worker else 1)
-            self._frames = Frames(self.paths, Preprocess(self.recipe.size), margin=margin, room=room)
+            self._frames = Frames(
+                self.paths, Preprocess(self.recipe.size), margin=margin, room=room
+            )
         return self._frames
 
     def _mask(self) -> Tensor:
@@ -111,7 +121,9 @@ class Crops(Dataset[CropView]):
             count = int(patches * random.uniform(*self.recipe.mask_ratio))
         if count < SMALLEST_BLOCK:
             return torch.zeros(patches, dtype=torch.bool)
-        mask: Tensor = random_block_mask_image(self.grid, count, min_num_masks_per_block=SMALLEST_BLOCK)
+        mask: Tensor = random_block_mask_image(
+            self.grid, count, min_num_masks_per_block=SMALLEST_BLOCK
+        )
         return mask.flatten()
 
 

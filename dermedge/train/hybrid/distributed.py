@@ -93,7 +93,11 @@ def roll_call(error: RuntimeError) -> DermedgeError:
             time.sleep(0.2)
     except RuntimeError:  # rank 0 kept the store
         missing = [0]
-    who = f"rank {', '.join(map(str, missing))} no longer answers" if missing else "a collective failed on every rank"
+    who = (
+        f"rank {', '.join(map(str, missing))} no longer answers"
+        if missing
+        else "a collective failed on every rank"
+    )
     return DermedgeError(
         f"Rank {own} stops, {who} ({str(error).strip().splitlines()[0][:200]}): look into that process's output, then "
         "start all ranks again with the same command; training continues from the last checkpoint."

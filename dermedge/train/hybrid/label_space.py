@@ -20,7 +20,9 @@ def sources_vocabulary(diagnoses: Collection[str]) -> frozenset[str]:
     return frozenset(wider for dx in diagnoses if dx for wider in lineage(dx))
 
 
-def label_targets(diagnoses: Sequence[str], vocabulary: Collection[str], space: Sequence[str]) -> tuple[Flags, Flags]:
+def label_targets(
+    diagnoses: Sequence[str], vocabulary: Collection[str], space: Sequence[str]
+) -> tuple[Flags, Flags]:
     """Multi-hot targets and allowed entries, bool [N, C] each, of rows of one source.
 
     A diagnosis holds together with all wider ones. A class narrower than a row's own diagnosis may or may not be
@@ -39,7 +41,9 @@ def label_targets(diagnoses: Sequence[str], vocabulary: Collection[str], space: 
         true, known = np.zeros(len(space), bool), np.zeros(len(space), bool)
         true[[column[name] for name in wider[dx] if name in column]] = True
         narrower = {name for name in vocabulary if dx in wider.get(name, ()) and name != dx}
-        known[[column[name] for name in vocabulary if name in column and name not in narrower]] = True
+        known[[column[name] for name in vocabulary if name in column and name not in narrower]] = (
+            True
+        )
         of[dx] = (true, known)
     rows = [of[dx] for dx in diagnoses]
     return np.stack([true for true, _ in rows]), np.stack([known for _, known in rows])

@@ -43,7 +43,9 @@ def cross_entropy(student: Tensor, target: Tensor, temperature: float) -> Tensor
     return -(target * F.log_softmax(student.float() / temperature, dim=-1)).sum(-1)
 
 
-def dino_loss(student_global: Tensor, student_local: Tensor, target: Tensor, temperature: float) -> Tensor:
+def dino_loss(
+    student_global: Tensor, student_local: Tensor, target: Tensor, temperature: float
+) -> Tensor:
     """Mean cross entropy over all pairs of a student's crop and another, global, crop of the teacher.
 
     Args:
@@ -55,11 +57,15 @@ def dino_loss(student_global: Tensor, student_local: Tensor, target: Tensor, tem
     Source: Caron et al., DINO, ICCV 2021.
     """
     pairs = [cross_entropy(student_global[1 - t], target[t], temperature).mean() for t in (0, 1)]
-    pairs += [cross_entropy(crop, target[t], temperature).mean() for crop in student_local for t in (0, 1)]
+    pairs += [
+        cross_entropy(crop, target[t], temperature).mean() for crop in student_local for t in (0, 1)
+    ]
     return torch.stack(pairs).mean()
 
 
-def ibot_loss(student: Tensor, target: Tensor, weight: Tensor, crops: int, temperature: float) -> Tensor:
+def ibot_loss(
+    student: Tensor, target: Tensor, weight: Tensor, crops: int, temperature: float
+) -> Tensor:
     """Cross entropy of masked patches: averaged over the patches of a crop, then over crops, unmasked ones counting 0.
 
     Args:

@@ -52,7 +52,9 @@ class PooledTrunk(nn.Module):
 
     def __init__(self, backbone: Backbone, drop_path: float) -> None:
         super().__init__()
-        self.timm = create_backbone(Backbone(backbone.name, {**backbone.args, "drop_path_rate": drop_path}))
+        self.timm = create_backbone(
+            Backbone(backbone.name, {**backbone.args, "drop_path_rate": drop_path})
+        )
         self.grid: tuple[int, int] | None = None
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tokens:
@@ -73,7 +75,9 @@ class Branch(nn.Module):
     def __init__(self, backbone: Backbone, recipe: HybridRecipe, drop_path: float) -> None:
         super().__init__()
         masking, patches = recipe.ibot > 0, has_patches(backbone)
-        self.trunk: Any = VitTrunk(backbone, drop_path, masking) if patches else PooledTrunk(backbone, drop_path)
+        self.trunk: Any = (
+            VitTrunk(backbone, drop_path, masking) if patches else PooledTrunk(backbone, drop_path)
+        )
         width = self.trunk.timm.num_features_out
         self.dino = make_head(width, recipe) if recipe.dino else None
         self.ibot = make_head(width, recipe) if masking and patches else None
@@ -142,7 +146,9 @@ class HybridStudent(nn.Module):
         super().__init__()
         self.branch, self.labels = branch, labels
 
-    def forward(self, global_crops: Tensor, local_crops: Tensor, mask: Tensor | None) -> HybridOutputs:
+    def forward(
+        self, global_crops: Tensor, local_crops: Tensor, mask: Tensor | None
+    ) -> HybridOutputs:
         """Outputs of global crops [2N, 3, S, S], local crops [L N, 3, s, s] and `mask`, bool [2N, P]."""
         branch, found = self.branch, {}
         pooled, patches = branch.trunk(global_crops, mask if branch.ibot else None)
@@ -150,7 +156,9 @@ class HybridStudent(nn.Module):
             found["dino_global"] = branch.dino(pooled)
             if len(local_crops):
                 samples = len(global_crops) // 2
-                found["dino_local"] = branch.dino(branch.trunk(local_crops).pooled).unflatten(0, (-1, samples))
+                found["dino_local"] = branch.dino(branch.trunk(local_crops).pooled).unflatten(
+                    0, (-1, samples)
+                )
         if branch.ibot is not None:
             found["ibot"] = branch.ibot(patches[mask])
         if self.labels is not None:

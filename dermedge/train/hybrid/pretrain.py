@@ -27,7 +27,14 @@ from dermedge.train.hybrid.prototypes import make_prototypes
 from dermedge.train.hybrid.recipe import PRESETS, HybridRecipe
 from dermedge.train.hybrid.sources import Sources, read_sources
 from dermedge.train.hybrid.trainer import Trainer
-from dermedge.train.lineage import choose_backbone, identity, inherited, init_digest, init_rows, origin
+from dermedge.train.lineage import (
+    choose_backbone,
+    identity,
+    inherited,
+    init_digest,
+    init_rows,
+    origin,
+)
 from dermedge.train.loop import keep_freed_memory
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Frames
@@ -123,7 +130,9 @@ def pretrain(
     try:
         job.prepare()
         crops = Crops(sources.paths, sources.ids, recipe, backbone, job.grid, seed)
-        shares = RankSampler(len(sources.paths), recipe, seed, job.step, fabric.global_rank, fabric.world_size)
+        shares = RankSampler(
+            len(sources.paths), recipe, seed, job.step, fabric.global_rank, fabric.world_size
+        )
         job.train(batches(crops, shares, spare_workers(workers, fabric)), progress)
         weights = job.teacher_weights()
         if not fabric.is_global_zero:
@@ -134,14 +143,22 @@ def pretrain(
             raise
         raise roll_call(error) from error
     start.backbone.load_state_dict(weights)
-    lineage = {"teacher": teacher_lineage(backbone, init, sources, recipe), "data": sources_lineage(sources)}
+    lineage = {
+        "teacher": teacher_lineage(backbone, init, sources, recipe),
+        "data": sources_lineage(sources),
+    }
     spec = make_spec(settings["name"], (FEATURES,), make_preprocess(recipe.size, "crop"), lineage)
     metrics = {"parameters": count_parameters(start)}
-    teacher = TrainedModel(start.eval(), spec, backbone, "teacher", metrics, inherited(sources.split, init_rows(init)))
+    teacher = TrainedModel(
+        start.eval(), spec, backbone, "teacher", metrics, inherited(sources.split, init_rows(init))
+    )
     settle_norms(start, sources, recipe)
     save_model_folder(teacher, run.folder)
     found = Pretrained(
-        tuple(job.history), job.unreadable_names(), job.resumed_from, tuple(training_warnings(job.history, recipe))
+        tuple(job.history),
+        job.unreadable_names(),
+        job.resumed_from,
+        tuple(training_warnings(job.history, recipe)),
     )
     run.close(found, sources=sources.counts)
     fabric.barrier()
@@ -157,11 +174,17 @@ def make_fabric(strategy: str, accelerator: str, recipe: HybridRecipe) -> Fabric
     elif local * machines > 1:
         chosen = DDPStrategy(timeout=PATIENCE)
     return Fabric(
-        accelerator=accelerator, devices=local, num_nodes=machines, strategy=chosen, precision=recipe.precision
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=machines,
+        strategy=chosen,
+        precision=recipe.precision,
     )
 
 
-def fit_recipe(recipe: HybridRecipe, backbone: Backbone, sources: Sources, world: int) -> HybridRecipe:
+def fit_recipe(
+    recipe: HybridRecipe, backbone: Backbone, sources: Sources, world: int
+) -> HybridRecipe:
     """The recipe without terms that this backbone or these tables cannot have.
 
     Raises:
@@ -171,7 +194,9 @@ def fit_recipe(recipe: HybridRecipe, backbone: Backbone, sources: Sources, world
         recipe = replace(recipe, ibot=0.0)
     if not sources.labelled:
         if not (recipe.dino or recipe.ibot):
-            raise UsageError("No table has a label, so the label loss alone has nothing to learn: raise --dino.")
+            raise UsageError(
+                "No table has a label, so the label loss alone has nothing to learn: raise --dino."
+            )
         recipe = replace(recipe, label=0.0)
     share = recipe.batch_size // recipe.accumulate
     if share % world or share // world < 2:
@@ -182,7 +207,9 @@ def fit_recipe(recipe: HybridRecipe, backbone: Backbone, sources: Sources, world
     return recipe
 
 
-def starting_network(backbone: Backbone, recipe: HybridRecipe, sources: Sources, init: str, seed: int) -> Network:
+def starting_network(
+    backbone: Backbone, recipe: HybridRecipe, sources: Sources, init: str, seed: int
+) -> Network:
     """The backbone with its initial weights."""
     torch.manual_seed(seed)
     network = Network(backbone, (FEATURES,))
@@ -193,7 +220,9 @@ def starting_network(backbone: Backbone, recipe: HybridRecipe, sources: Sources,
     return network
 
 
-def branches(network: Network, backbone: Backbone, recipe: HybridRecipe, seed: int) -> tuple[HybridStudent, Branch]:
+def branches(
+    network: Network, backbone: Backbone, recipe: HybridRecipe, seed: int
+) -> tuple[HybridStudent, Branch]:
     """The student and its teacher, alike at the start; the teacher never drops a path."""
     torch.manual_seed(seed)
     own = Branch(backbone, recipe, recipe.drop_path)
@@ -203,12 +232,16 @@ def branches(network: Network, backbone: Backbone, recipe: HybridRecipe, seed: i
     teacher.load_state_dict(own.state_dict())
     labels = None
     if recipe.label:
-        rows = make_prototypes(recipe.prototypes, label_space(), own.trunk.timm.num_features_out, seed)
+        rows = make_prototypes(
+            recipe.prototypes, label_space(), own.trunk.timm.num_features_out, seed
+        )
         labels = LabelHead(rows, recipe)
     return HybridStudent(own, labels), teacher.requires_grad_(False).eval()
 
 
-def training_warnings(history: Sequence[Mapping[str, float]], recipe: HybridRecipe) -> Iterator[str]:
+def training_warnings(
+    history: Sequence[Mapping[str, float]], recipe: HybridRecipe
+) -> Iterator[str]:
     """What the means of the last epoch say against the teacher."""
     last, even = history[-1] if history else {}, math.log(recipe.outputs)
     for term in ("dino", "ibot"):
@@ -240,11 +273,16 @@ def settle_norms(network: Network, sources: Sources, recipe: HybridRecipe) -> No
     """Give BatchNorms the statistics of whole pictures: in training they saw small crops too."""
     if any(isinstance(module, BATCH_NORMS) for module in network.modules()):
         rows = np.random.default_rng(0).permutation(len(sources.paths))[:NORM_IMAGES]
-        update_bn(centred(Frames(sources.paths, make_preprocess(recipe.size, "crop")), rows.tolist()), network)
+        update_bn(
+            centred(Frames(sources.paths, make_preprocess(recipe.size, "crop")), rows.tolist()),
+            network,
+        )
         network.eval()
 
 
-def teacher_lineage(backbone: Backbone, init: str, sources: Sources, recipe: HybridRecipe) -> dict[str, Any]:
+def teacher_lineage(
+    backbone: Backbone, init: str, sources: Sources, recipe: HybridRecipe
+) -> dict[str, Any]:
     """The teacher's entry in the lineage."""
     return origin(backbone, init) | {
         "pretraining": "hybrid (DermINO, arXiv:2508.12190)",

@@ -56,7 +56,10 @@ def taxonomy_rows(space: Sequence[str]) -> Floats:
     the geometric mean of their lengths. Two diagnoses of different branches share the root only.
     """
     ways = {name: ["", *lineage(name)] for name in space}
-    nodes = {node: index for index, node in enumerate(sorted({node for way in ways.values() for node in way}))}
+    nodes = {
+        node: index
+        for index, node in enumerate(sorted({node for way in ways.values() for node in way}))
+    }
     rows = np.zeros((len(space), len(nodes)))
     for row, name in enumerate(space):
         rows[row, [nodes[node] for node in ways[name]]] = 1
@@ -66,14 +69,26 @@ def taxonomy_rows(space: Sequence[str]) -> Floats:
 def vectors_of_file(path: Path, space: Sequence[str]) -> Floats:
     """The vectors of a file that holds one array per class id. Raises DataError for one that lacks some."""
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else dict(np.load(path, allow_pickle=False))
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else dict(np.load(path, allow_pickle=False))
+        )
     except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read ({error}): give a .safetensors or .npz file of vectors.") from error
+        raise DataError(
+            f"{path} cannot be read ({error}): give a .safetensors or .npz file of vectors."
+        ) from error
     missing = [name for name in space if name not in found]
     widths = {array.shape for array in found.values()}
     if missing or len(widths) != 1 or len(next(iter(widths))) != 1:
-        wrong = f"lacks {', '.join(missing[:3])}" if missing else f"has vectors of the shapes {sorted(widths)[:3]}"
-        raise DataError(f"{path} {wrong}: it must hold one vector of one length for each of {len(space)} diagnoses.")
+        wrong = (
+            f"lacks {', '.join(missing[:3])}"
+            if missing
+            else f"has vectors of the shapes {sorted(widths)[:3]}"
+        )
+        raise DataError(
+            f"{path} {wrong}: it must hold one vector of one length for each of {len(space)} diagnoses."
+        )
     return np.stack([found[name] for name in space]).astype(np.float64)
 
 
@@ -112,7 +127,9 @@ def encoded_names(encoder: str, names: Sequence[str]) -> Floats:
             )
             pooled = getattr(model(**tokens), "pooler_output", None)
             if pooled is None:
-                raise DataError(f"The text encoder {encoder!r} has no pooled output: give a BERT-like one.")
+                raise DataError(
+                    f"The text encoder {encoder!r} has no pooled output: give a BERT-like one."
+                )
             parts.append(pooled.double().numpy())
     return np.concatenate(parts)
 
@@ -129,6 +146,8 @@ def fit_width(rows: Floats, width: int, seed: int) -> Floats:
     left, singular, _ = np.linalg.svd(unit, full_matrices=False)
     kept = (left * singular)[:, :width]
     if kept.shape[1] < width:
-        rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, kept.shape[1])))
+        rotation, _ = np.linalg.qr(
+            np.random.default_rng(seed).standard_normal((width, kept.shape[1]))
+        )
         kept = kept @ rotation.T
     return np.asarray(kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12))

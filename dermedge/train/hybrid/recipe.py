@@ -98,7 +98,9 @@ class HybridRecipe:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UsageError(f"Precision {self.precision!r} is unknown: use one of {', '.join(PRECISIONS)}.")
+            raise UsageError(
+                f"Precision {self.precision!r} is unknown: use one of {', '.join(PRECISIONS)}."
+            )
         if self.prototype_mode not in get_args(PrototypeMode):
             raise UsageError(
                 f"Prototypes cannot be {self.prototype_mode!r}: use one of {', '.join(get_args(PrototypeMode))}."
@@ -114,7 +116,9 @@ class HybridRecipe:
                 "--accumulate that divides --batch-size."
             )
         if not (self.dino or self.ibot or self.label):
-            raise UsageError("All losses have the weight 0: give --dino, --ibot or --label a weight above 0.")
+            raise UsageError(
+                "All losses have the weight 0: give --dino, --ibot or --label a weight above 0."
+            )
 
     @property
     def total(self) -> int:

@@ -54,7 +54,10 @@ def parameter_groups(module: nn.Module, recipe: HybridRecipe) -> list[dict[str, 
             rate = recipe.patch_embed_lr if "patch_embed" in name else 1.0
             decays = parameter.ndim > 1 and not name.endswith((*WITHOUT_DECAY, "weight_g"))
             groups.setdefault((rate, float(decays)), []).append(parameter)
-    return [{"params": found, "lr_factor": rate, "decay": decay} for (rate, decay), found in groups.items()]
+    return [
+        {"params": found, "lr_factor": rate, "decay": decay}
+        for (rate, decay), found in groups.items()
+    ]
 
 
 def apply_rates(optimizer: Any, now: Rates) -> None:

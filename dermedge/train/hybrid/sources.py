@@ -71,7 +71,9 @@ def read_sources(data: Sequence[Path | str]) -> Sources:
     held_out = set(frame.loc[frame["split"] != "train", "sha256"])
     train = frame[(frame["split"] == "train") & ~frame["sha256"].isin(held_out)]
     if train.empty:
-        raise DataError("The tables have no train rows: run `dermedge data split`, or fill their split columns.")
+        raise DataError(
+            "The tables have no train rows: run `dermedge data split`, or fill their split columns."
+        )
     space = label_space()
     codes = pd.Series(0, index=train.index, dtype="int64")
     true, known, counts = [np.zeros((1, len(space)), bool)], [np.zeros((1, len(space)), bool)], {}

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from dermedge.models.initialize import BATCH_NORMS
 from dermedge.train.hybrid.crops import CropBatch, Grid
 from dermedge.train.hybrid.distributed import world_max, world_sum
-from dermedge.train.hybrid.losses import dino_loss, ibot_loss, koleo_loss, label_loss, sinkhorn_knopp
+from dermedge.train.hybrid.losses import (
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    label_loss,
+    sinkhorn_knopp,
+)
 from dermedge.train.hybrid.model import Branch, HybridStudent
 from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.schedule import Rates, apply_rates, parameter_groups, rates
@@ -42,14 +48,25 @@ class Trainer:
         teacher: Branch,
         seed: int,
     ) -> None:
-        self.fabric, self.run, self.recipe, self.sources, self.seed = fabric, run, recipe, sources, seed
+        self.fabric, self.run, self.recipe, self.sources, self.seed = (
+            fabric,
+            run,
+            recipe,
+            sources,
+            seed,
+        )
         self.student, self.teacher = student, teacher
         self.grid: Grid | None = teacher.trunk.grid
         self.step = 0
         self.resumed_from: int | None = None
         self.history: list[dict[str, float]] = []
         self.unreadable = torch.zeros(len(sources.paths), dtype=torch.bool)
-        self.weights = {"dino": recipe.dino, "ibot": recipe.ibot, "koleo": recipe.koleo, "label": recipe.label}
+        self.weights = {
+            "dino": recipe.dino,
+            "ibot": recipe.ibot,
+            "koleo": recipe.koleo,
+            "label": recipe.label,
+        }
         self.weights["pull"] = recipe.pull if recipe.prototype_mode == "pulled" else 0.0
 
     def prepare(self) -> None:
@@ -59,15 +76,23 @@ class Trainer:
             UsageError: several processes on CPUs, whose BatchNorm cannot see all of a batch.
         """
         fabric = self.fabric
-        if fabric.world_size > 1 and any(isinstance(module, BATCH_NORMS) for module in self.student.modules()):
+        if fabric.world_size > 1 and any(
+            isinstance(module, BATCH_NORMS) for module in self.student.modules()
+        ):
             if fabric.device.type != "cuda":
-                raise UsageError("A backbone with BatchNorm trains in one process on CPUs: start it without torchrun.")
+                raise UsageError(
+                    "A backbone with BatchNorm trains in one process on CPUs: start it without torchrun."
+                )
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
             self.student = convert(self.student)
-        optimizer = torch.optim.AdamW(parameter_groups(self.student, self.recipe), lr=self.recipe.lr, betas=BETAS)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.student, self.recipe), lr=self.recipe.lr, betas=BETAS
+        )
         self.model, self.optimizer = fabric.setup(self.student, optimizer)
         sharded = type(fabric.strategy).__name__ == "FSDPStrategy"
-        self.teacher = fabric.setup_module(self.teacher) if sharded else fabric.to_device(self.teacher)
+        self.teacher = (
+            fabric.setup_module(self.teacher) if sharded else fabric.to_device(self.teacher)
+        )
         self.true = fabric.to_device(torch.from_numpy(self.sources.true))
         self.known = fabric.to_device(torch.from_numpy(self.sources.known))
         self.codes = torch.from_numpy(self.sources.codes)
@@ -94,12 +119,20 @@ class Trainer:
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(self._line(losses, now)) + "\n")
                 if progress:
-                    progress(self.step, self.recipe.total, self._note(losses, images / (time.perf_counter() - started)))
+                    progress(
+                        self.step,
+                        self.recipe.total,
+                        self._note(losses, images / (time.perf_counter() - started)),
+                    )
             if self.step % self.recipe.steps == 0:
                 seconds = time.perf_counter() - started
                 self.history.append(
                     self._named(sums / self.recipe.steps)
-                    | {"images_per_second": round(self.recipe.batch_size * self.recipe.steps / seconds, 2)}
+                    | {
+                        "images_per_second": round(
+                            self.recipe.batch_size * self.recipe.steps / seconds, 2
+                        )
+                    }
                 )
                 self._save()
                 sums, started = torch.zeros(len(TERMS) + 1), time.perf_counter()
@@ -111,7 +144,9 @@ class Trainer:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights: dict[str, Any] = get_model_state_dict(self.teacher, options=options)
         own = "trunk.masked.vit." if self.grid else "trunk.timm."
-        return {key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)}
+        return {
+            key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)
+        }
 
     def unreadable_names(self) -> tuple[str, ...]:
         """`table/image_id` of the rows that did not decode."""
@@ -124,17 +159,24 @@ class Trainer:
         moved: list[CropBatch] = [fabric.to_device(part) for part in parts]
         targets = self._targets(moved, now.temperature)
         codes = [fabric.to_device(self.codes[part.rows].repeat(2)) for part in parts]
-        labelled = world_sum(torch.stack([(code > 0).sum() for code in codes]).sum().float()) / len(parts)
+        labelled = world_sum(torch.stack([(code > 0).sum() for code in codes]).sum().float()) / len(
+            parts
+        )
         sums = torch.zeros(len(TERMS) + 1, device=fabric.device)
         for index, (part, code, (dino, ibot)) in enumerate(zip(moved, codes, targets, strict=True)):
             with fabric.no_backward_sync(self.model, enabled=index + 1 < len(parts)):
                 terms = self._terms(part, code, dino, ibot, labelled)
-                total = sum((self.weights[name] * value for name, value in terms.items()), sums.new_zeros(()))
+                total = sum(
+                    (self.weights[name] * value for name, value in terms.items()),
+                    sums.new_zeros(()),
+                )
                 fabric.backward(total / len(parts))
             row = [terms[name].detach() if name in terms else total.new_zeros(()) for name in TERMS]
             sums += torch.stack([*row, total.detach()]).float() / len(parts)
         if recipe.clip:
-            fabric.clip_gradients(self.model, self.optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
+            fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=recipe.clip, error_if_nonfinite=False
+            )
         for head in self.student.branch.heads:
             head.cancel_last_layer_gradients(self.step // recipe.steps)
         self.optimizer.step()
@@ -144,7 +186,12 @@ class Trainer:
         return mean.cpu()
 
     def _terms(
-        self, part: CropBatch, code: Tensor, dino: Tensor | None, ibot: Tensor | None, labelled: Tensor
+        self,
+        part: CropBatch,
+        code: Tensor,
+        dino: Tensor | None,
+        ibot: Tensor | None,
+        labelled: Tensor,
     ) -> dict[str, Tensor]:
         """The losses of one part, by name. `labelled` is a part's share of all labelled crops, so that parts with
         unequal numbers of them average to the whole step's loss.
@@ -157,10 +204,16 @@ class Trainer:
             local = pairs[:0] if out.dino_local is None else out.dino_local
             terms["dino"] = dino_loss(pairs, local, dino, recipe.student_temperature)
         if ibot is not None:
-            weight = (1 / part.mask.sum(1, keepdim=True).clamp_min(1)).expand_as(part.mask)[part.mask]
-            terms["ibot"] = ibot_loss(out.ibot, ibot, weight, len(part.mask), recipe.student_temperature)
+            weight = (1 / part.mask.sum(1, keepdim=True).clamp_min(1)).expand_as(part.mask)[
+                part.mask
+            ]
+            terms["ibot"] = ibot_loss(
+                out.ibot, ibot, weight, len(part.mask), recipe.student_temperature
+            )
         if recipe.koleo and recipe.self_supervised:
-            terms["koleo"] = sum((koleo_loss(crop) for crop in out.pooled.chunk(2)), out.pooled.new_zeros(()))
+            terms["koleo"] = sum(
+                (koleo_loss(crop) for crop in out.pooled.chunk(2)), out.pooled.new_zeros(())
+            )
         if out.labels is not None:
             terms["label"] = label_loss(out.labels, self.true[code], self.known[code], labelled)
         if out.pull is not None:
@@ -168,7 +221,9 @@ class Trainer:
         return terms
 
     @torch.no_grad()
-    def _targets(self, parts: Sequence[CropBatch], temperature: float) -> list[tuple[Tensor | None, Tensor | None]]:
+    def _targets(
+        self, parts: Sequence[CropBatch], temperature: float
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
         """The teacher's assignments for every part: [2, N, K] of class tokens, [M, K] of masked patches. All of a
         step's tokens, on all processes, are assigned together.
         """
@@ -187,7 +242,10 @@ class Trainer:
         masked: list[Any] = [None] * len(parts)
         if dino:
             whole = sinkhorn_knopp(torch.cat(dino), temperature)
-            classes = [torch.stack(rows.chunk(2)) for rows in torch.split(whole, [len(rows) for rows in dino])]
+            classes = [
+                torch.stack(rows.chunk(2))
+                for rows in torch.split(whole, [len(rows) for rows in dino])
+            ]
         if ibot:
             whole = sinkhorn_knopp(torch.cat(ibot), temperature)
             masked = list(torch.split(whole, [len(rows) for rows in ibot]))
@@ -204,7 +262,9 @@ class Trainer:
     def _check(self, losses: Tensor, unreadable: Sequence[int]) -> None:
         """Raise DataError, on every rank at the same step, for a loss or a table that has gone bad."""
         if not torch.isfinite(losses).all():
-            raise DataError(f"The loss became {losses[-1].item()} in step {self.step + 1}: lower --lr and train again.")
+            raise DataError(
+                f"The loss became {losses[-1].item()} in step {self.step + 1}: lower --lr and train again."
+            )
         new = torch.zeros_like(self.unreadable)
         new[list(unreadable)] = True
         anywhere = self.fabric.to_device(torch.tensor(float(new.any())))
@@ -219,7 +279,11 @@ class Trainer:
 
     def _named(self, losses: Tensor) -> dict[str, float]:
         found = dict(zip((*TERMS, "loss"), losses.tolist(), strict=True))
-        return {name: round(value, 6) for name, value in found.items() if name == "loss" or self.weights[name]}
+        return {
+            name: round(value, 6)
+            for name, value in found.items()
+            if name == "loss" or self.weights[name]
+        }
 
     def _line(self, losses: Tensor, now: Rates) -> dict[str, Any]:
         return {"step": self.step, **self._named(losses), "lr": now.lr, "momentum": now.momentum}
@@ -266,7 +330,11 @@ class Trainer:
             self.step = self.resumed_from = facts["step"]
             self.history = facts["history"]
             self.unreadable[facts["unreadable"]] = True
-            lines = log.read_text("utf-8").splitlines(keepends=True)[: self.step] if log.is_file() else []
+            lines = (
+                log.read_text("utf-8").splitlines(keepends=True)[: self.step]
+                if log.is_file()
+                else []
+            )
         if self.fabric.is_global_zero:
             log.write_text("".join(lines), "utf-8")
         self.fabric.barrier()

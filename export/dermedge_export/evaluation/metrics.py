@@ -45,7 +45,9 @@ def mean_of_known(values: Floats) -> Floats:
     return ratio(np.where(known, values, 0.0).sum(-1), known.sum(-1))
 
 
-def confusion(labels: Array, predicted: Array, classes: int, weights: Floats | None = None) -> Floats:
+def confusion(
+    labels: Array, predicted: Array, classes: int, weights: Floats | None = None
+) -> Floats:
     """Counts [..., K, K] of true class by predicted class, for `labels` and `predicted` [N] in 0..K-1."""
     weights = _weights(len(labels), weights)
     cells = np.eye(classes * classes)[np.asarray(labels) * classes + np.asarray(predicted)]
@@ -60,7 +62,9 @@ def recalls(labels: Array, predicted: Array, classes: int, weights: Floats | Non
     return ratio(weights @ hit, weights @ member)
 
 
-def balanced_accuracy(labels: Array, predicted: Array, classes: int, weights: Floats | None = None) -> Floats:
+def balanced_accuracy(
+    labels: Array, predicted: Array, classes: int, weights: Floats | None = None
+) -> Floats:
     """Mean recall over the classes that have a case."""
     return mean_of_known(recalls(labels, predicted, classes, weights))
 
@@ -75,7 +79,11 @@ def auroc(positive: Array, scores: Array, weights: Floats | None = None) -> Floa
 
     NaN without a positive or without a negative.
     """
-    weights, positive, scores = _weights(len(scores), weights), np.asarray(positive, bool), np.asarray(scores)
+    weights, positive, scores = (
+        _weights(len(scores), weights),
+        np.asarray(positive, bool),
+        np.asarray(scores),
+    )
     if len(scores) == 0:
         return np.full(weights.shape[:-1], np.nan)
     order = np.argsort(scores, kind="stable")
@@ -83,7 +91,9 @@ def auroc(positive: Array, scores: Array, weights: Floats | None = None) -> Floa
     ranked = weights[..., order]
     positives, negatives = ranked * positive[order], ranked * ~positive[order]
     if len(starts) < len(scores):
-        positives, negatives = (np.add.reduceat(side, starts, axis=-1) for side in (positives, negatives))
+        positives, negatives = (
+            np.add.reduceat(side, starts, axis=-1) for side in (positives, negatives)
+        )
     below = np.cumsum(negatives, axis=-1) - negatives / 2
     return ratio((positives * below).sum(-1), positives.sum(-1) * negatives.sum(-1))
 
@@ -92,18 +102,25 @@ def macro_auroc(labels: Array, probabilities: Array, weights: Floats | None = No
     """Mean over classes of the one-vs-rest AUROC of `probabilities` [N, K]; classes without a case or without a
     counter-example are left out.
     """
-    areas = [auroc(np.asarray(labels) == k, probabilities[:, k], weights) for k in range(probabilities.shape[1])]
+    areas = [
+        auroc(np.asarray(labels) == k, probabilities[:, k], weights)
+        for k in range(probabilities.shape[1])
+    ]
     return mean_of_known(np.stack(areas, axis=-1))
 
 
-def sensitivity(positive: Array, scores: Array, threshold: float, weights: Floats | None = None) -> Floats:
+def sensitivity(
+    positive: Array, scores: Array, threshold: float, weights: Floats | None = None
+) -> Floats:
     """Share of positives with score >= threshold."""
     rows = np.asarray(positive, bool)
     weights = _weights(len(rows), weights)
     return weighted_mean(np.asarray(scores)[rows] >= threshold, weights[..., rows])
 
 
-def specificity(positive: Array, scores: Array, threshold: float, weights: Floats | None = None) -> Floats:
+def specificity(
+    positive: Array, scores: Array, threshold: float, weights: Floats | None = None
+) -> Floats:
     """Share of negatives with score < threshold."""
     rows = ~np.asarray(positive, bool)
     weights = _weights(len(rows), weights)
@@ -112,10 +129,14 @@ def specificity(positive: Array, scores: Array, threshold: float, weights: Float
 
 def confidence_bins(confidence: Array, bins: int = ECE_BINS) -> NDArray[np.int64]:
     """Which of the equal-width bins (0, 1/bins], ... each `confidence` [N] falls into."""
-    return np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
+    return np.clip(
+        np.ceil(np.asarray(confidence, np.float64) * bins).astype(np.int64) - 1, 0, bins - 1
+    )
 
 
-def ece(labels: Array, probabilities: Array, weights: Floats | None = None, bins: int = ECE_BINS) -> Floats:
+def ece(
+    labels: Array, probabilities: Array, weights: Floats | None = None, bins: int = ECE_BINS
+) -> Floats:
     """Expected calibration error: the gap between confidence and accuracy of the most probable class of `probabilities`
     [N, K], averaged over equal-width bins of confidence.
 
@@ -141,10 +162,14 @@ def dice(mask: Array, predicted: Array) -> Floats:
 
 def mean_absolute_error(levels: Array, predicted: Array, weights: Floats | None = None) -> Floats:
     """Mean distance, in levels, of the `predicted` levels [N] from the true ones [N]."""
-    return weighted_mean(np.abs(np.asarray(levels, np.float64) - np.asarray(predicted, np.float64)), weights)
+    return weighted_mean(
+        np.abs(np.asarray(levels, np.float64) - np.asarray(predicted, np.float64)), weights
+    )
 
 
-def quadratic_weighted_kappa(levels: Array, predicted: Array, weights: Floats | None = None) -> Floats:
+def quadratic_weighted_kappa(
+    levels: Array, predicted: Array, weights: Floats | None = None
+) -> Floats:
     """Agreement of the `predicted` levels [N] with the true ones [N] beyond chance: 1 less the ratio of the mean
     squared distance to the one that the same levels would have if they were dealt out at random.
 
@@ -156,7 +181,9 @@ def quadratic_weighted_kappa(levels: Array, predicted: Array, weights: Floats | 
     truth, guess = np.asarray(levels, np.float64), np.asarray(predicted, np.float64)
     count = weights.sum(-1)
     found = weights @ (truth - guess) ** 2
-    expected = weights @ (truth**2 + guess**2) - 2 * ratio((weights @ truth) * (weights @ guess), count)
+    expected = weights @ (truth**2 + guess**2) - 2 * ratio(
+        (weights @ truth) * (weights @ guess), count
+    )
     # What is left of nothing after rounding is nothing: levels are whole numbers, so the least sum is about 1.
     return 1 - ratio(found, np.where(expected > 1e-6, expected, 0.0))
 
@@ -169,7 +196,10 @@ def top1_agreement(first: Array, second: Array, weights: Floats | None = None) -
 def kl_divergence(reference: Array, candidate: Array) -> Floats:
     """KL(reference || candidate) in nats [N] of probabilities [N, K]."""
     tiny = np.finfo(np.float64).tiny
-    p, q = np.maximum(reference.astype(np.float64), tiny), np.maximum(candidate.astype(np.float64), tiny)
+    p, q = (
+        np.maximum(reference.astype(np.float64), tiny),
+        np.maximum(candidate.astype(np.float64), tiny),
+    )
     return np.asarray((p * (np.log(p) - np.log(q))).sum(axis=1))
 
 

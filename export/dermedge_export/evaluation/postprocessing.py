@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from dermedge_export.evaluation.metrics import Array, dice
-from dermedge_export.evaluation.predictions import Predictions, malignancy_scores, mask_probabilities
+from dermedge_export.evaluation.predictions import (
+    Predictions,
+    malignancy_scores,
+    mask_probabilities,
+)
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Postprocessing, Spec
 
@@ -36,7 +40,9 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     usable = np.isfinite(scores).all(axis=1) & np.isfinite(wanted) & (wanted >= 0)
     scores, truth = scores[usable], wanted[usable].astype(np.int64)
     if len(scores) == 0:
-        raise DataError("No labelled row with finite logits to fit a temperature on; give labelled validation images.")
+        raise DataError(
+            "No labelled row with finite logits to fit a temperature on; give labelled validation images."
+        )
     if scores.shape[1] == 1:
         scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
     # Relative to the true class, the loss is log(1 + sum over the others of exp(difference / T)).
@@ -50,7 +56,9 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     return float(np.clip(math.exp(found.x), *TEMPERATURES))
 
 
-def fit_threshold(scores: Array, malignant: Array, sensitivity: float = SENSITIVITY) -> float | None:
+def fit_threshold(
+    scores: Array, malignant: Array, sensitivity: float = SENSITIVITY
+) -> float | None:
     """The highest threshold at which at least `sensitivity` of the malignant have score >= threshold.
 
     It is the score of one malignant image, lowered by one part in a million: that image stays malignant where a device
@@ -86,7 +94,9 @@ def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
     if not rows.any():
         return None
     inside, likely = masks[rows] > 0, probabilities[rows]
-    return max(MASK_THRESHOLDS, key=lambda threshold: float(dice(inside, likely >= threshold).mean()))
+    return max(
+        MASK_THRESHOLDS, key=lambda threshold: float(dice(inside, likely >= threshold).mean())
+    )
 
 
 def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postprocessing]:
@@ -107,7 +117,13 @@ def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postpr
         threshold = fit_threshold(scores, predictions.malignant)
         fitted[task.name] = Postprocessing(fitted[task.name].temperature, threshold)
     segment = next((task for task in spec.tasks if task.kind == "segment"), None)
-    if segment is not None and segment.name in predictions.outputs and predictions.masks is not None:
+    if (
+        segment is not None
+        and segment.name in predictions.outputs
+        and predictions.masks is not None
+    ):
         likely = mask_probabilities(predictions, segment.name, fitted)
-        fitted[segment.name] = Postprocessing(threshold=fit_mask_threshold(likely, predictions.masks))
+        fitted[segment.name] = Postprocessing(
+            threshold=fit_mask_threshold(likely, predictions.masks)
+        )
     return fitted

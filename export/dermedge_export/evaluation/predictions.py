@@ -37,7 +37,11 @@ class Predictions:
     masks: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
-        columns: dict[str, Array] = {"labels": self.labels, "malignant": self.malignant, "groups": self.groups}
+        columns: dict[str, Array] = {
+            "labels": self.labels,
+            "malignant": self.malignant,
+            "groups": self.groups,
+        }
         optional = {"levels": self.levels, "masks": self.masks}
         columns |= {name: column for name, column in optional.items() if column is not None}
         for name, column in (columns | dict(self.outputs) | dict(self.subgroups)).items():
@@ -113,7 +117,9 @@ class Decoded:
     embedding: NDArray[np.float32] | None = None
 
 
-def predict_table(run: Run, images: Iterable[NDArray[np.uint8]], *, batch: int = 32) -> dict[str, NDArray[np.float32]]:
+def predict_table(
+    run: Run, images: Iterable[NDArray[np.uint8]], *, batch: int = 32
+) -> dict[str, NDArray[np.float32]]:
     """Outputs [N, ...] of `run` over preprocessed `images` uint8 [S, S, 3], in batches of at most `batch`."""
     parts: dict[str, list[NDArray[np.float32]]] = {}
     for chunk in _batches(images, batch):
@@ -149,10 +155,14 @@ def malignancy_scores(
         with np.errstate(invalid="ignore"):
             return np.asarray(np.exp(-np.logaddexp(0.0, -scaled)))
     chosen = np.array([label.malignant is True for label in task.labels])
-    return np.asarray(np.minimum(probabilities(predictions, spec, postprocessing)[:, chosen].sum(axis=1), 1.0))
+    return np.asarray(
+        np.minimum(probabilities(predictions, spec, postprocessing)[:, chosen].sum(axis=1), 1.0)
+    )
 
 
-def decode_table(predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]) -> Decoded:
+def decode_table(
+    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+) -> Decoded:
     """Classes, probabilities and malignancy scores of a table of predictions, its levels, masks and embeddings."""
     embed = _answered(predictions, spec, "embed")
     return replace(
@@ -163,19 +173,25 @@ def decode_table(predictions: Predictions, spec: Spec, postprocessing: Mapping[s
     )
 
 
-def _classes(predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]) -> Decoded:
+def _classes(
+    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+) -> Decoded:
     scores = malignancy_scores(predictions, spec, postprocessing)
     fitted = postprocessing.get(spec.malignancy.name) if spec.malignancy is not None else None
     threshold = fitted.threshold if fitted is not None else None
     if spec.diagnosis is not None:
         names = tuple(label.id for label in spec.diagnosis.labels)
         diagnosed = probabilities(predictions, spec, postprocessing)
-        return Decoded(names, predictions.labels, diagnosed.argmax(axis=1), diagnosed, scores, threshold)
+        return Decoded(
+            names, predictions.labels, diagnosed.argmax(axis=1), diagnosed, scores, threshold
+        )
     names = ("benign", "malignant") if spec.malignancy is not None else ()
     labels = np.where(np.isnan(predictions.malignant), -1, predictions.malignant).astype(np.int64)
     predicted = (scores >= (0.5 if threshold is None else threshold)).astype(np.int64)
     both = np.stack([1 - scores, scores], axis=1)[:, : len(names)]
-    return Decoded(names, labels if names else np.full_like(labels, -1), predicted, both, scores, threshold)
+    return Decoded(
+        names, labels if names else np.full_like(labels, -1), predicted, both, scores, threshold
+    )
 
 
 def graded(predictions: Predictions, spec: Spec) -> Graded | None:
@@ -183,7 +199,11 @@ def graded(predictions: Predictions, spec: Spec) -> Graded | None:
     task = _answered(predictions, spec, "ordinal")
     if task is None:
         return None
-    levels = np.full(len(predictions), -1, np.int64) if predictions.levels is None else predictions.levels
+    levels = (
+        np.full(len(predictions), -1, np.int64)
+        if predictions.levels is None
+        else predictions.levels
+    )
     return Graded(ordinal_levels(_scaled(predictions, task.name, {})), levels)
 
 
@@ -192,7 +212,9 @@ def ordinal_levels(logits: Array) -> NDArray[np.int64]:
     return np.asarray((np.minimum.accumulate(logits, axis=1) > 0).sum(axis=1), np.int64)
 
 
-def outlined(predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]) -> Outlined | None:
+def outlined(
+    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+) -> Outlined | None:
     """The masks by the first `segment` task, on the output's own grid, at its threshold or where none was fitted at
     0.5; None where there is no such output.
     """
@@ -215,19 +237,32 @@ def mask_probabilities(
     """Of every cell [N, S/4, S/4] of a `segment` output: sigmoid(z / T)."""
     fitted = postprocessing.get(task)
     temperature = 1.0 if fitted is None or fitted.temperature is None else fitted.temperature
-    return np.asarray(np.exp(-np.logaddexp(np.float32(0), -predictions.outputs[task][:, 0] / np.float32(temperature))))
+    return np.asarray(
+        np.exp(
+            -np.logaddexp(np.float32(0), -predictions.outputs[task][:, 0] / np.float32(temperature))
+        )
+    )
 
 
 def _answered(predictions: Predictions, spec: Spec, kind: Kind) -> Task | None:
     """The first task of a kind whose outputs are there: a reference that travels in a bundle leaves large ones out."""
-    return next((task for task in spec.tasks if task.kind == kind and task.name in predictions.outputs), None)
+    return next(
+        (task for task in spec.tasks if task.kind == kind and task.name in predictions.outputs),
+        None,
+    )
 
 
-def _scaled(predictions: Predictions, task: str, postprocessing: Mapping[str, Postprocessing]) -> NDArray[np.float64]:
+def _scaled(
+    predictions: Predictions, task: str, postprocessing: Mapping[str, Postprocessing]
+) -> NDArray[np.float64]:
     if task not in predictions.outputs:
-        raise DataError(f"The model gave no output {task!r}, only {sorted(predictions.outputs)}; export it again.")
+        raise DataError(
+            f"The model gave no output {task!r}, only {sorted(predictions.outputs)}; export it again."
+        )
     fitted = postprocessing.get(task)
-    temperature = fitted.temperature if fitted is not None and fitted.temperature is not None else 1.0
+    temperature = (
+        fitted.temperature if fitted is not None and fitted.temperature is not None else 1.0
+    )
     return predictions.outputs[task].astype(np.float64) / temperature
 
 

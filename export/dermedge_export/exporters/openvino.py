@@ -32,7 +32,13 @@ PLAIN = ("fp32", "bf16")
 METHODS = ("nncf", "mixed", "mixed-more", "accuracy-control")
 # Of nodes that the converter or NNCF made: the number counts all nodes that the process has ever made.
 COUNTED = re.compile(r"(^|/)[A-Z][A-Za-z]*_\d+(/|$)")
-WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
+WEIGHTED = (
+    "Convolution",
+    "GroupConvolution",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+    "MatMul",
+)
 DEQUANTIZATION = ("Convert", "Subtract", "Multiply", "Reshape")
 RANKED = 64  # images on which accuracy control ranks layers
 
@@ -53,7 +59,10 @@ def export_openvino(context: ExportContext, target: Target, candidate: Candidate
         raise unsupported_candidate(candidate)
     openvino = _import("openvino", "openvino")
     model = openvino.Core().read_model(io.BytesIO(context.graph(target.opset)))
-    details: dict[str, Any] = {"batch": "dynamic" if context.dynamic_batch else 1, "method": candidate.method}
+    details: dict[str, Any] = {
+        "batch": "dynamic" if context.dynamic_batch else 1,
+        "method": candidate.method,
+    }
     tools = [*TOOLS, "openvino"]
     if not plain:
         model = _quantized(model, context, target, candidate)
@@ -104,7 +113,9 @@ def _weight_type(layer: Any) -> str | None:
     node = layer.input_value(1).get_node()
     while node.get_type_name() in DEQUANTIZATION:
         node = node.input_value(0).get_node()
-    return str(node.get_element_type().get_type_name()) if node.get_type_name() == "Constant" else None
+    return (
+        str(node.get_element_type().get_type_name()) if node.get_type_name() == "Constant" else None
+    )
 
 
 def has_attention(model: Any) -> bool:
@@ -159,14 +170,22 @@ def _quantized(model: Any, context: ExportContext, target: Target, candidate: Ca
                         ranking_subset_size=RANKED, num_ranking_workers=1
                     ),
                 )
-    except Exception as error:  # NNCF has no common error; whatever it raises means that it cannot do this graph
-        raise DermedgeError(f"NNCF cannot quantize this graph ({error}): choose another method.") from error
+    except (
+        Exception
+    ) as error:  # NNCF has no common error; whatever it raises means that it cannot do this graph
+        raise DermedgeError(
+            f"NNCF cannot quantize this graph ({error}): choose another method."
+        ) from error
     if not any(node.get_type_name() == "FakeQuantize" for node in found.get_ops()):
-        raise DermedgeError(f"No layer of {context.spec.name!r} bears int8 by {candidate.method}: export it in fp32.")
+        raise DermedgeError(
+            f"No layer of {context.spec.name!r} bears int8 by {candidate.method}: export it in fp32."
+        )
     return found
 
 
-def _sensitive(model: Any, context: ExportContext, target: Target, candidate: Candidate) -> list[str]:
+def _sensitive(
+    model: Any, context: ExportContext, target: Target, candidate: Candidate
+) -> list[str]:
     """The operators that came of nodes which are better left in fp32; a convolution with a bias becomes two."""
     if "remaining" not in candidate.options:
         return []
@@ -197,7 +216,9 @@ def _agreement(compiled: Any, items: Iterable[Pair], spec: Spec) -> tuple[float,
     scores = []
     for image, expected in items:
         found = _ask(compiled, image, spec)
-        scores.append(float(np.mean([likeness(found[t.name], expected[t.name], t.kind) for t in spec.tasks])))
+        scores.append(
+            float(np.mean([likeness(found[t.name], expected[t.name], t.kind) for t in spec.tasks]))
+        )
     return float(np.mean(scores)), scores
 
 

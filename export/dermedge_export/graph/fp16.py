@@ -15,7 +15,12 @@ PROBED = 32  # images; the range of a tensor is far from the limit or far beyond
 
 WIDE = frozenset(
     (
-        *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"),
+        *(
+            "BatchNormalization",
+            "GroupNormalization",
+            "InstanceNormalization",
+            "LayerNormalization",
+        ),
         *("LpNormalization", "MeanVarianceNormalization", "RMSNormalization"),
         *("ReduceL2", "ReduceLogSumExp", "ReduceSumSquare", "Softmax", "LogSoftmax"),
     )
@@ -38,10 +43,15 @@ def typed_fp16(model: Any, keep: Collection[str]) -> Any:
     writer = _Writer({tensor.name: tensor for tensor in graph.initializer if tensor.name in floats})
     wide = _without_islands(graph, floats - writer.constants.keys(), keep)
     for node in graph.node:
-        writer.add(node, floats, onnx.TensorProto.FLOAT if node.name in wide else onnx.TensorProto.FLOAT16)
+        writer.add(
+            node, floats, onnx.TensorProto.FLOAT if node.name in wide else onnx.TensorProto.FLOAT16
+        )
     writer.restore({output.name for output in graph.output})
     others = [tensor for tensor in graph.initializer if tensor.name not in writer.constants]
-    for field, values in (("node", writer.nodes), ("initializer", [*others, *writer.written.values()])):
+    for field, values in (
+        ("node", writer.nodes),
+        ("initializer", [*others, *writer.written.values()]),
+    ):
         graph.ClearField(field)
         getattr(graph, field).extend(values)
     graph.ClearField("value_info")
@@ -65,9 +75,15 @@ class _Writer:
         fixed = _fixed_inputs(node)
         for position, name in enumerate(node.input):
             if name in floats:
-                node.input[position] = self._as(name, onnx.TensorProto.FLOAT if position in fixed else kind)
+                node.input[position] = self._as(
+                    name, onnx.TensorProto.FLOAT if position in fixed else kind
+                )
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+            if (
+                node.op_type == "Cast"
+                and attribute.name == "to"
+                and attribute.i == onnx.TensorProto.FLOAT
+            ):
                 attribute.i = kind
             elif attribute.type == onnx.AttributeProto.TENSOR:
                 attribute.t.CopyFrom(_converted(attribute.t, attribute.t.name, kind))
@@ -78,7 +94,11 @@ class _Writer:
         """Give the graph's outputs their type back, under their names."""
         import onnx
 
-        halved = {name: f"{name}.fp16" for name in outputs if self._types.get(name) == onnx.TensorProto.FLOAT16}
+        halved = {
+            name: f"{name}.fp16"
+            for name in outputs
+            if self._types.get(name) == onnx.TensorProto.FLOAT16
+        }
         for node in self.nodes:
             for names in (node.input, node.output):
                 names[:] = [halved.get(name, name) for name in names]
@@ -113,7 +133,9 @@ def fragile(model: Any, peaks: dict[str, float]) -> list[str]:
 
     beyond = {name for name, value in peaks.items() if not value <= MARGIN * LARGEST}
     for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and _out_of_range(onnx.numpy_helper.to_array(tensor)):
+        if tensor.data_type == onnx.TensorProto.FLOAT and _out_of_range(
+            onnx.numpy_helper.to_array(tensor)
+        ):
             beyond.add(tensor.name)
     statistics = _statistics(model.graph)
     return [
@@ -132,7 +154,9 @@ def activation_peaks(graph: bytes, images: NDArray[np.uint8]) -> dict[str, float
     model = onnx.load_model_from_string(graph)
     constants = {tensor.name for tensor in model.graph.initializer}
     names = sorted(float_tensors(model) - constants)
-    chosen = images[np.unique(np.linspace(0, len(images) - 1, min(PROBED, len(images))).astype(int))]
+    chosen = images[
+        np.unique(np.linspace(0, len(images) - 1, min(PROBED, len(images))).astype(int))
+    ]
     peaks = np.zeros(len(names), np.float32)
     for values in watched(graph, names, chosen):
         peaks = np.maximum(peaks, [peak(value) for value in values])
@@ -144,14 +168,18 @@ def peak(values: NDArray[np.float32]) -> np.float32:
     return np.float32(np.maximum(values.max(initial=0), -values.min(initial=0)))
 
 
-def watched(graph: bytes, names: Sequence[str], images: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:
+def watched(
+    graph: bytes, names: Sequence[str], images: NDArray[np.uint8]
+) -> Iterator[list[NDArray[np.float32]]]:
     """The tensors called `names` for each image in turn: one image's worth of them is held at a time."""
     import onnx
 
     model = onnx.load_model_from_string(graph)
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in known
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in names
+        if name not in known
     )
     session = _session(model.SerializeToString(), optimised=True)
     for image in images:
@@ -185,7 +213,10 @@ def rounded_run(graph: bytes) -> Callable[[NDArray[np.uint8]], dict[str, NDArray
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         rows = [session.run(names, {"image": image[None]}) for image in images]
-        return {name: np.concatenate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        return {
+            name: np.concatenate(column)
+            for name, column in zip(names, zip(*rows, strict=True), strict=True)
+        }
 
     return run
 
@@ -210,7 +241,12 @@ def _without_islands(graph: Any, activations: Collection[str], keep: Collection[
             readers.setdefault(name, []).append(node.name)
     for node in graph.node:
         before = [makers[name] for name in node.input if name in activations and name in makers]
-        after = [reader for name in node.output if name in activations for reader in readers.get(name, [])]
+        after = [
+            reader
+            for name in node.output
+            if name in activations
+            for reader in readers.get(name, [])
+        ]
         if node.op_type not in HEAVY and before and after and wide.issuperset([*before, *after]):
             wide.add(node.name)
     return wide
@@ -231,8 +267,16 @@ def _statistics(graph: Any) -> set[str]:
         sums = [node for node in path if node.op_type in ("ReduceMean", "ReduceSum")]
         if not sums:
             continue
-        path += [node for total in sums for node in _above(total, makers, ("Mul", "Pow", "Sub", "ReduceMean"))]
-        below = [node for node in readers.get(root.output[0], []) if node.op_type in ("Div", "Reciprocal")]
+        path += [
+            node
+            for total in sums
+            for node in _above(total, makers, ("Mul", "Pow", "Sub", "ReduceMean"))
+        ]
+        below = [
+            node
+            for node in readers.get(root.output[0], [])
+            if node.op_type in ("Div", "Reciprocal")
+        ]
         below += [
             node
             for inverse in below
@@ -259,13 +303,17 @@ def _fixed_inputs(node: Any) -> set[int]:
     import onnx
 
     inputs = onnx.defs.get_schema(node.op_type, node.domain).inputs
-    return {position for position, formal in enumerate(inputs) if formal.type_str == "tensor(float)"}
+    return {
+        position for position, formal in enumerate(inputs) if formal.type_str == "tensor(float)"
+    }
 
 
 def _out_of_range(values: NDArray[np.float32]) -> bool:
     """Whether a constant is too large for fp16, or, being a single number such as an epsilon, too small."""
     size = np.abs(values[np.isfinite(values)])
-    return bool(size.max(initial=0) > LARGEST or (values.size == 1 and 0 < size.max(initial=0) < SMALLEST))
+    return bool(
+        size.max(initial=0) > LARGEST or (values.size == 1 and 0 < size.max(initial=0) < SMALLEST)
+    )
 
 
 def _converted(tensor: Any, name: str, kind: int) -> Any:
@@ -288,7 +336,9 @@ def _session(graph: bytes, *, optimised: bool) -> Any:
     onnxruntime = import_silently("onnxruntime")
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -64,8 +64,12 @@ def inspect_onnx(graph: bytes) -> InspectableGraph:
     import onnx
 
     model = onnx.load_model_from_string(graph)
-    nodes = tuple(Node(n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in model.graph.node)
-    dequantized = {node.inputs[0]: node.outputs[0] for node in nodes if node.op == "DequantizeLinear"}
+    nodes = tuple(
+        Node(n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in model.graph.node
+    )
+    dequantized = {
+        node.inputs[0]: node.outputs[0] for node in nodes if node.op == "DequantizeLinear"
+    }
     rounded: dict[str, str] = {}
     for node in nodes:
         if node.op == "QuantizeLinear" and node.outputs[0] in dequantized:
@@ -83,7 +87,9 @@ def inspect_onnx(graph: bytes) -> InspectableGraph:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         return lambda images: list(session.run(list(names), {"image": images}))
 
     constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -107,10 +113,14 @@ def inspect_openvino(xml: bytes, weights: bytes) -> InspectableGraph:
         operators = [op for op in model.get_ordered_ops() if op.get_type_name() != "Result"]
         made = {_name(output): output for op in operators for output in op.outputs()}
         wanted = [_place(made[name]) for name in names]
-        model.add_outputs([made[name] for name in dict.fromkeys(names)])  # which may give them further names
+        model.add_outputs(
+            [made[name] for name in dict.fromkeys(names)]
+        )  # which may give them further names
         results = [_place(result.input_value(0)) for result in model.get_results()]
         with keep_signal_stack():
-            request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+            request = core.compile_model(
+                model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+            ).create_infer_request()
         positions = [results.index(place) for place in wanted]
 
         def look(images: NDArray[np.uint8]) -> list[NDArray[Any]]:

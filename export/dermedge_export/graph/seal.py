@@ -25,7 +25,10 @@ def seal(model: Any, spec: Spec) -> bytes:
     model.producer_name, model.producer_version = "dermedge", version("dermedge")
     model.graph.name = spec.name
     entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(to_json(spec), sort_keys=True, ensure_ascii=False)
+    entry.key, entry.value = (
+        METADATA_KEY,
+        json.dumps(to_json(spec), sort_keys=True, ensure_ascii=False),
+    )
     try:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         onnx.checker.check_model(model, full_check=True)

@@ -63,15 +63,23 @@ def parity(
     """
     allowed = gate.limits_for(precision, limits)
     broken = _check_pair(reference, candidate)
-    sides = (decode_table(reference, spec, reference_post), decode_table(candidate, spec, candidate_post))
-    comparisons, within = list_comparisons(sides, reference), subgroup_comparisons(sides[0], reference)
+    sides = (
+        decode_table(reference, spec, reference_post),
+        decode_table(candidate, spec, candidate_post),
+    )
+    comparisons, within = (
+        list_comparisons(sides, reference),
+        subgroup_comparisons(sides[0], reference),
+    )
     by_class = class_comparisons(sides[0])
     measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
     subgroups: list[Measurement] = []
     classes: list[Measurement] = []
     agreement: dict[str, float] = {}
     if broken:
-        measured += [Measurement(q.metric, None, note="outputs are not finite") for q in comparisons]
+        measured += [
+            Measurement(q.metric, None, note="outputs are not finite") for q in comparisons
+        ]
     else:
         agreement = _agreement(reference, candidate, sides)
         measured.append(Measurement("max_abs", len(candidate), Interval(agreement["max_abs"])))
@@ -100,7 +108,9 @@ def parity(
 
 def _told(first: Decoded, table: Predictions) -> bool:
     """Whether anything but a diagnosis is known of any image."""
-    known = [np.isfinite(table.malignant)] + [task.rows for task in (first.graded, first.outlined) if task is not None]
+    known = [np.isfinite(table.malignant)] + [
+        task.rows for task in (first.graded, first.outlined) if task is not None
+    ]
     return any(bool(rows.any()) for rows in known)
 
 
@@ -122,7 +132,9 @@ def _check_pair(reference: Predictions, candidate: Predictions) -> int:
     bad = _not_finite(reference)
     if bad.any():
         example = reference.image_ids[int(bad.argmax())]
-        raise DataError(f"The reference itself gives NaN or Inf for image {example!r}; train or export it again.")
+        raise DataError(
+            f"The reference itself gives NaN or Inf for image {example!r}; train or export it again."
+        )
     return int(_not_finite(candidate).sum())
 
 
@@ -142,7 +154,11 @@ def _named(keys: Iterable[tuple[str, str]], found: list[Measurement]) -> tuple[S
 
 
 def _compare(
-    comparisons: list[MetricComparison], sides: tuple[Decoded, Decoded], groups: Array, replicates: int, seed: int
+    comparisons: list[MetricComparison],
+    sides: tuple[Decoded, Decoded],
+    groups: Array,
+    replicates: int,
+    seed: int,
 ) -> list[Measurement]:
     """Both sides' values and the loss of every question, with intervals over the same replicates."""
 
@@ -172,7 +188,9 @@ def _compare(
                 loss=spread,
                 reference=metrics.interval(point[0], pairs[:, 0]),
                 candidate=metrics.interval(point[1], pairs[:, 1]),
-                bound=None if spread.low is None else float(np.nanquantile(losses, 0.05 / question.comparisons)),
+                bound=None
+                if spread.low is None
+                else float(np.nanquantile(losses, 0.05 / question.comparisons)),
                 note=question.note,
             )
         )
@@ -187,20 +205,32 @@ def _loss(metric: str, pair: Floats) -> Floats:
 
 def _worst(subgroups: list[Measurement]) -> Measurement:
     """The largest loss among the subgroups of 100 cases or more."""
-    large = [(m.loss.value, m) for m in subgroups if (m.cases or 0) >= MINIMUM_CASES and m.loss.value is not None]
+    large = [
+        (m.loss.value, m)
+        for m in subgroups
+        if (m.cases or 0) >= MINIMUM_CASES and m.loss.value is not None
+    ]
     if large:
         return max(large, key=lambda pair: pair[0])[1]
     most = max((m.cases or 0 for m in subgroups), default=0)
-    note = f"no subgroup has {MINIMUM_CASES} cases" if most else "no skin type, sex, age or site is known"
+    note = (
+        f"no subgroup has {MINIMUM_CASES} cases"
+        if most
+        else "no skin type, sex, age or site is known"
+    )
     return Measurement("worst_subgroup", min(most, MINIMUM_CASES - 1), note=note)
 
 
-def _agreement(reference: Predictions, candidate: Predictions, sides: tuple[Decoded, Decoded]) -> dict[str, float]:
+def _agreement(
+    reference: Predictions, candidate: Predictions, sides: tuple[Decoded, Decoded]
+) -> dict[str, float]:
     """Numbers that need no labels, and the loss of recall of each class, which is reported but not judged."""
     found: dict[str, float] = {}
     for name, output in reference.outputs.items():
         other = candidate.outputs[name]
-        found[f"max_abs:{name}"] = float(np.abs(output.astype(np.float64) - other.astype(np.float64)).max())
+        found[f"max_abs:{name}"] = float(
+            np.abs(output.astype(np.float64) - other.astype(np.float64)).max()
+        )
         if output[0].size > 1:
             found[f"cosine:{name}"] = float(metrics.logit_cosine(output, other).mean())
     found["max_abs"] = max(value for name, value in found.items() if name.startswith("max_abs:"))
@@ -213,6 +243,11 @@ def _agreement(reference: Predictions, candidate: Predictions, sides: tuple[Deco
     found["top1"] = float(metrics.top1_agreement(first.predicted, second.predicted))
     found["kl"] = float(metrics.kl_divergence(first.probabilities, second.probabilities).mean())
     known = first.labels >= 0
-    recall = [metrics.recalls(first.labels[known], side.predicted[known], len(first.names)) for side in sides]
+    recall = [
+        metrics.recalls(first.labels[known], side.predicted[known], len(first.names))
+        for side in sides
+    ]
     losses = zip(first.names, recall[0] - recall[1], strict=True)
-    return found | {f"recall_loss:{name}": float(loss) for name, loss in losses if np.isfinite(loss)}
+    return found | {
+        f"recall_loss:{name}": float(loss) for name, loss in losses if np.isfinite(loss)
+    }

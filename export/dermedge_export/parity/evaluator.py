@@ -63,7 +63,10 @@ class ParityEvaluator:
 
     @cached_property
     def _lesions(self) -> list[NDArray[np.uint8]]:
-        return [preprocess(draw_lesion(seed).image, self.spec.preprocess) for seed in range(SYNTHETIC_COUNT)]
+        return [
+            preprocess(draw_lesion(seed).image, self.spec.preprocess)
+            for seed in range(SYNTHETIC_COUNT)
+        ]
 
     def run(self, split: str, run: Run) -> Predictions:
         """What `run` answers on a split."""
@@ -74,7 +77,9 @@ class ParityEvaluator:
     def fit_postprocessing(self, val: Predictions) -> PostprocessingByTask:
         """What val allows to fit, None for every task where nothing is labelled."""
         unfitted = {task.name: Postprocessing() for task in self.spec.tasks}
-        return unfitted if self.data is None else unfitted | dict(fit_postprocessing(val, self.spec))
+        return (
+            unfitted if self.data is None else unfitted | dict(fit_postprocessing(val, self.spec))
+        )
 
     def basis(self, split: str) -> str:
         """On what a split's verdict rests."""

@@ -68,7 +68,9 @@ def limits_for(precision: str, tighter: Mapping[str, float] | None = None) -> di
         UsageError: an unknown precision or metric, or a limit that is not a number >= 0.
     """
     if precision not in FAMILIES:
-        raise UsageError(f"No limits are known for precision {precision!r}; use one of {', '.join(FAMILIES)}.")
+        raise UsageError(
+            f"No limits are known for precision {precision!r}; use one of {', '.join(FAMILIES)}."
+        )
     allowed = {name: row[FAMILIES[precision]] for name, row in LIMITS.items()}
     for name, value in (tighter or {}).items():
         if name not in LIMITS:
@@ -138,7 +140,10 @@ def pass_probability(report: ParityReport) -> float:
     that so few images resolve. The difference of two such shares is taken as normal, with twice the variance of one.
     A model of several tasks is as likely to pass as the task that is the likeliest to fail.
     """
-    return min((_limit_pass_probability(limit) for limit in report.limits if limit.metric in AGREEMENTS), default=1.0)
+    return min(
+        (_limit_pass_probability(limit) for limit in report.limits if limit.metric in AGREEMENTS),
+        default=1.0,
+    )
 
 
 def _limit_pass_probability(limit: Limit) -> float:
@@ -158,4 +163,6 @@ def _sentence(limit: Limit) -> str:
     kind = "relative loss" if limit.metric in RELATIVE else "loss"
     where = f"{limit.cases} cases, {limit.note}" if limit.note else f"{limit.cases} cases"
     sides = f"{limit.reference:.4f} -> {limit.candidate:.4f}"
-    return f"{limit.metric}: {sides}, a {kind} of {loss:.4f} where {allowed:.4f} is allowed ({where})."
+    return (
+        f"{limit.metric}: {sides}, a {kind} of {loss:.4f} where {allowed:.4f} is allowed ({where})."
+    )

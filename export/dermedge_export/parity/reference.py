@@ -42,7 +42,10 @@ class Reference:
 
 
 def reference_file(
-    predictions: Predictions, digests: Sequence[str], fitted: Mapping[str, Postprocessing], basis: str
+    predictions: Predictions,
+    digests: Sequence[str],
+    fitted: Mapping[str, Postprocessing],
+    basis: str,
 ) -> bytes:
     """The student's answers as the file `reports/reference.json`, the same bytes for the same answers.
 
@@ -76,14 +79,20 @@ def read_reference(data: bytes) -> Reference:
     content: Json = parse_json(data, PATH, BundleError)
     schema = take(content, "schema", str, PATH)
     if schema != SCHEMA:
-        raise BundleError(f"{PATH} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge.")
+        raise BundleError(
+            f"{PATH} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+        )
     images = tuple(take(content, "images", list, PATH))
     return Reference(
         basis=take(content, "basis", str, PATH),
         images=images,
-        outputs={task: _array(task, rows, len(images)) for task, rows in take(content, "outputs", dict, PATH).items()},
+        outputs={
+            task: _array(task, rows, len(images))
+            for task, rows in take(content, "outputs", dict, PATH).items()
+        },
         postprocessing={
-            task: Postprocessing.from_json(entry) for task, entry in take(content, "postprocessing", dict, PATH).items()
+            task: Postprocessing.from_json(entry)
+            for task, entry in take(content, "postprocessing", dict, PATH).items()
         },
     )
 
@@ -106,7 +115,11 @@ def _array(task: str, rows: Any, count: int) -> NDArray[np.float32]:
     try:
         array = np.array(rows, np.float32)
     except (TypeError, ValueError) as error:
-        raise BundleError(f"The output {task!r} in {PATH} is no table of numbers ({error}); {AGAIN}") from error
+        raise BundleError(
+            f"The output {task!r} in {PATH} is no table of numbers ({error}); {AGAIN}"
+        ) from error
     if array.ndim != 2 or len(array) != count:
-        raise BundleError(f"The output {task!r} in {PATH} has shape {array.shape} for {count} images; {AGAIN}")
+        raise BundleError(
+            f"The output {task!r} in {PATH} has shape {array.shape} for {count} images; {AGAIN}"
+        )
     return array

@@ -20,8 +20,30 @@ from dermedge_runtime.telemetry import import_silently, no_telemetry
 
 # Elementwise products, gates and softmax stay in fp32: they cost accuracy and, measured, time as well.
 OPERATORS = (
-    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"),
-    *("Clip", "Relu", "LeakyRelu", "Flatten", "Gather", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze"),
+    *(
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Concat",
+        "AveragePool",
+        "GlobalAveragePool",
+        "MaxPool",
+    ),
+    *(
+        "Clip",
+        "Relu",
+        "LeakyRelu",
+        "Flatten",
+        "Gather",
+        "Pad",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "Split",
+        "Squeeze",
+    ),
     *("Transpose", "Unsqueeze"),
 )
 ACTIVATIONS = ("Clip", "Relu", "LeakyRelu")
@@ -48,7 +70,11 @@ def quantize_onnx(
         return *qat_graph(context, target, candidate), ()
     graph = context.graph(target.opset)
     if candidate.method == "nncf":
-        return seal(nncf_onnx(graph, context.calibration), context.spec), ("nncf", "onnxruntime"), ()
+        return (
+            seal(nncf_onnx(graph, context.calibration), context.spec),
+            ("nncf", "onnxruntime"),
+            (),
+        )
     method = candidate.method
     if "remaining" not in candidate.options and method not in ("minmax", "percentile", "entropy"):
         raise unsupported_candidate(candidate)
@@ -57,11 +83,16 @@ def quantize_onnx(
     if options.pop("remaining", None) is None:
         quantizer = Quantizer(graph, context.calibration, method, **options)
     else:
-        quantizer, kept = _by_extremes(context, target, options), sensitive_nodes(context, target, candidate)
+        quantizer, kept = (
+            _by_extremes(context, target, options),
+            sensitive_nodes(context, target, candidate),
+        )
     return seal(quantizer.model(kept), context.spec), ("onnxruntime",), kept
 
 
-def sensitive_nodes(context: ExportContext, target: Target, candidate: Candidate) -> tuple[str, ...]:
+def sensitive_nodes(
+    context: ExportContext, target: Target, candidate: Candidate
+) -> tuple[str, ...]:
     """The nodes of the student's graph that are better left in fp32, so that no more than the candidate's `remaining`
     share of the drift is left; swept for with onnxruntime, once for all engines.
     """
@@ -73,7 +104,10 @@ def sensitive_nodes(context: ExportContext, target: Target, candidate: Candidate
     def choose() -> tuple[str, ...]:
         images = context.calibration.images
         return choose_kept(
-            _by_extremes(context, target, options), context.graph(target.opset), images, remaining=remaining
+            _by_extremes(context, target, options),
+            context.graph(target.opset),
+            images,
+            remaining=remaining,
         )
 
     return context.cached(("sensitive", target.opset, remaining, *sorted(options.items())), choose)
@@ -81,7 +115,9 @@ def sensitive_nodes(context: ExportContext, target: Target, candidate: Candidate
 
 def _by_extremes(context: ExportContext, target: Target, options: Mapping[str, Any]) -> "Quantizer":
     key = ("quantizer", target.opset, *sorted(options.items()))
-    return context.cached(key, lambda: Quantizer(context.graph(target.opset), context.calibration, **options))
+    return context.cached(
+        key, lambda: Quantizer(context.graph(target.opset), context.calibration, **options)
+    )
 
 
 class Quantizer:
@@ -143,7 +179,9 @@ class Quantizer:
 
         nodes = onnx.load_model_from_string(self.graph).graph.node
         given = {name for node in nodes if node.name in keep for name in node.output}
-        return {node.name for node in nodes if node.op_type in ACTIVATIONS and node.input[0] in given}
+        return {
+            node.name for node in nodes if node.op_type in ACTIVATIONS and node.input[0] in given
+        }
 
 
 def shield(model: Any, keep: Collection[str]) -> None:
@@ -165,16 +203,23 @@ def shield(model: Any, keep: Collection[str]) -> None:
         for name in maker.input[1:]:
             own = f"{node.name}.{name}"
             value = numpy_helper.to_array(values[name])
-            model.graph.initializer.append(numpy_helper.from_array(np.repeat(value, _channels(node, values)), own))
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.repeat(value, _channels(node, values)), own)
+            )
             inputs.append(own)
         reading = f"{node.name}.input"
-        model.graph.node.append(helper.make_node("DequantizeLinear", inputs, [reading], f"{node.name}.dq", axis=1))
+        model.graph.node.append(
+            helper.make_node("DequantizeLinear", inputs, [reading], f"{node.name}.dq", axis=1)
+        )
         node.input[0] = reading
 
 
 def _channels(node: Any, values: dict[str, Any]) -> int:
     """How many channels a layer reads."""
-    shape, options = values[node.input[1]].dims, {attribute.name: attribute.i for attribute in node.attribute}
+    shape, options = (
+        values[node.input[1]].dims,
+        {attribute.name: attribute.i for attribute in node.attribute},
+    )
     if node.op_type == "Conv":
         return int(shape[1] * options.get("group", 1))
     return int(shape[1] if node.op_type == "Gemm" and options.get("transB") else shape[0])
@@ -192,7 +237,10 @@ def activation_ranges(graph: bytes, images: NDArray[np.uint8], method: str) -> A
 
     methods = {
         "minmax": (CalibrationMethod.MinMax, {}),
-        "percentile": (CalibrationMethod.Percentile, {"symmetric": False, "percentile": PERCENTILE}),
+        "percentile": (
+            CalibrationMethod.Percentile,
+            {"symmetric": False, "percentile": PERCENTILE},
+        ),
         "entropy": (CalibrationMethod.MinMax, {}),
     }
     kind, options = methods[method]
@@ -253,7 +301,10 @@ def nncf_onnx(graph: bytes, calibration: Calibration) -> Any:
     try:
         with no_telemetry(), quiet():
             import nncf
-            from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+            from nncf.quantization.advanced_parameters import (
+                AdvancedQuantizationParameters,
+                QuantizationParameters,
+            )
             from nncf.quantization.range_estimator import RangeEstimatorParametersSet
     except ImportError as error:
         raise MissingExtraError(error.name or "nncf", "quantize", "Quantization by NNCF") from error
@@ -275,5 +326,9 @@ def nncf_onnx(graph: bytes, calibration: Calibration) -> Any:
                     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                 ),
             )
-    except Exception as error:  # NNCF has no common error; whatever it raises means that it cannot do this graph
-        raise DermedgeError(f"NNCF cannot quantize this graph ({error}): choose another method.") from error
+    except (
+        Exception
+    ) as error:  # NNCF has no common error; whatever it raises means that it cannot do this graph
+        raise DermedgeError(
+            f"NNCF cannot quantize this graph ({error}): choose another method."
+        ) from error

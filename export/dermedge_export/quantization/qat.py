@@ -25,15 +25,23 @@ from dermedge_runtime.spec import Spec
 LAYERS = ("conv2d", "linear")
 CLIPS = ("relu", "relu6", "hardtanh", "clamp")  # computed by the int8 convolution before them
 IDENTITIES = ("dropout", "feature_dropout", "alpha_dropout")  # in eval mode
-TENSOR, CHANNEL = "_fake_quantize_learnable_per_tensor_affine", "_fake_quantize_learnable_per_channel_affine"
+TENSOR, CHANNEL = (
+    "_fake_quantize_learnable_per_tensor_affine",
+    "_fake_quantize_learnable_per_channel_affine",
+)
 BATCH = 16
-FLOOR, TINY = 2.0**-12, 1e-6  # of a channel's scale, against the greatest of its layer: else no bias fits into int32
+FLOOR, TINY = (
+    2.0**-12,
+    1e-6,
+)  # of a channel's scale, against the greatest of its layer: else no bias fits into int32
 LIMIT = 2.0**31 - 128  # the greatest float32 that fits into int32
 # Adam moves every parameter alike, a weight of 0.05 by a large share of itself, a scale's logarithm by a small one.
 RATE = 10.0
 
 
-def qat_graph(context: ExportContext, target: Target, candidate: Candidate) -> tuple[bytes, tuple[str, ...]]:
+def qat_graph(
+    context: ExportContext, target: Target, candidate: Candidate
+) -> tuple[bytes, tuple[str, ...]]:
     """Train the student with fake quantizers and export it as int8.
 
     Returns:
@@ -45,10 +53,14 @@ def qat_graph(context: ExportContext, target: Target, candidate: Candidate) -> t
         MissingExtraError: torch is not installed.
     """
     if context.retrain is None:
-        raise UsageError("Quantization-aware training needs labelled images: pass --data with the student's table.")
+        raise UsageError(
+            "Quantization-aware training needs labelled images: pass --data with the student's table."
+        )
     module = fake_quantized(context.module, context.calibration, **candidate.options)
     trained = context.retrain(module, context.calibration, candidate)
-    return integer_graph(trained, context.spec, target.opset, dynamic_batch=context.dynamic_batch), ()
+    return integer_graph(
+        trained, context.spec, target.opset, dynamic_batch=context.dynamic_batch
+    ), ()
 
 
 def fake_quantized(
@@ -75,7 +87,9 @@ def fake_quantized(
     """
     twin = _captured(module, calibration.images.shape[1:])
     _fold_norms(twin)
-    layers = [node for node in twin.graph.nodes if _kind(node) in LAYERS and node.args[1].op == "get_attr"]
+    layers = [
+        node for node in twin.graph.nodes if _kind(node) in LAYERS and node.args[1].op == "get_attr"
+    ]
     for place, bounds in _ranges(twin, _places(layers), calibration.images).items():
         _quantize_activation(twin, place, bounds, signed=activations == "s8")
     for layer in layers:
@@ -91,12 +105,16 @@ def _captured(module: Any, shape: tuple[int, ...]) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingExtraError(error.name or "torch", "export", "Quantization-aware training") from error
+        raise MissingExtraError(
+            error.name or "torch", "export", "Quantization-aware training"
+        ) from error
     example, batch = torch.zeros(2, *shape, dtype=torch.uint8), torch.export.Dim("batch", min=1)
     try:
         with quiet():
             # Another deep copy, for its parameters become the twin's.
-            program = torch.export.export(copy.deepcopy(module), (example,), dynamic_shapes=({0: batch},))
+            program = torch.export.export(
+                copy.deepcopy(module), (example,), dynamic_shapes=({0: batch},)
+            )
             exported: Any = program.module(check_guards=False)
     except Exception as error:  # torch.export has no common error
         raise DermedgeError(
@@ -160,7 +178,9 @@ def _places(layers: Iterable[Any]) -> list[Any]:
     return list(places)
 
 
-def _ranges(twin: Any, places: list[Any], images: NDArray[np.uint8]) -> dict[Any, tuple[float, float]]:
+def _ranges(
+    twin: Any, places: list[Any], images: NDArray[np.uint8]
+) -> dict[Any, tuple[float, float]]:
     """The least and the greatest value at every place over the images; 0 is always between them."""
     import torch
 
@@ -180,7 +200,9 @@ def _ranges(twin: Any, places: list[Any], images: NDArray[np.uint8]) -> dict[Any
     return wanted
 
 
-def _quantize_activation(twin: Any, place: Any, bounds: tuple[float, float], *, signed: bool) -> None:
+def _quantize_activation(
+    twin: Any, place: Any, bounds: tuple[float, float], *, signed: bool
+) -> None:
     import torch
 
     low, high = bounds
@@ -199,7 +221,14 @@ def _quantize_weight(twin: Any, layer: Any, limit: int) -> None:
     scale = weight.abs().flatten(1).amax(1) / limit
     scale = scale.clamp_min(max(scale.max().item() * FLOOR, TINY))
     with twin.graph.inserting_before(layer):
-        fake = _fake(twin, layer.args[1], f"{layer.name}_weight", scale, torch.zeros_like(scale), (0, -limit, limit))
+        fake = _fake(
+            twin,
+            layer.args[1],
+            f"{layer.name}_weight",
+            scale,
+            torch.zeros_like(scale),
+            (0, -limit, limit),
+        )
     layer.args = (layer.args[0], fake, *layer.args[2:])
 
 
@@ -210,7 +239,9 @@ def _fake(twin: Any, value: Any, name: str, scale: Any, zero: Any, levels: tuple
     operation = getattr(torch, TENSOR if len(levels) == 2 else CHANNEL)
     log_scale = _attribute(twin, f"{name}_log_scale", torch.nn.Parameter(scale.log() / RATE))
     zero_point = _attribute(twin, f"{name}_zero_point", zero)
-    step = twin.graph.call_function(torch.exp, (twin.graph.call_function(torch.mul, (log_scale, RATE)),))
+    step = twin.graph.call_function(
+        torch.exp, (twin.graph.call_function(torch.mul, (log_scale, RATE)),)
+    )
     return twin.graph.call_function(operation, (value, step, zero_point, *levels))
 
 
@@ -229,7 +260,10 @@ def _with_integers(trained: Any) -> Any:
             value, scale, zero, (low, _) = node.args[0], *_parameters(twin, node), node.args[3:]
             zero = zero.to(torch.int8 if low < 0 else torch.uint8)
             with twin.graph.inserting_before(node):
-                parts = [_attribute(twin, f"{node.name}_{i}", part.squeeze()) for i, part in enumerate((scale, zero))]
+                parts = [
+                    _attribute(twin, f"{node.name}_{i}", part.squeeze())
+                    for i, part in enumerate((scale, zero))
+                ]
                 quantized = twin.graph.call_function(_rounded, (value, *parts))
             node.replace_all_uses_with(quantized)
             twin.graph.erase_node(node)
@@ -249,22 +283,36 @@ def _integer_layer(twin: Any, layer: Any, fake: Any) -> None:
     low, high = fake.args[4:]
     weight = _tensor(twin, fake.args[0]).detach()
     bias = _tensor(twin, (*layer.args[2:3], None)[0])
-    levels = (weight / scale.view(-1, *(1,) * (weight.ndim - 1))).round().clamp(low, high).to(torch.int8)
+    levels = (
+        (weight / scale.view(-1, *(1,) * (weight.ndim - 1))).round().clamp(low, high).to(torch.int8)
+    )
     linear = _kind(layer) == "linear"
     with twin.graph.inserting_before(layer):
-        weights = _stored(twin, f"{layer.name}_weight", levels.T if linear else levels, scale, axis=int(linear))
+        weights = _stored(
+            twin, f"{layer.name}_weight", levels.T if linear else levels, scale, axis=int(linear)
+        )
         biases = None
         if bias is not None:
             step = _tensor(twin, layer.args[0].args[1]) * scale
             biases = _stored(
-                twin, f"{layer.name}_bias", (bias.detach() / step).round().clamp(-LIMIT, LIMIT).int(), step, axis=0
+                twin,
+                f"{layer.name}_bias",
+                (bias.detach() / step).round().clamp(-LIMIT, LIMIT).int(),
+                step,
+                axis=0,
             )
         if linear:
             # As torch.onnx.export writes it itself, but for a transpose that would hide the weights from engines.
             result = twin.graph.call_function(torch.matmul, (layer.args[0], weights))
-            result = twin.graph.call_function(torch.add, (result, biases)) if biases is not None else result
+            result = (
+                twin.graph.call_function(torch.add, (result, biases))
+                if biases is not None
+                else result
+            )
         else:
-            result = twin.graph.call_function(layer.target, (layer.args[0], weights, biases, *layer.args[3:]))
+            result = twin.graph.call_function(
+                layer.target, (layer.args[0], weights, biases, *layer.args[3:])
+            )
     layer.replace_all_uses_with(result)
     twin.graph.erase_node(layer)
 
@@ -273,7 +321,11 @@ def _stored(twin: Any, name: str, levels: Any, scale: Any, axis: int) -> Any:
     """A node for a constant that is stored as integers."""
     parts = [
         _attribute(twin, f"{name}_{kind}", value)
-        for kind, value in (("levels", levels.contiguous()), ("step", scale), ("zero", (scale * 0).to(levels.dtype)))
+        for kind, value in (
+            ("levels", levels.contiguous()),
+            ("step", scale),
+            ("zero", (scale * 0).to(levels.dtype)),
+        )
     ]
     return twin.graph.call_function(_dequantized, (*parts, axis))
 
@@ -288,7 +340,13 @@ def _rounded(value: Any, scale: Any, zero: Any) -> Any:
 def _dequantized(levels: Any, scale: Any, zero: Any, axis: int) -> Any:
     from torch.onnx.ops import symbolic
 
-    return symbolic("DequantizeLinear", (levels, scale, zero), {"axis": axis}, dtype=scale.dtype, shape=levels.shape)
+    return symbolic(
+        "DequantizeLinear",
+        (levels, scale, zero),
+        {"axis": axis},
+        dtype=scale.dtype,
+        shape=levels.shape,
+    )
 
 
 def _parameters(twin: Any, fake: Any) -> tuple[Any, Any]:
@@ -311,6 +369,8 @@ def _attribute(twin: Any, name: str, tensor: Any) -> Any:
     """A node, at the graph's insertion point, for a new parameter or buffer."""
     import torch
 
-    register = twin.register_parameter if isinstance(tensor, torch.nn.Parameter) else twin.register_buffer
+    register = (
+        twin.register_parameter if isinstance(tensor, torch.nn.Parameter) else twin.register_buffer
+    )
     register(name, tensor)
     return twin.graph.get_attr(name)

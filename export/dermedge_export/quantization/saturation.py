@@ -11,10 +11,14 @@ from dermedge_runtime.errors import DermedgeError
 LEVELS = 127  # int8 on either side of zero; TensorRT leaves -128 out for weights
 BINS = 2048  # of a histogram of magnitudes
 STEP = 16  # bins from one threshold that is tried to the next
-EPSILON = 1e-7  # added to shares of a distribution, so that an empty bin does not diverge infinitely
+EPSILON = (
+    1e-7  # added to shares of a distribution, so that an empty bin does not diverge infinitely
+)
 
 
-def clip_thresholds(graph: bytes, names: Sequence[str], images: NDArray[np.uint8], method: str) -> dict[str, float]:
+def clip_thresholds(
+    graph: bytes, names: Sequence[str], images: NDArray[np.uint8], method: str
+) -> dict[str, float]:
     """The threshold of each of the tensors `names`: the largest magnitude that was seen (`minmax`), or the one that
     `entropy_threshold` finds in its histogram (`entropy`).
 
@@ -25,7 +29,9 @@ def clip_thresholds(graph: bytes, names: Sequence[str], images: NDArray[np.uint8
     for values in watched(graph, names, images):
         peaks = np.maximum(peaks, [peak(value) for value in values])
     if not np.isfinite(peaks).all():
-        raise DermedgeError("The student gives NaN or Inf on calibration images: train it again, or repair the images.")
+        raise DermedgeError(
+            "The student gives NaN or Inf on calibration images: train it again, or repair the images."
+        )
     if method == "minmax":
         return {name: float(largest) for name, largest in zip(names, peaks, strict=True)}
     counts = np.zeros((len(names), BINS))
@@ -34,7 +40,10 @@ def clip_thresholds(graph: bytes, names: Sequence[str], images: NDArray[np.uint8
             # Zeros, most of what a ReLU leaves, are exact at any scale and would draw the threshold towards them.
             row += np.histogram(np.abs(value[value != 0]), BINS, (0, float(largest) or 1))[0]
     shares = [entropy_threshold(row) for row in counts]
-    return {name: float(largest * share) for name, largest, share in zip(names, peaks, shares, strict=True)}
+    return {
+        name: float(largest * share)
+        for name, largest, share in zip(names, peaks, shares, strict=True)
+    }
 
 
 def entropy_threshold(counts: NDArray[np.float64]) -> float:

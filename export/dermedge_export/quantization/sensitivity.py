@@ -22,7 +22,9 @@ MAX_IMAGES = 16  # images that a drift is measured on
 REMAINING = 0.1
 NEARLY = 1.1  # a list that leaves so many times the least drift is as good as the longer one that leaves the least
 # Where quantization starts. Other operators pass quantized values on, or only read them.
-LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "GlobalAveragePool", "LeakyRelu"))
+LAYERS = frozenset(
+    ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "GlobalAveragePool", "LeakyRelu")
+)
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,15 @@ def sweep(
     size = 1 if len(layers) < calls else math.ceil(3 * len(layers) / calls)
     groups = [layers[start : start + size] for start in range(0, len(layers), size)]
     ranked = []
-    for group, score in sorted([(group, alone(group)) for group in groups], key=lambda pair: -pair[1]):
+    for group, score in sorted(
+        [(group, alone(group)) for group in groups], key=lambda pair: -pair[1]
+    ):
         if len(group) > 1 and spent + len(group) <= calls:
             ranked += [Sensitivity(layer, nodes[layer], alone([layer])) for layer in group]
         else:
-            ranked += [Sensitivity(layer, nodes[layer], score / len(group), len(group)) for layer in group]
+            ranked += [
+                Sensitivity(layer, nodes[layer], score / len(group), len(group)) for layer in group
+            ]
     return tuple(sorted(ranked, key=lambda found: -found.score))
 
 
@@ -115,7 +121,11 @@ def choose_kept(
     everything = drift(quantize(()))
     if everything == 0:
         return ()
-    order = [found.node for found in sweep(graph, quantize, images, calls=calls, progress=progress) if found.score > 0]
+    order = [
+        found.node
+        for found in sweep(graph, quantize, images, calls=calls, progress=progress)
+        if found.score > 0
+    ]
 
     @cache
     def left(count: int) -> float:
@@ -147,31 +157,47 @@ def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], flo
     Raises:
         DermedgeError: the outputs of `graph` itself are not finite.
     """
-    chosen = images[np.unique(np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).astype(int))]
+    chosen = images[
+        np.unique(np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).astype(int))
+    ]
     reference, kinds = _outputs(graph, chosen), _kinds(graph)
     if bad := [name for name, values in reference.items() if not np.isfinite(values).all()]:
-        raise DermedgeError(f"The fp32 model gives NaN or Inf in {', '.join(bad)}: train or export it again.")
+        raise DermedgeError(
+            f"The fp32 model gives NaN or Inf in {', '.join(bad)}: train or export it again."
+        )
 
     def drift(candidate: bytes) -> float:
         found = _outputs(candidate, chosen)
         with np.errstate(invalid="ignore", over="ignore"):
-            parts = [_distance(kinds.get(name), values, found[name]) for name, values in reference.items()]
+            parts = [
+                _distance(kinds.get(name), values, found[name])
+                for name, values in reference.items()
+            ]
         return float(np.nan_to_num(sum(parts), nan=math.inf))
 
     return drift
 
 
-def _distance(kind: str | None, reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+def _distance(
+    kind: str | None, reference: NDArray[np.float64], candidate: NDArray[np.float64]
+) -> float:
     if kind == "classify":
         return _divergence(reference, candidate)
     if kind in ("binary", "ordinal", "segment"):  # a sigmoid is a softmax over its logit and zero
-        return _divergence(*(np.stack([side, np.zeros_like(side)], axis=1) for side in (reference, candidate)))
-    return float(np.square(reference - candidate).sum() / max(np.square(reference).sum(), np.finfo(np.float64).tiny))
+        return _divergence(
+            *(np.stack([side, np.zeros_like(side)], axis=1) for side in (reference, candidate))
+        )
+    return float(
+        np.square(reference - candidate).sum()
+        / max(np.square(reference).sum(), np.finfo(np.float64).tiny)
+    )
 
 
 def _divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
     """Mean KL divergence in nats of the softmax of logits [N, K, ...]."""
-    first, second = (side - np.logaddexp.reduce(side, axis=1, keepdims=True) for side in (reference, candidate))
+    first, second = (
+        side - np.logaddexp.reduce(side, axis=1, keepdims=True) for side in (reference, candidate)
+    )
     return float(np.maximum(0.0, (np.exp(first) * (first - second)).sum(axis=1).mean()))
 
 

@@ -17,7 +17,11 @@ ARTIFACT = "artifact.json"
 
 
 def build_cached(
-    context: ExportContext, target: Target, candidate: Candidate, exporter: Exporter, cache: Path | None
+    context: ExportContext,
+    target: Target,
+    candidate: Candidate,
+    exporter: Exporter,
+    cache: Path | None,
 ) -> BuiltArtifact:
     """What the exporter makes, or what it made of the same student, images and versions before."""
     if cache is None:

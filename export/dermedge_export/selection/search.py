@@ -30,7 +30,16 @@ from dermedge_runtime.report import Interval, ParityReport
 from dermedge_runtime.spec import Json, Spec, to_json
 
 SCHEMA = "dermedge.candidates/1"
-EXACT = ("fp32", "bf16", "fp16", "w8", "palettized", "w8a8", "int8+fp16", "int8")  # the least rounded first
+EXACT = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "w8",
+    "palettized",
+    "w8a8",
+    "int8+fp16",
+    "int8",
+)  # the least rounded first
 TURNS, CALLS, SETTLE_SECONDS = 12, 8, 0.05
 NOISE = 0.03  # share by which two latencies or sizes must differ to count as different
 State = Literal["won", "passed", "failed", "refused", "skipped"]
@@ -69,14 +78,18 @@ class Selection:
     def rejected(self, reasons: Sequence[str]) -> tuple[CandidateResult, ...]:
         """What became of everyone, now that the winner has failed on test."""
         said = f"chosen on val, but on test: {' '.join(reasons)}"
-        return tuple(replace(t, status="failed", reason=said) if t.status == "won" else t for t in self.tried)
+        return tuple(
+            replace(t, status="failed", reason=said) if t.status == "won" else t for t in self.tried
+        )
 
     def after(self, earlier: Sequence[CandidateResult]) -> "Selection":
         """This choice, with what became of candidates that an earlier search had tried."""
         again = {tried.name: tried for tried in self.tried}
         names = {tried.name for tried in earlier}
         kept = tuple(again.get(tried.name, tried) for tried in earlier)
-        return replace(self, tried=kept + tuple(tried for tried in self.tried if tried.name not in names))
+        return replace(
+            self, tried=kept + tuple(tried for tried in self.tried if tried.name not in names)
+        )
 
     def to_json(self) -> Json:
         """`reports/candidates.json`."""
@@ -108,10 +121,15 @@ class _Evaluated:
     @property
     def warned(self) -> str:
         """The limits that are neither kept for sure nor broken for sure."""
-        return ", ".join(limit.metric for limit in self.report.limits if limit.status in ("warn", "insufficient"))
+        return ", ".join(
+            limit.metric for limit in self.report.limits if limit.status in ("warn", "insufficient")
+        )
 
     def tried(self, status: State, reason: str, latency: float | None = None) -> CandidateResult:
-        loss = next((limit.loss for limit in self.report.limits if limit.metric == "balanced_accuracy"), None)
+        loss = next(
+            (limit.loss for limit in self.report.limits if limit.metric == "balanced_accuracy"),
+            None,
+        )
         return replace(
             _result(self.candidate, status, reason),
             size_bytes=self.size,
@@ -165,7 +183,9 @@ def search(
     errors: list[DermedgeError] = []
     for index, candidate in enumerate(candidates):
         late = time.monotonic() - begun > budget_minutes * 60
-        if why := _skip_reason(candidate, entries, exhaustive, context) or _over_budget(entries, late, budget_minutes):
+        if why := _skip_reason(candidate, entries, exhaustive, context) or _over_budget(
+            entries, late, budget_minutes
+        ):
             told[candidate.name] = _result(candidate, "skipped", why)
             continue
         tell(index, len(candidates), f"building {candidate.name}")
@@ -175,7 +195,12 @@ def search(
             with start(built) as runtime:
                 val = evaluator.run("val", runtime.run)
                 report = evaluator.compare(
-                    "val", val, evaluator.fit_postprocessing(val), candidate.precision, runtime, target
+                    "val",
+                    val,
+                    evaluator.fit_postprocessing(val),
+                    candidate.precision,
+                    runtime,
+                    target,
                 )
         except DermedgeError as error:
             errors.append(error)
@@ -188,15 +213,21 @@ def search(
     passed = [entry for entry in entries if not entry.reasons]
     if not passed and not (allow_failure and entries):
         raise _no_candidate(target, entries, errors)
-    timed = _latencies(passed, start, context.spec) if exhaustive and target.native and passed else {}
+    timed = (
+        _latencies(passed, start, context.spec) if exhaustive and target.native and passed else {}
+    )
     expected = _expected(passed, timed)
     winner = _winner(passed, expected) if passed else min(entries, key=lambda entry: entry.kl)
     for entry in entries:
         told[entry.candidate.name] = _explain(entry, winner, timed, expected, len(passed))
-    return Selection(winner.built, winner.val, tuple(told[candidate.name] for candidate in candidates))
+    return Selection(
+        winner.built, winner.val, tuple(told[candidate.name] for candidate in candidates)
+    )
 
 
-def _skip_reason(candidate: Candidate, entries: Sequence[_Evaluated], exhaustive: bool, context: ExportContext) -> str:
+def _skip_reason(
+    candidate: Candidate, entries: Sequence[_Evaluated], exhaustive: bool, context: ExportContext
+) -> str:
     """Why a candidate need not be made, if so."""
     passed = [entry.candidate for entry in entries if not entry.reasons]
     if passed and not exhaustive:
@@ -220,12 +251,15 @@ def _expected(passed: Sequence[_Evaluated], timed: dict[str, float]) -> dict[str
     """What each candidate may be expected to cost: its milliseconds, or where nothing was timed its bytes, and with the
     chance that it fails on test, where nothing but fp32 may take its place, those of fp32.
     """
-    cost = {entry.candidate.name: timed.get(entry.candidate.name, float(entry.size)) for entry in passed}
+    cost = {
+        entry.candidate.name: timed.get(entry.candidate.name, float(entry.size)) for entry in passed
+    }
     exact = [cost[entry.candidate.name] for entry in passed if entry.candidate.precision == "fp32"]
     if not exact:
         return cost
     return {
-        entry.candidate.name: entry.chance * cost[entry.candidate.name] + (1 - entry.chance) * min(exact)
+        entry.candidate.name: entry.chance * cost[entry.candidate.name]
+        + (1 - entry.chance) * min(exact)
         for entry in passed
     }
 
@@ -242,7 +276,11 @@ def _rank(precision: str) -> int:
 
 
 def _explain(
-    entry: _Evaluated, winner: _Evaluated, timed: dict[str, float], expected: dict[str, float], passed: int
+    entry: _Evaluated,
+    winner: _Evaluated,
+    timed: dict[str, float],
+    expected: dict[str, float],
+    passed: int,
 ) -> CandidateResult:
     name, won = entry.candidate.name, winner.candidate.name
     mine, best = timed.get(name), timed.get(won)
@@ -255,7 +293,9 @@ def _explain(
             if min(others) < best:
                 reason = f"as fast as any ({best:.2f} ms, {min(others):.2f} ms the fastest) and closest to the student"
             if min(others) * (1 + NOISE) < best:
-                reason = f"the best bet: {best:.2f} ms, and far enough from the limits to pass on test"
+                reason = (
+                    f"the best bet: {best:.2f} ms, and far enough from the limits to pass on test"
+                )
             reason += _busy()
         elif passed > 1:
             reason = "smallest of those that passed; this target does not run here, so speed was not measured"
@@ -273,7 +313,9 @@ def _explain(
         worth = f"{entry.candidate.precision} is not worth it here: " if rounder else ""
         risky = mine * (1 + NOISE) < best
         risk = f", but the risk to fail on test is {1 - entry.chance:.0%}, so {expected[name]:.2f} ms must be expected"
-        return entry.tried("passed", f"{worth}{mine:.2f} ms against {best:.2f} ms{risk if risky else ''}", mine)
+        return entry.tried(
+            "passed", f"{worth}{mine:.2f} ms against {best:.2f} ms{risk if risky else ''}", mine
+        )
     size = f"{entry.size / 1e6:.2f} MB against {winner.size / 1e6:.2f} MB"
     return entry.tried("passed", f"{size}, KL {entry.kl:.2g} against {winner.kl:.2g}")
 
@@ -283,11 +325,15 @@ def _busy() -> str:
     load, cores = (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0), os.cpu_count() or 1
     crowded = load > cores + 1
     return (
-        f"; the machine was busy (load {load:.1f} on {cores} cores), so measure again on a quiet one" if crowded else ""
+        f"; the machine was busy (load {load:.1f} on {cores} cores), so measure again on a quiet one"
+        if crowded
+        else ""
     )
 
 
-def _no_candidate(target: Target, entries: Sequence[_Evaluated], errors: Sequence[DermedgeError]) -> DermedgeError:
+def _no_candidate(
+    target: Target, entries: Sequence[_Evaluated], errors: Sequence[DermedgeError]
+) -> DermedgeError:
     """The error of a search in which nobody passed."""
     if not entries:
         missing = next((error for error in errors if isinstance(error, MissingExtraError)), None)
@@ -300,7 +346,9 @@ def _no_candidate(target: Target, entries: Sequence[_Evaluated], errors: Sequenc
 
 
 def _result(candidate: Candidate, status: State, reason: str) -> CandidateResult:
-    return CandidateResult(candidate.name, candidate.precision, candidate.format, candidate.method, status, reason)
+    return CandidateResult(
+        candidate.name, candidate.precision, candidate.format, candidate.method, status, reason
+    )
 
 
 def _latencies(entries: Sequence[_Evaluated], start: Start, spec: Spec) -> dict[str, float]:
@@ -312,7 +360,9 @@ def _latencies(entries: Sequence[_Evaluated], start: Start, spec: Spec) -> dict[
     pixels = preprocess(draw_lesion(0).image, spec.preprocess)[None]
     times: dict[str, list[float]] = {entry.candidate.name: [] for entry in entries}
     with contextlib.ExitStack() as stack:
-        runtimes = {entry.candidate.name: stack.enter_context(start(entry.built)) for entry in entries}
+        runtimes = {
+            entry.candidate.name: stack.enter_context(start(entry.built)) for entry in entries
+        }
         for turn in range(TURNS):
             for name in list(runtimes) if turn % 2 else reversed(runtimes):
                 time.sleep(SETTLE_SECONDS)

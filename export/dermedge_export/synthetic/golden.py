@@ -31,7 +31,9 @@ def golden_cases(
     """
     cases = []
     for number, (dx, (height, width)) in enumerate(zip(CLASSES, SHAPES, strict=True)):
-        lesion = draw_lesion(1000 + number, dx=dx, fitzpatrick=number % 6 + 1, height=height, width=width)
+        lesion = draw_lesion(
+            1000 + number, dx=dx, fitzpatrick=number % 6 + 1, height=height, width=width
+        )
         png = io.BytesIO()
         Image.fromarray(lesion.image).save(png, "PNG", optimize=True)
         tensor = preprocess(png.getvalue(), spec.preprocess, exact=True)

@@ -134,8 +134,12 @@ def draw_lesion(
     if severity is not None and severity not in range(4):
         raise UsageError(f"severity {severity} is unknown: use 0 to 3.")
     if min(height, width) < _SMALLEST:
-        raise UsageError(f"height x width of {height}x{width} is too small: use at least {_SMALLEST} for both.")
-    pick, form, inner, skin, camera = (np.random.Generator(np.random.PCG64([seed, part])) for part in range(5))
+        raise UsageError(
+            f"height x width of {height}x{width} is too small: use at least {_SMALLEST} for both."
+        )
+    pick, form, inner, skin, camera = (
+        np.random.Generator(np.random.PCG64([seed, part])) for part in range(5)
+    )
     drawn = int(pick.integers(len(CLASSES))), int(pick.integers(1, 7)), int(pick.integers(4))
     dx = CLASSES[drawn[0]] if dx is None else dx
     fitzpatrick = drawn[1] if fitzpatrick is None else fitzpatrick
@@ -196,12 +200,19 @@ def _scatter(c: _Canvas, count: int, reach: float, hollow: float = 0.0) -> Field
     """`count` points [2, N] in pixels, spread over the lesion from `hollow` to `reach` radii."""
     angle = c.rng.uniform(0.0, 2.0 * np.pi, count)
     away = np.sqrt(c.rng.uniform(hollow**2, reach**2, count))
-    points: Field = c.to_pixel @ np.stack([away * np.cos(angle), away * np.sin(angle), np.ones(count)])
+    points: Field = c.to_pixel @ np.stack(
+        [away * np.cos(angle), away * np.sin(angle), np.ones(count)]
+    )
     return points
 
 
 def _dots(
-    c: _Canvas, count: int, size: tuple[float, float], reach: float = 0.9, hollow: float = 0.0, soft: float = 1.5
+    c: _Canvas,
+    count: int,
+    size: tuple[float, float],
+    reach: float = 0.9,
+    hollow: float = 0.0,
+    soft: float = 1.5,
 ) -> Field:
     """Round spots inside the lesion; `size` is the range of radii in pixels of a 192-pixel image."""
     points = _scatter(c, count, reach, hollow)
@@ -238,7 +249,12 @@ def _veil(c: _Canvas, alpha: Field, colour: tuple[int, int, int]) -> None:
 
 
 def _outline(
-    rng: np.random.Generator, inner: np.random.Generator, form: _Form, level: float, height: int, width: int
+    rng: np.random.Generator,
+    inner: np.random.Generator,
+    form: _Form,
+    level: float,
+    height: int,
+    width: int,
 ) -> _Canvas:
     short = min(height, width)
     radius = min((0.15 + 0.15 * level) * form.size * rng.uniform(0.8, 1.25), 0.34) * short
@@ -246,7 +262,9 @@ def _outline(
     warp = (form.warp[0] + (form.warp[1] - form.warp[0]) * level) * rng.uniform(0.6, 1.3)
     cos, sin, frame = np.cos(angle), np.sin(angle), np.array([width, height]) / 2
     swell = (1.0 + 0.8 * warp + 0.6 * form.ragged) * radius
-    half = swell * np.sqrt([(stretch * cos) ** 2 + (sin / stretch) ** 2, (stretch * sin) ** 2 + (cos / stretch) ** 2])
+    half = swell * np.sqrt(
+        [(stretch * cos) ** 2 + (sin / stretch) ** 2, (stretch * sin) ** 2 + (cos / stretch) ** 2]
+    )
     fit = float(min(1.0, (0.94 * frame / half).min()))
     radius, room = radius * fit, np.minimum(0.97 * frame - half * fit, 0.12 * short)
     centre, a, b = frame + room * rng.uniform(-1.0, 1.0, 2), radius * stretch, radius / stretch
@@ -257,18 +275,27 @@ def _outline(
     bent_v = v + warp * _noise(rng, u.shape, 0.9 * radius)
     depth = _lobes(rng, form, level, bent_u, bent_v)
     depth += form.ragged * (0.5 + 0.5 * level) * _noise(rng, u.shape, max(3.0, 0.22 * radius))
-    edge = np.minimum(np.minimum(x, width - x), np.minimum(y, height - y)) / radius - 0.02 * short / radius
+    edge = (
+        np.minimum(np.minimum(x, width - x), np.minimum(y, height - y)) / radius
+        - 0.02 * short / radius
+    )
     depth = np.minimum(depth, edge)
     soft = rng.uniform(*form.soft)
     to_pixel = np.array([[a * cos, -b * sin, centre[0]], [a * sin, b * cos, centre[1]]])
     inside = _step(depth, -soft, soft)
     blank = np.zeros(u.shape)
-    return _Canvas(inner, level, short / 192.0, radius, to_pixel, u, v, depth, inside, blank, blank.copy(), [])
+    return _Canvas(
+        inner, level, short / 192.0, radius, to_pixel, u, v, depth, inside, blank, blank.copy(), []
+    )
 
 
 def _lobes(rng: np.random.Generator, form: _Form, level: float, u: Field, v: Field) -> Field:
     """Depth of a disc, at times with side lobes grown on (asymmetry) or bites taken out (notches)."""
-    chance, angle, size = rng.uniform(0.0, 1.0, 4), rng.uniform(0.0, 2.0 * np.pi, 4), rng.uniform(0.0, 1.0, 4)
+    chance, angle, size = (
+        rng.uniform(0.0, 1.0, 4),
+        rng.uniform(0.0, 2.0 * np.pi, 4),
+        rng.uniform(0.0, 1.0, 4),
+    )
     grow = chance[:2] < form.lobes * (0.3 + 0.7 * level)
     depth = (0.86 if grow.any() else 1.0) - np.sqrt(u**2 + v**2)
     for k in range(2):
@@ -276,13 +303,17 @@ def _lobes(rng: np.random.Generator, form: _Form, level: float, u: Field, v: Fie
             r = 0.4 + 0.2 * size[k]
             away = 1.08 - r
             depth = np.maximum(
-                depth, r - np.sqrt((u - away * np.cos(angle[k])) ** 2 + (v - away * np.sin(angle[k])) ** 2)
+                depth,
+                r
+                - np.sqrt((u - away * np.cos(angle[k])) ** 2 + (v - away * np.sin(angle[k])) ** 2),
             )
     for k in range(2, 4):
         if chance[k] < form.bites * (0.2 + 0.8 * level):
             r = 0.15 + 0.2 * size[k]
             depth = np.minimum(
-                depth, np.sqrt((u - 0.95 * np.cos(angle[k])) ** 2 + (v - 0.95 * np.sin(angle[k])) ** 2) - r
+                depth,
+                np.sqrt((u - 0.95 * np.cos(angle[k])) ** 2 + (v - 0.95 * np.sin(angle[k])) ** 2)
+                - r,
             )
     return depth
 
@@ -290,7 +321,9 @@ def _lobes(rng: np.random.Generator, form: _Form, level: float, u: Field, v: Fie
 # ---- what each class looks like inside
 
 
-def _base(c: _Canvas, melanin: tuple[float, float], blood: tuple[float, float], patchy: float = 0.3) -> Field:
+def _base(
+    c: _Canvas, melanin: tuple[float, float], blood: tuple[float, float], patchy: float = 0.3
+) -> Field:
     """Even pigment and redness with slow variation; returns that variation (mean 0) for what follows."""
     slow = _noise(c.rng, c.u.shape, 0.5 * c.radius)
     fine = _noise(c.rng, c.u.shape, max(3.0, 5.0 * c.scale))
@@ -318,7 +351,10 @@ def _nv(c: _Canvas) -> None:
 def _mel(c: _Canvas) -> None:
     slow = _base(c, (0.35, 1.1), (0.0, 0.4), 0.5)
     strength = c.rng.uniform(0.3, 1.0) * (0.5 + 0.6 * c.level)
-    other, third = _noise(c.rng, c.u.shape, 0.6 * c.radius), _noise(c.rng, c.u.shape, 0.45 * c.radius)
+    other, third = (
+        _noise(c.rng, c.u.shape, 0.6 * c.radius),
+        _noise(c.rng, c.u.shape, 0.45 * c.radius),
+    )
     core = _step(c.depth, 0.0, 0.3)
     c.melanin += 1.7 * strength * _step(other + 0.3 * slow, -0.1, 0.8) * c.inside
     lines = _network(c, c.rng.uniform(7.0, 12.0), c.rng.uniform(0.7, 1.6))
@@ -340,7 +376,9 @@ def _streaks(c: _Canvas, count: int) -> None:
     inner, outer = c.rng.uniform(0.5, 0.85, count), c.rng.uniform(0.9, 1.15, count)
     t = np.linspace(0.0, 1.0, 24)[:, None]
     away, angle = inner + (outer - inner) * t, angle + c.rng.normal(0.0, 0.12, count) * t
-    points = np.stack([away * np.cos(angle), away * np.sin(angle), np.ones((24, count))]).reshape(3, -1)
+    points = np.stack([away * np.cos(angle), away * np.sin(angle), np.ones((24, count))]).reshape(
+        3, -1
+    )
     thick = c.rng.uniform(0.3, 1.7, count) * (1.0 - 0.7 * t) * c.scale
     lines = _stamp(c.u.shape, c.to_pixel @ points, thick.ravel(), 1.8 * c.scale)
     c.melanin += c.rng.uniform(0.3, 0.8) * lines * _step(c.depth, -0.25, 0.1)
@@ -351,9 +389,13 @@ def _bkl(c: _Canvas) -> None:
     rough = _noise(c.rng, c.u.shape, c.rng.uniform(4.0, 9.0) * c.scale)
     c.melanin *= 1.0 + c.rng.uniform(0.2, 0.8) * rough
     if c.rng.uniform() < 0.55:
-        furrows = 1.0 - _step(np.abs(_noise(c.rng, c.u.shape, c.rng.uniform(9.0, 18.0) * c.scale)), 0.0, 0.3)
+        furrows = 1.0 - _step(
+            np.abs(_noise(c.rng, c.u.shape, c.rng.uniform(9.0, 18.0) * c.scale)), 0.0, 0.3
+        )
         c.melanin += c.rng.uniform(0.1, 0.5) * furrows * c.inside
-    c.melanin += c.rng.uniform(0.0, 0.35) * c.inside * (1.0 - _step(np.abs(c.depth - 0.06), 0.0, 0.12))
+    c.melanin += (
+        c.rng.uniform(0.0, 0.35) * c.inside * (1.0 - _step(np.abs(c.depth - 0.06), 0.0, 0.12))
+    )
     many = 0.5 + 0.7 * c.level
     if c.rng.uniform() < 0.75:
         openings = _dots(c, int(c.rng.integers(3, 26) * many), (1.2, 3.6), 0.9, 0.0, 2.0)
@@ -373,7 +415,10 @@ def _bcc(c: _Canvas) -> None:
         c.blood += c.rng.uniform(0.4, 1.1) * vessels * _step(c.depth, -0.4, 0.1)
     if c.rng.uniform() < 0.65:
         count = max(1, int(c.rng.integers(2, 10) * many))
-        nests = _step(_dots(c, count, (3.0, 11.0), 0.85, 0.1, 9.0) + 0.3 * slow - 0.1, 0.0, 0.7) * c.inside
+        nests = (
+            _step(_dots(c, count, (3.0, 11.0), 0.85, 0.1, 9.0) + 0.3 * slow - 0.1, 0.0, 0.7)
+            * c.inside
+        )
         if c.rng.uniform() < 0.6:
             _veil(c, c.rng.uniform(0.4, 0.8) * nests, (88, 84, 100))
         else:
@@ -395,7 +440,9 @@ def _vessels(c: _Canvas, count: int) -> Field:
         radii.append(np.linspace(1.1, 0.5, trunk.shape[1]))
         for _ in range(int(c.rng.integers(2, 5))):
             root = trunk[:, int(c.rng.integers(trunk.shape[1] // 4, trunk.shape[1]))]
-            twig = _curve(c.rng, root, root + 0.6 * (end - start) + c.rng.normal(0.0, 12.0 * c.scale, 2), 0.45)
+            twig = _curve(
+                c.rng, root, root + 0.6 * (end - start) + c.rng.normal(0.0, 12.0 * c.scale, 2), 0.45
+            )
             points.append(twig)
             radii.append(np.linspace(0.7, 0.1, twig.shape[1]))
     return _stamp(c.u.shape, np.concatenate(points, axis=1), np.concatenate(radii) * c.scale, 1.2)
@@ -404,8 +451,13 @@ def _vessels(c: _Canvas, count: int) -> Field:
 def _vasc(c: _Canvas) -> None:
     slow = _base(c, (0.0, 0.15), (0.3, 1.1), 0.3)
     count = int(c.rng.integers(10, 45) * (0.7 + 0.6 * c.level))
-    size = c.radius / c.scale * c.rng.uniform(0.15, 0.25), c.radius / c.scale * c.rng.uniform(0.28, 0.42)
-    lagoons = _stamp(c.u.shape, _scatter(c, count, 0.9), c.rng.uniform(*size, count) * c.scale, 0.22 * c.radius)
+    size = (
+        c.radius / c.scale * c.rng.uniform(0.15, 0.25),
+        c.radius / c.scale * c.rng.uniform(0.28, 0.42),
+    )
+    lagoons = _stamp(
+        c.u.shape, _scatter(c, count, 0.9), c.rng.uniform(*size, count) * c.scale, 0.22 * c.radius
+    )
     lagoons = _step(lagoons + 0.25 * slow, 0.1, 1.0) * c.inside
     c.blood += c.rng.uniform(0.5, 1.5) * lagoons * (1.0 + 0.3 * slow)
     tint = c.rng.uniform()
@@ -443,7 +495,9 @@ _PAINTERS: dict[str, Callable[[_Canvas], None]] = {
 def _tone(rng: np.random.Generator, fitzpatrick: int) -> Field:
     """Colour of bare skin [3]; people of one type differ by about a third of a type."""
     at = np.clip(fitzpatrick - 1 + rng.uniform(-0.35, 0.35), 0, 5)
-    return np.array([np.interp(at, np.arange(6), channel) for channel in np.array(_SKIN, dtype=np.float64).T])
+    return np.array(
+        [np.interp(at, np.arange(6), channel) for channel in np.array(_SKIN, dtype=np.float64).T]
+    )
 
 
 def _skin(c: _Canvas, rng: np.random.Generator) -> None:
@@ -454,7 +508,9 @@ def _skin(c: _Canvas, rng: np.random.Generator) -> None:
     x, y = np.arange(shape[1])[None, :], np.arange(shape[0])[:, None]
     bend = 5.0 * _noise(rng, shape, 13.0 * s)
     creases = np.sin(k * (np.cos(angle) * x + np.sin(angle) * y) + bend)
-    creases = np.maximum(creases, np.sin(k * (np.cos(angle + 1.2) * x + np.sin(angle + 1.2) * y) - bend))
+    creases = np.maximum(
+        creases, np.sin(k * (np.cos(angle + 1.2) * x + np.sin(angle + 1.2) * y) - bend)
+    )
     web = 1.0 - _step(np.abs(_noise(rng, shape, rng.uniform(6.0, 11.0) * s) + 0.5 * fine), 0.0, 0.7)
     halo = _step(c.depth, -0.9, 0.0) * (1.0 - c.inside)
     c.melanin += rng.uniform(0.01, 0.05) * mottle + rng.uniform(0.02, 0.08) * fine
@@ -491,12 +547,21 @@ def _photograph(c: _Canvas, rng: np.random.Generator, tone: Field) -> NDArray[np
     shape, s = c.u.shape, c.scale
     light = float((tone.mean() / 205.0) ** 0.8)
     if rng.uniform() < 0.4:
-        _veil(c, 0.85 * _hairs(rng, shape, s), (62, 46, 40) if rng.uniform() < 0.9 else (214, 208, 200))
+        _veil(
+            c,
+            0.85 * _hairs(rng, shape, s),
+            (62, 46, 40) if rng.uniform() < 0.9 else (214, 208, 200),
+        )
     exposure = rng.uniform(0.94, 1.1) * light ** -rng.uniform(0.1, 0.4)
     balance = exposure * np.array([1.0, rng.uniform(0.88, 1.06), rng.uniform(0.84, 1.16)])
-    x, y = (np.arange(shape[1]) + 0.5) / shape[1] - 0.5, (np.arange(shape[0]) + 0.5)[:, None] / shape[0] - 0.5
+    x, y = (
+        (np.arange(shape[1]) + 0.5) / shape[1] - 0.5,
+        (np.arange(shape[0]) + 0.5)[:, None] / shape[0] - 0.5,
+    )
     far = x**2 * (shape[1] / shape[0]) ** 2 + y**2
-    shade = 1.0 + rng.normal(0.0, 0.07) * x + rng.normal(0.0, 0.07) * y - rng.uniform(0.0, 0.35) * far
+    shade = (
+        1.0 + rng.normal(0.0, 0.07) * x + rng.normal(0.0, 0.07) * y - rng.uniform(0.0, 0.35) * far
+    )
     shade += rng.uniform(0.01, 0.05) * _noise(rng, shape, 2.5 * s)
     glints = _glints(rng, shape, s) if rng.uniform() < 0.3 else None
     if rng.uniform() < 0.2:

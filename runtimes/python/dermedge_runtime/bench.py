@@ -74,7 +74,9 @@ def bench(
         BundleError, MissingExtraError, EngineError: As `load` and `predict` raise them.
     """
     if runs < 1 or warmup < 0 or sustained < 0:
-        raise UsageError(f"runs {runs}, warmup {warmup}, sustained {sustained}: use runs of 1 or more, no negatives.")
+        raise UsageError(
+            f"runs {runs}, warmup {warmup}, sustained {sustained}: use runs of 1 or more, no negatives."
+        )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     data, described = _image(opened, image)
     tell: Progress = progress or _silent
@@ -138,7 +140,9 @@ def _image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:
         raise ImageError(f"{path} cannot be read ({error}): check the file.") from error
 
 
-def _timed(model: Model, data: bytes, runs: int, warmup: int, progress: Progress) -> dict[str, Percentiles]:
+def _timed(
+    model: Model, data: bytes, runs: int, warmup: int, progress: Progress
+) -> dict[str, Percentiles]:
     """Each run times one prediction from encoded bytes and, beside it, preprocessing and the bare engine call alone."""
     spec = model.bundle.spec.preprocess
     stages: dict[str, list[float]] = {"end_to_end": [], "preprocess": [], "engine_only": []}
@@ -173,7 +177,9 @@ def _sustained(model: Model, data: bytes, seconds: float, progress: Progress) ->
     return tuple(medians)
 
 
-def _fresh_process(path: Path, data: bytes, engine: str | None, threads: int | None) -> tuple[float, int | None]:
+def _fresh_process(
+    path: Path, data: bytes, engine: str | None, threads: int | None
+) -> tuple[float, int | None]:
     """Milliseconds from starting Python to the first prediction (median of three), and bytes resident after more."""
     with tempfile.TemporaryDirectory(prefix="dermedge-bench-") as folder:
         image = Path(folder) / "image"
@@ -187,7 +193,9 @@ def _first_prediction(arguments: str) -> tuple[float, int | None]:
     with tempfile.TemporaryFile("w+") as trouble:
         start = perf_counter()
         command = [sys.executable, "-c", FRESH_PROCESS, arguments]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=trouble, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=trouble, text=True
+        ) as process:
             stdout = cast(IO[str], process.stdout)
             word = stdout.readline().strip()
             milliseconds = (perf_counter() - start) * 1000
@@ -195,6 +203,8 @@ def _first_prediction(arguments: str) -> tuple[float, int | None]:
         if word != "predicted" or process.returncode:
             trouble.seek(0)
             last = (trouble.read().strip().splitlines() or ["no message"])[-1]
-            raise EngineError(f"The first prediction in a fresh process failed ({last}): run `dermedge verify` on it.")
+            raise EngineError(
+                f"The first prediction in a fresh process failed ({last}): run `dermedge verify` on it."
+            )
     resident: int | None = json.loads(rest)
     return milliseconds, resident

@@ -76,11 +76,15 @@ class Bundle:
             BundleError: where the bundle has no such file, or it was changed since the bundle was opened.
         """
         if name not in self.files:
-            raise BundleError(f"{self.path} has no file {name!r}; it has {', '.join(sorted(self.files))}.")
+            raise BundleError(
+                f"{self.path} has no file {name!r}; it has {', '.join(sorted(self.files))}."
+            )
         with open_container(self.path) as container:
             data = container.read(name)
         if sha256_hex(data) != self.files[name]:
-            raise BundleError(f"{name!r} in {self.path} was changed since the bundle was opened; {DAMAGED}")
+            raise BundleError(
+                f"{name!r} in {self.path} was changed since the bundle was opened; {DAMAGED}"
+            )
         return data
 
     def golden(self) -> "list[Case]":
@@ -101,7 +105,12 @@ class Bundle:
             if _parse(_manifest(container), self.path) != self:
                 raise BundleError(f"{self.path} was changed since it was opened; open it again.")
             manifest = container.read(MANIFEST)
-        return _write({MANIFEST: manifest, **{name: self.read(name) for name in self.files}}, out, zipped, overwrite)
+        return _write(
+            {MANIFEST: manifest, **{name: self.read(name) for name in self.files}},
+            out,
+            zipped,
+            overwrite,
+        )
 
 
 def write_bundle(
@@ -152,7 +161,9 @@ def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool)
         if zipped:
             check_free(out, overwrite=overwrite)
             if out.is_dir():
-                raise UsageError(f"{out} is a folder and is not overwritten by a zip; choose another path.")
+                raise UsageError(
+                    f"{out} is a folder and is not overwritten by a zip; choose another path."
+                )
             atomic_write(out, zip_bytes(files))
             return Bundle.open(out)
         with atomic_folder(out, overwrite=overwrite, marker=MANIFEST) as folder:
@@ -161,12 +172,16 @@ def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool)
                 (folder / name).write_bytes(data)
             return replace(Bundle.open(folder), path=bundle.path)
     except OSError as error:
-        raise DermedgeError(f"Cannot write {out} ({error.strerror}); free space or choose another path.") from error
+        raise DermedgeError(
+            f"Cannot write {out} ({error.strerror}); free space or choose another path."
+        ) from error
 
 
 def _manifest(container: Container) -> Json:
     if container.sizes.get(MANIFEST, 0) > LARGEST_MANIFEST:
-        raise BundleError(f"{MANIFEST} of {container.path} has over {LARGEST_MANIFEST} bytes; {DAMAGED}")
+        raise BundleError(
+            f"{MANIFEST} of {container.path} has over {LARGEST_MANIFEST} bytes; {DAMAGED}"
+        )
     data: Json = parse_json(container.read(MANIFEST), f"{container.path}/{MANIFEST}", BundleError)
     return data
 
@@ -177,15 +192,21 @@ def _parse(manifest: Json, path: Path) -> Bundle:
     if schema != SCHEMA:
         name, _, major = schema.partition("/")
         if name == SCHEMA.partition("/")[0] and major.isdecimal():
-            raise BundleError(f"{path} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge.")
-        raise BundleError(f"{path} has schema {schema!r}, which is no dermedge bundle; name a .dermedge one.")
+            raise BundleError(
+                f"{path} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+            )
+        raise BundleError(
+            f"{path} has schema {schema!r}, which is no dermedge bundle; name a .dermedge one."
+        )
     content = {key: value for key, value in manifest.items() if key != "id"}
     try:
         digest = sha256_hex(canonical_json(content))
     except UsageError as error:
         raise BundleError(f"{MANIFEST} of {path} has no canonical form: {error}") from error
     if take(manifest, "id", str, MANIFEST) != digest:
-        raise BundleError(f"The manifest of {path} was changed: its id does not fit its content; {DAMAGED}")
+        raise BundleError(
+            f"The manifest of {path} was changed: its id does not fit its content; {DAMAGED}"
+        )
     spec = Spec.from_json(take(manifest, "spec", dict, MANIFEST))
     bundle = Bundle(
         path=path,
@@ -198,7 +219,9 @@ def _parse(manifest: Json, path: Path) -> Bundle:
         files=_files(take(manifest, "files", dict, MANIFEST), path),
     )
     if not artifact_files(bundle):
-        raise BundleError(f"The artifact {bundle.artifact.path!r} is not among the files of {path}; {AGAIN}")
+        raise BundleError(
+            f"The artifact {bundle.artifact.path!r} is not among the files of {path}; {AGAIN}"
+        )
     return bundle
 
 
@@ -212,21 +235,27 @@ def _tolerance(data: Json, spec: Spec) -> dict[str, float]:
     for name, value in data.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not 0 <= value <= LARGEST_TOLERANCE:
-            raise BundleError(f"The tolerance of {name!r} is {value!r}, not within 0..{LARGEST_TOLERANCE}; {AGAIN}")
+            raise BundleError(
+                f"The tolerance of {name!r} is {value!r}, not within 0..{LARGEST_TOLERANCE}; {AGAIN}"
+            )
     return {name: float(value) for name, value in data.items()}
 
 
 def _check_tasks(data: Json, spec: Spec, where: str) -> None:
     tasks = sorted(task.name for task in spec.tasks)
     if sorted(data) != tasks:
-        raise BundleError(f"{where} has entries for {sorted(data)}, but the tasks are {tasks}; {AGAIN}")
+        raise BundleError(
+            f"{where} has entries for {sorted(data)}, but the tasks are {tasks}; {AGAIN}"
+        )
 
 
 def _parity(data: Json) -> Json:
     for side in ("host", "device"):
         status = take(take(data, side, dict, "parity"), "status", str, f"parity.{side}")
         if status not in get_args(Status):
-            raise BundleError(f"parity.{side}.status is {status!r}, not one of {', '.join(get_args(Status))}; {AGAIN}")
+            raise BundleError(
+                f"parity.{side}.status is {status!r}, not one of {', '.join(get_args(Status))}; {AGAIN}"
+            )
     return data
 
 
@@ -234,9 +263,13 @@ def _files(data: Json, path: Path) -> dict[str, str]:
     check_names([*data, MANIFEST], str(path))
     for name, digest in data.items():
         if name == MANIFEST or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-            raise BundleError(f"The digest of {name!r} is {digest!r}, not a SHA-256 of another file; {AGAIN}")
+            raise BundleError(
+                f"The digest of {name!r} is {digest!r}, not a SHA-256 of another file; {AGAIN}"
+            )
         if PurePosixPath(name).suffix.lower() in PICKLES:
-            raise BundleError(f"{name!r} in {path} is a pickle, which could run code; export to another format.")
+            raise BundleError(
+                f"{name!r} in {path} is a pickle, which could run code; export to another format."
+            )
     return dict(data)
 
 
@@ -258,7 +291,15 @@ def _check_files(bundle: Bundle, container: Container) -> None:
     for name, expected in bundle.files.items():
         digest, head = container.digest(name)
         if digest != expected:
-            raise BundleError(f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest; {DAMAGED}")
+            raise BundleError(
+                f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest; {DAMAGED}"
+            )
         # Raw weights beside a graph (`.bin` in a folder) may begin with any bytes; no other may look like a pickle.
-        if name in artifact and head.startswith(PICKLE_HEADS) and not (len(artifact) > 1 and name.endswith(".bin")):
-            raise BundleError(f"{name!r} in {bundle.path} is a pickle, which could run code; export to another format.")
+        if (
+            name in artifact
+            and head.startswith(PICKLE_HEADS)
+            and not (len(artifact) > 1 and name.endswith(".bin"))
+        ):
+            raise BundleError(
+                f"{name!r} in {bundle.path} is a pickle, which could run code; export to another format."
+            )

@@ -9,7 +9,15 @@ from typing import Any
 from dermedge_runtime.errors import DermedgeError, UsageError
 
 LARGEST_INTEGER = 2**53 - 1
-ESCAPES = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
+ESCAPES = {
+    "\b": "\\b",
+    "\t": "\\t",
+    "\n": "\\n",
+    "\f": "\\f",
+    "\r": "\\r",
+    '"': '\\"',
+    "\\": "\\\\",
+}
 ESCAPED = re.compile(r'[\x00-\x1f"\\]')
 
 
@@ -25,7 +33,9 @@ def canonical_json(value: Any) -> bytes:
     try:
         return _canonical(value).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError(f"The text {error.object!r} holds half a surrogate pair; write valid Unicode.") from error
+        raise UsageError(
+            f"The text {error.object!r} holds half a surrogate pair; write valid Unicode."
+        ) from error
 
 
 def _canonical(value: Any) -> str:
@@ -35,7 +45,9 @@ def _canonical(value: Any) -> str:
         return _quoted(value)
     if isinstance(value, int):
         if abs(value) > LARGEST_INTEGER:
-            raise UsageError(f"The integer {value} is beyond 2^53 - 1 and not exact in JSON; write it as text.")
+            raise UsageError(
+                f"The integer {value} is beyond 2^53 - 1 and not exact in JSON; write it as text."
+            )
         return str(int(value))
     if isinstance(value, float):
         return _number(float(value))
@@ -47,11 +59,17 @@ def _canonical(value: Any) -> str:
             raise UsageError(f"The JSON key {wrong[0]!r} is not a string; write it as one.")
         ordered = sorted(value, key=lambda key: key.encode("utf-16-be"))
         return "{" + ",".join(f"{_quoted(key)}:{_canonical(value[key])}" for key in ordered) + "}"
-    raise UsageError(f"{value!r} is a {type(value).__name__}, which JSON does not know; convert it to a plain type.")
+    raise UsageError(
+        f"{value!r} is a {type(value).__name__}, which JSON does not know; convert it to a plain type."
+    )
 
 
 def _quoted(text: str) -> str:
-    return '"' + ESCAPED.sub(lambda match: ESCAPES.get(match[0]) or f"\\u{ord(match[0]):04x}", text) + '"'
+    return (
+        '"'
+        + ESCAPED.sub(lambda match: ESCAPES.get(match[0]) or f"\\u{ord(match[0]):04x}", text)
+        + '"'
+    )
 
 
 def _number(value: float) -> str:
@@ -112,10 +130,16 @@ def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any
 
     try:
         return json.loads(
-            data.decode("utf-8"), object_pairs_hook=pairs, parse_float=finite, parse_int=exact, parse_constant=finite
+            data.decode("utf-8"),
+            object_pairs_hook=pairs,
+            parse_float=finite,
+            parse_int=exact,
+            parse_constant=finite,
         )
     except (ValueError, RecursionError) as error:
-        raise error_class(f"{where} is not valid JSON ({error}); get or write the file again.") from error
+        raise error_class(
+            f"{where} is not valid JSON ({error}); get or write the file again."
+        ) from error
 
 
 def read_json(path: str | Path, error_class: type[DermedgeError]) -> Any:
@@ -127,5 +151,7 @@ def read_json(path: str | Path, error_class: type[DermedgeError]) -> Any:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise error_class(f"Cannot read {path} ({error.strerror}); check that the path is right.") from error
+        raise error_class(
+            f"Cannot read {path} ({error.strerror}); check that the path is right."
+        ) from error
     return parse_json(data, str(path), error_class)

@@ -35,7 +35,9 @@ class Container:
         """The file, opened for reading. Raises BundleError where it is not there."""
         if name not in self.sizes:
             raise BundleError(f"{self.path} has no file {name!r}; {DAMAGED}")
-        return self._archive.open(name) if self._archive is not None else (self.path / name).open("rb")
+        return (
+            self._archive.open(name) if self._archive is not None else (self.path / name).open("rb")
+        )
 
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
@@ -69,7 +71,9 @@ def open_container(path: Path) -> Iterator[Container]:
             return
         with path.open("rb") as stream:
             if stream.read(4) != ZIP_MAGIC:
-                raise BundleError(f"{path} is neither a bundle's folder nor its zip; name a .dermedge folder or file.")
+                raise BundleError(
+                    f"{path} is neither a bundle's folder nor its zip; name a .dermedge folder or file."
+                )
             from zipfile import BadZipFile, ZipFile
 
             try:
@@ -78,7 +82,9 @@ def open_container(path: Path) -> Iterator[Container]:
             except (BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
                 raise BundleError(f"{path} is a damaged zip ({error}); {DAMAGED}") from error
     except OSError as error:
-        raise BundleError(f"Cannot read {error.filename or path} ({error.strerror or error}); {DAMAGED}") from error
+        raise BundleError(
+            f"Cannot read {error.filename or path} ({error.strerror or error}); {DAMAGED}"
+        ) from error
 
 
 def _list_folder(root: Path) -> dict[str, int]:
@@ -94,7 +100,9 @@ def _list_folder(root: Path) -> dict[str, int]:
                 elif stat.S_ISREG(mode):
                     sizes[name] = entry.stat(follow_symlinks=False).st_size
                 else:
-                    raise BundleError(f"{name!r} in {root} is a link or no regular file, which is unsafe; {DAMAGED}")
+                    raise BundleError(
+                        f"{name!r} in {root} is a link or no regular file, which is unsafe; {DAMAGED}"
+                    )
     return sizes
 
 
@@ -107,9 +115,13 @@ def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
         if name in sizes:
             raise BundleError(f"{name!r} stands twice in {path}, which is unsafe; {DAMAGED}")
         if name.endswith("/") or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
-            raise BundleError(f"{name!r} in {path} is a link or no regular file, which is unsafe; {DAMAGED}")
+            raise BundleError(
+                f"{name!r} in {path} is a link or no regular file, which is unsafe; {DAMAGED}"
+            )
         if info.compress_type != ZIP_STORED:
-            raise BundleError(f"{name!r} in {path} is compressed; zip the bundle with its own `save`.")
+            raise BundleError(
+                f"{name!r} in {path} is compressed; zip the bundle with its own `save`."
+            )
         sizes[name] = info.file_size
     return sizes
 
@@ -122,16 +134,25 @@ def check_names(names: Iterable[str], where: str) -> None:
         parts = name.split("/")
         if (
             FORBIDDEN.search(name)
-            or any(part in ("", ".", "..") or part[-1] in ". " or len(part.encode()) > 255 for part in parts)
+            or any(
+                part in ("", ".", "..") or part[-1] in ". " or len(part.encode()) > 255
+                for part in parts
+            )
             or unicodedata.normalize("NFC", name) != name
         ):
-            raise BundleError(f"{name!r} in {where} is an unsafe path (not relative, plain and NFC); {DAMAGED}")
+            raise BundleError(
+                f"{name!r} in {where} is an unsafe path (not relative, plain and NFC); {DAMAGED}"
+            )
         if (other := seen.setdefault(name.casefold(), name)) != name:
-            raise BundleError(f"{other!r} and {name!r} in {where} are one file on some systems; {DAMAGED}")
+            raise BundleError(
+                f"{other!r} and {name!r} in {where} are one file on some systems; {DAMAGED}"
+            )
     for name in names:
         for end in (i for i, letter in enumerate(name) if letter == "/"):
             if name[:end].casefold() in seen:
-                raise BundleError(f"{name[:end]!r} in {where} is both a file and a folder; {DAMAGED}")
+                raise BundleError(
+                    f"{name[:end]!r} in {where} is both a file and a folder; {DAMAGED}"
+                )
 
 
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:

@@ -31,7 +31,11 @@ class CoreMlRuntime:
     name = "coreml"
 
     def __init__(
-        self, model: Any, spec: Spec, version: str, folder: "tempfile.TemporaryDirectory[str] | None" = None
+        self,
+        model: Any,
+        spec: Spec,
+        version: str,
+        folder: "tempfile.TemporaryDirectory[str] | None" = None,
     ) -> None:
         """Takes a `coremltools.models.MLModel`, and the folder that is deleted when the runtime is closed."""
         self.version = version
@@ -77,13 +81,16 @@ class CoreMlRuntime:
 
     def run(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs [N, ...] by task. Raises EngineError where the engine fails or is closed."""
-        with self._lock:  # coremltools does not promise that one model may be asked by two threads at once
+        with (
+            self._lock
+        ):  # coremltools does not promise that one model may be asked by two threads at once
             if self._model is None:
                 raise EngineError("The Core ML model is closed: load the bundle again.")
             try:
                 rows = [self._model.predict({INPUT: Image.fromarray(image)}) for image in images]
                 return {
-                    name: np.concatenate([np.asarray(row[name], np.float32) for row in rows]) for name in self._names
+                    name: np.concatenate([np.asarray(row[name], np.float32) for row in rows])
+                    for name in self._names
                 }
             except Exception as error:
                 raise EngineError(
@@ -124,7 +131,10 @@ def _check(description: Any, spec: Spec) -> None:
     for feature in description.input:
         image = feature.type.imageType
         rgb = feature.type.WhichOneof("Type") == "imageType" and image.colorSpace == image.RGB
-        inputs[feature.name] = ("uint8" if rgb else "no RGB image", (1, image.height, image.width, 3))
+        inputs[feature.name] = (
+            "uint8" if rgb else "no RGB image",
+            (1, image.height, image.width, 3),
+        )
     check_signature(inputs, {feature.name: _port(feature) for feature in description.output}, spec)
 
 

@@ -110,7 +110,9 @@ def decode(
         if task.kind == "segment":
             _check_finite(task, bool(np.isfinite(array).all()))
             if "mask" not in found and fitted.threshold is not None:
-                found["mask"] = segment_mask(array[0], spec.preprocess.size, temperature, fitted.threshold)
+                found["mask"] = segment_mask(
+                    array[0], spec.preprocess.size, temperature, fitted.threshold
+                )
             continue
         values: list[float] = array.tolist()
         _check_finite(task, all(map(math.isfinite, values)))
@@ -118,14 +120,20 @@ def decode(
             probabilities = softmax(values, temperature)
             labels = _ranked(task, probabilities)
             if task is malignancy:
-                score = sum(p for label, p in zip(task.labels, probabilities, strict=True) if label.malignant)
+                score = sum(
+                    p
+                    for label, p in zip(task.labels, probabilities, strict=True)
+                    if label.malignant
+                )
         elif task is malignancy:
             score = sigmoid(values[0] / temperature)
         elif task.kind == "ordinal" and "severity" not in found:
             found["severity"] = ordinal_level(values, temperature)
         elif task.kind == "embed" and "embedding" not in found:
             found["embedding"] = tuple(values)
-    threshold = None if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED).threshold
+    threshold = (
+        None if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED).threshold
+    )
     if score is not None:
         score = min(score, 1.0)
         if threshold is not None:
@@ -158,7 +166,9 @@ def ordinal_level(logits: Sequence[float], temperature: float = 1.0) -> int:
     return level
 
 
-def segment_mask(logits: Array, size: int, temperature: float, threshold: float) -> npt.NDArray[np.bool_]:
+def segment_mask(
+    logits: Array, size: int, temperature: float, threshold: float
+) -> npt.NDArray[np.bool_]:
     """Sigmoid of logits [h, w], enlarged bilinearly to [size, size], >= threshold.
 
     Half-pixel centres, edges repeated; columns are interpolated before rows.
@@ -182,7 +192,10 @@ def _enlarged(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float6
 
 
 def _ranked(task: Task, probabilities: Sequence[float]) -> tuple[ScoredLabel, ...]:
-    scored = [ScoredLabel(label.id, label.name, p) for label, p in zip(task.labels, probabilities, strict=True)]
+    scored = [
+        ScoredLabel(label.id, label.name, p)
+        for label, p in zip(task.labels, probabilities, strict=True)
+    ]
     return tuple(sorted(scored, key=lambda label: -label.probability))
 
 
@@ -200,7 +213,9 @@ def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
 def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
     values = outputs.get(task.name)
     if values is None:
-        raise EngineError(f"The engine gave no output {task.name!r}, only {sorted(outputs)}: export the model again.")
+        raise EngineError(
+            f"The engine gave no output {task.name!r}, only {sorted(outputs)}: export the model again."
+        )
     expected = expected_shape(task, size)
     if values.shape != expected and not (expected == (None,) and values.ndim == 1):
         raise EngineError(
@@ -211,4 +226,6 @@ def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
 
 def _check_finite(task: Task, finite: bool) -> None:
     if not finite:
-        raise EngineError(f"Output {task.name!r} holds NaN or infinity: run `dermedge verify` on the bundle.")
+        raise EngineError(
+            f"Output {task.name!r} holds NaN or infinity: run `dermedge verify` on the bundle."
+        )

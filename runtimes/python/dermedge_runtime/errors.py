@@ -50,7 +50,9 @@ class MissingExtraError(DermedgeError):
     exit_code = 4
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'dermedge[{extra}]'.")
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: pip install 'dermedge[{extra}]'."
+        )
         self.package = package
         self.extra = extra
 

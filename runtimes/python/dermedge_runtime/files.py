@@ -49,7 +49,9 @@ def atomic_write(path: str | Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
+def atomic_folder(
+    path: str | Path, *, overwrite: bool = False, marker: str | None = None
+) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
 
     Args:
@@ -69,7 +71,9 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | No
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise DermedgeError(f"Cannot write {path} ({error.strerror}); choose a path you may write to.") from error
+        raise DermedgeError(
+            f"Cannot write {path} ({error.strerror}); choose a path you may write to."
+        ) from error
     try:
         yield temporary
         for folder, _, names in os.walk(temporary):
@@ -88,9 +92,18 @@ def check_free(path: Path, *, overwrite: bool, marker: str | None = None) -> Non
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise UsageError(f"{path} exists already; choose another path, or overwrite it (--overwrite).")
-    if marker is not None and path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
-        raise UsageError(f"{path} is a folder without {marker}, so it is not overwritten; choose another path.")
+        raise UsageError(
+            f"{path} exists already; choose another path, or overwrite it (--overwrite)."
+        )
+    if (
+        marker is not None
+        and path.is_dir()
+        and any(path.iterdir())
+        and not (path / marker).is_file()
+    ):
+        raise UsageError(
+            f"{path} is a folder without {marker}, so it is not overwritten; choose another path."
+        )
 
 
 def _beside(path: Path, kind: str) -> Path:
@@ -116,8 +129,12 @@ def _put(temporary: Path, path: Path, *, overwrite: bool) -> None:
         _sync(path.parent)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise UsageError(f"{path} exists already; choose another path, or overwrite it (--overwrite).") from error
-        raise DermedgeError(f"Cannot write {path} ({error.strerror}); choose a path you may write to.") from error
+            raise UsageError(
+                f"{path} exists already; choose another path, or overwrite it (--overwrite)."
+            ) from error
+        raise DermedgeError(
+            f"Cannot write {path} ({error.strerror}); choose a path you may write to."
+        ) from error
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -129,7 +146,9 @@ def _exchange(one: Path, other: Path) -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     here, exchange = -100, 2
-    return bool(swap(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0)
+    return bool(
+        swap(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
+    )
 
 
 def _remove(path: Path) -> None:

@@ -62,11 +62,15 @@ def golden_files(cases: Sequence[Case]) -> dict[str, bytes]:
 
 def _describe(case: Case, files: dict[str, bytes]) -> Json:
     if not IDENTIFIER.fullmatch(case.name):
-        raise UsageError(f"Golden case name {case.name!r} is no file name; use letters, digits, '.', '_' and '-'.")
+        raise UsageError(
+            f"Golden case name {case.name!r} is no file name; use letters, digits, '.', '_' and '-'."
+        )
 
     def put(path: str, array: npt.NDArray[Any], dtype: str) -> Json:
         if not np.isfinite(array).all():
-            raise UsageError(f"Golden case {case.name!r} has NaN or infinity in {path}; look for what broke the model.")
+            raise UsageError(
+                f"Golden case {case.name!r} has NaN or infinity in {path}; look for what broke the model."
+            )
         files[path] = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<")).tobytes()
         return {"path": path, "dtype": dtype, "shape": list(array.shape)}
 
@@ -76,8 +80,14 @@ def _describe(case: Case, files: dict[str, bytes]) -> Json:
         "name": case.name,
         "image": f"{base}.png",
         "tensor": put(f"{base}.tensor.bin", case.tensor, "uint8"),
-        "reference": {o: put(f"{base}.reference.{o}.bin", a, "float32") for o, a in sorted(case.reference.items())},
-        "expected": {o: put(f"{base}.expected.{o}.bin", a, "float32") for o, a in sorted(case.expected.items())},
+        "reference": {
+            o: put(f"{base}.reference.{o}.bin", a, "float32")
+            for o, a in sorted(case.reference.items())
+        },
+        "expected": {
+            o: put(f"{base}.expected.{o}.bin", a, "float32")
+            for o, a in sorted(case.expected.items())
+        },
         "prediction": stable(case.prediction),
     }
 
@@ -91,10 +101,14 @@ def read_golden(read: Callable[[str], bytes]) -> list[Case]:
     data = parse_json(read(CASES), CASES, BundleError)
     schema = take(data, "schema", str, CASES)
     if schema != SCHEMA:
-        raise BundleError(f"{CASES} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge.")
+        raise BundleError(
+            f"{CASES} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+        )
     cases = [_case(item, read) for item in take(data, "cases", list, CASES)]
     if not cases:
-        raise BundleError(f"{CASES} lists no case, so nothing can be verified; export the model again.")
+        raise BundleError(
+            f"{CASES} lists no case, so nothing can be verified; export the model again."
+        )
     return cases
 
 
@@ -110,19 +124,31 @@ def _case(item: Json, read: Callable[[str], bytes]) -> Case:
         name=name,
         image=read(take(item, "image", str, where)),
         tensor=tensor,
-        reference={o: _array(a, "float32", where, read) for o, a in take(item, "reference", dict, where).items()},
-        expected={o: _array(a, "float32", where, read) for o, a in take(item, "expected", dict, where).items()},
+        reference={
+            o: _array(a, "float32", where, read)
+            for o, a in take(item, "reference", dict, where).items()
+        },
+        expected={
+            o: _array(a, "float32", where, read)
+            for o, a in take(item, "expected", dict, where).items()
+        },
         prediction=take(item, "prediction", dict, where),
     )
 
 
 def _array(entry: Json, dtype: str, where: str, read: Callable[[str], bytes]) -> npt.NDArray[Any]:
     path, shape = take(entry, "path", str, where), take(entry, "shape", list, where)
-    if take(entry, "dtype", str, where) != dtype or not all(type(n) is int and n > 0 for n in shape):
-        raise BundleError(f"{path} of {where} is {entry!r}, not a {dtype} tensor; export the model again.")
+    if take(entry, "dtype", str, where) != dtype or not all(
+        type(n) is int and n > 0 for n in shape
+    ):
+        raise BundleError(
+            f"{path} of {where} is {entry!r}, not a {dtype} tensor; export the model again."
+        )
     kind, data = np.dtype(dtype).newbyteorder("<"), read(path)
     if len(data) != math.prod(shape) * kind.itemsize:
-        raise BundleError(f"{path} has {len(data)} bytes, which is not {dtype} {shape}; export the model again.")
+        raise BundleError(
+            f"{path} has {len(data)} bytes, which is not {dtype} {shape}; export the model again."
+        )
     array = np.frombuffer(data, dtype=kind).reshape(shape).astype(dtype)
     if not np.isfinite(array).all():
         raise BundleError(f"{path} of {where} holds NaN or infinity; export the model again.")

@@ -89,7 +89,9 @@ class Model:
         tensor, preprocess_ms = self._prepare(image, exact)
         return self._predict([(tensor, preprocess_ms)])[0]
 
-    def predict_batch(self, images: Iterable[Source], *, batch_size: int = 8, exact: bool = False) -> list[Prediction]:
+    def predict_batch(
+        self, images: Iterable[Source], *, batch_size: int = 8, exact: bool = False
+    ) -> list[Prediction]:
         """Predicts images, `batch_size` at a time; in order. Raises as `predict` does, at the first bad image."""
         return list(self.stream(images, batch_size=batch_size, ahead=2 * batch_size, exact=exact))
 
@@ -155,9 +157,16 @@ class Model:
         """The engine's raw outputs [N, ...] by task for preprocessed images, uint8 [N, S, S, 3]."""
         self._check_open()
         size = self.bundle.spec.preprocess.size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3) or not len(images):
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[1:] != (size, size, 3)
+            or not len(images)
+        ):
             found = f"{images.dtype} {list(images.shape)}"
-            raise UsageError(f"The engine takes uint8 [N, {size}, {size}, 3], not {found}: preprocess the image first.")
+            raise UsageError(
+                f"The engine takes uint8 [N, {size}, {size}, 3], not {found}: preprocess the image first."
+            )
         return self.runtime.run(images)
 
     def outputs(self, image: Source, *, exact: bool = False) -> Outputs:
@@ -177,13 +186,18 @@ class Model:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError(f"The model {self.bundle.spec.name!r} is closed: load its bundle again.")
+            raise UsageError(
+                f"The model {self.bundle.spec.name!r} is closed: load its bundle again."
+            )
 
     def _prepare(self, image: Source, exact: bool) -> Item:
         start = perf_counter()
@@ -209,9 +223,17 @@ class Model:
         ]
 
     def _stream(
-        self, images: Iterator[Source], batch_size: int, ahead: int, workers: int, on_error: OnError, exact: bool
+        self,
+        images: Iterator[Source],
+        batch_size: int,
+        ahead: int,
+        workers: int,
+        on_error: OnError,
+        exact: bool,
     ) -> Iterator[Prediction | ImageError]:
-        from concurrent.futures import ThreadPoolExecutor  # costs a tenth of the time to a first prediction
+        from concurrent.futures import (
+            ThreadPoolExecutor,
+        )  # costs a tenth of the time to a first prediction
 
         pending: deque[Future[Item]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="dermedge-decode")
@@ -243,7 +265,9 @@ def _settled(future: "Future[Item]") -> Item | ImageError:
         return error
 
 
-def load(bundle: str | Path | Bundle, *, engine: str | None = None, threads: int | None = None) -> Model:
+def load(
+    bundle: str | Path | Bundle, *, engine: str | None = None, threads: int | None = None
+) -> Model:
     """Opens a bundle, checks all of it, and starts the engine that runs it.
 
     Args:

@@ -34,12 +34,16 @@ class OnnxRuntime:
     def __init__(self, session: "onnxruntime.InferenceSession", spec: Spec, version: str) -> None:
         self.version = version
         self._names = [task.name for task in spec.tasks]
-        self._batch_one = check_signature(_ports(session.get_inputs()), _ports(session.get_outputs()), spec)
+        self._batch_one = check_signature(
+            _ports(session.get_inputs()), _ports(session.get_outputs()), spec
+        )
         self._placement = _placement(session)
         self._session: onnxruntime.InferenceSession | None = session
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> "OnnxRuntime":
+    def open(
+        cls, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] = (CPU,)
+    ) -> "OnnxRuntime":
         """Starts a session on a bundle's ONNX file.
 
         Args:
@@ -89,14 +93,22 @@ class OnnxRuntime:
             raise EngineError("The ONNX Runtime session is closed: load the bundle again.")
         try:
             if not self._batch_one or len(images) == 1:
-                return dict(zip(self._names, session.run(self._names, {INPUT: images}), strict=True))
-            rows = [session.run(self._names, {INPUT: images[index : index + 1]}) for index in range(len(images))]
+                return dict(
+                    zip(self._names, session.run(self._names, {INPUT: images}), strict=True)
+                )
+            rows = [
+                session.run(self._names, {INPUT: images[index : index + 1]})
+                for index in range(len(images))
+            ]
         except Exception as error:
             raise EngineError(
                 f"onnxruntime failed on {images.dtype} {list(images.shape)} ({_first_line(error)}): "
                 "run `dermedge verify` on the bundle."
             ) from error
-        return {name: np.concatenate(column) for name, column in zip(self._names, zip(*rows, strict=True), strict=True)}
+        return {
+            name: np.concatenate(column)
+            for name, column in zip(self._names, zip(*rows, strict=True), strict=True)
+        }
 
     def placement(self) -> Placement:
         """By execution provider, how many nodes of each operator it computes; empty where this onnxruntime is too old
@@ -130,7 +142,9 @@ def check_placement(placement: Placement, providers: Sequence[str]) -> None:
             )
     for name in providers:
         if name != CPU and not placement.get(name):
-            taken = "; ".join(f"{other}: {_listed(operators)}" for other, operators in placement.items())
+            taken = "; ".join(
+                f"{other}: {_listed(operators)}" for other, operators in placement.items()
+            )
             raise EngineError(
                 f"{name} computes none of the {total} nodes ({taken}): leave it out of `providers`, or export at a "
                 "precision that it computes."
@@ -174,7 +188,10 @@ def _options(threads: int | None, providers: Sequence[str]) -> "onnxruntime.Sess
 def _ports(nodes: Sequence[Any]) -> dict[str, Port]:
     """By name, the type and sizes of a session's inputs or outputs; an open size has a name in ONNX."""
     return {
-        node.name: (TYPES.get(node.type, node.type), [size if isinstance(size, int) else None for size in node.shape])
+        node.name: (
+            TYPES.get(node.type, node.type),
+            [size if isinstance(size, int) else None for size in node.shape],
+        )
         for node in nodes
     }
 

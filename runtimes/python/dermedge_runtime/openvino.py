@@ -39,7 +39,9 @@ class OpenVinoRuntime:
         self._pool: _Pool | None = _Pool(compiled, [task.name for task in spec.tasks])
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int | None = None, hint: Hint = "latency") -> "OpenVinoRuntime":
+    def open(
+        cls, bundle: Bundle, *, threads: int | None = None, hint: Hint = "latency"
+    ) -> "OpenVinoRuntime":
         """Compiles a bundle's IR for the CPU, from memory: a zipped bundle is not extracted.
 
         It computes in float32, unless the artifact was made for bfloat16: by itself OpenVINO takes bfloat16 wherever
@@ -166,7 +168,9 @@ def _files(bundle: Bundle) -> tuple[bytes, bytes]:
     graphs = [name for name in files if name.endswith(".xml")]
     weights = [name for name in files if name.endswith(".bin")]
     if len(graphs) != 1 or len(weights) != 1:
-        raise EngineError(f"{bundle.artifact.path} holds {files}, not one .xml and one .bin: {AGAIN}")
+        raise EngineError(
+            f"{bundle.artifact.path} holds {files}, not one .xml and one .bin: {AGAIN}"
+        )
     return bundle.read(graphs[0]), bundle.read(weights[0])
 
 

@@ -105,17 +105,23 @@ def _decode(source: Source, spec: Preprocess, exact: bool) -> Image.Image:
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(f"The array is {array.dtype} {list(array.shape)}: pass RGB as uint8 [height, width, 3].")
+        raise ImageError(
+            f"The array is {array.dtype} {list(array.shape)}: pass RGB as uint8 [height, width, 3]."
+        )
     _check_size(array.shape[1], array.shape[0], "the array")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _stream(source: bytes | str | os.PathLike[str]) -> tuple[AbstractContextManager[IO[bytes]], str]:
+def _stream(
+    source: bytes | str | os.PathLike[str],
+) -> tuple[AbstractContextManager[IO[bytes]], str]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return nullcontext(io.BytesIO(source)), "the image"
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
-        raise ImageError(f"A {kind} is not an image: pass encoded bytes, a path, a PIL image or a uint8 array.")
+        raise ImageError(
+            f"A {kind} is not an image: pass encoded bytes, a path, a PIL image or a uint8 array."
+        )
     path = Path(source)
     if path.is_dir():
         raise ImageError(f"{path} is a folder: name an image file.")
@@ -124,7 +130,9 @@ def _stream(source: bytes | str | os.PathLike[str]) -> tuple[AbstractContextMana
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist: check the path.") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read ({error}): check the path and its permissions.") from error
+        raise ImageError(
+            f"{path} cannot be read ({error}): check the path and its permissions."
+        ) from error
 
 
 def _open(file: IO[bytes], name: str) -> Image.Image:
@@ -141,7 +149,9 @@ def _open(file: IO[bytes], name: str) -> Image.Image:
                 return factory(file, "")
             except Exception as error:
                 raise _damaged(name, kind, error) from error
-    raise ImageError(f"{name} is not an image that dermedge reads ({', '.join(FORMATS)}): convert it to JPEG or PNG.")
+    raise ImageError(
+        f"{name} is not an image that dermedge reads ({', '.join(FORMATS)}): convert it to JPEG or PNG."
+    )
 
 
 def _damaged(name: str, kind: str | None, error: Exception) -> ImageError:
@@ -179,7 +189,9 @@ def _upright(image: Image.Image, name: str, spec: Preprocess, scalable: bool) ->
 
 def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS}: pass a smaller one.")
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS}: pass a smaller one."
+        )
     if min(width, height) < MIN_SIDE:
         raise ImageError(
             f"{name} has {width} x {height} pixels, too small to be a photograph: each side needs {MIN_SIDE} or more."
@@ -190,11 +202,19 @@ def _refuse_depth(image: Image.Image, name: str) -> None:
     """Refuses samples whose scale is unknown, and colour keys that Pillow drops from 16-bit images."""
     mode, key = image.mode, image.info.get("transparency")
     bits = getattr(image, "tag_v2", {}).get(258, ())
-    if mode == "F" or (mode == "I" and image.format != "PNG") or (mode.startswith("I;") and bits == (12,)):
-        raise ImageError(f"{name} has samples of an unknown range (mode {mode}): convert it to 8 bits per sample.")
+    if (
+        mode == "F"
+        or (mode == "I" and image.format != "PNG")
+        or (mode.startswith("I;") and bits == (12,))
+    ):
+        raise ImageError(
+            f"{name} has samples of an unknown range (mode {mode}): convert it to 8 bits per sample."
+        )
     deep = mode.startswith("I") or (isinstance(key, tuple) and max(key) > 255)
     if key is not None and deep:
-        raise ImageError(f"{name} has 16 bits per sample and a transparent colour: convert it to 8 bits per sample.")
+        raise ImageError(
+            f"{name} has 16 bits per sample and a transparent colour: convert it to 8 bits per sample."
+        )
 
 
 def _orientation(image: Image.Image) -> int:

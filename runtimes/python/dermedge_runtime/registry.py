@@ -48,9 +48,13 @@ def load_entry(entry: str, *, extra: str | None = None) -> Any:
     except ModuleNotFoundError as error:
         if extra is not None:
             raise MissingExtraError(error.name or module, extra, entry) from error
-        raise UsageError(f"Cannot load {entry!r} ({error}); install what it needs, or remove that plug-in.") from error
+        raise UsageError(
+            f"Cannot load {entry!r} ({error}); install what it needs, or remove that plug-in."
+        ) from error
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"Cannot load {entry!r} ({error}); install a fitting version of that plug-in.") from error
+        raise UsageError(
+            f"Cannot load {entry!r} ({error}); install a fitting version of that plug-in."
+        ) from error
     return found
 
 

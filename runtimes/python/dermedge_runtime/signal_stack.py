@@ -19,7 +19,11 @@ def keep_signal_stack() -> Iterator[None]:
     import ctypes
 
     class Stack(ctypes.Structure):
-        _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+        _fields_ = (
+            ("address", ctypes.c_void_p),
+            ("flags", ctypes.c_int),
+            ("size", ctypes.c_size_t),
+        )
 
     sigaltstack, before = ctypes.CDLL(None).sigaltstack, Stack()
     known = sigaltstack(None, ctypes.byref(before)) == 0

@@ -65,10 +65,14 @@ class Task:
         task = cls(
             name=take(data, "name", str, "task"),
             kind=cast(Kind, kind),
-            labels=tuple(Label.from_json(label) for label in optional(data, "labels", list, "task") or ()),
+            labels=tuple(
+                Label.from_json(label) for label in optional(data, "labels", list, "task") or ()
+            ),
         )
         if not IDENTIFIER.fullmatch(task.name):
-            raise BundleError(f"Task name {task.name!r} is not an identifier; export the model again.")
+            raise BundleError(
+                f"Task name {task.name!r} is not an identifier; export the model again."
+            )
         ids = [label.id for label in task.labels]
         if len(set(ids)) != len(ids) or (kind in ("classify", "ordinal") and len(ids) < 2):
             raise BundleError(
@@ -93,13 +97,22 @@ class Preprocess:
     @classmethod
     def from_json(cls, data: Json) -> "Preprocess":
         size, fit = take(data, "size", int, "preprocess"), take(data, "fit", str, "preprocess")
-        kernel, background = take(data, "kernel", str, "preprocess"), take(data, "background", list, "preprocess")
+        kernel, background = (
+            take(data, "kernel", str, "preprocess"),
+            take(data, "background", list, "preprocess"),
+        )
         if not 16 <= size <= 4096:
-            raise BundleError(f"Preprocessing size {size} is outside 16..4096; export the model again.")
+            raise BundleError(
+                f"Preprocessing size {size} is outside 16..4096; export the model again."
+            )
         if fit not in get_args(Fit) or kernel != "triangle":
-            raise BundleError(f"Unknown preprocessing fit {fit!r} or kernel {kernel!r}: upgrade dermedge.")
+            raise BundleError(
+                f"Unknown preprocessing fit {fit!r} or kernel {kernel!r}: upgrade dermedge."
+            )
         if len(background) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in background):
-            raise BundleError(f"Background {background!r} is not an RGB colour; export the model again.")
+            raise BundleError(
+                f"Background {background!r} is not an RGB colour; export the model again."
+            )
         return cls(size, cast(Fit, fit), "triangle", (background[0], background[1], background[2]))
 
 
@@ -128,10 +141,14 @@ class Spec:
             lineage=optional(data, "lineage", dict, "spec") or {},
         )
         if not IDENTIFIER.fullmatch(spec.name):
-            raise BundleError(f"Model name {spec.name!r} is not an identifier; use letters, digits, '.', '_' and '-'.")
+            raise BundleError(
+                f"Model name {spec.name!r} is not an identifier; use letters, digits, '.', '_' and '-'."
+            )
         names = [task.name for task in spec.tasks]
         if not names or len(set(names)) != len(names):
-            raise BundleError(f"A model needs one or more distinct tasks, not {names}; export it again.")
+            raise BundleError(
+                f"A model needs one or more distinct tasks, not {names}; export it again."
+            )
         return spec
 
     def task(self, name: str) -> Task | None:
@@ -152,7 +169,11 @@ class Spec:
         if own is not None and own.kind == "binary":
             return own
         diagnosis = self.diagnosis
-        return diagnosis if diagnosis is not None and any(label.malignant for label in diagnosis.labels) else None
+        return (
+            diagnosis
+            if diagnosis is not None and any(label.malignant for label in diagnosis.labels)
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -210,9 +231,13 @@ class Postprocessing:
         temperature = optional(data, "temperature", float, "postprocessing")
         threshold = optional(data, "threshold", float, "postprocessing")
         if temperature is not None and not 0 < temperature < float("inf"):
-            raise BundleError(f"Temperature {temperature} is not a positive number; export the model again.")
+            raise BundleError(
+                f"Temperature {temperature} is not a positive number; export the model again."
+            )
         if threshold is not None and not 0 <= threshold <= 1:
-            raise BundleError(f"Threshold {threshold} is not a probability; export the model again.")
+            raise BundleError(
+                f"Threshold {threshold} is not a probability; export the model again."
+            )
         return cls(temperature=temperature, threshold=threshold)
 
 
@@ -231,18 +256,24 @@ def take(data: Json, key: str, kind: type[T], where: str) -> T:
     """`data[key]`, which must be there and of that JSON type. Raises BundleError where it is not."""
     value = optional(data, key, kind, where)
     if value is None:
-        raise BundleError(f"The {where} has no {key!r}: the file is incomplete; export the model again.")
+        raise BundleError(
+            f"The {where} has no {key!r}: the file is incomplete; export the model again."
+        )
     return value
 
 
 def optional(data: Json, key: str, kind: type[T], where: str) -> T | None:
     """Like `take`, with None for a key that is missing or null. Raises BundleError for a value of another type."""
     if not isinstance(data, dict):
-        raise BundleError(f"The {where} is {type(data).__name__}, not a JSON object; export the model again.")
+        raise BundleError(
+            f"The {where} is {type(data).__name__}, not a JSON object; export the model again."
+        )
     value = data.get(key)
     if value is None:
         return None
     accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
-        raise BundleError(f"{where}.{key} is {value!r}, not a {kind.__name__}; export the model again.")
+        raise BundleError(
+            f"{where}.{key} is {value!r}, not a {kind.__name__}; export the model again."
+        )
     return cast(T, value)

@@ -10,7 +10,13 @@ import PIL
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import decode, expected_shape
-from dermedge_runtime.errors import BundleError, DermedgeError, ElsewhereError, MissingExtraError, UsageError
+from dermedge_runtime.errors import (
+    BundleError,
+    DermedgeError,
+    ElsewhereError,
+    MissingExtraError,
+    UsageError,
+)
 from dermedge_runtime.golden import Case, stable
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.preprocess import preprocess
@@ -57,7 +63,9 @@ def verify(
     try:
         opened, cases = _files(path)
         identity = opened.id
-        answers.append(("passed", f"{len(opened.files)} files and {len(cases)} golden cases are intact"))
+        answers.append(
+            ("passed", f"{len(opened.files)} files and {len(cases)} golden cases are intact")
+        )
         answers.append(("passed", _preprocessing(opened, cases)))
         try:
             with _started(opened, engine, threads, runtime) as started:
@@ -71,7 +79,9 @@ def verify(
     answers += [("not_run", "an earlier check failed")] * (len(QUESTIONS) - len(answers))
     checks = tuple(Check(name, *answer) for name, answer in zip(QUESTIONS, answers, strict=True))
     found = {check.status for check in checks}
-    status: Status = "failed" if "failed" in found else "not_run" if "not_run" in found else "passed"
+    status: Status = (
+        "failed" if "failed" in found else "not_run" if "not_run" in found else "passed"
+    )
     return VerifyReport(identity, engine_name, status, checks)
 
 
@@ -86,7 +96,9 @@ def _files(path: Path) -> tuple[Bundle, list[Case]]:
     tasks = {task.name: expected_shape(task, size) for task in bundle.spec.tasks}
     for case in cases:
         if case.tensor.shape[0] != size:
-            raise _Failure(f"Golden case {case.name!r} has a tensor of {case.tensor.shape[0]} px, not {size}; {AGAIN}")
+            raise _Failure(
+                f"Golden case {case.name!r} has a tensor of {case.tensor.shape[0]} px, not {size}; {AGAIN}"
+            )
         for kind, outputs in (("reference", case.reference), ("expected", case.expected)):
             if outputs.keys() != tasks.keys():
                 raise _Failure(
@@ -94,7 +106,9 @@ def _files(path: Path) -> tuple[Bundle, list[Case]]:
                 )
             for name, shape in tasks.items():
                 found = outputs[name].shape
-                if len(found) != len(shape) or any(w not in (None, h) for h, w in zip(found, shape, strict=True)):
+                if len(found) != len(shape) or any(
+                    w not in (None, h) for h, w in zip(found, shape, strict=True)
+                ):
                     raise _Failure(
                         f"{kind} {name!r} of golden case {case.name!r} has shape {found}, not {shape}; {AGAIN}"
                     )
@@ -118,7 +132,9 @@ def _preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
 
 
 @contextmanager
-def _started(bundle: Bundle, engine: str | None, threads: int | None, runtime: Runtime | None) -> Iterator[Runtime]:
+def _started(
+    bundle: Bundle, engine: str | None, threads: int | None, runtime: Runtime | None
+) -> Iterator[Runtime]:
     if runtime is not None:
         yield runtime
         return
@@ -139,14 +155,20 @@ def _engine(bundle: Bundle, cases: Sequence[Case], runtime: Runtime) -> str:
     for case in cases:
         try:
             outputs = runtime.run(case.tensor[None])
-        except Exception as error:  # an engine may raise anything; all of it means that the engine is the culprit
-            raise _Failure(f"{runtime.name} {runtime.version} failed on golden case {case.name!r}: {error}") from error
+        except (
+            Exception
+        ) as error:  # an engine may raise anything; all of it means that the engine is the culprit
+            raise _Failure(
+                f"{runtime.name} {runtime.version} failed on golden case {case.name!r}: {error}"
+            ) from error
         for name, expected in case.expected.items():
             where = f"{runtime.name} {runtime.version}, golden case {case.name!r}, output {name!r}"
             got = outputs.get(name)
             if got is None or got.shape != (1, *expected.shape):
                 found = "nothing" if got is None else f"shape {list(got.shape)}"
-                raise _Failure(f"{where}: {found}, not shape {[1, *expected.shape]}; use the engine of the export.")
+                raise _Failure(
+                    f"{where}: {found}, not shape {[1, *expected.shape]}; use the engine of the export."
+                )
             difference = float(np.abs(got[0].astype(np.float64) - expected).max())
             if not difference <= bundle.tolerance[name]:
                 raise _Failure(
@@ -154,7 +176,9 @@ def _engine(bundle: Bundle, cases: Sequence[Case], runtime: Runtime) -> str:
                     f"fits {', '.join(bundle.artifact.requires) or 'the export'}, or export for this one."
                 )
             worst[name] = max(worst[name], difference)
-            drift[name] = max(drift[name], float(np.abs(expected.astype(np.float64) - case.reference[name]).max()))
+            drift[name] = max(
+                drift[name], float(np.abs(expected.astype(np.float64) - case.reference[name]).max())
+            )
     return "; ".join(
         f"{name} off by {worst[name]:.2g} (tolerance {limit:.2g}, {drift[name]:.2g} between export and fp32 student)"
         for name, limit in bundle.tolerance.items()
@@ -168,7 +192,9 @@ def _decoding(bundle: Bundle, cases: Sequence[Case]) -> str:
         except DermedgeError as error:
             raise _Failure(f"Golden case {case.name!r} cannot be decoded: {error}") from error
         if difference := _difference(prediction, stable(case.prediction), ""):
-            raise _Failure(f"Golden case {case.name!r} decodes differently: {difference}; install the newest dermedge.")
+            raise _Failure(
+                f"Golden case {case.name!r} decodes differently: {difference}; install the newest dermedge."
+            )
     return f"{len(cases)} golden predictions, within {DECODED_WITHIN:g}"
 
 
@@ -179,7 +205,13 @@ def _difference(got: Any, want: Any, where: str) -> str:
     elif isinstance(got, list) and isinstance(want, list) and len(got) == len(want):
         parts = ((got[i], want[i], f"{where}[{i}]") for i in range(len(got)))
     else:
-        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (got, want))
-        same = abs(got - want) <= DECODED_WITHIN if numbers else (type(got) is type(want) and got == want)
+        numbers = all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) for value in (got, want)
+        )
+        same = (
+            abs(got - want) <= DECODED_WITHIN
+            if numbers
+            else (type(got) is type(want) and got == want)
+        )
         return "" if same else f"{where.lstrip('.') or 'it'} is {got!r}, not {want!r}"
     return next(filter(None, (_difference(*part) for part in parts)), "")

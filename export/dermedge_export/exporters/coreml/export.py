@@ -33,7 +33,11 @@ from dermedge_runtime.spec import Artifact, Spec, to_json
 PATH = "model.mlpackage"
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
 TOOLS = ("dermedge", "torch", "coremltools")
-MACOS = {"iOS16": "13", "iOS17": "14", "iOS18": "15"}  # released with it, and running the same programs
+MACOS = {
+    "iOS16": "13",
+    "iOS17": "14",
+    "iOS18": "15",
+}  # released with it, and running the same programs
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PROBED = 64  # images that are asked whether something leaves fp16
 # Smaller weights stay fp16: there are few, and coremltools finds their clusters by chance instead of exactly.
@@ -59,12 +63,16 @@ def export_coreml(context: ExportContext, target: Target, candidate: Candidate) 
             import coremltools  # noqa: F401
     except ImportError as error:
         tool = error.name or "coremltools"
-        raise MissingExtraError(tool, "export" if tool == "torch" else "coreml", "Export to Core ML") from error
+        raise MissingExtraError(
+            tool, "export" if tool == "torch" else "coreml", "Export to Core ML"
+        ) from error
     quantized = candidate.precision == "w8a8"
     looked_at = context.calibration if quantized else _probed(context)
     # Compressed variants begin with the same conversion, which is most of the time.
     key = ("coreml", target.name, looked_at.digest)
-    model, program, found, kept = context.cached(key, lambda: _within_fp16(context, target, looked_at))
+    model, program, found, kept = context.cached(
+        key, lambda: _within_fp16(context, target, looked_at)
+    )
     with silence():
         files = _package(COMPRESS[candidate.precision](model, candidate, found), context.spec)
     described = Artifact(
@@ -77,8 +85,12 @@ def export_coreml(context: ExportContext, target: Target, candidate: Candidate) 
         details=_details(target, candidate, looked_at) | {"kept_fp32": _in_fp32(program, kept)},
         calibration=context.calibration.to_json() if quantized else None,
     )
-    simulation = Simulation("torch simulation of Core ML", version("torch"), simulated_run(read_program(files)))
-    return BuiltArtifact(described, {f"{PATH}/{name}": content for name, content in files.items()}, simulation)
+    simulation = Simulation(
+        "torch simulation of Core ML", version("torch"), simulated_run(read_program(files))
+    )
+    return BuiltArtifact(
+        described, {f"{PATH}/{name}": content for name, content in files.items()}, simulation
+    )
 
 
 def _check(context: ExportContext, target: Target, candidate: Candidate) -> None:
@@ -90,7 +102,9 @@ def _check(context: ExportContext, target: Target, candidate: Candidate) -> None
             f"{target.name}, whose runtime answers any number of images one by one."
         )
     if candidate.precision == "w8a8" and not target.facts.get("w8a8"):
-        raise UsageError(f"{target.name} has no 8-bit activations: choose among {', '.join(target.precisions)}.")
+        raise UsageError(
+            f"{target.name} has no 8-bit activations: choose among {', '.join(target.precisions)}."
+        )
     for task in context.spec.tasks:
         if not NAME.fullmatch(task.name) or task.name == INPUT:
             raise UsageError(
@@ -149,7 +163,11 @@ def _within_fp16(
 
 
 def _in_fp32(program: Program, kept: set[str]) -> list[str]:
-    return sorted(kept.intersection(name for step in program.steps if not any(step.half) for name in step.outputs))
+    return sorted(
+        kept.intersection(
+            name for step in program.steps if not any(step.half) for name in step.outputs
+        )
+    )
 
 
 def _traced(context: ExportContext) -> Any:
@@ -169,7 +187,9 @@ def _traced(context: ExportContext) -> Any:
     size = context.spec.preprocess.size
     with silence():
         try:
-            return torch.export.export(FromImage().eval(), (torch.zeros(1, 3, size, size),)).run_decompositions({})
+            return torch.export.export(
+                FromImage().eval(), (torch.zeros(1, 3, size, size),)
+            ).run_decompositions({})
         except Exception as error:
             refusal = _first_line(error)
     raise UsageError(f"torch.export cannot trace the network ({refusal}): {OTHERWISE}")
@@ -186,13 +206,19 @@ def _converted(traced: Any, spec: Spec, target: Target, kept: set[str]) -> Any:
         try:
             return ct.convert(
                 traced,
-                inputs=[ct.ImageType(INPUT, shape=(1, 3, size, size), scale=1.0, color_layout=ct.colorlayout.RGB)],
+                inputs=[
+                    ct.ImageType(
+                        INPUT, shape=(1, 3, size, size), scale=1.0, color_layout=ct.colorlayout.RGB
+                    )
+                ],
                 outputs=[ct.TensorType(task.name, dtype=np.float32) for task in spec.tasks],
                 minimum_deployment_target=ct.target[target.facts["deployment"]],
                 compute_precision=ct.transform.FP16ComputePrecision(op_selector=in_fp16),
                 skip_model_load=True,
             )
-        except Exception as error:  # which holds a folder of coremltools' that warns when it goes: let it go here
+        except (
+            Exception
+        ) as error:  # which holds a folder of coremltools' that warns when it goes: let it go here
             refusal = _first_line(error)
     raise UsageError(f"Core ML has not all that the network needs ({refusal}): {OTHERWISE}")
 
@@ -203,17 +229,29 @@ def _plain(model: Any, candidate: Candidate, found: Ranges) -> Any:
 
 def _linear_weights(model: Any, candidate: Candidate, found: Ranges) -> Any:
     """int8 weights, symmetric, with a scale per output channel."""
-    from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
+    from coremltools.optimize.coreml import (
+        OpLinearQuantizerConfig,
+        OptimizationConfig,
+        linear_quantize_weights,
+    )
 
-    config = OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
+    config = OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel"
+    )
     return linear_quantize_weights(model, OptimizationConfig(global_config=config))
 
 
 def _palettized(model: Any, candidate: Candidate, found: Ranges) -> Any:
     """Weights as indices into a table of 2^bits values per tensor, found by exact one-dimensional k-means."""
-    from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, palettize_weights
+    from coremltools.optimize.coreml import (
+        OpPalettizerConfig,
+        OptimizationConfig,
+        palettize_weights,
+    )
 
-    config = OpPalettizerConfig(mode="kmeans", nbits=candidate.options["bits"], weight_threshold=LEAST_PALETTIZED)
+    config = OpPalettizerConfig(
+        mode="kmeans", nbits=candidate.options["bits"], weight_threshold=LEAST_PALETTIZED
+    )
     return palettize_weights(model, OptimizationConfig(global_config=config))
 
 
@@ -230,7 +268,10 @@ def _linear_all(model: Any, candidate: Candidate, found: Ranges) -> Any:
 
     config = OptimizationConfig(global_config=OpLinearQuantizerConfig(mode="linear_symmetric"))
     stats = {name: {"rmin": value.low, "rmax": value.high} for name, value in found.values.items()}
-    passes = [PASS_REGISTRY[f"compression::insert_{side}_quantize_dequantize_pair"] for side in ("prefix", "suffix")]
+    passes = [
+        PASS_REGISTRY[f"compression::insert_{side}_quantize_dequantize_pair"]
+        for side in ("prefix", "suffix")
+    ]
     for each in passes:
         each.set_options([PassOption("config", config), PassOption("activation_stats", stats)])
     passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
@@ -262,7 +303,9 @@ def _package(model: Any, spec: Spec) -> dict[str, bytes]:
     files[MODEL] = _described(files[MODEL], spec)
     manifest = json.loads(written["Manifest.json"])
     items = manifest["itemInfoEntries"]
-    names = {name: str(uuid.UUID(sha256_hex(item["path"].encode())[:32])) for name, item in items.items()}
+    names = {
+        name: str(uuid.UUID(sha256_hex(item["path"].encode())[:32])) for name, item in items.items()
+    }
     manifest["itemInfoEntries"] = {names[name]: item for name, item in items.items()}
     manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
     return {"Manifest.json": pretty_json(manifest), **files}
@@ -275,16 +318,22 @@ def _described(content: bytes, spec: Spec) -> bytes:
     model = Model_pb2.Model.FromString(content)
     metadata, size = model.description.metadata, spec.preprocess.size
     metadata.Clear()  # the day of the conversion, among others
-    metadata.shortDescription = spec.intended_use or f"{spec.name}: its maker stated no intended use."
+    metadata.shortDescription = (
+        spec.intended_use or f"{spec.name}: its maker stated no intended use."
+    )
     metadata.versionString = spec.version
     metadata.author = str(spec.lineage.get("author") or "made with dermedge")
     metadata.license = str(spec.lineage.get("licence") or "see LICENSES in the bundle")
-    metadata.userDefined[METADATA_KEY] = json.dumps(to_json(spec), sort_keys=True, ensure_ascii=False)
+    metadata.userDefined[METADATA_KEY] = json.dumps(
+        to_json(spec), sort_keys=True, ensure_ascii=False
+    )
     if spec.diagnosis is not None:
         labels = [label.id for label in spec.diagnosis.labels]
         metadata.userDefined["dermedge.labels"] = json.dumps(labels, ensure_ascii=False)
     (image,) = model.description.input
-    image.shortDescription = f"RGB, {size} x {size}, fitted by {spec.preprocess.fit} as the bundle says; not scaled."
+    image.shortDescription = (
+        f"RGB, {size} x {size}, fitted by {spec.preprocess.fit} as the bundle says; not scaled."
+    )
     for output in model.description.output:
         task = spec.task(output.name)
         labels = [label.id for label in task.labels] if task is not None else []

@@ -12,9 +12,37 @@ Operator = Callable[..., Any]
 # What only moves numbers about or chooses among them needs no rounding: they are rounded already.
 MOVING = frozenset(
     (
-        *("concat", "expand_dims", "gather", "identity", "max_pool", "maximum", "minimum", "pad", "pixel_shuffle"),
-        *("reduce_max", "reduce_min", "relu", "reshape", "reverse", "select", "slice_by_index", "slice_by_size"),
-        *("split", "squeeze", "stack", "tile", "transpose", "upsample_nearest_neighbor", "argmax", "reduce_argmax"),
+        *(
+            "concat",
+            "expand_dims",
+            "gather",
+            "identity",
+            "max_pool",
+            "maximum",
+            "minimum",
+            "pad",
+            "pixel_shuffle",
+        ),
+        *(
+            "reduce_max",
+            "reduce_min",
+            "relu",
+            "reshape",
+            "reverse",
+            "select",
+            "slice_by_index",
+            "slice_by_size",
+        ),
+        *(
+            "split",
+            "squeeze",
+            "stack",
+            "tile",
+            "transpose",
+            "upsample_nearest_neighbor",
+            "argmax",
+            "reduce_argmax",
+        ),
     )
 )
 
@@ -29,8 +57,8 @@ def operators() -> Mapping[str, Operator]:
         "abs": lambda x: x.abs(),
         "add": lambda x, y: x + y,
         "avg_pool": _avg_pool,
-        "batch_norm": lambda x, mean, variance, gamma=None, beta=None, epsilon=1e-5: functional.batch_norm(
-            x, mean, variance, gamma, beta, eps=epsilon
+        "batch_norm": lambda x, mean, variance, gamma=None, beta=None, epsilon=1e-5: (
+            functional.batch_norm(x, mean, variance, gamma, beta, eps=epsilon)
         ),
         "cast": lambda x, dtype: x.trunc() if dtype.startswith(("int", "uint")) else x,
         "ceil": lambda x: x.ceil(),
@@ -51,13 +79,17 @@ def operators() -> Mapping[str, Operator]:
         "floor": lambda x: x.floor(),
         "floor_div": lambda x, y: (x / y).floor(),
         "gather": _gather,
-        "gelu": lambda x, mode="EXACT": functional.gelu(x, approximate="none" if mode == "EXACT" else "tanh"),
+        "gelu": lambda x, mode="EXACT": functional.gelu(
+            x, approximate="none" if mode == "EXACT" else "tanh"
+        ),
         "identity": lambda x: x,
         "instance_norm": lambda x, gamma=None, beta=None, epsilon=1e-5: functional.instance_norm(
             x, weight=gamma, bias=beta, eps=epsilon
         ),
         "inverse": lambda x, epsilon=1e-4: 1 / (x + epsilon),
-        "l2_norm": lambda x, epsilon=1e-6: x / (x.square().sum((-1, -2, -3), keepdim=True) + epsilon).sqrt(),
+        "l2_norm": lambda x, epsilon=1e-6: (
+            x / (x.square().sum((-1, -2, -3), keepdim=True) + epsilon).sqrt()
+        ),
         "layer_norm": _layer_norm,
         "leaky_relu": lambda x, alpha=0.01: functional.leaky_relu(x, alpha),
         "linear": lambda x, weight, bias=None: functional.linear(x, weight, bias),
@@ -84,7 +116,9 @@ def operators() -> Mapping[str, Operator]:
         "reduce_sum_square": _reduce(lambda x, axes, keep: x.square().sum(axes, keep)),
         "relu": lambda x: x.relu(),
         "relu6": lambda x: functional.relu6(x),
-        "reshape": lambda x, shape: x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape)]),
+        "reshape": lambda x, shape: x.reshape(
+            [x.shape[i] if n == 0 else n for i, n in enumerate(shape)]
+        ),
         "reverse": lambda x, axes=None: x.flip(axes if axes is not None else list(range(x.ndim))),
         "round": lambda x: x.round(),
         "rsqrt": lambda x, epsilon=1e-12: (x + epsilon).rsqrt(),
@@ -125,8 +159,12 @@ def operators() -> Mapping[str, Operator]:
                 align_corners=align_corners,
             )
         ),
-        "upsample_nearest_neighbor": lambda x, scale_factor_height=1, scale_factor_width=1: functional.interpolate(
-            x, scale_factor=(float(scale_factor_height), float(scale_factor_width)), mode="nearest"
+        "upsample_nearest_neighbor": lambda x, scale_factor_height=1, scale_factor_width=1: (
+            functional.interpolate(
+                x,
+                scale_factor=(float(scale_factor_height), float(scale_factor_width)),
+                mode="nearest",
+            )
         ),
     }
 
@@ -145,13 +183,22 @@ def _along(value: Any, x: Any, axis: int | None) -> Any:
     return value.reshape([-1 if index == axis % x.ndim else 1 for index in range(x.ndim)])
 
 
-def _quantize(input: Any, scale: Any, output_dtype: str, zero_point: Any = 0, axis: int | None = None) -> Any:
+def _quantize(
+    input: Any, scale: Any, output_dtype: str, zero_point: Any = 0, axis: int | None = None
+) -> Any:
     low, high = (-128, 127) if output_dtype == "int8" else (0, 255)
-    return ((input / _along(scale, input, axis)).round() + _along(zero_point, input, axis)).clamp(low, high)
+    return ((input / _along(scale, input, axis)).round() + _along(zero_point, input, axis)).clamp(
+        low, high
+    )
 
 
 def _padding(
-    x: Any, kernel: list[int], strides: list[int], pad_type: str, pad: list[int] | None, dilations: Any
+    x: Any,
+    kernel: list[int],
+    strides: list[int],
+    pad_type: str,
+    pad: list[int] | None,
+    dilations: Any,
 ) -> list[int]:
     """Begin and end of each spatial axis, in MIL's order."""
     if pad_type == "custom":
@@ -215,7 +262,9 @@ def _conv_transpose(
     whole = functional.conv_transpose2d(x, weight, bias, strides, 0, 0, groups, dilations)
     top, bottom, left, right = _padding(x, weight.shape[2:], strides, pad_type, pad, dilations)
     height, width = (
-        output_shape[-2:] if output_shape else (whole.shape[2] - top - bottom, whole.shape[3] - left - right)
+        output_shape[-2:]
+        if output_shape
+        else (whole.shape[2] - top - bottom, whole.shape[3] - left - right)
     )
     return whole[:, :, top : top + height, left : left + width]
 
@@ -253,11 +302,17 @@ def _max_pool(
 
     strides = strides or [1] * len(kernel_sizes)
     pads = _padding(x, kernel_sizes, strides, pad_type, pad, [1] * len(kernel_sizes))
-    return functional.max_pool2d(_padded(x, pads, float("-inf")), kernel_sizes, strides, 0, 1, ceil_mode)
+    return functional.max_pool2d(
+        _padded(x, pads, float("-inf")), kernel_sizes, strides, 0, 1, ceil_mode
+    )
 
 
 def _layer_norm(
-    x: Any, axes: list[int] | None = None, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5
+    x: Any,
+    axes: list[int] | None = None,
+    gamma: Any = None,
+    beta: Any = None,
+    epsilon: float = 1e-5,
 ) -> Any:
     axes = list(axes) if axes is not None else list(range(x.ndim))
     centred = x - x.mean(axes, keepdim=True)
@@ -275,7 +330,9 @@ def _expand_dims(x: Any, axes: list[int]) -> Any:
     return x
 
 
-def _gather(x: Any, indices: Any, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Any:
+def _gather(
+    x: Any, indices: Any, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
+) -> Any:
     import torch
 
     chosen = torch.as_tensor(indices).long()
@@ -306,7 +363,11 @@ def _slice_by_index(
     squeeze_mask: list[bool] | None = None,
 ) -> Any:
     never = [False] * x.ndim
-    begin_mask, end_mask, squeeze_mask = begin_mask or never, end_mask or never, squeeze_mask or never
+    begin_mask, end_mask, squeeze_mask = (
+        begin_mask or never,
+        end_mask or never,
+        squeeze_mask or never,
+    )
     steps = stride or [1] * x.ndim
     for axis in range(x.ndim):
         size, step = x.shape[axis], steps[axis]
@@ -316,7 +377,11 @@ def _slice_by_index(
         start = None if begin_mask[axis] else begin[axis]
         stop = None if end_mask[axis] else end[axis]
         chosen = range(size)[slice(start, stop, step)]
-        x = x.index_select(axis, _indices(chosen)) if step != 1 else x.narrow(axis, chosen.start, len(chosen))
+        x = (
+            x.index_select(axis, _indices(chosen))
+            if step != 1
+            else x.narrow(axis, chosen.start, len(chosen))
+        )
     return x.squeeze(tuple(axis for axis in range(x.ndim) if squeeze_mask[axis]))
 
 

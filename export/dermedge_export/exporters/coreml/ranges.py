@@ -27,7 +27,10 @@ class Range:
         """Take in what a tensor holds; NaN counts as infinite."""
         low, high = (float(bound) for bound in value.aminmax())
         nan = math.isnan(low) or math.isnan(high)
-        self.low, self.high = min(self.low, -math.inf if nan else low), max(self.high, math.inf if nan else high)
+        self.low, self.high = (
+            min(self.low, -math.inf if nan else low),
+            max(self.high, math.inf if nan else high),
+        )
 
     @property
     def reach(self) -> float:
@@ -75,7 +78,10 @@ def overflowing(program: Program, found: Ranges) -> set[str]:
         for step in program.steps
         if step.kind not in UNSELECTABLE
         and any(step.half)
-        and (far.intersection((*step.outputs, *step.inputs)) or found.inner[step.name] * MARGIN > LARGEST)
+        and (
+            far.intersection((*step.outputs, *step.inputs))
+            or found.inner[step.name] * MARGIN > LARGEST
+        )
         for name in (step.name, *step.outputs)
     }
 

@@ -56,7 +56,9 @@ class Program:
     constants: Mapping[str, Any]
     outputs: tuple[str, ...]
 
-    def run(self, image: Any, *, rounded: bool = True, observe: Observe | None = None) -> dict[str, Any]:
+    def run(
+        self, image: Any, *, rounded: bool = True, observe: Observe | None = None
+    ) -> dict[str, Any]:
         """Outputs [1, ...] of `image`, float32 [1, 3, S, S] of 0..255.
 
         Args:
@@ -67,15 +69,23 @@ class Program:
         values = {**self.constants, INPUT: image}
         for step in self.steps:
             taken = {
-                parameter: values[name] if isinstance(name, str) else [values[each] for each in name]
+                parameter: values[name]
+                if isinstance(name, str)
+                else [values[each] for each in name]
                 for parameter, name in step.values.items()
             }
             found = step.compute(**taken, **step.constants)
-            results = (found,) if len(step.outputs) == 1 and not isinstance(found, (tuple, list)) else tuple(found)
+            results = (
+                (found,)
+                if len(step.outputs) == 1 and not isinstance(found, (tuple, list))
+                else tuple(found)
+            )
             if observe is not None:
                 observe(step, taken, results)
             for name, value, half in zip(step.outputs, results, step.half, strict=True):
-                values[name] = value.half().float() if rounded and half and step.kind not in MOVING else value
+                values[name] = (
+                    value.half().float() if rounded and half and step.kind not in MOVING else value
+                )
         return {name: values[name] for name in self.outputs}
 
 
@@ -99,14 +109,18 @@ def read_program(files: Mapping[str, bytes]) -> Program:
     return _program(read.functions["main"])
 
 
-def simulated_run(program: Program) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
+def simulated_run(
+    program: Program,
+) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
     """The program as a function from uint8 [N, S, S, 3] to float32 outputs [N, ...] by task, one image at a time."""
     import torch
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
             rows = [program.run(image) for image in pixels(images)]
-        return {name: np.concatenate([row[name].numpy() for row in rows]) for name in program.outputs}
+        return {
+            name: np.concatenate([row[name].numpy() for row in rows]) for name in program.outputs
+        }
 
     return run
 
@@ -116,7 +130,9 @@ def pixels(images: NDArray[np.uint8]) -> Iterator[Any]:
     import torch
 
     for image in images:
-        yield torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32))
+        yield torch.from_numpy(
+            np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
+        )
 
 
 def _program(function: Any) -> Program:
@@ -178,4 +194,6 @@ def _tensor(value: Any) -> Any:
     import torch
 
     array = np.asarray(value)
-    return value if array.dtype.kind in "USO" else torch.from_numpy(np.array(array, dtype=np.float32))
+    return (
+        value if array.dtype.kind in "USO" else torch.from_numpy(np.array(array, dtype=np.float32))
+    )

@@ -71,7 +71,9 @@ def export_tensorrt(context: ExportContext, target: Target, candidate: Candidate
         "device": {name: value for name, value in target.facts.items() if name in FACTS},
     }
     built = artifact(context, target, candidate, sealed, (*TOOLS, "onnxruntime"), details)
-    simulation = Simulation("onnxruntime rounding to fp16", onnxruntime.__version__, rounded_run(sealed))
+    simulation = Simulation(
+        "onnxruntime rounding to fp16", onnxruntime.__version__, rounded_run(sealed)
+    )
     return BuiltArtifact(built.artifact, built.files, simulation)
 
 
@@ -82,7 +84,11 @@ def require_operators(graph: bytes, target: Target) -> list[str]:
         UsageError: TensorRT would refuse the graph; the message names the operators.
     """
     findings = check_tensorrt(graph)
-    errors = [f"{finding.op} ({finding.node}): {finding.message}" for finding in findings if finding.level == "error"]
+    errors = [
+        f"{finding.op} ({finding.node}): {finding.message}"
+        for finding in findings
+        if finding.level == "error"
+    ]
     if errors:
         more = f" and {len(errors) - 3} more" if len(errors) > 3 else ""
         raise UsageError(
@@ -99,10 +105,18 @@ def cast_pixels_first(graph: bytes) -> bytes:
     model = _loaded(graph)
     pixels = f"{INPUT}.pixels"
     renamed, same = {INPUT: pixels}, {pixels}
-    nodes = [onnx.helper.make_node("Cast", [INPUT], [pixels], name=f"cast_{pixels}", to=onnx.TensorProto.FLOAT)]
+    nodes = [
+        onnx.helper.make_node(
+            "Cast", [INPUT], [pixels], name=f"cast_{pixels}", to=onnx.TensorProto.FLOAT
+        )
+    ]
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
-        if node.op_type == "Cast" and node.input[0] in same and node.attribute[0].i == onnx.TensorProto.FLOAT:
+        if (
+            node.op_type == "Cast"
+            and node.input[0] in same
+            and node.attribute[0].i == onnx.TensorProto.FLOAT
+        ):
             renamed[node.output[0]] = node.input[0]
             continue
         if node.op_type == "Transpose" and node.input[0] in same:
@@ -115,7 +129,10 @@ def cast_pixels_first(graph: bytes) -> bytes:
 
 
 def typed_int8(
-    graph: bytes, thresholds: Mapping[str, float], wide: Collection[str] = (), keep: Collection[str] = ()
+    graph: bytes,
+    thresholds: Mapping[str, float],
+    wide: Collection[str] = (),
+    keep: Collection[str] = (),
 ) -> Any:
     """An fp32 graph as a typed onnx.ModelProto with explicit Q/DQ.
 
@@ -156,7 +173,9 @@ def weighted(model: Any, keep: Collection[str] = ()) -> dict[str, int]:
         if node.op_type == "Conv" and rank:
             found[node.name] = 0
         elif node.op_type in ("Gemm", "MatMul") and rank == 2:
-            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            transposed = any(
+                attribute.name == "transB" and attribute.i for attribute in node.attribute
+            )
             found[node.name] = 0 if transposed else 1
     return found
 
@@ -168,11 +187,18 @@ def activation_edges(model: Any, keep: Collection[str] = ()) -> list[Edge]:
     quantized = weighted(model, keep)
     activations = float_tensors(model) - {tensor.name for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
-    reads = [name for node in model.graph.node for name in node.input] + [output.name for output in model.graph.output]
+    reads = [name for node in model.graph.node for name in node.input] + [
+        output.name for output in model.graph.output
+    ]
 
     def fusible(name: str) -> bool:
         maker = makers.get(name)
-        return maker is not None and maker.op_type == "Conv" and maker.name in quantized and reads.count(name) == 1
+        return (
+            maker is not None
+            and maker.op_type == "Conv"
+            and maker.name in quantized
+            and reads.count(name) == 1
+        )
 
     edges: list[Edge] = []
     for node in model.graph.node:
@@ -196,7 +222,9 @@ def activation_thresholds(graph: bytes, images: NDArray[np.uint8], method: str) 
     nodes = {name for name, _ in activation_edges(model)}
     # Both branches of a sum: which of them is quantized depends on what is kept.
     inputs = {name for node in model.graph.node if node.name in nodes for name in node.input}
-    names = sorted((inputs & float_tensors(model)) - {tensor.name for tensor in model.graph.initializer})
+    names = sorted(
+        (inputs & float_tensors(model)) - {tensor.name for tensor in model.graph.initializer}
+    )
     return clip_thresholds(graph, names, images, method)
 
 
@@ -207,7 +235,9 @@ def _int8(
     sweeping = candidate.method == "mixed"
     if not sweeping and candidate.method not in ("minmax", "entropy"):
         raise unsupported_candidate(candidate)
-    thresholds = activation_thresholds(graph, calibration.images, "minmax" if sweeping else candidate.method)
+    thresholds = activation_thresholds(
+        graph, calibration.images, "minmax" if sweeping else candidate.method
+    )
     kept: tuple[str, ...] = ()
     if sweeping:
         from dermedge_export.quantization.sensitivity import choose_kept
@@ -235,10 +265,16 @@ class _Inserter:
 
         name, base = node.input[position], f"{node.name}.{position}"
         scale = _scale(np.float32(self._thresholds[name]))
-        constants = [self._constant(scale, f"{base}.scale"), self._constant(np.int8(0), f"{base}.zero")]
+        constants = [
+            self._constant(scale, f"{base}.scale"),
+            self._constant(np.int8(0), f"{base}.zero"),
+        ]
         self.nodes.append(
             onnx.helper.make_node(
-                "QuantizeLinear", [name, *constants], [f"{base}.quantized"], name=f"{base}.QuantizeLinear"
+                "QuantizeLinear",
+                [name, *constants],
+                [f"{base}.quantized"],
+                name=f"{base}.QuantizeLinear",
             )
         )
         return self._dequantize(f"{base}.quantized", constants, base)
@@ -251,10 +287,14 @@ class _Inserter:
         values = onnx.numpy_helper.to_array(self._weights[node.input[1]])
         others = tuple(other for other in range(values.ndim) if other != axis)
         scale = _scale(np.abs(values).max(axis=others))
-        steps = np.rint(values / np.expand_dims(scale, others)).clip(-LEVELS, LEVELS).astype(np.int8)
+        steps = (
+            np.rint(values / np.expand_dims(scale, others)).clip(-LEVELS, LEVELS).astype(np.int8)
+        )
         zero = np.zeros(scale.shape, np.int8)
         constants = [self._constant(scale, f"{base}.scale"), self._constant(zero, f"{base}.zero")]
-        return self._dequantize(self._constant(steps, f"{base}.quantized"), constants, base, axis=axis)
+        return self._dequantize(
+            self._constant(steps, f"{base}.quantized"), constants, base, axis=axis
+        )
 
     def _dequantize(self, name: str, constants: list[str], base: str, **attributes: Any) -> str:
         import onnx
@@ -278,7 +318,9 @@ class _Inserter:
 
 def _scale(peak: Any) -> NDArray[np.float32]:
     """The size of one step, as fp16 has it; not below its smallest normal number, which a silent channel would be."""
-    step: NDArray[np.float32] = np.maximum(peak / LEVELS, SMALLEST).astype(np.float16).astype(np.float32)
+    step: NDArray[np.float32] = (
+        np.maximum(peak / LEVELS, SMALLEST).astype(np.float16).astype(np.float32)
+    )
     return step
 
 

@@ -39,7 +39,9 @@ class TensorRt:
         self.gpu = cuda.gpu()
         self.logger = _logger(trt)
         if self.version.partition(".")[0] not in MAJORS:
-            raise EngineError(f"TensorRT {self.version} is not supported: install 10 or 11 (JetPack 6.1 brings 10.3).")
+            raise EngineError(
+                f"TensorRT {self.version} is not supported: install 10 or 11 (JetPack 6.1 brings 10.3)."
+            )
 
     @classmethod
     def open(cls, bundle: Path) -> "TensorRt":
@@ -87,8 +89,12 @@ class TensorRt:
         if image.shape[0] == -1:
             image.shape = (1, *tuple(image.shape)[1:])
         config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the precision is read back from
-        config.clear_flag(trt.BuilderFlag.TF32)  # a layer that is kept in fp32 is kept for its accuracy
+        config.profiling_verbosity = (
+            trt.ProfilingVerbosity.DETAILED
+        )  # what the precision is read back from
+        config.clear_flag(
+            trt.BuilderFlag.TF32
+        )  # a layer that is kept in fp32 is kept for its accuracy
         if workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
         known = config.create_timing_cache(timings)
@@ -96,7 +102,10 @@ class TensorRt:
             config.set_timing_cache(config.create_timing_cache(b""), False)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise self.failure("cannot build an engine", "close other programs, or give less memory with --workspace.")
+            raise self.failure(
+                "cannot build an engine",
+                "close other programs, or give less memory with --workspace.",
+            )
         return bytes(plan), bytes(config.get_timing_cache().serialize())
 
     def load(self, plan: bytes) -> "Engine":
@@ -124,24 +133,37 @@ class Engine:
         self._runtime = runtime = trt.Runtime(machine.logger)
         self._engine = engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise machine.failure("refuses the engine", "run `dermedge build` on its bundle again, with --rebuild.")
+            raise machine.failure(
+                "refuses the engine", "run `dermedge build` on its bundle again, with --rebuild."
+            )
         self._context = context = engine.create_execution_context()
         if context is None:
-            raise machine.failure("cannot start the engine", "close other programs that use the GPU.")
+            raise machine.failure(
+                "cannot start the engine", "close other programs that use the GPU."
+            )
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
-            side = self.inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else self.outputs
+            side = (
+                self.inputs
+                if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+                else self.outputs
+            )
             dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
             side[name] = Tensor(dtype, tuple(int(n) for n in engine.get_tensor_shape(name)))
         self._lock = threading.Lock()
         self._stream = self._cuda.stream()
-        self._memory = {name: self._allocate(name, tensor) for name, tensor in (self.inputs | self.outputs).items()}
+        self._memory = {
+            name: self._allocate(name, tensor)
+            for name, tensor in (self.inputs | self.outputs).items()
+        }
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs for contiguous inputs of the engine's own types and shapes. Raises EngineError."""
-        outputs = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in self.outputs.items()}
+        outputs = {
+            name: np.empty(tensor.shape, tensor.dtype) for name, tensor in self.outputs.items()
+        }
         with self._lock:
             context = self._context
             if context is None:
@@ -150,7 +172,9 @@ class Engine:
             for name, array in inputs.items():
                 self._cuda.upload(array, self._memory[name], self._stream)
             if not context.execute_async_v3(self._stream):
-                raise self._machine.failure("failed while running", "run `dermedge verify` on the bundle.")
+                raise self._machine.failure(
+                    "failed while running", "run `dermedge verify` on the bundle."
+                )
             for name, array in outputs.items():
                 self._cuda.download(self._memory[name], array, self._stream)
             self._cuda.wait(self._stream)
@@ -160,7 +184,10 @@ class Engine:
         """What TensorRT tells of each layer, JSON."""
         inspector = self._engine.create_engine_inspector()
         form = self._machine.trt.LayerInformationFormat.JSON
-        return [str(inspector.get_layer_information(index, form)) for index in range(self._engine.num_layers)]
+        return [
+            str(inspector.get_layer_information(index, form))
+            for index in range(self._engine.num_layers)
+        ]
 
     def close(self) -> None:
         """Give the GPU's memory back, once the image that is being computed is done. Closing again does nothing."""
@@ -177,7 +204,8 @@ class Engine:
         address = self._cuda.allocate(int(np.prod(tensor.shape)) * tensor.dtype.itemsize)
         if not self._context.set_tensor_address(name, address):
             raise self._machine.failure(
-                f"refuses memory for {name!r}", "run `dermedge build` on its bundle again, with --rebuild."
+                f"refuses memory for {name!r}",
+                "run `dermedge build` on its bundle again, with --rebuild.",
             )
         return address
 

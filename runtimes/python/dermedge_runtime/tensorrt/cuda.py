@@ -55,11 +55,17 @@ class Cuda:
 
     def gpu(self) -> Gpu:
         """What the GPU is."""
-        name, version, memory = ctypes.create_string_buffer(LONGEST_NAME), ctypes.c_int(), ctypes.c_size_t()
+        name, version, memory = (
+            ctypes.create_string_buffer(LONGEST_NAME),
+            ctypes.c_int(),
+            ctypes.c_size_t(),
+        )
         self._call("cuDeviceGetName", name, ctypes.c_int(LONGEST_NAME), self._device)
         self._call("cuDriverGetVersion", ctypes.byref(version))
         self._call("cuDeviceTotalMem_v2", ctypes.byref(memory), self._device)
-        sm = "".join(str(self._attribute(number)) for number in (CAPABILITY_MAJOR, CAPABILITY_MINOR))
+        sm = "".join(
+            str(self._attribute(number)) for number in (CAPABILITY_MAJOR, CAPABILITY_MINOR)
+        )
         cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
         return Gpu(name.value.decode(errors="replace"), sm, cuda, memory.value)
 
@@ -94,12 +100,16 @@ class Cuda:
     def upload(self, array: npt.NDArray[Any], address: int, stream: int) -> None:
         """Queue a copy of a contiguous array to the GPU."""
         source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
-        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, ctypes.c_void_p(stream))
+        self._call(
+            "cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, ctypes.c_void_p(stream)
+        )
 
     def download(self, address: int, array: npt.NDArray[Any], stream: int) -> None:
         """Queue a copy from the GPU into a contiguous array."""
         target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
-        self._call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, ctypes.c_void_p(stream))
+        self._call(
+            "cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, ctypes.c_void_p(stream)
+        )
 
     def _attribute(self, number: int) -> int:
         value = ctypes.c_int()

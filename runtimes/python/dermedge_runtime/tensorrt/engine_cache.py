@@ -98,7 +98,9 @@ def read_plan(bundle: Path, engine: EngineFile) -> bytes:
     try:
         plan = path.read_bytes()
     except OSError as error:
-        raise EngineError(f"The engine {path} cannot be read ({error.strerror}): {_again(bundle)}.") from error
+        raise EngineError(
+            f"The engine {path} cannot be read ({error.strerror}): {_again(bundle)}."
+        ) from error
     if sha256_hex(plan) != engine.sha256:
         raise EngineError(f"The engine {path} is damaged: {_again(bundle)}.")
     return plan
@@ -158,12 +160,18 @@ def _record(path: Path, again: str) -> BuildRecord:
     data = read_json(path, EngineError)
     try:
         if data["schema"] != SCHEMA:
-            raise EngineError(f"{path} has schema {data['schema']!r}, this dermedge reads {SCHEMA!r}: {again}.")
-        return BuildRecord(data["bundle"], data["status"], _engine(data["engine"]), tuple(data["allowed_failures"]))
+            raise EngineError(
+                f"{path} has schema {data['schema']!r}, this dermedge reads {SCHEMA!r}: {again}."
+            )
+        return BuildRecord(
+            data["bundle"], data["status"], _engine(data["engine"]), tuple(data["allowed_failures"])
+        )
     except (KeyError, TypeError) as error:
         raise EngineError(f"{path} is no device record (it lacks {error}): {again}.") from error
 
 
 def _engine(data: Any) -> EngineFile:
     key = data["key"]
-    return EngineFile(EngineKey(key["onnx"], key["tensorrt"], key["sm"], key["flags"]), data["sha256"])
+    return EngineFile(
+        EngineKey(key["onnx"], key["tensorrt"], key["sm"], key["flags"]), data["sha256"]
+    )

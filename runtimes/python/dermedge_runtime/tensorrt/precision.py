@@ -58,7 +58,10 @@ def read_precision(layers: Iterable[str], precision: str) -> PrecisionReadback:
     found = [(str(layer.get("Name", "")), _precision(layer)) for layer in judged]
     counts = Counter(width for _, width in found if width is not None)
     if not counts.get(asked):
-        seen = ", ".join(f"{count} in {width}" for width, count in sorted(counts.items())) or "none that can be read"
+        seen = (
+            ", ".join(f"{count} in {width}" for width, count in sorted(counts.items()))
+            or "none that can be read"
+        )
         raise EngineError(
             f"The engine was asked for in {precision}, but no layer computes in {asked} ({seen}): it is not used. "
             "Export the model again with this dermedge, and build it with TensorRT 10 or 11."
@@ -67,7 +70,11 @@ def read_precision(layers: Iterable[str], precision: str) -> PrecisionReadback:
         asked=asked,
         layers=len(told),
         counts=dict(sorted(counts.items())),
-        wider=tuple(name for name, width in found if width is not None and order.index(width) > order.index(asked)),
+        wider=tuple(
+            name
+            for name, width in found
+            if width is not None and order.index(width) > order.index(asked)
+        ),
         unread=sum(width is None for _, width in found),
     )
 

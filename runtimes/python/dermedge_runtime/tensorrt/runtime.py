@@ -28,7 +28,9 @@ class TensorRtRuntime:
         self._names = [task.name for task in spec.tasks]
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int | None = None, machine: TensorRt | None = None) -> "TensorRtRuntime":
+    def open(
+        cls, bundle: Bundle, *, threads: int | None = None, machine: TensorRt | None = None
+    ) -> "TensorRtRuntime":
         """Loads the engine that was built and gated on this device.
 
         Args:
@@ -69,7 +71,9 @@ def _check(engine: Engine, spec: Spec) -> None:
         )
     tasks = {task.name: expected_shape(task, size) for task in spec.tasks}
     if engine.outputs.keys() != tasks.keys():
-        raise EngineError(f"The engine gives {sorted(engine.outputs)}, but the tasks are {sorted(tasks)}: {AGAIN}")
+        raise EngineError(
+            f"The engine gives {sorted(engine.outputs)}, but the tasks are {sorted(tasks)}: {AGAIN}"
+        )
     for name, shape in tasks.items():
         found = engine.outputs[name]
         fits = len(found.shape) == 1 + len(shape) and all(
