@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError
@@ -16,7 +17,6 @@ from dermedge_runtime.spec import Json, Preprocess
 
 COUNT = 300
 MINIMUM = 32
-SYNTHETIC_SEED = 5000  # away from the lesions that agreement is judged on (0..) and from the golden ones (1000..)
 SYNTHETIC_COUNT = 64
 
 
@@ -54,7 +54,7 @@ class Calibration:
 def synthetic_calibration(spec: Preprocess, count: int = SYNTHETIC_COUNT) -> Calibration:
     """Drawn lesions, for an export without data; no accuracy may be expected of what is calibrated on them."""
     images = [
-        preprocess(draw_lesion(SYNTHETIC_SEED + i).image, spec, exact=True) for i in range(count)
+        preprocess(draw_lesion(seed).image, spec, exact=True) for seed in seeds.CALIBRATION[:count]
     ]
     return Calibration(
         np.stack(images), tuple(sha256_hex(image.tobytes()) for image in images), "procedural"

@@ -16,6 +16,7 @@ from dermedge_export.graph.inspect import (
     inspect_bundle,
     inspect_onnx,
 )
+from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import find_target
 from dermedge_runtime.bundle import Bundle
@@ -25,7 +26,6 @@ from dermedge_runtime.preprocess import preprocess
 THRESHOLD = 20.0  # dB: noise of a tenth of the signal's amplitude
 CEILING = 150.0  # dB: more than float32 can tell apart
 LESIONS = 4
-SEED = 7000  # away from the lesions of golden cases, calibration and agreement
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 HANDING_ON = ("Cast", "DequantizeLinear", "FakeQuantize", "QuantizeLinear")
 
@@ -184,8 +184,8 @@ def _graph(bundle: Bundle, against: Exportable) -> bytes:
 
 def _images(bundle: Bundle) -> NDArray[np.uint8]:
     drawn = [
-        preprocess(draw_lesion(SEED + i).image, bundle.spec.preprocess, exact=True)
-        for i in range(LESIONS)
+        preprocess(draw_lesion(seed).image, bundle.spec.preprocess, exact=True)
+        for seed in seeds.DEBUG[:LESIONS]
     ]
     return np.stack([*(case.tensor for case in bundle.golden()), *drawn])
 

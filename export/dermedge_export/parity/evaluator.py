@@ -12,6 +12,7 @@ from dermedge_export.calibration import Calibration
 from dermedge_export.evaluation.postprocessing import fit_postprocessing
 from dermedge_export.evaluation.predictions import Predictions, Run, predict_table
 from dermedge_export.parity.compare import parity
+from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import Target
 from dermedge_runtime.hardware import describe_device
@@ -65,7 +66,7 @@ class ParityEvaluator:
     def _lesions(self) -> list[NDArray[np.uint8]]:
         return [
             preprocess(draw_lesion(seed).image, self.spec.preprocess)
-            for seed in range(SYNTHETIC_COUNT)
+            for seed in seeds.AGREEMENT[:SYNTHETIC_COUNT]
         ]
 
     def run(self, split: str, run: Run) -> Predictions:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermedge_export.evaluation.predictions import Run
+from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import CLASSES, draw_lesion
 from dermedge_runtime.decode import decode
 from dermedge_runtime.golden import Case, stable
@@ -32,7 +33,7 @@ def golden_cases(
     cases = []
     for number, (dx, (height, width)) in enumerate(zip(CLASSES, SHAPES, strict=True)):
         lesion = draw_lesion(
-            1000 + number, dx=dx, fitzpatrick=number % 6 + 1, height=height, width=width
+            seeds.GOLDEN[number], dx=dx, fitzpatrick=number % 6 + 1, height=height, width=width
         )
         png = io.BytesIO()
         Image.fromarray(lesion.image).save(png, "PNG", optimize=True)
