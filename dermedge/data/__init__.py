@@ -4,8 +4,8 @@ from dermedge.data.check import CheckReport, Finding, check_data
 from dermedge.data.generate import draw_data_set
 from dermedge.data.importing.add import AddReport, DataSetInfo, add_data, list_data_sets
 from dermedge.data.layouts import CONTAINS, LAYOUTS, Join, Layout, Part
-from dermedge.data.skin import skin_tones
 from dermedge.data.split import SplitReport, assign_splits, split_data, with_split
+from dermedge.data.subgroups import skin_tones
 from dermedge.data.table import COLUMNS, SPLITS, Table, digests, groups, read_table, table_digest
 from dermedge.data.taxonomy import TAXONOMY, Diagnosis, lineage, project, resolve
 

@@ -18,7 +18,7 @@ from dermedge.data.images import (
     unlisted,
 )
 from dermedge.data.overlap import TeacherImages, images_seen_by, seen_sets
-from dermedge.data.skin import skin_tones
+from dermedge.data.subgroups import subgroup_counts
 from dermedge.data.table import SPLITS, Table, groups, read_table
 from dermedge.data.taxonomy import TAXONOMY
 from dermedge_runtime.progress import Progress
@@ -52,7 +52,8 @@ class CheckReport:
         findings: errors first.
         classes: images per diagnosis; "" counts unlabelled ones.
         splits: split -> diagnosis -> images; "" is no split.
-        subgroups: column -> value -> counts of "images", "malignant" and "benign".
+        subgroups: Column -> subgroup -> counts of "images", "malignant" and "benign", for
+            the subgroups that `evaluate` and the accuracy gate form.
     """
 
     data: str
@@ -89,6 +90,7 @@ def check_data(
     group = groups(frame)
     seen = None if teacher is None else images_seen_by(teacher)
     looks = inspect_images(table, progress=progress)
+    subgroups = subgroup_counts(frame)
     findings = [
         *_files(table, looks),
         *_duplicates(frame, group, exact_pairs(looks), near_pairs(looks)),
@@ -96,7 +98,7 @@ def check_data(
         *_classes(frame, group),
         *_labels(frame),
         *_columns(frame, group, looks),
-        *_small_subgroups(frame),
+        *_small_subgroups(subgroups),
         *(_pretrained(frame, looks, seen) if seen else ()),
     ]
     order = {"error": 0, "warning": 1, "info": 2}
@@ -110,7 +112,7 @@ def check_data(
         findings=tuple(findings),
         classes=_counts(frame["dx"]),
         splits={str(name): _counts(rows["dx"]) for name, rows in frame.groupby("split")},
-        subgroups=_subgroups(frame),
+        subgroups=subgroups,
     )
 
 
@@ -330,8 +332,10 @@ def _columns(
         )
 
 
-def _small_subgroups(frame: pd.DataFrame) -> Iterable[Finding]:
-    for column, values in _subgroups(frame).items():
+def _small_subgroups(
+    subgroups: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> Iterable[Finding]:
+    for column, values in subgroups.items():
         small = [
             f"{value} ({n['images']})"
             for value, n in values.items()
@@ -340,39 +344,6 @@ def _small_subgroups(frame: pd.DataFrame) -> Iterable[Finding]:
         if small:
             message = f"{column} has subgroups of fewer than {SMALL_SUBGROUP} images, too few for a claim about them."
             yield Finding("info", "small_subgroup", message, len(small), tuple(small))
-
-
-def age_band(age: float) -> str:
-    """The twenty years that an age falls into, "" where it is unknown."""
-    if age != age:
-        return ""
-    start = min(int(age) // 20 * 20, 80)
-    return "80+" if start == 80 else f"{start}-{start + 19}"
-
-
-def _subgroups(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
-    columns = {
-        "fitzpatrick": frame["fitzpatrick"].map(
-            lambda value: "" if value != value else str(int(value))
-        ),
-        "skin_tone": skin_tones(frame),
-        "sex": frame["sex"],
-        "age": frame["age"].map(age_band),
-        "site": frame["site"],
-        "source": frame["source"],
-    }
-    tables: dict[str, dict[str, dict[str, int]]] = {}
-    for name, values in columns.items():
-        if (values != "").any():
-            tables[name] = {
-                str(value): {
-                    "images": len(rows),
-                    "malignant": int((rows["malignant"] == 1).sum()),
-                    "benign": int((rows["malignant"] == 0).sum()),
-                }
-                for value, rows in frame.groupby(values)
-            }
-    return tables
 
 
 def _counts(column: "pd.Series[str]") -> dict[str, int]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge.data.split import with_split
+from dermedge.data.subgroups import subgroup_columns
 from dermedge.data.table import Table, digests, read_table
-from dermedge.evaluation.table_predictions import masks, preprocessed, subgroups, table_predictions
+from dermedge.evaluation.table_predictions import masks, preprocessed, table_predictions
 from dermedge_export.calibration import COUNT, Calibration, balanced_choice
 from dermedge_export.evaluation.predictions import Predictions, Run
 from dermedge_runtime.progress import Progress
@@ -63,7 +64,7 @@ class TableEvaluationData:
             tuple(rows["digest"]),
             "train",
             _counts(rows["dx"].tolist()),
-            _counts(subgroups(rows)["fitzpatrick"].tolist()),
+            _counts(subgroup_columns(rows)["fitzpatrick"].tolist()),
         )
 
     def _images(self, split: str, table: Table) -> Iterable[NDArray[np.uint8]]:

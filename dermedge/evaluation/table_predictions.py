@@ -1,6 +1,5 @@
 """A table of images through a model: what it answered, beside what the table knows of each image."""
 
-import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermedge.data.masks import output_grid, read_mask
-from dermedge.data.skin import skin_tones
+from dermedge.data.subgroups import subgroup_columns
 from dermedge.data.table import Table, groups
 from dermedge.data.taxonomy import project
 from dermedge_export.evaluation.predictions import Predictions, Run, predict_table
@@ -21,8 +20,6 @@ from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Preprocess, Spec
 
-AGE_BANDS = ((0, "0-29"), (30, "30-49"), (50, "50-69"), (70, "70+"))
-SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")
 AHEAD = 16
 
 
@@ -58,7 +55,7 @@ def table_predictions(
         labels=labels(table.frame, spec),
         malignant=table.frame["malignant"].to_numpy(np.float64),
         groups=groups(table.frame).to_numpy(str),
-        subgroups=subgroups(table.frame),
+        subgroups=subgroup_columns(table.frame),
         levels=levels(table.frame, spec),
         masks=masks(table, spec) if outlines is None else outlines,
     )
@@ -107,28 +104,6 @@ def unmapped(frame: pd.DataFrame, spec: Spec) -> dict[str, int]:
         return {}
     foreign = frame["dx"][labels(frame, spec) < 0]
     return dict(sorted(Counter(dx for dx in foreign if dx).items()))
-
-
-def subgroups(frame: pd.DataFrame) -> dict[str, NDArray[np.str_]]:
-    """Skin type (I to VI, or the range I-II, III-IV or V-VI where a set tells no more), sex, age band and site [N] of
-    every row, "" where unknown.
-    """
-    ranges = skin_tones(frame)
-    skin = [
-        SKIN_TYPES[int(value) - 1] if not math.isnan(value) else tone
-        for value, tone in zip(frame["fitzpatrick"], ranges, strict=True)
-    ]
-    return {
-        "fitzpatrick": np.array(skin, str),
-        "sex": frame["sex"].to_numpy(str),
-        "age_band": np.array([age_band(age) for age in frame["age"]], str),
-        "site": frame["site"].to_numpy(str),
-    }
-
-
-def age_band(age: float) -> str:
-    """The band that an age in years falls into, "" for NaN."""
-    return next((name for start, name in reversed(AGE_BANDS) if age >= start), "")
 
 
 def preprocessed(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge.data.subgroups import subgroup_columns
 from dermedge.evaluation.fairness import fairness
 from dermedge.evaluation.report import Fairness
-from dermedge.evaluation.table_predictions import subgroups
 from dermedge.probing.task import Labels, ProbeSplit, ProbeTask
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Floats, Statistic
@@ -71,7 +71,7 @@ def scores(
             labels,
             predicted,
             classes,
-            subgroups(test.table.frame),
+            subgroup_columns(test.table.frame),
             test.groups,
             positive=labels.astype(np.float64) if binary else None,
             decision=predicted == 1 if binary else None,
