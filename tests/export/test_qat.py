@@ -19,6 +19,7 @@ from dermedge_export.target import CPU
 from dermedge_runtime.errors import DermedgeError, UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 from support import small
+from support.native_candidate import native_candidate
 
 LABELS = tuple(
     Label(name, name, malignant)
@@ -30,7 +31,8 @@ SPEC = Spec(
     (Task("malignancy", "binary"), Task("diagnosis", "classify", LABELS)),
     Preprocess(32),
 )
-OPTIONS = ({"activations": "u8"}, {"activations": "s8", "reduce_range": True})
+NATIVE = native_candidate("qat").options
+OPTIONS = (NATIVE, {"activations": "s8", "reduce_range": True})
 
 
 class Tiny(nn.Module):
@@ -96,7 +98,7 @@ def shaken(twin: Any) -> Any:
     return twin
 
 
-@pytest.fixture(scope="module", params=OPTIONS, ids=["u8s8", "s8s8"])
+@pytest.fixture(scope="module", params=OPTIONS, ids=["native", "s8s8"])
 def made(
     request: pytest.FixtureRequest, source: Source, calibration: Calibration
 ) -> tuple[dict[str, Any], Any, bytes]:

@@ -22,9 +22,10 @@ from dermedge_export.quantization.qat import fake_quantized, qat_graph
 from dermedge_export.target import CPU
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Preprocess, Spec
+from support.native_candidate import native_candidate
 from support.small import SIZE, die, edited, flat, in_process
 
-CANDIDATE = Candidate("int8", "onnx", "qat", {"activations": "u8"}, "trained")
+CANDIDATE = native_candidate("qat")
 SCHEDULE = Schedule(
     epochs=7, batch_size=16, lr=3e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.8, patience=9
 )
@@ -156,7 +157,7 @@ class TestResult:
     def test_its_record_says_what_was_done(self, run: tuple[Any, Path]) -> None:
         written = record(run[1])
         assert (written["command"], written["finished"]) == ("qat", True)
-        assert written["settings"]["candidate"]["options"] == {"activations": "u8"}
+        assert written["settings"]["candidate"]["options"] == CANDIDATE.options
         assert (
             written["settings"]["schedule"]["epochs"] == SCHEDULE.epochs == len(written["history"])
         )
@@ -175,7 +176,13 @@ class TestResult:
 
 def test_it_can_be_exported(student: TrainedModel, data: Path, tmp_path: Path) -> None:
     calibration = quantized(student, data)[1]
-    retrain = QuantizationAwareTraining(student, data, tmp_path, schedule=replace(SHORT, epochs=1))
+    training = QuantizationAwareTraining(student, data, tmp_path, schedule=replace(SHORT, epochs=1))
+    trained: list[Any] = []
+
+    def retrain(module: Any, images: Calibration, candidate: Candidate) -> Any:
+        trained.append(training(module, images, candidate))
+        return trained[0]
+
     context = ExportContext(student, calibration_source=lambda: calibration, retrain=retrain)
     graph, _ = qat_graph(context, CPU, CANDIDATE)
     engine = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -184,8 +191,9 @@ def test_it_can_be_exported(student: TrainedModel, data: Path, tmp_path: Path) -
         [engine.run(["diagnosis"], {"image": image[None]})[0] for image in images]
     )
     with torch.no_grad():
-        wanted = student.module(torch.from_numpy(images))["diagnosis"].numpy()
-    assert np.abs(found - wanted).mean() < 0.15 * np.abs(wanted).mean()
+        wanted = trained[0](torch.from_numpy(images))["diagnosis"].numpy()
+    # 0.03 on CPUs with and without VNNI; 0.34 where sums of 8-bit products saturate.
+    assert np.abs(found - wanted).mean() < 0.05 * np.abs(wanted).mean()
 
 
 class TestData:
