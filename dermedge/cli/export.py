@@ -15,10 +15,8 @@ from dermedge.cli.console import (
     table,
 )
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.canonical_json import parse_json
 from dermedge_runtime.errors import DermedgeError
-
-CANDIDATES = "reports/candidates.json"
+from dermedge_runtime.report import CANDIDATES_REPORT, read_report
 
 
 def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -115,10 +113,8 @@ def show(made: Bundle | list[Bundle]) -> None:
     """Print what was tried and why the winner won, then a line per bundle."""
     bundles = made if isinstance(made, list) else [made]
     for bundle in bundles:
-        if CANDIDATES in bundle.files:
-            show_candidates(
-                parse_json(bundle.read(CANDIDATES), CANDIDATES, DermedgeError)["candidates"]
-            )
+        if candidates := read_report(bundle, CANDIDATES_REPORT):
+            show_candidates(candidates["candidates"])
         pairs(
             {
                 "wrote": bundle.path,

@@ -19,7 +19,7 @@ from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import MissingExtraError
 from dermedge_runtime.files import check_free
-from dermedge_runtime.report import bundled_report
+from dermedge_runtime.report import CANDIDATES_REPORT, read_report
 
 NAMES_SHOWN = 5
 
@@ -98,7 +98,7 @@ def show(bundle: Bundle) -> None:
             for side, p in sides
         ],
     )
-    if tried := list(_tried(bundled_report(bundle, "candidates"))):
+    if tried := list(_tried(read_report(bundle, CANDIDATES_REPORT))):
         table(("candidate", "outcome", "MB", "ms", "agrees", "KL", "why"), tried)
     if todo := bundle.parity["device"].get("todo"):
         click.echo(f"to do {todo}")

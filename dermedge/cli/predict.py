@@ -12,6 +12,7 @@ from dermedge.cli.console import bundle_argument, engine_option, progress, table
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import ImageError, UsageError
 from dermedge_runtime.model import load
+from dermedge_runtime.progress import no_progress
 from dermedge_runtime.spec import Task
 
 SUFFIXES = frozenset(
@@ -44,7 +45,7 @@ def command(
     rows: list[dict[str, str]] = []
     failed = 0
     # JSON lines on a terminal are their own progress.
-    shown = nullcontext(_silent) if as_json and sys.stdout.isatty() else progress("predict")
+    shown = nullcontext(no_progress) if as_json and sys.stdout.isatty() else progress("predict")
     with load(bundle, engine=engine, threads=threads) as model, shown as tell:
         answers = model.stream((source for _, source in sources), on_error="return", exact=exact)
         for done, ((name, _), answer) in enumerate(zip(sources, answers, strict=True), start=1):
@@ -65,9 +66,6 @@ def command(
     if rows:
         table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     return 1 if failed else 0
-
-
-def _silent(done: int, total: int, note: str) -> None: ...
 
 
 def _sources(images: tuple[str, ...]) -> Iterator[tuple[str, bytes | Path]]:

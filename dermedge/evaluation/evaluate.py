@@ -25,10 +25,8 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import EngineError, UsageError
 from dermedge_runtime.model import load
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.report import Interval
+from dermedge_runtime.report import DIGEST_PREFIX, TRAINING_IMAGES, Interval
 
-TRAINING_IMAGES = "reports/training_images.txt"
-DIGEST_PREFIX = 16
 METRICS = (
     "balanced_accuracy",
     "accuracy",

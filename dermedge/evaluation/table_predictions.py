@@ -1,9 +1,7 @@
 """A table of images through a model: what it answered, beside what the table knows of each image."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from dermedge.data.table import Table, groups
 from dermedge.data.taxonomy import project
 from dermedge_export.evaluation.predictions import Predictions, Run, predict_table
 from dermedge_runtime.errors import DataError, ImageError
+from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Preprocess, Spec
@@ -131,17 +130,7 @@ def preprocessed(
             ) from error
 
     paths = [table.path(image) for image in table.frame["image"]]
-    waiting: deque[Future[NDArray[np.uint8]]] = deque()
-    remaining = iter(paths)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dermedge-decode")
-    try:
-        waiting.extend(pool.submit(load, path) for path in islice(remaining, AHEAD))
-        while waiting:
-            image = waiting.popleft().result()
-            waiting.extend(pool.submit(load, path) for path in islice(remaining, 1))
-            yield image
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return prefetch(load, paths, workers=workers, ahead=AHEAD)
 
 
 def _told(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from dermedge.data.masks import read_mask
 from dermedge.data.table import Table
 from dermedge.probing.linear import LinearRecipe
+from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Preprocess
 
@@ -51,8 +52,6 @@ class Maps:
         They are rounded to half precision whether they are kept or not, so that memory decides nothing but the time.
         """
         import torch
-
-        from dermedge.train.samples import prefetch
 
         for rows, (new, images) in zip(batches, prefetch(self._images, batches), strict=True):
             fresh: dict[int, list[Tensor]] = {}

@@ -24,7 +24,13 @@ from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write
-from dermedge_runtime.report import LatencyReport, VerifyReport, bundled_report
+from dermedge_runtime.report import (
+    CANDIDATES_REPORT,
+    PARITY_REPORT,
+    LatencyReport,
+    VerifyReport,
+    read_report,
+)
 
 FILE = "report.html"
 HEADLINE = (
@@ -90,7 +96,7 @@ def write_report(
         DermedgeError: the file cannot be written.
     """
     _check_same_bundle(bundle, evaluation, latency, verification)
-    parity = bundled_report(bundle, "parity") if parity is None else parity
+    parity = read_report(bundle, PARITY_REPORT) if parity is None else parity
     table = read_table(data) if data is not None else None
     page = _environment().get_template("report.html.j2")
     content = page.render(
@@ -131,7 +137,7 @@ def _compared(
     bundle: Bundle, evaluation: EvaluationReport | None, parity: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the artifact lost against its student, and against which others it was chosen."""
-    names, search = _names(bundle, evaluation), bundled_report(bundle, "candidates")
+    names, search = _names(bundle, evaluation), read_report(bundle, CANDIDATES_REPORT)
     return {
         "engine": evaluation.model.engine if evaluation is not None else parity.get("engine"),
         "postprocessing": (bundle if evaluation is None else evaluation).postprocessing,

@@ -31,9 +31,10 @@ from dermedge.train.lineage import (
 from dermedge.train.loop import Schedule
 from dermedge.train.losses import imitation
 from dermedge.train.run_record import CACHE, RunRecord
-from dermedge.train.samples import Samples, prefetch, read_samples
+from dermedge.train.samples import Samples, read_samples
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file
+from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
 

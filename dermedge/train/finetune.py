@@ -24,7 +24,7 @@ from dermedge.train.lineage import (
 )
 from dermedge.train.loop import FitResult, Schedule, fit, keep_freed_memory
 from dermedge.train.run_record import RunRecord
-from dermedge.train.samples import Frames, Masks, Samples, Views, prefetch, read_samples
+from dermedge.train.samples import Frames, Masks, Samples, Views, read_samples
 from dermedge.train.supervision import (
     check_val,
     learned_loss,
@@ -33,6 +33,7 @@ from dermedge.train.supervision import (
     val_scores,
 )
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec, Task, to_json
 

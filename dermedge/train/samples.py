@@ -3,8 +3,7 @@
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,19 +265,3 @@ def augmentation(size: int) -> Any:
             ),
         ]
     )
-
-
-def prefetch(make: Any, keys: Sequence[Any], depth: int = 3) -> Iterator[Any]:
-    """`make(key)` for every key, in order, made by a thread that keeps `depth` results ahead."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: list[Future[Any]] = []
-        try:
-            for key in keys:
-                pending.append(pool.submit(make, key))
-                if len(pending) > depth:
-                    yield pending.pop(0).result()
-            while pending:
-                yield pending.pop(0).result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -5,7 +5,7 @@ from pathlib import Path
 from dermedge_export import build as device
 from dermedge_export.build import DeviceReport
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.progress import Progress
+from dermedge_runtime.progress import Progress, no_progress
 
 
 def build(
@@ -28,7 +28,7 @@ def build(
         progress: told what is being done.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    tell = progress or (lambda done, total, note: None)
+    tell = progress or no_progress
     images = None
     if data is not None:
         from dermedge.evaluation.export_data import TableEvaluationData

@@ -14,7 +14,7 @@ from dermedge_export.target import families
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.container import MANIFEST
 from dermedge_runtime.errors import DermedgeError, MissingExtraError, UsageError
-from dermedge_runtime.progress import Progress
+from dermedge_runtime.progress import Progress, no_progress
 
 ALL = "all"
 
@@ -164,7 +164,7 @@ class _Steps:
     """One line of progress from two sources: what is being done, and how many images of it."""
 
     def __init__(self, progress: Progress | None) -> None:
-        self.tell: Progress = progress or (lambda done, total, note: None)
+        self.tell: Progress = progress or no_progress
         self.note, self.target = "images", ""
 
     def __call__(self, done: int, total: int, note: str) -> None:

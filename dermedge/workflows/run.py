@@ -1,6 +1,5 @@
 """Verbs that go the whole way: `run` on a table, `demo` on procedural lesions; and `export`, which they end in."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,8 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
 from dermedge_runtime.errors import DataError, DermedgeError
 from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
-from dermedge_runtime.progress import Progress
-from dermedge_runtime.report import LatencyReport
+from dermedge_runtime.progress import Progress, no_progress
+from dermedge_runtime.report import PARITY_REPORT, LatencyReport, read_report
 from dermedge_runtime.spec import to_json
 from dermedge_runtime.verify import verify
 
@@ -191,7 +190,7 @@ def run(
             out / "report.html",
             bundle=bundle,
             evaluation=evaluation,
-            parity=json.loads(bundle.read("reports/parity.json")),
+            parity=read_report(bundle, PARITY_REPORT),
             latency=latency,
             verification=verified,
             runs=[read_json(folder / "run.json", DataError) for folder in trained],
@@ -292,7 +291,7 @@ class _Heard:
 
 
 def _silent(title: str) -> AbstractContextManager[Progress]:
-    return nullcontext(lambda done, total, note: None)
+    return nullcontext(no_progress)
 
 
 def _export_once(

@@ -11,7 +11,7 @@ import numpy as np
 from dermedge_export.evaluation.predictions import Predictions, Run
 from dermedge_export.parity.compare import parity
 from dermedge_export.parity.gate import failure_messages
-from dermedge_export.parity.reference import PATH, Reference, read_reference
+from dermedge_export.parity.reference import Reference, read_reference
 from dermedge_export.target import find_target
 from dermedge_runtime.bench import percentiles
 from dermedge_runtime.bundle import Bundle
@@ -19,7 +19,7 @@ from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.errors import BundleError, DataError, EngineError, GateError, UsageError
 from dermedge_runtime.files import atomic_write
 from dermedge_runtime.hardware import describe_device
-from dermedge_runtime.report import ParityReport, Percentiles, VerifyReport
+from dermedge_runtime.report import REFERENCE_REPORT, ParityReport, Percentiles, VerifyReport
 from dermedge_runtime.spec import Json, Postprocessing, Status, to_json
 from dermedge_runtime.tensorrt.api import FLAGS, Engine, TensorRt
 from dermedge_runtime.tensorrt.engine_cache import (
@@ -196,12 +196,12 @@ def _engine(
 
 
 def _reference(bundle: Bundle) -> Reference:
-    if PATH not in bundle.files:
+    if REFERENCE_REPORT not in bundle.files:
         raise UsageError(
-            f"{bundle.path} brings no answers of its student ({PATH}), so images cannot judge the engine: leave --data "
+            f"{bundle.path} brings no answers of its student ({REFERENCE_REPORT}), so images cannot judge the engine: leave --data "
             "out, or export the model again with --data."
         )
-    return read_reference(bundle.read(PATH))
+    return read_reference(bundle.read(REFERENCE_REPORT))
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,9 +35,16 @@ from dermedge_runtime.files import check_free
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Runtime, load
-from dermedge_runtime.progress import Progress
+from dermedge_runtime.progress import Progress, no_progress
 from dermedge_runtime.registry import lookup
-from dermedge_runtime.report import ParityReport
+from dermedge_runtime.report import (
+    CANDIDATES_REPORT,
+    DIGEST_PREFIX,
+    PARITY_REPORT,
+    REFERENCE_REPORT,
+    TRAINING_IMAGES,
+    ParityReport,
+)
 from dermedge_runtime.spec import Json, Postprocessing, Spec, to_json
 from dermedge_runtime.verify import verify
 
@@ -60,7 +67,6 @@ TOLERANCE = {
     "w8a8": 0.5,
 }
 LEFTOVER_SECONDS = 24 * 3600
-PREFIX = 16  # hex digits of a training image's sha256: enough to find it again
 CACHE = ".candidates"
 
 
@@ -168,7 +174,7 @@ class ExportSession:
     ) -> Bundle:
         """One bundle; arguments and errors as of the function `export`."""
         target = target if isinstance(target, Target) else find_target(target)
-        tell = progress or (lambda done, total, note: None)
+        tell = progress or no_progress
         candidates = select_candidates(
             target, precision, engine, describe_device()["flags"].split()
         )
@@ -244,14 +250,12 @@ class ExportSession:
         evaluator, spec, artifact = self.evaluator, self.context.spec, choice.built.artifact
         # The reference is the network that was trained, not the merged one that is exported.
         cases = golden_cases(spec, evaluator.reference, runtime.run, verdict.fitted)
-        learned = "".join(f"{digest[:PREFIX]}\n" for digest in self._learned_from(choice))
+        learned = "".join(f"{digest[:DIGEST_PREFIX]}\n" for digest in self._learned_from(choice))
         files = {
             **golden_files(cases),
-            "reports/parity.json": pretty_json(to_json(verdict.report)),
-            "reports/candidates.json": pretty_json(
-                choice.to_json() | {"basis": evaluator.basis("val")}
-            ),
-            "reports/training_images.txt": learned.encode(),
+            PARITY_REPORT: pretty_json(to_json(verdict.report)),
+            CANDIDATES_REPORT: pretty_json(choice.to_json() | {"basis": evaluator.basis("val")}),
+            TRAINING_IMAGES: learned.encode(),
             "modelcard.md": model_card(
                 spec, artifact, verdict.fitted, verdict.report, entries["device"]
             ).encode(),
@@ -263,7 +267,7 @@ class ExportSession:
                 evaluator.fit_postprocessing(evaluator.reference_predictions("val")),
             )
             digests = evaluator.data.digests("test")
-            files["reports/reference.json"] = reference_file(
+            files[REFERENCE_REPORT] = reference_file(
                 student, digests, fitted, evaluator.basis("test")
             )
         return files
@@ -395,7 +399,7 @@ def _parity_entries(verdict: _TestResult, target: Target, path: Path) -> Json:
         "cases": report.cases,
         "engine": report.engine,
         "hardware": report.hardware,
-        "report": "reports/parity.json",
+        "report": PARITY_REPORT,
     }
     if verdict.reasons:
         entry["allowed_failures"] = verdict.reasons

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from dermedge_export.evaluation.predictions import Predictions
-from dermedge_export.parity.reference import PREFIX, read_reference, reference_file
+from dermedge_export.parity.reference import read_reference, reference_file
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import BundleError, UsageError
+from dermedge_runtime.report import DIGEST_PREFIX
 from dermedge_runtime.spec import Postprocessing
 
 FITTED = {
@@ -67,7 +68,7 @@ def test_the_fitted_tasks_travel_but_no_mask_and_nothing_else(data: bytes) -> No
     assert set(found.outputs) == {"diagnosis", "malignancy", "grade"}
     assert found.postprocessing == {name: FITTED[name] for name in found.outputs}
     assert found.basis == "test split of somewhere"
-    assert found.images == tuple(digest[:PREFIX] for digest in DIGESTS)
+    assert found.images == tuple(digest[:DIGEST_PREFIX] for digest in DIGESTS)
     assert len(data) < COUNT * 6 * 14 + COUNT * 20 + 400, "shorter than the doubles would be"
 
 

@@ -283,7 +283,7 @@ from dermedge_runtime.model import load
 with load(sys.argv[1]) as model:
     model.run(np.zeros((1, 48, 48, 3), np.uint8))
 if sys.argv[2] == "openvino":
-    from dermedge_export.telemetry import no_telemetry
+    from dermedge_runtime.telemetry import no_telemetry
     with no_telemetry():
         import nncf
     assert type(nncf.telemetry.telemetry).__name__ == "MagicMock", nncf.telemetry.telemetry

@@ -97,9 +97,9 @@ def test_a_stream_reads_an_endless_source_only_as_far_as_needed(model):
 def test_an_abandoned_stream_leaves_no_threads(model):
     stream = model.stream(itertools.cycle(IMAGES), workers=3)
     next(stream)
-    assert any(thread.name.startswith("dermedge-decode") for thread in threading.enumerate())
+    assert any(thread.name.startswith("dermedge-prefetch") for thread in threading.enumerate())
     stream.close()
-    assert not any(thread.name.startswith("dermedge-decode") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("dermedge-prefetch") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

@@ -1,5 +1,3 @@
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dermedge.data import read_table
-from dermedge.train.samples import Frames, Masks, Views, prefetch, read_samples
+from dermedge.train.samples import Frames, Masks, Views, read_samples
 from dermedge.train.tasks import derive_tasks
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.preprocess import preprocess
@@ -328,28 +326,3 @@ class TestMasks:
             tmp_path / "fewer" / "masks" / "D000002.png"
         )
         assert samples.masks_digest != before
-
-
-class TestAhead:
-    def test_results_come_in_order_and_only_a_few_wait(self) -> None:
-        made: list[int] = []
-        results = prefetch(lambda key: made.append(key) or key * key, range(50), depth=3)
-        assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-        assert len(made) <= 5 + 4
-        assert list(results) == [n * n for n in range(5, 50)]
-
-    def test_an_error_reaches_the_reader_and_leaving_early_ends_the_thread(self) -> None:
-        def make(key: int) -> int:
-            if key == 2:
-                raise DataError("the third is broken")
-            return key
-
-        results = prefetch(make, range(9))
-        assert [next(results), next(results)] == [0, 1]
-        with pytest.raises(DataError, match="the third"):
-            next(results)
-        before = threading.active_count()
-        endless: Iterator[int] = prefetch(lambda key: key, range(1000))
-        next(endless)
-        endless.close()  # type: ignore[attr-defined]
-        assert threading.active_count() == before

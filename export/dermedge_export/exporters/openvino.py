@@ -23,6 +23,7 @@ from dermedge_export.target import Target
 from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
 from dermedge_runtime.signal_stack import keep_signal_stack
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.spec import Artifact, Kind, Spec, to_json
 from dermedge_runtime.telemetry import no_telemetry
 
@@ -195,7 +196,7 @@ def _sensitive(
 
 
 def _feed(image: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    return {"image": image[None]}
+    return {INPUT: image[None]}
 
 
 def _pairs(model: Any, images: NDArray[np.uint8], spec: Spec) -> list[Pair]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.telemetry import import_silently
 
 LARGEST = 65504.0  # of fp16
@@ -183,7 +184,7 @@ def watched(
     )
     session = _session(model.SerializeToString(), optimised=True)
     for image in images:
-        yield session.run(list(names), {"image": image[None]})
+        yield session.run(list(names), {INPUT: image[None]})
 
 
 def rounded_run(graph: bytes) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
@@ -212,7 +213,7 @@ def rounded_run(graph: bytes) -> Callable[[NDArray[np.uint8]], dict[str, NDArray
     session = _session(model.SerializeToString(), optimised=False)
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        rows = [session.run(names, {"image": image[None]}) for image in images]
+        rows = [session.run(names, {INPUT: image[None]}) for image in images]
         return {
             name: np.concatenate(column)
             for name, column in zip(names, zip(*rows, strict=True), strict=True)

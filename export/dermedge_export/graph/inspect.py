@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import MissingExtraError, UsageError
 from dermedge_runtime.signal_stack import keep_signal_stack
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.telemetry import no_telemetry
 
 ProbeTensors = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
@@ -90,7 +91,7 @@ def inspect_onnx(graph: bytes) -> InspectableGraph:
         session = onnxruntime.InferenceSession(
             watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return lambda images: list(session.run(list(names), {"image": images}))
+        return lambda images: list(session.run(list(names), {INPUT: images}))
 
     constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     return InspectableGraph(nodes, constants, rounded, probe_tensors)
@@ -124,7 +125,7 @@ def inspect_openvino(xml: bytes, weights: bytes) -> InspectableGraph:
         positions = [results.index(place) for place in wanted]
 
         def look(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
-            values = list(request.infer({"image": images}).values())
+            values = list(request.infer({INPUT: images}).values())
             return [values[position] for position in positions]
 
         return look

@@ -7,6 +7,7 @@ from typing import Any
 from dermedge_export.graph.seal import seal
 from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import DermedgeError, MissingExtraError, UsageError
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.spec import Spec
 
 
@@ -29,7 +30,7 @@ def trace(module: Any, spec: Spec, opset: int, *, dynamic_batch: bool = False) -
             program = torch.onnx.export(
                 tuple_of(module, names),
                 (example,),
-                input_names=["image"],
+                input_names=[INPUT],
                 output_names=names,
                 opset_version=opset,
                 dynamo=True,

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from dermedge_export.evaluation.predictions import Predictions
 from dermedge_runtime.canonical_json import canonical_json, parse_json
 from dermedge_runtime.errors import BundleError
+from dermedge_runtime.report import DIGEST_PREFIX, REFERENCE_REPORT
 from dermedge_runtime.spec import Json, Postprocessing, take, to_json
 
 SCHEMA = "dermedge.reference/1"
-PATH = "reports/reference.json"
-PREFIX = 16
 WIDEST = 512
 AGAIN = "export the model again."
 
@@ -38,7 +37,7 @@ class Reference:
     def locate(self, digests: Sequence[str]) -> NDArray[np.int64]:
         """Where each image, named by its SHA-256, stands in this reference, int64 [len(digests)]; -1 if nowhere."""
         place = {image: index for index, image in enumerate(self.images)}
-        return np.array([place.get(digest[:PREFIX], -1) for digest in digests], np.int64)
+        return np.array([place.get(digest[:DIGEST_PREFIX], -1) for digest in digests], np.int64)
 
 
 def reference_file(
@@ -63,7 +62,7 @@ def reference_file(
     content = {
         "schema": SCHEMA,
         "basis": basis,
-        "images": [digest[:PREFIX] for digest in digests],
+        "images": [digest[:DIGEST_PREFIX] for digest in digests],
         "outputs": {task: _rows(predictions.outputs[task]) for task in tasks},
         "postprocessing": {task: to_json(fitted[task]) for task in tasks},
     }
@@ -76,23 +75,23 @@ def read_reference(data: bytes) -> Reference:
     Raises:
         BundleError: another schema, or outputs that do not fit the images.
     """
-    content: Json = parse_json(data, PATH, BundleError)
-    schema = take(content, "schema", str, PATH)
+    content: Json = parse_json(data, REFERENCE_REPORT, BundleError)
+    schema = take(content, "schema", str, REFERENCE_REPORT)
     if schema != SCHEMA:
         raise BundleError(
-            f"{PATH} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+            f"{REFERENCE_REPORT} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
         )
-    images = tuple(take(content, "images", list, PATH))
+    images = tuple(take(content, "images", list, REFERENCE_REPORT))
     return Reference(
-        basis=take(content, "basis", str, PATH),
+        basis=take(content, "basis", str, REFERENCE_REPORT),
         images=images,
         outputs={
             task: _array(task, rows, len(images))
-            for task, rows in take(content, "outputs", dict, PATH).items()
+            for task, rows in take(content, "outputs", dict, REFERENCE_REPORT).items()
         },
         postprocessing={
             task: Postprocessing.from_json(entry)
-            for task, entry in take(content, "postprocessing", dict, PATH).items()
+            for task, entry in take(content, "postprocessing", dict, REFERENCE_REPORT).items()
         },
     )
 
@@ -116,10 +115,10 @@ def _array(task: str, rows: Any, count: int) -> NDArray[np.float32]:
         array = np.array(rows, np.float32)
     except (TypeError, ValueError) as error:
         raise BundleError(
-            f"The output {task!r} in {PATH} is no table of numbers ({error}); {AGAIN}"
+            f"The output {task!r} in {REFERENCE_REPORT} is no table of numbers ({error}); {AGAIN}"
         ) from error
     if array.ndim != 2 or len(array) != count:
         raise BundleError(
-            f"The output {task!r} in {PATH} has shape {array.shape} for {count} images; {AGAIN}"
+            f"The output {task!r} in {REFERENCE_REPORT} has shape {array.shape} for {count} images; {AGAIN}"
         )
     return array

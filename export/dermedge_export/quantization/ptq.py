@@ -16,6 +16,7 @@ from dermedge_export.quantization.saturation import clip_thresholds
 from dermedge_export.target import Target
 from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.telemetry import import_silently, no_telemetry
 
 # Elementwise products, gates and softmax stay in fp32: they cost accuracy and, measured, time as well.
@@ -278,7 +279,7 @@ class _Reader:
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         image = next(self._images, None)
-        return None if image is None else {"image": image[None]}
+        return None if image is None else {INPUT: image[None]}
 
 
 def has_attention(model: Any) -> bool:
@@ -313,7 +314,7 @@ def nncf_onnx(graph: bytes, calibration: Calibration) -> Any:
         with no_telemetry(), quiet():
             return nncf.quantize(
                 model,
-                nncf.Dataset(list(calibration.images), lambda image: {"image": image[None]}),
+                nncf.Dataset(list(calibration.images), lambda image: {INPUT: image[None]}),
                 preset=nncf.QuantizationPreset.MIXED,
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(calibration),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.progress import Progress
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.telemetry import import_silently
 
 Quantize = Callable[[Collection[str]], bytes]
@@ -208,7 +209,7 @@ def _outputs(model: bytes, images: NDArray[np.uint8]) -> Outputs:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    rows = [session.run(names, {"image": image[None]}) for image in images]
+    rows = [session.run(names, {INPUT: image[None]}) for image in images]
     return {
         name: np.concatenate(column).astype(np.float64)
         for name, column in zip(names, zip(*rows, strict=True), strict=True)

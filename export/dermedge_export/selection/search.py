@@ -25,7 +25,7 @@ from dermedge_export.target import Target
 from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
 from dermedge_runtime.model import Runtime
 from dermedge_runtime.preprocess import preprocess
-from dermedge_runtime.progress import Progress
+from dermedge_runtime.progress import Progress, no_progress
 from dermedge_runtime.report import Interval, ParityReport
 from dermedge_runtime.spec import Json, Spec, to_json
 
@@ -177,7 +177,7 @@ def search(
         MissingExtraError: nothing could be made, for want of an extra.
         DermedgeError: nothing could be made.
     """
-    begun, tell = time.monotonic(), progress or (lambda done, total, note: None)
+    begun, tell = time.monotonic(), progress or no_progress
     entries: list[_Evaluated] = []
     told: dict[str, CandidateResult] = {}
     errors: list[DermedgeError] = []

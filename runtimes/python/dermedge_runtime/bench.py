@@ -18,7 +18,7 @@ from dermedge_runtime.errors import EngineError, ImageError, UsageError
 from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Model, load
 from dermedge_runtime.preprocess import preprocess
-from dermedge_runtime.progress import Progress
+from dermedge_runtime.progress import Progress, no_progress
 from dermedge_runtime.report import LatencyReport, Percentiles
 
 # The shape of a twelve-megapixel phone photograph.
@@ -79,7 +79,7 @@ def bench(
         )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     data, described = _image(opened, image)
-    tell: Progress = progress or _silent
+    tell: Progress = progress or no_progress
     with load(opened, engine=engine, threads=threads) as model:
         timings = _timed(model, data, runs, warmup, tell)
         tenths = _sustained(model, data, sustained, tell) if sustained else ()
@@ -121,9 +121,6 @@ def percentiles(milliseconds: Sequence[float]) -> Percentiles:
     values = np.asarray(milliseconds, np.float64)
     p50, p90, p99 = (float(value) for value in np.percentile(values, (50, 90, 99)))
     return Percentiles(p50, p90, p99, float(values.mean()), len(values))
-
-
-def _silent(done: int, total: int, note: str) -> None: ...
 
 
 def _image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dermedge_runtime.bundle import Bundle, artifact_files
-from dermedge_runtime.errors import ElsewhereError, EngineError, MissingExtraError
+from dermedge_runtime.errors import ElsewhereError, EngineError, MissingExtraError, first_line
 from dermedge_runtime.signature import AGAIN, INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
 
@@ -94,7 +94,7 @@ class CoreMlRuntime:
                 }
             except Exception as error:
                 raise EngineError(
-                    f"Core ML failed on {images.dtype} {list(images.shape)} ({_first_line(error)}): "
+                    f"Core ML failed on {images.dtype} {list(images.shape)} ({first_line(error)}): "
                     "run `dermedge verify` on the bundle."
                 ) from error
 
@@ -120,7 +120,7 @@ def _loaded(coremltools: Any, package: Path, bundle: Bundle, version: str) -> An
             return coremltools.models.MLModel(str(package))
     except Exception as error:
         raise EngineError(
-            f"Core ML of {version} refuses {bundle.artifact.path} ({_first_line(error)}): "
+            f"Core ML of {version} refuses {bundle.artifact.path} ({first_line(error)}): "
             f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; upgrade it, or {AGAIN}"
         ) from error
 
@@ -155,7 +155,3 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

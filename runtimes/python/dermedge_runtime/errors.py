@@ -69,3 +69,21 @@ class BundleError(DermedgeError):
     """A bundle is damaged, incomplete, unsafe or of an unknown format."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's text without its full stop, to quote it in a message.
+
+    Example:
+        >>> first_line(ValueError("no such node\n  at graph.cc:12"))
+        'no such node'
+    """
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text without its full stop.
+
+    OpenVINO lists its own source files first and gives the cause in the last line.
+    """
+    return str(error).strip().rpartition("\n")[2].rstrip(".")

@@ -1,12 +1,11 @@
 """The one class that users hold: a bundle and an engine that together answer images with predictions."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,9 @@ import numpy.typing as npt
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction, Provenance, Timing, decode
 from dermedge_runtime.errors import ImageError, UsageError
+from dermedge_runtime.prefetch import prefetch_batches
 from dermedge_runtime.preprocess import Pixels, Source, preprocess
 from dermedge_runtime.registry import lookup
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 OnError = Literal["raise", "return"]
@@ -231,38 +228,26 @@ class Model:
         on_error: OnError,
         exact: bool,
     ) -> Iterator[Prediction | ImageError]:
-        from concurrent.futures import (
-            ThreadPoolExecutor,
-        )  # costs a tenth of the time to a first prediction
+        def prepare(image: Source) -> Item | ImageError:
+            try:
+                return self._prepare(image, exact)
+            except ImageError as error:
+                return error
 
-        pending: deque[Future[Item]] = deque()
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="dermedge-decode")
-        try:
-            while True:
-                wanted = islice(images, ahead - len(pending))
-                pending.extend(pool.submit(self._prepare, image, exact) for image in wanted)
-                if not pending:
-                    return
-                chunk = [_settled(pending[index]) for index in range(min(batch_size, len(pending)))]
-                good = [item for item in chunk if not isinstance(item, ImageError)]
+        batches = prefetch_batches(
+            prepare, images, batch_size=batch_size, workers=workers, ahead=ahead
+        )
+        with closing(batches):
+            for batch in batches:
+                good = [item for item in batch if not isinstance(item, ImageError)]
                 predictions = iter(self._predict(good) if good else ())
-                for item in chunk:
-                    pending.popleft()
+                for item in batch:
                     if not isinstance(item, ImageError):
                         yield next(predictions)
                     elif on_error == "return":
                         yield item
                     else:
                         raise item
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _settled(future: "Future[Item]") -> Item | ImageError:
-    try:
-        return future.result()
-    except ImageError as error:
-        return error
 
 
 def load(

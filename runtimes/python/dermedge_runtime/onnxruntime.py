@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.errors import EngineError, MissingExtraError
+from dermedge_runtime.errors import EngineError, MissingExtraError, first_line
 from dermedge_runtime.signature import AGAIN, INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.telemetry import no_telemetry
@@ -79,7 +79,7 @@ class OnnxRuntime:
             session._model_bytes = None
         except Exception as error:
             raise EngineError(
-                f"onnxruntime {onnxruntime.__version__} refuses {bundle.artifact.path} ({_first_line(error)}): "
+                f"onnxruntime {onnxruntime.__version__} refuses {bundle.artifact.path} ({first_line(error)}): "
                 f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; upgrade it, or {AGAIN}"
             ) from error
         runtime = cls(session, bundle.spec, str(onnxruntime.__version__))
@@ -102,7 +102,7 @@ class OnnxRuntime:
             ]
         except Exception as error:
             raise EngineError(
-                f"onnxruntime failed on {images.dtype} {list(images.shape)} ({_first_line(error)}): "
+                f"onnxruntime failed on {images.dtype} {list(images.shape)} ({first_line(error)}): "
                 "run `dermedge verify` on the bundle."
             ) from error
         return {
@@ -194,7 +194,3 @@ def _ports(nodes: Sequence[Any]) -> dict[str, Port]:
         )
         for node in nodes
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

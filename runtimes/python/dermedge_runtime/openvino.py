@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermedge_runtime.bundle import Bundle, artifact_files
-from dermedge_runtime.errors import EngineError, MissingExtraError, UsageError
+from dermedge_runtime.errors import EngineError, MissingExtraError, UsageError, last_line
 from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.signature import AGAIN, Port, check_signature
 from dermedge_runtime.spec import Spec
@@ -79,7 +79,7 @@ class OpenVinoRuntime:
                 compiled = core.compile_model(model, DEVICE, config)
         except Exception as error:
             raise EngineError(
-                f"openvino {version} refuses {bundle.artifact.path} ({_last_line(error)}): "
+                f"openvino {version} refuses {bundle.artifact.path} ({last_line(error)}): "
                 f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; upgrade it, or {AGAIN}"
             ) from error
         check_precision(compiled, precision)
@@ -96,7 +96,7 @@ class OpenVinoRuntime:
             rows = pool.ask_each(images)
         except Exception as error:
             raise EngineError(
-                f"openvino failed on {images.dtype} {list(images.shape)} ({_last_line(error)}): "
+                f"openvino failed on {images.dtype} {list(images.shape)} ({last_line(error)}): "
                 "run `dermedge verify` on the bundle."
             ) from error
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -182,8 +182,3 @@ def _ports(ports: Sequence[Any]) -> dict[str, Port]:
         sizes = [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
         found[port.get_any_name()] = (TYPES.get(kind, kind), sizes)
     return found
-
-
-def _last_line(error: Exception) -> str:
-    """What OpenVINO says last is what went wrong; above it stand its own source files."""
-    return str(error).strip().rpartition("\n")[2]

@@ -1,6 +1,10 @@
-"""What long work reports to."""
+"""Define the callback to which long work reports its progress."""
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]
-"""Called with what is done, what there is to do, and what is being done."""
+"""Called with the number of steps done, their total, and a note on the current step."""
+
+
+def no_progress(done: int, total: int, note: str) -> None:
+    """Ignore a progress report; the default where a caller passes no callback."""

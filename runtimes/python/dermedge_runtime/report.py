@@ -12,6 +12,15 @@ from dermedge_runtime.spec import Status as Status
 if TYPE_CHECKING:
     from dermedge_runtime.bundle import Bundle
 
+# Reports that a bundle may carry, by their path in it.
+PARITY_REPORT = "reports/parity.json"
+CANDIDATES_REPORT = "reports/candidates.json"
+REFERENCE_REPORT = "reports/reference.json"
+TRAINING_IMAGES = "reports/training_images.txt"
+# Reports name an image by the first hexadecimal digits of its file's SHA-256: 64 bits find
+# an image again among millions, in a quarter of the space.
+DIGEST_PREFIX = 16
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -128,14 +137,19 @@ class ParityReport:
     classes: tuple[Subgroup, ...] = ()
 
 
-def bundled_report(bundle: "Bundle", name: str) -> Json:
-    """What `reports/NAME.json` of a bundle holds; empty where the bundle carries no such report.
+def read_report(bundle: "Bundle", path: str) -> Json:
+    """Read a JSON report of a bundle; return an empty object if the bundle has no such file.
+
+    Args:
+        bundle: The opened bundle.
+        path: Path of the report within the bundle, such as `PARITY_REPORT`.
 
     Raises:
-        BundleError: it is no JSON object, or was changed since the bundle was opened.
+        BundleError: The report is not a JSON object, or changed after the bundle was opened.
     """
-    path = f"reports/{name}.json"
-    found = parse_json(bundle.read(path), path, BundleError) if path in bundle.files else {}
-    if not isinstance(found, dict):
+    if path not in bundle.files:
+        return {}
+    report = parse_json(bundle.read(path), path, BundleError)
+    if not isinstance(report, dict):
         raise BundleError(f"{path} of {bundle.path} is not a JSON object; export the model again.")
-    return found
+    return report

@@ -20,14 +20,15 @@ from dermedge_export.calibration import Calibration, synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext, Simulation, unsupported_candidate
 from dermedge_export.exporters.coreml.ranges import Ranges, overflowing, ranges
-from dermedge_export.exporters.coreml.simulation import INPUT, Program, read_program, simulated_run
+from dermedge_export.exporters.coreml.simulation import Program, read_program, simulated_run
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.graph.trace import tuple_of
 from dermedge_export.target import Target
 from dermedge_export.toolchain import silence
 from dermedge_runtime.canonical_json import pretty_json
-from dermedge_runtime.errors import DataError, MissingExtraError, UsageError
+from dermedge_runtime.errors import DataError, MissingExtraError, UsageError, first_line
 from dermedge_runtime.files import sha256_hex
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.spec import Artifact, Spec, to_json
 
 PATH = "model.mlpackage"
@@ -191,7 +192,7 @@ def _traced(context: ExportContext) -> Any:
                 FromImage().eval(), (torch.zeros(1, 3, size, size),)
             ).run_decompositions({})
         except Exception as error:
-            refusal = _first_line(error)
+            refusal = first_line(error)
     raise UsageError(f"torch.export cannot trace the network ({refusal}): {OTHERWISE}")
 
 
@@ -219,7 +220,7 @@ def _converted(traced: Any, spec: Spec, target: Target, kept: set[str]) -> Any:
         except (
             Exception
         ) as error:  # which holds a folder of coremltools' that warns when it goes: let it go here
-            refusal = _first_line(error)
+            refusal = first_line(error)
     raise UsageError(f"Core ML has not all that the network needs ({refusal}): {OTHERWISE}")
 
 
@@ -340,7 +341,3 @@ def _described(content: bytes, spec: Spec) -> bytes:
         output.shortDescription = f"Logits of {', '.join(labels)}." if labels else "Logit."
     sealed: bytes = model.SerializeToString(deterministic=True)
     return sealed
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_export.exporters.coreml.simulation import INPUT, Program, Step, pixels
+from dermedge_export.exporters.coreml.simulation import Program, Step, pixels
+from dermedge_runtime.signature import INPUT
 
 LARGEST = 65504.0  # the largest number in fp16
 MARGIN = 2.0  # other images reach further than those that were looked at

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from dermedge_export.exporters.coreml.operators import MOVING, Operator, operators
 from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import UsageError
+from dermedge_runtime.signature import INPUT
 
-INPUT = "image"
 Observe = Callable[["Step", Mapping[str, Any], tuple[Any, ...]], None]
 
 
