@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dermedge.probing.features import Features
 from dermedge.probing.task import Labels
+from dermedge_runtime.activations import sigmoid, softmax
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Kind
 
@@ -105,11 +106,9 @@ def likelihoods(kind: Kind, logits: Probabilities) -> Probabilities:
     """Probabilities [N, K] of a `classify`, `binary` or `ordinal` task's logits, shaped as in `Task`; of an ordinal one
     P(y > k) is the running minimum over k, as it is where a Prediction is decoded.
     """
-    from scipy.special import expit, softmax
-
     if kind == "classify":
-        return np.asarray(softmax(logits, axis=1), np.float64)
-    above = np.minimum.accumulate(expit(logits), axis=1)
+        return softmax(logits)
+    above = np.minimum.accumulate(sigmoid(logits), axis=1)
     ends = np.ones((len(logits), 1)), np.zeros((len(logits), 1))
     return np.asarray(
         -np.diff(np.concatenate([ends[0], above, ends[1]], axis=1), axis=1), np.float64

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.evaluation import metrics
+from dermedge_runtime.activations import sigmoid, softmax
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Kind, Postprocessing, Spec, Task
 
@@ -135,10 +136,8 @@ def probabilities(
     task = spec.diagnosis
     if task is None:
         return np.empty((len(predictions), 0))
-    scaled = _scaled(predictions, task.name, postprocessing)
-    with np.errstate(invalid="ignore"):  # NaN and Inf go through; the gate counts them
-        raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+    temperature = _temperature(task.name, postprocessing)
+    return softmax(_read_logits(predictions, task.name), temperature)
 
 
 def malignancy_scores(
@@ -151,9 +150,8 @@ def malignancy_scores(
     if task is None:
         return np.full(len(predictions), np.nan)
     if task.kind == "binary":
-        scaled = _scaled(predictions, task.name, postprocessing)[:, 0]
-        with np.errstate(invalid="ignore"):
-            return np.asarray(np.exp(-np.logaddexp(0.0, -scaled)))
+        temperature = _temperature(task.name, postprocessing)
+        return sigmoid(_read_logits(predictions, task.name)[:, 0] / temperature)
     chosen = np.array([label.malignant is True for label in task.labels])
     return np.asarray(
         np.minimum(probabilities(predictions, spec, postprocessing)[:, chosen].sum(axis=1), 1.0)
@@ -167,7 +165,7 @@ def decode_table(
     embed = _answered(predictions, spec, "embed")
     return replace(
         _classes(predictions, spec, postprocessing),
-        graded=graded(predictions, spec),
+        graded=graded(predictions, spec, postprocessing),
         outlined=outlined(predictions, spec, postprocessing),
         embedding=None if embed is None else predictions.outputs[embed.name],
     )
@@ -194,7 +192,9 @@ def _classes(
     )
 
 
-def graded(predictions: Predictions, spec: Spec) -> Graded | None:
+def graded(
+    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+) -> Graded | None:
     """The severity by the first ordinal task; None where there is no such output."""
     task = _answered(predictions, spec, "ordinal")
     if task is None:
@@ -204,12 +204,16 @@ def graded(predictions: Predictions, spec: Spec) -> Graded | None:
         if predictions.levels is None
         else predictions.levels
     )
-    return Graded(ordinal_levels(_scaled(predictions, task.name, {})), levels)
+    temperature = _temperature(task.name, postprocessing)
+    return Graded(ordinal_levels(_read_logits(predictions, task.name), temperature), levels)
 
 
-def ordinal_levels(logits: Array) -> NDArray[np.int64]:
-    """The level [N] that cumulative `logits` [N, K-1] decode to, as `dermedge_runtime.decode.ordinal_level` says."""
-    return np.asarray((np.minimum.accumulate(logits, axis=1) > 0).sum(axis=1), np.int64)
+def ordinal_levels(logits: Array, temperature: float = 1.0) -> NDArray[np.int64]:
+    """Return the level [N] of cumulative `logits` [N, K-1], as the scalar
+    `dermedge_runtime.decode.ordinal_level` does.
+    """
+    above = sigmoid(np.asarray(logits, np.float64) / temperature)
+    return np.asarray((np.minimum.accumulate(above, axis=1) > 0.5).sum(axis=1), np.int64)
 
 
 def outlined(
@@ -233,15 +237,10 @@ def outlined(
 
 def mask_probabilities(
     predictions: Predictions, task: str, postprocessing: Mapping[str, Postprocessing]
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Of every cell [N, S/4, S/4] of a `segment` output: sigmoid(z / T)."""
-    fitted = postprocessing.get(task)
-    temperature = 1.0 if fitted is None or fitted.temperature is None else fitted.temperature
-    return np.asarray(
-        np.exp(
-            -np.logaddexp(np.float32(0), -predictions.outputs[task][:, 0] / np.float32(temperature))
-        )
-    )
+    logits = _read_logits(predictions, task)[:, 0]
+    return sigmoid(logits / _temperature(task, postprocessing))
 
 
 def _answered(predictions: Predictions, spec: Spec, kind: Kind) -> Task | None:
@@ -252,18 +251,18 @@ def _answered(predictions: Predictions, spec: Spec, kind: Kind) -> Task | None:
     )
 
 
-def _scaled(
-    predictions: Predictions, task: str, postprocessing: Mapping[str, Postprocessing]
-) -> NDArray[np.float64]:
+def _read_logits(predictions: Predictions, task: str) -> NDArray[np.float64]:
+    """Return a task's logits in float64, as the device decodes them."""
     if task not in predictions.outputs:
         raise DataError(
             f"The model gave no output {task!r}, only {sorted(predictions.outputs)}; export it again."
         )
+    return predictions.outputs[task].astype(np.float64)
+
+
+def _temperature(task: str, postprocessing: Mapping[str, Postprocessing]) -> float:
     fitted = postprocessing.get(task)
-    temperature = (
-        fitted.temperature if fitted is not None and fitted.temperature is not None else 1.0
-    )
-    return predictions.outputs[task].astype(np.float64) / temperature
+    return 1.0 if fitted is None or fitted.temperature is None else fitted.temperature
 
 
 def _batches(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:

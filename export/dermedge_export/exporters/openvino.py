@@ -21,6 +21,7 @@ from dermedge_export.parity.gate import limits_for
 from dermedge_export.quantization.ptq import sensitive_nodes
 from dermedge_export.target import Target
 from dermedge_export.toolchain import quiet
+from dermedge_runtime.activations import sigmoid, softmax
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
 from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.signature import INPUT
@@ -232,17 +233,8 @@ def likeness(first: Output, second: Output, kind: Kind) -> float:
     if kind == "embed":
         return float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
     if kind == "classify":
-        return float(1 - np.abs(_softmax(first) - _softmax(second)).sum() / 2)
-    return float(1 - np.abs(_sigmoid(first) - _sigmoid(second)).mean())
-
-
-def _softmax(logits: Output) -> Output:
-    raised = np.exp(logits - logits.max())
-    return np.asarray(raised / raised.sum())
-
-
-def _sigmoid(logits: Output) -> Output:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
+        return float(1 - np.abs(softmax(first, axis=0) - softmax(second, axis=0)).sum() / 2)
+    return float(1 - np.abs(sigmoid(first) - sigmoid(second)).mean())
 
 
 def _import(package: str, extra: str) -> Any:

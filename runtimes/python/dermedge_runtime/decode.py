@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from dermedge_runtime import activations
 from dermedge_runtime.errors import EngineError
 from dermedge_runtime.spec import Json, Postprocessing, Spec, Task, to_json
 
@@ -173,9 +174,7 @@ def segment_mask(
 
     Half-pixel centres, edges repeated; columns are interpolated before rows.
     """
-    z = logits.astype(np.float64) / temperature
-    power = np.exp(-np.abs(z))
-    probability = np.where(z >= 0, 1.0, power) / (1.0 + power)
+    probability = activations.sigmoid(logits.astype(np.float64) / temperature)
     columns = _enlarged(probability.T, size).T
     return _enlarged(columns, size) >= threshold
 
