@@ -1,4 +1,4 @@
-"""`run`: the whole way, in one folder, each stage once."""
+"""`run` does every stage once, in one folder."""
 
 import json
 from contextlib import contextmanager
@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from dermedge.data import draw_data_set, read_table, with_split
 from dermedge.evaluation import evaluate
-from dermedge.train import Schedule
 from dermedge.train.hybrid import PRESETS
 from dermedge.workflows.run import RunOptions, default_pretrain_epochs, run
 from dermedge_runtime.bundle import Bundle
@@ -18,18 +17,17 @@ from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import sha256_file
 from dermedge_runtime.verify import verify
 
-SCHEDULE = Schedule(epochs=1, batch_size=16)
-RECIPE = RunOptions(
+OPTIONS = RunOptions(
     backbone="resnet10t",
     backbone_args={"channels": (8, 16, 24, 32), "stem_width": 8},
     student="resnet10t",
     student_args={"channels": (8, 8, 16, 16), "stem_width": 8},
-    student_stages=None,
     size=32,
     name="tiny",
     views=1,
-    teacher_schedule=SCHEDULE,
-    student_schedule=SCHEDULE,
+    epochs=1,
+    student_epochs=1,
+    batch_size=16,
 )
 
 
@@ -41,7 +39,7 @@ def data(tmp_path_factory):
 
 
 class Shown:
-    """What a console would have shown."""
+    """A stand-in for the console that records what is shown."""
 
     def __init__(self):
         self.titles, self.notes = [], []
@@ -54,9 +52,9 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def first(data, tmp_path_factory):
-    """A run from nothing: its folder, its report and what was shown."""
+    """A first run: its folder, its report and what was shown."""
     out, shown = tmp_path_factory.mktemp("run") / "out", Shown()
-    return out, run(data, out, recipe=RECIPE, show=shown.stage), shown
+    return out, run(data, out, options=OPTIONS, show=shown.stage), shown
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def out(first):
     return first[0]
 
 
-def test_the_whole_way_leaves_a_verified_bundle_and_a_report(first):
+def test_a_run_leaves_a_verified_bundle_and_a_report(first):
     out, report, shown = first
     assert verify(report.bundle).status == "passed"
     assert report.verified == "passed"
@@ -85,7 +83,7 @@ def test_the_whole_way_leaves_a_verified_bundle_and_a_report(first):
 def test_a_second_run_does_no_stage_again(data, out):
     first = (out / "tiny-cpu.dermedge" / "manifest.json").stat().st_mtime_ns
     shown = Shown()
-    report = run(data, out, recipe=RECIPE, show=shown.stage)
+    report = run(data, out, options=OPTIONS, show=shown.stage)
     assert report.skipped == ("teacher", "student", "export")
     assert (out / "tiny-cpu.dermedge" / "manifest.json").stat().st_mtime_ns == first
     assert not any("epoch" in note for note in shown.notes)
@@ -95,7 +93,6 @@ def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data
     further, out = tmp_path / "further", tmp_path / "out"
     draw_data_set(further, count=40, seed=5, size=(64, 48))
     changes = {
-        "epochs": 1,
         "steps": 2,
         "batch_size": 8,
         "local_size": 32,
@@ -103,11 +100,14 @@ def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data
         "hidden": 16,
         "bottleneck": 8,
     }
-    recipe = replace(
-        RECIPE, pretraining=replace(PRESETS["mobile"], **changes), pretrain_on=(further,)
+    options = replace(
+        OPTIONS,
+        pretrain_epochs=1,
+        pretrain_recipe=replace(PRESETS["mobile"], **changes),
+        pretrain_on=(further,),
     )
     shown = Shown()
-    report = run(data, out, recipe=recipe, show=shown.stage)
+    report = run(data, out, options=options, show=shown.stage)
 
     assert shown.titles[1:3] == ["pretrain the teacher", "train the teacher"]
     ran = json.loads((out / "pretrained" / "run.json").read_text("utf-8"))
@@ -124,7 +124,12 @@ def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data
     # What the pretraining has seen, the student has learned from too.
     assert evaluate(report.bundle, data, replicates=20).trained_on == ()
     assert len(evaluate(report.bundle, further, split="train", replicates=20).trained_on) > 20
-    assert run(data, out, recipe=recipe).skipped == ("pretraining", "teacher", "student", "export")
+    assert run(data, out, options=options).skipped == (
+        "pretraining",
+        "teacher",
+        "student",
+        "export",
+    )
 
 
 def test_by_default_only_published_weights_of_a_cnn_are_pretrained_further(out, tmp_path):
@@ -146,7 +151,7 @@ def test_other_data_in_the_same_folder_are_refused(tmp_path, out):
     draw_data_set(other, count=60, seed=5, size=(64, 48))
     bundle = (out / "tiny-cpu.dermedge" / "manifest.json").read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
-        run(other, out, recipe=RECIPE)
+        run(other, out, options=OPTIONS)
     assert (out / "tiny-cpu.dermedge" / "manifest.json").read_bytes() == bundle
 
 
@@ -155,11 +160,11 @@ def test_data_with_errors_are_refused_before_anything_is_trained(tmp_path):
     draw_data_set(broken, count=40, size=(64, 48))
     next((broken / "images").iterdir()).write_bytes(b"")
     with pytest.raises(DataError, match="dermedge data check"):
-        run(broken, tmp_path / "out", recipe=RECIPE)
+        run(broken, tmp_path / "out", options=OPTIONS)
     assert not (tmp_path / "out" / "teacher").exists()
 
 
 def test_an_unknown_target_is_refused_at_once(data, tmp_path):
     with pytest.raises(UsageError, match="did you mean 'cpu'"):
-        run(data, tmp_path / "out", target="cpuu", recipe=RECIPE)
+        run(data, tmp_path / "out", target="cpuu", options=OPTIONS)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""What every command shares: options, progress, tables, JSON, and errors as one line."""
+"""Options, progress, tables and error messages that the commands share."""
 
 import contextlib
 import functools
@@ -11,54 +11,13 @@ from typing import Any, TypeVar
 
 import click
 
+from dermedge.workflows.extras import extra_of
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Which extra a command needs; one that is not here needs none, or says so itself.
-EXTRAS = {
-    "evaluate": "evaluate",
-    "data": "data",
-    "export": "export",
-    "build": "evaluate",
-    "parity": "export",
-    "pretrain": "pretrain",
-    "teacher": "export",
-    "probe": "train",
-    "finetune": "train",
-    "distill": "train",
-    "run": "pretrain",
-    "demo": "train",
-}
-# What those extras bring, by the name that is imported.
-PACKAGES = frozenset(
-    [
-        "albumentations",
-        "coremltools",
-        "cv2",
-        "imagehash",
-        "jinja2",
-        "lightly",
-        "lightning_fabric",
-        "markupsafe",
-        "nncf",
-        "onnx",
-        "onnxruntime",
-        "onnxscript",
-        "openvino",
-        "pandas",
-        "pyarrow",
-        "safetensors",
-        "scipy",
-        "sklearn",
-        "timm",
-        "torch",
-        "torch_pruning",
-        "torchvision",
-    ]
-)
 COLOURS = {
     "passed": "green",
     "ok": "green",
@@ -72,56 +31,64 @@ UNWRAPPED = 10_000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of the engine; it decides by default."
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of the engine. Default: the engine decides.",
 )
 engine_option = click.option(
-    "--engine", help="Name of the engine; by default the one for the bundle's format."
+    "--engine", help="Name of the engine. Default: the engine of the bundle's format."
 )
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace what stands at the output."
-)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 size_option = click.option(
     "--size",
     type=click.IntRange(16, 4096),
     default=160,
     show_default=True,
-    help="Side of the input in pixels.",
+    help="Side of the square input in pixels.",
 )
 fit_option = click.option(
     "--fit",
     type=click.Choice(["crop", "pad", "stretch"]),
     default="crop",
     show_default=True,
-    help="How a rectangle becomes a square.",
+    help="Method that makes a rectangular image square.",
 )
 views_option = click.option(
     "--views",
     type=click.IntRange(min=1),
     default=4,
     show_default=True,
-    help="Views of each image that the teacher looks at.",
+    help="Fixed views of each image that the teacher predicts.",
+)
+seed_option = click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Random seed for shuffling, augmentation and initialization.",
 )
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:
-    """The error of a command line as one of ours; None for one that is a defect and deserves its traceback."""
+    """Return an error as a `DermedgeError`, or None if it is a defect that needs a traceback."""
     if isinstance(error, DermedgeError):
         return error
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
-        verb = next((arg for arg in args if arg in EXTRAS), None)
-        if package in PACKAGES and verb is not None:
-            return MissingExtraError(package, EXTRAS[verb], f"`dermedge {verb}`")
+        verb = next((arg for arg in args if not arg.startswith("-")), "")
+        extra = extra_of(package, verb)
+        if extra is not None:
+            return MissingExtraError(package, extra, f"`dermedge {verb}`")
     if isinstance(error, OSError) and error.filename is not None:
         return DermedgeError(
-            f"{error.filename}: {error.strerror}; check the path, its permissions and the free space."
+            f"{error.filename}: {error.strerror}. Check the path, its permissions and the free space."
         )
     return None
 
 
 def emit(report: Any, as_json: bool, show: Callable[[Any], None]) -> None:
-    """Print a report as JSON, or the way a person reads it."""
+    """Print a report as JSON, or call `show` with it."""
     if as_json:
         data = report.to_json() if hasattr(report, "to_json") else to_json(report)
         click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath))
@@ -130,7 +97,7 @@ def emit(report: Any, as_json: bool, show: Callable[[Any], None]) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """Print a table; the first column is text, numbers are right-aligned. In a pipe a row is a line, however long."""
+    """Print a table with right-aligned numbers; in a pipe, each row is one line."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -158,14 +125,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
 
 
 def pairs(rows: Mapping[str, Any]) -> None:
-    """Print names and values, one pair a line, the values aligned."""
+    """Print names and values, one pair per line, with aligned values."""
     width = max((len(name) for name in rows), default=0)
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {value}")
 
 
 def status(cell: Any) -> Any:
-    """A status word in its colour; of the gate's words only `passed` is green."""
+    """Return a status word in its colour; among the gate's statuses only `passed` is green."""
     from rich.markup import escape
     from rich.text import Text
 
@@ -175,12 +142,12 @@ def status(cell: Any) -> Any:
 
 
 def file_size(size: int) -> str:
-    """`23 kB`, `3.85 MB`."""
+    """Format a size in bytes, such as `23 kB` or `3.85 MB`."""
     return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def interval(value: Any) -> str:
-    """`0.712 (0.655-0.768)`."""
+    """Format an interval, such as `0.712 (0.655-0.768)`."""
     if value is None or value.value is None:
         return "-"
     if value.low is None or value.high is None:
@@ -190,7 +157,10 @@ def interval(value: Any) -> str:
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere a line now and then. Always on standard error, so that output stays clean."""
+    """Yield a progress callback that draws a bar, or prints lines outside a terminal.
+
+    Progress goes to standard error, so that standard output holds only the report.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -213,30 +183,30 @@ def progress(title: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    # Standard output stays the caller's: it may be a file while the bar is on a terminal.
+    # Standard output may be a file while the bar is on a terminal, so rich must not redirect it.
     with Bar(*layout, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(title, total=None, note="")
 
-        def tell(done: int, total: int, note: str = "") -> None:
+        def report_progress(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=note)
 
-        yield tell
+        yield report_progress
 
 
 def _lines(title: str) -> Progress:
-    said = time.monotonic()
+    last = time.monotonic()
 
-    def tell(done: int, total: int, note: str = "") -> None:
-        nonlocal said
-        if time.monotonic() - said >= PLAIN_SECONDS:
-            said = time.monotonic()
+    def report_progress(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
             click.echo(f"{title}: {done}/{total} {note}".rstrip(), err=True)
 
-    return tell
+    return report_progress
 
 
 def known_target(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """The value of --target, refused where there is no such target, before anything slow is imported."""
+    """Check the value of --target before any slow import."""
     from dermedge_export.target import find_target
 
     return find_target(value).name
@@ -249,17 +219,17 @@ def _numeric(cell: Any) -> bool:
 def key_values(
     ctx: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> dict[str, Any]:
-    """`KEY=VALUE` options as a mapping; a value that reads as JSON becomes that, another stays text."""
-    found: dict[str, Any] = {}
+    """Parse `KEY=VALUE` options; a value that is valid JSON is parsed, else it stays text."""
+    values_by_key: dict[str, Any] = {}
     for value in values:
         key, separator, text = value.partition("=")
         if not separator or not key:
-            raise click.BadParameter(f"{value!r} is not of the form KEY=VALUE.", ctx, parameter)
+            raise click.BadParameter(f"{value!r} does not have the form KEY=VALUE.", ctx, parameter)
         try:
-            found[key] = json.loads(text)
+            values_by_key[key] = json.loads(text)
         except ValueError:
-            found[key] = text
-    return found
+            values_by_key[key] = text
+    return values_by_key
 
 
 backbone_arg_option = click.option(
@@ -268,12 +238,12 @@ backbone_arg_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     callback=key_values,
-    help="Argument of timm.create_model, such as img_size; may be given often.",
+    help="Argument of timm.create_model, such as img_size=224. Can be repeated.",
 )
 
 
 def training_options(command: F) -> F:
-    """The options of every command that trains."""
+    """Add the options that every training command has."""
     options = (
         click.option(
             "--epochs",
@@ -301,30 +271,27 @@ def training_options(command: F) -> F:
             type=click.IntRange(min=1),
             default=6,
             show_default=True,
-            help="Epochs without a better val score.",
+            help="Epochs without a better val score before training stops.",
         ),
         click.option(
             "--precision",
             default="32-true",
             show_default=True,
-            help="Fabric's precision, bf16-mixed on a GPU for example.",
+            help="Precision of Lightning Fabric, such as bf16-mixed on a GPU.",
         ),
+        seed_option,
         click.option(
-            "--seed",
-            type=int,
-            default=0,
+            "--balance/--no-balance",
+            default=True,
             show_default=True,
-            help="Of order, augmentation and initial weights.",
+            help="Optimise balanced accuracy, or accuracy.",
         ),
-        click.option(
-            "--no-balance", is_flag=True, help="Aim at accuracy, not at balanced accuracy."
-        ),
-        click.option("--name", help="Name of the model; by default its backbone's."),
+        click.option("--name", help="Name of the model. Default: the name of its backbone."),
         backbone_arg_option,
         click.option(
             "--stages",
             type=click.IntRange(min=1),
-            help="Keep only so many of the backbone's stages, the first ones.",
+            help="Number of the backbone's first stages to keep. Default: all.",
         ),
         overwrite_option,
         json_option,

@@ -15,13 +15,15 @@ from dermedge.cli.run import show, stage
     default="runs/demo",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder for everything.",
+    help="Folder for all results.",
 )
 @overwrite_option
 @json_option
 def command(out: Path, overwrite: bool, as_json: bool) -> None:
-    """Run the whole way on procedural lesions, to see it work: no data set, no download, some minutes on two cores."""
+    """Run every stage on synthetic lesions that are drawn for it.
+
+    It needs no data set and no download, and takes a few minutes on two cores.
+    """
     from dermedge.workflows.run import demo
 
-    report = demo(out, overwrite=overwrite, show=stage)
-    emit(report, as_json, show)
+    emit(demo(out, overwrite=overwrite, show=stage), as_json, show)

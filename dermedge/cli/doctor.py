@@ -9,21 +9,24 @@ from dermedge.workflows.doctor import DoctorReport, doctor
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> None:
-    """Show what this machine can do with dermedge, and what to install for the rest."""
+    """Show this machine, the installed extras, and how to install the others."""
     emit(doctor(), as_json, show)
 
 
 def show(report: DoctorReport) -> None:
-    """Print the machine, then a line per extra with what to type."""
+    """Print the machine, then one line per extra with the command that installs it."""
     pairs({"dermedge": report.dermedge, **report.device})
     rows = [
         (
             extra.name,
             extra.status,
             extra.enables,
-            ", ".join(f"{name} {found}" for name, found in extra.versions.items()) or "-",
+            ", ".join(extra.missing) or "-",
             f"pip install 'dermedge[{extra.name}]'" if extra.missing else "",
         )
         for extra in report.extras
     ]
-    table(("extra", "status", "for", "installed", "to do"), rows)
+    table(("extra", "status", "for", "missing", "to do"), rows)
+    installed = {name: found for extra in report.extras for name, found in extra.versions.items()}
+    packages = [f"{name} {found}" for name, found in sorted(installed.items())]
+    click.echo(f"installed: {', '.join(packages) or 'no package of any extra'}")

@@ -66,8 +66,7 @@ def training_arguments(options: dict[str, Any]) -> dict[str, Any]:
 
     names = ("epochs", "batch_size", "lr", "patience", "precision")
     schedule = Schedule(**{name: options.pop(name) for name in names})
-    balance = not options.pop("no_balance")
-    return {**options, "balance": balance, "schedule": schedule}
+    return {**options, "schedule": schedule}
 
 
 def summary(student: "TrainedModel", out: Path) -> dict[str, Any]:

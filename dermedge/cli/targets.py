@@ -5,19 +5,23 @@ from collections.abc import Iterator
 import click
 
 from dermedge.cli.console import emit, json_option, table
-from dermedge.workflows.targets import PACKAGES, TargetState, targets
+from dermedge.workflows.extras import extra_of
+from dermedge.workflows.targets import TargetState, targets
 from dermedge_export.target import Target
 
 
 @click.command("targets")
 @json_option
 def command(as_json: bool) -> None:
-    """List what bundles can be made for, what their devices need, and what this machine can build, run and check."""
+    """List the targets, what their devices need, and what this machine can do for them."""
     emit(targets(), as_json, show)
 
 
 def show(states: list[TargetState]) -> None:
-    """Print what targets are, a variant below its family and only where it differs; then what can be done here."""
+    """Print the targets, then what this machine can build, run and check, and what is missing.
+
+    A variant stands below its family, with only the cells that differ.
+    """
     families = {state.target.name: state.target for state in states}
     rows = [_described(state.target, families.get(state.target.family)) for state in states]
     table(("target", "format", "precisions", "engine", "device needs"), rows)
@@ -56,13 +60,13 @@ def _possible(state: TargetState) -> tuple[str, ...]:
 
 
 def _remaining(state: TargetState) -> Iterator[str]:
-    """What to install or to type, and where."""
+    """Yield the commands that remain, here or on the device."""
     name = state.target.name
     for precision, missing in state.build.items():
         if missing is None:
-            yield f"{name} {precision}: nothing makes it for this CPU"
+            yield f"{name} {precision}: no exporter builds it for this CPU"
         elif missing:
-            extras = ",".join(sorted({PACKAGES[package] for package in missing}))
+            extras = ",".join(sorted({extra_of(name) or name for name in missing}))
             yield f"{name} {precision}: pip install 'dermedge[{extras}]'"
     if state.target.todo:
         yield f"{name}, once exported, {state.target.todo.format(bundle='BUNDLE')}"

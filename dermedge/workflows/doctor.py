@@ -3,40 +3,18 @@
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from dermedge.workflows.extras import extras, purpose
 from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import GROUP, RUNTIMES
 from dermedge_runtime.registry import list_entries
 
-# What each extra brings, by distribution name.
-EXTRAS = {
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
-    "coreml": ("coremltools",),
-    "evaluate": ("pandas", "scikit-learn", "scipy"),
-    "data": ("imagehash", "pyarrow"),
-    "report": ("jinja2",),
-    "export": ("torch", "timm", "onnx", "onnxscript", "safetensors"),
-    "quantize": ("nncf",),
-    "train": ("lightning-fabric", "albumentations", "torch-pruning"),
-}
-ENABLES = {
-    "onnxruntime": "predict, verify, bench",
-    "openvino": "the same, and export for cpu",
-    "tensorrt": "build and run on a Jetson",
-    "coreml": "export for ios, verify on a Mac",
-    "evaluate": "evaluate",
-    "data": "data check",
-    "report": "report.html",
-    "export": "export",
-    "quantize": "export --precision auto",
-    "train": "finetune, distill, run, demo",
-}
-
 
 @dataclass(frozen=True)
 class ExtraState:
-    """An extra: whether all it brings is installed, and what is missing."""
+    """An extra, the verbs that it enables, and its installed and missing packages.
+
+    `status` is `ok` if nothing is missing, else `missing`.
+    """
 
     name: str
     enables: str
@@ -47,7 +25,7 @@ class ExtraState:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """This machine, the engines it knows, and the extras of dermedge."""
+    """This machine, the engines that dermedge knows, and the state of each extra."""
 
     dermedge: str
     device: dict[str, str]
@@ -56,20 +34,24 @@ class DoctorReport:
 
 
 def doctor() -> DoctorReport:
-    """Look at this machine without importing a single engine."""
-    states = []
-    for extra, packages in EXTRAS.items():
-        versions = {name: found for name in packages if (found := _version(name))}
-        missing = tuple(name for name in packages if name not in versions)
-        states.append(
-            ExtraState(extra, ENABLES[extra], "missing" if missing else "ok", versions, missing)
-        )
+    """Look at this machine and its packages without importing an engine.
+
+    Example:
+        >>> doctor().engines
+        ('coreml', 'onnxruntime', 'openvino', 'tensorrt')
+    """
     return DoctorReport(
         version("dermedge"),
         dict(describe_device()),
         tuple(sorted(list_entries(RUNTIMES, GROUP))),
-        tuple(states),
+        tuple(_state(extra, sorted(packages)) for extra, packages in extras().items()),
     )
+
+
+def _state(extra: str, packages: list[str]) -> ExtraState:
+    versions = {name: found for name in packages if (found := _version(name))}
+    missing = tuple(name for name in packages if name not in versions)
+    return ExtraState(extra, purpose(extra), "missing" if missing else "ok", versions, missing)
 
 
 def _version(name: str) -> str | None:

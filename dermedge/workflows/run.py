@@ -1,8 +1,8 @@
-"""Verbs that go the whole way: `run` on a table, `demo` on procedural lesions; and `export`, which they end in."""
+"""Run every stage from images to a verified bundle and a report: `run` and `demo`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,73 +19,121 @@ from dermedge_export.target import find_target
 from dermedge_runtime.bench import bench
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
-from dermedge_runtime.errors import DataError, DermedgeError
+from dermedge_runtime.errors import DataError, DermedgeError, UsageError
 from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.progress import Progress, no_progress
-from dermedge_runtime.report import PARITY_REPORT, LatencyReport, read_report
+from dermedge_runtime.report import PARITY_REPORT, LatencyReport, VerifyReport, read_report
 from dermedge_runtime.spec import to_json
 from dermedge_runtime.verify import verify
 
 if TYPE_CHECKING:
     from dermedge.train.hybrid import HybridRecipe
 
-# Shows what is being done: a context per stage that yields what its work reports to.
+# Takes the title of a stage; returns a context that yields the stage's progress callback.
 Show = Callable[[str], AbstractContextManager[Progress]]
+
+DEFAULT_BACKBONE = "mobilenetv2_100"
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `run` trains. `teacher_init` and `student_init` are what `finetune` and `distill` accept as `init`.
+    """Training settings of `run`.
 
-    With `pretraining` the teacher is first pretrained from `teacher_init` on the data and on the tables `pretrain_on`,
-    with this backbone and size whatever that recipe says, and fine-tuned from there.
+    The default student is a MobileNetV2 without its last two stages, which hold most of
+    its parameters and add little accuracy. It has 0.54 M parameters and starts from the
+    teacher's weights if the teacher is a whole MobileNetV2.
 
-    By default the student is a MobileNetV2 without its last two stages, which hold most of its parameters and little of
-    its skill: 0.54 M of them, started from the teacher's own if that is a whole MobileNetV2.
+    Attributes:
+        backbone: timm name of the teacher. None takes the backbone that `init` names,
+            else mobilenetv2_100.
+        backbone_args: Arguments of `timm.create_model` for the teacher.
+        init: Initial weights of the teacher: `none`, `hub`, a safetensors file or a
+            model folder.
+        student: timm name of the student. None is mobilenetv2_100.
+        student_args: Arguments of `timm.create_model` for the student.
+        student_stages: Number of the student's first stages to keep. None keeps all of
+            a named student, and 4 of the default one.
+        student_init: Initial weights of the student: `auto` (pruned from the teacher),
+            `none`, `hub`, a file or a folder.
+        pretrain_epochs: Epochs of hybrid pretraining before fine-tuning; 0 skips it.
+            None is `default_pretrain_epochs(backbone, init)`.
+        pretrain_on: Further tables for pretraining.
+        pretrain_recipe: Recipe of the pretraining; None is the preset `mobile`. Its
+            backbone, size and epochs come from these options.
+        size: Side of the input in pixels.
+        fit: `crop`, `pad` or `stretch`.
+        epochs: Epochs of the teacher.
+        student_epochs: Epochs of the student.
+        batch_size: Images per step.
+        lr: Peak learning rate of both trainings.
+        patience: Epochs without a better val score before a training stops.
+        views: Fixed views of each image that the teacher predicts for distillation.
+        seed: Random seed for shuffling, augmentation and initialization.
+        name: Name of the student. None is its backbone's name.
+
+    Example:
+        >>> RunOptions(size=128, epochs=8).student_epochs
+        12
     """
 
     backbone: str | None = None
     backbone_args: Mapping[str, Any] | None = None
-    teacher_init: str = "none"
-    student: str = "mobilenetv2_100"
+    init: str = "none"
+    student: str | None = None
     student_args: Mapping[str, Any] | None = None
-    student_stages: int | None = 4
+    student_stages: int | None = None
     student_init: str = "auto"
+    pretrain_epochs: int | None = None
+    pretrain_on: tuple[Path | str, ...] = ()
+    pretrain_recipe: "HybridRecipe | None" = None
     size: int = 160
     fit: str = "crop"
-    name: str | None = None
+    epochs: int = 12
+    student_epochs: int = 12
+    batch_size: int = 64
+    lr: float = 1e-3
+    patience: int = 6
     views: int = 4
-    teacher_schedule: Schedule = field(default_factory=Schedule)
-    student_schedule: Schedule = field(default_factory=Schedule)
-    pretraining: "HybridRecipe | None" = None
-    pretrain_on: Sequence[Path | str] = ()
     seed: int = 0
+    name: str | None = None
+
+    @property
+    def teacher_schedule(self) -> Schedule:
+        """Schedule of the teacher's fine-tuning."""
+        return Schedule(self.epochs, self.batch_size, self.lr, patience=self.patience)
+
+    @property
+    def student_schedule(self) -> Schedule:
+        """Schedule of the student's distillation."""
+        return replace(self.teacher_schedule, epochs=self.student_epochs)
 
 
-# Small residual networks learn something from a few hundred lesions within two minutes on two cores.
+# Residual networks this small learn from a few hundred lesions in two minutes on two cores.
 DEMO = RunOptions(
     backbone="resnet10t",
     backbone_args={"channels": (32, 64, 128, 256), "stem_width": 16},
     student="resnet10t",
     student_args={"channels": (16, 32, 64, 128), "stem_width": 8},
-    student_stages=None,
     size=96,
-    name="demo",
+    epochs=30,
+    student_epochs=24,
+    batch_size=32,
+    lr=2e-3,
+    patience=10,
     views=2,
-    teacher_schedule=Schedule(epochs=30, batch_size=32, lr=2e-3, patience=10),
-    student_schedule=Schedule(epochs=24, batch_size=32, lr=2e-3, patience=10),
+    name="demo",
 )
 DEMO_IMAGES = 1200
-DEMO_SPLIT = (
-    0.5,
-    0.15,
-    0.35,
-)  # a test split of over 100 malignant lesions, so that the gate can judge them
+# The test split needs over 100 malignant lesions, or the gate reports `insufficient`.
+DEMO_SPLIT = (0.5, 0.15, 0.35)
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What `run` made, and what it found."""
+    """Results of `run`: the paths that it wrote, and the measurements of the bundle.
+
+    `skipped` names the stages whose result was already in the folder.
+    """
 
     out: str
     bundle: str
@@ -102,89 +150,52 @@ def run(
     out: Path | str,
     *,
     target: str = "cpu",
-    recipe: RunOptions | None = None,
+    options: RunOptions | None = None,
     images: bool = True,
     overwrite: bool = False,
     show: Show | None = None,
 ) -> RunReport:
-    """Go the whole way: check the data, train a teacher, distil a student, export it, measure it, write `report.html`.
+    """Train a teacher, distil a student, export it, measure it, and write `report.html`.
 
-    Every stage keeps its result in `out`. Trainings and the export are skipped if they were done there with the same
-    inputs; checks and measurements, which are quick, are made anew.
+    Every stage keeps its result in `out`. A training or an export with the same inputs is
+    not repeated; a killed training continues. Checks and measurements always run again.
 
     Args:
-        data: a table's folder or file.
-        out: folder for everything.
-        target: name of a target.
-        recipe: what to train.
-        images: show example images from `data` in the report.
-        overwrite: do again, with other settings, what stands in `out`.
-        show: shows each stage.
+        data: Folder or file of a table.
+        out: Folder for all results.
+        target: Name of a target.
+        options: Training settings; None takes the defaults.
+        images: Show example images from `data` in the report.
+        overwrite: Replace results in `out` that other settings or data produced.
+        show: Called with the title of each stage; see `Show`.
+
+    Returns:
+        The paths and measurements.
 
     Raises:
-        DataError: the data have errors that would spoil the result; `dermedge data check` lists them.
-        UsageError: `out` holds another run, and `overwrite` is not given.
-        GateError: the exported model lost too much.
+        DataError: The table has errors; `dermedge data check` lists them.
+        UsageError: `out` holds results of other settings, and `overwrite` is false.
+        GateError: The exported model lost too much accuracy.
+        DermedgeError: The written bundle does not verify.
+
+    Example:
+        >>> report = run("lesions", "out", options=RunOptions(epochs=1))  # doctest: +SKIP
+        >>> report.bundle  # doctest: +SKIP
+        'out/mobilenetv2_100-student-cpu.dermedge'
     """
-    recipe, out, show = recipe or RunOptions(), Path(out), show or _silent
+    options, out, show = options or RunOptions(), Path(out), show or _silent
     find_target(target)
-    with show("check the data") as tell:
-        found = check_data(data, progress=tell)
-        atomic_write(out / "data-check.json", pretty_json(to_json(found)))
-    _refuse_errors(found)
-    pretrained, teacher, student = out / "pretrained", out / "teacher", out / "student"
-    stages: dict[str, _Heard] = {}
-    if recipe.pretraining is not None:
-        with show("pretrain the teacher") as tell:
-            stages["pretraining"] = _Heard(tell)
-            _pretrain(data, pretrained, recipe, overwrite, stages["pretraining"])
-    with show("train the teacher") as tell:
-        stages["teacher"] = _Heard(tell)
-        finetune(
-            data,
-            teacher,
-            backbone=None
-            if recipe.pretraining
-            else _teacher_backbone(recipe.backbone, recipe.teacher_init),
-            backbone_args=recipe.backbone_args,
-            init=str(pretrained) if recipe.pretraining else recipe.teacher_init,
-            size=recipe.size,
-            fit=recipe.fit,
-            name=f"{recipe.name}-teacher" if recipe.name else None,
-            schedule=recipe.teacher_schedule,
-            seed=recipe.seed,
-            overwrite=overwrite,
-            progress=stages["teacher"],
-        )
-    with show("distil the student") as tell:
-        stages["student"] = _Heard(tell)
-        distill(
-            teacher,
-            data,
-            student,
-            backbone=recipe.student,
-            backbone_args=dict(recipe.student_args or {}),
-            stages=recipe.student_stages,
-            init=recipe.student_init,
-            views=recipe.views,
-            name=recipe.name,
-            schedule=recipe.student_schedule,
-            seed=recipe.seed,
-            overwrite=overwrite,
-            progress=stages["student"],
-        )
-    with show(f"export for {target}") as tell:
-        stages["export"] = _Heard(tell)
-        bundle = _export_once(student, data, target, out, stages["export"])
-    with show("verify"):
-        verified = verify(bundle)
-    with show("evaluate on test") as tell:
-        evaluation = evaluate(bundle, data, progress=tell)
-        atomic_write(out / "evaluation.json", pretty_json(to_json(evaluation)))
-    with show("measure speed") as tell:
-        latency = bench(bundle, progress=tell)
-        atomic_write(out / "latency.json", pretty_json(to_json(latency)))
-    trained = ([pretrained] if recipe.pretraining else []) + [teacher, student]
+    epochs = _pretrain_epochs(options)
+    with show("check the data") as report_progress:
+        checked = check_data(data, progress=report_progress)
+        atomic_write(out / "data-check.json", pretty_json(to_json(checked)))
+    _raise_errors(checked)
+    stages: dict[str, _StageProgress] = {}
+    folders = _train(data, out, options, epochs, overwrite, show, stages)
+    with show(f"export for {target}") as report_progress:
+        stages["export"] = _StageProgress(report_progress)
+        bundle = _export_once(folders[-1], data, target, out, stages["export"])
+    verified, evaluation, latency = _measure(bundle, data, out, show)
     with show("write the report"):
         page = write_report(
             out / "report.html",
@@ -193,13 +204,13 @@ def run(
             parity=read_report(bundle, PARITY_REPORT),
             latency=latency,
             verification=verified,
-            runs=[read_json(folder / "run.json", DataError) for folder in trained],
+            runs=[read_json(folder / "run.json", DataError) for folder in folders],
             data=Path(data),
             images=images,
         )
     if verified.status != "passed":
         raise DermedgeError(
-            f"{bundle.path} does not verify: run `dermedge verify {bundle.path}` to see why."
+            f"{bundle.path} does not verify. Run `dermedge verify {bundle.path}` to see the cause."
         )
     return RunReport(
         out=str(out),
@@ -209,85 +220,181 @@ def run(
         verified=verified.status,
         evaluation=evaluation,
         latency=latency,
-        skipped=tuple(name for name, heard in stages.items() if not heard.worked),
+        skipped=tuple(name for name, stage in stages.items() if not stage.worked),
     )
 
 
-def demo(
-    out: Path | str, *, images: int = DEMO_IMAGES, overwrite: bool = False, show: Show | None = None
-) -> RunReport:
-    """`run` on procedural lesions that are drawn into `OUT/lesions`: no data set and no network is needed.
+def demo(out: Path | str, *, overwrite: bool = False, show: Show | None = None) -> RunReport:
+    """Draw a data set of synthetic lesions into `out/lesions`, then `run` on it.
+
+    Args:
+        out: Folder for all results.
+        overwrite: Replace results in `out` that other settings produced.
+        show: Called with the title of each stage; see `Show`.
 
     Raises:
-        UsageError: `out` holds something else.
+        UsageError: `out` holds other results, and `overwrite` is false.
     """
     out = Path(out)
     data = out / "lesions"
     if overwrite or not (data / "metadata.csv").is_file():
-        with (show or _silent)("draw lesions") as tell:
-            draw_data_set(data, count=images, overwrite=overwrite, progress=tell)
+        with (show or _silent)("draw lesions") as report_progress:
+            draw_data_set(data, count=DEMO_IMAGES, overwrite=overwrite, progress=report_progress)
     if (read_table(data).frame["split"] == "").any():
         split_data(data, fractions=DEMO_SPLIT, overwrite=True)
-    return run(data, out, recipe=DEMO, overwrite=overwrite, show=show)
+    return run(data, out, options=DEMO, overwrite=overwrite, show=show)
 
 
 def default_pretrain_epochs(backbone: str | None, init: str) -> int:
-    """Epochs by the preset `mobile` for published weights of a network without patch tokens, with which it was found to
-    do no harm (docs/pretraining.md); 0 for random weights, for a model's folder, and for transformers.
+    """Return the epochs that `run` pretrains for by default.
+
+    Published weights of a network without patch tokens are pretrained with the preset
+    `mobile`, which did no harm in the comparison of docs/pretraining.md. Random weights,
+    a model folder and transformers are not pretrained.
+
+    Args:
+        backbone: timm name of the teacher, or None.
+        init: Initial weights of the teacher.
 
     Raises:
-        UsageError: backbone and initial weights make no sense.
+        UsageError: The initial weights do not exist or do not name a backbone.
+        MissingExtraError: Pretraining is the default here, but its extra is missing.
     """
+    if init == "none" or Path(init).is_dir():
+        return 0
     from dermedge.train.hybrid import PRESETS
     from dermedge.train.hybrid.model import has_patches
     from dermedge.train.lineage import choose_backbone
 
-    if init == "none" or Path(init).is_dir():
-        return 0
     chosen = choose_backbone(_teacher_backbone(backbone, init), {}, init)
     return 0 if has_patches(chosen) else PRESETS["mobile"].epochs
 
 
+def _pretrain_epochs(options: RunOptions) -> int:
+    epochs = options.pretrain_epochs
+    if epochs is None:
+        epochs = default_pretrain_epochs(options.backbone, options.init)
+    if not epochs and options.pretrain_on:
+        raise UsageError(
+            "Tables to pretrain on were given, but the teacher is not pretrained by default. "
+            "Give --pretrain-epochs too, or leave --pretrain-on out."
+        )
+    return epochs
+
+
 def _teacher_backbone(backbone: str | None, init: str) -> str | None:
-    """The name that was given; None where the initial weights know it."""
-    return backbone or (None if Path(init).exists() else "mobilenetv2_100")
+    """Return the given name, or None if the initial weights name the backbone."""
+    return backbone or (None if Path(init).exists() else DEFAULT_BACKBONE)
+
+
+def _train(
+    data: Path | str,
+    out: Path,
+    options: RunOptions,
+    pretrain_epochs: int,
+    overwrite: bool,
+    show: Show,
+    stages: dict[str, "_StageProgress"],
+) -> list[Path]:
+    """Train all models, the student last, and return their folders."""
+    pretrained, teacher, student = out / "pretrained", out / "teacher", out / "student"
+    if pretrain_epochs:
+        with show("pretrain the teacher") as report_progress:
+            stages["pretraining"] = _StageProgress(report_progress)
+            _pretrain(data, pretrained, options, pretrain_epochs, overwrite, stages["pretraining"])
+    with show("train the teacher") as report_progress:
+        stages["teacher"] = _StageProgress(report_progress)
+        finetune(
+            data,
+            teacher,
+            backbone=None if pretrain_epochs else _teacher_backbone(options.backbone, options.init),
+            backbone_args=options.backbone_args,
+            init=str(pretrained) if pretrain_epochs else options.init,
+            size=options.size,
+            fit=options.fit,
+            name=f"{options.name}-teacher" if options.name else None,
+            schedule=options.teacher_schedule,
+            seed=options.seed,
+            overwrite=overwrite,
+            progress=stages["teacher"],
+        )
+    # The default student is cut to four stages; a student that the user names is kept whole.
+    stages_kept = options.student_stages or (None if options.student else 4)
+    with show("distil the student") as report_progress:
+        stages["student"] = _StageProgress(report_progress)
+        distill(
+            teacher,
+            data,
+            student,
+            backbone=options.student or DEFAULT_BACKBONE,
+            backbone_args=dict(options.student_args or {}),
+            stages=stages_kept,
+            init=options.student_init,
+            views=options.views,
+            name=options.name,
+            schedule=options.student_schedule,
+            seed=options.seed,
+            overwrite=overwrite,
+            progress=stages["student"],
+        )
+    return [*([pretrained] if pretrain_epochs else []), teacher, student]
 
 
 def _pretrain(
-    data: Path | str, out: Path, recipe: RunOptions, overwrite: bool, progress: Progress
+    data: Path | str,
+    out: Path,
+    options: RunOptions,
+    epochs: int,
+    overwrite: bool,
+    progress: Progress,
 ) -> None:
-    from dermedge.train.hybrid import pretrain
+    from dermedge.train.hybrid import PRESETS, pretrain
     from dermedge.train.lineage import choose_backbone
 
-    assert recipe.pretraining is not None
-    name = _teacher_backbone(recipe.backbone, recipe.teacher_init)
-    backbone = choose_backbone(name, recipe.backbone_args or {}, recipe.teacher_init)
+    name = _teacher_backbone(options.backbone, options.init)
+    backbone = choose_backbone(name, options.backbone_args or {}, options.init)
     pretrain(
-        (data, *recipe.pretrain_on),
+        (data, *options.pretrain_on),
         out,
         recipe=replace(
-            recipe.pretraining,
+            options.pretrain_recipe or PRESETS["mobile"],
             backbone=backbone.name,
             backbone_args=dict(backbone.args),
-            size=recipe.size,
+            size=options.size,
+            epochs=epochs,
         ),
-        init=recipe.teacher_init,
-        name=f"{recipe.name}-pretrained" if recipe.name else None,
-        seed=recipe.seed,
+        init=options.init,
+        name=f"{options.name}-pretrained" if options.name else None,
+        seed=options.seed,
         overwrite=overwrite,
         progress=progress,
     )
 
 
-class _Heard:
-    """A stage's progress that remembers whether there was any work to do."""
+def _measure(
+    bundle: Bundle, data: Path | str, out: Path, show: Show
+) -> tuple[VerifyReport, EvaluationReport, LatencyReport]:
+    """Verify, evaluate and time a bundle; write the reports into `out`."""
+    with show("verify"):
+        verified = verify(bundle)
+    with show("evaluate on test") as report_progress:
+        evaluation = evaluate(bundle, data, progress=report_progress)
+        atomic_write(out / "evaluation.json", pretty_json(to_json(evaluation)))
+    with show("measure speed") as report_progress:
+        latency = bench(bundle, progress=report_progress)
+        atomic_write(out / "latency.json", pretty_json(to_json(latency)))
+    return verified, evaluation, latency
 
-    def __init__(self, tell: Progress) -> None:
-        self.tell, self.worked = tell, False
+
+class _StageProgress:
+    """A progress callback that records whether its stage had work to do."""
+
+    def __init__(self, report_progress: Progress) -> None:
+        self.report_progress, self.worked = report_progress, False
 
     def __call__(self, done: int, total: int, note: str) -> None:
         self.worked = True
-        self.tell(done, total, note)
+        self.report_progress(done, total, note)
 
 
 def _silent(title: str) -> AbstractContextManager[Progress]:
@@ -297,7 +404,10 @@ def _silent(title: str) -> AbstractContextManager[Progress]:
 def _export_once(
     student: Path, data: Path | str, target: str, out: Path, progress: Progress
 ) -> Bundle:
-    """The student's bundle, made unless `out` holds it; `export.json` says what it was made from."""
+    """Export the student, or open the bundle that `out` already holds for these inputs.
+
+    `export.json` records the inputs of the bundle.
+    """
     table = read_table(data)
     inputs = {
         "student": sha256_file(student / "weights.safetensors"),
@@ -317,9 +427,10 @@ def _export_once(
     return bundle
 
 
-def _refuse_errors(found: CheckReport) -> None:
-    errors = [finding.message for finding in found.findings if finding.level == "error"]
+def _raise_errors(checked: CheckReport) -> None:
+    errors = [finding.message for finding in checked.findings if finding.level == "error"]
     if errors:
         raise DataError(
-            f"The data have errors: {' '.join(errors)} Mend them; `dermedge data check` lists the rows."
+            f"The data set has errors: {' '.join(errors)} "
+            "Fix them; `dermedge data check` lists the rows."
         )

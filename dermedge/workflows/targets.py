@@ -9,26 +9,23 @@ from dermedge_export.candidate import Candidate, list_candidates
 from dermedge_export.target import Target, all_targets
 from dermedge_runtime.hardware import describe_device
 
-# What building takes, by the name that is imported, and the extra of dermedge that brings it.
-PACKAGES = {
-    "torch": "export",
-    "timm": "export",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "nncf": "quantize",
-    "coremltools": "coreml",
-}
-TRACED = ("torch", "timm", "onnx", "onnxscript")
-FORMATS = {
-    "onnx": (*TRACED, "onnxruntime"),
-    "tensorrt": (*TRACED, "onnxruntime"),
-    "openvino": (*TRACED, "openvino"),
+# Modules that the exporter of each format imports.
+TRACING = ("torch", "timm", "onnx", "onnxscript")
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "onnx": (*TRACING, "onnxruntime"),
+    "tensorrt": (*TRACING, "onnxruntime"),
+    "openvino": (*TRACING, "openvino"),
     "coreml": ("torch", "timm", "coremltools"),
 }
-METHODS = {"nncf": ("nncf",), "accuracy-control": ("nncf",), "qat": ("nncf",)}
-# Engines and systems whose names differ from the format's and the package's, or that only one system has.
+# Modules that a quantization method imports besides. The quantizers of `qat` are ours; only
+# its training loop needs another package.
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "nncf": ("nncf",),
+    "accuracy-control": ("nncf",),
+    "qat": ("lightning_fabric",),
+}
+# Engines that are named unlike the format, engines that are named unlike their module, and
+# engines that exist on one operating system only.
 ENGINES = {"onnx": "onnxruntime"}
 MODULES = {"coreml": "coremltools"}
 SYSTEMS = {"coreml": "darwin"}
@@ -39,9 +36,12 @@ SIMULATED = "torch simulation"
 class TargetState:
     """A target, and what this machine can do for it.
 
-    `build` maps each precision to the packages that it still needs, none where it can be built, None where this machine
-    can never build it. `run` names the device's engines that are here, `check` who measures the artifact here, None
-    where nobody can.
+    Attributes:
+        target: The target.
+        build: Missing modules by precision: empty if the precision can be built here, None
+            if no exporter makes it for this CPU.
+        run: Engines of the target's devices that are installed here.
+        check: Engine or simulation that measures the artifact here, or None.
     """
 
     target: Target
@@ -51,34 +51,38 @@ class TargetState:
 
 
 def targets() -> list[TargetState]:
-    """Every target, and what this machine can do for it; looks for packages without importing any."""
+    """Return every target with its state on this machine, without importing an engine.
+
+    Example:
+        >>> [state.target.name for state in targets()][:2]
+        ['cpu', 'jetson']
+    """
     flags = describe_device()["flags"].split()
     return [_state(target, list_candidates(target, flags)) for target in all_targets()]
 
 
-def _state(target: Target, known: list[Candidate]) -> TargetState:
+def _state(target: Target, candidates: list[Candidate]) -> TargetState:
     build: dict[str, tuple[str, ...] | None] = {}
     for precision in target.precisions:
-        ways = [_missing(candidate) for candidate in known if candidate.precision == precision]
-        build[precision] = min(ways, key=len, default=None)
-    run = tuple(engine for engine in _own_engines(target, known) if _here(engine))
+        missing = [_missing(each) for each in candidates if each.precision == precision]
+        build[precision] = min(missing, key=len, default=None)
+    run = tuple(engine for engine in _own_engines(target, candidates) if _is_here(engine))
     simulated = SIMULATED if _installed("torch") else None
-    check = simulated if target.host is None else target.host if _here(target.host) else None
+    host = target.host if target.host is not None and _is_here(target.host) else None
+    check = simulated if target.host is None else host
     return TargetState(target, build, run, " or ".join(run) or check)
 
 
-def _own_engines(target: Target, known: list[Candidate]) -> list[str]:
-    """The engines that a device of this kind would run its artifacts with, as far as this package knows them."""
-    formats = [candidate.format for candidate in known] if target.native else [target.format]
+def _own_engines(target: Target, candidates: list[Candidate]) -> list[str]:
+    """Return the engines of dermedge that a device of this target runs its artifacts with."""
+    formats = [each.format for each in candidates] if target.native else [target.format]
     engines = dict.fromkeys(ENGINES.get(name, name) for name in formats)
     return [engine for engine in engines if engine in target.engine.split()]
 
 
-def _here(engine: str) -> bool:
-    return (
-        _installed(MODULES.get(engine, engine))
-        and SYSTEMS.get(engine, sys.platform) == sys.platform
-    )
+def _is_here(engine: str) -> bool:
+    right_system = SYSTEMS.get(engine, sys.platform) == sys.platform
+    return right_system and _installed(MODULES.get(engine, engine))
 
 
 def _missing(candidate: Candidate) -> tuple[str, ...]:
@@ -86,5 +90,5 @@ def _missing(candidate: Candidate) -> tuple[str, ...]:
     return tuple(name for name in needed if not _installed(name))
 
 
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None

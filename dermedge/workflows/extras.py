@@ -1,0 +1,130 @@
+"""Tell which extra of dermedge a verb needs, and which packages an extra installs.
+
+The packages come from the metadata of the installed distribution, so pyproject.toml is
+their only list. The extra of each verb stands here, and nowhere else.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires
+
+# `predict`, `verify` and `bench` need the engine of the bundle, which is an extra too.
+VERBS: Mapping[str, str] = {
+    "demo": "train",
+    "run": "train",
+    "data": "data",
+    "pretrain": "pretrain",
+    "teacher": "export",
+    "probe": "train",
+    "finetune": "train",
+    "distill": "train",
+    "export": "export",
+    "build": "evaluate",
+    "evaluate": "evaluate",
+    "parity": "export",
+}
+# Extras that complete a verb or serve an engine.
+PURPOSES: Mapping[str, str] = {
+    "onnxruntime": "predict, verify, bench of ONNX bundles",
+    "openvino": "predict, verify, bench of OpenVINO bundles",
+    "tensorrt": "build, predict, verify, bench on an NVIDIA GPU",
+    "coreml": "export for ios; predict, verify, bench on a Mac",
+    "report": "inspect --html",
+    "quantize": "export with NNCF, and for OpenVINO",
+    "pretrain": "run with pretraining",
+    "text": "pretrain with prototypes of a text encoder",
+}
+# Not for users: what the tests need.
+INTERNAL = ("test",)
+# Import names that differ from the distribution's name, or that another distribution requires.
+DISTRIBUTIONS: Mapping[str, str] = {
+    "cv2": "albumentations",
+    "markupsafe": "jinja2",
+    "sklearn": "scikit-learn",
+    "torchvision": "timm",
+}
+
+
+@cache
+def extras() -> dict[str, frozenset[str]]:
+    """Return the distributions that each extra installs, with those of the extras it includes.
+
+    Returns:
+        Normalised distribution names by extra, in the order of pyproject.toml. Empty if
+        dermedge is not installed as a distribution.
+
+    Example:
+        >>> sorted(extras()["evaluate"])
+        ['pandas', 'scikit-learn', 'scipy']
+    """
+    named: dict[str, list[str]] = {}
+    for requirement in _requirements():
+        if extra := re.search(r"extra == ['\"]([\w-]+)['\"]", requirement):
+            named.setdefault(extra[1], []).append(requirement.partition(";")[0].strip())
+    resolved: dict[str, frozenset[str]] = {}
+
+    def resolve(extra: str) -> frozenset[str]:
+        if extra not in resolved:
+            names: set[str] = set()
+            for requirement in named.get(extra, ()):
+                name = distribution_of(re.split(r"[\[<>=!~ ]", requirement)[0])
+                if name == "dermedge":
+                    included = requirement.partition("[")[2].partition("]")[0].split(",")
+                    names.update(*(resolve(part.strip()) for part in included))
+                else:
+                    names.add(name)
+            resolved[extra] = frozenset(names)
+        return resolved[extra]
+
+    return {extra: resolve(extra) for extra in named if extra not in INTERNAL}
+
+
+def distribution_of(module: str) -> str:
+    """Return the distribution that installs a top-level module.
+
+    Example:
+        >>> distribution_of("sklearn"), distribution_of("lightning_fabric")
+        ('scikit-learn', 'lightning-fabric')
+    """
+    return DISTRIBUTIONS.get(module, re.sub(r"[-_.]+", "-", module).lower())
+
+
+def extra_of(module: str, verb: str = "") -> str | None:
+    """Return the extra to install if a module is missing.
+
+    Args:
+        module: Top-level module that could not be imported.
+        verb: Verb that needs it. Its own extra is preferred if that brings the module.
+
+    Returns:
+        The verb's extra, else the smallest extra that brings the module, else None.
+
+    Example:
+        >>> extra_of("torch"), extra_of("torch", "finetune"), extra_of("no_such_module")
+        ('export', 'train', None)
+    """
+    name = distribution_of(module)
+    able = {extra: brings for extra, brings in extras().items() if name in brings}
+    if VERBS.get(verb) in able:
+        return VERBS[verb]
+    return min(able, key=lambda extra: len(able[extra]), default=None)
+
+
+def purpose(extra: str) -> str:
+    """Return the verbs that an extra enables, as text.
+
+    Example:
+        >>> purpose("evaluate")
+        'evaluate, build'
+    """
+    verbs = [verb for verb, needed in VERBS.items() if needed == extra]
+    verbs.sort(key=lambda verb: verb != extra)
+    return ", ".join([*verbs, *([PURPOSES[extra]] if extra in PURPOSES else [])])
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires("dermedge") or []
+    except PackageNotFoundError:
+        return []
