@@ -5,11 +5,9 @@ Packages are walked, so a new module is tested by being there. Each question is 
 
 import json
 import pkgutil
-import re
 import subprocess
 import sys
-from functools import cache
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,9 @@ import pytest
 import dermedge
 import dermedge_export
 import dermedge_runtime
+from dermedge.workflows.extras import distribution_of, extras
 from dermedge_export.synthetic.lesions import CLASSES
+from support.command import without_modules
 
 TOY = Path(__file__).parent / "data" / "toy.dermedge"
 MAKERS = frozenset(
@@ -173,51 +173,6 @@ def test_no_verb_of_the_device_imports_torch_when_it_really_runs(data: Path) -> 
         assert verb in ("evaluate", "data") or not NUMBERS & set(packages), verb
 
 
-@cache
-def extras() -> dict[str, set[str]]:
-    """Which distributions each extra of dermedge brings, with the extras that it includes."""
-    named: dict[str, set[str]] = {}
-    for line in requires("dermedge") or ():
-        requirement, _, marker = line.partition(";")
-        if extra := re.search(r"extra == ['\"](\w+)['\"]", marker):
-            named.setdefault(extra[1], set()).add(requirement.strip())
-    found: dict[str, set[str]] = {}
-
-    def distributions(extra: str) -> set[str]:
-        if extra not in found:
-            found[extra] = set()
-            for requirement in named[extra]:
-                name, _, inner = re.split(r"[<>=!~ ]", requirement)[0].partition("[")
-                own = {
-                    each
-                    for part in inner.rstrip("]").split(",")
-                    if part
-                    for each in distributions(part)
-                }
-                found[extra] |= own if name == "dermedge" else {name.lower()}
-        return found[extra]
-
-    for extra in named:
-        distributions(extra)
-    return found
-
-
-# Imports modules where some packages cannot be imported.
-BLOCKED = """
-import importlib, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in absent:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-absent = set(sys.argv[1].split(","))
-sys.meta_path.insert(0, Absent())
-for module in sys.argv[2:]:
-    importlib.import_module(module)
-"""
-
-
 @pytest.mark.parametrize(
     ("extra", "modules"),
     [
@@ -228,12 +183,13 @@ for module in sys.argv[2:]:
     ],
 )
 def test_a_verb_needs_no_more_than_its_extra_brings(extra: str, modules: list[str]) -> None:
-    everything = set().union(*(brings for name, brings in extras().items() if name != "test"))
-    absent = everything - extras()[extra]
-    assert absent
-    owners = packages_distributions()
-    packages = {
-        name for name, owned in owners.items() if {owner.lower() for owner in owned} & absent
-    }
-    assert packages & {"torch", "albumentations", "lightning_fabric"}
-    fresh(BLOCKED, ",".join(sorted(packages)), *modules)
+    absent = frozenset().union(*extras().values()) - extras()[extra]
+    packages = [
+        name
+        for name, owners in packages_distributions().items()
+        if {distribution_of(owner) for owner in owners} & absent
+    ]
+    assert {"torch", "albumentations", "lightning_fabric"} & set(packages)
+    imports = "\n".join(f"import {module}" for module in modules)
+    ran = without_modules(imports, *packages)
+    assert ran.code == 0, ran.err

@@ -216,7 +216,7 @@ def test_the_installed_wheel_is_what_the_device_ran(device: Device) -> None:
         "import dermedge_runtime.model as m, sys; print(m.__file__); print('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [device.python, "-c", code],
+        [device.python, "-I", "-c", code],
         cwd=device.site.parent,
         capture_output=True,
         text=True,

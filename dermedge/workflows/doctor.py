@@ -37,8 +37,8 @@ def doctor() -> DoctorReport:
     """Look at this machine and its packages without importing an engine.
 
     Example:
-        >>> doctor().engines
-        ('coreml', 'onnxruntime', 'openvino', 'tensorrt')
+        >>> [extra.enables for extra in doctor().extras if extra.name == "evaluate"]
+        ['evaluate, build']
     """
     return DoctorReport(
         version("dermedge"),

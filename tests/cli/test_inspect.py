@@ -2,15 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import FakeRuntime, toy_content
-from dermedge.cli import targets as verb
-from dermedge.workflows.targets import TargetState, targets
-from dermedge_export.target import TARGETS
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.errors import ElsewhereError
 from dermedge_runtime.model import RUNTIMES
@@ -91,58 +87,6 @@ def test_verify_exits_with_4_where_the_engine_cannot_be_here(
     assert engine.endswith("type dermedge verify toy.dermedge.")
     assert "known once that engine was asked" in ran.out
     assert dermedge("verify", bundle, "--json").json()["status"] == "not_run"
-
-
-def without(*gone: str) -> Callable[[str], bool]:
-    return lambda package: package not in gone
-
-
-def state(name: str) -> TargetState:
-    return next(found for found in targets() if found.target.name == name)
-
-
-def test_targets_says_what_this_machine_builds_runs_and_checks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(verb, "device", lambda: {"flags": "avx2 avx512_vnni"})
-    monkeypatch.setattr(verb, "_installed", without("tensorrt"))
-    assert [found.target.name for found in targets()] == list(TARGETS)
-    cpu = state("cpu")
-    assert cpu.build == {"fp32": (), "int8": (), "bf16": None}  # no such instructions
-    assert cpu.run == ("onnxruntime", "openvino")
-    jetson = state("jetson")
-    assert (jetson.build, jetson.run, jetson.check) == (
-        {"fp16": (), "int8+fp16": ()},
-        (),
-        "onnxruntime",
-    )
-    assert (state("web").run, state("web").check) == ((), "onnxruntime")
-    monkeypatch.setattr(verb.sys, "platform", "linux")
-    assert (state("ios").run, state("ios").check) == ((), "torch simulation")
-    monkeypatch.setattr(verb.sys, "platform", "darwin")
-    assert (state("ios").run, state("ios").check) == (("coreml",), "coreml")
-
-
-def test_targets_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        verb, "_installed", without("coremltools", "openvino", "nncf", "onnxruntime")
-    )
-    assert state("ios").build["fp16"] == ("coremltools",)
-    assert state("cpu").build["fp32"] == ("onnxruntime",)
-    assert (state("cpu").run, state("cpu").check) == ((), None)
-    out = dermedge("targets").out
-    assert "ios fp16: pip install 'dermedge[coreml]'" in out
-    assert "android int8: pip install 'dermedge[onnxruntime]'" in out
-
-
-def test_targets_shows_variants_below_their_family_and_only_what_differs() -> None:
-    lines = dermedge("targets").out.splitlines()
-    (thor,) = (line for line in lines if "jetson-thor" in line)
-    assert thor.split() == ["jetson-thor", "tensorrt>=10.13,<12,", "JetPack>=7.0"]
-    family = next(index for index, line in enumerate(lines) if line.split()[:1] == ["jetson"])
-    assert lines.index(thor) > family
-    assert thor.index("jetson-thor") == lines[family].index("jetson") + 2
-    assert "ios, once exported, on a Mac: dermedge verify BUNDLE" in lines
 
 
 def test_the_page_needs_the_extra_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

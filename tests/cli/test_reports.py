@@ -204,7 +204,7 @@ def test_the_first_help_lists_every_verb_and_the_exit_codes() -> None:
     assert [word for word in shown if word in COMMANDS] == list(COMMANDS)
     said = " ".join(dermedge("--help").out.split())
     assert (
-        "3 the accuracy gate failed, 4 an engine or an extra is missing, 5 a bundle did not verify"
+        "3 accuracy gate failed, 4 an engine or extra is missing, 5 bundle verification failed"
         in said
     )
     folder = Path(inspect.getfile(dermedge.__globals__["main"])).parent

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,29 @@ def process(*args: object, code: str | None = None, stdin: bytes = b"", **enviro
         check=False,
     )
     return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+# Runs Python code in which some modules cannot be imported, as if they were not installed.
+BLOCKED = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+absent = set(sys.argv.pop(1).split(","))
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in absent else real(name, package)
+sys.meta_path.insert(0, Absent())
+exec(sys.argv.pop(1))
+"""
+
+
+def without_modules(code: str, *modules: str, arguments: Sequence[object] = ()) -> Ran:
+    """Run code in a fresh interpreter that has none of `modules`; `arguments` is sys.argv[1:]."""
+    return process(",".join(modules), code, *arguments, code=BLOCKED)
 
 
 def refused(ran: Ran, code: int) -> str:
