@@ -115,7 +115,9 @@ def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data
         "resnet10t",
         32,
     )
-    assert ran["sources"]["procedural"]["images"] > len(with_split(read_table(data)).of("train"))
+    assert ran["sources"]["procedural"]["images"] > len(
+        with_split(read_table(data)).select_split("train")
+    )
     started = json.loads((out / "teacher" / "run.json").read_text("utf-8"))["settings"]["init"]
     assert started == sha256_file(out / "pretrained" / "weights.safetensors")
     page = (out / "report.html").read_text("utf-8")

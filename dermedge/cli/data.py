@@ -1,7 +1,7 @@
-"""`dermedge data add|sets|check|split`."""
+"""Declare the commands `dermedge data add|sets|check|split` and print their reports."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from dermedge.data import AddReport, CheckReport, DataSetInfo, SplitReport
 
 SHOWN = 5
+"""Number of examples that are printed for a finding."""
 
 
 @click.group("data")
 def command() -> None:
-    """Add, check or split a data set, or list the public ones: a folder with images and one table, metadata.csv."""
+    """Add, check or split a data set, or list the public ones.
+
+    A data set is a folder with images and one table, metadata.csv.
+    """
 
 
 @command.command("add", short_help="Import a public data set as it is published.")
@@ -38,7 +42,7 @@ def command() -> None:
     multiple=True,
     metavar="OURS=THEIRS",
     callback=key_values,
-    help="A column's name there, where it is not the usual one.",
+    help="Column of the set that fills a column of our table.",
 )
 @click.option(
     "--label",
@@ -46,7 +50,7 @@ def command() -> None:
     multiple=True,
     metavar="THEIRS=ID",
     callback=key_values,
-    help="A label's id here, where the taxonomy knows another or none.",
+    help="Diagnosis of a label that the taxonomy does not know, or reads differently.",
 )
 @click.option("--link", is_flag=True, help="Hard-link images instead of copying them.")
 @overwrite_option
@@ -55,23 +59,26 @@ def add_command(
     layout: str,
     source: Path,
     out: Path,
-    columns: dict[str, Any],
-    labels: dict[str, Any],
+    columns: dict[str, object],
+    labels: dict[str, object],
     link: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Import SOURCE, the folder that a public set was unpacked into; LAYOUT is its name.
+    """Import a public data set, or a table of your own.
 
-    `dermedge data sets` lists the names; csv is a table of your own. Most layouts are unverified: made from what is
-    written about a set, and never run on the real download. Compare the counts that are printed with the paper's.
+    SOURCE is the folder that the set was unpacked into, and LAYOUT is its name:
+    `dermedge data sets` lists the names. The layout csv reads a table of your own.
 
-    A set may have several labels: `--column dx=nine_partition_label` takes Fitzpatrick17k's nine-way ones, and
-    three_partition_label its three-way ones.
+    Most layouts are unverified: they follow published descriptions and were never run
+    on the real download. Compare the printed counts with those of the paper.
+
+    Some sets have several labels. `--column dx=nine_partition_label` reads the nine-way
+    labels of Fitzpatrick17k, and three_partition_label the three-way ones.
     """
     from dermedge.data import add_data
 
-    with progress(f"add {layout}") as tell:
+    with progress(f"add {layout}") as report_progress:
         report = add_data(
             layout,
             source,
@@ -80,7 +87,7 @@ def add_command(
             labels={name: str(value) for name, value in labels.items()} or None,
             link=link,
             overwrite=overwrite,
-            progress=tell,
+            progress=report_progress,
         )
     emit(report, as_json, show_added)
 
@@ -88,42 +95,45 @@ def add_command(
 @command.command("sets", short_help="List the public data sets that can be added.")
 @json_option
 def sets_command(as_json: bool) -> None:
-    """List the public data sets that `data add` knows: what they tell, their licence, and whether their layout was
-    verified, that is, run on the real download.
+    """List the public data sets that `dermedge data add` can import.
+
+    The list gives their contents and licences. A layout is verified if someone has run
+    it on the real download.
     """
     from dermedge.data import list_data_sets
 
     emit(list_data_sets(), as_json, show_sets)
 
 
-@command.command("check", short_help="Look for what would spoil a model or its measurement.")
+@command.command("check", short_help="Find faults of a data set before training or evaluation.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A teacher's or student's folder: warn of images and sets that it was trained on.",
+    help="Model folder; warn of images and sets that this model was trained on.",
 )
 @json_option
 def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
-    """Look for what would spoil a model made from DATA, or its measurement. Exit code 1 if there are errors."""
+    """Check DATA for faults that would spoil a model or its evaluation.
+
+    The exit code is 1 if there are errors.
+    """
     from dermedge.data import check_data
 
-    with progress("check") as tell:
-        report = check_data(data, teacher=teacher, progress=tell)
+    with progress("check") as report_progress:
+        report = check_data(data, teacher=teacher, progress=report_progress)
     emit(report, as_json, show_checked)
     return 1 if report.status == "error" else 0
 
 
-@command.command(
-    "split", short_help="Deal rows out into train, val and test by lesion and patient."
-)
+@command.command("split", short_help="Assign rows to train, val and test by lesion and patient.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Table to write beside this one; by default this one.",
+    help="Table to write, in the same folder; by default DATA itself.",
 )
 @click.option(
     "--fractions",
@@ -131,16 +141,16 @@ def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
     type=float,
     default=(0.7, 0.15, 0.15),
     show_default=True,
-    help="Train, val and test.",
+    help="Shares of train, val and test.",
 )
 @click.option(
     "--seed",
     type=int,
     default=0,
     show_default=True,
-    help="Of the order in which groups are dealt out.",
+    help="Random seed of the order in which groups are assigned.",
 )
-@click.option("--redo", is_flag=True, help="Deal out rows anew that have a split.")
+@click.option("--redo", is_flag=True, help="Reassign rows that already have a split.")
 @overwrite_option
 @json_option
 def split_command(
@@ -152,7 +162,11 @@ def split_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Deal DATA out into train, val and test, no lesion and no patient on two sides, every diagnosis on each."""
+    """Assign every row of DATA to train, val or test.
+
+    No lesion and no patient is in two splits, and every diagnosis with three lesions or
+    patients is in all of them.
+    """
     from dermedge.data import split_data
 
     report = split_data(data, out, fractions=fractions, seed=seed, redo=redo, overwrite=overwrite)
@@ -160,7 +174,7 @@ def split_command(
 
 
 def show_added(report: "AddReport") -> None:
-    """Print what was imported, and what was left out."""
+    """Print the counts of imported images and of those left out."""
     pairs(
         {
             "layout": report.layout,
@@ -172,8 +186,7 @@ def show_added(report: "AddReport") -> None:
     table(
         ("label", "images"), [(label or "(none)", count) for label, count in report.labels.items()]
     )
-    left_out = report.rows_without_image + report.images_without_row
-    if left_out:
+    if report.rows_without_image + report.images_without_row:
         click.secho(
             f"left out: {report.rows_without_image} rows without an image, "
             f"{report.images_without_row} images without a row",
@@ -187,16 +200,16 @@ def show_sets(report: "tuple[DataSetInfo, ...]") -> None:
     """Print one line per set."""
     rows = [
         (
-            one.name,
-            one.title,
-            ", ".join(one.tells) or "-",
-            one.expected or "-",
-            one.licence or "-",
-            "verified" if one.verified else "unverified",
+            info.name,
+            info.title,
+            ", ".join(info.tells) or "-",
+            info.expected or "-",
+            info.licence or "-",
+            "verified" if info.verified else "unverified",
         )
-        for one in report
+        for info in report
     ]
-    table(("name", "set", "tells", "images", "licence", "layout"), rows)
+    table(("name", "set", "contents", "images", "licence", "layout"), rows)
 
 
 def show_checked(report: "CheckReport") -> None:
@@ -214,19 +227,21 @@ def show_checked(report: "CheckReport") -> None:
     ]
     table(("diagnosis", "images", *(name or "(no split)" for name in splits)), rows)
     click.echo(
-        f"{report.data}: {report.images} images of {report.groups} lesions or patients, {report.status}"
+        f"{report.data}: {report.images} images of {report.groups} lesions or patients, "
+        f"{report.status}"
     )
 
 
 def show_split(report: "SplitReport") -> None:
-    """Print images per diagnosis and split."""
-    names = sorted({label for counts in report.counts.values() for label in counts})
+    """Print the number of images per diagnosis and split."""
+    labels = sorted({label for counts in report.counts.values() for label in counts})
     splits = [name for name in ("train", "val", "test") if name in report.counts]
     rows = [
-        (name or "(none)", *(report.counts[split_data].get(name, 0) for split_data in splits))
-        for name in names
+        (label or "(none)", *(report.counts[split].get(label, 0) for split in splits))
+        for label in labels
     ]
     table(("diagnosis", *splits), rows)
     click.echo(
-        f"{report.images} images of {report.groups} groups in {report.out}; {report.kept} kept their split"
+        f"{report.images} images of {report.groups} groups in {report.out}; "
+        f"{report.kept} kept their split"
     )

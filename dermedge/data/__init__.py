@@ -1,7 +1,11 @@
-"""Data sets: one table, its taxonomy, its splits, its importers and its checks."""
+"""Read, import, check, split and draw data sets.
 
-from dermedge.data.check import CheckReport, Finding, check_data
-from dermedge.data.generate import draw_data_set
+A data set is one table with image paths. Its diagnoses are those of one taxonomy.
+"""
+
+from dermedge.data.check import CheckReport, check_data
+from dermedge.data.draw import draw_data_set
+from dermedge.data.findings import Finding
 from dermedge.data.importing.add import AddReport, DataSetInfo, add_data, list_data_sets
 from dermedge.data.layouts import CONTAINS, LAYOUTS, Join, Layout, Part
 from dermedge.data.split import SplitReport, assign_splits, split_data, with_split

@@ -1,4 +1,4 @@
-"""The names under which data sets know the diagnoses of `dermedge.data.diagnoses`, as data."""
+"""List the labels of data sets for the diagnoses of `dermedge.data.diagnoses`."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -246,7 +246,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "miscellaneous": "other",
     }
 )
-"""Other spellings, whichever set they come from; case, `_`, `-` and runs of blanks do not matter."""
+"""Other spelling -> diagnosis, in any set; case, `_`, `-` and blanks do not matter."""
 
 SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -260,7 +260,8 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "nv": "nv",
             "vasc": "vasc",
         },
-        # Codella et al., arXiv:1710.05006: seborrheic keratosis only, not the wider bkl.
+        # Codella et al., arXiv:1710.05006. Its class is seborrheic keratosis only, not
+        # the wider bkl.
         "isic2017": {"melanoma": "mel", "seborrheic_keratosis": "sk", "nevus": "nv"},
         # Codella et al., arXiv:1902.03368: HAM10000's classes.
         "isic2018": {
@@ -272,8 +273,10 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "DF": "df",
             "VASC": "vasc",
         },
-        # HAM10000's 327 akiec were divided here: 867 AK less BCN20000's 737 (Combalia et al., arXiv:1908.02288) are
-        # 130, 628 SCC less its 431 are 197, together 327. So AK is actinic keratosis only, SCC holds Bowen's disease.
+        # HAM10000's 327 akiec images are divided into two classes here. 867 AK minus
+        # the 737 of BCN20000 (Combalia et al., arXiv:1908.02288) are 130; 628 SCC minus
+        # its 431 are 197; together they are 327. So AK is actinic keratosis only, and
+        # SCC includes Bowen's disease.
         "isic2019": {
             "MEL": "mel",
             "NV": "nv",
@@ -285,7 +288,8 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "SCC": "scc",
             "UNK": "other",
         },
-        # Pacheco et al., Data in Brief 32:106221 (2020): SCC holds Bowen's disease, ACK does not.
+        # Pacheco et al., Data in Brief 32:106221 (2020). SCC includes Bowen's disease,
+        # ACK does not.
         "pad_ufes_20": {
             "ACK": "ak",
             "BCC": "bcc",
@@ -294,7 +298,8 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "SCC": "scc",
             "SEK": "sk",
         },
-        # Groh et al., arXiv:2104.09957; the groups are its nine_partition_label and three_partition_label.
+        # Groh et al., arXiv:2104.09957. The groups are its nine_partition_label and
+        # three_partition_label.
         "fitzpatrick17k": {
             "genodermatoses": "genodermatosis",
             "malignant epidermal": "malignant_epidermal",
@@ -306,9 +311,11 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "benign melanocyte": "benign_melanocytic",
             "solid cystic basal cell carcinoma": "bcc_cystic",
         },
-        # Daneshjou et al., Sci Adv 8:eabq6147 (2022), which counts its keratoacanthomas as squamous cell carcinomas.
+        # Daneshjou et al., Sci Adv 8:eabq6147 (2022). It counts keratoacanthomas as
+        # squamous cell carcinomas.
         "ddi": {"squamous-cell-carcinoma-keratoacanthoma": "scc"},
-        # Zhou et al., arXiv:2405.18004: pictures and labels of Fitzpatrick17k and DDI.
+        # Zhou et al., arXiv:2405.18004. Images and labels are of Fitzpatrick17k and
+        # DDI.
         "skincap": {
             "squamous-cell-carcinoma-keratoacanthoma": "scc",
             "solid cystic basal cell carcinoma": "bcc_cystic",
@@ -321,11 +328,13 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "melanoma (more than 1.5 mm)": "mel",
             "melanoma metastasis": "melanoma_metastasis",
         },
-        # Mendonca et al., EMBC 2013: the code of "Clinical Diagnosis". An atypical nevus is a dysplastic one.
+        # Mendonca et al., EMBC 2013, code of "Clinical Diagnosis". An atypical nevus is
+        # a dysplastic one.
         "ph2": {"0": "nv", "1": "dysplastic_nevus", "2": "mel"},
         # Giotis et al., Expert Syst Appl 42:6578-6585 (2015).
         "med_node": {"melanoma": "mel", "naevus": "nv"},
-        # Sun et al., ECCV 2016. Crowe's sign is axillary freckling, a sign of neurofibromatosis.
+        # Sun et al., ECCV 2016. Crowe's sign is axillary freckling, a sign of
+        # neurofibromatosis.
         "sd198": {
             "Actinic_solar_Damage(Actinic_Cheilitis)": "actinic_cheilitis",
             "Actinic_solar_Damage(Actinic_Keratosis)": "ak",
@@ -337,12 +346,16 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "Crowe's_Sign": "neurofibromatosis",
             "Pseudorhinophyma": "other",
         },
-        # Ward et al., JAMA Netw Open 7:e2446615 (2024): one class for invasive and in situ.
+        # Ward et al., JAMA Netw Open 7:e2446615 (2024). One class holds invasive and in
+        # situ carcinomas.
         "scin": {"SCC/SCCIS": "scc"},
-        # Each class is a mixture; it is given the narrowest group that covers most of it.
+        # Each class is a mixture. It is mapped to the narrowest group that covers most
+        # of it.
         "dermnet": {
             "Acne and Rosacea Photos": "acneiform",
-            "Actinic Keratosis Basal Cell Carcinoma and other Malignant Lesions": "premalignant_or_malignant",
+            "Actinic Keratosis Basal Cell Carcinoma and other Malignant Lesions": (
+                "premalignant_or_malignant"
+            ),
             "Atopic Dermatitis Photos": "atopic_dermatitis",
             "Bullous Disease Photos": "bullous",
             "Cellulitis Impetigo and other Bacterial Infections": "bacterial_infection",
@@ -367,4 +380,4 @@ SOURCE_ALIASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""What a label means in one public set; asked before `ALIASES`."""
+"""Set -> label -> diagnosis; takes precedence over `ALIASES` in its set."""

@@ -1,9 +1,10 @@
-"""The tree of diagnoses, as data; `dermedge.data.taxonomy` reads it.
+"""List the tree of diagnoses that `dermedge.data.taxonomy` reads.
 
-`malignant` is None for a group of diagnoses and for one that sources disagree about. ICD-11 codes are those of the MMS
-linearization, given only where they are certain. Cancers in situ count as malignant. Nodes called "kind not told" are
-for sets that give a grouping instead of a diagnosis, such as Fitzpatrick17k's three- and nine-way labels; no diagnosis
-stands below them.
+`malignant` is None for a group of diagnoses, and for a diagnosis that sources disagree
+on. Cancers in situ count as malignant. ICD-11 codes are those of the MMS linearization,
+and only codes that are certain are listed. Nodes named "kind not told" are for sets
+that publish a group instead of a diagnosis, such as the three- and nine-way labels of
+Fitzpatrick17k. No diagnosis is below them.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A node of the tree; `parent` is the id of the next wider diagnosis, None at the root of a branch."""
+    """A node of the tree of diagnoses.
+
+    Attributes:
+        id: Identifier in tables and models.
+        name: Name for people.
+        malignant: True or False, None if the node holds both or sources disagree.
+        icd11: ICD-11 code, None if it is not certain.
+        parent: Id of the next wider diagnosis, None at the root of a branch.
+
+    Examples:
+        >>> from dermedge.data import TAXONOMY
+        >>> TAXONOMY["sk"].parent, TAXONOMY["sk"].malignant
+        ('bkl', False)
+    """
 
     id: str
     name: str
@@ -62,7 +76,7 @@ DIAGNOSES = (
     Diagnosis("bcc_morpheiform", "morpheiform basal cell carcinoma", True, None, "bcc"),
     Diagnosis("scc", "squamous cell carcinoma", True, "2C31", "keratinocytic"),
     Diagnosis("keratoacanthoma", "keratoacanthoma", None, None, "keratinocytic"),
-    # One class in HAM10000, counted as malignant by some and as benign by others.
+    # One class in HAM10000; some sources count it as malignant and others as benign.
     Diagnosis("akiec", "actinic keratosis or Bowen's disease", None, None, "keratinocytic"),
     Diagnosis("ak", "actinic keratosis", False, "EK90.0", "akiec"),
     Diagnosis("bowen", "Bowen's disease (squamous cell carcinoma in situ)", True, None, "akiec"),

@@ -1,12 +1,13 @@
-"""Every image of a table, decoded once: is it sound, and which others show the same picture?"""
+"""Decode every image of a table; find damaged files and repeated pictures."""
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,55 +17,73 @@ from dermedge.data.table import Table
 from dermedge_runtime.errors import MissingExtraError
 from dermedge_runtime.progress import Progress
 
-# Chosen on lesions photographed several times: of HAM10000's 8,062 images, 103 pairs of one lesion and 1 pair of two
-# lesions are this alike; the hash alone, at the same distance, takes 1,028 pairs of two lesions for one.
+# Both limits were chosen on lesions that were photographed several times. Among the
+# 8,062 images of HAM10000, 103 pairs of one lesion and 1 pair of two lesions are this
+# similar. The hash alone, at the same distance, finds 1,028 pairs of two lesions.
 HASH_DISTANCE = 6
 CORRELATION = 0.975
+WORKERS = 8
 _SIDE = 32
 _DECODE = 128
 _FLAT = 2.0
 _BLOCK = 1024
 
 
+class _ImageHash(Protocol):
+    """The part of `imagehash.ImageHash` that is used here."""
+
+    hash: NDArray[np.bool_]
+
+
+PerceptualHash = Callable[[Image.Image], _ImageHash]
+
+
 @dataclass(frozen=True)
 class ImageInspection:
-    """What one image file turned out to be; `problem` is empty for a sound one.
+    """The result of decoding one image file.
 
     Attributes:
-        width: pixels, as stored.
-        height: pixels, as stored.
-        digest: sha256 of the file, hex.
-        phash: perceptual hash, 64 values of +-1, None for a picture without contrast.
-        thumbnail: grey, zero mean, unit length, [1024], halved in precision to spare memory; None likewise.
-        problem: what is wrong with the file.
-        missing: there is no such file.
+        width: Width in pixels, as stored; 0 for a file that cannot be read.
+        height: Height in pixels, as stored; 0 for a file that cannot be read.
+        digest: sha256 of the file, hex; "" for a missing file.
+        perceptual_hash: 64 values of +-1, None for a picture without contrast.
+        thumbnail: Grey values [1024] with zero mean and unit length, None for a picture
+            without contrast. Stored as float16 to halve the memory.
+        problem: Reason why the file cannot be used, "" for a sound file.
+        missing: The file does not exist.
     """
 
     width: int = 0
     height: int = 0
     digest: str = ""
-    phash: NDArray[np.float32] | None = None
+    perceptual_hash: NDArray[np.float32] | None = None
     thumbnail: NDArray[np.float16] | None = None
     problem: str = ""
     missing: bool = False
 
 
-def inspect_images(
-    table: Table, *, workers: int = 8, progress: Progress | None = None
-) -> list[ImageInspection]:
-    """Decode every image of the table (a JPEG at a reduced scale); one `Look` per row.
+def inspect_images(table: Table, *, progress: Progress | None = None) -> list[ImageInspection]:
+    """Decode every image of a table, JPEG files at a reduced scale.
 
-    The hash is `imagehash.phash` (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010).
+    The hash is `imagehash.phash` (Zauner, "Implementation and benchmarking of
+    perceptual image hash functions", 2010).
+
+    Args:
+        table: The data set.
+        progress: Called after every image.
+
+    Returns:
+        One inspection per row, in the order of the rows.
 
     Raises:
-        MissingExtraError: where imagehash is not installed.
+        MissingExtraError: imagehash is not installed.
     """
     try:
         import imagehash
     except ImportError as error:
         raise MissingExtraError("imagehash", "data", "The check for duplicates") from error
 
-    def look(image: str) -> ImageInspection:
+    def inspect(image: str) -> ImageInspection:
         try:
             data = table.path(image).read_bytes()
         except OSError as error:
@@ -73,25 +92,27 @@ def inspect_images(
             )
         try:
             return _decode(data, imagehash.phash)
-        except Exception as error:  # Pillow's decoders raise whatever the damage leads them to.
+        except Exception as error:
+            # Pillow's decoders raise many types on damaged files: struct.error,
+            # IndexError, SyntaxError, ... Each of them means that the file cannot be
+            # used.
             return ImageInspection(
                 digest=sha256(data).hexdigest(), problem=str(error) or type(error).__name__
             )
 
-    looks = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+    inspections = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for image, result in zip(
-            table.frame["image"], pool.map(look, table.frame["image"]), strict=True
-        ):
-            looks.append(result)
+        images = table.frame["image"]
+        for image, inspection in zip(images, pool.map(inspect, images), strict=True):
+            inspections.append(inspection)
             if progress:
-                progress(len(looks), len(table), image)
-    return looks
+                progress(len(inspections), len(table), image)
+    return inspections
 
 
-def _decode(data: bytes, phash: object) -> ImageInspection:
+def _decode(data: bytes, perceptual_hash: PerceptualHash) -> ImageInspection:
     digest = sha256(data).hexdigest()
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
@@ -99,94 +120,99 @@ def _decode(data: bytes, phash: object) -> ImageInspection:
             return ImageInspection(width, height, digest, problem="it is animated")
         image.draft("RGB", (_DECODE, _DECODE))
         picture = image.convert("RGB")
-    grey = np.asarray(
-        picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L"), dtype=np.float32
-    ).ravel()
+    small = picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L")
+    grey = np.asarray(small, dtype=np.float32).ravel()
     centred = grey - grey.mean()
     if float(centred.std()) < _FLAT:
         return ImageInspection(width, height, digest)
-    bits = np.asarray(phash(picture).hash, dtype=np.float32).ravel()  # type: ignore[operator]
-    return ImageInspection(
-        width, height, digest, bits * 2 - 1, (centred / np.linalg.norm(centred)).astype(np.float16)
-    )
+    bits = np.asarray(perceptual_hash(picture).hash, dtype=np.float32).ravel()
+    thumbnail = (centred / np.linalg.norm(centred)).astype(np.float16)
+    return ImageInspection(width, height, digest, bits * 2 - 1, thumbnail)
 
 
-def check_masks(table: Table, looks: Sequence[ImageInspection]) -> Iterator[tuple[str, str]]:
-    """(mask, problem) for every mask that is not there, not an image, or not as large as its image."""
-    for mask, look in zip(table.frame["mask"], looks, strict=True):
+def check_masks(table: Table, inspections: Sequence[ImageInspection]) -> Iterator[tuple[str, str]]:
+    """Yield (mask, problem) for masks that are missing, unreadable or do not fit.
+
+    Args:
+        table: The data set.
+        inspections: One inspection per row; a mask must have the size of its image.
+    """
+    for mask, inspection in zip(table.frame["mask"], inspections, strict=True):
         if not mask:
             continue
-        path = table.path(mask)
         try:
-            with Image.open(path) as image:
-                size = image.size
+            with Image.open(table.path(mask)) as image:
+                width, height = image.size
         except FileNotFoundError:
-            yield mask, "there is no such file"
+            yield mask, "the file does not exist"
             continue
-        except Exception as error:
+        except Exception as error:  # Damage makes Pillow raise many types, as above.
             yield mask, str(error)
             continue
-        if look.width and size != (look.width, look.height):
-            yield mask, f"it is {size[0]}x{size[1]}, its image {look.width}x{look.height}"
+        if inspection.width and (width, height) != (inspection.width, inspection.height):
+            size = f"{inspection.width}x{inspection.height}"
+            yield mask, f"it is {width}x{height}, but its image is {size}"
 
 
-def exact_pairs(looks: Sequence[ImageInspection]) -> list[tuple[int, int]]:
-    """Row pairs (first, other) of byte-identical files."""
+def find_exact_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[int, int]]:
+    """Return the pairs of rows (first, later) whose files are byte-identical."""
     first: dict[str, int] = {}
     pairs = []
-    for row, look in enumerate(looks):
-        if look.digest:
-            earlier = first.setdefault(look.digest, row)
+    for row, inspection in enumerate(inspections):
+        if inspection.digest:
+            earlier = first.setdefault(inspection.digest, row)
             if earlier != row:
                 pairs.append((earlier, row))
     return pairs
 
 
-def near_pairs(looks: Sequence[ImageInspection]) -> list[tuple[int, int]]:
-    """Row pairs of files that differ and show almost the same picture: a like hash, confirmed by the thumbnails.
+def find_near_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[int, int]]:
+    """Return the pairs of rows whose files differ but show almost the same picture.
 
-    A product of hashes as +-1 vectors is 64 - 2 x their distance, so that all pairs cost one matrix product.
+    The hashes select candidates, and the correlation of the thumbnails confirms them.
     """
-    rows = np.asarray(
-        [row for row, look in enumerate(looks) if look.phash is not None], dtype=np.intp
-    )
+    hashed = [row for row, one in enumerate(inspections) if one.perceptual_hash is not None]
+    rows = np.asarray(hashed, dtype=np.intp)
     if len(rows) < 2:
         return []
-    hashes = np.stack([looks[row].phash for row in rows])
-    small = np.stack([looks[row].thumbnail for row in rows])
+    hashes = np.stack([inspections[row].perceptual_hash for row in rows])
+    thumbnails = np.stack([inspections[row].thumbnail for row in rows])
     pairs = []
     for start in range(0, len(rows), _BLOCK):
+        # The product of two vectors of +-1 is 64 minus twice their Hamming distance, so
+        # one matrix product gives the distances of a whole block.
         distance = (hashes.shape[1] - hashes[start : start + _BLOCK] @ hashes[start:].T) / 2
         left, right = np.nonzero(distance <= HASH_DISTANCE)
         later = right > left
         left, right = left[later] + start, right[later] + start
-        one, other = small[left].astype(np.float32), small[right].astype(np.float32)
+        one, other = thumbnails[left].astype(np.float32), thumbnails[right].astype(np.float32)
         alike = np.einsum("ij,ij->i", one, other) >= CORRELATION
         pairs += [
             (int(a), int(b)) for a, b in zip(rows[left[alike]], rows[right[alike]], strict=True)
         ]
-    return [(a, b) for a, b in pairs if looks[a].digest != looks[b].digest]
+    return [(a, b) for a, b in pairs if inspections[a].digest != inspections[b].digest]
 
 
-def unlisted(table: Table) -> list[str]:
-    """Image files in the folders that the table's images lie in which no row names."""
+def find_unlisted_files(table: Table) -> list[str]:
+    """Return the image files beside the table's images that no row lists.
+
+    Only files with a suffix that a listed image has are returned; hidden files are not.
+    """
     listed = {
-        Path(image).as_posix()
+        Path(file).as_posix()
         for column in ("image", "mask")
-        for image in table.frame[column]
-        if image
+        for file in table.frame[column]
+        if file
     }
     folders = {Path(image).parent for image in table.frame["image"]}
     suffixes = {Path(image).suffix.lower() for image in table.frame["image"]}
-    found = []
+    unlisted = []
     for folder in sorted(folders):
-        if (table.root / folder).is_dir():
-            for path in sorted((table.root / folder).iterdir()):
-                name = (folder / path.name).as_posix()
-                if (
-                    path.suffix.lower() in suffixes
-                    and name not in listed
-                    and not path.name.startswith(".")
-                ):
-                    found.append(name)
-    return found
+        if not (table.root / folder).is_dir():
+            continue
+        for path in sorted((table.root / folder).iterdir()):
+            name = (folder / path.name).as_posix()
+            hidden = path.name.startswith(".")
+            if path.suffix.lower() in suffixes and name not in listed and not hidden:
+                unlisted.append(name)
+    return unlisted

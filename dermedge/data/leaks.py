@@ -1,6 +1,7 @@
-"""Columns that tell the answer: by their values, or by being empty.
+"""Find columns that predict the label, by their values or by being empty.
 
-A model, or a person comparing subgroups, that sees such a column measures how the data were collected, not the skin.
+A model that reads such a column learns how the data were collected, not the skin. A
+comparison of subgroups by such a column has the same fault.
 """
 
 import math
@@ -11,9 +12,13 @@ import numpy as np
 import pandas as pd
 
 SIGNIFICANCE = 1e-3
+"""Largest corrected p-value that is reported."""
 EFFECT = 0.2
+"""Smallest difference of shares, or Cramer's V, that is reported."""
 PINNED = 0.25
+"""Smallest share of rows whose label a column's values determine."""
 SEPARATES = 0.95
+"""Smallest AUROC of a numeric column that is reported."""
 _LEVELS = 50
 _FEWEST = 8
 _LABELS = frozenset(
@@ -22,8 +27,15 @@ _LABELS = frozenset(
 
 
 @dataclass(frozen=True)
-class Leak:
-    """One column that tells the label, with the sentence that says how, and the rows it concerns."""
+class LabelLeak:
+    """A column that predicts the label.
+
+    Attributes:
+        column: Name of the column.
+        message: Sentence that says how it predicts the label, without a full stop.
+        count: Number of rows concerned.
+        p: Corrected p-value.
+    """
 
     column: str
     message: str
@@ -31,25 +43,37 @@ class Leak:
     p: float
 
 
-def missingness(frame: pd.DataFrame) -> list[Leak]:
-    """Columns whose emptiness predicts malignancy or diagnosis.
+def find_missing_value_leaks(frame: pd.DataFrame) -> list[LabelLeak]:
+    """Find columns whose empty cells predict malignancy or the diagnosis.
 
-    For malignancy Fisher's exact test on empty x malignant, for the diagnosis a chi-square test, both with one row of
-    each kind per group and Bonferroni-corrected. Reported where p < 0.001 and either all empty (or all filled) rows are
-    of one side, or the shares differ by 0.2 (for the diagnosis: Cramer's V of 0.2).
+    Malignancy is tested by Fisher's exact test on empty x malignant, the diagnosis by a
+    chi-square test. Both count one row of each kind per group and are corrected for the
+    number of tests (Bonferroni).
+
+    A column is reported if p < 0.001 and the effect is large. For malignancy, all empty
+    (or all filled) rows are of one side, or the shares differ by 0.2 or more. For the
+    diagnosis, Cramer's V is 0.2 or more.
 
     Args:
-        frame: rows of a table, with a column `group`.
+        frame: Rows of a table, with a column `group`.
+
+    Examples:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"group": range(60), "dx": ["nv"] * 30 + ["mel"] * 30})
+        >>> frame["malignant"] = [0.0] * 30 + [1.0] * 30
+        >>> frame["biopsy"] = [""] * 30 + ["yes"] * 30
+        >>> find_missing_value_leaks(frame)[0].message[:45]
+        'All 30 rows without biopsy are benign; of the'
     """
     candidates = []
     for column in frame.columns:
-        empty = _empty(frame[column])
+        empty = _is_empty(frame[column])
         if column not in _LABELS | {"group"} and empty.any() and not empty.all():
             candidates.append((str(column), empty))
     tests = 2 * max(1, len(candidates))
     leaks = []
     for column, empty in candidates:
-        leak = _empty_by_malignancy(frame, column, empty, tests) or _empty_by_diagnosis(
+        leak = _test_malignancy(frame, column, empty, tests) or _test_diagnosis(
             frame, column, empty, tests
         )
         if leak:
@@ -57,127 +81,134 @@ def missingness(frame: pd.DataFrame) -> list[Leak]:
     return leaks
 
 
-def _empty_by_malignancy(
+def _test_malignancy(
     frame: pd.DataFrame, column: str, empty: "pd.Series[bool]", tests: int
-) -> Leak | None:
+) -> LabelLeak | None:
     from scipy.stats import fisher_exact
 
     known = frame["malignant"].notna()
-    rows = pd.DataFrame(
-        {"group": frame["group"], "empty": empty, "malignant": frame["malignant"] == 1}
-    )[known]
-    counts = _table(rows.drop_duplicates()["empty"], rows.drop_duplicates()["malignant"])
+    malignant = frame["malignant"] == 1
+    rows = pd.DataFrame({"group": frame["group"], "empty": empty, "malignant": malignant})[known]
+    # Several photographs of one lesion are one observation: without this, a few lesions
+    # that were photographed often would make chance look significant.
+    counts = _crosstab(rows.drop_duplicates()["empty"], rows.drop_duplicates()["malignant"])
     if counts.shape != (2, 2):
         return None
     p = min(1.0, float(fisher_exact(counts.to_numpy()).pvalue) * tests)
     shares = rows.groupby("empty")["malignant"].mean()
-    without, others = float(shares[True]), float(shares[False])
-    pure = without in (0.0, 1.0) or others in (0.0, 1.0)
-    if p >= SIGNIFICANCE or not (pure or abs(without - others) >= EFFECT):
+    without, filled = float(shares[True]), float(shares[False])
+    pure = without in (0.0, 1.0) or filled in (0.0, 1.0)
+    if p >= SIGNIFICANCE or not (pure or abs(without - filled) >= EFFECT):
         return None
     number = int(rows["empty"].sum())
     start = f"Of {number} rows without {column}, {without:.0%} are malignant"
     if without in (0.0, 1.0):
-        start = f"All {number} rows without {column} are {_side('malignant', without)}"
-    return Leak(
-        column, f"{start}, of those with it {others:.0%} are malignant (p = {p:.1g})", number, p
-    )
+        start = f"All {number} rows without {column} are {_name_label('malignant', without)}"
+    message = f"{start}; of the rows with it, {filled:.0%} are malignant (p = {p:.1g})"
+    return LabelLeak(column, message, number, p)
 
 
-def _empty_by_diagnosis(
+def _test_diagnosis(
     frame: pd.DataFrame, column: str, empty: "pd.Series[bool]", tests: int
-) -> Leak | None:
+) -> LabelLeak | None:
     rows = pd.DataFrame({"group": frame["group"], "empty": empty, "dx": frame["dx"]})[
         frame["dx"] != ""
     ]
-    counts = _table(rows.drop_duplicates()["empty"], rows.drop_duplicates()["dx"])
-    strength, p = _cramer(counts)
+    counts = _crosstab(rows.drop_duplicates()["empty"], rows.drop_duplicates()["dx"])
+    strength, p = _cramers_v(counts)
     p = min(1.0, p * tests)
     if p >= SIGNIFICANCE or strength < EFFECT:
         return None
     number = int(rows["empty"].sum())
     common = rows.loc[rows["empty"], "dx"].value_counts(normalize=True)
-    return Leak(
-        column,
-        f"Whether {column} is empty tells the diagnosis: {common.iloc[0]:.0%} of the {number} rows without it are "
-        f"{common.index[0]} (Cramer's V {strength:.2f}, p = {p:.1g})",
-        number,
-        p,
+    message = (
+        f"Empty cells of {column} predict the diagnosis: {common.iloc[0]:.0%} of the {number} rows "
+        f"without it are {common.index[0]} (Cramer's V {strength:.2f}, p = {p:.1g})"
     )
+    return LabelLeak(column, message, number, p)
 
 
-def giveaways(frame: pd.DataFrame) -> list[Leak]:
-    """Columns whose values give malignancy or the diagnosis away, over the rows where they are filled.
+def find_value_leaks(frame: pd.DataFrame) -> list[LabelLeak]:
+    """Find columns whose values determine malignancy or the diagnosis.
 
-    A column of few values does so where values that occur with one side only, none of them by chance (Fisher's exact
-    test, Bonferroni-corrected, p < 0.001), cover a quarter of the rows; a numeric one where it separates malignant from
-    benign with an AUROC of 0.95.
+    Only rows with a value count. A column of at most 50 values is reported if the
+    values that occur with one label only cover a quarter of the rows. Such a value
+    counts if chance is ruled out (Fisher's exact test, Bonferroni-corrected, p <
+    0.001).
+
+    A numeric column is reported if it separates malignant from benign rows with an
+    AUROC of 0.95 or more.
 
     Args:
-        frame: rows of a table, with a column `group`.
+        frame: Rows of a table, with a column `group`.
     """
     leaks = []
     for column in frame.columns:
         if column in _LABELS | {"group"}:
             continue
-        filled = frame[~_empty(frame[column])]
+        filled = frame[~_is_empty(frame[column])]
         if filled[column].nunique() < 2:
             continue
-        leak = _separating(filled, str(column))
+        leak = _test_separation(filled, str(column))
         if leak is None and filled[column].nunique() <= _LEVELS:
-            leak = _pinning(filled, str(column), "malignant") or _pinning(filled, str(column), "dx")
+            leak = _test_values(filled, str(column), "malignant")
+            leak = leak or _test_values(filled, str(column), "dx")
         if leak:
             leaks.append(leak)
     return leaks
 
 
-def _pinning(frame: pd.DataFrame, column: str, label: str) -> Leak | None:
+def _test_values(frame: pd.DataFrame, column: str, label: str) -> LabelLeak | None:
+    """Test whether the values of a column that occur with one label only are many."""
     from scipy.stats import hypergeom
 
     known = frame[frame[label].notna()] if label == "malignant" else frame[frame[label] != ""]
-    counts = _table(known[column], known[label])
+    counts = _crosstab(known[column], known[label])
     if min(counts.shape, default=0) < 2:
         return None
-    groups = _table(
-        *(known.drop_duplicates(["group", column, label])[name] for name in (column, label))
-    )
+    unique = known.drop_duplicates(["group", column, label])
+    groups = _crosstab(unique[column], unique[label])
     totals, population = groups.sum(axis=0), int(groups.to_numpy().sum())
+    groups_by_value = groups.sum(axis=1).to_dict()
     pinned: list[tuple[str, str, int, float]] = []
-    drawn_by_value = groups.sum(axis=1).to_dict()
     for value, row in counts.iterrows():
-        of_one = row[row > 0]
-        drawn = int(drawn_by_value[value])
-        if len(of_one) != 1 or drawn < _FEWEST:
+        labels = row[row > 0].index
+        drawn = int(groups_by_value[value])
+        if len(labels) != 1 or drawn < _FEWEST:
             continue
-        side = of_one.index[0]
-        chance = float(hypergeom.sf(drawn - 1, population, int(totals[side]), drawn)) * len(counts)
-        if chance < SIGNIFICANCE:
-            pinned.append((str(value), _side(label, side), int(row.sum()), chance))
+        # Probability that all `drawn` groups have this label by chance: the upper tail
+        # of the hypergeometric distribution, which is the one-sided exact test of
+        # Fisher.
+        tail = float(hypergeom.sf(drawn - 1, population, int(totals[labels[0]]), drawn))
+        p = tail * len(counts)
+        if p < SIGNIFICANCE:
+            pinned.append((str(value), _name_label(label, labels[0]), int(row.sum()), p))
     covered = sum(number for _, _, number, _ in pinned)
     if covered < PINNED * len(known):
         return None
     pinned.sort(key=lambda item: -item[2])
-    shown = "; ".join(f"{value} ({number}): all {side}" for value, side, number, _ in pinned[:3])
-    what = "malignancy" if label == "malignant" else "diagnosis"
-    message = f"{column} gives the {what} away in {covered} rows: {shown}{_only(counts, label)}"
-    return Leak(column, message, covered, max(chance for *_, chance in pinned))
+    shown = "; ".join(f"{value} ({number}): all {name}" for value, name, number, _ in pinned[:3])
+    quantity = "malignancy" if label == "malignant" else "diagnosis"
+    only = _describe_malignant_value(counts, label)
+    message = f"{column} gives the {quantity} away in {covered} rows: {shown}{only}"
+    return LabelLeak(column, message, covered, max(p for *_, p in pinned))
 
 
-def _only(counts: pd.DataFrame, label: str) -> str:
-    """The other direction: every malignant row has one value."""
+def _describe_malignant_value(counts: pd.DataFrame, label: str) -> str:
+    """Return words for a value that every malignant row has, "" if there is none."""
     if label != "malignant" or 1.0 not in counts.columns:
         return ""
     values = counts.index[counts[1.0] > 0]
     return f"; every malignant row has {values[0]}" if len(values) == 1 else ""
 
 
-def _side(label: str, value: object) -> str:
-    return (
-        {1.0: "malignant", 0.0: "benign"}[float(str(value))] if label == "malignant" else str(value)
-    )
+def _name_label(label: str, value: object) -> str:
+    names = {1.0: "malignant", 0.0: "benign"}
+    return names[float(str(value))] if label == "malignant" else str(value)
 
 
-def _separating(frame: pd.DataFrame, column: str) -> Leak | None:
+def _test_separation(frame: pd.DataFrame, column: str) -> LabelLeak | None:
+    """Test whether a numeric column separates malignant from benign rows."""
     from scipy.stats import mannwhitneyu
 
     numbers = pd.to_numeric(frame[column], errors="coerce")
@@ -185,41 +216,48 @@ def _separating(frame: pd.DataFrame, column: str) -> Leak | None:
     if numbers.isna().any() or numbers.nunique() <= 2 or min(len(malignant), len(benign)) < _FEWEST:
         return None
     result = mannwhitneyu(malignant, benign)
+    # The U statistic, divided by the number of pairs, is the AUROC.
     auroc = float(result.statistic) / (len(malignant) * len(benign))
-    if max(auroc, 1 - auroc) < SEPARATES or result.pvalue >= SIGNIFICANCE:
+    auroc = max(auroc, 1 - auroc)
+    if auroc < SEPARATES or result.pvalue >= SIGNIFICANCE:
         return None
-    message = (
-        f"{column} separates malignant from benign with an AUROC of {max(auroc, 1 - auroc):.3f}"
-    )
-    return Leak(column, message, len(numbers), float(result.pvalue))
+    message = f"{column} separates malignant from benign with an AUROC of {auroc:.3f}"
+    return LabelLeak(column, message, len(numbers), float(result.pvalue))
 
 
-def _empty(column: "pd.Series[str]") -> "pd.Series[bool]":
+def _is_empty(column: "pd.Series[str]") -> "pd.Series[bool]":
     return column.isna() | (column.astype("str").str.strip() == "")
 
 
-def _table(rows: "pd.Series[str]", columns: "pd.Series[str]") -> pd.DataFrame:
+def _crosstab(rows: "pd.Series[str]", columns: "pd.Series[str]") -> pd.DataFrame:
     return pd.crosstab(rows.to_numpy(), columns.to_numpy())
 
 
-def _cramer(counts: pd.DataFrame) -> tuple[float, float]:
-    """Cramer's V and the p-value of the chi-square test; (0, 1) where there is nothing to compare."""
+def _cramers_v(counts: pd.DataFrame) -> tuple[float, float]:
+    """Return Cramer's V and the p-value of the chi-square test.
+
+    A table with fewer than two rows or columns has no association: (0, 1).
+    """
     from scipy.stats import chi2_contingency
 
     if min(counts.shape, default=0) < 2:
         return 0.0, 1.0
     result = chi2_contingency(counts.to_numpy())
-    smaller = min(counts.shape) - 1
-    return math.sqrt(float(result.statistic) / (int(np.sum(counts.to_numpy())) * smaller)), float(
-        result.pvalue
-    )
+    total = int(np.sum(counts.to_numpy())) * (min(counts.shape) - 1)
+    return math.sqrt(float(result.statistic) / total), float(result.pvalue)
 
 
-def derived(frame: pd.DataFrame, sizes: Sequence[str]) -> pd.DataFrame:
-    """The table with what a file tells besides its picture: its folder, its suffix, its size in pixels."""
+def add_file_columns(frame: pd.DataFrame, sizes: Sequence[str]) -> pd.DataFrame:
+    """Return the rows with columns for folder, suffix and size of each image.
+
+    Properties of files predict the label if, for example, each class was exported by
+    another tool.
+
+    Args:
+        frame: Rows of a table.
+        sizes: Size of each image as text, such as "600x450".
+    """
     paths = frame["image"].str.rpartition("/")
     suffix = paths[2].str.rpartition(".")[2].str.lower()
-    told = pd.DataFrame(
-        {"image folder": paths[0], "image suffix": suffix, "image size": list(sizes)}
-    )
-    return pd.concat([frame, told.set_axis(frame.index)], axis=1)
+    columns = {"image folder": paths[0], "image suffix": suffix, "image size": list(sizes)}
+    return pd.concat([frame, pd.DataFrame(columns).set_axis(frame.index)], axis=1)

@@ -1,4 +1,4 @@
-"""Masks of a table: which pixels of an image belong to the lesion, in the frame that a network sees."""
+"""Read the lesion masks of a table in the frame that the network sees."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,34 +15,47 @@ _BLACK = (0, 0, 0)
 
 
 def decode_mask(path: Path) -> NDArray[np.bool_]:
-    """A mask [H, W] as it is stored; True inside the lesion.
+    """Read a mask [H, W] as it is stored; True inside the lesion.
 
-    Inside is what is brighter than half of white, or not black in a file that holds nothing brighter than 1.
+    Pixels brighter than half of white are inside. In a file without a value above 1,
+    all pixels that are not black are inside.
 
     Raises:
-        DataError: it is missing or unreadable.
+        DataError: The file is missing or unreadable.
     """
     try:
         grey = decode_image(path, Preprocess(16, background=_BLACK), exact=True).max(axis=2)
     except ImageError as error:
         raise DataError(
-            f"The mask {path} cannot be used: {error} Repair it, or empty its cell."
+            f"The mask {path} cannot be used: {error} Repair the file, or empty its cell."
         ) from error
+    # Some sets store masks as 0 and 1 instead of 0 and 255.
     return np.asarray(grey > (127 if grey.max() > 1 else 0))
 
 
 def read_mask(path: Path, spec: Preprocess) -> NDArray[np.bool_]:
-    """A mask [S, S] in the frame of the preprocessed image: a pixel is inside where at least half of what it covers is.
+    """Read a mask [S, S] in the frame of the preprocessed image.
+
+    A pixel is inside if the lesion covers at least half of it.
+
+    Args:
+        path: The mask file.
+        spec: Preprocessing of the image; the mask is cut and resized alike.
 
     Raises:
-        DataError: it is missing or unreadable.
+        DataError: The file is missing or unreadable.
     """
     white = Image.fromarray(decode_mask(path).astype(np.uint8) * 255)
-    return np.asarray(
-        preprocess(white, replace(spec, background=_BLACK), exact=True)[..., 0] >= 128
-    )
+    pixels = preprocess(white, replace(spec, background=_BLACK), exact=True)
+    return np.asarray(pixels[..., 0] >= 128)
 
 
 def output_grid(spec: Preprocess) -> Preprocess:
-    """The preprocessing that brings a mask onto the grid of a `segment` output, a quarter of the input's side."""
+    """Return the preprocessing that brings a mask onto the grid of a `segment` output.
+
+    Examples:
+        >>> from dermedge import Preprocess
+        >>> output_grid(Preprocess(224)).size
+        56
+    """
     return replace(spec, size=spec.size // 4)

@@ -1,4 +1,4 @@
-"""What a teacher has seen, by the names of the sets and by the digests of the images."""
+"""Compare a data set with the images that a teacher was trained on."""
 
 import fnmatch
 import re
@@ -11,19 +11,28 @@ from dermedge.data.layouts import CONTAINS
 
 @dataclass(frozen=True)
 class TeacherImages:
-    """What a model was trained on: names of sets, which may be patterns such as "isic*", and sha256 of image files."""
+    """The training images of a model, as far as its folder names them.
+
+    Attributes:
+        sets: Names of data sets, which may be patterns such as "isic*".
+        digests: sha256 (hex) of image files.
+    """
 
     sets: tuple[str, ...]
     digests: frozenset[str]
 
 
-def images_seen_by(teacher: Path | str) -> TeacherImages:
-    """What a teacher's or a student's folder says of its training: the sets of its `pretrained_on`, and its own images.
+def read_teacher_images(teacher: Path | str) -> TeacherImages:
+    """Read from a model folder which sets and images the model was trained on.
 
-    A student's teacher is among its lineage, so that what that one has seen counts too.
+    The lineage of a student contains its teacher, so the sets of that teacher count
+    too.
+
+    Args:
+        teacher: Folder of a teacher or a student.
 
     Raises:
-        DataError: where the folder holds no model.
+        DataError: The folder holds no model.
     """
     from dermedge.models.model_folder import load_model_folder
 
@@ -32,38 +41,54 @@ def images_seen_by(teacher: Path | str) -> TeacherImages:
     sets: list[str] = []
     for role in ("teacher", "student"):
         origin = lineage.get(role)
-        told = origin.get("pretrained_on") if isinstance(origin, dict) else None
-        sets += [str(name) for name in told or ()]
+        names = origin.get("pretrained_on") if isinstance(origin, dict) else None
+        sets += [str(name) for name in names or ()]
     return TeacherImages(tuple(dict.fromkeys(sets)), frozenset(model.training_images))
 
 
-def related(source: str, seen: str) -> bool:
-    """Whether two sets have images in common, as far as `CONTAINS` knows; `seen` may be a pattern."""
-    source, seen = _plain(source), _plain(seen)
-    names = {source, *_inside(source), *(name for name in CONTAINS if source in _inside(name))}
-    return any(fnmatch.fnmatchcase(name, seen) for name in names)
+def share_images(source: str, pattern: str) -> bool:
+    """Return True if two data sets have images in common, according to `CONTAINS`.
+
+    Args:
+        source: Name of a data set.
+        pattern: Name or pattern of another; case, blanks, `_` and `-` do not matter.
+
+    Examples:
+        >>> share_images("ham10000", "isic2019")
+        True
+        >>> share_images("ddi", "isic*")
+        False
+    """
+    source, pattern = _normalize(source), _normalize(pattern)
+    containing = (name for name in CONTAINS if source in _list_contained(name))
+    names = {source, *_list_contained(source), *containing}
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def seen_sets(sources: Iterable[str], seen: TeacherImages) -> dict[str, str]:
-    """Source -> the first set the model has seen that shares images with it; the others are left out."""
-    pairs = ((source, name) for source in dict.fromkeys(sources) if source for name in seen.sets)
-    found: dict[str, str] = {}
-    for source, name in pairs:
-        if related(source, name):
-            found.setdefault(source, name)
-    return found
+def match_sets(sources: Iterable[str], teacher: TeacherImages) -> dict[str, str]:
+    """Map each source to the first set of the teacher with which it shares images.
+
+    Sources that share no images with any set of the teacher are left out.
+    """
+    matches: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        for name in teacher.sets:
+            if source and share_images(source, name):
+                matches.setdefault(source, name)
+    return matches
 
 
-def _inside(name: str) -> set[str]:
-    inside: set[str] = set()
+def _list_contained(name: str) -> set[str]:
+    """Return the sets that a set contains, also through other sets."""
+    contained: set[str] = set()
     waiting = list(CONTAINS.get(name, ()))
     while waiting:
         other = waiting.pop()
-        if other not in inside:
-            inside.add(other)
+        if other not in contained:
+            contained.add(other)
             waiting += CONTAINS.get(other, ())
-    return inside
+    return contained
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().casefold())

@@ -1,4 +1,4 @@
-"""Train, val and test, so that no lesion and no patient stands on two sides."""
+"""Assign rows to train, val and test, with no lesion or patient in two splits."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write
 
 FRACTIONS = (0.7, 0.15, 0.15)
+"""Default shares of train, val and test."""
 
 
 def assign_splits(
@@ -22,141 +23,173 @@ def assign_splits(
     *,
     content: "pd.Series[str] | None" = None,
 ) -> "pd.Series[str]":
-    """A split for every row; rows that have one keep it.
+    """Assign a split to every row that has none.
 
-    Whole groups (see `groups`) are dealt out, stratum by stratum (diagnosis and malignancy of a group's rarest row),
-    in an order drawn from the seed. A stratum of three or more groups reaches every split. A row without a split whose
-    group has one joins it. Other rows are never added to an existing val or test split, so that published numbers stay
-    comparable.
+    - Whole groups (see `groups`) are assigned, in an order drawn from the seed.
+    - Groups are stratified by the diagnosis and malignancy of their rarest row. A
+      stratum of three or more groups reaches every split.
+    - A row without a split joins the split of its group.
+    - Other rows are never added to an existing val or test split, so that published
+      results stay comparable.
 
     Args:
-        frame: rows of a table.
-        fractions: shares of train, val and test among each stratum's images; a split with share 0 stays empty.
-        seed: of the order; the result does not depend on the order of the rows.
-        content: passed on to `groups`.
+        frame: Rows of a table.
+        fractions: Shares of train, val and test among each stratum's images. A split
+            with share 0 stays empty.
+        seed: Random seed of the order. The order of the rows does not matter.
+        content: Digest of each row's image; see `groups`.
 
     Returns:
         "train", "val" or "test" per row, with the frame's index.
 
     Raises:
-        UsageError: for fractions that are not three shares that sum to 1.
+        UsageError: The fractions are not three shares that sum to 1.
+
+    Examples:
+        >>> from dermedge.data import groups, read_table
+        >>> frame = read_table("lesions").frame
+        >>> splits = assign_splits(frame, fractions=(0.5, 0.25, 0.25), seed=1)
+        >>> int(splits.groupby(groups(frame)).nunique().max())
+        1
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UsageError(
-            f"The fractions {tuple(fractions)} are no shares: give train, val and test, with sum 1."
+            f"The fractions are {tuple(fractions)}. Give three shares between 0 and 1, of train, "
+            "val and test, that sum to 1."
         )
+    share = dict(zip(SPLITS, fractions, strict=True))
     existing = frame["split"]
     fixed = {name for name in SPLITS[1:] if (existing == name).any()}
-    open_splits = [
-        name
-        for name, share in zip(SPLITS, fractions, strict=True)
-        if share > 0 and name not in fixed
-    ]
-    open_splits = open_splits or ["train"]
-    share = dict(zip(SPLITS, fractions, strict=True))
+    # With official val and test splits, train is the only split that may grow.
+    open_splits = [name for name in SPLITS if share[name] > 0 and name not in fixed] or ["train"]
     rows = frame[["dx"]].assign(
         group=groups(frame, content), split=existing, stratum=_strata(frame)
     )
+    by_group = _summarize_groups(rows)
+    # A hash of the seed and the group id is a random order that other rows do not
+    # change.
+    by_group["order"] = [sha256(f"{seed}:{group}".encode()).hexdigest() for group in by_group.index]
+    assigned = _assign_groups(by_group.sort_values(["rank", "order"]), open_splits, share)
+    return existing.where(existing != "", rows["group"].map(assigned)).astype("str").rename("split")
+
+
+def _summarize_groups(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per group: rank of its stratum, size, existing split, labels.
+
+    The stratum with the fewest groups has rank 0. A group belongs to the rarest stratum
+    among its rows, so that rare classes are assigned first.
+    """
     counts = rows.groupby("stratum")["group"].nunique()
-    ranks = {
-        stratum: rank
-        for rank, stratum in enumerate(sorted(counts.index, key=lambda name: (counts[name], name)))
-    }
+    by_rarity = sorted(counts.index, key=lambda name: (counts[name], name))
+    ranks = {stratum: rank for rank, stratum in enumerate(by_rarity)}
     by_group = (
         rows.assign(rank=rows["stratum"].map(ranks))
         .groupby("group")
         .agg(
             rank=("rank", "min"),
             size=("rank", "size"),
-            owner=("split", _owner),
+            owner=("split", _find_existing_split),
             labels=("dx", frozenset),
         )
     )
     by_group["label"] = by_group["rank"].map(
         {rank: stratum.rpartition("|")[0] for stratum, rank in ranks.items()}
     )
-    by_group["order"] = [sha256(f"{seed}:{group}".encode()).hexdigest() for group in by_group.index]
-    chosen = _deal(by_group.sort_values(["rank", "order"]), open_splits, share)
-    return existing.where(existing != "", rows["group"].map(chosen)).astype("str").rename("split")
+    return by_group
 
 
-def _deal(
+def _assign_groups(
     by_group: pd.DataFrame, open_splits: Sequence[str], share: Mapping[str, float]
 ) -> dict[str, str]:
-    """Group -> split.
+    """Return the split of each group.
 
-    A split without any image of the stratum's label comes first, the largest share before the others; then the one that
-    lacks most of its share of the stratum.
+    A split without any image of the group's label comes first, the one with the largest
+    share before the others. Otherwise the group goes to the split that lacks most of
+    its share of the stratum.
+
+    Args:
+        by_group: One row per group, sorted by stratum, then in random order.
+        open_splits: Splits to which groups may be added.
+        share: Share of each split.
     """
     owned = by_group[by_group["owner"] != ""]
-    chosen = {str(group): str(owner) for group, owner in owned["owner"].items()}
-    there = {
+    assigned = {str(group): str(owner) for group, owner in owned["owner"].items()}
+    covered = {
         (label, owner)
         for labels, owner in zip(owned["labels"], owned["owner"], strict=True)
         for label in labels
     }
     for _, stratum in by_group.groupby("rank"):
         sizes = stratum.groupby("owner")["size"].sum()
-        lacks = {
+        lacking = {
             name: share[name] * float(sizes.sum()) - float(sizes.get(name, 0)) for name in SPLITS
         }
         for group, row in stratum[stratum["owner"] == ""].iterrows():
-            without = [name for name in open_splits if (row["label"], name) not in there]
-            split_data = (
-                max(without, key=share.__getitem__)
-                if without
-                else max(open_splits, key=lacks.__getitem__)
+            uncovered = [name for name in open_splits if (row["label"], name) not in covered]
+            split = (
+                max(uncovered, key=share.__getitem__)
+                if uncovered
+                else max(open_splits, key=lacking.__getitem__)
             )
-            chosen[str(group)] = split_data
-            lacks[split_data] -= row["size"]
-            there |= {(label, split_data) for label in row["labels"]}
-    return chosen
+            assigned[str(group)] = split
+            lacking[split] -= row["size"]
+            covered |= {(label, split) for label in row["labels"]}
+    return assigned
 
 
 def _strata(frame: pd.DataFrame) -> "pd.Series[str]":
+    """Return diagnosis and malignancy of each row as one text."""
     malignant = frame["malignant"].map({0.0: "benign", 1.0: "malignant"}).fillna("")
     return frame["dx"] + "|" + malignant
 
 
-def _owner(splits: "pd.Series[str]") -> str:
-    """The split that a group already stands in; train where it stands in several, since train is never measured on."""
-    there = {split_data for split_data in splits if split_data}
-    return there.pop() if len(there) == 1 else ("train" if there else "")
+def _find_existing_split(splits: "pd.Series[str]") -> str:
+    """Return the split that a group is already in, "" if none of its rows has one.
+
+    A group that is in several splits counts as train, because nothing is measured
+    there.
+    """
+    existing = {split for split in splits if split}
+    return existing.pop() if len(existing) == 1 else ("train" if existing else "")
 
 
 def with_split(table: Table, seed: int = 0) -> Table:
-    """The table with every row in a split: existing ones are kept, the others are dealt out by `assign_splits`, with
-    byte-identical images in one split.
+    """Return the table with a split in every row.
 
-    A table whose rows all have a split is returned unchanged, even if it has no test rows, say; `Table.of` reports that
-    when they are needed.
+    Existing splits are kept, and byte-identical images are in one split. A table whose
+    rows all have a split is returned unchanged, even if a split is empty;
+    `Table.select_split` reports that when the split is needed.
 
     Args:
-        table: any table.
-        seed: of the order in which groups are dealt out.
+        table: The data set.
+        seed: Random seed of `assign_splits`.
 
     Raises:
-        DataError: an image is missing.
+        DataError: An image is missing.
+
+    Examples:
+        >>> from dermedge.data import read_table
+        >>> sorted(set(with_split(read_table("lesions")).frame["split"]))
+        ['test', 'train', 'val']
     """
     if (table.frame["split"] != "").all():
         return table
     content = digests(table).loc[table.frame["image_id"]].to_numpy()
     by_row = pd.Series(content, index=table.frame.index, dtype="str")
-    return table.replace(
-        table.frame.assign(split=assign_splits(table.frame, seed=seed, content=by_row))
-    )
+    splits = assign_splits(table.frame, seed=seed, content=by_row)
+    return table.replace(table.frame.assign(split=splits))
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The table that `split` wrote.
+    """The result of `split_data`.
 
     Attributes:
-        out: its file.
-        images: rows.
-        groups: sets of rows that share a lesion, a patient or an image, each in one split.
-        kept: rows that had a split and kept it.
-        counts: split -> diagnosis -> images.
+        out: Table file that was written.
+        images: Number of rows.
+        groups: Number of sets of rows that share a lesion, a patient or an image.
+        kept: Number of rows that had a split and kept it.
+        counts: Split -> diagnosis -> images.
     """
 
     out: str
@@ -175,41 +208,39 @@ def split_data(
     redo: bool = False,
     overwrite: bool = False,
 ) -> SplitReport:
-    """Write a table with every row in a split, all other cells as they were; byte-identical images stay in one split.
+    """Write a table in which every row has a split.
+
+    All other cells stay as they are. Byte-identical images are in one split.
 
     Args:
-        data: folder or table file.
-        out: the table to write, a .csv or .parquet file in the same folder (its paths are relative to that); None for
-            the table itself.
-        fractions: shares of train, val and test.
-        seed: of the order in which groups are dealt out.
-        redo: forget the existing splits, official ones too.
-        overwrite: replace `out` where it exists.
+        data: Folder or table file.
+        out: Table to write, a .csv or .parquet file in the same folder, because image
+            paths are relative to that folder. None writes to the table itself.
+        fractions: Shares of train, val and test.
+        seed: Random seed of the order in which groups are assigned.
+        redo: Discard the existing splits, also official ones.
+        overwrite: Replace `out` if it exists.
 
     Raises:
-        DataError: as `read_table`, and for images that are missing.
-        UsageError: for bad fractions, an `out` elsewhere, or one that exists.
+        DataError: The table cannot be read, or an image is missing.
+        UsageError: The fractions are invalid, `out` is in another folder or has another
+            suffix, or `out` exists and `overwrite` is False.
+
+    Examples:
+        >>> from dermedge.data import draw_data_set
+        >>> _ = draw_data_set("few", count=12, size=(32, 32))
+        >>> report = split_data("few", "few/split.csv", seed=1)
+        >>> report.images, report.kept, sorted(report.counts)
+        (12, 0, ['train', 'val'])
     """
     source = find_table(Path(data))
-    target = Path(out) if out is not None else source
-    if target.is_dir():
-        target = target / source.name
-    if target.resolve().parent != source.resolve().parent:
-        raise UsageError(
-            f"{target} is not in {source.parent}, which its image paths are relative to: write it there."
-        )
-    if target.suffix.lower() not in (".csv", ".parquet"):
-        raise UsageError(
-            f"{target} is neither .csv nor .parquet: give the table one of these names."
-        )
-    if target.exists() and not overwrite:
-        raise UsageError(
-            f"{target} exists: give another name with --out, or --overwrite to replace it."
-        )
+    target = _find_target(source, out, overwrite)
     table = read_table(source)
     frame = table.frame.assign(split="") if redo else table.frame
     content = pd.Series(digests(table).to_numpy(), index=frame.index, dtype="str")
     splits = assign_splits(frame, fractions, seed, content=content)
+    # The text of the file is written back, not the checked table: a user's own spelling
+    # of a label or a number must survive.
     text, _ = read_text(source)
     text["split"] = splits.to_numpy()
     buffer = io.BytesIO()
@@ -229,3 +260,28 @@ def split_data(
             for name, rows in written.groupby("split")
         },
     )
+
+
+def _find_target(source: Path, out: str | Path | None, overwrite: bool) -> Path:
+    """Return the file to write.
+
+    Raises:
+        UsageError: The file is in another folder, has another suffix, or exists.
+    """
+    target = Path(out) if out is not None else source
+    if target.is_dir():
+        target = target / source.name
+    if target.resolve().parent != source.resolve().parent:
+        raise UsageError(
+            f"{target} is not in {source.parent}, but its image paths are relative to that folder. "
+            "Write it there."
+        )
+    if target.suffix.lower() not in (".csv", ".parquet"):
+        raise UsageError(
+            f"{target} is neither .csv nor .parquet. Give the table one of these suffixes."
+        )
+    if target.exists() and not overwrite:
+        raise UsageError(
+            f"{target} exists. Give another name with --out, or replace it with --overwrite."
+        )
+    return target

@@ -1,4 +1,4 @@
-"""Form the subgroups by which a data set is checked, a model evaluated and a gate decided.
+"""Form the subgroups by which data are checked and models are compared.
 
 `dermedge data check`, `dermedge evaluate` and the accuracy gate all call
 `subgroup_columns`, so that they name and count the same subgroups.
@@ -33,7 +33,8 @@ def subgroup_columns(frame: pd.DataFrame) -> dict[str, NDArray[np.str_]]:
         frame: Rows of a table.
 
     Returns:
-        One text array [N] for each of `SUBGROUP_COLUMNS`, "" where the value is unknown.
+        One text array [N] for each of `SUBGROUP_COLUMNS`, "" where the value is
+        unknown.
 
     Examples:
         >>> from dermedge.data import read_table

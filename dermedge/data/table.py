@@ -1,8 +1,9 @@
-"""The one table that every data set is read into.
+"""Read the one table form that every data set has.
 
-A data set is a folder with `metadata.csv` (or `metadata.parquet`), or such a file; image paths are relative to its
-folder. Only `image_id` and `image` are required. Columns beyond `COLUMNS` are kept as text and never used: some of
-them, such as HAM10000's `dx_type`, give the answer away.
+A data set is a folder with `metadata.csv` (or `metadata.parquet`), or such a file.
+Image paths are relative to its folder. Only `image_id` and `image` are required.
+Columns other than `COLUMNS` are kept as text and never used as inputs: some of them,
+such as HAM10000's `dx_type`, give the label away.
 """
 
 import csv
@@ -21,36 +22,20 @@ from dermedge.data.taxonomy import TAXONOMY, resolve
 from dermedge_runtime.errors import DataError
 
 REQUIRED = ("image_id", "image")
-TEXT = (
-    *REQUIRED,
-    "mask",
-    "lesion_id",
-    "patient_id",
-    "dx",
-    "caption",
-    "sex",
-    "site",
-    "source",
-    "licence",
-    "split",
-)
 NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
+"""Columns that hold numbers; all others hold text."""
+
+# fmt: off
 COLUMNS = (
-    *(
-        "image_id",
-        "image",
-        "mask",
-        "lesion_id",
-        "patient_id",
-        "dx",
-        "malignant",
-        "severity",
-        "caption",
-    ),
-    *("age", "sex", "site", "fitzpatrick", "source", "licence", "split"),
+    "image_id", "image", "mask", "lesion_id", "patient_id", "dx", "malignant", "severity",
+    "caption", "age", "sex", "site", "fitzpatrick", "source", "licence", "split",
 )
+# fmt: on
+"""Columns of every table, in order."""
+
 SPLITS = ("train", "val", "test")
 FILES = ("metadata.csv", "metadata.parquet")
+WORKERS = 8
 
 _UNKNOWN = frozenset({"", "nan", "na", "n/a", "none", "null", "unknown"})
 _VERBATIM = frozenset({"image_id", "image", "mask", "caption"})
@@ -64,11 +49,20 @@ class Table:
     """A checked data set.
 
     Attributes:
-        root: the folder that image and mask paths are relative to.
-        frame: one row per image, in file order, index 0..n-1; `COLUMNS` first, then whatever else the file holds. Text
-            columns hold "" for unknown; `malignant`, `severity`, `age` and `fitzpatrick` are float64, NaN for unknown.
-            `dx` holds ids of the taxonomy; `malignant` is the row's own value where it has one, else its diagnosis's.
-        file: what it was read from.
+        root: Folder that image and mask paths are relative to.
+        frame: One row per image, in file order, index 0..n-1. `COLUMNS` come first,
+            then the other columns of the file. Text columns hold "" for an unknown
+            value. `malignant`, `severity`, `age` and `fitzpatrick` are float64, NaN for
+            an unknown value. `dx` holds ids of the taxonomy. `malignant` is the row's
+            own value if it has one, otherwise that of its diagnosis.
+        file: The file that was read.
+
+    Examples:
+        >>> table = read_table("lesions")
+        >>> len(table), table.name
+        (80, 'lesions')
+        >>> table.path(table.frame["image"][0]).is_file()
+        True
     """
 
     root: Path
@@ -80,54 +74,69 @@ class Table:
 
     @property
     def name(self) -> str:
-        """The folder's name, for reports."""
+        """Name of the folder, for reports."""
         return self.root.resolve().name
 
     def path(self, image: str) -> Path:
-        """Where an image or mask of the table lies."""
+        """Return the path of an image or mask of the table."""
         return self.root / image
 
     def replace(self, frame: pd.DataFrame) -> "Table":
-        """The same data set with other rows or values; the index is made 0..n-1 again."""
+        """Return the data set with other rows or values, indexed 0..n-1."""
         return Table(self.root, frame.reset_index(drop=True), self.file)
 
-    def of(self, split: str) -> "Table":
-        """The rows of one split.
+    def select_split(self, split: str) -> "Table":
+        """Return the rows of one split.
+
+        Args:
+            split: "train", "val" or "test".
 
         Raises:
-            DataError: when there are none.
+            DataError: The split has no rows.
         """
         rows = self.frame[self.frame["split"] == split]
         if rows.empty:
             counts = self.frame["split"].replace("", "(empty)").value_counts()
-            there = ", ".join(f"{name} {count}" for name, count in counts.items())
+            sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
+            out = self.root / "split.csv"
             raise DataError(
-                f"{self.file} has no rows in the split {split!r} (it has: {there}): mark some, or assign all splits "
-                f"anew with `dermedge data split {self.file} --redo -o {self.root / 'split.csv'}`."
+                f"{self.file} has no rows in the split {split!r} (it has: {sizes}). Mark some, or "
+                f"reassign all splits with `dermedge data split {self.file} --redo -o {out}`."
             )
         return self.replace(rows)
 
 
 def read_table(path: str | Path) -> Table:
-    """Read and check a data set's table; whether the images are there and sound is for `check` to say.
+    r"""Read and check the table of a data set.
+
+    The image files are not opened; `check_data` does that.
 
     Args:
-        path: a folder with `metadata.csv` or `metadata.parquet`, or a .csv or .parquet file.
+        path: Folder with `metadata.csv` or `metadata.parquet`, or a .csv or .parquet
+            file.
 
     Raises:
-        DataError: for a table that is missing, unreadable, empty, lacks a required column, lists an image twice, or
-            holds a value that its column cannot have. The message names file, row and value.
+        DataError: The table is missing, unreadable or empty, lacks a required column,
+            lists an image twice, or holds a value that its column does not allow. The
+            message names file, row and value.
+        MissingExtraError: The file is Parquet, and pyarrow is not installed.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> _ = Path("own.csv").write_text("image_id,image,dx\na,a.jpg,Melanoma\n")
+        >>> read_table("own.csv").frame[["image", "dx", "malignant"]].to_dict("records")
+        [{'image': 'a.jpg', 'dx': 'mel', 'malignant': 1.0}]
     """
     file = find_table(Path(path))
     text, rows = read_text(file)
     for column in REQUIRED:
         if column not in text:
             raise DataError(
-                f"{file} has no column {column!r} (it has: {', '.join(map(str, text.columns))}): rename or add it; "
-                "only image_id and image are required."
+                f"{file} has no column {column!r} (it has: {', '.join(map(str, text.columns))}). "
+                "Rename or add it; only image_id and image are required."
             )
     if text.empty:
-        raise DataError(f"{file} has a header but no rows: add one row per image.")
+        raise DataError(f"{file} has a header but no rows. Add one row per image.")
     where = [f"{file}, row {row}" for row in rows]
     cells: dict[str, list[str]] = {}
     for name in COLUMNS:
@@ -137,19 +146,19 @@ def read_table(path: str | Path) -> Table:
             if name in _VERBATIM
             else ["" if cell.casefold() in _UNKNOWN else cell for cell in raw]
         )
-    _check_images(cells, where)
+    _check_paths(cells, where)
     for cell, at in zip(cells["split"], where, strict=True):
         if cell not in ("", *SPLITS):
             raise DataError(
-                f"{at}: split is {cell!r}: write train, val or test, or leave it empty."
+                f"{at}: split is {cell!r}. Write train, val or test, or leave it empty."
             )
-    cells["dx"] = _diagnoses(cells["dx"], cells["source"], where)
+    cells["dx"] = _resolve_labels(cells["dx"], cells["source"], where)
     cells["sex"] = [_SEX.get(sex.casefold(), sex.casefold()) for sex in cells["sex"]]
     numbers = {
-        name: [_number(name, c, at) for c, at in zip(cells[name], where, strict=True)]
+        name: [_parse_number(name, c, at) for c, at in zip(cells[name], where, strict=True)]
         for name in NUMBERS
     }
-    numbers["malignant"] = list(map(_malignant, numbers["malignant"], cells["dx"]))
+    numbers["malignant"] = list(map(_fill_malignant, numbers["malignant"], cells["dx"]))
     known = {
         name: pd.Series(numbers[name], dtype="float64")
         if name in NUMBERS
@@ -161,35 +170,50 @@ def read_table(path: str | Path) -> Table:
 
 
 def find_table(path: Path) -> Path:
-    """The table file that a folder or file name stands for.
+    """Return the table file of a folder, or the file itself.
+
+    Args:
+        path: Folder or file.
 
     Raises:
-        DataError: where there is none.
+        DataError: The path does not exist, is another kind of file, or is a folder
+            without a table or with two.
     """
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if len(found) == 2:
-            raise DataError(f"{path} holds both {' and '.join(FILES)}: name the one that is meant.")
-        if not found:
+        files = [path / name for name in FILES if (path / name).is_file()]
+        if len(files) == 2:
             raise DataError(
-                f"{path} has no {FILES[0]}: write one with the columns image_id and image (and dx, lesion_id, ...), or "
-                "import a public set with `dermedge data add`."
+                f"{path} holds both {' and '.join(FILES)}. Give the path of one of them."
             )
-        return found[0]
+        if not files:
+            raise DataError(
+                f"{path} has no {FILES[0]}. Write one with the columns image_id and image (and "
+                "dx, lesion_id, ...), or import a public set with `dermedge data add`."
+            )
+        return files[0]
     if not path.is_file():
-        raise DataError(f"There is no folder or file {path}: check the path.")
+        raise DataError(f"There is no folder or file {path}. Check the path.")
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(
-            f"{path} is neither a folder, nor a .csv nor a .parquet file: convert it to one of them."
+            f"{path} is neither a folder nor a .csv or .parquet file. Convert it to one of them."
         )
     return path
 
 
 def read_text(file: Path, *, delimiter: str = ",") -> tuple[pd.DataFrame, list[int]]:
-    """A table file as text cells, stripped, "" where empty, with the row's place in the file (a CSV's header is row 1).
+    """Read a table file as stripped text cells.
+
+    Args:
+        file: A Parquet file by its suffix, otherwise CSV in UTF-8.
+        delimiter: Character between the fields of a CSV.
+
+    Returns:
+        The cells, "" where empty, and the line of every row in the file. The header of
+        a CSV is line 1.
 
     Raises:
-        DataError: for a file that is not readable as CSV (UTF-8) or Parquet.
+        DataError: The file is not readable as CSV (UTF-8) or Parquet.
+        MissingExtraError: The file is Parquet, and pyarrow is not installed.
     """
     if file.suffix.lower() == ".parquet":
         return _read_parquet(file)
@@ -197,11 +221,11 @@ def read_text(file: Path, *, delimiter: str = ",") -> tuple[pd.DataFrame, list[i
         content = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file} is not UTF-8 text (byte {error.start}): save it as CSV in UTF-8."
+            f"{file} is not UTF-8 text (byte {error.start}). Save it as CSV in UTF-8."
         ) from error
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read ({error.strerror}): check that it is a file you may read."
+            f"{file} cannot be read ({error.strerror}). Check that it is a file you may read."
         ) from error
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -216,22 +240,23 @@ def read_text(file: Path, *, delimiter: str = ",") -> tuple[pd.DataFrame, list[i
                 continue
             if len(fields) != len(header):
                 raise DataError(
-                    f"{file}, row {reader.line_num} has {len(fields)} fields where the header has {len(header)}: quote "
-                    "fields that hold a comma, and give every row all columns."
+                    f"{file}, row {reader.line_num} has {len(fields)} fields, but the header has "
+                    f"{len(header)}. Quote fields that hold a comma, and fill all columns."
                 )
             cells.append([field.strip() for field in fields])
             places.append(reader.line_num)
     except csv.Error as error:
         raise DataError(
-            f"{file}, row {reader.line_num} is not CSV ({error}): repair the row or save the table anew."
+            f"{file}, row {reader.line_num} is not CSV ({error}). Repair the row, or export the "
+            "table again."
         ) from error
     if header is None:
         raise DataError(
-            f"{file} is empty: write a header with image_id and image, then one row per image."
+            f"{file} is empty. Write a header with image_id and image, then one row per image."
         )
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        raise DataError(f"{file} has the column {doubled[0]!r} twice: keep one of them.")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{file} has the column {repeated[0]!r} twice. Keep one of them.")
     return pd.DataFrame(cells, columns=header, dtype="str"), places
 
 
@@ -244,15 +269,18 @@ def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[int]]:
         raise MissingExtraError("pyarrow", "data", "Reading Parquet") from error
     except Exception as error:
         raise DataError(
-            f"{file} is not a readable Parquet file ({error}): write it anew, or use CSV."
+            f"{file} is not a readable Parquet file ({error}). Write it again, or use CSV."
         ) from error
     text = pd.DataFrame(
-        {str(name): pd.Series(map(_cell, frame[name]), dtype="str") for name in frame.columns}
+        {
+            str(name): pd.Series(map(_format_cell, frame[name]), dtype="str")
+            for name in frame.columns
+        }
     )
     return text, list(range(1, len(frame) + 1))
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if (
         value is None
         or value is pd.NA
@@ -265,18 +293,18 @@ def _cell(value: object) -> str:
     return str(value).strip()
 
 
-def _check_images(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> None:
+def _check_paths(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> None:
     for name in REQUIRED:
         seen: dict[str, str] = {}
         for cell, at in zip(columns[name], where, strict=True):
-            value = cell
-            if not value:
-                raise DataError(f"{at}: {name} is empty: fill it or remove the row.")
-            key = PurePosixPath(value).as_posix()
+            if not cell:
+                raise DataError(f"{at}: {name} is empty. Fill it or remove the row.")
+            key = PurePosixPath(cell).as_posix()
             if key in seen:
                 first = seen[key].rpartition(", ")[2]
                 raise DataError(
-                    f"{at}: {name} {value!r} is already listed in {first}: every image has one row; remove one."
+                    f"{at}: {name} {cell!r} is already listed in {first}. Remove one of the rows: "
+                    "every image has one."
                 )
             seen[key] = at
     for name in ("image", "mask"):
@@ -284,12 +312,14 @@ def _check_images(columns: Mapping[str, Sequence[str]], where: Sequence[str]) ->
             path = PurePosixPath(cell)
             if path.is_absolute() or ".." in path.parts or "\\" in cell or "\0" in cell:
                 raise DataError(
-                    f"{at}: {name} {cell!r} is not a path inside the table's folder: write it relative to that folder, "
-                    "with / and without '..'."
+                    f"{at}: {name} {cell!r} is not a path inside the table's folder. Write it "
+                    "relative to that folder, with / and without '..'."
                 )
 
 
-def _diagnoses(labels: Sequence[str], sources: Sequence[str], where: Sequence[str]) -> list[str]:
+def _resolve_labels(
+    labels: Sequence[str], sources: Sequence[str], where: Sequence[str]
+) -> list[str]:
     known: dict[tuple[str, str], str] = {}
     for label, source, at in zip(labels, sources, where, strict=True):
         if (label, source) not in known:
@@ -300,12 +330,12 @@ def _diagnoses(labels: Sequence[str], sources: Sequence[str], where: Sequence[st
     return [known[key] for key in zip(labels, sources, strict=True)]
 
 
-def _number(name: str, cell: str, at: str) -> float:
+def _parse_number(name: str, cell: str, at: str) -> float:
     if not cell:
         return math.nan
     if name == "malignant":
         if cell.casefold() not in _TRUTH:
-            raise DataError(f"{at}: malignant is {cell!r}: write 1, 0 or nothing.")
+            raise DataError(f"{at}: malignant is {cell!r}. Write 1, 0 or nothing.")
         return _TRUTH[cell.casefold()]
     if name == "fitzpatrick" and cell.casefold() in _ROMAN:
         return _ROMAN[cell.casefold()]
@@ -319,11 +349,11 @@ def _number(name: str, cell: str, at: str) -> float:
         "age": (False, 0, 120, "years, from 0 to 120"),
     }[name]
     if not low <= value <= high or (whole and value != int(value)):
-        raise DataError(f"{at}: {name} is {cell!r}: write {allowed}, or nothing.")
+        raise DataError(f"{at}: {name} is {cell!r}. Write {allowed}, or nothing.")
     return value
 
 
-def _malignant(own: float, dx: str) -> float:
+def _fill_malignant(own: float, dx: str) -> float:
     if not math.isnan(own) or not dx:
         return own
     of_label = TAXONOMY[dx].malignant
@@ -331,21 +361,29 @@ def _malignant(own: float, dx: str) -> float:
 
 
 def groups(frame: pd.DataFrame, content: "pd.Series[str] | None" = None) -> "pd.Series[str]":
-    """Which rows belong together: whatever shares a lesion or a patient, directly or through other rows.
+    """Return the group of every row: rows that share a lesion or a patient.
 
-    Lesion and patient ids count within one `source`. A row with neither is a group of its own.
+    Rows are also in one group if other rows connect them. Lesion and patient ids count
+    within one `source`. A row with neither id is a group of its own.
 
     Args:
-        frame: rows of a table.
-        content: per row (same index), what identifies its image, such as its digest; rows with the same one are joined
-            too.
+        frame: Rows of a table.
+        content: Digest of each row's image, with the frame's index. Rows with the same
+            digest are in one group too. None compares ids only.
 
     Returns:
-        A group id per row, with the frame's index: the smallest `image_id` of the group, whatever the order of rows.
+        A group id per row, with the frame's index: the smallest `image_id` of the
+        group, so that the order of rows does not matter.
+
+    Examples:
+        >>> groups(read_table("lesions").frame).nunique() < 80
+        True
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
+    # Groups are the connected components of a graph: one node per row, one node per
+    # lesion or patient id, and an edge from a row to each of its ids.
     count = len(frame)
     nodes: dict[tuple[str, str, str], int] = {}
     edges: list[tuple[int, int]] = []
@@ -368,11 +406,15 @@ def groups(frame: pd.DataFrame, content: "pd.Series[str] | None" = None) -> "pd.
     return ids.groupby(component[:count]).transform("min").rename("group")
 
 
-def digests(table: Table, *, workers: int = 8) -> "pd.Series[str]":
-    """The sha256 (hex) of every image file, indexed by `image_id` in table order.
+def digests(table: Table) -> "pd.Series[str]":
+    """Return the sha256 (hex) of every image, indexed by `image_id` in table order.
 
     Raises:
-        DataError: for an image that is missing or cannot be read.
+        DataError: An image is missing or cannot be read.
+
+    Examples:
+        >>> digests(read_table("lesions")).str.len().unique().tolist()
+        [64]
     """
 
     def digest(image: str) -> str:
@@ -381,11 +423,11 @@ def digests(table: Table, *, workers: int = 8) -> "pd.Series[str]":
             return sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise DataError(
-                f"{table.file} lists {image}, which cannot be read ({error.strerror}): restore the file or remove its "
-                f"row; `dermedge data check {table.root}` lists all such rows."
+                f"{table.file} lists {image}, which cannot be read ({error.strerror}). Restore the "
+                f"file or remove its row. `dermedge data check {table.root}` lists all such rows."
             ) from error
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         values = list(pool.map(digest, table.frame["image"]))
     return pd.Series(
         values, index=pd.Index(table.frame["image_id"], name="image_id"), dtype="str", name="sha256"
@@ -393,12 +435,15 @@ def digests(table: Table, *, workers: int = 8) -> "pd.Series[str]":
 
 
 def table_digest(table: Table) -> str:
-    """The sha256 (hex) of what the table says, whatever the order of its rows; of the images' bytes `digests` tells."""
-    rows = sorted(_rows(table.frame))
+    """Return the sha256 (hex) of the table's cells, in whatever order of rows.
+
+    Only `COLUMNS` count. The bytes of the images do not; use `digests` for these.
+    """
+    rows = sorted(_encode_rows(table.frame))
     return sha256("\n".join(rows).encode()).hexdigest()
 
 
-def _rows(frame: pd.DataFrame) -> Iterator[str]:
+def _encode_rows(frame: pd.DataFrame) -> Iterator[str]:
     for row in frame[list(COLUMNS)].itertuples(index=False, name=None):
         cells = [None if isinstance(cell, float) and math.isnan(cell) else cell for cell in row]
         yield json.dumps(cells, ensure_ascii=False, separators=(",", ":"))

@@ -1,6 +1,6 @@
-"""One tree of diagnoses, and the names under which the public data sets know them.
+"""Map the labels of public data sets to one tree of diagnoses.
 
-The tree is in `dermedge.data.diagnoses`, the names are in `dermedge.data.aliases`.
+The tree is in `dermedge.data.diagnoses`, the labels are in `dermedge.data.aliases`.
 """
 
 import difflib
@@ -17,49 +17,72 @@ __all__ = ["ALIASES", "SOURCE_ALIASES", "TAXONOMY", "Diagnosis", "lineage", "pro
 TAXONOMY: Mapping[str, Diagnosis] = MappingProxyType(
     {diagnosis.id: diagnosis for diagnosis in DIAGNOSES}
 )
+"""Every diagnosis by its id."""
 
 
-def _key(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", re.sub("['\u2019]", "", name.strip().casefold()))
 
 
+# Ids come last, so that no name and no alias can hide an id.
 _KNOWN: Mapping[str, str] = {
-    **{_key(d.name): d.id for d in DIAGNOSES},
-    **{_key(alias): target for alias, target in ALIASES.items()},
-    **{_key(d.id): d.id for d in DIAGNOSES},
+    **{_normalize(d.name): d.id for d in DIAGNOSES},
+    **{_normalize(alias): target for alias, target in ALIASES.items()},
+    **{_normalize(d.id): d.id for d in DIAGNOSES},
 }
-_KNOWN_OF: Mapping[str, Mapping[str, str]] = {
-    source: {_key(alias): target for alias, target in aliases.items()}
+_KNOWN_BY_SOURCE: Mapping[str, Mapping[str, str]] = {
+    source: {_normalize(alias): target for alias, target in aliases.items()}
     for source, aliases in SOURCE_ALIASES.items()
 }
 
 
 def resolve(name: str, source: str | None = None) -> Diagnosis:
-    """The diagnosis that a label stands for: an id, a name or an alias; case and separators do not matter.
+    """Return the diagnosis of a label, which is an id, a name or an alias.
+
+    Case, blanks, `_`, `-` and apostrophes do not matter.
 
     Args:
-        name: the label.
-        source: the public set it comes from (a key of `SOURCE_ALIASES`), whose own meaning of a label comes first; any
-            other is read by the common names.
+        name: The label.
+        source: The public set of the label, a key of `SOURCE_ALIASES`. The meaning of a
+            label in its set takes precedence over the common names. An unknown set has
+            only the common names.
 
     Raises:
-        DataError: for a label that the taxonomy does not know.
+        DataError: The taxonomy does not know the label.
+
+    Examples:
+        >>> resolve("Basal-cell carcinoma").id
+        'bcc'
+        >>> resolve("SCC", source="isic2019").malignant
+        True
     """
-    key = _key(name)
-    found = _KNOWN_OF.get(source or "", {}).get(key) or _KNOWN.get(key)
-    if found is not None:
-        return TAXONOMY[found]
+    key = _normalize(name)
+    known = _KNOWN_BY_SOURCE.get(source or "", {}).get(key) or _KNOWN.get(key)
+    if known is not None:
+        return TAXONOMY[known]
     close = difflib.get_close_matches(key, _KNOWN, n=3, cutoff=0.6)
-    meant = list(dict.fromkeys(_KNOWN[match] for match in close))
-    hint = f"did you mean {' or '.join(repr(m) for m in meant)}? If not, use" if meant else "use"
+    similar = list(dict.fromkeys(_KNOWN[match] for match in close))
+    hint = (
+        f"Did you mean {' or '.join(repr(id_) for id_ in similar)}? If not, use"
+        if similar
+        else "Use"
+    )
     raise DataError(
-        f"Label {name!r} is not in the taxonomy: {hint} an id of dermedge.data.TAXONOMY, a wider one such as 'other', "
-        "or leave the cell empty."
+        f"Label {name!r} is not in the taxonomy. {hint} an id of dermedge.data.TAXONOMY, a wider "
+        "one such as 'other', or leave the cell empty."
     )
 
 
 def lineage(diagnosis: str) -> Iterator[str]:
-    """The ids from a diagnosis up to the root of its branch, itself first."""
+    """Yield the ids from a diagnosis up to the root of its branch, itself first.
+
+    Args:
+        diagnosis: An id, a name or an alias.
+
+    Examples:
+        >>> list(lineage("lentigo_maligna"))
+        ['lentigo_maligna', 'mel_in_situ', 'mel', 'melanocytic']
+    """
     step: str | None = resolve(diagnosis).id
     while step is not None:
         yield step
@@ -67,5 +90,14 @@ def lineage(diagnosis: str) -> Iterator[str]:
 
 
 def project(diagnosis: str, labels: Collection[str]) -> str | None:
-    """The narrowest of `labels` that covers a diagnosis (`sk` is a `bkl`), or None where none does."""
+    """Return the narrowest of `labels` that covers a diagnosis, None if none does.
+
+    Args:
+        diagnosis: An id, a name or an alias.
+        labels: Ids of the taxonomy, such as the classes of a model.
+
+    Examples:
+        >>> project("sk", ["nv", "mel", "bkl"])
+        'bkl'
+    """
     return next((step for step in lineage(diagnosis) if step in labels), None)

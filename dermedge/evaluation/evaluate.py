@@ -73,7 +73,7 @@ def evaluate(
     if split not in (*SPLITS, "all"):
         raise UsageError(f"Unknown split {split!r}: use {', '.join(SPLITS)} or all.")
     everything = with_split(read_table(data))
-    table = everything if split == "all" else everything.of(split)
+    table = everything if split == "all" else everything.select_split(split)
     with load(bundle, engine=engine, threads=threads) as model:
         opened = model.bundle
         predictions = table_predictions(table, opened.spec, model.run, progress=progress)

@@ -35,7 +35,7 @@ class TableEvaluationData:
 
     def predictions(self, split: str, run: Run) -> Predictions:
         """What `run` answers for every image of a split. Raises DataError where the split is empty."""
-        table = self.table.of(split)
+        table = self.table.select_split(split)
         if split not in self._masks:
             self._masks[split] = masks(table, self.spec)
         return table_predictions(
@@ -54,7 +54,7 @@ class TableEvaluationData:
 
     def calibration(self, count: int = COUNT) -> Calibration:
         """Train images, the classes in turn; of an image that occurs twice, one. Raises DataError without any."""
-        table = self.table.of("train")
+        table = self.table.select_split("train")
         table = table.replace(
             table.frame.assign(digest=list(digests(table))).drop_duplicates("digest")
         )

@@ -68,7 +68,7 @@ class ProbeTask:
         Raises:
             DataError: there are none.
         """
-        self.table.of(split)  # says what there is where the split is empty
+        self.table.select_split(split)  # says what there is where the split is empty
         chosen = np.flatnonzero(
             (self.table.frame["split"] == split).to_numpy() & (self.labels >= 0)
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dermedge.data.check import CheckReport, check_data
-from dermedge.data.generate import draw_data_set
+from dermedge.data.draw import draw_data_set
 from dermedge.data.split import split_data
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.evaluation import EvaluationReport, evaluate

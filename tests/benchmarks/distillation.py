@@ -130,7 +130,7 @@ def measure(folder: Path, data: Path, title: str) -> dict[str, Any]:
 
 def distillation_gain(out: Path, data: Path) -> dict[str, Interval]:
     """Distilled minus alone on the test split, with paired 95 % intervals of a bootstrap over lesions."""
-    table = with_split(read_table(data)).of("test")
+    table = with_split(read_table(data)).select_split("test")
     sides: list[Any] = []
     for folder in ("student-distilled", "student-pruned"):
         with load(next((out / folder).glob("*.dermedge"))) as model:

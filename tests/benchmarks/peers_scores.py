@@ -27,7 +27,9 @@ def tables(context: Work) -> dict[str, Table]:
     """The rows of each split, split as training split them."""
     table = with_split(read_table(context.data))
     return {
-        split: (rows := table.of(split)).replace(rows.frame.head(context.limit or len(rows)))
+        split: (rows := table.select_split(split)).replace(
+            rows.frame.head(context.limit or len(rows))
+        )
         for split in SPLITS
     }
 

@@ -84,7 +84,7 @@ def main() -> None:
         data = Path(folder) / "procedural-lesions"
         draw_data_set(data, count=2000, size=(96, 72))
         split_data(data, fractions=(0.6, 0.15, 0.25), overwrite=True)
-        table = read_table(data).of("train")
+        table = read_table(data).select_split("train")
         ids = [label.id for label in SPEC.tasks[0].labels]
         labels = np.array([project(dx, ids) or "" for dx in table.frame["dx"]])
         known = np.isin(labels, ids)

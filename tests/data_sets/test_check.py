@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dermedge.data import CheckReport, Finding, check_data, read_table, with_split
-from dermedge.data.leaks import giveaways, missingness
+from dermedge.data.leaks import find_missing_value_leaks, find_value_leaks
 from dermedge_runtime.spec import to_json
 from support.tables import picture, save, shared, write_csv
 
@@ -108,8 +108,8 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
     bad = found(tmp_path, rows)["bad_mask"]
     assert bad.count == 2
     assert bad.examples == (
-        "masks/1.png: it is 40x48, its image 48x40",
-        "masks/2.png: there is no such file",
+        "masks/1.png: it is 40x48, but its image is 48x40",
+        "masks/2.png: the file does not exist",
     )
 
 
@@ -197,7 +197,9 @@ def test_missingness_that_tells_is_found_and_chance_is_not() -> None:
     told = ["" if label == 0 and rng.random() < 0.6 else "2" for label in malignant]
     weakly = ["" if rng.random() < 0.2 + 0.5 * label else "2" for label in malignant]
     chance = ["" if rng.random() < 0.3 else "2" for _ in malignant]
-    leaks = missingness(labelled(malignant.tolist(), told=told, weakly=weakly, chance=chance))
+    leaks = find_missing_value_leaks(
+        labelled(malignant.tolist(), told=told, weakly=weakly, chance=chance)
+    )
     assert [leak.column for leak in leaks] == ["told", "weakly"]
     assert leaks[0].message.startswith(f"All {told.count('')} rows without told are benign")
     assert leaks[0].count == told.count("")
@@ -206,7 +208,7 @@ def test_missingness_that_tells_is_found_and_chance_is_not() -> None:
 def test_repeat_photographs_of_one_lesion_are_no_evidence() -> None:
     frame = labelled([1] * 3 + [0] * 100, column=[""] * 3 + ["x"] * 100)
     frame["group"] = ["a"] * 3 + [f"b{n // 50}" for n in range(100)]
-    assert missingness(frame) == []
+    assert find_missing_value_leaks(frame) == []
 
 
 def test_columns_that_give_the_label_away_are_found() -> None:
@@ -216,7 +218,7 @@ def test_columns_that_give_the_label_away_are_found() -> None:
     score = [label + rng.normal(0, 0.2) for label in malignant]
     site = [rng.choice(["back", "face", "hand"]) for _ in malignant]
     age = [rng.normal(50 + 10 * label, 15) for label in malignant]
-    leaks = giveaways(labelled(malignant, proof=proof, score=score, site=site, age=age))
+    leaks = find_value_leaks(labelled(malignant, proof=proof, score=score, site=site, age=age))
     assert [leak.column for leak in leaks] == ["proof", "score"]
     assert "every malignant row has histo" in leaks[0].message
 

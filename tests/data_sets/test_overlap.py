@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dermedge.data import CONTAINS, LAYOUTS, check_data
-from dermedge.data.overlap import images_seen_by, related
+from dermedge.data.overlap import read_teacher_images, share_images
 from dermedge.models.formats import DERMNIO_PRETRAINED_ON
 from dermedge.models.model_folder import TrainedModel, save_model_folder
 from dermedge.models.network import Backbone, Network
@@ -93,14 +93,14 @@ def test_a_clean_teacher_has_nothing_to_warn_of(tmp_path: Path) -> None:
 
 
 def test_what_a_folder_says_of_its_training(tmp_path: Path) -> None:
-    seen = images_seen_by(
+    seen = read_teacher_images(
         teacher(
             tmp_path / "teacher", {"teacher": {"pretrained_on": ["scin"]}}, (("a", "ff", "train"),)
         )
     )
     assert (seen.sets, seen.digests) == (("scin",), frozenset({"ff"}))
     with pytest.raises(DataError, match="neither student"):
-        images_seen_by(tmp_path)
+        read_teacher_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_a_folder_says_of_its_training(tmp_path: Path) -> None:
     ],
 )
 def test_which_sets_share_images(source: str, seen: str, expected: bool) -> None:
-    assert related(source, seen) is expected
+    assert share_images(source, seen) is expected
 
 
 def test_the_names_are_those_of_the_layouts() -> None:

@@ -152,7 +152,7 @@ def test_fitzpatrick17k_without_some_images(tmp_path: Path) -> None:
     report = add_data("fitzpatrick17k", source, tmp_path / "out")
     assert (report.images, report.rows_without_image, report.images_without_row) == (3, 1, 1)
     assert report.examples["rows_without_image"] == (f"{2:032x}",)
-    assert "3 images were found where 16577 were published." in report.notes
+    assert "3 images were found, but 16577 were published." in report.notes
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_waterloo_pairs_masks_of_one_name_by_their_folder(tmp_path: Path) -> Non
 @pytest.mark.parametrize("layout", sorted(FOLDERS))
 def test_an_empty_folder_is_refused_by_name(layout: str, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
-    with pytest.raises(DataError, match=r"holds no .*: give the folder that"):
+    with pytest.raises(DataError, match=r"holds no .*\. Give the folder that"):
         add_data(layout, tmp_path / "raw", tmp_path / "out")
 
 
@@ -316,10 +316,10 @@ def test_an_id_means_itself_in_every_source(source: str) -> None:
 def test_layouts_say_that_nobody_ran_them(tmp_path: Path) -> None:
     report = add_data("med_node", FOLDERS["med_node"](tmp_path / "raw"), tmp_path / "out")
     assert (report.verified, report.expected) == (False, 170)
-    assert report.notes[0].endswith("compare the counts with the paper's: 170 images expected.")
-    assert report.notes[1] == "4 images were found where 170 were published."
+    assert report.notes[0].endswith("Compare the counts with the paper's: 170 images expected.")
+    assert report.notes[1] == "4 images were found, but 170 were published."
     text = (tmp_path / "out" / "SOURCE.md").read_text(encoding="utf-8")
-    assert "Unverified layout" in text
+    assert "This layout is unverified" in text
 
 
 def test_the_list_of_sets() -> None:

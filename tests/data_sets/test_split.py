@@ -147,15 +147,15 @@ def test_official_splits_stay_unless_they_are_redone(tmp_path: Path) -> None:
     folder(tmp_path, ["train"] * 10 + ["val"] * 2)
     table = with_split(read_table(tmp_path))
     assert table.frame["split"].tolist() == ["train"] * 10 + ["val"] * 2
-    assert table.of("val").frame.index.tolist() == [0, 1]
+    assert table.select_split("val").frame.index.tolist() == [0, 1]
     with pytest.raises(
         DataError, match=r"no rows in the split 'test' \(it has: train 10, val 2\).*--redo"
     ):
-        table.of("test")
+        table.select_split("test")
     assert split_data(tmp_path, tmp_path / "s.csv").kept == 12
     report = split_data(tmp_path, tmp_path / "s.parquet", redo=True)
     assert (report.kept, set(report.counts)) == (0, {"train", "val", "test"})
-    assert len(read_table(tmp_path / "s.parquet").of("test")) > 0
+    assert len(read_table(tmp_path / "s.parquet").select_split("test")) > 0
 
 
 def test_real_lesions_stay_on_one_side() -> None:

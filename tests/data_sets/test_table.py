@@ -66,8 +66,8 @@ def test_a_label_is_read_as_its_source_means_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"dx": "melonoma"}, r"row 3, column dx.*'melonoma'.*did you mean 'mel'"),
-        ({"malignant": "maybe"}, r"row 3: malignant is 'maybe'.*write 1, 0"),
+        ({"dx": "melonoma"}, r"row 3, column dx.*'melonoma'.*Did you mean 'mel'"),
+        ({"malignant": "maybe"}, r"row 3: malignant is 'maybe'.*Write 1, 0"),
         ({"age": "150"}, r"row 3: age is '150'"),
         ({"age": "fifty"}, r"row 3: age is 'fifty'"),
         ({"fitzpatrick": "7"}, r"row 3: fitzpatrick is '7'.*1 to 6"),
@@ -99,7 +99,7 @@ def test_a_bad_cell_is_named_with_its_row(
         (b"image_id,image\n", "header but no rows"),
         (b"image_id,file\na,b\n", "no column 'image'.*image_id, file"),
         (b"image_id,image,image\na,b,c\n", "the column 'image' twice"),
-        (b"image_id,image\na,b,c\n", "row 2 has 3 fields where the header has 2"),
+        (b"image_id,image\na,b,c\n", "row 2 has 3 fields, but the header has 2"),
         (b"image_id,image\na,b\nc\n", "row 3 has 1 fields"),
         (b'image_id,image\na,"b\n', "not CSV"),
         ("image_id,image\nä,b\n".encode("latin-1"), "not UTF-8"),
@@ -118,7 +118,7 @@ def test_places_without_a_table_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no folder or file"):
         read_table(tmp_path / "nowhere")
     (tmp_path / "table.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"neither a folder, nor a \.csv nor a \.parquet"):
+    with pytest.raises(DataError, match=r"neither a folder nor a \.csv or \.parquet"):
         read_table(tmp_path / "table.xlsx")
     (tmp_path / "table.parquet").write_bytes(b"PAR0")
     with pytest.raises(DataError, match="not a readable Parquet"):

@@ -59,7 +59,7 @@ def test_every_alias_leads_somewhere() -> None:
 
 
 def test_an_unknown_label_is_named_with_what_was_meant() -> None:
-    with pytest.raises(DataError, match=r"'melonoma'.*did you mean 'mel'"):
+    with pytest.raises(DataError, match=r"'melonoma'.*Did you mean 'mel'"):
         resolve("melonoma")
 
 

@@ -87,7 +87,7 @@ def data(tmp_path):
 
 def test_metrics_are_those_of_what_the_model_predicts_one_by_one(data, bundle):
     report = evaluate(bundle, data, replicates=200)
-    table = read_table(data).of("test").frame
+    table = read_table(data).select_split("test").frame
     with load(bundle) as loaded:
         answers = [loaded.predict(data / image, exact=True) for image in table["image"]]
     predicted = [answer.labels[0].id for answer in answers]

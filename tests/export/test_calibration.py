@@ -83,7 +83,7 @@ class TestOfATable:
         student = load_model_folder(small.student_folder(tmp_path_factory.getbasetemp()))
         evaluation_data = TableEvaluationData(data, student.spec)
         calibration = evaluation_data.calibration(24)
-        train = digests(evaluation_data.table.of("train"))
+        train = digests(evaluation_data.table.select_split("train"))
         assert set(calibration.digests) <= set(train)
         assert calibration.images.shape == (24, 32, 32, 3)
         record = calibration.to_json()

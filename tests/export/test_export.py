@@ -153,7 +153,7 @@ class TestWithData:
         self, data: Path, evaluation_data: TableEvaluationData, judged: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = judged
-        tested = evaluation_data.table.of("test")
+        tested = evaluation_data.table.select_split("test")
         report = json.loads(made.read("reports/parity.json"))
         for side in ("host", "device"):
             entry = made.parity[side]

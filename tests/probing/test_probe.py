@@ -160,7 +160,7 @@ def test_groups_of_people_are_compared_where_there_are_enough(place):
 
 def test_test_images_that_the_teacher_has_learned_from_are_told(place, tmp_path):
     table = read_table(place / "data")
-    seen = digests(table.of("test")).tolist()[:7]
+    seen = digests(table.select_split("test")).tolist()[:7]
     teacher(
         tmp_path / "teacher",
         split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)),
@@ -171,7 +171,7 @@ def test_test_images_that_the_teacher_has_learned_from_are_told(place, tmp_path)
 
 
 def test_few_labels_of_images_that_the_teacher_knows_are_not_few(place, tmp_path):
-    seen = digests(read_table(place / "data").of("train")).tolist()[:8]
+    seen = digests(read_table(place / "data").select_split("train")).tolist()[:8]
     teacher(
         tmp_path / "teacher",
         split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)),

@@ -38,7 +38,9 @@ def test_decoders_learn_drawn_masks_better_than_any_guess_without_looking(place,
         lr=3e-3,
         **FEW,
     )
-    masks = read_masks(with_split(read_table(place / "lesions")).of("test"), Preprocess(64))
+    masks = read_masks(
+        with_split(read_table(place / "lesions")).select_split("test"), Preprocess(64)
+    )
     everything = np.mean([2 * mask.sum() / (mask.size + mask.sum()) for mask in masks])
     linear, upernet = report.results
     assert (linear.name, upernet.name) == ("linear", "upernet")
@@ -65,7 +67,7 @@ def test_two_runs_are_identical_and_one_head_is_the_same_alone(place):
 def test_memory_decides_nothing_but_the_time(place):
     student, table = (
         load_model_folder(place / "cnn"),
-        with_split(read_table(place / "lesions")).of("val"),
+        with_split(read_table(place / "lesions")).select_split("val"),
     )
     batches = [np.array([3, 0]), np.array([1, 2, 4])]
     passes, found = [], []
@@ -90,7 +92,7 @@ def test_masks_that_are_the_picture_itself_are_found_pixel_by_pixel(place, tmp_p
     """What is counted as overlap is in the frame of the image, rows and columns in order."""
     student, table = (
         load_model_folder(place / "cnn"),
-        with_split(read_table(place / "lesions")).of("val"),
+        with_split(read_table(place / "lesions")).select_split("val"),
     )
     masks = read_masks(table, student.spec.preprocess)
     decoders, levels = make_decoders(student, ("linear",), 0)

@@ -43,7 +43,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(
     model: TrainedModel, data: Path, split: str
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    table = read_table(data).of(split)
+    table = read_table(data).select_split(split)
     frames = Frames([table.path(image) for image in table.frame["image"]], model.spec.preprocess)
     seen = torch.stack([torch.from_numpy(frames.centred(row)) for row in range(len(table))])
     with torch.no_grad():

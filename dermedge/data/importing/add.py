@@ -1,4 +1,4 @@
-"""Brings a data set as it is published, or a CSV of your own, into the one form that everything here reads."""
+"""Import a published data set, or a CSV of your own, for `read_table`."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dermedge.data.importing.archive import Archive
-from dermedge.data.importing.reader import ReadResult, Row, read_parts
+from dermedge.data.importing.reader import ImportedRow, ReadResult, read_parts
 from dermedge.data.layouts import LAYOUTS, Layout
 from dermedge.data.table import COLUMNS, read_table
 from dermedge_runtime.errors import DataError, UsageError
@@ -21,26 +21,28 @@ from dermedge_runtime.registry import list_entries, load_entry, lookup
 
 EXAMPLES = 5
 GROUP = "dermedge.datasets"
+"""Entry-point group by which installed packages add layouts."""
 
 
 @dataclass(frozen=True)
 class AddReport:
-    """What was imported, and what was not.
+    """The result of `add_data`.
 
     Attributes:
-        layout: name of the layout.
-        out: the folder that was written.
-        images: rows, each with its image.
-        labels: images per diagnosis; "" counts those without one.
-        splits: images per official split; "" counts those that `split` is free to deal out.
-        rows_without_image: how many rows of the set's tables had no image file, and were left out.
-        images_without_row: how many image files had no row, and were left out.
-        examples: a few names for each of the two counts above.
-        notes: what else is missing, in words.
-        licence: of the set.
-        citation: of the set.
-        expected: how many images were published, None where that is not known.
-        verified: someone has run this layout on the real download; else its counts are to be compared with the paper's.
+        layout: Name of the layout.
+        out: Folder that was written.
+        images: Number of rows; each has its image.
+        labels: Images per diagnosis; "" counts those without one.
+        splits: Images per official split; "" counts those that `split_data` may assign.
+        rows_without_image: Number of rows without an image file, which are left out.
+        images_without_row: Number of image files without a row, which are left out.
+        examples: A few names for each of the two counts above.
+        notes: Remarks about missing files, masks and labels.
+        licence: Licence of the set.
+        citation: Citation of the set.
+        expected: Number of published images, None if it is not known.
+        verified: The layout was run on the real download. If not, compare the counts
+            with those of the paper.
     """
 
     layout: str
@@ -60,17 +62,23 @@ class AddReport:
 
 @dataclass(frozen=True)
 class DataSetInfo:
-    """A set that `add` can import.
+    """A data set that `add_data` can import.
 
     Attributes:
-        name: what `add` calls it.
-        title: what people call it.
-        tells: what its rows hold: diagnosis, malignancy, severity, caption, mask, skin type, split.
-        licence: of the set.
-        expected: how many images were published, None where that is not known.
-        verified: someone has run its layout on the real download.
-        evidence: what its layout rests on.
-        homepage: where it is published.
+        name: Name of its layout.
+        title: Common name of the set.
+        tells: Contents of its rows: diagnosis, malignancy, severity, caption, mask,
+            skin type, split.
+        licence: Licence of the set.
+        expected: Number of published images, None if it is not known.
+        verified: The layout was run on the real download.
+        evidence: Sources of the layout.
+        homepage: Address where the set is published.
+
+    Examples:
+        >>> info = next(info for info in list_data_sets() if info.name == "ph2")
+        >>> info.tells, info.expected
+        (('diagnosis', 'mask'), 200)
     """
 
     name: str
@@ -84,27 +92,34 @@ class DataSetInfo:
 
 
 def list_data_sets() -> tuple[DataSetInfo, ...]:
-    """All sets that `add` can import, by name: the built-in ones, and those that installed packages announce."""
-    found = {name: load_entry(entry) for name, entry in list_entries(LAYOUTS, GROUP).items()}
+    """List all data sets that `add_data` can import, by name.
+
+    The list holds the built-in layouts and those of installed packages.
+
+    Examples:
+        >>> "ham10000" in [info.name for info in list_data_sets()]
+        True
+    """
+    layouts = {name: load_entry(entry) for name, entry in list_entries(LAYOUTS, GROUP).items()}
     return tuple(
         DataSetInfo(
             name,
             layout.title,
-            _tells(layout),
+            _list_contents(layout),
             layout.licence,
             layout.expected,
             layout.verified,
             layout.evidence,
             layout.homepage,
         )
-        for name, layout in sorted(found.items())
+        for name, layout in sorted(layouts.items())
     )
 
 
-def _tells(layout: Layout) -> tuple[str, ...]:
+def _list_contents(layout: Layout) -> tuple[str, ...]:
     columns = {*layout.columns, *layout.values, *layout.keep}
     parts = layout.parts
-    told = {
+    contents = {
         "diagnosis": "dx" in columns or bool(layout.one_hot or layout.otherwise),
         "malignancy": "malignant" in columns,
         "severity": "severity" in columns,
@@ -113,7 +128,7 @@ def _tells(layout: Layout) -> tuple[str, ...]:
         "skin type": bool(columns & {"fitzpatrick", "skin_tone"}),
         "split": "split" in columns or any(part.split for part in parts),
     }
-    return tuple(name for name, is_told in told.items() if is_told)
+    return tuple(name for name, present in contents.items() if present)
 
 
 def add_data(
@@ -127,42 +142,63 @@ def add_data(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> AddReport:
-    """Import a data set into the folder `out`: `metadata.csv`, `images/`, `masks/` and `SOURCE.md`.
+    r"""Import a data set into a folder with a table and all its images.
+
+    The folder holds `metadata.csv`, `images/`, `masks/` and `SOURCE.md`.
 
     Args:
-        layout: a name of `LAYOUTS`, one that an installed package announces, or a layout itself. "csv" is a table of
-            your own, whose image paths are relative to it.
-        source: the folder that the set was unpacked into; for "csv" also the file.
-        out: the folder to write; it appears when it is complete.
-        columns: column of our table -> column of theirs, over the layout's.
-        labels: label of theirs -> diagnosis of the taxonomy, over the layout's and the taxonomy's.
-        link: make hard links instead of copies.
-        overwrite: replace `out` where it exists.
-        progress: told after every image.
+        layout: Name of a built-in layout or of one from an installed package, or a
+            layout itself. "csv" is a table of your own, whose image paths are relative
+            to it.
+        source: Folder that the set was unpacked into; for "csv" also the file.
+        out: Folder to write; it appears when it is complete.
+        columns: Column of our table -> column of the set; takes precedence over the
+            layout's.
+        labels: Label of the set -> diagnosis of the taxonomy; takes precedence over the
+            layout's and the taxonomy's.
+        link: Make hard links instead of copies.
+        overwrite: Replace `out` if it exists.
+        progress: Called after every image.
 
     Raises:
-        UsageError: for an unknown layout or column, or an `out` that exists.
-        DataError: for files that are missing or cannot be read, and labels that the taxonomy does not know.
+        UsageError: The layout or a column is unknown, `out` holds the source, or `out`
+            exists and `overwrite` is False.
+        DataError: A file is missing or unreadable, or the taxonomy does not know a
+            label.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> _ = Path("list.csv").write_text("file,label\nlesion.png,Nevus of mine\n")
+        >>> report = add_data(
+        ...     "csv",
+        ...     "list.csv",
+        ...     "mine",
+        ...     columns={"image": "file", "dx": "label"},
+        ...     labels={"Nevus of mine": "nv"},
+        ... )
+        >>> report.images, report.labels
+        (1, {'nv': 1})
     """
     if isinstance(layout, str):
-        named: Layout = lookup("data set", layout, LAYOUTS, GROUP)
-        layout = named
-    layout = _with_options(layout, columns or {}, labels or {})
+        registered: Layout = lookup("data set", layout, LAYOUTS, GROUP)
+        layout = registered
+    layout = _apply_options(layout, columns or {}, labels or {})
     root = Path(source)
     target = Path(out)
     if target.resolve() in (root.resolve(), *root.resolve().parents):
         raise UsageError(
-            f"{target} holds the source {root}, which is never overwritten: choose another output folder."
+            f"{target} holds the source {root}, which is never overwritten. Choose another output "
+            "folder."
         )
-    found = read_parts(layout, Archive.below(root))
-    return _write(layout, found, target, link=link, overwrite=overwrite, progress=progress)
+    result = read_parts(layout, Archive.scan(root))
+    return _write(layout, result, target, link=link, overwrite=overwrite, progress=progress)
 
 
-def _with_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[str, str]) -> Layout:
+def _apply_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[str, str]) -> Layout:
     for column in columns:
         if column not in COLUMNS:
             raise UsageError(
-                f"There is no column {column!r} to map to: the table has {', '.join(COLUMNS)}."
+                f"Our table has no column {column!r}. Map to one of {', '.join(COLUMNS)}."
             )
     return replace(
         layout, columns={**layout.columns, **columns}, labels={**layout.labels, **labels}
@@ -171,79 +207,92 @@ def _with_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[st
 
 def _write(
     layout: Layout,
-    found: ReadResult,
+    result: ReadResult,
     out: Path,
     *,
     link: bool,
     overwrite: bool,
     progress: Progress | None,
 ) -> AddReport:
-    rows = found.rows
+    rows = result.rows
     if not rows:
-        first = f" (the first is {found.missing[0]!r})" if found.missing else ""
+        first = f" (the first is {result.missing[0]!r})" if result.missing else ""
         raise DataError(
-            f"{layout.title} has {len(found.missing)} rows{first} and no image for any: unpack the images beside the "
-            "table."
+            f"{layout.title} has {len(result.missing)} rows{first}, but no image for any of them. "
+            "Unpack the images into the folder of the table."
         )
-    # Without official val and test rows, the rows to train on are left open, for `split` to deal out.
+    # With official val and test rows, all other rows are the official training set.
+    # Otherwise they stay open, so that `split_data` can make the splits that are
+    # missing.
     if {"val", "test"} <= {row.cells["split"] for row in rows}:
         rows = [
             replace(row, cells={**row.cells, "split": row.cells["split"] or "train"})
             for row in rows
         ]
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
-        lines = list(_place(rows, folder, _link if link else shutil.copyfile, progress))
+        lines = list(_place_files(rows, folder, _link if link else shutil.copyfile, progress))
         extra = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
-        (folder / "metadata.csv").write_text(_csv([*COLUMNS, *extra], lines), encoding="utf-8")
+        (folder / "metadata.csv").write_text(
+            _format_csv([*COLUMNS, *extra], lines), encoding="utf-8"
+        )
         table = read_table(folder)
-        strays = found.strays
+        unused = result.images_without_row
         report = AddReport(
             layout=layout.name,
             out=str(out),
             images=len(table),
             labels=dict(Counter(table.frame["dx"]).most_common()),
             splits=dict(sorted(Counter(table.frame["split"]).items())),
-            rows_without_image=len(found.missing),
-            images_without_row=len(strays),
+            rows_without_image=len(result.missing),
+            images_without_row=len(unused),
             examples={
-                "rows_without_image": tuple(found.missing[:EXAMPLES]),
-                "images_without_row": tuple(strays[:EXAMPLES]),
+                "rows_without_image": tuple(result.missing[:EXAMPLES]),
+                "images_without_row": tuple(unused[:EXAMPLES]),
             },
-            notes=(*_comparison(layout, len(table)), *found.notes),
+            notes=(*_compare_counts(layout, len(table)), *result.notes),
             licence=layout.licence,
             citation=layout.citation,
             expected=layout.expected,
             verified=layout.verified,
         )
-        (folder / "SOURCE.md").write_text(_source(layout, report), encoding="utf-8")
+        (folder / "SOURCE.md").write_text(_describe_source(layout, report), encoding="utf-8")
     return report
 
 
-def _comparison(layout: Layout, images: int) -> Iterator[str]:
+def _compare_counts(layout: Layout, images: int) -> Iterator[str]:
     published = f": {layout.expected} images expected" if layout.expected else ""
     if not layout.verified:
-        yield f"Unverified layout, never run on the real download: compare the counts with the paper's{published}."
+        yield (
+            "This layout is unverified: nobody has run it on the real download. "
+            f"Compare the counts with the paper's{published}."
+        )
     if layout.expected and images != layout.expected:
-        yield f"{images} images were found where {layout.expected} were published."
+        yield f"{images} images were found, but {layout.expected} were published."
 
 
-def _place(
-    rows: list[Row], folder: Path, put: Callable[[Path, Path], object], progress: Progress | None
+def _place_files(
+    rows: list[ImportedRow],
+    folder: Path,
+    copy: Callable[[Path, Path], object],
+    progress: Progress | None,
 ) -> Iterator[dict[str, str]]:
+    """Copy the files of every row under a safe and unique name, and yield its cells."""
     taken: set[str] = set()
     for name in ("images", "masks"):
         if name == "images" or any(row.mask for row in rows):
             (folder / name).mkdir()
     for done, row in enumerate(rows, start=1):
+        # An id may hold characters that a file system refuses, and two ids may differ
+        # by case alone, which macOS and Windows do not distinguish.
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", row.cells["image_id"]).lstrip(".") or "image"
         while safe.casefold() in taken:
             safe += "_"
         taken.add(safe.casefold())
         line = {**row.cells, "image": f"images/{safe}{row.image.suffix.lower()}", "mask": ""}
-        put(row.image, folder / line["image"])
+        copy(row.image, folder / line["image"])
         if row.mask is not None:
             line["mask"] = f"masks/{safe}{row.mask.suffix.lower()}"
-            put(row.mask, folder / line["mask"])
+            copy(row.mask, folder / line["mask"])
         if progress:
             progress(done, len(rows), row.name)
         yield line
@@ -254,11 +303,12 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError as error:
         raise UsageError(
-            f"{source} cannot be hard-linked ({error.strerror}): write to its file system, or copy instead of linking."
+            f"{source} cannot be hard-linked ({error.strerror}). Write to the same file system, or "
+            "copy instead of linking."
         ) from error
 
 
-def _csv(header: list[str], lines: list[dict[str, str]]) -> str:
+def _format_csv(header: list[str], lines: list[dict[str, str]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, header, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -266,7 +316,7 @@ def _csv(header: list[str], lines: list[dict[str, str]]) -> str:
     return buffer.getvalue()
 
 
-def _source(layout: Layout, report: AddReport) -> str:
+def _describe_source(layout: Layout, report: AddReport) -> str:
     counts = ", ".join(f"{label or '(no label)'} {count}" for label, count in report.labels.items())
     lines = [
         f"# {layout.title}",

@@ -1,4 +1,4 @@
-"""The files of an unpacked data set, found by name wherever the archive put them."""
+"""Find the files of an unpacked data set by name, at any depth."""
 
 import fnmatch
 import os
@@ -9,27 +9,35 @@ from pathlib import Path, PurePosixPath
 from dermedge_runtime.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Suffixes of image files."""
 _DEPTH = 3
 
 
 @dataclass(frozen=True)
 class Archive:
-    """Every file below the source but for hidden ones, such as those that a Mac adds to archives."""
+    """The files of an unpacked data set, without hidden ones.
+
+    Archives made on a Mac hold hidden files such as `._image.jpg`, which are no images.
+
+    Attributes:
+        root: Folder that the set was unpacked into.
+        paths: All files below it, sorted.
+    """
 
     root: Path
     paths: tuple[Path, ...]
 
     @classmethod
-    def below(cls, root: Path) -> "Archive":
-        """All files of a folder, or the one file.
+    def scan(cls, root: Path) -> "Archive":
+        """List the files of a folder, or the one file.
 
         Raises:
-            DataError: where there is neither.
+            DataError: The path is neither a folder nor a file.
         """
         if root.is_file():
             return cls(root.parent, (root,))
         if not root.is_dir():
-            raise DataError(f"There is no folder or file {root}: check the path.")
+            raise DataError(f"There is no folder or file {root}. Check the path.")
         paths = (
             Path(folder, name)
             for folder, _, names in os.walk(root)
@@ -38,84 +46,109 @@ class Archive:
         )
         return cls(root, tuple(sorted(paths)))
 
-    def table(self, patterns: Iterable[str]) -> Path | None:
-        """The file nearest to the root that the first fitting pattern matches."""
+    def find_table(self, patterns: Iterable[str]) -> Path | None:
+        """Return the file that the first matching pattern finds nearest to the root.
+
+        Args:
+            patterns: Patterns of file names, as in `fnmatch`; case does not matter.
+        """
         for pattern in patterns:
-            found = [path for path in self.paths if _matches(path.name, pattern)]
-            found.sort(key=lambda path: (len(path.parts), path))
-            if found:
-                return found[0]
+            matches = [path for path in self.paths if _matches(path.name, pattern)]
+            matches.sort(key=lambda path: (len(path.parts), path))
+            if matches:
+                return matches[0]
         return None
 
-    def images(self, folders: tuple[str, ...], ignore: tuple[str, ...] = ()) -> list[Path]:
-        """All images below folders of these names; "*" is any, the root too."""
-        found = []
+    def find_images(self, folders: tuple[str, ...], ignore: tuple[str, ...] = ()) -> list[Path]:
+        """Return all images below certain folders.
+
+        Args:
+            folders: Patterns of folder names; "*" matches any folder and the root.
+            ignore: Patterns of file names that are left out.
+        """
+        images = []
         for path in self.paths:
             if path.suffix.lower() not in SUFFIXES or any(
                 _matches(path.name, pattern) for pattern in ignore
             ):
                 continue
-            inside = (".", *path.relative_to(self.root).parts[:-1])
-            if any(_matches(folder, pattern) for folder in inside for pattern in folders):
-                found.append(path)
-        return found
+            parents = (".", *path.relative_to(self.root).parts[:-1])
+            if any(_matches(folder, pattern) for folder in parents for pattern in folders):
+                images.append(path)
+        return images
 
-    def within(self, path: Path) -> str:
-        """A file's path below the root, with /."""
+    def relative_path(self, path: Path) -> str:
+        """Return the path of a file below the root, with /."""
         return path.relative_to(self.root).as_posix()
 
 
-class Named:
-    """Images by name: by file name alone, or by the last folders before it where a name has them."""
+class ImageIndex:
+    """An index of images by their names.
+
+    A table may name an image by its file name alone or with its last folders, with or
+    without a suffix, and in another case than the file.
+    """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._found: dict[str, list[Path]] = {}
+        self._by_name: dict[str, list[Path]] = {}
         for path in paths:
             parts = [part.casefold() for part in path.with_suffix("").parts]
             for depth in range(1, min(_DEPTH, len(parts)) + 1):
-                self._found.setdefault("/".join(parts[-depth:]), []).append(path)
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
+                self._by_name.setdefault("/".join(parts[-depth:]), []).append(path)
 
     def find(self, name: str) -> Path | None:
-        """The image of a name with or without suffix; its folders count as far as they are found.
+        """Return the image of a name, None if there is none.
+
+        As many folders of the name are compared as have a match, so that a table may
+        name folders that the archive does not have.
 
         Raises:
-            DataError: where different images have that name.
+            DataError: Different images have that name.
         """
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        parts = (*parts[:-1], stem(parts[-1])) if parts else ()
+        parts = (*parts[:-1], strip_suffix(parts[-1])) if parts else ()
         for start in range(max(0, len(parts) - _DEPTH), len(parts)):
-            found = self._found.get("/".join(parts[start:]).casefold())
-            if found:
-                return one_of(found)
+            matches = self._by_name.get("/".join(parts[start:]).casefold())
+            if matches:
+                return pick_copy(matches)
         return None
 
 
-def one_of(paths: list[Path]) -> Path:
-    """The first of several files of one name. Some archives hold a folder twice, which is no harm.
+def pick_copy(paths: list[Path]) -> Path:
+    """Return the first of several files of one name, which must have the same size.
+
+    Some archives hold a folder twice, so copies are accepted.
 
     Raises:
-        DataError: where they are not the same.
+        DataError: The sizes differ.
     """
     first = paths[0]
     for path in paths[1:]:
         if path.stat().st_size != first.stat().st_size:
             raise DataError(
-                f"{first} and {path} are different images of one name: remove the wrong one."
+                f"{first} and {path} are different images of one name. Remove the wrong one."
             )
     return first
 
 
-def stem(name: str) -> str:
-    """A file name without its suffix, where that is one of an image."""
+def strip_suffix(name: str) -> str:
+    """Return a file name without the suffix of an image.
+
+    Examples:
+        >>> strip_suffix("ISIC_0024300.jpg"), strip_suffix("lesion 1.2")
+        ('ISIC_0024300', 'lesion 1.2')
+    """
     path = Path(name)
     return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
-def flat(name: str) -> str:
-    """A path as one word: folders and stem, joined by _."""
+def flatten_path(name: str) -> str:
+    """Return a path as one word: folders and stem, joined by `_`.
+
+    Examples:
+        >>> flatten_path("melanoma/dermis/7_orig.jpg")
+        'melanoma_dermis_7_orig'
+    """
     path = Path(name)
     return "_".join(path.with_suffix("").parts if path.suffix.lower() in SUFFIXES else path.parts)
 

@@ -1,61 +1,76 @@
-"""How public data sets are published, as plain data; `dermedge.data.add` reads any of them.
+r"""Describe how public data sets are published, as plain data that `add_data` reads.
 
-A new set is a new file here with one `Layout`, and its line in `LAYOUTS`; other packages announce theirs by the
-entry-point group `dermedge.datasets`. A layout is `verified` once someone has run it on the real download; until then
-`evidence` says what it rests on, and `add` says that nobody has.
+To add a set, write one module here with a `Layout` and add its name to `LAYOUTS`.
+Another package adds its layouts by the entry-point group `dermedge.datasets`. A layout
+is `verified` after someone has run it on the real download. Until then, `evidence`
+names its sources, and `add_data` warns that nobody has run it.
+
+Examples:
+    A folder `photos` with a table `labels.csv`, whose columns `id` and `diagnosis` hold
+    the name of the image and its label:
+
+    >>> import shutil
+    >>> from pathlib import Path
+    >>> Path("download/photos").mkdir(parents=True)
+    >>> _ = shutil.copy("lesion.png", "download/photos/x1.png")
+    >>> _ = Path("download/labels.csv").write_text("id,diagnosis\nx1,brown spot\n")
+    >>> layout = Layout(
+    ...     name="clinic",
+    ...     title="Photographs of our clinic",
+    ...     licence="CC0-1.0",
+    ...     citation="Our clinic (2026).",
+    ...     homepage="https://example.org",
+    ...     parts=(Part(table=("labels.csv",), images=("photos",)),),
+    ...     columns={"image": "id", "dx": "diagnosis"},
+    ...     labels={"brown spot": "solar_lentigo"},
+    ... )
+    >>> from dermedge.data import add_data
+    >>> add_data(layout, "download", "clinic").labels
+    {'solar_lentigo': 1}
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-LAYOUTS: Mapping[str, str] = {
-    name: f"dermedge.data.layouts.{name}:LAYOUT"
-    for name in (
-        *(
-            "csv",
-            "acne04",
-            "ddi",
-            "derm7pt",
-            "dermnet",
-            "fitzpatrick17k",
-            "ham10000",
-            "isic2016_segmentation",
-        ),
-        *(
-            "isic2017",
-            "isic2017_segmentation",
-            "isic2018",
-            "isic2018_segmentation",
-            "isic2019",
-            "med_node",
-        ),
-        *("pad_ufes_20", "ph2", "scin", "sd198", "skincap", "waterloo"),
-    )
-}
-"""Name of a published set -> where its layout is."""
+# fmt: off
+_NAMES = (
+    "csv", "acne04", "ddi", "derm7pt", "dermnet", "fitzpatrick17k", "ham10000",
+    "isic2016_segmentation", "isic2017", "isic2017_segmentation", "isic2018",
+    "isic2018_segmentation", "isic2019", "med_node", "pad_ufes_20", "ph2", "scin", "sd198",
+    "skincap", "waterloo",
+)
+# fmt: on
+
+LAYOUTS: Mapping[str, str] = {name: f"dermedge.data.layouts.{name}:LAYOUT" for name in _NAMES}
+"""Name of a published set -> module and attribute of its layout."""
 
 CONTAINS: Mapping[str, tuple[str, ...]] = {
-    # HAM10000 is the training set of 2018, and with the MSK images, which 2017 took too, part of 2019's.
+    # HAM10000 is the training set of 2018. It is part of 2019's, as are the MSK images,
+    # which 2017 contains too.
     "isic2018": ("ham10000",),
     "isic2019": ("isic2018", "isic2017"),
     "isic2017": ("isic2017_segmentation", "isic2016_segmentation"),
     "isic2018_segmentation": ("isic2017", "ham10000"),
-    # Its pictures were taken from these two and saved anew.
+    # Its images were taken from these two and encoded again, so digests do not match.
     "skincap": ("fitzpatrick17k", "ddi"),
-    # Both took pictures from DermQuest.
+    # Both took images from DermQuest.
     "sd198": ("waterloo",),
 }
-"""Set -> sets with which it has images in common, all of theirs or some; from the papers, not checked by digest."""
+"""Set -> sets of which it contains all or some images.
+
+The papers of the sets are the source. Digests were not compared.
+"""
 
 
 @dataclass(frozen=True)
 class Join:
-    """A further table about the same images, joined where it is there.
+    """A further table about the same images, joined if it is there.
 
     Attributes:
-        table: name of its file.
-        key: its column that names the image, or what `on` names.
-        on: the column of the part's table that `key` answers to; by default the one that names the image.
+        table: Name of its file.
+        key: Its column that names the image, or the value of `on`.
+        on: Column of the part's table that `key` refers to; by default the column that
+            names the image.
     """
 
     table: str
@@ -65,23 +80,30 @@ class Join:
 
 @dataclass(frozen=True)
 class Part:
-    r"""One download of a set: a table of labels and the folders with its images; or, without a table, the images alone.
+    r"""One download of a set: a table and folders of images, or images alone.
 
-    Patterns are those of `fnmatch`, ignore case, and match a name at any depth, since archives nest differently; "*"
-    stands for any place below the source.
+    Patterns are those of `fnmatch`, ignore case, and match a name at any depth, because
+    archives nest differently. "*" stands for any place below the source.
 
     Attributes:
-        table: names of the table's file; the first that is found is read. Empty where `path` tells everything.
-        images: names of the folders that the images lie in, at any depth below; empty where the table's paths tell.
-        joins: further tables about the same images.
-        masks: names of the folders that the masks lie in.
-        masks_beside: a mask lies in its image's folder.
-        split: the official split of these images: "val" or "test", or "" for those to train on.
-        splits: split -> file whose first column lists the table's rows (0 is the first) that are in it.
-        line: of a table that is no CSV, a regular expression for a row, whose named groups are the columns.
-        path: without a table, a regular expression found in an image's path (with /) below the source, from where its
-            name begins; its named groups are the columns. `(?<![^/])` stands for the start of a folder's name.
-        instead: read only where none of the parts before it is there.
+        table: Names of the table's file; the first that exists is read. Empty if `path`
+            holds everything.
+        images: Names of the folders of the images, at any depth. Empty if the table
+            holds paths.
+        joins: Further tables about the same images.
+        masks: Names of the folders of the masks.
+        masks_beside: A mask is in the folder of its image.
+        split: Official split of these images: "val" or "test", or "" for training
+            images.
+        splits: Split -> file whose first column lists the rows of the table in that
+            split; 0 is the first row.
+        line: Regular expression of a row, for a table that is not CSV. Its named groups
+            are the columns.
+        path: Regular expression of an image's path below the source, with /, for images
+            without a table. The image's name starts where the match starts, and the
+            named groups are the columns. `(?<![^/])` stands for the start of a folder's
+            name.
+        instead: Read only if no part before it is there.
     """
 
     table: tuple[str, ...] = ()
@@ -97,38 +119,49 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The file or folder by which one tells whether this part is there."""
+        """Name of the file or folder that shows that this part is there."""
         return (self.table or self.images)[0]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A published set.
+    """A description of a published set.
 
     Attributes:
-        name: also the `source` of its rows, by which the taxonomy reads its labels.
-        title: what people call it.
-        licence: SPDX id where there is one.
-        citation: what a user of the set must cite.
-        homepage: where it is published.
-        parts: its downloads; those that are not there are left out.
-        columns: column of our table -> column of theirs. `image` names the image, by file name with or without suffix.
-        views: where a row has several images, column of theirs that names one -> what it shows, kept as `view`.
-        keep: columns of theirs that are carried along under their own name, to be looked at and never used.
-        one_hot: columns that hold 1 for a row's label, instead of one column `dx`.
-        otherwise: the label of a row without any.
-        weighted: `dx` holds weights by label, such as `{'Eczema': 0.6, 'Psoriasis': 0.4}`; the first of the heaviest is
-            taken.
-        values: column of our table -> cell of theirs -> cell of ours, where they write something else; case is ignored.
-        labels: labels of theirs -> diagnosis, before the taxonomy is asked.
-        open_labels: a label that the taxonomy does not know leaves the diagnosis empty and is counted, instead of being
-            refused; for lists too long, or too free, to be complete.
-        image_suffix: what an image's file name adds to what its mask's name is made of.
-        mask_suffix: what a mask's file name adds to that.
-        ignore: file names among the images that are no images of the set.
-        expected: how many images were published, where that is known.
-        verified: someone has run this layout on the real download.
-        evidence: what it rests on.
+        name: Name of the layout, and the `source` of its rows, by which the taxonomy
+            reads its labels.
+        title: Common name of the set.
+        licence: Licence of the set, as an SPDX id if there is one.
+        citation: Reference that a user of the set must cite.
+        homepage: Address where the set is published.
+        parts: Downloads of the set; those that are not there are left out.
+        columns: Column of our table -> column of the set. `image` names the image, by
+            its file name with or without suffix.
+        views: Column of the set that names an image -> the view that it shows, for rows
+            with several images. The view is kept as `view`.
+        keep: Columns of the set that are copied under their own name. They are for
+            people and are never used as inputs.
+        one_hot: Columns that hold 1 for the label of a row, instead of one column `dx`.
+        otherwise: Label of a row without any.
+        weighted: `dx` holds weights by label, such as `{'Eczema': 0.6, 'Psoriasis':
+            0.4}`. The label with the largest weight is read, the first among equals.
+        values: Column of our table -> cell of the set -> cell of ours; case does not
+            matter.
+        labels: Label of the set -> diagnosis; takes precedence over the taxonomy.
+        open_labels: A label that the taxonomy does not know is counted and leaves the
+            diagnosis empty, instead of being an error. It is for lists of labels that
+            are too long or too free to be complete.
+        image_suffix: End of an image's file stem that its mask's does not have.
+        mask_suffix: End of a mask's file stem that its image's does not have.
+        ignore: Patterns of file names among the images that are not images of the set.
+        expected: Number of published images, None if it is not known.
+        verified: Someone has run this layout on the real download.
+        evidence: Sources of the layout.
+
+    Examples:
+        >>> from dermedge.data.layouts.ham10000 import LAYOUT
+        >>> LAYOUT.columns["site"], LAYOUT.expected
+        ('localization', 10015)
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""ACNE04: 1,457 photographs of faces with acne, four levels of severity (Hayashi) and counts of lesions.
+"""ACNE04: 1,457 photographs of faces with acne, four levels of severity, lesion counts.
 
-The lists of the five folds hold file name, level and count; the first fold is the split here, as in the authors' code.
-Where they are not there, the level is read from folders called acne0 to acne3, as some copies have it.
+The levels are those of Hayashi. The lists of the five folds hold file name, level and
+count. The first fold is the split here, as in the authors' code. Without the lists, the
+level is read from folders called acne0 to acne3, which some copies have.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -13,8 +14,8 @@ LAYOUT = Layout(
     title="ACNE04",
     licence="not stated (academic research only)",
     citation=(
-        "Wu X. et al.: Joint acne image grading and counting via label distribution learning. IEEE/CVF International "
-        "Conference on Computer Vision (ICCV) 2019."
+        "Wu X. et al.: Joint acne image grading and counting via label distribution learning. "
+        "IEEE/CVF International Conference on Computer Vision (ICCV) 2019."
     ),
     homepage="https://github.com/xpwu95/LDL",
     parts=(
@@ -30,5 +31,8 @@ LAYOUT = Layout(
     keep=("lesions",),
     otherwise="acne",
     expected=1457,
-    evidence="File names and columns as public code that reads the lists has them (the five folds' NNEW_*.txt).",
+    evidence=(
+        "File names and columns as public code that reads the lists has them (the five folds' "
+        "NNEW_*.txt)."
+    ),
 )

@@ -1,4 +1,4 @@
-"""Any CSV file of images; `add` is told which of its columns mean what."""
+"""Any CSV file of images; options of `add_data` map its columns."""
 
 from dermedge.data.layouts import Layout, Part
 

@@ -1,7 +1,9 @@
-"""DDI: 656 photographs of biopsied lesions of 570 patients, 78 diagnoses, balanced over three ranges of skin tone.
+"""DDI: 656 photographs of biopsied lesions of 570 patients, with 78 diagnoses.
 
-`skin_tone` is a pair of Fitzpatrick types (12, 34 or 56) and is carried along as such: `fitzpatrick` stays empty, since
-either of the two would be a guess. `dermedge.data.skin_tones` reads both columns, so that subgroups can be compared.
+The set is balanced over three ranges of skin tone. `skin_tone` is a pair of Fitzpatrick
+types (12, 34 or 56) and is kept in that form. `fitzpatrick` stays empty, because either
+type of a pair would be a guess. `dermedge.data.skin_tones` reads both columns, so that
+subgroups can be compared.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -11,8 +13,8 @@ LAYOUT = Layout(
     title="Diverse Dermatology Images (DDI)",
     licence="Stanford University Dataset Research Use Agreement (non-commercial)",
     citation=(
-        "Daneshjou R. et al.: Disparities in dermatology AI performance on a diverse, curated clinical image set. Sci "
-        "Adv 8:eabq6147 (2022). doi:10.1126/sciadv.abq6147."
+        "Daneshjou R. et al.: Disparities in dermatology AI performance on a diverse, curated "
+        "clinical image set. Sci Adv 8:eabq6147 (2022). doi:10.1126/sciadv.abq6147."
     ),
     homepage="https://ddi-dataset.github.io/",
     parts=(Part(table=("ddi_metadata.csv",), images=("*",)),),

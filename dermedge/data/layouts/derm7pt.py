@@ -1,6 +1,7 @@
-"""Derm7pt (seven-point checklist): 1,011 lesions, a dermoscopic and a clinical image of each, official split.
+"""Derm7pt (seven-point checklist): 1,011 lesions, two images of each, official split.
 
-The two images of a case share a lesion_id; `view` tells them apart. meta/*_indexes.csv list rows of meta/meta.csv.
+The dermoscopic and the clinical image of a case share a lesion_id; `view` distinguishes
+them. The files meta/*_indexes.csv list rows of meta/meta.csv.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -10,9 +11,9 @@ LAYOUT = Layout(
     title="Derm7pt (seven-point checklist)",
     licence="not stated (academic, non-commercial research)",
     citation=(
-        "Kawahara J., Daneshvar S., Argenziano G., Hamarneh G.: Seven-point checklist and skin lesion classification "
-        "using multitask multimodal neural nets. IEEE J Biomed Health Inform 23:538-546 (2019). "
-        "doi:10.1109/JBHI.2018.2824327."
+        "Kawahara J., Daneshvar S., Argenziano G., Hamarneh G.: Seven-point checklist and skin "
+        "lesion classification using multitask multimodal neural nets. IEEE J Biomed Health Inform"
+        " 23:538-546 (2019). doi:10.1109/JBHI.2018.2824327."
     ),
     homepage="https://derm.cs.sfu.ca",
     parts=(
@@ -46,7 +47,7 @@ LAYOUT = Layout(
     ),
     expected=2022,
     evidence=(
-        "Files, columns and labels as jeremykawahara/derm7pt reads them; that index 0 is the first row follows from "
-        "its iloc. The column names case_num and management are from memory."
+        "Files, columns and labels as jeremykawahara/derm7pt reads them; that index 0 is the first"
+        " row follows from its iloc. The column names case_num and management are from memory."
     ),
 )

@@ -1,6 +1,7 @@
-"""DermNet as Kaggle hands it out: 19,559 photographs in 23 folders, each a mixture of diseases, official split.
+"""DermNet as published on Kaggle: 19,559 photographs in 23 folders, official split.
 
-A class that is a mixture is given the narrowest group of the taxonomy that covers most of it.
+Each folder is a mixture of diseases. It is mapped to the narrowest group of the
+taxonomy that covers most of it.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -21,5 +22,8 @@ LAYOUT = Layout(
     values={"split": {"train": ""}},
     open_labels=True,
     expected=19559,
-    evidence="Folder names as public code that reads the Kaggle download has them; the count is from memory.",
+    evidence=(
+        "Folder names as public code that reads the Kaggle download has them; the count is from "
+        "memory."
+    ),
 )

@@ -1,4 +1,7 @@
-"""HAM10000: 10,015 dermoscopic images of 7,470 lesions, 7 classes (Harvard Dataverse; Kaggle has the same files)."""
+"""HAM10000: 10,015 dermoscopic images of 7,470 lesions, 7 classes.
+
+The set is published on Harvard Dataverse; Kaggle has the same files.
+"""
 
 from dermedge.data.layouts import Layout, Part
 
@@ -7,9 +10,10 @@ LAYOUT = Layout(
     title="HAM10000",
     licence="CC-BY-NC-4.0",
     citation=(
-        "Tschandl P., Rosendahl C., Kittler H.: The HAM10000 dataset, a large collection of multi-source dermatoscopic "
-        "images of common pigmented skin lesions. Sci Data 5:180161 (2018). doi:10.1038/sdata.2018.161. Masks: "
-        "Tschandl P. et al.: Human-computer collaboration for skin cancer recognition. Nat Med 26:1229-1234 (2020)."
+        "Tschandl P., Rosendahl C., Kittler H.: The HAM10000 dataset, a large collection of "
+        "multi-source dermatoscopic images of common pigmented skin lesions. Sci Data 5:180161 "
+        "(2018). doi:10.1038/sdata.2018.161. Masks: Tschandl P. et al.: Human-computer "
+        "collaboration for skin cancer recognition. Nat Med 26:1229-1234 (2020)."
     ),
     homepage="https://doi.org/10.7910/DVN/DBW86T",
     parts=(
@@ -30,6 +34,7 @@ LAYOUT = Layout(
     keep=("dx_type", "dataset"),
     expected=10015,
     evidence=(
-        "Labels, ids, ages and sexes agree with a re-packed copy of the set; the download itself was not seen."
+        "Labels, ids, ages and sexes agree with a re-packed copy of the set; the download itself "
+        "was not seen."
     ),
 )

@@ -1,4 +1,7 @@
-"""ISIC 2016, part 1: 900 + 379 dermoscopic images with masks of the lesion and no diagnosis, official split."""
+"""ISIC 2016, part 1: 900 + 379 dermoscopic images with lesion masks, official split.
+
+The set has no diagnosis.
+"""
 
 from dermedge.data.layouts import Layout, Part
 
@@ -17,9 +20,9 @@ LAYOUT = Layout(
     title="ISIC 2016 challenge, part 1 (segmentation)",
     licence="CC0-1.0",
     citation=(
-        "Gutman D. et al.: Skin lesion analysis toward melanoma detection: a challenge at the International Symposium "
-        "on Biomedical Imaging (ISBI) 2016, hosted by the International Skin Imaging Collaboration (ISIC). "
-        "arXiv:1605.01397 (2016)."
+        "Gutman D. et al.: Skin lesion analysis toward melanoma detection: a challenge at the "
+        "International Symposium on Biomedical Imaging (ISBI) 2016, hosted by the International "
+        "Skin Imaging Collaboration (ISIC). arXiv:1605.01397 (2016)."
     ),
     homepage="https://challenge.isic-archive.com/data/#2016",
     parts=(_part("Training", ""), _part("Test", "test")),

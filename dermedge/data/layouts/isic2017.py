@@ -1,4 +1,7 @@
-"""ISIC 2017, part 3: 2,000 + 150 + 600 dermoscopic images, melanoma / seborrheic keratosis / nevus, official split."""
+"""ISIC 2017, part 3: 2,000 + 150 + 600 dermoscopic images, 3 classes, official split.
+
+The classes are melanoma, seborrheic keratosis and nevus.
+"""
 
 from dermedge.data.layouts import Join, Layout, Part
 
@@ -18,9 +21,9 @@ LAYOUT = Layout(
     title="ISIC 2017 challenge, part 3",
     licence="CC0-1.0",
     citation=(
-        "Codella N. et al.: Skin lesion analysis toward melanoma detection: a challenge at the 2017 International "
-        "Symposium on Biomedical Imaging (ISBI), hosted by the International Skin Imaging Collaboration (ISIC). "
-        "arXiv:1710.05006 (2017)."
+        "Codella N. et al.: Skin lesion analysis toward melanoma detection: a challenge at the "
+        "2017 International Symposium on Biomedical Imaging (ISBI), hosted by the International "
+        "Skin Imaging Collaboration (ISIC). arXiv:1710.05006 (2017)."
     ),
     homepage="https://challenge.isic-archive.com/data/#2017",
     parts=(_part("Training", ""), _part("Validation", "val"), _part("Test_v2", "test")),
@@ -30,7 +33,7 @@ LAYOUT = Layout(
     ignore=("*_superpixels.png",),
     expected=2750,
     evidence=(
-        "Labels, ids, ages, sexes and the split agree with a re-packed copy of the set; the download "
-        "itself was not seen."
+        "Labels, ids, ages, sexes and the split agree with a re-packed copy of the set; the "
+        "download itself was not seen."
     ),
 )

@@ -1,6 +1,7 @@
-"""ISIC 2017, part 1: 2,000 + 150 + 600 dermoscopic images with masks of the lesion and no diagnosis, official split.
+"""ISIC 2017, part 1: 2,000 + 150 + 600 dermoscopic images, masks, official split.
 
-The layout isic2017 reads the same images with their diagnoses, and these masks where they are there.
+The set has no diagnosis. The layout isic2017 reads the same images with their
+diagnoses, and also these masks if they are there.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -20,9 +21,9 @@ LAYOUT = Layout(
     title="ISIC 2017 challenge, part 1 (segmentation)",
     licence="CC0-1.0",
     citation=(
-        "Codella N. et al.: Skin lesion analysis toward melanoma detection: a challenge at the 2017 International "
-        "Symposium on Biomedical Imaging (ISBI), hosted by the International Skin Imaging Collaboration (ISIC). "
-        "arXiv:1710.05006 (2017)."
+        "Codella N. et al.: Skin lesion analysis toward melanoma detection: a challenge at the "
+        "2017 International Symposium on Biomedical Imaging (ISBI), hosted by the International "
+        "Skin Imaging Collaboration (ISIC). arXiv:1710.05006 (2017)."
     ),
     homepage="https://challenge.isic-archive.com/data/#2017",
     parts=(_part("Training", ""), _part("Validation", "val"), _part("Test_v2", "test")),

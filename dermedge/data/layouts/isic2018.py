@@ -1,4 +1,4 @@
-"""ISIC 2018, task 3: HAM10000 as training set (10,015 images), 193 + 1,512 further images, official split."""
+"""ISIC 2018, task 3: HAM10000 for training, 193 + 1,512 more images, official split."""
 
 from dermedge.data.layouts import Join, Layout, Part
 
@@ -17,9 +17,10 @@ LAYOUT = Layout(
     title="ISIC 2018 challenge, task 3",
     licence="CC-BY-NC-4.0",
     citation=(
-        "Codella N. et al.: Skin lesion analysis toward melanoma detection 2018: a challenge hosted by the "
-        "International Skin Imaging Collaboration (ISIC). arXiv:1902.03368 (2019). Tschandl P., Rosendahl C., Kittler "
-        "H.: The HAM10000 dataset. Sci Data 5:180161 (2018). doi:10.1038/sdata.2018.161."
+        "Codella N. et al.: Skin lesion analysis toward melanoma detection 2018: a challenge "
+        "hosted by the International Skin Imaging Collaboration (ISIC). arXiv:1902.03368 (2019). "
+        "Tschandl P., Rosendahl C., Kittler H.: The HAM10000 dataset. Sci Data 5:180161 (2018). "
+        "doi:10.1038/sdata.2018.161."
     ),
     homepage="https://challenge.isic-archive.com/data/#2018",
     parts=(
@@ -31,5 +32,8 @@ LAYOUT = Layout(
     keep=("diagnosis_confirm_type",),
     one_hot=("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"),
     expected=11720,
-    evidence="Names of files, columns and labels are those of the challenge; the download itself was not seen.",
+    evidence=(
+        "Names of files, columns and labels are those of the challenge; the download itself was not"
+        " seen."
+    ),
 )

@@ -1,4 +1,8 @@
-"""ISIC 2019: 25,331 dermoscopic images of HAM10000, BCN20000 and MSK, 8 classes; 8,238 test images with one more."""
+"""ISIC 2019: 25,331 dermoscopic images of 8 classes, and 8,238 test images.
+
+The training images are those of HAM10000, BCN20000 and MSK. The test images have one
+more class, for lesions of none of the eight.
+"""
 
 from dermedge.data.layouts import Join, Layout, Part
 
@@ -17,8 +21,9 @@ LAYOUT = Layout(
     title="ISIC 2019 challenge",
     licence="CC-BY-NC-4.0",
     citation=(
-        "Tschandl P., Rosendahl C., Kittler H.: The HAM10000 dataset. Sci Data 5:180161 (2018). Codella N. et al.: "
-        "arXiv:1710.05006 (2017). Combalia M. et al.: BCN20000: dermoscopic lesions in the wild. arXiv:1908.02288."
+        "Tschandl P., Rosendahl C., Kittler H.: The HAM10000 dataset. Sci Data 5:180161 (2018). "
+        "Codella N. et al.: arXiv:1710.05006 (2017). Combalia M. et al.: BCN20000: dermoscopic "
+        "lesions in the wild. arXiv:1908.02288."
     ),
     homepage="https://challenge.isic-archive.com/data/#2019",
     parts=(_part("Training", ""), _part("Test", "test")),
@@ -31,5 +36,8 @@ LAYOUT = Layout(
     },
     one_hot=("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"),
     expected=33569,
-    evidence="Names of files, columns and labels are those of the challenge; the download itself was not seen.",
+    evidence=(
+        "Names of files, columns and labels are those of the challenge; the download itself was not"
+        " seen."
+    ),
 )

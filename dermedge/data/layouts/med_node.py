@@ -1,4 +1,7 @@
-"""MED-NODE: 70 melanomas and 100 nevi, photographs from Groningen, in one folder each; no official split."""
+"""MED-NODE: photographs of 70 melanomas and 100 nevi, no official split.
+
+The photographs are from Groningen. Each class has a folder.
+"""
 
 from dermedge.data.layouts import Layout, Part
 
@@ -7,8 +10,9 @@ LAYOUT = Layout(
     title="MED-NODE",
     licence="not stated (research)",
     citation=(
-        "Giotis I. et al.: MED-NODE: a computer-assisted melanoma diagnosis system using non-dermoscopic images. "
-        "Expert Syst Appl 42:6578-6585 (2015). doi:10.1016/j.eswa.2015.04.034."
+        "Giotis I. et al.: MED-NODE: a computer-assisted melanoma diagnosis system using "
+        "non-dermoscopic images. Expert Syst Appl 42:6578-6585 (2015). "
+        "doi:10.1016/j.eswa.2015.04.034."
     ),
     homepage="https://www.cs.rug.nl/~imaging/databases/melanoma_naevi/",
     parts=(
@@ -16,5 +20,7 @@ LAYOUT = Layout(
     ),
     columns={"dx": "label"},
     expected=170,
-    evidence="Folder names and counts as public code that reads complete_mednode_dataset.zip has them.",
+    evidence=(
+        "Folder names and counts as public code that reads complete_mednode_dataset.zip has them."
+    ),
 )

@@ -1,4 +1,7 @@
-"""PAD-UFES-20: 2,298 smartphone photographs of 1,641 lesions of 1,373 patients, 6 classes (Mendeley Data)."""
+"""PAD-UFES-20: 2,298 smartphone photographs of 1,641 lesions, 6 classes.
+
+The lesions are of 1,373 patients. The set is published on Mendeley Data.
+"""
 
 from dermedge.data.layouts import Layout, Part
 
@@ -7,8 +10,9 @@ LAYOUT = Layout(
     title="PAD-UFES-20",
     licence="CC-BY-4.0",
     citation=(
-        "Pacheco A.G.C. et al.: PAD-UFES-20: a skin lesion dataset composed of patient data and clinical images "
-        "collected from smartphones. Data in Brief 32:106221 (2020). doi:10.1016/j.dib.2020.106221."
+        "Pacheco A.G.C. et al.: PAD-UFES-20: a skin lesion dataset composed of patient data and "
+        "clinical images collected from smartphones. Data in Brief 32:106221 (2020). "
+        "doi:10.1016/j.dib.2020.106221."
     ),
     homepage="https://doi.org/10.17632/zr7vgbcyr2.1",
     parts=(Part(table=("metadata.csv",), images=("imgs_part_*", "images")),),

@@ -1,7 +1,8 @@
-"""PH2: 200 dermoscopic images with masks: 80 common nevi, 80 atypical nevi, 40 melanomas; no official split.
+"""PH2: 200 dermoscopic images with masks, no official split.
 
-One layout for both uses: the rows hold the diagnosis and the mask. PH2_dataset.txt is read; the download's
-PH2_dataset.xlsx says the same.
+The set holds 80 common nevi, 80 atypical nevi and 40 melanomas. Each row has the
+diagnosis and the mask. PH2_dataset.txt is read; PH2_dataset.xlsx of the download holds
+the same.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -11,8 +12,9 @@ LAYOUT = Layout(
     title="PH2",
     licence="not stated (research and education only)",
     citation=(
-        "Mendonca T., Ferreira P.M., Marques J.S., Marcal A.R.S., Rozeira J.: PH2 - a dermoscopic image database for "
-        "research and benchmarking. 35th IEEE EMBC 2013, 5437-5440. doi:10.1109/EMBC.2013.6610779."
+        "Mendonca T., Ferreira P.M., Marques J.S., Marcal A.R.S., Rozeira J.: PH2 - a dermoscopic "
+        "image database for research and benchmarking. 35th IEEE EMBC 2013, 5437-5440. "
+        "doi:10.1109/EMBC.2013.6610779."
     ),
     homepage="https://www.fc.up.pt/addi/ph2%20database.html",
     parts=(
@@ -30,5 +32,8 @@ LAYOUT = Layout(
     keep=("histology", "asymmetry"),
     mask_suffix="_lesion",
     expected=200,
-    evidence="Folders, file names, the form of PH2_dataset.txt and its codes as several public readers have them.",
+    evidence=(
+        "Folders, file names, the form of PH2_dataset.txt and its codes as several public readers "
+        "have them."
+    ),
 )

@@ -1,8 +1,13 @@
-"""SCIN: some 10,000 photographs, up to three of each of 5,033 contributions from web users, labelled by dermatologists.
+"""SCIN: about 10,000 photographs by web users, labelled by dermatologists.
 
-The diagnosis is the heaviest of `weighted_skin_condition_label` (the first of those that weigh the same). The skin type
-is the contributor's own answer; what dermatologists estimated is carried along. Images of one contribution share a
-lesion_id. Ages are ranges and are carried along. Some images are listed more than once; the first row counts.
+Each of the 5,033 contributions has up to three images, which share a lesion_id.
+
+- The diagnosis is the label with the largest weight in `weighted_skin_condition_label`,
+  the first among equals.
+- The skin type is the contributor's own statement. The dermatologists' estimates are
+  kept in columns of their own.
+- Ages are ranges and are kept in a column of their own.
+- Some images are listed more than once; the first row counts.
 """
 
 from dermedge.data.layouts import Join, Layout, Part
@@ -12,8 +17,8 @@ LAYOUT = Layout(
     title="SCIN (Skin Condition Image Network)",
     licence="SCIN Data Use License",
     citation=(
-        "Ward A. et al.: Creating an empirical dermatology dataset through crowdsourcing with web search "
-        "advertisements. JAMA Netw Open 7:e2446615 (2024)."
+        "Ward A. et al.: Creating an empirical dermatology dataset through crowdsourcing with web "
+        "search advertisements. JAMA Netw Open 7:e2446615 (2024)."
     ),
     homepage="https://github.com/google-research-datasets/scin",
     parts=(
@@ -41,5 +46,8 @@ LAYOUT = Layout(
         "sex": {"other_or_unspecified": ""},
     },
     open_labels=True,
-    evidence="Columns and values from the repository's dataset_schema.md; file names as public code reads them.",
+    evidence=(
+        "Columns and values from the repository's dataset_schema.md; file names as public code "
+        "reads them."
+    ),
 )

@@ -1,4 +1,7 @@
-"""SD-198: 6,584 photographs of 198 conditions, one folder each; none of the splits in use is read."""
+"""SD-198: 6,584 photographs of 198 conditions, one folder each.
+
+Several splits of the set are in use; none of them is read.
+"""
 
 from dermedge.data.layouts import Layout, Part
 
@@ -7,8 +10,8 @@ LAYOUT = Layout(
     title="SD-198",
     licence="not stated (research)",
     citation=(
-        "Sun X., Yang J., Sun M., Wang K.: A benchmark for automatic visual classification of clinical skin disease "
-        "images. European Conference on Computer Vision (ECCV) 2016."
+        "Sun X., Yang J., Sun M., Wang K.: A benchmark for automatic visual classification of "
+        "clinical skin disease images. European Conference on Computer Vision (ECCV) 2016."
     ),
     homepage="",
     parts=(Part(images=("images",), path=r"(?<![^/])(?P<label>[^/]+)/[^/]+$"),),

@@ -1,7 +1,8 @@
-"""SkinCAP: 4,000 photographs of Fitzpatrick17k and DDI, each with a caption by dermatologists; no official split.
+"""SkinCAP: 4,000 photographs with captions by dermatologists, no official split.
 
-The caption is the polished English one. The rows' `source` is skincap; that the pictures are those of the two sets is
-known to `dermedge data check --teacher`.
+The photographs are those of Fitzpatrick17k and DDI. The caption is the polished English
+one. The rows' `source` is skincap; `dermedge data check --teacher` takes into account
+that the images are those of the two sets.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -11,8 +12,8 @@ LAYOUT = Layout(
     title="SkinCAP",
     licence="CC-BY-NC-SA-4.0",
     citation=(
-        "Zhou J. et al.: SkinCAP: a multi-modal dermatology dataset annotated with rich medical captions. "
-        "arXiv:2405.18004 (2024)."
+        "Zhou J. et al.: SkinCAP: a multi-modal dermatology dataset annotated with rich medical "
+        "captions. arXiv:2405.18004 (2024)."
     ),
     homepage="https://huggingface.co/datasets/joshuachou/SkinCAP",
     parts=(Part(table=("skincap_v*.csv", "skincap*.csv"), images=("skincap*",)),),
@@ -28,7 +29,7 @@ LAYOUT = Layout(
     open_labels=True,
     expected=4000,
     evidence=(
-        "Licence from the data card; columns as public code reads skincap_v240623.csv, of which malignant and "
-        "fitzpatrick_scale are named by one reader only."
+        "Licence from the data card; columns as public code reads skincap_v240623.csv, of which "
+        "malignant and fitzpatrick_scale are named by one reader only."
     ),
 )

@@ -1,6 +1,7 @@
-"""University of Waterloo skin cancer set: 206 photographs of DermIS and DermQuest with masks, melanoma or not.
+"""University of Waterloo skin cancer set: 206 photographs with masks, melanoma or not.
 
-What the others are is not told: they have no diagnosis, and are not malignant.
+The photographs are from DermIS and DermQuest. The set does not publish the diagnosis of
+lesions that are no melanoma; their diagnosis is empty and they are not malignant.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -10,10 +11,13 @@ LAYOUT = Layout(
     title="Skin cancer detection set of the University of Waterloo",
     licence="not stated (research)",
     citation=(
-        "Glaister J., Amelard R., Wong A., Clausi D.A.: MSIM: multistage illumination modeling of dermatological "
-        "photographs for illumination-corrected skin lesion analysis. IEEE Trans Biomed Eng 60:1873-1883 (2013)."
+        "Glaister J., Amelard R., Wong A., Clausi D.A.: MSIM: multistage illumination modeling of "
+        "dermatological photographs for illumination-corrected skin lesion analysis. IEEE Trans "
+        "Biomed Eng 60:1873-1883 (2013)."
     ),
-    homepage="https://uwaterloo.ca/vision-image-processing-lab/research-demos/skin-cancer-detection",
+    homepage=(
+        "https://uwaterloo.ca/vision-image-processing-lab/research-demos/skin-cancer-detection"
+    ),
     parts=(
         Part(
             images=("melanoma", "notmelanoma"),
@@ -30,5 +34,7 @@ LAYOUT = Layout(
     image_suffix="_orig",
     mask_suffix="_contour",
     expected=206,
-    evidence="Folders and the endings _orig.jpg and _contour.png as several public readers have them.",
+    evidence=(
+        "Folders and the endings _orig.jpg and _contour.png as several public readers have them."
+    ),
 )

@@ -1,4 +1,4 @@
-"""A data set of procedural lesions: for the demo and the tests, with everything a real table has."""
+"""Draw a data set of procedural lesions, with all columns of a real table."""
 
 import csv
 import io
@@ -16,21 +16,19 @@ from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_folder
 from dermedge_runtime.progress import Progress
 
-# Shares of HAM10000, softened so that a small set still has some of each.
+# The classes have the order of HAM10000's shares, but rare ones are more frequent here,
+# so that a small set holds several images of each.
 SHARES = {"nv": 0.48, "mel": 0.16, "bkl": 0.14, "bcc": 0.11, "vasc": 0.06, "df": 0.05}
+# fmt: off
 SITES = (
-    "back",
-    "lower extremity",
-    "trunk",
-    "upper extremity",
-    "abdomen",
-    "face",
-    "chest",
-    "foot",
-    "neck",
-    "scalp",
+    "back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot",
+    "neck", "scalp",
 )
+# fmt: on
 SKIN_TYPES = (0.14, 0.28, 0.24, 0.16, 0.11, 0.07)
+"""Shares of the Fitzpatrick types 1 to 6 among patients."""
+
+MINIMUM_SIDE = 32
 _AGE = {"nv": 46.0, "mel": 61.0, "bkl": 64.0, "bcc": 67.0, "vasc": 52.0, "df": 51.0}
 _LARGEST_SEED = 2**31 - 1
 
@@ -44,35 +42,49 @@ def draw_data_set(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Table:
-    """Write a folder of `count` procedural images with masks and a full table; the same arguments give the same bytes.
+    """Write a folder of drawn lesions with masks and a full table.
 
-    Nevi are most, as in a clinic. Some lesions are photographed two or three times (turned, shifted, lit and compressed
-    otherwise) and some patients have several lesions, so splits must be grouped. Every class is there.
+    The same arguments give the same bytes. Every class occurs, and nevi are the most
+    frequent, as in a clinic. Some lesions are photographed two or three times with
+    another framing, light and compression, and some patients have several lesions. So
+    splits must be assigned by group, as for real images.
 
     Args:
-        out: the folder to write; it appears when it is complete.
-        count: images, at least 6.
-        seed: not negative.
-        size: width and height in pixels, each at least 32.
-        overwrite: replace `out` where it exists.
-        progress: told after every image.
+        out: Folder to write; it appears when it is complete.
+        count: Number of images, at least 6: one per class.
+        seed: Random seed, not negative.
+        size: Width and height in pixels, each at least 32.
+        overwrite: Replace `out` if it exists.
+        progress: Called after every image.
+
+    Returns:
+        The table of the folder.
 
     Raises:
-        UsageError: for a count, seed or size that cannot be, or an `out` that exists.
+        UsageError: `count`, `seed` or `size` is out of range, or `out` exists and
+            `overwrite` is False.
+
+    Examples:
+        >>> table = draw_data_set("drawn", count=6, seed=3, size=(48, 32))
+        >>> table.frame.loc[0, ["image_id", "dx", "licence"]].tolist()
+        ['D000000', 'nv', 'CC0-1.0']
     """
     if count < len(CLASSES):
         raise UsageError(
-            f"count {count} is too small: ask for at least {len(CLASSES)} images, one per class."
+            f"The count {count} is too small. Draw at least {len(CLASSES)} images, one per class."
         )
-    if seed < 0 or min(size) < 32:
+    if seed < 0:
+        raise UsageError(f"The seed is {seed}. Give a seed of 0 or more.")
+    if min(size) < MINIMUM_SIDE:
         raise UsageError(
-            f"seed {seed} and size {size}: the seed is 0 or more, width and height are at least 32."
+            f"The size is {size[0]}x{size[1]}. Give a width and a height of at least "
+            f"{MINIMUM_SIDE} pixels."
         )
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
         lines: list[dict[str, str]] = []
-        for view in _views(count, seed, size):
+        for view in _photograph_patients(count, seed, size):
             lines.append(_save(folder, len(lines), view))
             if progress:
                 progress(len(lines), count, lines[-1]["image_id"])
@@ -85,8 +97,15 @@ def draw_data_set(
 
 
 @dataclass(frozen=True)
-class _View:
-    """One photograph: uint8 [H, W, 3] with its mask bool [H, W], JPEG quality, and what the table says of it."""
+class _Photograph:
+    """One photograph of a lesion.
+
+    Attributes:
+        image: Pixels, uint8 [H, W, 3].
+        mask: Mask of the lesion, bool [H, W].
+        quality: Quality of the JPEG file, 1 to 95.
+        cells: Cells of its row.
+    """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
@@ -94,7 +113,8 @@ class _View:
     cells: dict[str, str]
 
 
-def _views(count: int, seed: int, size: tuple[int, int]) -> Iterator[_View]:
+def _photograph_patients(count: int, seed: int, size: tuple[int, int]) -> Iterator[_Photograph]:
+    """Yield photographs lesion by lesion; lesions of one patient follow each other."""
     rng = np.random.default_rng([seed, 1])
     done = lesions = patients = 0
     person: dict[str, str] = {}
@@ -128,6 +148,7 @@ def _views(count: int, seed: int, size: tuple[int, int]) -> Iterator[_View]:
             "severity": str(lesion.severity),
             "site": str(rng.choice(SITES)),
         }
+        # Keep one image for every class that is not drawn yet.
         shots = (
             int(rng.choice((1, 2, 3), p=(0.78, 0.17, 0.05)))
             if count - done > len(CLASSES) - lesions
@@ -142,10 +163,10 @@ def _views(count: int, seed: int, size: tuple[int, int]) -> Iterator[_View]:
 
 def _photograph(
     lesion: Lesion, shot: int, rng: np.random.Generator, cells: dict[str, str]
-) -> _View:
-    """The drawing itself, or for a further shot of it another framing, light and compression."""
+) -> _Photograph:
+    """Return the drawing, or for `shot` > 0 a view with other framing and light."""
     if shot == 0:
-        return _View(lesion.image, lesion.mask, 92, cells)
+        return _Photograph(lesion.image, lesion.mask, 92, cells)
     height, width = lesion.mask.shape
     zoom = rng.uniform(0.84, 0.96)
     crop_width, crop_height = int(width * zoom), int(height * zoom)
@@ -168,12 +189,13 @@ def _photograph(
     if rng.random() < 0.5:
         pixels, inside = pixels[::-1], inside[::-1]
     pixels = pixels * rng.uniform(0.92, 1.06, size=3).astype(np.float32)
-    return _View(
+    return _Photograph(
         np.clip(pixels + 0.5, 0, 255).astype(np.uint8), inside, int(rng.integers(72, 92)), cells
     )
 
 
-def _save(folder: Path, number: int, view: _View) -> dict[str, str]:
+def _save(folder: Path, number: int, view: _Photograph) -> dict[str, str]:
+    """Write image and mask, and return the cells of the row."""
     name = f"D{number:06d}"
     image, mask = f"images/{name}.jpg", f"masks/{name}.png"
     Image.fromarray(view.image).save(folder / image, quality=view.quality, subsampling=0)

@@ -1,0 +1,393 @@
+"""Find faults of files, splits, classes, columns and subgroups of a data set."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from dermedge.data.images import (
+    ImageInspection,
+    check_masks,
+    find_exact_duplicates,
+    find_near_duplicates,
+    find_unlisted_files,
+)
+from dermedge.data.leaks import add_file_columns, find_missing_value_leaks, find_value_leaks
+from dermedge.data.overlap import TeacherImages, match_sets
+from dermedge.data.table import SPLITS, Table
+from dermedge.data.taxonomy import TAXONOMY
+
+Level = Literal["error", "warning", "info"]
+EXAMPLES = 5
+SMALL_SUBGROUP = 30
+"""Smallest subgroup that is not reported; `evaluate` compares skin types from it on."""
+TINY = 32
+"""Shortest side in pixels that is not reported as tiny."""
+FEWEST_GROUPS = len(SPLITS)
+"""Fewest groups of a class with which it can be in every split."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of the check of a data set.
+
+    Attributes:
+        level: "error", "warning" or "info".
+        code: Identifier of the kind of finding, for programs.
+        message: Sentences for a person: what is wrong, then what to do.
+        count: Number of rows, pairs, classes or subgroups concerned.
+        examples: A few of them.
+
+    Examples:
+        >>> Finding("info", "empty_split", "The split 'val' has no rows.", 0).level
+        'info'
+    """
+
+    level: Level
+    code: str
+    message: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+def check_files(table: Table, inspections: Sequence[ImageInspection]) -> Iterator[Finding]:
+    """Find images and masks that are missing, unreadable, tiny, flat or unused.
+
+    Args:
+        table: The data set.
+        inspections: One inspection per row, in the order of the rows.
+    """
+    images = table.frame["image"].tolist()
+    inspected = list(zip(images, inspections, strict=True))
+    missing = [image for image, result in inspected if result.missing]
+    broken = [
+        f"{image}: {result.problem}"
+        for image, result in inspected
+        if result.problem and not result.missing
+    ]
+    tiny = [
+        f"{image}: {result.width}x{result.height}"
+        for image, result in inspected
+        if 0 < min(result.width, result.height) < TINY
+    ]
+    flat = [
+        image
+        for image, result in inspected
+        if not result.problem and result.perceptual_hash is None
+    ]
+    masks = [f"{mask}: {problem}" for mask, problem in check_masks(table, inspections)]
+    yield from _count(
+        "error",
+        "missing_image",
+        ("image is", "images are"),
+        "missing. Restore the files or remove their rows.",
+        missing,
+    )
+    yield from _count(
+        "error",
+        "unreadable_image",
+        ("image", "images"),
+        "cannot be read. Replace the files or remove their rows.",
+        broken,
+    )
+    yield from _count(
+        "warning",
+        "bad_mask",
+        ("mask", "masks"),
+        "cannot be used. Replace the files or empty their cells.",
+        masks,
+    )
+    yield from _count(
+        "warning",
+        "tiny_image",
+        ("image is", "images are"),
+        f"smaller than {TINY} pixels. Remove their rows.",
+        tiny,
+    )
+    yield from _count(
+        "warning",
+        "flat_image",
+        ("image shows", "images show"),
+        "a single even colour. Remove the rows that show no lesion.",
+        flat,
+    )
+    yield from _count(
+        "info",
+        "unlisted_image",
+        ("image file has", "image files have"),
+        "no row. Such files are not used.",
+        find_unlisted_files(table),
+    )
+
+
+def check_duplicates(
+    frame: pd.DataFrame, group: "pd.Series[str]", inspections: Sequence[ImageInspection]
+) -> Iterator[Finding]:
+    """Find images that occur twice in two splits, two groups or with two diagnoses.
+
+    A byte-identical pair in two splits is an error. An almost identical pair is a
+    warning, because two lesions can look alike.
+
+    Args:
+        frame: Rows of the table.
+        group: Group of every row, from `groups`.
+        inspections: One inspection per row.
+    """
+    ids, labels = frame["image_id"].tolist(), frame["dx"].tolist()
+    splits, owners = frame["split"].tolist(), group.tolist()
+
+    def names(pairs: Iterable[tuple[int, int]]) -> list[str]:
+        return [f"{ids[a]} = {ids[b]}" for a, b in pairs]
+
+    def in_two_splits(a: int, b: int) -> bool:
+        return bool(splits[a] and splits[b]) and splits[a] != splits[b]
+
+    exact, near = find_exact_duplicates(inspections), find_near_duplicates(inspections)
+    for kind, description, pairs in (
+        ("exact", "byte-identical", exact),
+        ("near", "almost identical", near),
+    ):
+        leaking = [pair for pair in pairs if in_two_splits(*pair)]
+        others = [pair for pair in pairs if not in_two_splits(*pair)]
+        unrelated = [(a, b) for a, b in others if owners[a] != owners[b]]
+        related = [(a, b) for a, b in others if owners[a] == owners[b]]
+        yield from _count(
+            "error" if kind == "exact" else "warning",
+            f"{kind}_duplicate_across_splits",
+            (f"pair of {description} images is", f"pairs of {description} images are"),
+            "in two splits, so test results are too good. Put both images into one split.",
+            names(leaking),
+        )
+        yield from _count(
+            "warning",
+            f"{kind}_duplicate_across_groups",
+            (f"pair of {description} images shares", f"pairs of {description} images share"),
+            "neither a lesion nor a patient. Give both images the same lesion_id.",
+            names(unrelated),
+        )
+        yield from _count(
+            "info",
+            f"{kind}_duplicate",
+            (f"pair of {description} images shows", f"pairs of {description} images show"),
+            "the same lesion or patient.",
+            names(related),
+        )
+    contradicting = [(a, b) for a, b in exact if labels[a] != labels[b]]
+    yield from _count(
+        "warning",
+        "contradicting_labels",
+        ("pair of byte-identical images has", "pairs of byte-identical images have"),
+        "different diagnoses. Correct one of the rows.",
+        names(contradicting),
+    )
+
+
+def check_splits(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Finding]:
+    """Find lesions, patients and groups in two splits, and splits without rows.
+
+    Args:
+        frame: Rows of the table.
+        group: Group of every row, from `groups`.
+    """
+    assigned = frame[frame["split"] != ""]
+    if assigned.empty:
+        yield Finding(
+            "info",
+            "no_split",
+            "No row has a split. Training assigns splits by lesion and patient.",
+            len(frame),
+        )
+        return
+    crossing = False
+    for column, noun in (("lesion_id", "lesion"), ("patient_id", "patient")):
+        known = assigned[assigned[column] != ""]
+        splits = known.groupby(["source", column])["split"].nunique()
+        names = [str(key[1]) for key in splits[splits > 1].index]
+        crossing = crossing or bool(names)
+        yield from _count(
+            "error",
+            f"{noun}_in_two_splits",
+            (f"{noun} is", f"{noun}s are"),
+            "in more than one split. Reassign the splits with `dermedge data split --redo`.",
+            names,
+        )
+    # A row without a split can connect two lesions that are in different splits. No
+    # lesion or patient crosses then, but the group that training keeps together does.
+    splits = assigned.groupby(group.loc[assigned.index])["split"].nunique()
+    if not crossing:
+        yield from _count(
+            "error",
+            "group_in_two_splits",
+            ("group of lesions is", "groups of lesions are"),
+            "in more than one split, connected by rows without a split. "
+            "Reassign the splits with `dermedge data split --redo`.",
+            [str(key) for key in splits[splits > 1].index],
+        )
+    for split in [name for name in SPLITS if name not in set(assigned["split"])]:
+        yield Finding("info", "empty_split", f"The split {split!r} has no rows.", 0)
+
+
+def check_teacher(
+    frame: pd.DataFrame, inspections: Sequence[ImageInspection], teacher: TeacherImages
+) -> Iterator[Finding]:
+    """Find rows that a teacher was trained on: by digest, and by the name of their set.
+
+    A digest proves that the teacher was trained on the image. The name of a set only
+    makes it likely, because the teacher may have used a part of that set.
+
+    Args:
+        frame: Rows of the table.
+        inspections: One inspection per row.
+        teacher: Images and sets of the teacher.
+    """
+    identical = pd.Series(
+        [result.digest in teacher.digests for result in inspections],
+        index=frame.index,
+        dtype=bool,
+    )
+    yield from _count(
+        "warning",
+        "pretrained_on",
+        ("image is", "images are"),
+        f"identical to training images of the teacher{_count_test(frame[identical])}. "
+        "Do not measure the teacher on them.",
+        frame.loc[identical, "image_id"].tolist(),
+    )
+    for source, name in match_sets(frame["source"], teacher).items():
+        rows = frame[(frame["source"] == source) & ~identical]
+        yield from _count(
+            "warning",
+            "pretrained_on",
+            ("image is", "images are"),
+            f"of {source}, and the teacher was pretrained on {name}"
+            f"{_count_test(rows)}. Results on them do not hold for unseen images.",
+            rows["image_id"].tolist(),
+        )
+
+
+def check_classes(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Finding]:
+    """Find classes that are too small to split, and classes that a split lacks.
+
+    Args:
+        frame: Rows of the table.
+        group: Group of every row, from `groups`.
+    """
+    labelled = frame[frame["dx"] != ""]
+    unlabelled = frame.loc[frame["dx"] == "", "image_id"].tolist()
+    yield from _count(
+        "info", "unlabelled", ("image has", "images have"), "no diagnosis.", unlabelled
+    )
+    sizes = group.loc[labelled.index].groupby(labelled["dx"]).nunique()
+    yield from _count(
+        "warning",
+        "few_groups",
+        ("class has", "classes have"),
+        "fewer than three lesions or patients and cannot be in all splits. "
+        "Add images or use a wider diagnosis.",
+        [f"{dx}: {count} groups" for dx, count in sizes.items() if count < FEWEST_GROUPS],
+    )
+    for split, rows in labelled[labelled["split"] != ""].groupby("split"):
+        yield from _count(
+            "warning",
+            "class_not_in_split",
+            ("class has", "classes have"),
+            f"no image in the split {split!r}.",
+            sorted(set(labelled["dx"]) - set(rows["dx"])),
+        )
+
+
+def check_malignancy(frame: pd.DataFrame) -> Iterator[Finding]:
+    """Count rows whose `malignant` differs from the value of their diagnosis."""
+    differing: Counter[str] = Counter()
+    for dx, malignant in zip(frame["dx"], frame["malignant"], strict=True):
+        expected = TAXONOMY[dx].malignant if dx else None
+        if dx and malignant == malignant and (expected is None or float(expected) != malignant):
+            differing[f"{dx} as {'malignant' if malignant else 'benign'}"] += 1
+    for values, count in differing.most_common():
+        yield Finding(
+            "info",
+            "own_malignancy",
+            f"{count} rows count {values}; the taxonomy does not. The rows take precedence.",
+            count,
+        )
+
+
+def check_columns(
+    frame: pd.DataFrame, group: "pd.Series[str]", inspections: Sequence[ImageInspection]
+) -> Iterator[Finding]:
+    """Find columns and properties of files that predict the label.
+
+    Args:
+        frame: Rows of the table.
+        group: Group of every row, from `groups`.
+        inspections: One inspection per row.
+    """
+    sizes = [f"{one.width}x{one.height}" if one.width else "" for one in inspections]
+    rows = add_file_columns(frame.assign(group=group), sizes)
+    for leak in find_missing_value_leaks(rows):
+        yield Finding(
+            "warning",
+            "missingness_predicts_label",
+            f"{leak.message}. Do not use 'missing' as a subgroup or as an input.",
+            leak.count,
+            (leak.column,),
+        )
+    for leak in find_value_leaks(rows):
+        yield Finding(
+            "warning",
+            "column_gives_label_away",
+            f"{leak.message}. Do not use the column as an input.",
+            leak.count,
+            (leak.column,),
+        )
+
+
+def check_subgroups(
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> Iterator[Finding]:
+    """Find subgroups that are too small for a result.
+
+    Args:
+        counts: Column -> subgroup -> counts, from `subgroup_counts`.
+    """
+    for column, subgroups in counts.items():
+        small = [
+            f"{subgroup} ({number['images']})"
+            for subgroup, number in subgroups.items()
+            if subgroup and number["images"] < SMALL_SUBGROUP
+        ]
+        if small:
+            yield Finding(
+                "info",
+                "small_subgroup",
+                f"{column} has subgroups of fewer than {SMALL_SUBGROUP} images. "
+                "They are too small for a result of their own.",
+                len(small),
+                tuple(small),
+            )
+
+
+def _count(
+    level: Level, code: str, subjects: tuple[str, str], message: str, items: Sequence[str]
+) -> Iterator[Finding]:
+    """Yield a finding about some items, if there are any.
+
+    Args:
+        level: Level of the finding.
+        code: Code of the finding.
+        subjects: Start of the message for one item and for several, after their number.
+        message: Rest of the message.
+        items: The items; the first few become examples.
+    """
+    if items:
+        subject = subjects[0] if len(items) == 1 else subjects[1]
+        text = f"{len(items)} {subject} {message}"
+        yield Finding(level, code, text, len(items), tuple(items[:EXAMPLES]))
+
+
+def _count_test(rows: pd.DataFrame) -> str:
+    """Return the number of test rows as words in brackets, "" if there are none."""
+    count = int((rows["split"] == "test").sum())
+    return f" ({count} of them in the split 'test')" if count else ""

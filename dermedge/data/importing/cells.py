@@ -1,0 +1,90 @@
+"""Translate one record of a published set into the cells of our table."""
+
+import ast
+from collections import Counter
+from collections.abc import Mapping
+
+from dermedge.data.importing.records import Record
+from dermedge.data.layouts import Layout
+from dermedge.data.taxonomy import resolve
+from dermedge_runtime.errors import DataError
+
+
+def translate_cells(
+    layout: Layout, columns: Mapping[str, str], record: Record, unknown: Counter[str]
+) -> dict[str, str]:
+    """Return the cells of a row by the names of our columns.
+
+    Args:
+        layout: Layout of the set.
+        columns: Column of our table -> column of the set.
+        record: The row as published.
+        unknown: Counts labels that the taxonomy does not know; it is updated.
+
+    Raises:
+        DataError: The label is unknown and the layout does not allow that, or the cells
+            of the label cannot be read.
+    """
+    raw = record.raw
+    cells = {ours: raw.get(theirs, "") for ours, theirs in columns.items() if ours != "image"}
+    label = _read_label(layout, cells.get("dx", ""), record)
+    for column, meanings in layout.values.items():
+        cell = label if column == "dx" else cells.get(column, "")
+        by_case = {theirs.casefold(): ours for theirs, ours in meanings.items()}
+        cells[column] = by_case.get(cell.casefold(), cell)
+    for column in ("sex", "site"):
+        cells[column] = cells.get(column, "").lower()
+    cells["source"] = cells.get("source") or ("" if layout.name == "csv" else layout.name)
+    cells["licence"] = cells.get("licence") or layout.licence
+    wanted = cells["dx"] if "dx" in layout.values else label
+    cells["dx"] = _resolve_label(layout, wanted, cells["source"], record, unknown)
+    kept = [*layout.keep, *(["view"] if layout.views else [])]
+    return {"dx_raw": label} | {name: raw[name] for name in kept if name in raw} | cells
+
+
+def _resolve_label(
+    layout: Layout, label: str, source: str, record: Record, unknown: Counter[str]
+) -> str:
+    if not label:
+        return ""
+    try:
+        return resolve(layout.labels.get(label, label), source).id
+    except DataError as error:
+        if not layout.open_labels:
+            raise DataError(f"{record.at}: {error}") from error
+    unknown[label] += 1
+    return ""
+
+
+def _read_label(layout: Layout, cell: str, record: Record) -> str:
+    if layout.one_hot:
+        return _read_one_hot(layout, record.raw, record.at)
+    if layout.weighted and cell:
+        return _read_heaviest(cell, record.at)
+    return cell or layout.otherwise
+
+
+def _read_heaviest(cell: str, at: str) -> str:
+    """Return the label with the largest weight of a cell such as `{'Eczema': 0.6}`."""
+    try:
+        weights = {str(label): float(weight) for label, weight in ast.literal_eval(cell).items()}
+    except (ValueError, SyntaxError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{at}: {cell!r} holds no weights by label. Give the file as it is published."
+        ) from error
+    return max(weights, key=weights.__getitem__) if weights else ""
+
+
+def _read_one_hot(layout: Layout, raw: Mapping[str, str], at: str) -> str:
+    """Return the name of the one column that holds 1."""
+    try:
+        marked = [name for name in layout.one_hot if float(raw[name] or 0) > 0.5]
+    except ValueError as error:
+        raise DataError(
+            f"{at}: {error}. Write 0 or 1 into the columns {', '.join(layout.one_hot)}."
+        ) from error
+    if len(marked) > 1 or not (marked or layout.otherwise):
+        raise DataError(
+            f"{at} has {len(marked)} of the labels {', '.join(layout.one_hot)}. Mark exactly one."
+        )
+    return marked[0] if marked else layout.otherwise
