@@ -108,7 +108,7 @@ def test_data_check_says_what_it_found_and_fails_on_errors(tmp_path: Path) -> No
     )
     ran = dermedge("data", "check", tmp_path)
     assert ran.code == 1
-    assert "error: 1 pairs of byte-identical images stand in two splits" in ran.out
+    assert "error: 1 pair of byte-identical images is in two splits" in ran.out
     assert "A = B" in ran.out
     assert ran.out.rstrip().endswith("2 images of 2 lesions or patients, error")
     assert dermedge("data", "check", tmp_path, "--json").code == 1
