@@ -1,12 +1,40 @@
-"""Dermatology models on phones, Jetsons and plain CPUs, with proof that they are still the same model.
+"""Dermatology models on phones, Jetsons, browsers and CPUs, exported behind an accuracy gate.
 
-Everything named here runs without torch, and is imported when it is first asked for. The makers of models live in
-`dermedge.train`, `dermedge.workflows.run` and `dermedge_export`.
+Every verb of the command line is a function here, with the same name and keywords:
+`dermedge export` is `dermedge.export`. A name is imported when it is first used, so
+`import dermedge` loads neither torch nor an engine.
+
+Example:
+    >>> import dermedge
+    >>> with dermedge.load("toy.dermedge") as model:
+    ...     prediction = model.predict("lesion.png")
+    >>> prediction.labels[0].name
+    'Basal cell carcinoma'
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dermedge.data.check import check_data
+    from dermedge.data.generate import draw_data_set
+    from dermedge.data.importing.add import add_data, list_data_sets
+    from dermedge.data.split import split_data
+    from dermedge.data.table import read_table
+    from dermedge.evaluation.evaluate import evaluate
+    from dermedge.models.import_teacher import import_teacher
+    from dermedge.models.model_folder import TrainedModel, load_model_folder
+    from dermedge.probing.probe import probe
+    from dermedge.report import write_report
+    from dermedge.train.distill import distill
+    from dermedge.train.finetune import finetune
+    from dermedge.train.hybrid.pretrain import pretrain
+    from dermedge.train.hybrid.recipe import HybridRecipe
+    from dermedge.train.loop import Schedule
+    from dermedge.workflows.build import build
+    from dermedge.workflows.doctor import doctor
+    from dermedge.workflows.export import export
+    from dermedge.workflows.run import RunOptions, demo, run
+    from dermedge.workflows.targets import targets
     from dermedge_runtime.bench import bench
     from dermedge_runtime.bundle import Bundle
     from dermedge_runtime.decode import Prediction
@@ -25,11 +53,31 @@ if TYPE_CHECKING:
     from dermedge_runtime.spec import Artifact, Label, Postprocessing, Preprocess, Spec, Task
     from dermedge_runtime.verify import verify
 else:
-    _HOMES = {
-        "bench": ("bench",),
-        "bundle": ("Bundle",),
-        "decode": ("Prediction",),
-        "errors": (
+    _MODULES = {
+        "dermedge.data.check": ("check_data",),
+        "dermedge.data.generate": ("draw_data_set",),
+        "dermedge.data.importing.add": ("add_data", "list_data_sets"),
+        "dermedge.data.split": ("split_data",),
+        "dermedge.data.table": ("read_table",),
+        "dermedge.evaluation.evaluate": ("evaluate",),
+        "dermedge.models.import_teacher": ("import_teacher",),
+        "dermedge.models.model_folder": ("TrainedModel", "load_model_folder"),
+        "dermedge.probing.probe": ("probe",),
+        "dermedge.report": ("write_report",),
+        "dermedge.train.distill": ("distill",),
+        "dermedge.train.finetune": ("finetune",),
+        "dermedge.train.hybrid.pretrain": ("pretrain",),
+        "dermedge.train.hybrid.recipe": ("HybridRecipe",),
+        "dermedge.train.loop": ("Schedule",),
+        "dermedge.workflows.build": ("build",),
+        "dermedge.workflows.doctor": ("doctor",),
+        "dermedge.workflows.export": ("export",),
+        "dermedge.workflows.run": ("RunOptions", "demo", "run"),
+        "dermedge.workflows.targets": ("targets",),
+        "dermedge_runtime.bench": ("bench",),
+        "dermedge_runtime.bundle": ("Bundle",),
+        "dermedge_runtime.decode": ("Prediction",),
+        "dermedge_runtime.errors": (
             "BundleError",
             "DataError",
             "DermedgeError",
@@ -40,20 +88,33 @@ else:
             "MissingExtraError",
             "UsageError",
         ),
-        "model": ("Model", "Runtime", "load"),
-        "spec": ("Artifact", "Label", "Postprocessing", "Preprocess", "Spec", "Task"),
-        "verify": ("verify",),
+        "dermedge_runtime.model": ("Model", "Runtime", "load"),
+        "dermedge_runtime.spec": (
+            "Artifact",
+            "Label",
+            "Postprocessing",
+            "Preprocess",
+            "Spec",
+            "Task",
+        ),
+        "dermedge_runtime.verify": ("verify",),
     }
+    _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
     def __getattr__(name: str) -> object:
-        for home, names in _HOMES.items():
-            if name in names:
-                from importlib import import_module
+        if name not in _HOMES:
+            raise AttributeError(f"module 'dermedge' has no attribute {name!r}")
+        from importlib import import_module
 
-                value = getattr(import_module(f"dermedge_runtime.{home}"), name)
-                globals()[name] = value
-                return value
-        raise AttributeError(f"module 'dermedge' has no attribute {name!r}")
+        try:
+            value = getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            from dermedge.workflows.extras import missing_extra
+
+            # `check_data` belongs to the verb `data`, `import_teacher` to `teacher`.
+            raise missing_extra(error, name, name.rpartition("_")[2]) or error from error
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
@@ -68,6 +129,7 @@ __all__ = [
     "ElsewhereError",
     "EngineError",
     "GateError",
+    "HybridRecipe",
     "ImageError",
     "Label",
     "MissingExtraError",
@@ -75,11 +137,34 @@ __all__ = [
     "Postprocessing",
     "Prediction",
     "Preprocess",
+    "RunOptions",
     "Runtime",
+    "Schedule",
     "Spec",
     "Task",
+    "TrainedModel",
     "UsageError",
+    "add_data",
     "bench",
+    "build",
+    "check_data",
+    "demo",
+    "distill",
+    "doctor",
+    "draw_data_set",
+    "evaluate",
+    "export",
+    "finetune",
+    "import_teacher",
+    "list_data_sets",
     "load",
+    "load_model_folder",
+    "pretrain",
+    "probe",
+    "read_table",
+    "run",
+    "split_data",
+    "targets",
     "verify",
+    "write_report",
 ]

@@ -82,14 +82,34 @@ def test_importing_dermedge_imports_nothing() -> None:
     assert brought_in("dermedge") == {"dermedge": {"dermedge"}}
 
 
-def test_the_public_names_need_numpy_and_pillow_only() -> None:
+def test_the_public_names_of_the_runtime_need_numpy_and_pillow_only() -> None:
+    names = [name for name, home in dermedge._HOMES.items() if home.startswith("dermedge_runtime")]
+    assert {"load", "verify", "Bundle", "GateError"} <= set(names)
     code = IMPORTS.replace(
-        "print(", "import dermedge\nfor name in dermedge.__all__: getattr(dermedge, name)\nprint("
+        "print(", f"import dermedge\nfor n in {names}: getattr(dermedge, n)\nprint("
     )
     code = code.replace(
         "print(", "brought = sorted({n.partition('.')[0] for n in sys.modules} - known)\nprint("
     )
     assert set(json.loads(fresh(code))) == DEVICE
+
+
+def test_a_verb_without_its_packages_names_the_extra() -> None:
+    code = """
+import dermedge
+for name in ("finetune", "check_data", "evaluate"):
+    try:
+        getattr(dermedge, name)
+    except dermedge.MissingExtraError as error:
+        print(name, error.package, error.extra)
+"""
+    ran = without_modules(code, "torch", "pandas")
+    assert ran.code == 0, ran.err
+    assert ran.out.split("\n")[:3] == [
+        "finetune torch train",
+        "check_data pandas data",
+        "evaluate pandas evaluate",
+    ]
 
 
 def test_the_command_line_imports_no_engine_and_nothing_of_the_makers() -> None:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
-from dermedge.workflows.extras import extra_of
-from dermedge_runtime.errors import DermedgeError, MissingExtraError
+from dermedge.workflows.extras import missing_extra
+from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
 
@@ -74,12 +74,9 @@ def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:
     """Return an error as a `DermedgeError`, or None if it is a defect that needs a traceback."""
     if isinstance(error, DermedgeError):
         return error
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError):
         verb = next((arg for arg in args if not arg.startswith("-")), "")
-        extra = extra_of(package, verb)
-        if extra is not None:
-            return MissingExtraError(package, extra, f"`dermedge {verb}`")
+        return missing_extra(error, f"dermedge {verb}", verb)
     if isinstance(error, OSError) and error.filename is not None:
         return DermedgeError(
             f"{error.filename}: {error.strerror}. Check the path, its permissions and the free space."

@@ -1,4 +1,4 @@
-"""Tell which extra of dermedge a verb needs, and which packages an extra installs.
+"""Look up the extra that a verb needs and the packages that an extra installs.
 
 The packages come from the metadata of the installed distribution, so pyproject.toml is
 their only list. The extra of each verb stands here, and nowhere else.
@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
+
+from dermedge_runtime.errors import MissingExtraError
 
 # `predict`, `verify` and `bench` need the engine of the bundle, which is an extra too.
 VERBS: Mapping[str, str] = {
@@ -109,6 +111,19 @@ def extra_of(module: str, verb: str = "") -> str | None:
     if VERBS.get(verb) in able:
         return VERBS[verb]
     return min(able, key=lambda extra: len(able[extra]), default=None)
+
+
+def missing_extra(error: ModuleNotFoundError, name: str, verb: str) -> MissingExtraError | None:
+    """Return the error to show if a package of an extra is missing, else None.
+
+    Args:
+        error: Failed import.
+        name: Name that the user called, such as `dermedge export`.
+        verb: Verb whose extra is preferred; see `extra_of`.
+    """
+    package = (error.name or "").partition(".")[0]
+    extra = extra_of(package, verb)
+    return None if extra is None else MissingExtraError(package, extra, f"`{name}`")
 
 
 def purpose(extra: str) -> str:
