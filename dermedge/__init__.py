@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dermedge.data.check import check_data
-    from dermedge.data.generate import draw_data_set
+    from dermedge.data.draw import draw_data_set
     from dermedge.data.importing.add import add_data, list_data_sets
     from dermedge.data.split import split_data
     from dermedge.data.table import read_table
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 else:
     _MODULES = {
         "dermedge.data.check": ("check_data",),
-        "dermedge.data.generate": ("draw_data_set",),
+        "dermedge.data.draw": ("draw_data_set",),
         "dermedge.data.importing.add": ("add_data", "list_data_sets"),
         "dermedge.data.split": ("split_data",),
         "dermedge.data.table": ("read_table",),
