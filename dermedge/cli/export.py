@@ -1,10 +1,12 @@
-"""`dermedge export`."""
+"""Define `dermedge export`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dermedge.cli.candidates import show_candidates
 from dermedge.cli.console import (
     emit,
     json_option,
@@ -12,16 +14,15 @@ from dermedge.cli.console import (
     overwrite_option,
     pairs,
     progress,
-    table,
 )
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.errors import DermedgeError
-from dermedge_runtime.report import CANDIDATES_REPORT, read_report
+
+ALL = "all"
 
 
 def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """The value of --target, refused where there is no such target, before anything slow is imported."""
-    return value if value == "all" else known_target(ctx, parameter, value)
+    """Return the value of --target; refuse an unknown target before any slow import."""
+    return value if value == ALL else known_target(ctx, parameter, value)
 
 
 @click.command("export")
@@ -30,123 +31,112 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     "--target",
     required=True,
     callback=target_or_all,
-    help="What to export for, or all; `dermedge targets` lists them.",
+    help="Target to export for, or all (one of each family). `dermedge targets` lists them.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Table: train calibrates, val fits and chooses, test is what the gate judges the winner on.",
+    help="Data set. Its train split calibrates quantization, val fits postprocessing and selects "
+    "the candidate, test measures the accuracy of the selected one.",
 )
 @click.option(
     "-o",
     "--out",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Folder to write NAME-TARGET.dermedge into.",
+    help="Folder to write NAME-TARGET.dermedge into. By default the folder that contains the "
+    "model folder.",
 )
 @click.option(
     "--precision",
-    help="One that the target has, or auto: build all candidates, drop those that lose accuracy, time the rest. "
-    "Without it the target's precisions are tried in their order, and the first that passes is written.",
+    help="One of the target's precisions, or auto: build all candidates, drop those that lose "
+    "accuracy, time the others, and keep the best. By default the target's precisions are tried "
+    "in order, and the first that passes is written.",
 )
-@click.option("--engine", help="Only artifacts for this engine, where the target has several.")
+@click.option("--engine", help="Build only artifacts for this engine.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0),
     default=30.0,
     show_default=True,
     metavar="MINUTES",
-    help="After that no further candidate is begun.",
+    help="Start no further candidate after this time.",
 )
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
-    help="Model that quantization-aware training learns from too, where nothing else keeps the accuracy.",
+    help="Model folder that quantization-aware training learns from, besides the model itself. "
+    "It trains only if no other candidate keeps the accuracy.",
 )
-@click.option(
-    "--dynamic-batch", is_flag=True, help="Leave the batch size open; it is 1 by default."
-)
+@click.option("--dynamic-batch", is_flag=True, help="Leave the batch size open instead of 1.")
 @click.option(
     "--allow-parity-failure",
     is_flag=True,
-    help="Write the bundle although the gate failed, and record that.",
+    help="Write the bundle even if the gate fails. The manifest records the failure.",
 )
 @overwrite_option
 @json_option
-def command(student: Path, target: str, out: Path, as_json: bool, **options: Any) -> None:
-    """Turn STUDENT, a folder that training wrote, into a bundle, compared with the student before it is written.
+def command(
+    student: Path,
+    target: str,
+    out: Path | None,
+    data: Path | None,
+    teacher: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Export STUDENT as a bundle for a target.
 
-    Exit code 3, and no bundle, if it lost more accuracy than the target allows. Without --data only agreement with
-    the student on procedural lesions is judged, and nothing is fitted.
+    STUDENT is a model folder, or the output folder of `dermedge run`. The artifact is compared
+    with the model before the bundle is written. If it loses more accuracy than the target
+    allows, no bundle is written, and the exit code is 3. Without --data, only agreement with
+    the model on synthetic lesions is measured, and no postprocessing is fitted.
     """
-    from dermedge.workflows.export import export_all, targets_of
+    from dermedge.workflows.export import export, export_all
+    from dermedge_export.options import ExportOptions
 
-    wanted = targets_of(target)
-    made: list[Bundle] = []
-    errors: dict[str, DermedgeError] = {}
-    with progress("export") as tell:
-        for name, result in export_all(student, wanted, out, progress=tell, **options):
-            if isinstance(result, Bundle):
-                made.append(result)
-            elif len(wanted) == 1:
-                raise result
-            else:
-                errors[name] = result
-    emit(made if len(wanted) > 1 else made[0], as_json, show)
-    for name, error in errors.items():
+    options = ExportOptions(**settings)
+    with progress("export") as steps:
+        if target != ALL:
+            bundle = export(
+                student, target, out, data=data, teacher=teacher, options=options, progress=steps
+            )
+        else:
+            summary = export_all(
+                student, None, out, data=data, teacher=teacher, options=options, progress=steps
+            )
+    if target != ALL:
+        emit(bundle, as_json, show)
+        return
+    emit(list(summary.bundles), as_json, show_all)
+    for name, error in summary.errors.items():
         click.echo(f"{name}: {error}", err=True)
-    if errors:
-        gravest = max(errors.values(), key=lambda error: error.exit_code)
-        said = f"{len(errors)} of {len(wanted)} targets were not written: {', '.join(errors)}; see above."
-        raise _Failed(said, gravest.exit_code)
+    summary.check()
 
 
-class _Failed(DermedgeError):
-    """Some of several targets failed; the exit code is that of the gravest."""
+def show(bundle: Bundle) -> None:
+    """Print the candidates, the bundle, and the next command."""
+    from dermedge.workflows.export import next_command
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    command = next_command(bundle)
+    show_candidates(bundle)
+    pairs(
+        {
+            "wrote": bundle.path,
+            "precision": f"{bundle.artifact.precision}, {bundle.artifact.format}",
+            "host": _parity(bundle.parity["host"], command),
+            "device": _parity(bundle.parity["device"], command),
+            "next": command,
+        }
+    )
 
 
-def show(made: Bundle | list[Bundle]) -> None:
-    """Print what was tried and why the winner won, then a line per bundle."""
-    bundles = made if isinstance(made, list) else [made]
+def show_all(bundles: list[Bundle]) -> None:
+    """Print several bundles, one after the other."""
     for bundle in bundles:
-        if candidates := read_report(bundle, CANDIDATES_REPORT):
-            show_candidates(candidates["candidates"])
-        pairs(
-            {
-                "wrote": bundle.path,
-                "precision": f"{bundle.artifact.precision}, {bundle.artifact.format}",
-                "host": _parity(bundle.parity["host"]),
-                "device": _parity(bundle.parity["device"]),
-            }
-        )
+        show(bundle)
 
 
-def show_candidates(candidates: list[dict[str, Any]]) -> None:
-    """Print a line per candidate: what it is, how large and fast, and why it won or lost."""
-    rows = [
-        (
-            entry["name"],
-            entry["status"],
-            _cell(entry.get("size_bytes"), 1e6, 2),
-            _cell(entry.get("latency_ms"), 1, 2),
-            _cell(entry.get("top1"), 1, 4),
-            entry["reason"],
-        )
-        for entry in candidates
-        if len(candidates) > 1
-    ]
-    if rows:
-        table(("candidate", "status", "MB", "ms", "top-1", "why"), rows)
-
-
-def _cell(value: float | None, unit: float, digits: int) -> str:
-    return "-" if value is None else f"{value / unit:.{digits}f}"
-
-
-def _parity(side: dict[str, Any]) -> str:
-    said = side.get("basis") or side.get("todo") or ""
-    return f"{side['status']}{f' ({said})' if said else ''}"
+def _parity(side: Mapping[str, Any], command: str) -> str:
+    """Return one side of the parity; its to-do is left out where it is the next command."""
+    note = side.get("basis") or side.get("todo")
+    return side["status"] if note in (None, "", command) else f"{side['status']} ({note})"

@@ -1,11 +1,10 @@
-"""`dermedge inspect`."""
+"""Define `dermedge inspect`."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
+from dermedge.cli.candidates import show_candidates
 from dermedge.cli.console import (
     bundle_argument,
     emit,
@@ -17,9 +16,6 @@ from dermedge.cli.console import (
 )
 from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
 from dermedge_runtime.bundle import Bundle, artifact_files
-from dermedge_runtime.errors import MissingExtraError
-from dermedge_runtime.files import check_free
-from dermedge_runtime.report import CANDIDATES_REPORT, read_report
 
 NAMES_SHOWN = 5
 
@@ -29,39 +25,24 @@ NAMES_SHOWN = 5
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
-    help="Also write all that the bundle carries as one page: parity by subgroup and class, how it was chosen.",
+    help="Also write everything that the bundle carries as one page: parity by subgroup and "
+    "class, and why this candidate was selected.",
 )
 @overwrite_option
 @json_option
 def command(bundle: Path, html: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Show what BUNDLE is: its model, tasks, preprocessing, artifact, parity and files. Checks every file on the
-    way.
+    """Show the content of BUNDLE.
+
+    The command shows the model, its tasks and preprocessing, the artifact, its parity and its
+    files, and checks every file.
     """
-    opened = Bundle.open(bundle)
-    if html is not None:
-        write_page(opened, html, overwrite=overwrite)
-    emit(opened, as_json, show)
+    from dermedge.workflows.inspect import inspect
 
-
-def write_page(bundle: Bundle, out: Path, *, overwrite: bool = False) -> None:
-    """Write the page of a bundle that nothing but itself is known of.
-
-    Raises:
-        UsageError: `out` exists and may not be replaced.
-        MissingExtraError: what draws the page is not installed.
-    """
-    check_free(out, overwrite=overwrite)
-    try:
-        from dermedge.report import write_report
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            error.name or "jinja2", "report", "`dermedge inspect --html`"
-        ) from error
-    write_report(out, bundle=bundle)
+    emit(inspect(bundle, html=html, overwrite=overwrite), as_json, show)
 
 
 def show(bundle: Bundle) -> None:
-    """Print the bundle as a person reads it."""
+    """Print a bundle as text."""
     spec, artifact = bundle.spec, bundle.artifact
     size = sum(len(bundle.read(name)) for name in artifact_files(bundle))
     pairs(
@@ -71,7 +52,7 @@ def show(bundle: Bundle) -> None:
             "for": f"{artifact.target}, {artifact.format} {artifact.precision} ({other_details(artifact)})",
             "artifact": f"{artifact.path}, {file_size(size)}",
             "calibration": calibrated_on(artifact),
-            "kept in fp32": _some(kept_fp32(artifact)),
+            "kept in fp32": _first_names(kept_fp32(artifact)),
             "needs": ", ".join(artifact.requires) or "-",
             "built with": ", ".join(
                 f"{name} {version}" for name, version in artifact.toolchain.items()
@@ -98,29 +79,13 @@ def show(bundle: Bundle) -> None:
             for side, p in sides
         ],
     )
-    if tried := list(_tried(read_report(bundle, CANDIDATES_REPORT))):
-        table(("candidate", "outcome", "MB", "ms", "agrees", "KL", "why"), tried)
+    show_candidates(bundle)
     if todo := bundle.parity["device"].get("todo"):
         click.echo(f"to do {todo}")
-    click.echo(f"{len(bundle.files)} files, all of them intact")
+    click.echo(f"{len(bundle.files)} files, all intact")
 
 
-def _tried(search: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """A line per candidate that was considered."""
-    for found in search.get("candidates") or ():
-        size, top1 = found.get("size_bytes"), found.get("top1")
-        latency, kl = found.get("latency_ms"), found.get("kl")
-        yield (
-            str(found.get("name")),
-            str(found.get("status")),
-            "-" if size is None else f"{size / 1e6:.2f}",
-            "-" if latency is None else f"{latency:.2f}",
-            "-" if top1 is None else f"{top1:.2%}",
-            "-" if kl is None else f"{kl:.2g}",
-            str(found.get("reason") or ""),
-        )
-
-
-def _some(names: tuple[str, ...]) -> str:
+def _first_names(names: tuple[str, ...]) -> str:
+    """Return the first names, and how many more there are."""
     more = len(names) - NAMES_SHOWN
     return (", ".join(names[:NAMES_SHOWN]) or "-") + (f" and {more} more" if more > 0 else "")

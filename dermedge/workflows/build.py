@@ -1,9 +1,8 @@
-"""The verb `build`; a module of its own, because it needs neither what trains nor what exports."""
+"""Build the engine of a bundle on this device."""
 
 from pathlib import Path
 
-from dermedge_export import build as device
-from dermedge_export.build import DeviceReport
+from dermedge_export.build import DeviceReport, build_engine
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.progress import Progress, no_progress
 
@@ -17,28 +16,45 @@ def build(
     allow_parity_failure: bool = False,
     progress: Progress | None = None,
 ) -> DeviceReport:
-    """Build a bundle's engine on this device; see `dermedge_export.build.build`.
+    """Build the engine of a TensorRT bundle on this device, and gate it.
+
+    `NAME.device.json` and `NAME.cache` appear next to the bundle, which stays as it is.
 
     Args:
-        bundle: a bundle for TensorRT.
-        data: a table: the gate judges the images of its test split that the student has answered.
-        workspace_mb: memory that a layer may use while it computes.
-        rebuild: build anew what is in the cache.
-        allow_parity_failure: let the engine be used although the gate failed.
-        progress: told what is being done.
+        bundle: A bundle for a jetson target, or its path.
+        data: A data set's folder or table. The gate compares the engine with the student on
+            those test images that the student has predicted. Without data only the golden
+            cases are compared, which are too few to pass the gate.
+        workspace_mb: Memory in MB that one layer may use; all of the GPU's by default.
+        rebuild: Build the engine even if the cache holds it.
+        allow_parity_failure: Use the engine even if the gate fails.
+        progress: Receives the name of each step.
+
+    Raises:
+        UsageError: The bundle needs no engine, or it has no predictions of its student.
+        ElsewhereError: This machine has no TensorRT or no GPU.
+        GateError: The engine lost more accuracy than the target allows.
+        BundleError: The bundle is damaged, or the engine does not verify.
+
+    Example:
+        >>> from dermedge.workflows.build import build
+        >>> build("toy.dermedge")
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.UsageError: toy.dermedge needs no engine: ...
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    tell = progress or no_progress
+    report_progress = progress or no_progress
     images = None
     if data is not None:
         from dermedge.evaluation.export_data import TableEvaluationData
 
         images = TableEvaluationData(data, opened.spec, progress)
-    return device.build_engine(
+    return build_engine(
         opened,
         images=images,
         workspace_mb=workspace_mb,
         rebuild=rebuild,
         allow_parity_failure=allow_parity_failure,
-        step=lambda note: tell(0, 1, note),
+        step=lambda note: report_progress(0, 1, note),
     )

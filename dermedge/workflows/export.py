@@ -1,177 +1,272 @@
-"""The verb `export`; a module of its own, because it needs neither what trains nor what draws reports."""
+"""Export a trained model's folder as bundles."""
 
-from collections.abc import Iterator, Sequence
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge_export import export as exporter
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import Retrain
+from dermedge_export.export import CACHE, ExportSession
+from dermedge_export.options import ExportOptions
 from dermedge_export.target import families
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.container import MANIFEST
-from dermedge_runtime.errors import DermedgeError, MissingExtraError, UsageError
+from dermedge_runtime.errors import DataError, DermedgeError, MissingExtraError, UsageError
 from dermedge_runtime.progress import Progress, no_progress
 
-ALL = "all"
+if TYPE_CHECKING:
+    from torch import nn
+
+STUDENT = "student"
+MODEL_FILES = ("student.json", "teacher.json")
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """The bundles of an export for several targets, and the errors of the others.
+
+    Attributes:
+        bundles: The bundles that were written.
+        errors: Errors by target.
+    """
+
+    bundles: tuple[Bundle, ...] = ()
+    errors: Mapping[str, DermedgeError] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise one error if any target failed.
+
+        Raises:
+            ExportError: At least one target failed. Its exit code is the highest of all
+                errors, because a failed gate or a missing engine must not look like a
+                general error.
+        """
+        if self.errors:
+            raise ExportError(
+                f"{len(self.errors)} of {len(self.errors) + len(self.bundles)} targets were not "
+                f"written: {', '.join(self.errors)}. See the messages above.",
+                max(error.exit_code for error in self.errors.values()),
+            )
+
+
+class ExportError(DermedgeError):
+    """The error of an export in which at least one of several targets failed."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def export(
     student: Path | str,
     target: str,
-    out: Path | str,
+    out: Path | str | None = None,
     *,
     data: Path | str | None = None,
-    precision: str | None = None,
-    engine: str | None = None,
     teacher: Path | str | None = None,
-    budget: float = 30.0,
-    dynamic_batch: bool = False,
-    allow_parity_failure: bool = False,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export a student's or teacher's folder; see `dermedge_export.export.export`.
+    """Export a trained model for one target.
+
+    The function builds candidates, selects one on val, compares it with the model on test,
+    and writes `OUT/NAME-TARGET.dermedge` if the gate passes.
 
     Args:
-        student: the folder that training wrote.
-        target: name of a target.
-        out: folder to write `NAME-TARGET.dermedge` into.
-        data: a table: its train split calibrates quantization, postprocessing is fitted on val, which also chooses
-            among candidates, and the gate judges the winner on test.
-        precision: one of the target's; None is its first, `auto` tries all.
-        engine: only artifacts for this engine.
-        teacher: folder of the model that quantization-aware training learns from, beside the student itself.
-        budget: minutes after which no further candidate is begun.
-        dynamic_batch: leave the batch size open.
-        allow_parity_failure: write the bundle although the gate failed.
-        overwrite: replace an older bundle.
-        progress: told what is being done.
+        student: A model folder, or the output folder of `run`.
+        target: Name of a target.
+        out: Folder of the bundle; by default the folder that contains the model folder.
+        data: A data set's folder or table. Its train split calibrates quantization, val fits
+            postprocessing and selects the candidate, and test is read once, for the gate.
+            Without data the gate measures only agreement on synthetic lesions.
+        teacher: Model folder that quantization-aware training learns from, besides the
+            model itself.
+        options: Settings of the export.
+        progress: Receives the name of each step.
+
+    Raises:
+        UsageError: An argument makes no sense, or the bundle exists already.
+        DataError: `student` holds no model, or the model was trained on test images.
+        GateError: The artifact lost more accuracy than the target allows.
+        MissingExtraError: A toolchain is not installed.
+
+    Example:
+        >>> from dermedge.workflows.export import export
+        >>> from dermedge_export import ExportOptions
+        >>> bundle = export("student", "cpu", options=ExportOptions(precision="fp32"))
+        >>> str(bundle.path), bundle.artifact.precision
+        ('small-cpu.dermedge', 'fp32')
     """
-    for _, made in export_all(
-        student,
-        [target],
-        out,
-        data=data,
-        precision=precision,
-        engine=engine,
-        teacher=teacher,
-        budget=budget,
-        dynamic_batch=dynamic_batch,
-        allow_parity_failure=allow_parity_failure,
-        overwrite=overwrite,
-        progress=progress,
-    ):
-        if isinstance(made, DermedgeError):
-            raise made
-        bundle = made
-    return bundle
+    summary = export_all(
+        student, [target], out, data=data, teacher=teacher, options=options, progress=progress
+    )
+    for error in summary.errors.values():
+        raise error
+    return summary.bundles[0]
 
 
 def export_all(
     student: Path | str,
-    targets: Sequence[str],
-    out: Path | str,
+    targets: Sequence[str] | None = None,
+    out: Path | str | None = None,
     *,
     data: Path | str | None = None,
-    precision: str | None = None,
-    engine: str | None = None,
     teacher: Path | str | None = None,
-    budget: float = 30.0,
-    dynamic_batch: bool = False,
-    allow_parity_failure: bool = False,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[str, Bundle | DermedgeError]]:
-    """Export one student for several targets, which share traces and the student's answers; arguments as of `export`.
+) -> ExportSummary:
+    """Export a trained model for several targets, which share traces and predictions.
 
-    Yields:
-        Each target with its bundle, or with why there is none.
+    An error of one target does not stop the others.
+
+    Args:
+        student: As in `export`.
+        targets: Names of targets; by default one of each family.
+        out: As in `export`.
+        data: As in `export`.
+        teacher: As in `export`.
+        options: As in `export`.
+        progress: As in `export`.
+
+    Returns:
+        The bundles, and the errors of the targets that have none.
+
+    Raises:
+        UsageError: A teacher is given without data, or `student` is a bundle.
+        DataError: `student` holds no model, or the model was trained on test images.
+
+    Example:
+        >>> from dermedge.workflows.export import export_all
+        >>> summary = export_all("student", ["cpu"], "exported")
+        >>> [bundle.path.name for bundle in summary.bundles], dict(summary.errors)
+        (['small-cpu.dermedge'], {})
     """
     if teacher is not None and data is None:
         raise UsageError(
-            "--teacher is for quantization-aware training, which needs --data: give both or neither."
+            "--teacher is for quantization-aware training, which needs images. "
+            "Give --data too, or leave --teacher out."
         )
-    _refuse_bundle(Path(student))
-    model = load_model_folder(student)
+    folder = find_model(student)
+    out = folder_beside(folder) if out is None else Path(out)
+    targets = families() if targets is None else targets
+    model = load_model_folder(folder)
     steps = _Steps(progress)
-    shop = exporter.ExportSession.open(
+    session = ExportSession.open(
         model,
-        data=TableEvaluationData(data, model.spec, steps.images) if data is not None else None,
+        options,
+        data=None if data is None else TableEvaluationData(data, model.spec, steps.images),
         training_images=model.training_images,
-        dynamic_batch=dynamic_batch,
-        retrain=_retrain(model, data, teacher, Path(out), steps) if data is not None else None,
+        retrain=None
+        if data is None
+        else _DeferredTraining(model, data, teacher, out / CACHE / "qat", steps),
+        progress=steps,
     )
+    bundles: list[Bundle] = []
+    errors: dict[str, DermedgeError] = {}
     for target in targets:
-        steps.target = f"{target}: " if len(targets) > 1 else ""
+        steps.start(target if len(targets) > 1 else "")
         try:
-            yield (
-                target,
-                shop.export(
-                    target,
-                    out,
-                    precision=precision,
-                    engine=engine,
-                    allow_parity_failure=allow_parity_failure,
-                    budget_minutes=budget,
-                    overwrite=overwrite,
-                    progress=steps,
-                ),
-            )
+            bundles.append(session.export(target, out))
         except DermedgeError as error:
-            yield target, error
+            errors[target] = error
+    return ExportSummary(tuple(bundles), errors)
 
 
-def _refuse_bundle(path: Path) -> None:
-    """Say what to give instead to whoever wants to export a bundle; one of another schema is told so first."""
+def find_model(path: Path | str) -> Path:
+    """Return the model folder that a path names.
+
+    Args:
+        path: A model folder, or the output folder of `run`, which contains `student`.
+
+    Raises:
+        UsageError: The path is a bundle.
+        DataError: The path holds neither a model nor a run.
+    """
+    path = Path(path)
     if path.is_file() or (path / MANIFEST).is_file():
-        made = Bundle.open(path)
+        bundle = Bundle.open(path)
         raise UsageError(
-            f"{path} is a bundle for {made.artifact.target}, which is never changed or exported again: give the folder "
-            f"of the student {made.spec.name!r} that it was made of."
+            f"{path} is a bundle for {bundle.artifact.target}; a bundle is never exported again. "
+            f"Give the folder of the model {bundle.spec.name!r}."
         )
+    for folder in (path, path / STUDENT):
+        if any((folder / name).is_file() for name in MODEL_FILES):
+            return folder
+    if not path.is_dir():
+        raise DataError(f"There is no folder {path}. Give the folder that training wrote.")
+    raise DataError(
+        f"{path} holds neither a model (student.json or teacher.json) nor a run "
+        f"({STUDENT}/student.json). Give the folder that `dermedge run`, `distill` or `finetune` "
+        "wrote."
+    )
 
 
-def targets_of(name: str) -> list[str]:
-    """The targets that a name stands for: `all` is one of each family."""
-    return families() if name == ALL else [name]
+def folder_beside(model: Path) -> Path:
+    """Return the folder that contains a model folder, also for `.` and `..`."""
+    return Path(os.path.normpath(model / ".."))
 
 
-def _retrain(
-    model: TrainedModel, data: Path | str, teacher: Path | str | None, out: Path, progress: Progress
-) -> Retrain:
-    """Quantization-aware training, imported when it is asked for: it needs the extra `train`."""
+def next_command(bundle: Bundle) -> str:
+    """Return the command to run after an export.
 
-    def retrain(module: Any, calibration: Calibration, candidate: Candidate) -> Any:
+    Args:
+        bundle: The new bundle.
+    """
+    todo = str(bundle.parity["device"].get("todo", ""))
+    # Some targets have no command on the device yet; those bundles are verified here.
+    return todo if "dermedge " in todo else f"dermedge verify {shlex.quote(str(bundle.path))}"
+
+
+@dataclass(frozen=True)
+class _DeferredTraining:
+    """Quantization-aware training that is imported on first use; satisfies `Retrain`.
+
+    Most exports never train, and training needs the extra `train`.
+    """
+
+    model: TrainedModel
+    data: Path | str
+    teacher: Path | str | None
+    folder: Path
+    progress: Progress
+
+    def __call__(
+        self, module: "nn.Module", calibration: Calibration, candidate: Candidate
+    ) -> "nn.Module":
         try:
             from dermedge.train.qat import QuantizationAwareTraining
         except ImportError as error:
             raise MissingExtraError(
                 error.name or "lightning-fabric", "train", "Quantization-aware training"
             ) from error
-        training = QuantizationAwareTraining(
-            model, data, teacher=teacher, folder=out / exporter.CACHE / "qat", progress=progress
+        train = QuantizationAwareTraining(
+            self.model, self.data, self.folder, self.teacher, progress=self.progress
         )
-        return training(module, calibration, candidate)
-
-    return retrain
+        trained: nn.Module = train(module, calibration, candidate)
+        return trained
 
 
 class _Steps:
-    """One line of progress from two sources: what is being done, and how many images of it."""
+    """Progress from two sources: the name of the current step, and its count of images."""
 
     def __init__(self, progress: Progress | None) -> None:
-        self.tell: Progress = progress or no_progress
-        self.note, self.target = "images", ""
+        self._report = progress or no_progress
+        self._note, self._prefix = "images", ""
+
+    def start(self, target: str) -> None:
+        """Name the target in every following note; an empty name is left out."""
+        self._prefix = f"{target}: " if target else ""
 
     def __call__(self, done: int, total: int, note: str) -> None:
-        step = f" ({done + 1}/{total})" if total > 1 and done < total else ""
-        self.note = f"{self.target}{note}{step}"
-        self.tell(done, total, self.note)
+        count = f" ({done + 1}/{total})" if total > 1 and done < total else ""
+        self._note = f"{self._prefix}{note}{count}"
+        self._report(done, total, self._note)
 
     def images(self, done: int, total: int, note: str) -> None:
-        """Told by the evidence, image by image."""
-        self.tell(done, total, self.note)
+        """Report a count of images under the name of the current step."""
+        self._report(done, total, self._note)

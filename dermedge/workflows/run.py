@@ -15,6 +15,7 @@ from dermedge.evaluation import EvaluationReport, evaluate
 from dermedge.report import write_report
 from dermedge.train import Schedule, distill, finetune
 from dermedge.workflows.export import export
+from dermedge_export.options import ExportOptions
 from dermedge_export.target import find_target
 from dermedge_runtime.bench import bench
 from dermedge_runtime.bundle import Bundle
@@ -422,7 +423,9 @@ def _export_once(
         path = out / str(earlier.get("bundle"))
         if earlier.get("inputs") == inputs and path.is_dir():
             return Bundle.open(path)
-    bundle = export(student, target, out, data=data, overwrite=True, progress=progress)
+    bundle = export(
+        student, target, out, data=data, options=ExportOptions(overwrite=True), progress=progress
+    )
     atomic_write(record, pretty_json({"bundle": bundle.path.name, "inputs": inputs}))
     return bundle
 

@@ -1,10 +1,10 @@
-"""`build`: on the device, a bundle's ONNX file becomes an engine, which is held against the fp32 student there."""
+"""Build the engine of a bundle on the device, and compare it with the fp32 student there."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -44,24 +44,33 @@ Step = Callable[[str], None]
 
 
 class LabelledImages(Protocol):
-    """Labelled images on the device; `name` says whose they are."""
+    """Labelled images on the device, split by split."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the data set, for messages."""
 
     def predictions(self, split: str, run: Run) -> Predictions:
-        """What `run` answers for every image of a split."""
+        """Return the outputs of `run` for every image of a split."""
 
     def digests(self, split: str) -> Sequence[str]:
-        """sha256 of every image file of a split, in the order of its predictions."""
+        """Return the sha256 of every image file of a split, in the order of `predictions`."""
 
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """What one device found: its engine, what that computes in, whether it is still the model, and how fast.
+    """The results of one device: its engine, precision, parity and latency.
 
-    `status` is that of the gate, `failed` also where `verify` failed. `latency` is of the bare engine call.
-    `allowed_failures` are the reasons for which the gate was shut, where it was opened on purpose.
+    Attributes:
+        bundle: Id of the bundle.
+        status: Status of the gate; also `failed` if `verify` failed.
+        device: Facts about the device, such as its GPU and its board.
+        engine: The engine file in the cache.
+        precision: Precisions that the engine really computes in.
+        verify: Result of `verify` on this engine.
+        parity: Parity of the engine with the fp32 student.
+        latency: Milliseconds of the engine call alone.
+        allowed_failures: Messages of the failed limits that the caller allowed.
     """
 
     bundle: str
@@ -75,7 +84,7 @@ class DeviceReport:
     allowed_failures: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
-        """The content of `NAME.device.json`."""
+        """Return the content of `NAME.device.json`."""
         return {"schema": SCHEMA, **{name: to_json(value) for name, value in vars(self).items()}}
 
 
@@ -89,57 +98,73 @@ def build_engine(
     machine: TensorRt | None = None,
     step: Step | None = None,
 ) -> DeviceReport:
-    """Build the engine of a TensorRT bundle on this device, verify and gate it, and write `NAME.device.json` beside it.
+    """Build the engine of a TensorRT bundle on this device, verify it, and gate it.
 
-    With `images` the gate compares the engine with the answers of the fp32 student that the bundle brings, over those
-    images of the test split that are found here. Without, only over the golden cases, which are too few to pass.
+    The result is written to `NAME.device.json` next to the bundle. With `images`, the gate
+    compares the engine with the predictions of the fp32 student that the bundle carries, on
+    those test images that are on this device. Without `images`, it compares only the golden
+    cases, which are too few to pass.
 
     Args:
-        bundle: the path of a bundle, or an opened one; it stays as it is.
-        images: labelled images on this device.
-        workspace_mb: memory that a layer may use while it computes; by default all of the GPU's.
-        rebuild: build anew what is in the cache.
-        allow_parity_failure: let the engine be used although the gate failed, which is recorded.
-        machine: the TensorRT to build with; by default this machine's.
-        step: told what is being done.
+        bundle: A bundle or its path; the bundle stays as it is.
+        images: Labelled images on this device.
+        workspace_mb: Memory in MB that one layer may use; all of the GPU's by default.
+        rebuild: Build the engine even if the cache holds it.
+        allow_parity_failure: Use the engine even if the gate fails; the record keeps the
+            failures.
+        machine: TensorRT to build with; by default this machine's.
+        step: Receives the name of each step.
+
+    Returns:
+        The report that was written.
 
     Raises:
-        UsageError: there is nothing to build for this format, or `images` but no answers of the student.
-        ElsewhereError: this machine has no TensorRT or no GPU.
-        EngineError: TensorRT refuses the model, or its engine does not compute in the precision that was asked for.
-        DataError: none of the images is one that the student answered.
-        GateError: the engine lost more than the target allows; it is recorded as failed and not used.
-        BundleError: the bundle is damaged, or the engine does not verify.
+        UsageError: The bundle needs no engine, or `images` are given and the bundle carries
+            no predictions of its student.
+        ElsewhereError: This machine has no TensorRT or no GPU.
+        EngineError: TensorRT refuses the model, or its engine does not compute in the
+            precision of the bundle.
+        DataError: The student has predicted none of the images.
+        GateError: The engine lost more accuracy than the target allows. The record says so,
+            and the engine is not used.
+        BundleError: The bundle is damaged, or the engine does not verify.
+
+    Example:
+        >>> from dermedge_export import build_engine
+        >>> build_engine("toy.dermedge")
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.UsageError: toy.dermedge needs no engine: ...
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    tell = step or (lambda _: None)
+    report_step = step or (lambda note: None)
     if opened.artifact.format != FORMAT:
         raise UsageError(
-            f"{opened.path} has nothing to build: its {opened.artifact.format} artifact runs as it is; "
-            "engines are built from bundles that were exported for a jetson target."
+            f"{opened.path} needs no engine: its {opened.artifact.format} artifact runs as it is. "
+            "Give a bundle that was exported for a jetson target."
         )
-    reference = _reference(opened) if images is not None else None
+    reference = _read_reference(opened) if images is not None else None
     machine = machine or TensorRt.open(opened.path)
-    file, engine = _engine(opened, machine, workspace_mb, rebuild, tell)
+    file, engine = _load_or_build(opened, machine, workspace_mb, rebuild, report_step)
     runtime = TensorRtRuntime(engine, opened.spec, machine.version)
     try:
         precision = read_precision(engine.layers(), opened.artifact.precision)
-        tell("verifying")
+        report_step("verifying")
         checks = verify(opened, runtime=runtime)
-        tell("comparing it with the student")
+        report_step("comparing it with the student")
         if images is None or reference is None:
             tables = _golden_tables(opened, runtime.run)
         else:
             tables = _image_tables(reference, images, runtime.run)
-        compared = _parity(opened, tables, machine)
-        latency = _latency(opened, runtime)
+        compared = _compare(opened, tables, machine)
+        latency = _measure_latency(opened, runtime)
     finally:
         runtime.close()
     failed = "failed" in (checks.status, compared.status)
     report = DeviceReport(
         bundle=opened.id,
         status="failed" if failed else compared.status,
-        device=_facts(machine),
+        device=_device_facts(machine),
         engine=file,
         precision=precision,
         verify=checks,
@@ -151,30 +176,31 @@ def build_engine(
     )
     path = record_path(opened.path)
     atomic_write(path, pretty_json(report.to_json()))
-    _raise(report, path)
+    _raise_failures(report, path)
     return report
 
 
-def _raise(report: DeviceReport, path: Path) -> None:
-    """The error of a record that shuts its engine out."""
+def _raise_failures(report: DeviceReport, path: Path) -> None:
+    """Raise the error of a report whose engine must not be used."""
     for check in report.verify.checks:
         if check.status == "failed":
             raise BundleError(
-                f"The engine is not the model that was exported ({check.name}: {check.detail}); it is not used, "
-                f"{path.name} records it."
+                f"The engine is not the model that was exported ({check.name}: {check.detail}). "
+                f"It is not used; {path.name} records the failure."
             )
     reasons = failure_messages(report.parity)
     if reasons and not report.allowed_failures:
         raise GateError(
-            f"On this device the model is not the same: {' '.join(reasons)} The engine is not used, {path.name} "
-            "records it; export in another precision, or let it be used all the same with --allow-parity-failure."
+            f"The engine lost too much accuracy on this device: {' '.join(reasons)} It is not used; "
+            f"{path.name} records the failure. Export in another precision, or use the engine "
+            "anyway with --allow-parity-failure."
         )
 
 
-def _engine(
-    bundle: Bundle, machine: TensorRt, workspace_mb: int | None, rebuild: bool, tell: Step
+def _load_or_build(
+    bundle: Bundle, machine: TensorRt, workspace_mb: int | None, rebuild: bool, report_step: Step
 ) -> tuple[EngineFile, Engine]:
-    """The engine of the cache where it is whole, else a new one."""
+    """Return the engine from the cache if it is intact, else build one."""
     flags = {**FLAGS, "workspace_mb": workspace_mb}
     key = EngineKey(bundle.files[bundle.artifact.path], machine.version, machine.gpu.sm, flags)
     if not rebuild:
@@ -183,8 +209,10 @@ def _engine(
             if file is not None:
                 return file, machine.load(read_plan(bundle.path, file))
         except EngineError as error:
-            tell(f"building again: {error}")
-    tell(f"building for {machine.gpu.name} with TensorRT {machine.version}; this takes minutes")
+            report_step(f"building again: {error}")
+    report_step(
+        f"building for {machine.gpu.name} with TensorRT {machine.version}; this takes minutes"
+    )
     plan, timings = machine.build(
         bundle.read(bundle.artifact.path),
         workspace=workspace_mb * 2**20 if workspace_mb is not None else None,
@@ -195,18 +223,18 @@ def _engine(
     return store(bundle.path, key, plan), engine
 
 
-def _reference(bundle: Bundle) -> Reference:
+def _read_reference(bundle: Bundle) -> Reference:
     if REFERENCE_REPORT not in bundle.files:
         raise UsageError(
-            f"{bundle.path} brings no answers of its student ({REFERENCE_REPORT}), so images cannot judge the engine: leave --data "
-            "out, or export the model again with --data."
+            f"{bundle.path} has no predictions of its student ({REFERENCE_REPORT}), so images cannot "
+            "be compared. Leave --data out, or export the model again with --data."
         )
     return read_reference(bundle.read(REFERENCE_REPORT))
 
 
 @dataclass(frozen=True, eq=False)
 class _Tables:
-    """The student's answers and the engine's over the same images."""
+    """Predictions of the student and of the engine on the same images."""
 
     student: Predictions
     engine: Predictions
@@ -215,32 +243,33 @@ class _Tables:
 
 
 def _image_tables(reference: Reference, images: LabelledImages, run: Run) -> _Tables:
-    """Over the images of the test split that the student answered."""
+    """Return the predictions on those test images that the student has predicted."""
     places = reference.locate(images.digests("test"))
-    found = places >= 0
-    if not found.any():
+    known = places >= 0
+    if not known.any():
         raise DataError(
-            f"None of the {len(places)} test images of {images.name} is one of {reference.basis}, which the student "
-            "answered: give the data set that the model was exported with, its files unchanged."
+            f"None of the {len(places)} test images of {images.name} is one of {reference.basis}, "
+            "which the student has predicted. Give the unchanged data set that the model was "
+            "exported with."
         )
-    answers = images.predictions("test", run).rows(found)
-    student = {task: output[places[found]] for task, output in reference.outputs.items()}
+    engine = images.predictions("test", run).rows(known)
+    student = {task: output[places[known]] for task, output in reference.outputs.items()}
     basis = reference.basis
-    if (missing := len(reference.images) - len(answers)) > 0:
-        basis = f"{len(answers)} images of {basis} ({missing} more are not on this device)"
+    if (missing := len(reference.images) - len(engine)) > 0:
+        basis = f"{len(engine)} images of {basis} ({missing} more are not on this device)"
     return _Tables(
-        replace(answers, outputs=student),
-        replace(answers, outputs={task: answers.outputs[task] for task in student}),
+        replace(engine, outputs=student),
+        replace(engine, outputs={task: engine.outputs[task] for task in student}),
         reference.postprocessing,
         basis,
     )
 
 
 def _golden_tables(bundle: Bundle, run: Run) -> _Tables:
-    """Over the golden cases, of which nothing is known but what the student answered."""
+    """Return the predictions on the golden cases, which have no labels."""
     cases = bundle.golden()
     count, names = len(cases), tuple(case.name for case in cases)
-    found = run(np.stack([case.tensor for case in cases]))
+    outputs = run(np.stack([case.tensor for case in cases]))
     student = Predictions(
         image_ids=names,
         outputs={
@@ -251,11 +280,11 @@ def _golden_tables(bundle: Bundle, run: Run) -> _Tables:
         malignant=np.full(count, np.nan),
         groups=np.array(names),
     )
-    return _Tables(student, replace(student, outputs=found), None, f"{count} golden cases")
+    return _Tables(student, replace(student, outputs=outputs), None, f"{count} golden cases")
 
 
-def _parity(bundle: Bundle, tables: _Tables, machine: TensorRt) -> ParityReport:
-    with np.errstate(invalid="ignore"):  # an engine that gives NaN is judged, and fails
+def _compare(bundle: Bundle, tables: _Tables, machine: TensorRt) -> ParityReport:
+    with np.errstate(invalid="ignore"):  # NaN in the outputs fails the gate later
         return parity(
             tables.student,
             tables.engine,
@@ -270,8 +299,8 @@ def _parity(bundle: Bundle, tables: _Tables, machine: TensorRt) -> ParityReport:
         )
 
 
-def _latency(bundle: Bundle, runtime: TensorRtRuntime) -> Percentiles:
-    """Of one image through the engine, its copies to and from the GPU included."""
+def _measure_latency(bundle: Bundle, runtime: TensorRtRuntime) -> Percentiles:
+    """Return the latency of one image, with its copies to and from the GPU."""
     image = bundle.golden()[0].tensor[None]
     taken = []
     for _ in range(WARMUP + RUNS):
@@ -281,9 +310,9 @@ def _latency(bundle: Bundle, runtime: TensorRtRuntime) -> Percentiles:
     return percentiles(taken[WARMUP:])
 
 
-def _facts(machine: TensorRt) -> dict[str, str]:
-    """What this device is."""
-    gpu: dict[str, Any] = vars(machine.gpu)
+def _device_facts(machine: TensorRt) -> dict[str, str]:
+    """Return facts about the device: CPU, board, GPU and CUDA."""
+    gpu = vars(machine.gpu)
     board = {name: _first_line(path) for name, path in BOARD.items() if path.is_file()}
     return {
         **describe_device(),

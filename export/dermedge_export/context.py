@@ -1,10 +1,10 @@
-"""What exporters work on and what they make."""
+"""Types that every exporter shares: the model it reads and the artifact it returns."""
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,23 @@ from dermedge_export.candidate import Candidate
 from dermedge_export.evaluation.predictions import Run
 from dermedge_export.target import Target
 from dermedge_runtime.errors import UsageError
+from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Artifact, Spec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T")
 
 
 class Exportable(Protocol):
-    """What an exporter needs of a model: a torch module from uint8 [N, S, S, 3] to logits by task, and its contract."""
+    """A model that can be exported: a torch module and its spec.
+
+    The module maps uint8 images [N, S, S, 3] to a dictionary of logits by task name.
+    """
 
     @property
-    def module(self) -> Any: ...
+    def module(self) -> "nn.Module": ...
 
     @property
     def spec(self) -> Spec: ...
@@ -31,21 +38,37 @@ class Exportable(Protocol):
 
 @dataclass(frozen=True)
 class Simulation:
-    """An engine that cannot run here, imitated: satisfies `Runtime`, and its name says that it is no engine."""
+    """A `Runtime` that simulates an engine which cannot run on this machine.
+
+    Example:
+        >>> import numpy as np
+        >>> from dermedge_export import Simulation
+        >>> simulation = Simulation("coreml-simulation", "1", lambda images: {})
+        >>> simulation.run(np.zeros((1, 8, 8, 3), np.uint8))
+        {}
+
+    Attributes:
+        name: Name of the simulation; it must say that this is not the engine itself.
+        version: Version of the library that computes the simulation.
+        run: Function from uint8 images [N, S, S, 3] to float32 outputs [N, ...] by task.
+    """
 
     name: str
     version: str
     run: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing; a simulation holds no engine."""
 
 
 @dataclass(frozen=True)
 class BuiltArtifact:
-    """What an exporter makes: the artifact's description and its files, by path inside the bundle.
+    """The result of an exporter: the artifact's description and its files.
 
-    `simulation` stands in for an engine that the exporting machine does not have.
+    Attributes:
+        artifact: Description that the bundle's manifest carries.
+        files: Content of each file by its path inside the bundle.
+        simulation: Replaces the engine where the exporting machine does not have it.
     """
 
     artifact: Artifact
@@ -54,44 +77,59 @@ class BuiltArtifact:
 
 
 class Retrain(Protocol):
-    """Quantization-aware training, which the top floor brings: a module whose fake quantizers have been trained."""
+    """A function that trains a module whose layers carry fake quantizers.
 
-    def __call__(self, module: Any, calibration: Calibration, candidate: Candidate) -> Any: ...
+    `dermedge` implements it; this package does not train.
+    """
+
+    def __call__(
+        self, module: "nn.Module", calibration: Calibration, candidate: Candidate
+    ) -> "nn.Module": ...
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class ExportContext:
-    """One student while it is exported: what its candidates share is made once.
+    """One model during its export. Candidates share its traces and calibration images.
 
-    `module` is the student's network ready for inference: in eval mode, a copy, with the branches that some families
-    (RepViT, FastViT, MobileOne, LeViT) train with merged into single convolutions.
+    Attributes:
+        source: The model.
+        calibration_source: Function that returns the calibration images; None draws
+            lesions.
+        dynamic_batch: Leave the batch size of the graph open.
+        retrain: Quantization-aware training; None where no data set is given.
+        progress: Receives the progress of slow steps inside an exporter.
     """
 
     source: Exportable
     calibration_source: Callable[[], Calibration] | None = None
     dynamic_batch: bool = False
     retrain: Retrain | None = None
-    _made: dict[Hashable, Any] = field(default_factory=dict)
+    progress: Progress | None = None
+    _cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def spec(self) -> Spec:
-        """The student's contract."""
+        """Spec of the model."""
         return self.source.spec
 
     @cached_property
-    def module(self) -> Any:
-        """The network, merged and frozen; the student itself is left alone."""
+    def module(self) -> "nn.Module":
+        """Inference copy of the network; `source` itself stays as it is."""
         return inference_copy(self.source.module)
 
     @cached_property
     def calibration(self) -> Calibration:
-        """The images that quantization may look at; drawn lesions where there are no others."""
+        """Images that calibrate quantization; drawn lesions if there is no data."""
         if self.calibration_source is None:
             return synthetic_calibration(self.spec.preprocess)
         return self.calibration_source()
 
     def graph(self, opset: int) -> bytes:
-        """The fp32 ONNX model at an opset, as `dermedge_export.graph.trace` makes it."""
+        """Return the serialized fp32 ONNX model at an opset.
+
+        Args:
+            opset: Version of the ONNX operator set.
+        """
         from dermedge_export.graph.trace import trace
 
         return self.cached(
@@ -100,30 +138,53 @@ class ExportContext:
         )
 
     def cached(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` makes, made when it is first asked for under this key."""
-        if key not in self._made:
-            self._made[key] = make()
-        made: T = self._made[key]
-        return made
+        """Return `make()`, computed once per key.
+
+        Args:
+            key: Name of the value; every input that the value depends on belongs in it.
+            make: Function that computes the value.
+        """
+        if key not in self._cache:
+            self._cache[key] = make()
+        value: T = self._cache[key]
+        return value
 
 
 class Exporter(Protocol):
-    """A format. One function in a file of its own, named in `EXPORTERS` or by the entry points `dermedge.exporters`."""
+    """A function that builds artifacts in one format.
+
+    Each exporter has its own file and is named in `dermedge_export.export.EXPORTERS`, or by
+    an entry point in the group `dermedge.exporters`.
+    """
 
     def __call__(
         self, context: ExportContext, target: Target, candidate: Candidate
     ) -> BuiltArtifact: ...
 
 
-def inference_copy(module: Any) -> Any:
-    """A copy of a torch module in eval mode, its training-time branches merged where its layers know how."""
+def inference_copy(module: "nn.Module") -> "nn.Module":
+    """Return a copy of a torch module in eval mode with its training branches merged.
+
+    RepViT, FastViT, MobileOne and LeViT train parallel branches that are equivalent to one
+    convolution; timm merges them.
+
+    Args:
+        module: The network; it stays as it is.
+    """
     from timm.utils.model import reparameterize_model
 
-    return reparameterize_model(copy.deepcopy(module).eval())
+    merged: nn.Module = reparameterize_model(copy.deepcopy(module).eval())
+    return merged
 
 
-def module_runner(module: Any) -> Run:
-    """A torch module as a function from uint8 [N, S, S, 3] to float32 outputs [N, ...] by task."""
+def module_runner(module: "nn.Module") -> Run:
+    """Return a function that runs a torch module on numpy images.
+
+    The function maps uint8 images [N, S, S, 3] to float32 outputs [N, ...] by task name.
+
+    Args:
+        module: The network; this function switches it to eval mode.
+    """
     import torch
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -136,5 +197,9 @@ def module_runner(module: Any) -> Run:
 
 
 def unsupported_candidate(candidate: Candidate) -> UsageError:
-    """The error of an exporter that is asked for a candidate it does not know."""
-    return UsageError(f"No exporter makes {candidate.name!r}: choose another precision or engine.")
+    """Return the error of an exporter that does not know a candidate.
+
+    Args:
+        candidate: The candidate that no branch of the exporter handles.
+    """
+    return UsageError(f"No exporter builds {candidate.name!r}. Choose another precision or engine.")

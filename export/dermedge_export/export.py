@@ -1,42 +1,38 @@
-"""`export`: a student becomes a bundle for a target, measured against the student before anyone sees it."""
+"""Export a model: build an artifact, compare it with the model, and write a bundle."""
 
-import contextlib
-import glob
-import shutil
+import functools
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dermedge_export.calibration import check_calibration
+from dermedge_export.calibration import Calibration, check_calibration
 from dermedge_export.candidate import AUTO, Candidate, select_candidates
 from dermedge_export.context import (
-    BuiltArtifact,
     Exportable,
     ExportContext,
-    Exporter,
     Retrain,
     module_runner,
 )
 from dermedge_export.model_card import licences, model_card
+from dermedge_export.options import ExportOptions
 from dermedge_export.parity.evaluator import EvaluationData, ParityEvaluator
 from dermedge_export.parity.gate import failure_messages
 from dermedge_export.parity.reference import reference_file
-from dermedge_export.selection.search import CandidateResult, Selection, search
+from dermedge_export.selection.results import CandidateResult, Selection
+from dermedge_export.selection.search import SearchSettings, search
+from dermedge_export.staging import StagedBundles, delete_leftovers
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import Target, find_target
-from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.container import MANIFEST
-from dermedge_runtime.errors import BundleError, DataError, GateError, UsageError
+from dermedge_runtime.errors import BundleError, DataError, GateError
 from dermedge_runtime.files import check_free
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.hardware import describe_device
-from dermedge_runtime.model import Runtime, load
+from dermedge_runtime.model import Runtime
 from dermedge_runtime.progress import Progress, no_progress
-from dermedge_runtime.registry import lookup
 from dermedge_runtime.report import (
     CANDIDATES_REPORT,
     DIGEST_PREFIX,
@@ -45,354 +41,284 @@ from dermedge_runtime.report import (
     TRAINING_IMAGES,
     ParityReport,
 )
-from dermedge_runtime.spec import Json, Postprocessing, Spec, to_json
+from dermedge_runtime.spec import Json, Postprocessing, to_json
 from dermedge_runtime.verify import verify
 
-EXPORTERS: dict[str, str] = {
-    "onnx": "dermedge_export.exporters.onnx:export_onnx",
-    "openvino": "dermedge_export.exporters.openvino:export_openvino",
-    "tensorrt": "dermedge_export.exporters.tensorrt.export:export_tensorrt",
-    "coreml": "dermedge_export.exporters.coreml.export:export_coreml",
-}
-GROUP = "dermedge.exporters"
-# Absolute, on logits: what engines and CPUs differ by in the order of their sums, and in how they round to few bits.
-TOLERANCE = {
-    "fp32": 1e-3,
-    "fp16": 0.05,
-    "bf16": 0.25,
-    "w8": 0.05,
-    "palettized": 0.05,
-    "int8": 0.25,
-    "int8+fp16": 0.5,
-    "w8a8": 0.5,
-}
-LEFTOVER_SECONDS = 24 * 3600
 CACHE = ".candidates"
-
-
-def export(
-    source: Exportable,
-    target: str | Target,
-    out: Path | str,
-    *,
-    data: EvaluationData | None = None,
-    training_images: Sequence[str] = (),
-    precision: str | None = None,
-    engine: str | None = None,
-    dynamic_batch: bool = False,
-    allow_parity_failure: bool = False,
-    budget_minutes: float = 30.0,
-    retrain: Retrain | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Bundle:
-    """Build candidates, choose one on val, judge it on test, and write `OUT/NAME-TARGET.dermedge`.
-
-    With `data`, quantization is calibrated on its train split, postprocessing is fitted on its val split for the
-    very artifact, and the gate judges the winner on its test split, once. Without, only agreement with the student on
-    procedural lesions is gated, and nothing is fitted. The bundle has passed `verify` before it stands at its place, as
-    far as its engine runs here; after an error, or a kill, nothing stands there.
-
-    Args:
-        source: the model.
-        target: name of a target, or one.
-        out: folder to write into.
-        data: labelled images.
-        training_images: sha256 of the image files that the model has learned from; the bundle keeps prefixes of them.
-        precision: one of the target's; None is its first, `auto` tries all and takes the best that passes.
-        engine: only artifacts for this engine, where a target has several.
-        dynamic_batch: leave the batch size open; it is 1 by default.
-        allow_parity_failure: write the bundle although the gate failed, which its manifest records.
-        budget_minutes: after that no further candidate is begun.
-        retrain: quantization-aware training, for when nothing else keeps the accuracy.
-        overwrite: replace an older bundle.
-        progress: told what is being done.
-
-    Raises:
-        UsageError: an unknown target, or the bundle exists and may not be replaced.
-        DataError: the model has learned from test images, or calibration images are unfit.
-        GateError: the artifact lost more than its target allows.
-        MissingExtraError: a toolchain is not installed.
-        BundleError: the written bundle did not verify.
-    """
-    shop = ExportSession.open(
-        source,
-        data=data,
-        training_images=training_images,
-        dynamic_batch=dynamic_batch,
-        retrain=retrain,
-    )
-    return shop.export(
-        target,
-        out,
-        precision=precision,
-        engine=engine,
-        allow_parity_failure=allow_parity_failure,
-        budget_minutes=budget_minutes,
-        overwrite=overwrite,
-        progress=progress,
-    )
 
 
 @dataclass(frozen=True)
 class ExportSession:
-    """A student and the jury of its artifacts; targets that are exported from one workshop share traces and answers."""
+    """One model with everything that its exports share: traces, predictions and settings.
+
+    Example:
+        >>> from dermedge.models import load_model_folder
+        >>> from dermedge_export import ExportOptions, ExportSession
+        >>> options = ExportOptions(precision="fp32", engine="onnxruntime")
+        >>> session = ExportSession.open(load_model_folder("student"), options)
+        >>> bundle = session.export("cpu", "exported")
+        >>> bundle.path.name, bundle.parity["host"]["status"]
+        ('small-cpu.dermedge', 'passed')
+
+    Attributes:
+        context: The model, for the exporters.
+        evaluator: Compares artifacts with the model.
+        options: Settings of every export.
+        training_images: sha256 of the image files that the model was trained on.
+        progress: Receives the name of each step.
+    """
 
     context: ExportContext
     evaluator: ParityEvaluator
+    options: ExportOptions
     training_images: tuple[str, ...]
+    progress: Progress
 
     @classmethod
     def open(
         cls,
-        source: Exportable,
+        model: Exportable,
+        options: ExportOptions | None = None,
         *,
         data: EvaluationData | None = None,
         training_images: Sequence[str] = (),
-        dynamic_batch: bool = False,
         retrain: Retrain | None = None,
+        progress: Progress | None = None,
     ) -> "ExportSession":
-        """Arguments and errors as of `export`."""
-        context = ExportContext(source, dynamic_batch=dynamic_batch, retrain=retrain)
-        evaluator = ParityEvaluator(source.spec, module_runner(source.module), data)
+        """Return a session for one model.
+
+        With `data`, the train split calibrates quantization, the val split fits
+        postprocessing and selects the candidate, and the test split is read once, for the
+        gate. Without `data`, the gate measures only agreement with the model on synthetic
+        lesions, and no postprocessing is fitted.
+
+        Args:
+            model: The model.
+            options: Settings of every export of this session.
+            data: Labelled images.
+            training_images: sha256 of the image files that the model was trained on.
+                Bundles keep a prefix of each.
+            retrain: Quantization-aware training, for models that lose too much otherwise.
+            progress: Receives the name of each step.
+
+        Raises:
+            DataError: The model was trained on test images of `data`.
+        """
+        options = options or ExportOptions()
         if data is not None:
             check_leakage(data, training_images)
-            context.calibration_source = lambda: _calibration(data)
-        return cls(context, evaluator, tuple(training_images))
+        context = ExportContext(
+            model,
+            None if data is None else functools.partial(_checked_calibration, data),
+            dynamic_batch=options.dynamic_batch,
+            retrain=retrain,
+            progress=progress,
+        )
+        evaluator = ParityEvaluator(model.spec, module_runner(model.module), data)
+        return cls(context, evaluator, options, tuple(training_images), progress or no_progress)
 
-    def export(
-        self,
-        target: str | Target,
-        out: Path | str,
-        *,
-        precision: str | None = None,
-        engine: str | None = None,
-        allow_parity_failure: bool = False,
-        budget_minutes: float = 30.0,
-        overwrite: bool = False,
-        progress: Progress | None = None,
-    ) -> Bundle:
-        """One bundle; arguments and errors as of the function `export`."""
+    def export(self, target: str | Target, out: Path | str) -> Bundle:
+        """Write the bundle `OUT/NAME-TARGET.dermedge` and return it.
+
+        The bundle appears under this name only after it has passed `verify`, as far as its
+        engine runs on this machine. After an error or a kill there is no bundle.
+
+        Args:
+            target: Name of a target, or a target.
+            out: Folder of the bundle.
+
+        Raises:
+            UsageError: The target is unknown, or the bundle exists already.
+            DataError: The calibration images are unfit.
+            GateError: The artifact lost more accuracy than its target allows.
+            MissingExtraError: A toolchain is not installed.
+            BundleError: The new bundle did not verify.
+        """
         target = target if isinstance(target, Target) else find_target(target)
-        tell = progress or no_progress
+        options = self.options
         candidates = select_candidates(
-            target, precision, engine, describe_device()["flags"].split()
+            target, options.precision, options.engine, describe_device()["flags"].split()
         )
         path = Path(out) / f"{self.context.spec.name}-{target.name}.dermedge"
-        check_free(path, overwrite=overwrite, marker=MANIFEST)
+        check_free(path, overwrite=options.overwrite, marker=MANIFEST)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _delete_leftovers(path)
-        rejected: tuple[CandidateResult, ...] = ()
+        delete_leftovers(path)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            drafts = _StagedBundles(self.context.spec, target, Path(folder))
-            for wanted in _attempts(candidates, precision):
-                choice = search(
-                    self.context,
-                    target,
-                    wanted,
-                    self.evaluator,
-                    _exporter,
-                    drafts.start,
-                    exhaustive=precision == AUTO,
-                    allow_failure=allow_parity_failure,
-                    budget_minutes=budget_minutes,
-                    cache=path.parent / CACHE if precision == AUTO else None,
-                    progress=progress,
-                ).after(rejected)
-                with drafts.start(choice.built) as runtime:
-                    tell(
-                        0,
-                        1,
-                        f"judging {choice.built.artifact.precision} on {self.evaluator.basis('test')}",
-                    )
-                    verdict = _evaluate_on_test(self.evaluator, choice, runtime, target)
-                    if verdict.reasons and not allow_parity_failure:
-                        rejected = choice.rejected(verdict.reasons)
-                        continue
-                    tell(0, 1, "drawing golden cases")
-                    entries = _parity_entries(verdict, target, path)
-                    files = self._files(choice, verdict, target, entries, runtime)
-                    tell(0, 1, "verifying the bundle")
-                    final = drafts.write(
-                        Path(folder) / "final", choice.built, verdict.fitted, entries, files
-                    )
-                    _must_verify(final, runtime)
-                return final.save(path, overwrite=overwrite)
+            staged = StagedBundles(
+                self.context,
+                target,
+                Path(folder),
+                cache=path.parent / CACHE if options.precision == AUTO else None,
+            )
+            bundle = self._select_and_stage(candidates, staged, path.name)
+            return bundle.save(path, overwrite=options.overwrite)
+
+    def _select_and_stage(
+        self, candidates: Sequence[Candidate], staged: StagedBundles, name: str
+    ) -> Bundle:
+        """Return the staged bundle of the first selection that passes on test."""
+        rejected: tuple[CandidateResult, ...] = ()
+        for attempt in _attempts(candidates, self.options.precision):
+            selection = self._search(attempt, staged).after(rejected)
+            artifact = selection.built.artifact
+            with staged.start(selection.built) as runtime:
+                basis = self.evaluator.basis("test")
+                self.progress(0, 1, f"comparing {artifact.precision} with the student on {basis}")
+                result = self._evaluate_on_test(selection, runtime, staged.target)
+                if not result.failures or self.options.allow_parity_failure:
+                    return self._stage(selection, result, staged, runtime, name)
+            rejected = selection.rejected(result.failures)
         raise GateError(
-            f"The {choice.built.artifact.precision} artifact for {target.name} is not the same model: "
-            f"{' '.join(verdict.reasons)} No bundle was written; --allow-parity-failure writes it all the same and "
-            "records that."
+            f"The {artifact.precision} artifact for {staged.target.name} lost too much accuracy "
+            f"on {basis}: {' '.join(result.failures)} No bundle was written. To write it anyway, "
+            "add --allow-parity-failure; the manifest records the failure."
         )
 
-    def _learned_from(self, choice: Selection) -> list[str]:
-        """sha256 of every image that the artifact has learned from, sorted: the student's, and what quantization-aware
-        training saw.
-        """
-        images, data = set(self.training_images), self.evaluator.data
-        if data is not None and choice.built.artifact.details.get("method") == "qat":
-            seen = [*data.digests("train"), *data.digests("val")]
-            check_leakage(data, seen)
-            images.update(seen)
-        return sorted(images)
+    def _search(self, candidates: Sequence[Candidate], staged: StagedBundles) -> Selection:
+        settings = SearchSettings(
+            exhaustive=self.options.precision == AUTO,
+            allow_failure=self.options.allow_parity_failure,
+            can_retrain=self.context.retrain is not None,
+            budget_minutes=self.options.budget,
+        )
+        return search(staged.target, candidates, staged, self.evaluator, settings, self.progress)
+
+    def _evaluate_on_test(
+        self, selection: Selection, runtime: Runtime, target: Target
+    ) -> "_TestResult":
+        evaluator = self.evaluator
+        fitted = evaluator.fit_postprocessing(selection.val)
+        # Without data, val and test are the same synthetic lesions.
+        predictions = selection.val
+        if evaluator.data is not None:
+            predictions = evaluator.run("test", runtime.run)
+        precision = selection.built.artifact.precision
+        report = evaluator.compare("test", predictions, fitted, precision, runtime, target)
+        return _TestResult(report, fitted, failure_messages(report))
+
+    def _stage(
+        self,
+        selection: Selection,
+        result: "_TestResult",
+        staged: StagedBundles,
+        runtime: Runtime,
+        name: str,
+    ) -> Bundle:
+        """Write the bundle into the staging folder and verify it."""
+        self.progress(0, 1, "drawing golden cases")
+        entries = _parity_entries(result, staged.target, name)
+        files = self._files(selection, result, staged.target, entries, runtime)
+        self.progress(0, 1, "verifying the bundle")
+        bundle = staged.write(
+            staged.folder / "final", selection.built, result.postprocessing, entries, files
+        )
+        _require_verified(bundle, runtime)
+        return bundle
 
     def _files(
         self,
-        choice: Selection,
-        verdict: "_TestResult",
+        selection: Selection,
+        result: "_TestResult",
         target: Target,
-        entries: Json,
+        entries: Mapping[str, Json],
         runtime: Runtime,
     ) -> dict[str, bytes]:
-        """What travels beside the model. `reports/` holds the parity, how the artifact was chosen, what the model has
-        learned from, and for a target that is judged elsewhere the student's own answers, so that it can be judged
-        there without torch.
-        """
-        evaluator, spec, artifact = self.evaluator, self.context.spec, choice.built.artifact
-        # The reference is the network that was trained, not the merged one that is exported.
-        cases = golden_cases(spec, evaluator.reference, runtime.run, verdict.fitted)
-        learned = "".join(f"{digest[:DIGEST_PREFIX]}\n" for digest in self._learned_from(choice))
+        """Return the files of the bundle other than the model."""
+        evaluator, spec, artifact = self.evaluator, self.context.spec, selection.built.artifact
+        # The reference is the trained network, not the merged copy that was exported, so
+        # that golden cases also cover the merging.
+        cases = golden_cases(spec, evaluator.reference, runtime.run, result.postprocessing)
+        learned = "".join(
+            f"{digest[:DIGEST_PREFIX]}\n" for digest in self._training_images(selection)
+        )
+        candidates = selection.to_json() | {"basis": evaluator.basis("val")}
+        card = model_card(spec, artifact, result.postprocessing, result.report, entries["device"])
         files = {
             **golden_files(cases),
-            PARITY_REPORT: pretty_json(to_json(verdict.report)),
-            CANDIDATES_REPORT: pretty_json(choice.to_json() | {"basis": evaluator.basis("val")}),
+            PARITY_REPORT: pretty_json(to_json(result.report)),
+            CANDIDATES_REPORT: pretty_json(candidates),
             TRAINING_IMAGES: learned.encode(),
-            "modelcard.md": model_card(
-                spec, artifact, verdict.fitted, verdict.report, entries["device"]
-            ).encode(),
+            "modelcard.md": card.encode(),
             **licences(spec),
         }
+        # `dermedge build` compares the engine with these predictions on the device, which
+        # has no torch.
         if evaluator.data is not None and not target.native:
-            student, fitted = (
-                evaluator.reference_predictions("test"),
-                evaluator.fit_postprocessing(evaluator.reference_predictions("val")),
-            )
-            digests = evaluator.data.digests("test")
             files[REFERENCE_REPORT] = reference_file(
-                student, digests, fitted, evaluator.basis("test")
+                evaluator.reference_predictions("test"),
+                evaluator.data.digests("test"),
+                evaluator.fit_postprocessing(evaluator.reference_predictions("val")),
+                evaluator.basis("test"),
             )
         return files
 
+    def _training_images(self, selection: Selection) -> list[str]:
+        """Return the sorted sha256 of every image that the artifact was trained on."""
+        images, data = set(self.training_images), self.evaluator.data
+        if data is not None and selection.built.artifact.details.get("method") == "qat":
+            retrained = [*data.digests("train"), *data.digests("val")]
+            check_leakage(data, retrained)
+            images.update(retrained)
+        return sorted(images)
+
+
+@dataclass(frozen=True)
+class _TestResult:
+    """The winner's result on test: its parity, its postprocessing and its failed limits."""
+
+    report: ParityReport
+    postprocessing: Mapping[str, Postprocessing]
+    failures: list[str]
+
+
+def check_leakage(data: EvaluationData, training_images: Sequence[str]) -> None:
+    """Check that the model was not trained on test images.
+
+    Args:
+        data: Labelled images.
+        training_images: sha256 of the image files that the model was trained on.
+
+    Raises:
+        DataError: The model was trained on test images of `data`.
+    """
+    shared = set(training_images) & set(data.digests("test"))
+    if shared:
+        raise DataError(
+            f"The model was trained on {len(shared)} test images of {data.name}. "
+            "Export it with other images, or train it again on this table's own split."
+        )
+
 
 def _attempts(candidates: Sequence[Candidate], precision: str | None) -> list[list[Candidate]]:
-    """What is searched, and what in its place where the winner fails on test and no precision was insisted on: fp32
-    alone, which computes what the student computes. No second rounded candidate is tried on test.
+    """Return the candidates of the first search, and of a second one if the first fails on test.
+
+    The second search holds fp32 alone, which computes the same as the student. Trying a
+    second rounded candidate on test would select on test. If the caller names a precision,
+    there is no second search.
     """
     exact = [candidate for candidate in candidates if candidate.precision == "fp32"]
     return [list(candidates), exact] if exact and precision in (None, AUTO) else [list(candidates)]
 
 
-@dataclass(frozen=True)
-class _TestResult:
-    """The winner on test: its parity, what was fitted for it, and why the gate stays shut, if it does."""
-
-    report: ParityReport
-    fitted: Mapping[str, Postprocessing]
-    reasons: list[str]
-
-
-def _evaluate_on_test(
-    evaluator: ParityEvaluator, choice: Selection, runtime: Runtime, target: Target
-) -> _TestResult:
-    fitted = evaluator.fit_postprocessing(choice.val)
-    # Without evidence there is nothing beyond what it has answered already.
-    answers = choice.val if evaluator.data is None else evaluator.run("test", runtime.run)
-    report = evaluator.compare(
-        "test", answers, fitted, choice.built.artifact.precision, runtime, target
-    )
-    return _TestResult(report, fitted, failure_messages(report))
-
-
-@dataclass(frozen=True)
-class _StagedBundles:
-    """Bundles under construction, in a folder that nobody sees."""
-
-    spec: Spec
-    target: Target
-    folder: Path
-
-    @contextlib.contextmanager
-    def start(self, built: BuiltArtifact) -> Iterator[Runtime]:
-        """The engine that runs an artifact on this machine, or what imitates it."""
-        if built.simulation is not None:
-            yield built.simulation
-            return
-        # What this machine has in place of the device's own engine.
-        engine = self.target.host if built.artifact.format == self.target.format else None
-        with (
-            tempfile.TemporaryDirectory(dir=self.folder) as folder,
-            load(self.write(Path(folder) / "draft", built, {}, {}, {}), engine=engine) as model,
-        ):
-            yield model.runtime
-
-    def write(
-        self,
-        path: Path,
-        built: BuiltArtifact,
-        fitted: Mapping[str, Postprocessing],
-        parity_entries: Mapping[str, Any],
-        files: Mapping[str, bytes],
-    ) -> Bundle:
-        """A bundle at `path` inside the folder."""
-        if built.artifact.precision not in TOLERANCE:
-            raise UsageError(
-                f"No tolerance is known for precision {built.artifact.precision!r}: add it to TOLERANCE."
-            )
-        tolerance = TOLERANCE[built.artifact.precision]
-        return write_bundle(
-            path,
-            spec=self.spec,
-            artifact=built.artifact,
-            postprocessing=fitted,
-            tolerance={task.name: tolerance for task in self.spec.tasks},
-            parity=parity_entries
-            or {"host": {"status": "not_run"}, "device": {"status": "not_run"}},
-            files={**built.files, **files},
-        )
-
-
-def _exporter(name: str) -> Exporter:
-    exporter: Exporter = lookup("format", name, EXPORTERS, GROUP)
-    return exporter
-
-
-def _calibration(data: EvaluationData) -> Any:
+def _checked_calibration(data: EvaluationData) -> Calibration:
     calibration = data.calibration()
-    check_calibration(
-        calibration, {split: data.digests(split) for split in ("val", "test")}, data.name
-    )
+    held_out = {split: data.digests(split) for split in ("val", "test")}
+    check_calibration(calibration, held_out, data.name)
     return calibration
 
 
-def _must_verify(bundle: Bundle, runtime: Runtime) -> None:
-    answer = verify(bundle, runtime=runtime)
-    if answer.status != "passed":
-        failed = next(check for check in answer.checks if check.status != "passed")
+def _require_verified(bundle: Bundle, runtime: Runtime) -> None:
+    report = verify(bundle, runtime=runtime)
+    if report.status != "passed":
+        failed = next(check for check in report.checks if check.status != "passed")
         raise BundleError(
             f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written."
         )
 
 
-def _delete_leftovers(path: Path) -> None:
-    """Delete what killed exports to `path` left beside it. One that is younger than a day may still be at work."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        with contextlib.suppress(OSError):
-            if leftover.is_dir() and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                shutil.rmtree(leftover)
-
-
-def check_leakage(data: EvaluationData, training_images: Sequence[str]) -> None:
-    """Raise DataError if the model has learned from an image that it would be judged on."""
-    seen = set(training_images) & set(data.digests("test"))
-    if seen:
-        raise DataError(
-            f"{len(seen)} test images of {data.name} are among those that the model has learned from: "
-            "judge it on other images, or train it again on this table's own split."
-        )
-
-
-def _parity_entries(verdict: _TestResult, target: Target, path: Path) -> Json:
-    """The manifest's `parity`: this machine is the exporting host, and the device too where the target is native."""
-    report = verdict.report
+def _parity_entries(result: _TestResult, target: Target, name: str) -> dict[str, Json]:
+    """Return the manifest's `parity`; a native target's device is this machine."""
+    report = result.report
     entry: Json = {
         "status": report.status,
         "basis": report.basis,
@@ -401,11 +327,11 @@ def _parity_entries(verdict: _TestResult, target: Target, path: Path) -> Json:
         "hardware": report.hardware,
         "report": PARITY_REPORT,
     }
-    if verdict.reasons:
-        entry["allowed_failures"] = verdict.reasons
+    if result.failures:
+        entry["allowed_failures"] = result.failures
     if target.native:
         return {"host": entry, "device": entry}
     return {
         "host": entry,
-        "device": {"status": "not_run", "todo": target.todo.format(bundle=path.name)},
+        "device": {"status": "not_run", "todo": target.todo.format(bundle=name)},
     }

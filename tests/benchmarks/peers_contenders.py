@@ -73,6 +73,7 @@ class Contender:
 
 def build_dermedge(context: Work, artifact: Path) -> None:
     from dermedge.workflows.export import export
+    from dermedge_export.options import ExportOptions
 
     path = context.bundle
     if path is None:
@@ -81,9 +82,7 @@ def build_dermedge(context: Work, artifact: Path) -> None:
             "cpu",
             artifact.parent,
             data=context.data,
-            precision="auto",
-            budget=10,
-            overwrite=True,
+            options=ExportOptions(precision="auto", budget=10, overwrite=True),
         ).path
     bundle = Bundle.open(path)
     artifact.with_name(BUNDLE).write_text(str(Path(path).resolve()))

@@ -67,7 +67,7 @@ def damaged(student: Path, graph: bytes) -> tuple[Path, str]:
 
 @pytest.fixture(autouse=True)
 def traced(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dermedge_export.exporters.onnx.trace", lambda work, opset: graph)
+    monkeypatch.setattr("dermedge_export.graph.trace.trace", lambda *_, **options: graph)
 
 
 def test_the_first_line_names_the_node_and_a_table_the_worst(

@@ -15,7 +15,7 @@ from torch import nn
 
 from dermedge.data import digests, draw_data_set, project, read_table, split_data
 from dermedge.evaluation.export_data import TableEvaluationData
-from dermedge_export.export import export
+from dermedge_export import ExportSession
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 
@@ -93,13 +93,12 @@ def main() -> None:
         ]
         index = torch.tensor([ids.index(label) for label in labels[known]])
         network = learn(torch.from_numpy(np.stack(tensors)), index, (index > 0).float())
-        bundle = export(
+        session = ExportSession.open(
             SimpleNamespace(module=network, spec=SPEC),
-            "cpu",
-            folder,
-            evidence=TableEvaluationData(data, SPEC),
+            data=TableEvaluationData(data, SPEC),
             training_images=list(digests(table)),
         )
+        bundle = session.export("cpu", folder)
         bundle.save(OUT, zipped=True, overwrite=True)
     print(f"{OUT}: {OUT.stat().st_size} bytes, parity {bundle.parity['host']['status']}")
 

@@ -15,13 +15,14 @@ from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext, module_runner
 from dermedge_export.evaluation.predictions import Predictions, Run
 from dermedge_export.exporters.tensorrt.export import export_tensorrt
-from dermedge_export.parity.reference import PATH, reference_file
+from dermedge_export.parity.reference import reference_file
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import JETSON
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.errors import BundleError, DataError, EngineError, GateError, UsageError
 from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.golden import golden_files
+from dermedge_runtime.report import REFERENCE_REPORT
 from dermedge_runtime.tensorrt.api import TensorRt
 from dermedge_runtime.tensorrt.engine_cache import cache_folder, record_path
 from dermedge_runtime.tensorrt.runtime import TensorRtRuntime
@@ -77,7 +78,7 @@ def reference(lesions: Lesions) -> bytes:
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory, reference: bytes) -> Bundle:
     return fake_tensorrt.bundle(
-        tmp_path_factory.mktemp("device") / "skin.dermedge", files={PATH: reference}
+        tmp_path_factory.mktemp("device") / "skin.dermedge", files={REFERENCE_REPORT: reference}
     )
 
 
@@ -242,12 +243,17 @@ class TestRefusal:
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         silent = replace(
-            bundle, files={name: digest for name, digest in bundle.files.items() if name != PATH}
+            bundle,
+            files={
+                name: digest for name, digest in bundle.files.items() if name != REFERENCE_REPORT
+            },
         )
-        with pytest.raises(UsageError, match=r"brings no answers of its student.*leave --data out"):
+        with pytest.raises(
+            UsageError, match=r"has no predictions of its student.*Leave --data out"
+        ):
             build_engine(silent, images=lesions, machine=machine)
         other = replace(bundle, artifact=replace(bundle.artifact, format="onnx"))
-        with pytest.raises(UsageError, match="nothing to build: its onnx artifact runs as it is"):
+        with pytest.raises(UsageError, match="needs no engine: its onnx artifact runs as it is"):
             build_engine(other, machine=machine)
         assert machine.trt.builds == []
 

@@ -13,7 +13,6 @@ from dermedge_export.calibration import (
     check_calibration,
     synthetic_calibration,
 )
-from dermedge_export.export import export
 from dermedge_export.parity.evaluator import ParityEvaluator, predict_synthetic
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Preprocess, Spec
@@ -116,7 +115,7 @@ class TestOfATable:
 
         leaky = small.edited(data, tmp_path / "leaky", leak)  # type: ignore[arg-type]
         with pytest.raises(DataError, match="calibration images of leaky are in its val split too"):
-            export(
+            small.export_model(
                 student, "cpu", tmp_path / "out", data=TableEvaluationData(leaky, student.spec), precision="int8",
                 engine="onnxruntime",
             )  # fmt: skip

@@ -17,9 +17,8 @@ from onnx import helper, numpy_helper
 from dermedge.data import draw_data_set
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge_export import export as exporter
 from dermedge_export.context import BuiltArtifact, Simulation, module_runner
-from dermedge_export.export import export
+from dermedge_export.exporters import registry
 from dermedge_export.parity.evaluator import ParityEvaluator
 from dermedge_export.parity.gate import failure_messages
 from dermedge_export.target import CPU
@@ -232,7 +231,7 @@ def test_without_labels_agreement_catches_it_too_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(small, "BUILT", [damaged(folder, harm)])
-    monkeypatch.setitem(exporter.EXPORTERS, "prebuilt", "train.small:prebuilt")
+    monkeypatch.setitem(registry.EXPORTERS, "prebuilt", "support.small:prebuilt")
     with pytest.raises(GateError, match="top1_agreement"):
-        export(student, replace(small.PREBUILT, precisions=("int8",)), tmp_path)
+        small.export_model(student, replace(small.PREBUILT, precisions=("int8",)), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,9 @@
 import pytest
 
 from dermedge_export.candidate import AUTO, list_candidates, select_candidates
-from dermedge_export.export import EXPORTERS, TOLERANCE
+from dermedge_export.exporters.registry import EXPORTERS
 from dermedge_export.parity.gate import FAMILIES, limits_for
+from dermedge_export.staging import TOLERANCE
 from dermedge_export.target import (
     TARGETS,
     Target,

@@ -22,6 +22,7 @@ from dermedge.workflows.export import export
 from dermedge_export.context import ExportContext
 from dermedge_export.evaluation.postprocessing import fit_mask_threshold
 from dermedge_export.evaluation.predictions import Predictions, decode_table, ordinal_levels
+from dermedge_export.options import ExportOptions
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import ordinal_level
 from dermedge_runtime.errors import DataError
@@ -31,6 +32,7 @@ from dermedge_runtime.verify import verify
 from support import small
 from support.command import dermedge
 
+FP32 = ExportOptions(precision="fp32")
 KINDS = (
     toy_content()["spec"].tasks[0],
     Task("malignancy", "binary"),
@@ -53,7 +55,7 @@ def test_a_student_of_any_kinds_is_exported_and_verified_without_data(
     spec = make_spec("kinds", tasks, Preprocess(64), {})
     student = TrainedModel(Network(backbone, tasks).eval(), spec, backbone)
     save_model_folder(student, tmp_path / "student")
-    bundle = export(tmp_path / "student", "cpu", tmp_path / "out", precision="fp32")
+    bundle = export(tmp_path / "student", "cpu", tmp_path / "out", options=FP32)
     assert verify(Bundle.open(bundle.path)).status == "passed"
     images = small.pixels(3, 64)
     with torch.no_grad():
@@ -91,7 +93,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     student = small.many_tasks_folder(tmp_path_factory.getbasetemp())
-    return export(student, "cpu", tmp_path_factory.mktemp("out"), data=data, precision="fp32")
+    return export(student, "cpu", tmp_path_factory.mktemp("out"), data=data, options=FP32)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,7 @@ def test_the_command_line_shows_what_the_model_does_and_nothing_else(
     save_model_folder(
         TrainedModel(Network(backbone, KINDS[2:4]).eval(), spec, backbone), tmp_path / "student"
     )
-    other = export(tmp_path / "student", "cpu", tmp_path / "out", precision="fp32").path
+    other = export(tmp_path / "student", "cpu", tmp_path / "out", options=FP32).path
     shown = dermedge("predict", other, image).out
     assert "severity" in shown
     assert "diagnosis" not in shown

@@ -16,7 +16,7 @@ import pytest
 
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext
-from dermedge_export.export import EXPORTERS
+from dermedge_export.exporters.registry import EXPORTERS
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import CPU, IOS, JETSON
 from dermedge_runtime.bundle import Bundle, write_bundle
@@ -92,11 +92,10 @@ def bench(batch: int | str = 1) -> ExportContext:
     """The toy network, traced already."""
     graph = toy_onnx.graph(batch=batch)
     graphs = {target.opset: graph for target, *_ in ENGINES.values()}
-    return ExportContext(
-        Toy(),
-        dynamic_batch=batch != 1,
-        _made={("graph", opset): graph for opset, graph in graphs.items()},
-    )
+    context = ExportContext(Toy(), dynamic_batch=batch != 1)
+    for opset, graph in graphs.items():
+        context.cached(("graph", opset), lambda graph=graph: graph)
+    return context
 
 
 @pytest.fixture(scope="module", params=FORMS)

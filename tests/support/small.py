@@ -4,7 +4,7 @@ import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,14 @@ from dermedge.data import draw_data_set, read_table, with_split
 from dermedge.models import TrainedModel, load_model_folder
 from dermedge.train import Schedule, distill, finetune
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import BuiltArtifact, ExportContext
+from dermedge_export.context import BuiltArtifact, Exportable, ExportContext
+from dermedge_export.export import ExportSession
 from dermedge_export.exporters.onnx import export_onnx
+from dermedge_export.options import ExportOptions
+from dermedge_export.parity.evaluator import EvaluationData
 from dermedge_export.target import CPU, Target
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.progress import Progress
 
 WIDE, NARROW = "mobilenetv2_050", "mobilenetv2_035"
 EXPORTED = "test_efficientnet"
@@ -102,6 +107,27 @@ def learn(teacher: Path, data: Path, out: Path, **changes: Any) -> TrainedModel:
     return distill(
         teacher, data, out, **{"backbone": NARROW, "views": 2, "schedule": SCHEDULE, **changes}
     )
+
+
+def export_model(
+    model: Exportable,
+    target: str | Target,
+    out: Path,
+    *,
+    data: EvaluationData | None = None,
+    training_images: Sequence[str] = (),
+    progress: Progress | None = None,
+    **options: Any,
+) -> Bundle:
+    """Export a model for one target in a session of its own."""
+    session = ExportSession.open(
+        model,
+        ExportOptions(**options),
+        data=data,
+        training_images=training_images,
+        progress=progress,
+    )
+    return session.export(target, out)
 
 
 def write(folder: Path, frame: pd.DataFrame) -> Path:

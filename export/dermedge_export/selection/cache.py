@@ -1,10 +1,9 @@
-"""Artifacts kept by the digest of what they depend on, so that a killed search goes on where it was."""
+"""Keep artifacts on disk, so that an interrupted search continues where it stopped."""
 
 import json
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext, Exporter
@@ -14,6 +13,7 @@ from dermedge_runtime.files import atomic_folder, sha256_hex
 from dermedge_runtime.spec import Artifact, to_json
 
 ARTIFACT = "artifact.json"
+TOOLS = ("dermedge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools")
 
 
 def build_cached(
@@ -23,20 +23,36 @@ def build_cached(
     exporter: Exporter,
     cache: Path | None,
 ) -> BuiltArtifact:
-    """What the exporter makes, or what it made of the same student, images and versions before."""
+    """Run the exporter, or return its cached artifact.
+
+    The cache key is a digest of the student's graph, the target, the candidate, the
+    calibration images and the versions of the tools.
+
+    Args:
+        context: The student.
+        target: The target.
+        candidate: The candidate.
+        exporter: Builds the artifact if the cache does not hold it.
+        cache: Folder of the cache; None always runs the exporter.
+    """
     if cache is None:
         return exporter(context, target, candidate)
     folder = cache / _key(context, target, candidate)
     if (folder / ARTIFACT).is_file():
         return _read(folder)
     built = exporter(context, target, candidate)
+    # A simulation is a function of this process; it cannot be stored.
     if built.simulation is None:
-        with atomic_folder(folder, overwrite=True) as draft:
-            for name, data in built.files.items():
-                (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                (draft / name).write_bytes(data)
-            (draft / ARTIFACT).write_bytes(pretty_json(to_json(built.artifact)))
+        _write(folder, built)
     return built
+
+
+def _write(folder: Path, built: BuiltArtifact) -> None:
+    with atomic_folder(folder, overwrite=True) as draft:
+        for name, data in built.files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(data)
+        (draft / ARTIFACT).write_bytes(pretty_json(to_json(built.artifact)))
 
 
 def _read(folder: Path) -> BuiltArtifact:
@@ -50,8 +66,9 @@ def _read(folder: Path) -> BuiltArtifact:
 
 
 def _key(context: ExportContext, target: Target, candidate: Candidate) -> str:
-    """What an artifact depends on: the student's graph, the target, the method, the images, the versions."""
-    calibrated = candidate.precision not in ("fp32", "bf16")  # those of fp16 look for overflows
+    # fp16 artifacts depend on the calibration images too: layers whose activations overflow
+    # fp16 on them stay in fp32.
+    calibrated = candidate.precision not in ("fp32", "bf16")
     return sha256_hex(
         canonical_json(
             {
@@ -65,8 +82,8 @@ def _key(context: ExportContext, target: Target, candidate: Candidate) -> str:
     )
 
 
-def _versions() -> Iterator[tuple[str, Any]]:
-    for name in ("dermedge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools"):
+def _versions() -> Iterator[tuple[str, str | None]]:
+    for name in TOOLS:
         try:
             yield name, version(name)
         except PackageNotFoundError:

@@ -12,8 +12,9 @@ import pytest
 
 from dermedge.data import draw_data_set
 from dermedge.evaluation.export_data import TableEvaluationData
-from dermedge_export.parity.reference import PATH, reference_file
+from dermedge_export.parity.reference import reference_file
 from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.report import REFERENCE_REPORT
 from dermedge_runtime.tensorrt.api import TensorRt
 from support import fake_tensorrt, toy_onnx
 from support.command import TOY, dermedge, refused, snapshot
@@ -31,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference = reference_file(
         student, evidence.digests("test"), toy_onnx.POSTPROCESSING, "test split of lesions"
     )
-    fake_tensorrt.bundle(folder / "skin.dermedge", files={PATH: reference})
+    fake_tensorrt.bundle(folder / "skin.dermedge", files={REFERENCE_REPORT: reference})
     return folder
 
 
@@ -121,7 +122,7 @@ def test_an_engine_that_is_another_model_is_exit_code_5(bundle: Path, machine: T
 
 
 def test_a_bundle_of_another_engine_has_nothing_to_build(machine: TensorRt) -> None:
-    assert "nothing to build" in refused(dermedge("build", TOY), 2)
+    assert "needs no engine" in refused(dermedge("build", TOY), 2)
     assert "no bundle at" in refused(dermedge("build", "nowhere.dermedge"), 2)
 
 

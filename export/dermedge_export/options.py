@@ -1,0 +1,35 @@
+"""Settings of an export."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The settings of an export; every target of one session shares them.
+
+    Example:
+        >>> from dermedge_export import ExportOptions
+        >>> options = ExportOptions(precision="int8", overwrite=True)
+        >>> options.budget
+        30.0
+
+    Attributes:
+        precision: One of the target's precisions, or `auto`. None tries the target's
+            precisions in order and takes the first that passes. `auto` builds all
+            candidates and selects the best one that passes.
+        engine: Build only artifacts for this engine; None allows every engine of the
+            target.
+        budget: Minutes after which `auto` starts no further candidate.
+        dynamic_batch: Leave the batch size open; it is 1 by default, because engines
+            optimize a fixed shape better.
+        allow_parity_failure: Write the bundle even if the gate fails. The manifest
+            records the failure.
+        overwrite: Replace an existing bundle.
+    """
+
+    precision: str | None = None
+    engine: str | None = None
+    budget: float = 30.0
+    dynamic_batch: bool = False
+    allow_parity_failure: bool = False
+    overwrite: bool = False

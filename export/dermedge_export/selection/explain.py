@@ -1,0 +1,153 @@
+"""Explain in English why a candidate won, lost, or was skipped."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dermedge_export.candidate import Candidate
+from dermedge_export.selection.results import CandidateResult, EvaluatedCandidate, rounding_rank
+from dermedge_export.target import Target
+from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
+
+# Share by which two latencies or sizes must differ to count as different. Medians of the
+# same engine differ by a few percent from one measurement to the next.
+NOISE = 0.03
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The measurements by which the winner was selected.
+
+    Attributes:
+        winner: The selected candidate.
+        latencies: Milliseconds by name; empty if nothing was timed.
+        expected_costs: Expected milliseconds (or bytes) by name; see `expected_costs`.
+        passed: Number of candidates that passed on val.
+    """
+
+    winner: EvaluatedCandidate
+    latencies: Mapping[str, float]
+    expected_costs: Mapping[str, float]
+    passed: int
+
+    def result(self, entry: EvaluatedCandidate) -> CandidateResult:
+        """Return the result of one evaluated candidate, with its reason.
+
+        Args:
+            entry: The winner or another evaluated candidate.
+        """
+        latency = self.latencies.get(entry.candidate.name)
+        if entry is self.winner:
+            return entry.result("won", self._winning_reason(), latency)
+        if entry.failures:
+            return entry.result("failed", " ".join(entry.failures))
+        return entry.result("passed", self._losing_reason(entry), latency)
+
+    def _winning_reason(self) -> str:
+        winner = self.winner
+        if winner.failures:
+            return f"written although it failed: {' '.join(winner.failures)}"
+        own = self.latencies.get(winner.candidate.name)
+        others = [ms for name, ms in self.latencies.items() if name != winner.candidate.name]
+        if own is not None and others:
+            return _speed_reason(own, min(others)) + _busy_note()
+        if self.passed > 1:
+            return (
+                "smallest of those that passed; "
+                "this target does not run here, so speed was not measured"
+            )
+        if winner.report.status == "passed":
+            return "the only one that passed"
+        return f"{winner.report.status}: {winner.undecided}"
+
+    def _losing_reason(self, entry: EvaluatedCandidate) -> str:
+        winner, candidate = self.winner, entry.candidate
+        own = self.latencies.get(candidate.name)
+        best = self.latencies.get(winner.candidate.name)
+        if own is None or best is None:
+            sizes = f"{entry.size / 1e6:.2f} MB against {winner.size / 1e6:.2f} MB"
+            return f"{sizes}, KL {entry.kl:.2g} against {winner.kl:.2g}"
+        reason = f"{own:.2f} ms against {best:.2f} ms"
+        if rounding_rank(candidate.precision) > rounding_rank(winner.candidate.precision):
+            reason = f"{candidate.precision} is not worth it here: {reason}"
+        if own * (1 + NOISE) < best:
+            reason += (
+                f", but the risk to fail on test is {1 - entry.pass_probability:.0%}, "
+                f"so {self.expected_costs[candidate.name]:.2f} ms must be expected"
+            )
+        return reason
+
+
+def skip_reason(
+    candidate: Candidate,
+    evaluated: Sequence[EvaluatedCandidate],
+    *,
+    exhaustive: bool,
+    can_retrain: bool,
+) -> str:
+    """Return why a candidate need not be built; empty if it must be built.
+
+    Args:
+        candidate: The next candidate.
+        evaluated: The candidates before it.
+        exhaustive: All plain candidates are built, even if one has passed.
+        can_retrain: Quantization-aware training is available.
+    """
+    passed = [entry.candidate for entry in evaluated if not entry.failures]
+    if passed and not exhaustive:
+        return f"not needed: {passed[0].name} passed"
+    same = [other for other in passed if other.precision == candidate.precision]
+    if candidate.tier == "trained" and same:
+        return f"not needed: {candidate.precision} passed without training"
+    # A candidate of another format does not count: its engine may be the slower one.
+    if candidate.tier == "mixed" and any(other.format == candidate.format for other in same):
+        return f"not needed: {candidate.precision} passed in fewer steps"
+    if candidate.tier == "trained" and not can_retrain:
+        return "training needs --data"
+    return ""
+
+
+def no_candidate_error(
+    target: Target, evaluated: Sequence[EvaluatedCandidate], errors: Sequence[DermedgeError]
+) -> DermedgeError:
+    """Return the error of a search in which no candidate passed.
+
+    Args:
+        target: The target.
+        evaluated: The candidates that were built; all of them failed.
+        errors: The errors of the candidates that could not be built.
+    """
+    if not evaluated:
+        missing = next((error for error in errors if isinstance(error, MissingExtraError)), None)
+        return missing or errors[0]
+    losses = " ".join(f"{entry.candidate.name}: {' '.join(entry.failures)}" for entry in evaluated)
+    return GateError(
+        f"No artifact for {target.name} keeps the accuracy of its student. {losses} "
+        "No bundle was written. Try --precision auto, or write the bundle with "
+        "--allow-parity-failure, which records the failure."
+    )
+
+
+def _speed_reason(own: float, best_other: float) -> str:
+    if best_other * (1 + NOISE) < own:
+        return (
+            f"best expected latency: {own:.2f} ms, and far enough from the limits to pass on test"
+        )
+    if best_other < own:
+        return (
+            f"as fast as any ({own:.2f} ms, {best_other:.2f} ms the fastest) "
+            "and closest to the student"
+        )
+    return f"fastest of those that passed: {own:.2f} ms against {best_other:.2f} ms"
+
+
+def _busy_note() -> str:
+    """Return a warning if other programs were computing, which slows engines unequally."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    if load <= cores + 1:
+        return ""
+    return (
+        f"; the machine was busy (load {load:.1f} on {cores} cores), "
+        "so measure again on a quiet one"
+    )
