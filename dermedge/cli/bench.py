@@ -1,4 +1,4 @@
-"""`dermedge bench`."""
+"""Define `dermedge bench`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +41,7 @@ from dermedge_runtime.report import LatencyReport
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Predict without a pause, to see throttling.",
+    help="Predict without a pause for so long, which shows throttling; 0 skips it.",
 )
 @engine_option
 @threads_option
@@ -56,8 +56,12 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure BUNDLE on this machine: end to end and engine only, cold start, resident memory."""
-    with progress("bench") as tell:
+    """Measure BUNDLE on this machine: latency, cold start and resident memory.
+
+    Latency is measured end to end (from encoded bytes to a prediction), for preprocessing
+    alone, and for the engine alone.
+    """
+    with progress("bench") as report_progress:
         report = bench(
             bundle,
             image=image,
@@ -66,13 +70,13 @@ def command(
             runs=runs,
             warmup=warmup,
             sustained=sustained,
-            progress=tell,
+            progress=report_progress,
         )
     emit(report, as_json, show)
 
 
 def show(report: LatencyReport) -> None:
-    """Print the times, then where they were measured."""
+    """Print the times, then the machine they were measured on."""
     rows = [
         (name, f"{part.p50:.2f}", f"{part.p90:.2f}", f"{part.p99:.2f}", part.count)
         for name, part in (
@@ -89,11 +93,12 @@ def show(report: LatencyReport) -> None:
     )
     pairs(
         {
-            "cold start": f"{report.cold_start_ms:.0f} ms from a fresh process to the first prediction",
+            "cold start": f"{report.cold_start_ms:.0f} ms from a new process to the first prediction",
             "memory": memory,
             "image": report.image,
-            "engine": f"{report.engine} {report.engine_version}, threads {report.threads or 'as it decides'}",
-            "device": "; ".join(_device(report.device)),
+            "engine": f"{report.engine} {report.engine_version}, "
+            f"threads {report.threads or 'chosen by the engine'}",
+            "device": "; ".join(_describe_device(report.device)),
         }
     )
     if report.sustained:
@@ -104,8 +109,8 @@ def show(report: LatencyReport) -> None:
         )
 
 
-def _device(device: Mapping[str, str]) -> list[str]:
-    """What it is, without what it does not tell."""
+def _describe_device(device: Mapping[str, str]) -> list[str]:
+    """Return the parts of a device's description, without flags if it lists none."""
     processor = f"{device['cpu']} ({device['flags']})" if device["flags"] else device["cpu"]
     system = f"{device['system']} {device['machine']}"
     return [f"{processor}, {device['cores']} cores", system, f"Python {device['python']}"]

@@ -1,4 +1,4 @@
-"""`dermedge verify`."""
+"""Define `dermedge verify`."""
 
 from pathlib import Path
 
@@ -26,10 +26,11 @@ EXIT_CODES = {"passed": 0, "not_run": ElsewhereError.exit_code}
 @threads_option
 @json_option
 def command(bundle: Path, engine: str | None, threads: int | None, as_json: bool) -> int:
-    """Check that BUNDLE is intact, preprocesses exactly, and computes on this machine's engine what it must.
+    """Verify that BUNDLE computes on this machine what it computed when it was exported.
 
-    Needs neither torch nor data nor a network. Exit code 5 if it does not verify, 4 if this machine cannot have the
-    engine, so that only the rest was checked.
+    Checks the files, preprocessing, the engine's outputs and decoding. Needs neither torch
+    nor data nor a network. Exit code 5 if a check fails; 4 if this machine cannot have the
+    engine, so that only the other checks run.
     """
     report = verify(bundle, engine=engine, threads=threads)
     emit(report, as_json, show)
@@ -37,15 +38,15 @@ def command(bundle: Path, engine: str | None, threads: int | None, as_json: bool
 
 
 def show(report: VerifyReport) -> None:
-    """Print the questions and their answers."""
+    """Print the checks and their results."""
     from rich.console import Console
 
     table(
-        ("check", "status", "what was found"),
+        ("check", "status", "detail"),
         [(check.name, check.status, check.detail) for check in report.checks],
     )
     Console().print(f"bundle {report.bundle[:16]} on {report.engine}:", status(report.status))
     if report.status == "not_run":
         click.echo(
-            "This machine cannot have its engine: whether the bundle verifies is known once that engine was asked."
+            "This machine cannot run the bundle's engine; run `dermedge verify` on the target device."
         )

@@ -1,3 +1,4 @@
-"""The device floor: reads bundles, preprocesses, runs an engine, decodes. numpy and Pillow only; an engine is
-imported when it is asked for.
+"""Read bundles, preprocess images, run an engine and decode its outputs.
+
+The package needs numpy and Pillow only. Each engine is imported when a bundle asks for it.
 """

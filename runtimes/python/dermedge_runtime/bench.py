@@ -1,4 +1,4 @@
-"""How long a prediction takes on this device, how long the first one takes, and how much memory it needs."""
+"""Measure latency, cold start and memory of a bundle on this device."""
 
 import io
 import json
@@ -25,7 +25,8 @@ from dermedge_runtime.report import LatencyReport, Percentiles
 PHOTO = (4032, 3024)
 COLD_STARTS = 3
 
-# The first prediction of a process as a user would write it; then what stays resident after a few more.
+# The first prediction of a process as a user would write it, then the memory that is
+# resident after a few more.
 FRESH_PROCESS = """
 import json, sys
 from pathlib import Path
@@ -56,42 +57,52 @@ def bench(
     sustained: float = 0.0,
     progress: Progress | None = None,
 ) -> LatencyReport:
-    """Measures a bundle on this device.
+    """Measure a bundle on this device.
 
     Args:
-        bundle: The path of a bundle, or an opened one.
-        image: An encoded image; by default a 12-megapixel JPEG made from the bundle's first golden image.
+        bundle: Path of a bundle, or an opened one.
+        image: Path of an encoded image; by default a 12-megapixel JPEG made from the
+            bundle's first golden image.
         engine: As in `load`.
         threads: As in `load`.
-        runs: How many predictions are timed.
-        warmup: How many go before them, untimed.
-        sustained: Seconds of predictions without a pause after that, to see throttling; 0 leaves it out.
-        progress: Told after every prediction.
+        runs: Number of timed predictions.
+        warmup: Number of predictions before them, not timed.
+        sustained: Seconds of predictions without a pause after that, which show throttling;
+            0 skips them.
+        progress: Called after every prediction.
 
     Raises:
-        UsageError: `runs` is below 1, or another number is negative.
+        UsageError: `runs` is below 1, another number is negative, or as `load`.
         ImageError: The image cannot be read.
-        BundleError, MissingExtraError, EngineError: As `load` and `predict` raise them.
+        BundleError: As `load`.
+        MissingExtraError: As `load`.
+        EngineError: As `load`, or the engine fails.
+
+    Example:
+        >>> report = bench("toy.dermedge", image="lesion.png", threads=1, runs=5, warmup=1)
+        >>> report.image, report.end_to_end.count
+        ('lesion.png, 256 x 256 PNG', 5)
     """
     if runs < 1 or warmup < 0 or sustained < 0:
         raise UsageError(
-            f"runs {runs}, warmup {warmup}, sustained {sustained}: use runs of 1 or more, no negatives."
+            f"runs {runs}, warmup {warmup}, sustained {sustained}: "
+            "use runs of 1 or more, no negatives."
         )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    data, described = _image(opened, image)
-    tell: Progress = progress or no_progress
+    data, description = _read_image(opened, image)
+    report_progress = progress or no_progress
     with load(opened, engine=engine, threads=threads) as model:
-        timings = _timed(model, data, runs, warmup, tell)
-        tenths = _sustained(model, data, sustained, tell) if sustained else ()
+        timings = _time_stages(model, data, runs, warmup, report_progress)
+        tenths = _run_sustained(model, data, sustained, report_progress) if sustained else ()
         name, version = model.runtime.name, model.runtime.version
-    cold, resident = _fresh_process(opened.path, data, engine, threads)
+    cold, resident = _measure_fresh_process(opened.path, data, engine, threads)
     return LatencyReport(
         bundle=opened.id,
         engine=name,
         engine_version=version,
         device=describe_device(),
         threads=threads,
-        image=described,
+        image=description,
         end_to_end=timings["end_to_end"],
         preprocess=timings["preprocess"],
         engine_only=timings["engine_only"],
@@ -102,7 +113,14 @@ def bench(
 
 
 def photograph(png: bytes, size: tuple[int, int] = PHOTO) -> bytes:
-    """A JPEG of a phone's size made from a smaller image, with sensor noise, so that it decodes like a photograph."""
+    """Make a JPEG of a phone's size from a smaller image.
+
+    It has sensor noise, so that it takes as long to decode as a photograph.
+
+    Args:
+        png: Encoded image.
+        size: Width and height in pixels.
+    """
     with Image.open(io.BytesIO(png)) as opened:
         image = opened.convert("RGB")
     width, height = image.size
@@ -117,17 +135,22 @@ def photograph(png: bytes, size: tuple[int, int] = PHOTO) -> bytes:
 
 
 def percentiles(milliseconds: Sequence[float]) -> Percentiles:
-    """p50, p90 and p99 (linear between ranks) and the mean."""
+    """Summarise times by p50, p90 and p99 (linear between ranks) and the mean.
+
+    Example:
+        >>> percentiles([1.0, 2.0, 3.0]).p50
+        2.0
+    """
     values = np.asarray(milliseconds, np.float64)
     p50, p90, p99 = (float(value) for value in np.percentile(values, (50, 90, 99)))
     return Percentiles(p50, p90, p99, float(values.mean()), len(values))
 
 
-def _image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:
+def _read_image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:
     if path is None:
         case = bundle.golden()[0]
         return photograph(case.image), f"golden {case.name}, {PHOTO[0]} x {PHOTO[1]} JPEG"
-    # Preprocessing first, so that whatever is wrong with the file is said before anything is timed.
+    # Preprocess first, so that a bad file raises an error before anything is timed.
     preprocess(path, bundle.spec.preprocess)
     try:
         data = Path(path).read_bytes()
@@ -137,10 +160,10 @@ def _image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:
         raise ImageError(f"{path} cannot be read ({error}): check the file.") from error
 
 
-def _timed(
+def _time_stages(
     model: Model, data: bytes, runs: int, warmup: int, progress: Progress
 ) -> dict[str, Percentiles]:
-    """Each run times one prediction from encoded bytes and, beside it, preprocessing and the bare engine call alone."""
+    """Time each run in three stages: a whole prediction, preprocessing, and the engine call."""
     spec = model.bundle.spec.preprocess
     stages: dict[str, list[float]] = {"end_to_end": [], "preprocess": [], "engine_only": []}
     for index in range(warmup + runs):
@@ -159,8 +182,13 @@ def _timed(
     return {name: percentiles(values) for name, values in stages.items()}
 
 
-def _sustained(model: Model, data: bytes, seconds: float, progress: Progress) -> tuple[float, ...]:
-    """The median of each tenth of the time, in milliseconds; a tenth in which no prediction began repeats the last."""
+def _run_sustained(
+    model: Model, data: bytes, seconds: float, progress: Progress
+) -> tuple[float, ...]:
+    """Return the median of each tenth of the time, in milliseconds.
+
+    A tenth in which no prediction starts repeats the last one.
+    """
     tenths: list[list[float]] = [[] for _ in range(10)]
     begin = perf_counter()
     while (start := perf_counter()) - begin < seconds or not tenths[0]:
@@ -174,19 +202,24 @@ def _sustained(model: Model, data: bytes, seconds: float, progress: Progress) ->
     return tuple(medians)
 
 
-def _fresh_process(
+def _measure_fresh_process(
     path: Path, data: bytes, engine: str | None, threads: int | None
 ) -> tuple[float, int | None]:
-    """Milliseconds from starting Python to the first prediction (median of three), and bytes resident after more."""
+    """Measure cold starts of a new Python process.
+
+    Returns:
+        Milliseconds from its start to its first prediction (median of three), and the bytes
+        that are resident after some more predictions.
+    """
     with tempfile.TemporaryDirectory(prefix="dermedge-bench-") as folder:
         image = Path(folder) / "image"
         image.write_bytes(data)
         arguments = json.dumps([str(path), str(image), engine, threads])
-        starts = [_first_prediction(arguments) for _ in range(COLD_STARTS)]
+        starts = [_time_first_prediction(arguments) for _ in range(COLD_STARTS)]
     return percentiles([milliseconds for milliseconds, _ in starts]).p50, starts[-1][1]
 
 
-def _first_prediction(arguments: str) -> tuple[float, int | None]:
+def _time_first_prediction(arguments: str) -> tuple[float, int | None]:
     with tempfile.TemporaryFile("w+") as trouble:
         start = perf_counter()
         command = [sys.executable, "-c", FRESH_PROCESS, arguments]
@@ -201,7 +234,8 @@ def _first_prediction(arguments: str) -> tuple[float, int | None]:
             trouble.seek(0)
             last = (trouble.read().strip().splitlines() or ["no message"])[-1]
             raise EngineError(
-                f"The first prediction in a fresh process failed ({last}): run `dermedge verify` on it."
+                f"The first prediction in a new process failed ({last}): "
+                "run `dermedge verify` on the bundle."
             )
     resident: int | None = json.loads(rest)
     return milliseconds, resident

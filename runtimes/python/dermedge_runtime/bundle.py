@@ -1,7 +1,7 @@
-"""Bundles: one model for one target with all it needs to be run rightly, read and written so that nothing can slip in.
+"""Read and write bundles: one model for one target, with all that a device needs to run it.
 
-A bundle is a folder `NAME.dermedge`, or the same files in a stored, sorted, fixed-mtime zip. It is pure data and
-immutable.
+A bundle is a folder `NAME.dermedge`, or the same files in a stored, sorted, fixed-mtime zip.
+It is pure data and immutable. Readers refuse every byte that the manifest does not cover.
 """
 
 import math
@@ -23,7 +23,16 @@ from dermedge_runtime.container import (
 )
 from dermedge_runtime.errors import BundleError, DermedgeError, UsageError
 from dermedge_runtime.files import atomic_folder, atomic_write, check_free, sha256_hex
-from dermedge_runtime.spec import Artifact, Json, Postprocessing, Spec, Status, take, to_json
+from dermedge_runtime.spec import (
+    AGAIN,
+    Artifact,
+    Json,
+    Postprocessing,
+    Spec,
+    Status,
+    take,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from dermedge_runtime.golden import Case
@@ -31,19 +40,26 @@ if TYPE_CHECKING:
 SCHEMA = "dermedge.bundle/1"
 LARGEST_TOLERANCE = 0.5
 LARGEST_MANIFEST = 1 << 24
+# A pickle runs code when it is loaded. PyTorch's pickles are zips; the others start with
+# the protocol's opcode.
 PICKLES = frozenset((".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".cloudpickle"))
 PICKLE_HEADS = (ZIP_MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 DIGEST = re.compile(r"[0-9a-f]{64}")
-AGAIN = "export the model again."
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: everything in its manifest, checked.
+    """An opened bundle: the content of its manifest, checked.
 
-    `id` is the SHA-256 that covers the whole manifest and through it every file. `postprocessing` and `tolerance`
-    (largest absolute difference that an engine may show) have one entry per task. `parity` holds a report or a bare
-    status under `host` and `device`. `files` maps every path to its SHA-256.
+    `id` is the SHA-256 of the manifest's canonical JSON; it covers the whole manifest and,
+    by their digests, all files. `postprocessing` and `tolerance` (largest absolute
+    difference that an engine may show) have one entry per task. `parity` holds a report or a
+    bare status under `host` and `device`. `files` maps every path to its SHA-256.
+
+    Example:
+        >>> bundle = Bundle.open("toy.dermedge")
+        >>> bundle.spec.name, bundle.artifact.target, [t.name for t in bundle.spec.tasks]
+        ('toy', 'cpu', ['diagnosis', 'malignancy'])
     """
 
     path: Path
@@ -57,23 +73,25 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """Opens a bundle's folder or zip and checks all of it, each file's SHA-256 included.
+        """Open a bundle's folder or zip, and check all of it, each file's SHA-256 included.
 
         Raises:
-            UsageError: where nothing stands at `path`.
-            BundleError: where it is no bundle, or a damaged, incomplete, unsafe or too new one.
+            UsageError: The path does not exist.
+            BundleError: The path is not a bundle, or the bundle is damaged, incomplete,
+                unsafe or too new.
         """
         path = Path(path)
         with open_container(path) as container:
-            bundle = _parse(_manifest(container), path)
+            bundle = _parse(_read_manifest(container), path)
             _check_files(bundle, container)
         return bundle
 
     def read(self, name: str) -> bytes:
-        """The content of a file, checked against its SHA-256 once more.
+        """Return the content of a file, and check its SHA-256 once more.
 
         Raises:
-            BundleError: where the bundle has no such file, or it was changed since the bundle was opened.
+            BundleError: The bundle has no such file, or the file changed after the bundle
+                was opened.
         """
         if name not in self.files:
             raise BundleError(
@@ -88,21 +106,31 @@ class Bundle:
         return data
 
     def golden(self) -> "list[Case]":
-        """The golden cases, one or more. Raises BundleError where they are missing or not readable."""
+        """Read the golden cases, one or more; raise BundleError if they are not readable."""
         from dermedge_runtime.golden import read_golden
 
         return read_golden(self.read)
 
     def save(self, out: str | Path, *, zipped: bool = False, overwrite: bool = False) -> "Bundle":
-        """Copies the bundle to a folder or zip; the same files, the same id, and for a zip always the same bytes.
+        """Copy the bundle to a folder or zip with the same files and the same id.
+
+        Args:
+            out: Path of the copy.
+            zipped: Write a zip; equal bundles give equal bytes.
+            overwrite: Replace what exists at `out`.
 
         Raises:
-            UsageError: where `out` exists and may not be replaced.
-            BundleError: where this bundle was changed since it was opened.
+            UsageError: `out` exists and may not be replaced.
+            BundleError: This bundle changed after it was opened.
+
+        Example:
+            >>> copy = Bundle.open("toy.dermedge").save("copy.dermedge", zipped=True)
+            >>> copy.id == Bundle.open("toy.dermedge").id
+            True
         """
         out = Path(out)
         with open_container(self.path) as container:
-            if _parse(_manifest(container), self.path) != self:
+            if _parse(_read_manifest(container), self.path) != self:
                 raise BundleError(f"{self.path} was changed since it was opened; open it again.")
             manifest = container.read(MANIFEST)
         return _write(
@@ -124,21 +152,36 @@ def write_bundle(
     files: Mapping[str, bytes],
     overwrite: bool = False,
 ) -> Bundle:
-    """Writes a bundle's folder, whole or not at all, the same bytes for the same content.
+    """Write a bundle's folder, whole or not at all; equal content gives equal bytes.
 
     Args:
-        out: where the folder shall stand.
-        spec: what the model is.
-        artifact: which of `files` is the model, and for which target.
-        postprocessing: what was fitted, by task; a task without an entry has nothing fitted.
-        tolerance: by task, the largest absolute difference from `expected` that an engine may show, at most 0.5.
+        out: Path of the folder.
+        spec: Spec of the model.
+        artifact: Names the model among `files`, and its target.
+        postprocessing: Fitted values by task. A task without an entry has none.
+        tolerance: Largest absolute difference from `expected` that an engine may show, by
+            task, at most 0.5.
         parity: `host` and `device`, each a report or `{"status": "not_run"}`.
-        files: path to content, without the manifest.
-        overwrite: whether an older bundle at `out` may be replaced.
+        files: Content by path, without the manifest.
+        overwrite: Replace an older bundle at `out`.
 
     Raises:
-        UsageError: where `out` exists and may not be replaced.
-        BundleError: where readers would refuse the bundle; nothing is written then.
+        UsageError: `out` exists and may not be replaced.
+        BundleError: Readers would refuse the bundle; nothing is written.
+
+    Example:
+        >>> toy = Bundle.open("toy.dermedge")
+        >>> bundle = write_bundle(
+        ...     Path("renamed.dermedge"),
+        ...     spec=replace(toy.spec, name="renamed"),
+        ...     artifact=toy.artifact,
+        ...     postprocessing=toy.postprocessing,
+        ...     tolerance=toy.tolerance,
+        ...     parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},
+        ...     files={name: toy.read(name) for name in toy.files},
+        ... )
+        >>> bundle.spec.name
+        'renamed'
     """
     fitted = {task.name: Postprocessing() for task in spec.tasks} | dict(postprocessing)
     content = {
@@ -155,7 +198,7 @@ def write_bundle(
 
 
 def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool) -> Bundle:
-    """Writes the files as a bundle; a reader's refusal comes before anything stands at `out`."""
+    """Write files as a bundle; check what a reader would refuse before anything exists."""
     bundle = _parse(parse_json(files[MANIFEST], MANIFEST, BundleError), out)
     try:
         if zipped:
@@ -177,7 +220,7 @@ def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool)
         ) from error
 
 
-def _manifest(container: Container) -> Json:
+def _read_manifest(container: Container) -> Json:
     if container.sizes.get(MANIFEST, 0) > LARGEST_MANIFEST:
         raise BundleError(
             f"{MANIFEST} of {container.path} has over {LARGEST_MANIFEST} bytes; {DAMAGED}"
@@ -187,17 +230,8 @@ def _manifest(container: Container) -> Json:
 
 
 def _parse(manifest: Json, path: Path) -> Bundle:
-    """The manifest as a Bundle; everything but the files themselves is checked."""
-    schema = take(manifest, "schema", str, MANIFEST)
-    if schema != SCHEMA:
-        name, _, major = schema.partition("/")
-        if name == SCHEMA.partition("/")[0] and major.isdecimal():
-            raise BundleError(
-                f"{path} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
-            )
-        raise BundleError(
-            f"{path} has schema {schema!r}, which is no dermedge bundle; name a .dermedge one."
-        )
+    """Convert a manifest to a Bundle; check everything but the files themselves."""
+    _check_schema(take(manifest, "schema", str, MANIFEST), path)
     content = {key: value for key, value in manifest.items() if key != "id"}
     try:
         digest = sha256_hex(canonical_json(content))
@@ -213,10 +247,10 @@ def _parse(manifest: Json, path: Path) -> Bundle:
         id=digest,
         spec=spec,
         artifact=Artifact.from_json(take(manifest, "artifact", dict, MANIFEST)),
-        postprocessing=_postprocessing(take(manifest, "postprocessing", dict, MANIFEST), spec),
-        tolerance=_tolerance(take(manifest, "tolerance", dict, MANIFEST), spec),
-        parity=_parity(take(manifest, "parity", dict, MANIFEST)),
-        files=_files(take(manifest, "files", dict, MANIFEST), path),
+        postprocessing=_read_postprocessing(take(manifest, "postprocessing", dict, MANIFEST), spec),
+        tolerance=_read_tolerance(take(manifest, "tolerance", dict, MANIFEST), spec),
+        parity=_read_parity(take(manifest, "parity", dict, MANIFEST)),
+        files=_read_files(take(manifest, "files", dict, MANIFEST), path),
     )
     if not artifact_files(bundle):
         raise BundleError(
@@ -225,12 +259,25 @@ def _parse(manifest: Json, path: Path) -> Bundle:
     return bundle
 
 
-def _postprocessing(data: Json, spec: Spec) -> dict[str, Postprocessing]:
+def _check_schema(schema: str, path: Path) -> None:
+    if schema == SCHEMA:
+        return
+    name, _, major = schema.partition("/")
+    if name == SCHEMA.partition("/")[0] and major.isdecimal():
+        raise BundleError(
+            f"{path} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+        )
+    raise BundleError(
+        f"{path} has schema {schema!r}, which is no dermedge bundle; name a .dermedge one."
+    )
+
+
+def _read_postprocessing(data: Json, spec: Spec) -> dict[str, Postprocessing]:
     _check_tasks(data, spec, "postprocessing")
     return {name: Postprocessing.from_json(entry) for name, entry in data.items()}
 
 
-def _tolerance(data: Json, spec: Spec) -> dict[str, float]:
+def _read_tolerance(data: Json, spec: Spec) -> dict[str, float]:
     _check_tasks(data, spec, "tolerance")
     for name, value in data.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -249,17 +296,18 @@ def _check_tasks(data: Json, spec: Spec, where: str) -> None:
         )
 
 
-def _parity(data: Json) -> Json:
+def _read_parity(data: Json) -> Json:
     for side in ("host", "device"):
         status = take(take(data, side, dict, "parity"), "status", str, f"parity.{side}")
         if status not in get_args(Status):
             raise BundleError(
-                f"parity.{side}.status is {status!r}, not one of {', '.join(get_args(Status))}; {AGAIN}"
+                f"parity.{side}.status is {status!r}, "
+                f"not one of {', '.join(get_args(Status))}; {AGAIN}"
             )
     return data
 
 
-def _files(data: Json, path: Path) -> dict[str, str]:
+def _read_files(data: Json, path: Path) -> dict[str, str]:
     check_names([*data, MANIFEST], str(path))
     for name, digest in data.items():
         if name == MANIFEST or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
@@ -267,39 +315,46 @@ def _files(data: Json, path: Path) -> dict[str, str]:
                 f"The digest of {name!r} is {digest!r}, not a SHA-256 of another file; {AGAIN}"
             )
         if PurePosixPath(name).suffix.lower() in PICKLES:
-            raise BundleError(
-                f"{name!r} in {path} is a pickle, which could run code; export to another format."
-            )
+            raise _is_pickle(name, path)
     return dict(data)
 
 
 def artifact_files(bundle: Bundle) -> list[str]:
-    """The files of the artifact: its one file, or all in its folder, sorted."""
+    """Return the paths of the artifact's files, sorted: its one file, or all in its folder.
+
+    Example:
+        >>> artifact_files(Bundle.open("toy.dermedge"))
+        ['model.onnx']
+    """
     entry = bundle.artifact.path.rstrip("/")
     return sorted(name for name in bundle.files if name == entry or name.startswith(f"{entry}/"))
 
 
 def _check_files(bundle: Bundle, container: Container) -> None:
-    listed, found = {*bundle.files, MANIFEST}, set(container.sizes)
-    if missing := sorted(listed - found):
+    listed, existing = {*bundle.files, MANIFEST}, set(container.sizes)
+    if missing := sorted(listed - existing):
         raise BundleError(f"{bundle.path} misses {', '.join(map(repr, missing))}; {DAMAGED}")
-    if extra := sorted(found - listed):
+    if extra := sorted(existing - listed):
         raise BundleError(
-            f"{bundle.path} holds {', '.join(map(repr, extra))}, which its manifest does not list; {DAMAGED}"
+            f"{bundle.path} holds {', '.join(map(repr, extra))}, "
+            f"which its manifest does not list; {DAMAGED}"
         )
     artifact = artifact_files(bundle)
     for name, expected in bundle.files.items():
         digest, head = container.digest(name)
         if digest != expected:
             raise BundleError(
-                f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest; {DAMAGED}"
+                f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest; "
+                f"{DAMAGED}"
             )
-        # Raw weights beside a graph (`.bin` in a folder) may begin with any bytes; no other may look like a pickle.
-        if (
-            name in artifact
-            and head.startswith(PICKLE_HEADS)
-            and not (len(artifact) > 1 and name.endswith(".bin"))
-        ):
-            raise BundleError(
-                f"{name!r} in {bundle.path} is a pickle, which could run code; export to another format."
-            )
+        # Raw weights beside a graph (`.bin` in a folder) may start with any bytes. No other
+        # file of an artifact may start like a pickle.
+        is_weights = len(artifact) > 1 and name.endswith(".bin")
+        if name in artifact and head.startswith(PICKLE_HEADS) and not is_weights:
+            raise _is_pickle(name, bundle.path)
+
+
+def _is_pickle(name: str, path: Path) -> BundleError:
+    return BundleError(
+        f"{name!r} in {path} is a pickle, which could run code; export to another format."
+    )

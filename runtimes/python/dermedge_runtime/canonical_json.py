@@ -21,28 +21,37 @@ ESCAPES = {
 ESCAPED = re.compile(r'[\x00-\x1f"\\]')
 
 
-def canonical_json(value: Any) -> bytes:
-    """The one UTF-8 serialisation of a JSON value that every language agrees on.
+def canonical_json(value: object) -> bytes:
+    """Serialise a JSON value as the one UTF-8 text that every language agrees on.
+
+    The function is our own, not the package `rfc8785`, because a device installs four
+    packages only (numpy, Pillow, click, rich). The tests compare it with `rfc8785`.
 
     Raises:
-        UsageError: for a value that JSON cannot carry exactly: NaN, infinity, an integer beyond 2^53 - 1, a lone
-            surrogate, a key that is not a string, any other type.
+        UsageError: JSON cannot carry the value exactly: NaN, infinity, an integer beyond
+            2^53 - 1, a lone surrogate, a key that is not a string, or any other type.
 
     Source: RFC 8785, JSON Canonicalization Scheme (JCS).
+
+    Example:
+        >>> canonical_json({"b": 1.0, "a": [True, None]})
+        b'{"a":[true,null],"b":1}'
     """
     try:
-        return _canonical(value).encode("utf-8")
+        return _serialise(value).encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(
             f"The text {error.object!r} holds half a surrogate pair; write valid Unicode."
         ) from error
 
 
-def _canonical(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+def _serialise(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, str):
-        return _quoted(value)
+        return _quote(value)
     if isinstance(value, int):
         if abs(value) > LARGEST_INTEGER:
             raise UsageError(
@@ -50,30 +59,33 @@ def _canonical(value: Any) -> str:
             )
         return str(int(value))
     if isinstance(value, float):
-        return _number(float(value))
+        return _serialise_number(float(value))
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(_canonical(item) for item in value)}]"
+        return f"[{','.join(_serialise(item) for item in value)}]"
     if isinstance(value, dict):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
             raise UsageError(f"The JSON key {wrong[0]!r} is not a string; write it as one.")
+        # The standard orders keys by UTF-16 code units, not by code points.
         ordered = sorted(value, key=lambda key: key.encode("utf-16-be"))
-        return "{" + ",".join(f"{_quoted(key)}:{_canonical(value[key])}" for key in ordered) + "}"
+        return "{" + ",".join(f"{_quote(key)}:{_serialise(value[key])}" for key in ordered) + "}"
     raise UsageError(
-        f"{value!r} is a {type(value).__name__}, which JSON does not know; convert it to a plain type."
+        f"{value!r} is a {type(value).__name__}, which JSON does not have; "
+        "convert it to a plain type."
     )
 
 
-def _quoted(text: str) -> str:
-    return (
-        '"'
-        + ESCAPED.sub(lambda match: ESCAPES.get(match[0]) or f"\\u{ord(match[0]):04x}", text)
-        + '"'
-    )
+def _quote(text: str) -> str:
+    escaped = ESCAPED.sub(lambda match: ESCAPES.get(match[0]) or f"\\u{ord(match[0]):04x}", text)
+    return f'"{escaped}"'
 
 
-def _number(value: float) -> str:
-    """ECMAScript's Number::toString, from Python's equally short and round-tripping `repr`."""
+def _serialise_number(value: float) -> str:
+    """Return a number as ECMAScript's Number::toString writes it.
+
+    Python's `repr` has the same digits: the fewest that round-trip. Only the place of the
+    point and the form of the exponent differ.
+    """
     if not math.isfinite(value):
         raise UsageError(f"{value} is not a JSON number; write null where there is no value.")
     if value == 0:
@@ -95,24 +107,43 @@ def _number(value: float) -> str:
     return f"{sign}{digits[0]}{tail}e{point - 1:+d}"
 
 
-def pretty_json(value: Any) -> bytes:
-    """JSON for files that people read: indented, sorted, the same bytes for the same value.
+def pretty_json(value: object) -> bytes:
+    """Serialise a JSON value for people: indented, sorted, the same bytes each time.
 
     Raises:
-        UsageError: as `canonical_json`.
+        UsageError: As `canonical_json`.
+
+    Example:
+        >>> print(pretty_json({"b": 1, "a": "é"}).decode(), end="")
+        {
+          "a": "é",
+          "b": 1
+        }
     """
     canonical_json(value)
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
 
 
 def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any:
-    """Reads UTF-8 JSON, without what languages disagree on: duplicate keys, NaN, infinities, integers beyond 2^53 - 1.
+    """Parse UTF-8 JSON; refuse what languages read differently.
+
+    That is a duplicate key, NaN, an infinity, and an integer beyond 2^53 - 1.
+
+    Args:
+        data: The JSON text.
+        where: Name of the text, for messages.
+        error_class: Class of the error to raise.
 
     Raises:
-        DermedgeError: of the given class, naming `where`.
+        DermedgeError: The text is not strict JSON; the error is an `error_class`.
+
+    Example:
+        >>> parse_json(b'{"a": 1, "a": 2}', "manifest.json", UsageError)
+        Traceback (most recent call last):
+        dermedge_runtime.errors.UsageError: manifest.json is not valid JSON (a key is given twice); get or write the file again.
     """
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    def check_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) != len(items):
             raise ValueError("a key is given twice")
@@ -131,7 +162,7 @@ def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any
     try:
         return json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=pairs,
+            object_pairs_hook=check_keys,
             parse_float=finite,
             parse_int=exact,
             parse_constant=finite,
@@ -143,10 +174,15 @@ def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any
 
 
 def read_json(path: str | Path, error_class: type[DermedgeError]) -> Any:
-    """The JSON value in a file.
+    """Read the JSON value in a file.
+
+    Args:
+        path: Path of the file.
+        error_class: Class of the error to raise.
 
     Raises:
-        DermedgeError: of the given class where the file cannot be read or is not strict UTF-8 JSON.
+        DermedgeError: The file cannot be read or is not strict UTF-8 JSON; the error is an
+            `error_class`.
     """
     try:
         data = Path(path).read_bytes()

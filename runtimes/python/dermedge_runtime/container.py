@@ -1,4 +1,4 @@
-"""The two forms in which a bundle's files stand together, a folder and a stored zip, read with the same distrust."""
+"""Read the two forms of a bundle, a folder and a stored zip, without trusting either."""
 
 import hashlib
 import io
@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 ZIP_MAGIC = b"PK\x03\x04"
-FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*]')
-EPOCH = (1980, 1, 1, 0, 0, 0)
+# Control characters, what Windows reserves, and halves of surrogate pairs (not Unicode).
+FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*\ud800-\udfff]')
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
 DAMAGED = "get the bundle again from where it was exported."
 
 
 class Container:
-    """A bundle's files by name; made by `open_container`, valid inside its `with` block."""
+    """A bundle's files by name, valid inside the `with` block of `open_container`.
+
+    `sizes` maps every file's name to its size in bytes.
+
+    Example:
+        >>> with open_container(Path("toy.dermedge")) as container:
+        ...     "manifest.json" in container.sizes
+        True
+    """
 
     def __init__(self, path: Path, sizes: Mapping[str, int], archive: "ZipFile | None") -> None:
         self.path = path
@@ -32,7 +41,7 @@ class Container:
         self._archive = archive
 
     def stream(self, name: str) -> IO[bytes]:
-        """The file, opened for reading. Raises BundleError where it is not there."""
+        """Open a file for reading; raise BundleError if it does not exist."""
         if name not in self.sizes:
             raise BundleError(f"{self.path} has no file {name!r}; {DAMAGED}")
         return (
@@ -40,12 +49,12 @@ class Container:
         )
 
     def read(self, name: str) -> bytes:
-        """The whole content of a file."""
+        """Return the whole content of a file; raise BundleError if it does not exist."""
         with self.stream(name) as stream:
             return stream.read()
 
     def digest(self, name: str) -> tuple[str, bytes]:
-        """The SHA-256 of a file in hexadecimal, and its first 16 bytes."""
+        """Return the SHA-256 of a file in hexadecimal, and the file's first 16 bytes."""
         digest = hashlib.sha256()
         with self.stream(name) as stream:
             head = piece = stream.read(1 << 20)
@@ -57,11 +66,12 @@ class Container:
 
 @contextmanager
 def open_container(path: Path) -> Iterator[Container]:
-    """Opens a folder or zip and lists its files without trusting any of them.
+    """Open a folder or a zip, and list its files.
 
     Raises:
-        UsageError: where nothing stands at `path`.
-        BundleError: where it is neither form, or holds a link, an unsafe name or a compressed entry, or cannot be read.
+        UsageError: The path does not exist.
+        BundleError: The path is neither form, holds a link, an unsafe name or a compressed
+            entry, or cannot be read.
     """
     if not path.exists():
         raise UsageError(f"There is no bundle at {path}; check the path.")
@@ -72,7 +82,8 @@ def open_container(path: Path) -> Iterator[Container]:
         with path.open("rb") as stream:
             if stream.read(4) != ZIP_MAGIC:
                 raise BundleError(
-                    f"{path} is neither a bundle's folder nor its zip; name a .dermedge folder or file."
+                    f"{path} is neither a bundle's folder nor its zip; "
+                    "name a .dermedge folder or file."
                 )
             from zipfile import BadZipFile, ZipFile
 
@@ -88,6 +99,7 @@ def open_container(path: Path) -> Iterator[Container]:
 
 
 def _list_folder(root: Path) -> dict[str, int]:
+    """Return the size of every file below a folder; refuse links and devices."""
     sizes: dict[str, int] = {}
     pending = [root]
     while pending:
@@ -100,24 +112,22 @@ def _list_folder(root: Path) -> dict[str, int]:
                 elif stat.S_ISREG(mode):
                     sizes[name] = entry.stat(follow_symlinks=False).st_size
                 else:
-                    raise BundleError(
-                        f"{name!r} in {root} is a link or no regular file, which is unsafe; {DAMAGED}"
-                    )
+                    raise _not_regular(name, root)
     return sizes
 
 
 def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
+    """Return the size of every file in a zip; refuse what `zip_bytes` never writes."""
     from zipfile import ZIP_STORED
 
     sizes: dict[str, int] = {}
     for info in archive.infolist():
+        # `filename` ends at a NUL byte and may be normalised; `orig_filename` is as stored.
         name, mode = info.orig_filename, info.external_attr >> 16
         if name in sizes:
-            raise BundleError(f"{name!r} stands twice in {path}, which is unsafe; {DAMAGED}")
+            raise BundleError(f"{path} holds {name!r} twice, which is unsafe; {DAMAGED}")
         if name.endswith("/") or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
-            raise BundleError(
-                f"{name!r} in {path} is a link or no regular file, which is unsafe; {DAMAGED}"
-            )
+            raise _not_regular(name, path)
         if info.compress_type != ZIP_STORED:
             raise BundleError(
                 f"{name!r} in {path} is compressed; zip the bundle with its own `save`."
@@ -126,20 +136,31 @@ def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
     return sizes
 
 
+def _not_regular(name: str, where: Path) -> BundleError:
+    return BundleError(f"{name!r} in {where} is a link or not a regular file; {DAMAGED}")
+
+
 def check_names(names: Iterable[str], where: str) -> None:
-    """Raises BundleError unless the names are relative paths that every file system keeps apart."""
+    """Check that names are relative paths that every file system keeps apart.
+
+    Args:
+        names: Paths within a bundle, with `/`.
+        where: Name of the bundle, for messages.
+
+    Raises:
+        BundleError: A name is absolute, leaves the folder, or has a character that some
+            system forbids; or two names are one file on some systems.
+
+    Example:
+        >>> check_names(["golden/cases.json"], "toy.dermedge")
+        >>> check_names(["../cases.json"], "toy.dermedge")
+        Traceback (most recent call last):
+        dermedge_runtime.errors.BundleError: '../cases.json' in toy.dermedge is an unsafe path...
+    """
     seen: dict[str, str] = {}
     names = list(names)
     for name in names:
-        parts = name.split("/")
-        if (
-            FORBIDDEN.search(name)
-            or any(
-                part in ("", ".", "..") or part[-1] in ". " or len(part.encode()) > 255
-                for part in parts
-            )
-            or unicodedata.normalize("NFC", name) != name
-        ):
+        if not _is_safe(name):
             raise BundleError(
                 f"{name!r} in {where} is an unsafe path (not relative, plain and NFC); {DAMAGED}"
             )
@@ -155,8 +176,26 @@ def check_names(names: Iterable[str], where: str) -> None:
                 )
 
 
+def _is_safe(name: str) -> bool:
+    # Windows drops a final dot or space and most systems end a name at 255 bytes. macOS
+    # stores names as NFD, so only NFC gives one spelling everywhere.
+    if FORBIDDEN.search(name) or unicodedata.normalize("NFC", name) != name:
+        return False
+    return all(
+        part not in ("", ".", "..") and part[-1] not in ". " and len(part.encode()) <= 255
+        for part in name.split("/")
+    )
+
+
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
-    """The files as a zip: stored, sorted by name, with one fixed time, so that the same files give the same bytes."""
+    """Return files as a zip: stored, sorted by name, with one fixed time.
+
+    Equal files give equal bytes.
+
+    Example:
+        >>> zip_bytes({"b": b"2", "a": b"1"}) == zip_bytes({"a": b"1", "b": b"2"})
+        True
+    """
     from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Core ML, on macOS. An app on iOS runs the same .mlpackage by Core ML itself."""
+"""Run Core ML bundles on macOS; an app on iOS gives the same .mlpackage to Core ML itself."""
 
 import contextlib
 import io
@@ -9,61 +9,82 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from dermedge_runtime.bundle import Bundle, artifact_files
+from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import ElsewhereError, EngineError, MissingExtraError, first_line
-from dermedge_runtime.signature import AGAIN, INPUT, Port, check_signature
-from dermedge_runtime.spec import Spec
+from dermedge_runtime.preprocess import Pixels
+from dermedge_runtime.signature import INPUT, Port, check_signature
+from dermedge_runtime.spec import AGAIN, Spec
 
-OLDEST = "13"  # macOS, of those that run what dermedge exports
+OLDEST = "13"  # the oldest macOS that runs dermedge's exports
+
+
+class MlModel(Protocol):
+    """The part of `coremltools.models.MLModel` that a runtime calls."""
+
+    def get_spec(self) -> Any:
+        """Return the model's protobuf."""
+        ...
+
+    def predict(self, data: dict[str, Image.Image]) -> dict[str, Any]:
+        """Return the outputs for one input."""
+        ...
 
 
 class CoreMlRuntime:
-    """An ML program whose one input is `image`, RGB of S x S pixels, and whose outputs are float32, named after their
-    tasks. It is called once per image; Core ML chooses among CPU, GPU and Neural Engine.
+    """Core ML model loaded from a bundle's ML program.
+
+    The one input is `image`, RGB of S x S pixels. The outputs are float32, named after their
+    tasks. Core ML is called once per image, and chooses among CPU, GPU and Neural Engine.
+
+    Args:
+        model: Loaded `coremltools.models.MLModel`.
+        spec: Spec of the model.
+        version: Version of the system.
+        folder: Folder of the extracted package, which `close` deletes.
     """
 
     name = "coreml"
 
     def __init__(
         self,
-        model: Any,
+        model: MlModel,
         spec: Spec,
         version: str,
         folder: "tempfile.TemporaryDirectory[str] | None" = None,
     ) -> None:
-        """Takes a `coremltools.models.MLModel`, and the folder that is deleted when the runtime is closed."""
         self.version = version
         self._names = [task.name for task in spec.tasks]
         self._folder = folder
         self._lock = threading.Lock()
-        _check(model.get_spec().description, spec)
-        self._model: Any = model
+        _check_description(model.get_spec().description, spec)
+        self._model: MlModel | None = model
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int | None = None) -> "CoreMlRuntime":
-        """Compiles and loads a bundle's .mlpackage, from a copy that is gone when the runtime is closed.
+        """Compile and load a bundle's .mlpackage from a copy, which `close` deletes.
 
         Args:
-            bundle: The bundle.
-            threads: Nothing to Core ML, which decides itself.
+            bundle: The opened bundle.
+            threads: Ignored; Core ML chooses.
 
         Raises:
-            ElsewhereError: This is no Mac.
+            ElsewhereError: This is not a Mac.
             MissingExtraError: coremltools is not installed.
             EngineError: Core ML refuses the model, or inputs and outputs do not fit the spec.
-            BundleError: A file was changed since the bundle was opened.
+            BundleError: A file changed after the bundle was opened.
         """
         if platform.system() != "Darwin":
             raise ElsewhereError(
                 "Core ML runs on macOS and iOS only: copy the bundle to a Mac with macOS >= "
-                f"{bundle.artifact.details.get('macos', OLDEST)} and type: pip install 'dermedge[coreml]' && "
-                f"dermedge verify {bundle.path.name}"
+                f"{bundle.artifact.details.get('macos', OLDEST)} and type: "
+                f"pip install 'dermedge[coreml]' && dermedge verify {bundle.path.name}"
             )
         try:
             with _silence():
@@ -74,16 +95,20 @@ class CoreMlRuntime:
         folder = tempfile.TemporaryDirectory(prefix="dermedge-", ignore_cleanup_errors=True)
         try:
             package = _extract(bundle, Path(folder.name))
-            return cls(_loaded(coremltools, package, bundle, version), bundle.spec, version, folder)
+            model = _load(coremltools, package, bundle, version)
+            return cls(model, bundle.spec, version, folder)
         except BaseException:
             folder.cleanup()
             raise
 
-    def run(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs [N, ...] by task. Raises EngineError where the engine fails or is closed."""
-        with (
-            self._lock
-        ):  # coremltools does not promise that one model may be asked by two threads at once
+    def run(self, images: Pixels) -> Outputs:
+        """Return the outputs [N, ...] by task for images [N, S, S, 3].
+
+        Raises:
+            EngineError: Core ML fails, or the model is closed.
+        """
+        # coremltools does not promise that two threads may call one model at once.
+        with self._lock:
             if self._model is None:
                 raise EngineError("The Core ML model is closed: load the bundle again.")
             try:
@@ -94,12 +119,12 @@ class CoreMlRuntime:
                 }
             except Exception as error:
                 raise EngineError(
-                    f"Core ML failed on {images.dtype} {list(images.shape)} ({first_line(error)}): "
-                    "run `dermedge verify` on the bundle."
+                    f"Core ML failed on {images.dtype} {list(images.shape)} "
+                    f"({first_line(error)}): run `dermedge verify` on the bundle."
                 ) from error
 
     def close(self) -> None:
-        """Frees the model and deletes its copy; a call that still runs in another thread ends first."""
+        """Free the model and delete its copy, after a call that still runs in another thread."""
         with self._lock:
             self._model = None
             if self._folder is not None:
@@ -107,27 +132,32 @@ class CoreMlRuntime:
 
 
 def _extract(bundle: Bundle, folder: Path) -> Path:
-    """A copy of the bundle's artifact below `folder`, checked while it is written; Core ML reads no zip."""
+    """Copy the bundle's artifact below `folder`, checked file by file; return its path.
+
+    Core ML reads no zip.
+    """
     for name in artifact_files(bundle):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(bundle.read(name))
     return folder / bundle.artifact.path
 
 
-def _loaded(coremltools: Any, package: Path, bundle: Bundle, version: str) -> Any:
+def _load(coremltools: ModuleType, package: Path, bundle: Bundle, version: str) -> MlModel:
     try:
         with _silence():
-            return coremltools.models.MLModel(str(package))
+            model: MlModel = coremltools.models.MLModel(str(package))
+            return model
     except Exception as error:
         raise EngineError(
             f"Core ML of {version} refuses {bundle.artifact.path} ({first_line(error)}): "
-            f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; upgrade it, or {AGAIN}"
+            f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; "
+            f"upgrade it, or {AGAIN}"
         ) from error
 
 
-def _check(description: Any, spec: Spec) -> None:
-    """Raises EngineError where inputs or outputs do not fit the spec. An RGB image is what others call uint8 NHWC."""
-    inputs = {}
+def _check_description(description: Any, spec: Spec) -> None:
+    """Check inputs and outputs against the spec; an RGB image counts as uint8 NHWC."""
+    inputs: dict[str, Port] = {}
     for feature in description.input:
         image = feature.type.imageType
         rgb = feature.type.WhichOneof("Type") == "imageType" and image.colorSpace == image.RGB
@@ -135,17 +165,18 @@ def _check(description: Any, spec: Spec) -> None:
             "uint8" if rgb else "no RGB image",
             (1, image.height, image.width, 3),
         )
-    check_signature(inputs, {feature.name: _port(feature) for feature in description.output}, spec)
+    outputs = {feature.name: _describe_output(feature) for feature in description.output}
+    check_signature(inputs, outputs, spec)
 
 
-def _port(feature: Any) -> Port:
+def _describe_output(feature: Any) -> Port:
     array = feature.type.multiArrayType
     return array.ArrayDataType.Name(array.dataType).lower(), tuple(array.shape)
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps coremltools from warning about versions of packages that are not used here."""
+    """Keep coremltools from warning about versions of packages that are not used here."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)

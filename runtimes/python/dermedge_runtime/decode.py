@@ -1,4 +1,7 @@
-"""Raw outputs of a network -> a Prediction. A few lines of arithmetic in float64, the same in every language."""
+"""Decode the raw outputs of a network into a Prediction.
+
+The arithmetic is a few lines in float64, the same in every language.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +13,11 @@ import numpy.typing as npt
 
 from dermedge_runtime import activations
 from dermedge_runtime.errors import EngineError
-from dermedge_runtime.spec import Json, Postprocessing, Spec, Task, to_json
+from dermedge_runtime.spec import AGAIN, Json, Postprocessing, Spec, Task, to_json
 
 Array = npt.NDArray[Any]
+Outputs = dict[str, npt.NDArray[np.float32]]
+"""Raw outputs of an engine by task, float32 [N, ...]."""
 
 _UNFITTED = Postprocessing()
 
@@ -36,7 +41,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Which bundle said so, and which engine computed it."""
+    """Bundle and engine that computed a prediction."""
 
     bundle: str
     name: str
@@ -48,12 +53,22 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says about one image. A field is None (`labels` empty) where the model has no such task, or where
-    what it takes was not fitted.
+    """Decoded outputs of a model for one image.
 
-    `labels` are those of the diagnosis task, most probable first. `malignancy` is the score that `threshold` turns into
-    `decision`. `severity` is the level of the ordinal task, counted from 0. `mask` is bool [S, S] in the preprocessed
-    frame. `embedding` is L2-normalised.
+    A field is None (`labels` empty) if the model has no such task, or if the value it needs
+    was not fitted.
+
+    `labels` are those of the diagnosis task, most probable first. `malignancy` is the score
+    that `threshold` turns into `decision`. `severity` is the level of the ordinal task,
+    counted from 0. `mask` is bool [S, S] in the preprocessed frame. `embedding` is
+    L2-normalised. `conformal_set` and `ood` are always None in this version.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> with load("toy.dermedge") as model:
+        ...     prediction = model.predict("lesion.png")
+        >>> prediction.labels[0].id, prediction.decision
+        ('nv', 'benign')
     """
 
     labels: tuple[ScoredLabel, ...] = ()
@@ -69,7 +84,10 @@ class Prediction:
     provenance: Provenance | None = None
 
     def to_json(self) -> Json:
-        """The prediction as JSON types; of the mask only `mask_fraction`, the part of the frame that it covers."""
+        """Convert the prediction to JSON types.
+
+        The mask itself is left out; `mask_fraction` is the part of the frame it covers.
+        """
         data: Json = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -88,30 +106,39 @@ def decode(
     timing: Timing | None = None,
     provenance: Provenance | None = None,
 ) -> Prediction:
-    """Reads the outputs of one image.
+    """Decode the outputs of one image.
 
     Args:
         outputs: One array per task, without the batch dimension; shapes as in `Task`.
-        spec: The model's tasks and labels.
-        postprocessing: Keyed by task; a task that is missing here has nothing fitted.
-        timing: Carried into the prediction.
-        provenance: Carried into the prediction.
+        spec: Spec of the model.
+        postprocessing: Fitted values by task. A task without an entry has none.
+        timing: Timing to store in the prediction.
+        provenance: Provenance to store in the prediction.
 
     Raises:
         EngineError: An output is missing, has a wrong shape, or holds NaN or infinity.
+
+    Example:
+        >>> from dermedge_runtime.spec import Preprocess
+        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> fitted = {"malignancy": Postprocessing(temperature=2.0, threshold=0.4)}
+        >>> decode({"malignancy": np.zeros(1, np.float32)}, spec, fitted).decision
+        'malignant'
     """
+    # Plain floats, not arrays: one image has few values, so numpy's cost per call would exceed
+    # the arithmetic. dermedge_export/evaluation/predictions.py decodes whole tables.
     diagnosis, malignancy = spec.diagnosis, spec.malignancy
     labels: tuple[ScoredLabel, ...] = ()
     score: float | None = None
-    found: dict[str, Any] = {}
+    decoded: dict[str, Any] = {}
     for task in spec.tasks:
         fitted = postprocessing.get(task.name, _UNFITTED)
         temperature = 1.0 if fitted.temperature is None else fitted.temperature
         array = _checked(outputs, task, spec.preprocess.size)
         if task.kind == "segment":
             _check_finite(task, bool(np.isfinite(array).all()))
-            if "mask" not in found and fitted.threshold is not None:
-                found["mask"] = segment_mask(
+            if "mask" not in decoded and fitted.threshold is not None:
+                decoded["mask"] = segment_mask(
                     array[0], spec.preprocess.size, temperature, fitted.threshold
                 )
             continue
@@ -119,7 +146,7 @@ def decode(
         _check_finite(task, all(map(math.isfinite, values)))
         if task is diagnosis:
             probabilities = softmax(values, temperature)
-            labels = _ranked(task, probabilities)
+            labels = _rank(task, probabilities)
             if task is malignancy:
                 score = sum(
                     p
@@ -128,22 +155,27 @@ def decode(
                 )
         elif task is malignancy:
             score = sigmoid(values[0] / temperature)
-        elif task.kind == "ordinal" and "severity" not in found:
-            found["severity"] = ordinal_level(values, temperature)
-        elif task.kind == "embed" and "embedding" not in found:
-            found["embedding"] = tuple(values)
+        elif task.kind == "ordinal" and "severity" not in decoded:
+            decoded["severity"] = ordinal_level(values, temperature)
+        elif task.kind == "embed" and "embedding" not in decoded:
+            decoded["embedding"] = tuple(values)
     threshold = (
         None if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED).threshold
     )
     if score is not None:
-        score = min(score, 1.0)
+        score = min(score, 1.0)  # a sum of rounded probabilities may exceed 1 by 1e-16
         if threshold is not None:
-            found["decision"] = "malignant" if score >= threshold else "benign"
-    return Prediction(labels, score, threshold, timing=timing, provenance=provenance, **found)
+            decoded["decision"] = "malignant" if score >= threshold else "benign"
+    return Prediction(labels, score, threshold, timing=timing, provenance=provenance, **decoded)
 
 
 def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
-    """exp(z / T), normalised to a sum of one."""
+    """Return exp(z / T), normalised to a sum of one.
+
+    Example:
+        >>> softmax([0.0, 0.0])
+        [0.5, 0.5]
+    """
     top = max(logits)
     powers = [math.exp((z - top) / temperature) for z in logits]
     total = sum(powers)
@@ -151,7 +183,12 @@ def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
 
 
 def sigmoid(logit: float) -> float:
-    """1 / (1 + exp(-z)), without overflow."""
+    """Return 1 / (1 + exp(-z)), without overflow.
+
+    Example:
+        >>> sigmoid(0.0), sigmoid(-1000.0)
+        (0.5, 0.0)
+    """
     if logit >= 0:
         return 1.0 / (1.0 + math.exp(-logit))
     power = math.exp(logit)
@@ -159,7 +196,15 @@ def sigmoid(logit: float) -> float:
 
 
 def ordinal_level(logits: Sequence[float], temperature: float = 1.0) -> int:
-    """How many of the cumulative probabilities P(y > k), made non-increasing by a running minimum, are above 0.5."""
+    """Return the level of an ordinal task.
+
+    It is the number of cumulative probabilities P(y > k) above 0.5, after a running minimum
+    has made them non-increasing.
+
+    Example:
+        >>> ordinal_level([3.0, 1.0, -2.0])
+        2
+    """
     level, lowest = 0, 1.0
     for logit in logits:
         lowest = min(lowest, sigmoid(logit / temperature))
@@ -170,17 +215,24 @@ def ordinal_level(logits: Sequence[float], temperature: float = 1.0) -> int:
 def segment_mask(
     logits: Array, size: int, temperature: float, threshold: float
 ) -> npt.NDArray[np.bool_]:
-    """Sigmoid of logits [h, w], enlarged bilinearly to [size, size], >= threshold.
+    """Return the mask of a segment task, bool [size, size].
 
-    Half-pixel centres, edges repeated; columns are interpolated before rows.
+    It is the sigmoid of the logits, enlarged bilinearly, at or above the threshold. Pixel
+    centres are at halves and edges are repeated; columns are interpolated before rows.
+
+    Args:
+        logits: Logits [h, w].
+        size: S, side of the mask in pixels.
+        temperature: Divides the logits.
+        threshold: Smallest probability inside the mask.
     """
     probability = activations.sigmoid(logits.astype(np.float64) / temperature)
-    columns = _enlarged(probability.T, size).T
-    return _enlarged(columns, size) >= threshold
+    columns = _enlarge(probability.T, size).T
+    return _enlarge(columns, size) >= threshold
 
 
-def _enlarged(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Linear interpolation along the first axis."""
+def _enlarge(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Interpolate linearly along the first axis."""
     count = rows.shape[0]
     centre = np.clip((np.arange(size) + 0.5) * (count / size) - 0.5, 0, count - 1)
     low = centre.astype(np.intp)
@@ -190,7 +242,8 @@ def _enlarged(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float6
     return enlarged
 
 
-def _ranked(task: Task, probabilities: Sequence[float]) -> tuple[ScoredLabel, ...]:
+def _rank(task: Task, probabilities: Sequence[float]) -> tuple[ScoredLabel, ...]:
+    """Return the labels, most probable first; equal ones keep the task's order."""
     scored = [
         ScoredLabel(label.id, label.name, p)
         for label, p in zip(task.labels, probabilities, strict=True)
@@ -199,7 +252,16 @@ def _ranked(task: Task, probabilities: Sequence[float]) -> tuple[ScoredLabel, ..
 
 
 def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
-    """The shape of a task's output without the batch dimension; None where the model chooses the width."""
+    """Return the shape of a task's output for one image; None if the model sets the width.
+
+    Args:
+        task: The task.
+        size: S, side of the network's input in pixels.
+
+    Example:
+        >>> expected_shape(Task("lesion", "segment"), 224)
+        (1, 56, 56)
+    """
     if task.kind == "classify":
         return (len(task.labels),)
     if task.kind == "ordinal":
@@ -210,15 +272,16 @@ def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
 
 
 def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
+    """Return a task's output; raise EngineError if it is missing or has a wrong shape."""
     values = outputs.get(task.name)
     if values is None:
         raise EngineError(
-            f"The engine gave no output {task.name!r}, only {sorted(outputs)}: export the model again."
+            f"The engine gave no output {task.name!r}, only {sorted(outputs)}: {AGAIN}"
         )
     expected = expected_shape(task, size)
     if values.shape != expected and not (expected == (None,) and values.ndim == 1):
         raise EngineError(
-            f"Output {task.name!r} has shape {list(values.shape)}, not {list(expected)}: export the model again."
+            f"Output {task.name!r} has shape {list(values.shape)}, not {list(expected)}: {AGAIN}"
         )
     return values
 

@@ -1,51 +1,68 @@
-"""Every exception that dermedge raises on purpose, and the exit code of each.
+"""Define every exception that dermedge raises on purpose, and its exit code.
 
-DermedgeError            1  something went wrong while running
-|-- ImageError           1  an input that is not a usable image
-|-- DataError            1  a table, a split or a checkpoint that cannot be used
+DermedgeError            1  an operation failed
+|-- ImageError           1  an input is not a usable image
+|-- DataError            1  a table, a split or a checkpoint is not usable
 |-- EngineError          1  an inference engine failed
-|-- UsageError           2  an argument or a name that makes no sense
+|-- UsageError           2  an argument or a name is not valid
 |-- GateError            3  an artifact lost more accuracy than the gate allows
 |-- MissingExtraError    4  an engine or an optional dependency is not installed
-|-- ElsewhereError       4  an engine that this kind of machine cannot have
-`-- BundleError          5  a bundle that is damaged, unsafe or too new
+|-- ElsewhereError       4  this kind of machine cannot have the engine
+`-- BundleError          5  a bundle is damaged, unsafe or too new
 
 A message names the bad value and ends with what to do.
 """
 
 
 class DermedgeError(Exception):
-    """Base of all errors that dermedge raises on purpose."""
+    """Base class of all errors that dermedge raises on purpose.
+
+    `exit_code` is the exit code of a command that ends with this error.
+
+    Example:
+        >>> UsageError("Unknown target 'jetsn'.").exit_code
+        2
+    """
 
     exit_code = 1
 
 
 class ImageError(DermedgeError):
-    """The input is not an image that a model may be asked about."""
+    """Error for an input that is not an image a model accepts."""
 
 
 class DataError(DermedgeError):
-    """A table, a split, a weights folder or a checkpoint cannot be used."""
+    """Error for a table, a split, a model folder or a checkpoint that is not usable."""
 
 
 class EngineError(DermedgeError):
-    """The inference engine refused the artifact or failed while running it."""
+    """Error for an inference engine that refuses the artifact or fails while running it."""
 
 
 class UsageError(DermedgeError):
-    """An argument, an option or a name makes no sense."""
+    """Error for an argument, an option or a name that is not valid."""
 
     exit_code = 2
 
 
 class GateError(DermedgeError):
-    """An artifact lost more accuracy than its target's gate allows."""
+    """Error for an artifact that lost more accuracy than its target's gate allows."""
 
     exit_code = 3
 
 
 class MissingExtraError(DermedgeError):
-    """An engine or an optional dependency is not installed."""
+    """Error for an engine or an optional dependency that is not installed.
+
+    Args:
+        package: Name of the missing package.
+        extra: Extra of dermedge that installs it.
+        purpose: Subject of the message's sentence: the thing that needs the package.
+
+    Example:
+        >>> print(MissingExtraError("onnxruntime", "onnxruntime", "An ONNX bundle"))
+        An ONNX bundle needs onnxruntime, which is not installed: pip install 'dermedge[onnxruntime]'.
+    """
 
     exit_code = 4
 
@@ -58,21 +75,23 @@ class MissingExtraError(DermedgeError):
 
 
 class ElsewhereError(DermedgeError):
-    """The artifact's engine exists on other machines only: Core ML off a Mac, TensorRT off an NVIDIA GPU. The message
-    says what remains to be typed, and where.
+    """Error for an engine that exists on other machines only.
+
+    Core ML computes on Apple's systems only, TensorRT on NVIDIA GPUs only. The message
+    gives the command to run, and on which machine.
     """
 
     exit_code = 4
 
 
 class BundleError(DermedgeError):
-    """A bundle is damaged, incomplete, unsafe or of an unknown format."""
+    """Error for a bundle that is damaged, incomplete, unsafe or of an unknown format."""
 
     exit_code = 5
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's text without its full stop, to quote it in a message.
+    r"""Return the first line of an error's text without its full stop, to quote it.
 
     Example:
         >>> first_line(ValueError("no such node\n  at graph.cc:12"))

@@ -1,4 +1,4 @@
-"""Digests, canonical JSON, strict JSON, and writes that a kill cannot leave half done."""
+"""Compute digests of files, and write files and folders that a kill cannot leave half done."""
 
 import contextlib
 import errno
@@ -11,12 +11,17 @@ from dermedge_runtime.errors import DermedgeError, UsageError
 
 
 def sha256_hex(data: bytes) -> str:
-    """The SHA-256 of the bytes, as 64 lower-case hexadecimal digits."""
+    """Return the SHA-256 of bytes as 64 lower-case hexadecimal digits.
+
+    Example:
+        >>> sha256_hex(b"")[:16]
+        'e3b0c44298fc1c14'
+    """
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file, read in pieces so that a large model does not fill the memory."""
+    """Return the SHA-256 of a file, read in pieces of 1 MiB to save memory."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while piece := stream.read(1 << 20):
@@ -25,13 +30,22 @@ def sha256_file(path: str | Path) -> str:
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
-    """Writes a file so that after a crash or kill the old content or the new one stands there, never a part.
+    """Write a file; a crash or a kill leaves the old content or the new, never a part.
+
+    Args:
+        path: Path of the file; its folder is created if it does not exist.
+        data: New content.
 
     Raises:
-        DermedgeError: where the system refuses; nothing is left behind.
+        DermedgeError: The system refuses to write. No temporary file is left behind.
+
+    Example:
+        >>> atomic_write("notes/today.txt", b"done")
+        >>> Path("notes/today.txt").read_text()
+        'done'
     """
     path = Path(path)
-    temporary = _beside(path, "tmp")
+    temporary = _sibling(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as stream:
@@ -52,22 +66,29 @@ def atomic_write(path: str | Path, data: bytes) -> None:
 def atomic_folder(
     path: str | Path, *, overwrite: bool = False, marker: str | None = None
 ) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder; rename it to `path` if the block succeeds, else delete it.
 
     Args:
-        path: where the finished folder shall stand.
-        overwrite: whether something may stand there already; it stays whole until the new folder replaces it.
-        marker: a file that a folder must hold to be overwritten, so that a mistyped path does not cost a photo album.
+        path: Path of the finished folder.
+        overwrite: Allow `path` to exist. It stays whole until the new folder replaces it.
+        marker: File that a folder must hold to be overwritten, so that a mistyped path does
+            not delete somebody's photographs.
 
     Raises:
-        UsageError: where `path` exists and may not be replaced.
-        DermedgeError: where the system refuses to write.
+        UsageError: `path` exists and may not be replaced.
+        DermedgeError: The system refuses to write.
+
+    Example:
+        >>> with atomic_folder("results") as folder:
+        ...     _ = (folder / "table.csv").write_text("a,b")
+        >>> Path("results/table.csv").read_text()
+        'a,b'
     """
     import shutil
 
     path = Path(path)
     check_free(path, overwrite=overwrite, marker=marker)
-    temporary = _beside(path, "tmp")
+    temporary = _sibling(path, "tmp")
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
@@ -80,45 +101,55 @@ def atomic_folder(
             for name in names:
                 _sync(Path(folder, name))
             _sync(Path(folder))
-        _put(temporary, path, overwrite=overwrite)
+        _move_into_place(temporary, path, overwrite=overwrite)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_free(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
-    """Raises UsageError unless a result may be written to `path`; call it before an hour of work, not after."""
+    """Check that a result may be written to `path`; call this before long work.
+
+    Args:
+        path: Path of the result.
+        overwrite: As in `atomic_folder`.
+        marker: As in `atomic_folder`.
+
+    Raises:
+        UsageError: The path has no name, or exists and may not be replaced.
+    """
     if path.name in ("", ".", ".."):
         raise UsageError(f"{str(path)!r} cannot be an output; name a new file or folder.")
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise UsageError(
-            f"{path} exists already; choose another path, or overwrite it (--overwrite)."
-        )
-    if (
-        marker is not None
-        and path.is_dir()
-        and any(path.iterdir())
-        and not (path / marker).is_file()
-    ):
+        raise _already_exists(path)
+    has_files = path.is_dir() and any(path.iterdir())
+    if marker is not None and has_files and not (path / marker).is_file():
         raise UsageError(
             f"{path} is a folder without {marker}, so it is not overwritten; choose another path."
         )
 
 
-def _beside(path: Path, kind: str) -> Path:
+def _already_exists(path: Path) -> UsageError:
+    return UsageError(f"{path} exists already; choose another path, or overwrite it (--overwrite).")
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    """Return a new hidden name beside `path`, on the same file system."""
     return path.with_name(f".{path.name}.{kind}-{os.urandom(4).hex()}")
 
 
-def _put(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Moves the finished folder to `path`; what stood there is deleted last."""
+def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename a finished folder to `path`; delete what it replaces last.
+
+    POSIX has no rename that replaces a folder with files in it. So the old folder is renamed
+    aside, and the new one renamed in: two system calls. A kill between them leaves both
+    folders whole, the old one as `.NAME.old-XXXXXXXX`; nothing is lost or half written.
+    Linux can swap two paths in one step (renameat2), but no user needs that moment closed.
+    """
     try:
-        if not (overwrite and os.path.lexists(path)):
-            temporary.rename(path)
-        elif _exchange(temporary, path):
-            _remove(temporary)
-        else:
-            old = _beside(path, "old")
+        if overwrite and os.path.lexists(path):
+            old = _sibling(path, "old")
             path.rename(old)
             try:
                 temporary.rename(path)
@@ -126,29 +157,15 @@ def _put(temporary: Path, path: Path, *, overwrite: bool) -> None:
                 old.rename(path)
                 raise
             _remove(old)
+        else:
+            temporary.rename(path)
         _sync(path.parent)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise UsageError(
-                f"{path} exists already; choose another path, or overwrite it (--overwrite)."
-            ) from error
+            raise _already_exists(path) from error
         raise DermedgeError(
             f"Cannot write {path} ({error.strerror}); choose a path you may write to."
         ) from error
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two paths in one step where the system can (Linux); two renames would leave a moment without either."""
-    import ctypes
-
-    try:
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    here, exchange = -100, 2
-    return bool(
-        swap(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
-    )
 
 
 def _remove(path: Path) -> None:
@@ -161,7 +178,10 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file, or a folder's list of names, to the disk; systems that cannot open a folder do without."""
+    """Flush a file, or a folder's list of names, to the disk.
+
+    Some systems cannot open a folder; they flush its names themselves.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+# Instruction sets that change which kernels an engine selects, and so its speed.
 X86_FLAGS = (
     "avx",
     "avx2",
@@ -20,8 +21,17 @@ ARM_FLAGS = ("neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2
 
 
 def describe_device() -> Mapping[str, str]:
-    """What this computer is: system, machine, CPU with the flags that matter to engines, cores, Python."""
-    fields = _cpuinfo()
+    """Describe this computer's system, CPU and Python.
+
+    Returns:
+        `system`, `machine`, `cpu`, `flags` (instruction sets that matter to engines, empty
+        if the system does not list them), `cores` and `python`.
+
+    Example:
+        >>> sorted(describe_device())
+        ['cores', 'cpu', 'flags', 'machine', 'python', 'system']
+    """
+    fields = _read_cpuinfo()
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     return {
         "system": f"{platform.system()} {platform.release()}",
@@ -33,7 +43,8 @@ def describe_device() -> Mapping[str, str]:
     }
 
 
-def _cpuinfo() -> dict[str, str]:
+def _read_cpuinfo() -> dict[str, str]:
+    """Return the fields of the first CPU in /proc/cpuinfo; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

@@ -1,25 +1,24 @@
-"""The one class that users hold: a bundle and an engine that together answer images with predictions."""
+"""Run a bundle on images: `load` a bundle, and predict with the `Model` it returns."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, Protocol, overload
+from typing import Literal, Protocol, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.decode import Prediction, Provenance, Timing, decode
+from dermedge_runtime.decode import Outputs, Prediction, Provenance, Timing, decode
 from dermedge_runtime.errors import ImageError, UsageError
 from dermedge_runtime.prefetch import prefetch_batches
 from dermedge_runtime.preprocess import Pixels, Source, preprocess
 from dermedge_runtime.registry import lookup
 
-Outputs = dict[str, npt.NDArray[np.float32]]
 OnError = Literal["raise", "return"]
 Item = tuple[Pixels, float]
+"""A preprocessed image, and the milliseconds that preprocessing took."""
 
 # By artifact format (the default), and by the engine's own name.
 RUNTIMES = {
@@ -33,28 +32,67 @@ GROUP = "dermedge.runtimes"
 
 
 class Runtime(Protocol):
-    """All that a new engine writes, beside a classmethod `open(bundle, *, threads)` that returns one.
+    """Interface of an engine that has loaded a bundle's artifact.
 
-    `run` may be called by many threads at once; an engine that cannot do that takes its own lock.
+    A new engine writes this, and a classmethod `open(bundle, *, threads)` that returns one
+    (`RuntimeClass`). Several threads may call `run` at once; an engine that cannot do that
+    takes its own lock.
+
+    Example:
+        >>> class Constant:
+        ...     name, version = "constant", "1.0"
+        ...     def run(self, images):
+        ...         return {"malignancy": np.zeros((len(images), 1), np.float32)}
+        ...     def close(self):
+        ...         pass
+        >>> runtime: Runtime = Constant()
     """
 
     @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
-
-    def run(self, images: Pixels, /) -> Outputs:
-        """Outputs [N, ...] by task of RGB images [N, S, S, 3]. Raises EngineError where the engine fails."""
+    def name(self) -> str:
+        """Name of the engine."""
         ...
 
-    def close(self) -> None: ...
+    @property
+    def version(self) -> str:
+        """Version of the engine."""
+        ...
+
+    def run(self, images: Pixels, /) -> Outputs:
+        """Return the outputs [N, ...] by task for RGB images [N, S, S, 3].
+
+        Raises:
+            EngineError: The engine fails, or the runtime is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory; closing again does nothing."""
+        ...
+
+
+class RuntimeClass(Protocol):
+    """Class of runtimes, as it is registered under `dermedge.runtimes`."""
+
+    def open(self, bundle: Bundle, /, *, threads: int | None) -> Runtime:
+        """Load a bundle's artifact into the engine."""
+        ...
 
 
 class Model:
-    """Answers images with predictions. May be shared by threads; they get the same numbers as one.
+    """A bundle and a running engine that predict images.
 
-    Close it, or use it as a context manager, to give the engine's memory back.
+    Threads may share a model; they get the same numbers as one thread. Close the model, or
+    use it as a context manager, to free the engine's memory.
+
+    Args:
+        bundle: The opened bundle.
+        runtime: Engine that has loaded the bundle's artifact; the model closes it.
+
+    Example:
+        >>> with load("toy.dermedge") as model:
+        ...     model.predict("lesion.png").labels[0].name
+        'Melanocytic naevus'
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
@@ -71,25 +109,42 @@ class Model:
         self._closed = False
 
     def predict(self, image: Source, *, exact: bool = False) -> Prediction:
-        """Predicts one image: encoded bytes, a path, a PIL image, or RGB uint8 [H, W, 3].
+        """Predict one image.
 
         Args:
-            image: The image.
-            exact: Never decode a JPEG at a reduced scale; slower, and bit for bit what other platforms compute.
+            image: Encoded bytes, a path, a PIL image, or RGB uint8 [H, W, 3].
+            exact: Decode large JPEGs at full scale: slower, and bit for bit what other
+                platforms compute.
 
         Raises:
             ImageError: The source is not a single readable image.
-            EngineError: The engine failed, or gave NaN or infinity.
+            EngineError: The engine fails, or gives NaN or infinity.
             UsageError: The model is closed.
         """
         self._check_open()
-        tensor, preprocess_ms = self._prepare(image, exact)
-        return self._predict([(tensor, preprocess_ms)])[0]
+        return self._predict([self._prepare(image, exact)])[0]
 
     def predict_batch(
         self, images: Iterable[Source], *, batch_size: int = 8, exact: bool = False
     ) -> list[Prediction]:
-        """Predicts images, `batch_size` at a time; in order. Raises as `predict` does, at the first bad image."""
+        """Predict images in batches; return the predictions in order.
+
+        Args:
+            images: The images.
+            batch_size: Number of images per engine call.
+            exact: As in `predict`.
+
+        Raises:
+            ImageError: An image is not readable; no prediction is returned.
+            EngineError: As in `predict`.
+            UsageError: As in `predict`.
+
+        Example:
+            >>> with load("toy.dermedge") as model:
+            ...     predictions = model.predict_batch(["lesion.png", "lesion.png"])
+            >>> len(predictions)
+            2
+        """
         return list(self.stream(images, batch_size=batch_size, ahead=2 * batch_size, exact=exact))
 
     @overload
@@ -126,32 +181,56 @@ class Model:
         on_error: OnError = "raise",
         exact: bool = False,
     ) -> Iterator[Prediction | ImageError]:
-        """Predicts images as they come, in order, in bounded memory; the next ones are decoded while the engine runs.
+        """Predict images as they come, in order and in bounded memory.
+
+        Threads decode the next images while the engine runs.
 
         Args:
-            images: Any iterable, also an endless generator; it is read only as far as needed.
-            batch_size: How many images go through the engine at once.
-            ahead: How many images are read or decoded but not yet predicted, at most; `batch_size` or more.
-            workers: Threads that decode.
-            on_error: `raise` an ImageError at the bad image's place, or `return` it in place of a prediction and go on.
+            images: Any iterable, also an endless generator. It is read only as far as
+                needed.
+            batch_size: Number of images per engine call.
+            ahead: Largest number of images that are read but not yet predicted;
+                `batch_size` or more.
+            workers: Number of threads that decode.
+            on_error: `raise` an ImageError at the place of a bad image, or `return` it
+                instead of a prediction and continue.
             exact: As in `predict`.
 
         Raises:
-            ImageError: At the place of a bad image, unless `on_error` is `return`.
-            EngineError: The engine failed.
-            UsageError: The model is closed, or an argument makes no sense.
+            ImageError: An image is bad and `on_error` is `raise`.
+            EngineError: The engine fails.
+            UsageError: The model is closed, or an argument is not valid.
+
+        Example:
+            >>> with load("toy.dermedge") as model:
+            ...     for answer in model.stream(["lesion.png", b""], on_error="return"):
+            ...         print(type(answer).__name__)
+            Prediction
+            ImageError
         """
         if on_error not in ("raise", "return"):
             raise UsageError(f"on_error is {on_error!r}: use 'raise' or 'return'.")
         if batch_size < 1 or workers < 1 or ahead < batch_size:
             raise UsageError(
-                f"batch_size {batch_size}, ahead {ahead}, workers {workers}: use 1 or more, and ahead >= batch_size."
+                f"batch_size {batch_size}, ahead {ahead}, workers {workers}: "
+                "use 1 or more, and ahead >= batch_size."
             )
         self._check_open()
-        return self._stream(iter(images), batch_size, ahead, workers, on_error, exact)
+        return self._stream(images, batch_size, ahead, workers, on_error, exact)
 
     def run(self, images: Pixels) -> Outputs:
-        """The engine's raw outputs [N, ...] by task for preprocessed images, uint8 [N, S, S, 3]."""
+        """Return the engine's raw outputs by task for preprocessed images.
+
+        Args:
+            images: uint8 [N, S, S, 3].
+
+        Returns:
+            float32 [N, ...] by task.
+
+        Raises:
+            EngineError: The engine fails.
+            UsageError: The images have another type or shape, or the model is closed.
+        """
         self._check_open()
         size = self.bundle.spec.preprocess.size
         if (
@@ -160,20 +239,30 @@ class Model:
             or images.shape[1:] != (size, size, 3)
             or not len(images)
         ):
-            found = f"{images.dtype} {list(images.shape)}"
             raise UsageError(
-                f"The engine takes uint8 [N, {size}, {size}, 3], not {found}: preprocess the image first."
+                f"The engine takes uint8 [N, {size}, {size}, 3], "
+                f"not {images.dtype} {list(images.shape)}: preprocess the image first."
             )
         return self.runtime.run(images)
 
     def outputs(self, image: Source, *, exact: bool = False) -> Outputs:
-        """The engine's raw outputs for one image, by task, without the batch dimension."""
+        """Return the engine's raw outputs by task for one image, without the batch dimension.
+
+        Args:
+            image: As in `predict`.
+            exact: As in `predict`.
+
+        Raises:
+            ImageError: As in `predict`.
+            EngineError: The engine fails.
+            UsageError: The model is closed.
+        """
         self._check_open()
         batch = self.run(preprocess(image, self.bundle.spec.preprocess, exact=exact)[None])
         return {name: values[0] for name, values in batch.items()}
 
     def close(self) -> None:
-        """Gives the engine's memory back. Closing again does nothing."""
+        """Free the engine's memory; closing again does nothing."""
         if not self._closed:
             self._closed = True
             self.runtime.close()
@@ -221,7 +310,7 @@ class Model:
 
     def _stream(
         self,
-        images: Iterator[Source],
+        images: Iterable[Source],
         batch_size: int,
         ahead: int,
         workers: int,
@@ -239,6 +328,8 @@ class Model:
         )
         with closing(batches):
             for batch in batches:
+                # Good images before a bad one are predicted first, so that an error that is
+                # raised loses none of them.
                 good = [item for item in batch if not isinstance(item, ImageError)]
                 predictions = iter(self._predict(good) if good else ())
                 for item in batch:
@@ -253,21 +344,27 @@ class Model:
 def load(
     bundle: str | Path | Bundle, *, engine: str | None = None, threads: int | None = None
 ) -> Model:
-    """Opens a bundle, checks all of it, and starts the engine that runs it.
+    """Open a bundle, check all of it, and start the engine that runs it.
 
     Args:
-        bundle: The path of a bundle, or an opened one.
-        engine: The name of a runtime; by default the one for the artifact's format.
-        threads: How many threads the engine computes with; by default it decides.
+        bundle: Path of a bundle, or an opened one.
+        engine: Name of a runtime; by default the one for the artifact's format.
+        threads: Number of threads the engine computes with; by default the engine chooses.
 
     Raises:
         BundleError: The bundle is damaged, unsafe or too new.
-        UsageError: There is no such path or engine, or `threads` is not positive.
+        UsageError: The path or the engine does not exist, or `threads` is not positive.
         MissingExtraError: The engine is not installed.
+        ElsewhereError: This kind of machine cannot have the engine.
         EngineError: The engine refuses the artifact.
+
+    Example:
+        >>> with load("toy.dermedge", threads=1) as model:
+        ...     round(model.predict("lesion.png").malignancy, 2)
+        0.0
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: use 1 or more, or leave it out.")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    kind: Any = lookup("engine", engine or opened.artifact.format, RUNTIMES, GROUP)
-    return Model(opened, kind.open(opened, threads=threads))
+    runtime: RuntimeClass = lookup("engine", engine or opened.artifact.format, RUNTIMES, GROUP)
+    return Model(opened, runtime.open(opened, threads=threads))

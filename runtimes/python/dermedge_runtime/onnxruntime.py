@@ -1,16 +1,17 @@
-"""ONNX Runtime, on the CPU unless other providers are asked for."""
+"""Run ONNX bundles with ONNX Runtime, on the CPU unless other providers are given."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import EngineError, MissingExtraError, first_line
-from dermedge_runtime.signature import AGAIN, INPUT, Port, check_signature
-from dermedge_runtime.spec import Spec
+from dermedge_runtime.preprocess import Pixels
+from dermedge_runtime.signature import INPUT, Port, check_signature
+from dermedge_runtime.spec import AGAIN, Spec
 from dermedge_runtime.telemetry import no_telemetry
 
 if TYPE_CHECKING:
@@ -18,15 +19,32 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-RECORD = "get_provider_graph_assignment_info"  # which older ones do not have
-NAMED = 5  # operators that a message lists
-# By execution provider: how many nodes of each operator it computes.
+# Method that lists which provider computes which node; ONNX Runtime has it since
+# https://github.com/microsoft/onnxruntime/pull/26781.
+RECORD = "get_provider_graph_assignment_info"
+LISTED = 5  # operators that a message lists
 Placement = Mapping[str, Mapping[str, int]]
+"""Number of nodes of each operator, by the execution provider that computes them."""
 
 
 class OnnxRuntime:
-    """An ONNX graph whose one input is `image`, uint8 [N, S, S, 3], and whose outputs are float32, named after their
-    tasks. A graph with a batch of one is called once per image.
+    """ONNX Runtime session on a bundle's graph.
+
+    The graph's one input is `image`, uint8 [N, S, S, 3]. Its outputs are float32, named
+    after their tasks. A graph with a fixed batch of one is called once per image.
+
+    Args:
+        session: Session on the graph.
+        spec: Spec of the model.
+        version: Version of ONNX Runtime.
+
+    Example:
+        >>> runtime = OnnxRuntime.open(Bundle.open("toy.dermedge"), threads=1)
+        >>> runtime.run(np.zeros((2, 48, 48, 3), np.uint8))["malignancy"].shape
+        (2, 1)
+        >>> list(runtime.placement())
+        ['CPUExecutionProvider']
+        >>> runtime.close()
     """
 
     name = "onnxruntime"
@@ -35,28 +53,28 @@ class OnnxRuntime:
         self.version = version
         self._names = [task.name for task in spec.tasks]
         self._batch_one = check_signature(
-            _ports(session.get_inputs()), _ports(session.get_outputs()), spec
+            _describe_ports(session.get_inputs()), _describe_ports(session.get_outputs()), spec
         )
-        self._placement = _placement(session)
+        self._placement = _read_placement(session)
         self._session: onnxruntime.InferenceSession | None = session
 
     @classmethod
     def open(
         cls, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] = (CPU,)
     ) -> "OnnxRuntime":
-        """Starts a session on a bundle's ONNX file.
+        """Start a session on a bundle's ONNX file.
 
         Args:
-            bundle: The bundle.
+            bundle: The opened bundle.
             threads: Threads within one operator; by default one per physical core.
-            providers: ONNX Runtime execution providers, the preferred first. They alone compute: nodes fall back to
-                the CPU only where `CPUExecutionProvider` is named as well.
+            providers: Execution providers, the preferred one first. Only these compute.
+                Nodes fall back to the CPU only if `CPUExecutionProvider` is in the list.
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
-            EngineError: ONNX Runtime refuses the graph or a provider, a provider leaves the graph to the CPU, or inputs
-                and outputs do not fit the spec.
-            BundleError: The file was changed since the bundle was opened.
+            EngineError: ONNX Runtime refuses the graph or a provider, a provider leaves the
+                graph to the CPU, or inputs and outputs do not fit the spec.
+            BundleError: The file changed after the bundle was opened.
         """
         try:
             with no_telemetry():
@@ -71,39 +89,52 @@ class OnnxRuntime:
             )
         graph = bundle.read(bundle.artifact.path)
         try:
-            # Without fallback: a provider that fails is an error, not a line on stdout and another provider.
+            # If a provider fails, the Python wrapper prints a line and starts a new session
+            # on other providers (https://github.com/microsoft/onnxruntime/pull/1960).
+            # `enable_fallback=0` makes the failure an error.
             session = onnxruntime.InferenceSession(
-                graph, _options(threads, providers), providers=list(providers), enable_fallback=0
+                graph,
+                _session_options(threads, providers),
+                providers=list(providers),
+                enable_fallback=0,
             )
-            # The wrapper keeps the file's bytes for that fallback, as much memory again as the weights take.
+            # For that fallback the wrapper keeps the file's bytes: as much memory again as
+            # the weights take. Its source has a TODO at this attribute ("we're holding the
+            # memory indefinitely"). Delete this line when that TODO is gone from
+            # onnxruntime/python/onnxruntime_inference_collection.py.
             session._model_bytes = None
         except Exception as error:
             raise EngineError(
-                f"onnxruntime {onnxruntime.__version__} refuses {bundle.artifact.path} ({first_line(error)}): "
-                f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; upgrade it, or {AGAIN}"
+                f"onnxruntime {onnxruntime.__version__} refuses {bundle.artifact.path} "
+                f"({first_line(error)}): it needs "
+                f"{', '.join(bundle.artifact.requires) or 'another version'}; "
+                f"upgrade it, or {AGAIN}"
             ) from error
         runtime = cls(session, bundle.spec, str(onnxruntime.__version__))
         check_placement(runtime._placement, providers)
         return runtime
 
-    def run(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs [N, ...] by task. Raises EngineError where the engine fails or is closed."""
+    def run(self, images: Pixels) -> Outputs:
+        """Return the outputs [N, ...] by task for images [N, S, S, 3].
+
+        Raises:
+            EngineError: ONNX Runtime fails, or the session is closed.
+        """
         session = self._session
         if session is None:
             raise EngineError("The ONNX Runtime session is closed: load the bundle again.")
         try:
             if not self._batch_one or len(images) == 1:
-                return dict(
-                    zip(self._names, session.run(self._names, {INPUT: images}), strict=True)
-                )
+                values = session.run(self._names, {INPUT: images})
+                return dict(zip(self._names, values, strict=True))
             rows = [
                 session.run(self._names, {INPUT: images[index : index + 1]})
                 for index in range(len(images))
             ]
         except Exception as error:
             raise EngineError(
-                f"onnxruntime failed on {images.dtype} {list(images.shape)} ({first_line(error)}): "
-                "run `dermedge verify` on the bundle."
+                f"onnxruntime failed on {images.dtype} {list(images.shape)} "
+                f"({first_line(error)}): run `dermedge verify` on the bundle."
             ) from error
         return {
             name: np.concatenate(column)
@@ -111,25 +142,30 @@ class OnnxRuntime:
         }
 
     def placement(self) -> Placement:
-        """By execution provider, how many nodes of each operator it computes; empty where this onnxruntime is too old
-        to tell.
+        """Return the number of nodes of each operator by execution provider.
+
+        It is empty if this version of ONNX Runtime does not record it.
         """
         return self._placement
 
     def close(self) -> None:
-        """Frees the session; one that still runs in another thread ends first."""
+        """Free the session; a call that still runs in another thread ends first."""
         self._session = None
 
 
 def check_placement(placement: Placement, providers: Sequence[str]) -> None:
-    """Refuse what a provider silently left to the CPU.
+    """Refuse a graph that a provider left to the CPU without an error.
 
     Args:
-        placement: As `OnnxRuntime.placement` gives it; an empty one, of an older onnxruntime, tells nothing.
-        providers: Those that were asked for.
+        placement: As `OnnxRuntime.placement` returns it; nothing is checked if it is empty.
+        providers: Providers that the caller named.
 
     Raises:
-        EngineError: Nodes run on a provider that was not asked for, or one that was asked for got none at all.
+        EngineError: Nodes run on a provider that the caller did not name, or a named
+            provider computes no node.
+
+    Example:
+        >>> check_placement({CPU: {"Conv": 50}}, (CPU,))
     """
     if not placement:
         return
@@ -137,37 +173,39 @@ def check_placement(placement: Placement, providers: Sequence[str]) -> None:
     for name, operators in placement.items():
         if name not in providers:
             raise EngineError(
-                f"{', '.join(providers)} cannot compute {sum(operators.values())} of {total} nodes "
-                f"({_listed(operators)}), which fell back to {name}: add {name!r} to `providers` to accept that."
+                f"{', '.join(providers)} cannot compute {sum(operators.values())} of {total} "
+                f"nodes ({_list_operators(operators)}), which fell back to {name}: "
+                f"add {name!r} to `providers` to accept that."
             )
     for name in providers:
         if name != CPU and not placement.get(name):
             taken = "; ".join(
-                f"{other}: {_listed(operators)}" for other, operators in placement.items()
+                f"{other}: {_list_operators(operators)}" for other, operators in placement.items()
             )
             raise EngineError(
-                f"{name} computes none of the {total} nodes ({taken}): leave it out of `providers`, or export at a "
-                "precision that it computes."
+                f"{name} computes none of the {total} nodes ({taken}): leave it out of "
+                "`providers`, or export at a precision that it computes."
             )
 
 
-def _placement(session: Any) -> Placement:
+def _read_placement(session: "onnxruntime.InferenceSession") -> Placement:
     recorded = getattr(session, RECORD, tuple)
-    found: dict[str, Counter[str]] = {}
+    placement: dict[str, Counter[str]] = {}
     for part in recorded():
-        found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
-    return {name: dict(operators) for name, operators in found.items()}
+        operators = placement.setdefault(part.ep_name, Counter())
+        operators.update(node.op_type for node in part.get_nodes())
+    return {name: dict(operators) for name, operators in placement.items()}
 
 
-def _listed(operators: Mapping[str, int]) -> str:
-    """`17 Conv, 14 Mul and 5 more`: the most frequent ones."""
+def _list_operators(operators: Mapping[str, int]) -> str:
+    """Return the most frequent operators as text, such as `17 Conv, 14 Mul and 5 more`."""
     ranked = sorted(operators.items(), key=lambda item: (-item[1], item[0]))
-    rest = sum(count for _, count in ranked[NAMED:])
-    named = ", ".join(f"{count} {name}" for name, count in ranked[:NAMED])
-    return f"{named} and {rest} more" if rest else named
+    rest = sum(count for _, count in ranked[LISTED:])
+    listed = ", ".join(f"{count} {name}" for name, count in ranked[:LISTED])
+    return f"{listed} and {rest} more" if rest else listed
 
 
-def _options(threads: int | None, providers: Sequence[str]) -> "onnxruntime.SessionOptions":
+def _session_options(threads: int | None, providers: Sequence[str]) -> "onnxruntime.SessionOptions":
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -175,7 +213,9 @@ def _options(threads: int | None, providers: Sequence[str]) -> "onnxruntime.Sess
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    # Measured no slower, and what one call needed at its peak is not kept for the life of the process.
+    # The arena keeps the peak memory of one call for the life of the process
+    # (https://github.com/microsoft/onnxruntime/issues/11627); without it no call measured
+    # slower.
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
     if hasattr(onnxruntime.InferenceSession, RECORD):
@@ -185,8 +225,8 @@ def _options(threads: int | None, providers: Sequence[str]) -> "onnxruntime.Sess
     return options
 
 
-def _ports(nodes: Sequence[Any]) -> dict[str, Port]:
-    """By name, the type and sizes of a session's inputs or outputs; an open size has a name in ONNX."""
+def _describe_ports(nodes: Sequence[Any]) -> dict[str, Port]:
+    """Return the type and sizes of a session's inputs or outputs; ONNX names an open size."""
     return {
         node.name: (
             TYPES.get(node.type, node.type),

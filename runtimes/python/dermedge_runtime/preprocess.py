@@ -1,8 +1,12 @@
-"""Encoded bytes, a path, a PIL image or an array -> the uint8 [S, S, 3] tensor that a network takes.
+"""Convert encoded bytes, a path, a PIL image or an array to a network's uint8 [S, S, 3] input.
 
-The contract, the same on every platform: EXIF orientation applied, ICC profiles left alone, alpha composed on the
-background, grey, palette and CMYK turned into RGB, of 16-bit samples the high byte; then `fit`; then a triangle-kernel
-resize in 22-bit fixed point, which Pillow's BILINEAR is on square input.
+The contract is the same on every platform:
+
+- EXIF orientation is applied, ICC profiles are ignored, and alpha is composed on the
+  background. Grey, palette and CMYK become RGB; of 16-bit samples the high byte counts.
+- `fit` makes the image a square.
+- A triangle kernel with antialiasing resizes it, in 22-bit fixed point. Pillow's BILINEAR
+  does exactly that on square input.
 """
 
 import io
@@ -23,7 +27,8 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 Source: TypeAlias = bytes | str | os.PathLike[str] | Image.Image | Pixels
 
 MIN_SIDE = 16
-# Pillow's own default; a fixed number here, so that no global setting of Pillow decides what a device accepts.
+# Pillow's own default. The number is fixed here, so that no global setting of Pillow decides
+# which images a device accepts.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
 # Photographic formats that every platform decodes to the same samples, the most frequent first.
@@ -49,37 +54,65 @@ _TRANSPOSE = {
 
 
 def preprocess(source: Source, spec: Preprocess, *, exact: bool = False) -> Pixels:
-    """Turns an image into the network's input.
+    """Convert an image to the network's input.
 
     Args:
         source: Encoded bytes, a path, a PIL image, or RGB uint8 [H, W, 3].
         spec: The model's preprocessing.
-        exact: Never decode a JPEG at a reduced scale. A reduced scale is many times faster for photographs, cuts the
-            same square, and differs by a few grey levels; what must be bit-exact asks for `exact`.
+        exact: Never decode a JPEG at a reduced scale. A reduced scale is many times faster
+            for photographs, cuts the same square, and differs by a few grey levels. Use
+            `exact` where values must be bit-exact.
 
     Returns:
-        RGB, shape [S, S, 3].
+        RGB, uint8 [S, S, 3].
 
     Raises:
-        ImageError: The source is not a single readable image with a short side of at least 16 pixels.
+        ImageError: The source is not a single readable image with a short side of at least
+            16 pixels.
+
+    Example:
+        >>> preprocess("lesion.png", Preprocess(size=224)).shape
+        (224, 224, 3)
     """
     return np.array(_square(_decode(source, spec, exact), spec))
 
 
 def decode_image(source: Source, spec: Preprocess, *, exact: bool = False) -> Pixels:
-    """Decodes an image to upright opaque RGB, shape [H, W, 3], without cutting or resizing it.
+    """Decode an image to upright opaque RGB without cutting or resizing it.
 
-    Unless `exact`, a large JPEG may come back at a half, a quarter or an eighth of its size. Raises ImageError as
-    `preprocess` does.
+    Args:
+        source: As in `preprocess`.
+        spec: The model's preprocessing.
+        exact: As in `preprocess`. Without it a large JPEG may have a half, a quarter or an
+            eighth of its size.
+
+    Returns:
+        RGB, uint8 [H, W, 3].
+
+    Raises:
+        ImageError: As in `preprocess`.
+
+    Example:
+        >>> decode_image("lesion.png", Preprocess(size=64)).shape
+        (256, 256, 3)
     """
     return np.array(_decode(source, spec, exact))
 
 
 def reduced_scale(width: int, height: int, spec: Preprocess) -> int:
-    """The largest of 8, 4, 2 and 1 by which a JPEG may be reduced while it is decoded.
+    """Return the largest of 8, 4, 2 and 1 by which a JPEG may be reduced while decoding.
 
-    The decoded short side stays at least twice S, and width, height and the offset of the crop or of the padding divide
-    by the scale, so that the same pixels are seen.
+    The decoded short side stays at least twice S. Width, height and the offset of the crop
+    or of the padding are multiples of the scale, so that the crop covers the same pixels.
+
+    Args:
+        width: Width of the JPEG in pixels.
+        height: Height of the JPEG in pixels.
+        spec: The model's preprocessing.
+
+    Example:
+        >>> reduced_scale(4032, 3024, Preprocess(size=224))
+        4
     """
     offset = 0 if spec.fit == "stretch" else abs(width - height) // 2
     for scale in (8, 4, 2):
@@ -94,10 +127,10 @@ def _decode(source: Source, spec: Preprocess, exact: bool) -> Image.Image:
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _guarded(source, "the PIL image", spec, scalable=False)
-    stream, name = _stream(source)
+    stream, name = _open_source(source)
     with stream as file:
         try:
-            image = _open(file, name)
+            image = _open_image(file, name)
         except OSError as error:
             raise ImageError(f"{name} cannot be read ({error}): check the file.") from error
         return _guarded(image, name, spec, scalable=not exact)
@@ -112,7 +145,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _stream(
+def _open_source(
     source: bytes | str | os.PathLike[str],
 ) -> tuple[AbstractContextManager[IO[bytes]], str]:
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -135,8 +168,11 @@ def _stream(
         ) from error
 
 
-def _open(file: IO[bytes], name: str) -> Image.Image:
-    """Like Image.open, for FORMATS only, and without its size check, which warns through global state."""
+def _open_image(file: IO[bytes], name: str) -> Image.Image:
+    """Open an image as Image.open does, but only in FORMATS.
+
+    Image.open also checks the size, and warns through a global setting.
+    """
     prefix = file.read(16)
     if not prefix:
         raise ImageError(f"{name} is empty (0 bytes): fetch or take the photograph again.")
@@ -150,19 +186,24 @@ def _open(file: IO[bytes], name: str) -> Image.Image:
             except Exception as error:
                 raise _damaged(name, kind, error) from error
     raise ImageError(
-        f"{name} is not an image that dermedge reads ({', '.join(FORMATS)}): convert it to JPEG or PNG."
+        f"{name} is not an image that dermedge reads ({', '.join(FORMATS)}): "
+        "convert it to JPEG or PNG."
     )
 
 
 def _damaged(name: str, kind: str | None, error: Exception) -> ImageError:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return ImageError(
-        f"{name} is truncated or damaged ({kind or 'image'}: {reason}): fetch or take the photograph again."
+        f"{name} is truncated or damaged ({kind or 'image'}: {reason}): "
+        "fetch or take the photograph again."
     )
 
 
 def _guarded(image: Image.Image, name: str, spec: Preprocess, *, scalable: bool) -> Image.Image:
-    """`_upright`, with an ImageError for whatever a decoder throws at a damaged file; these have no common base."""
+    """Call `_upright`, and turn every error of a decoder into an ImageError.
+
+    Pillow's decoders raise many types for a damaged file, without a common base class.
+    """
     try:
         return _upright(image, name, spec, scalable)
     except ImageError:
@@ -173,7 +214,8 @@ def _guarded(image: Image.Image, name: str, spec: Preprocess, *, scalable: bool)
 
 def _upright(image: Image.Image, name: str, spec: Preprocess, scalable: bool) -> Image.Image:
     _check_size(*image.size, name)
-    # A phone's MPO is one photograph with previews or depth behind it; everything else with frames is a film.
+    # A phone's MPO is one photograph followed by previews or depth. Any other file with
+    # several frames is an animation or has several pages.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ImageError(f"{name} is animated or has several pages: pass a single frame.")
     if scalable and image.format in ("JPEG", "MPO"):
@@ -190,16 +232,18 @@ def _upright(image: Image.Image, name: str, spec: Preprocess, scalable: bool) ->
 def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS}: pass a smaller one."
+            f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS}: "
+            "pass a smaller one."
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(
-            f"{name} has {width} x {height} pixels, too small to be a photograph: each side needs {MIN_SIDE} or more."
+            f"{name} has {width} x {height} pixels, too small to be a photograph: "
+            f"each side needs {MIN_SIDE} or more."
         )
 
 
 def _refuse_depth(image: Image.Image, name: str) -> None:
-    """Refuses samples whose scale is unknown, and colour keys that Pillow drops from 16-bit images."""
+    """Refuse samples of an unknown scale, and colour keys that Pillow drops from 16 bits."""
     mode, key = image.mode, image.info.get("transparency")
     bits = getattr(image, "tag_v2", {}).get(258, ())
     if (
@@ -208,17 +252,22 @@ def _refuse_depth(image: Image.Image, name: str) -> None:
         or (mode.startswith("I;") and bits == (12,))
     ):
         raise ImageError(
-            f"{name} has samples of an unknown range (mode {mode}): convert it to 8 bits per sample."
+            f"{name} has samples of an unknown range (mode {mode}): "
+            "convert it to 8 bits per sample."
         )
     deep = mode.startswith("I") or (isinstance(key, tuple) and max(key) > 255)
     if key is not None and deep:
         raise ImageError(
-            f"{name} has 16 bits per sample and a transparent colour: convert it to 8 bits per sample."
+            f"{name} has 16 bits per sample and a transparent colour: "
+            "convert it to 8 bits per sample."
         )
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or it cannot be read. Pillow has already turned a TIFF."""
+    """Return the EXIF orientation; 1 if there is none or it cannot be read.
+
+    Pillow has already applied the orientation of a TIFF.
+    """
     data = image.info.get("exif")
     if not isinstance(data, bytes):
         return 1
@@ -245,7 +294,8 @@ def _square(image: Image.Image, spec: Preprocess) -> Image.Image:
     width, height = image.size
     target, kernel = (spec.size, spec.size), Image.Resampling.BILINEAR
     if spec.fit == "stretch":
-        # One pass per call: for a rectangle Pillow chooses the order of the passes by its shape.
+        # One pass per call, because Pillow chooses the order of the two passes by the shape
+        # of a rectangle, and the rounding between them makes the order count.
         return image.resize((spec.size, height), kernel).resize(target, kernel)
     if spec.fit == "pad":
         side = max(width, height)

@@ -1,6 +1,8 @@
-"""Names to `module:attribute`: what is built in, and what third parties add by entry points.
+"""Look up names in registries of `module:attribute` entries.
 
-Groups: `dermedge.targets`, `dermedge.exporters`, `dermedge.runtimes`, `dermedge.datasets`; they are read only here.
+A registry holds the built-in names and those that installed packages add as entry points.
+The groups are `dermedge.targets`, `dermedge.exporters`, `dermedge.runtimes` and
+`dermedge.datasets`. Only this module reads them.
 """
 
 import importlib
@@ -11,17 +13,34 @@ from dermedge_runtime.errors import MissingExtraError, UsageError
 
 
 def list_entries(builtin: Mapping[str, str], group: str) -> dict[str, str]:
-    """All names of a group. A built-in name cannot be taken over by an installed package."""
+    """Return all entries of a group by name.
+
+    Args:
+        builtin: Built-in entries. An installed package cannot replace one of them.
+        group: Entry-point group.
+    """
     from importlib.metadata import entry_points
 
     return {**{point.name: point.value for point in entry_points(group=group)}, **builtin}
 
 
 def lookup(kind: str, name: str, builtin: Mapping[str, str], group: str) -> Any:
-    """What `name` stands for, imported. Installed packages are only searched for a name that is not built in.
+    """Import the object that a name stands for.
+
+    Installed packages are searched only for a name that is not built in.
+
+    Args:
+        kind: Kind of the name, for messages, such as `engine`.
+        name: Name to look up.
+        builtin: Built-in entries.
+        group: Entry-point group.
 
     Raises:
-        UsageError: for an unknown name, with the nearest known one.
+        UsageError: The name is unknown; the message has the nearest known one.
+
+    Example:
+        >>> lookup("codec", "json", {"json": "json:dumps"}, "dermedge.codecs")([1])
+        '[1]'
     """
     if name in builtin:
         return load_entry(builtin[name])
@@ -30,39 +49,54 @@ def lookup(kind: str, name: str, builtin: Mapping[str, str], group: str) -> Any:
 
 
 def load_entry(entry: str, *, extra: str | None = None) -> Any:
-    """The object that `module:attribute` names.
+    """Import the object that `module:attribute` names.
 
     Args:
-        entry: the name; a dotted attribute reaches into classes.
-        extra: the extra of dermedge that brings what this module imports.
+        entry: Module and attribute; a dotted attribute reaches into classes.
+        extra: Extra of dermedge that installs the packages this module imports.
 
     Raises:
-        MissingExtraError: where the module, or one that it imports, is not installed and `extra` is given.
-        UsageError: where there is no such module or attribute.
+        MissingExtraError: The module, or one that it imports, is not installed, and `extra`
+            is given.
+        UsageError: There is no such module or attribute.
+
+    Example:
+        >>> load_entry("pathlib:PurePosixPath.name")
+        <property object at ...>
     """
     module, _, attribute = entry.partition("[")[0].strip().partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        loaded: Any = importlib.import_module(module)
         for part in attribute.split(".") if attribute else ():
-            found = getattr(found, part)
+            loaded = getattr(loaded, part)
     except ModuleNotFoundError as error:
         if extra is not None:
             raise MissingExtraError(error.name or module, extra, entry) from error
         raise UsageError(
-            f"Cannot load {entry!r} ({error}); install what it needs, or remove that plug-in."
+            f"Cannot load {entry!r} ({error}). Install the missing package, or remove that plug-in."
         ) from error
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"Cannot load {entry!r} ({error}); install a fitting version of that plug-in."
+            f"Cannot load {entry!r} ({error}). Install a version of that plug-in that fits."
         ) from error
-    return found
+    return loaded
 
 
 def pick_known(kind: str, name: str, known: Iterable[str]) -> str:
-    """`name` itself where it is known.
+    """Return `name` if it is known.
+
+    Args:
+        kind: Kind of the name, for the message.
+        name: Name to check.
+        known: All known names.
 
     Raises:
-        UsageError: where it is not, with the nearest known name and all of them.
+        UsageError: The name is unknown; the message has the nearest known one and all.
+
+    Example:
+        >>> pick_known("target", "jetsn", ["cpu", "jetson"])
+        Traceback (most recent call last):
+        dermedge_runtime.errors.UsageError: Unknown target 'jetsn'. Did you mean 'jetson'? Known: cpu, jetson.
     """
     import difflib
 
@@ -70,5 +104,5 @@ def pick_known(kind: str, name: str, known: Iterable[str]) -> str:
     if name in names:
         return name
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names) or 'none'}")
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(names) or 'none'}.")

@@ -1,4 +1,4 @@
-"""The reports that every platform writes as the same JSON."""
+"""Define the reports that every platform writes as the same JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,14 @@ DIGEST_PREFIX = 16
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its 95 % interval; `low` and `high` are None where no interval can be given."""
+    """Point estimate with its 95 % interval.
+
+    `low` and `high` are None if no interval can be computed, `value` if no estimate can.
+
+    Example:
+        >>> Interval(0.87, 0.81, 0.92).low
+        0.81
+    """
 
     value: float | None
     low: float | None = None
@@ -33,7 +40,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Check:
-    """One question that was asked of a bundle, and its answer."""
+    """One check of `verify`: its name, its status and what it measured."""
 
     name: str
     status: Status
@@ -42,8 +49,10 @@ class Check:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The answers of `verify`, in the order in which they were asked; those after a failure are `not_run`, and so is
-    the engine's where this machine cannot have that engine.
+    """Result of `verify`: the checks in the order in which they run.
+
+    Checks after a failure are `not_run`. So is the engine's check if this machine cannot
+    have that engine. `bundle` is the bundle's id, or its path if it could not be opened.
     """
 
     bundle: str
@@ -65,10 +74,11 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """What `bench` measured; times in milliseconds, memory in bytes (None where the system does not tell).
+    """Result of `bench`: times in milliseconds, memory in bytes.
 
-    `end_to_end` starts at encoded bytes, `engine` is the bare engine call. `sustained` holds the end-to-end median of
-    each tenth of a sustained run, so that throttling shows.
+    `end_to_end` starts at encoded bytes; `engine_only` is the bare engine call.
+    `sustained` holds the end-to-end median of each tenth of a sustained run, which shows
+    throttling. `resident_bytes` is None on systems that do not report it.
     """
 
     bundle: str
@@ -87,10 +97,11 @@ class LatencyReport:
 
 @dataclass(frozen=True)
 class Limit:
-    """One line of the gate: what was measured, what was allowed, and what came of it.
+    """One limit of the gate: the metric, the allowed loss and the measured loss.
 
-    `reference` and `candidate` are the metric on each side; `loss` is how much worse the candidate is, in the limit's
-    own unit, with a 95 % interval from a paired bootstrap over lesions or patients.
+    `reference` and `candidate` are the metric of each side. `loss` is how much worse the
+    candidate is, in the limit's own unit, with a 95 % interval from a paired bootstrap over
+    lesions or patients.
     """
 
     metric: str
@@ -105,8 +116,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Balanced accuracy of reference and candidate within one subgroup (`column` = `value`), and its loss as a share of
-    the reference's. Within one class (`class` = its label) that is the class's recall.
+    """Balanced accuracy of reference and candidate within one subgroup.
+
+    `column` = `value` defines the subgroup. `loss` is a share of the reference's balanced
+    accuracy. If `column` is `class` and `value` a label, the metric is that class's recall.
     """
 
     column: str
@@ -119,10 +132,11 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Two tables of predictions over the same images, compared.
+    """Comparison of two tables of predictions over the same images.
 
-    `basis` says on what (`test split of ham10000`, `procedural lesions`); `engine` and `hardware` name who produced
-    the candidate. `classes` holds a `Subgroup` for each class with a labelled image; it is missing in older reports.
+    `basis` names the images (`test split of ham10000`, `procedural lesions`). `engine` and
+    `hardware` name what computed the candidate's predictions. `classes` holds a `Subgroup`
+    for each class that has a labelled image; older reports lack it.
     """
 
     status: Status
@@ -138,7 +152,7 @@ class ParityReport:
 
 
 def read_report(bundle: "Bundle", path: str) -> Json:
-    """Read a JSON report of a bundle; return an empty object if the bundle has no such file.
+    """Read a JSON report of a bundle; return an empty object if it has no such file.
 
     Args:
         bundle: The opened bundle.
@@ -146,6 +160,11 @@ def read_report(bundle: "Bundle", path: str) -> Json:
 
     Raises:
         BundleError: The report is not a JSON object, or changed after the bundle was opened.
+
+    Example:
+        >>> from dermedge_runtime.bundle import Bundle
+        >>> read_report(Bundle.open("toy.dermedge"), PARITY_REPORT)["status"]
+        'passed'
     """
     if path not in bundle.files:
         return {}

@@ -1,4 +1,4 @@
-"""The stack that signals are handled on, kept from engines that lend their own."""
+"""Keep a thread's alternate signal stack while an engine replaces it."""
 
 import contextlib
 import sys
@@ -7,18 +7,28 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def keep_signal_stack() -> Iterator[None]:
-    """Inside it, compile OpenVINO models: the calling thread's alternate signal stack is as before afterwards.
+    """Compile OpenVINO models within this block to keep the thread's signal stack.
 
-    OpenVINO's CPU plugin (2026.4) gives the thread that compiles a model a signal stack of that model's, and takes it
-    back only if the model is released in the same thread, the last one first. Otherwise the next signal that Python
-    handles, Ctrl-C or the end of a child process, is delivered onto freed memory, and the process dies of it.
+    OpenVINO's CPU plugin replaces the alternate signal stack of the thread that compiles a
+    model, because AMX needs a larger one. It restores the old stack only if the same thread
+    releases the model, and the last model first. Otherwise the stack's memory is freed while
+    it is in use. The next signal that Python handles (Ctrl-C, the end of a child process)
+    then kills the process.
+
+    The block does nothing on systems other than Linux.
     """
+    # Seen in OpenVINO 2026.4; the code came with
+    # https://github.com/openvinotoolkit/openvino/pull/11894 (class SigAltStackSetup in
+    # src/plugins/intel_cpu/src/plugin.cpp). Delete this module when the test
+    # `test_a_signal_after_models_were_closed_in_any_order_is_survived` passes without it.
     if not sys.platform.startswith("linux"):
         yield
         return
     import ctypes
 
     class Stack(ctypes.Structure):
+        """`stack_t` of signal.h."""
+
         _fields_ = (
             ("address", ctypes.c_void_p),
             ("flags", ctypes.c_int),
@@ -26,9 +36,9 @@ def keep_signal_stack() -> Iterator[None]:
         )
 
     sigaltstack, before = ctypes.CDLL(None).sigaltstack, Stack()
-    known = sigaltstack(None, ctypes.byref(before)) == 0
+    is_read = sigaltstack(None, ctypes.byref(before)) == 0
     try:
         yield
     finally:
-        if known:
+        if is_read:
             sigaltstack(ctypes.byref(before), None)

@@ -1,56 +1,76 @@
-"""What a graph must take and give to be the model of a spec, the same for every engine."""
+"""Check a graph's inputs and outputs against the model spec, the same for every engine."""
 
 from collections.abc import Mapping, Sequence
 
 from dermedge_runtime.decode import expected_shape
 from dermedge_runtime.errors import EngineError
-from dermedge_runtime.spec import Spec
+from dermedge_runtime.spec import AGAIN, Spec
 
 INPUT = "image"
-AGAIN = "export the model again."
-# The element type in numpy's words, and the sizes, None where one is open.
+"""Name of the one input of every exported graph."""
 Port = tuple[str, Sequence[int | None]]
+"""Element type of an input or output, as numpy names it, and its sizes (None if open)."""
 
 
 def check_signature(inputs: Mapping[str, Port], outputs: Mapping[str, Port], spec: Spec) -> bool:
-    """Whether a graph takes exactly one image at a time, rather than any number.
+    """Check the inputs and outputs of a graph; return whether it takes one image per call.
+
+    Args:
+        inputs: Every input of the graph by name.
+        outputs: Every output of the graph by name.
+        spec: Spec of the model that the graph must compute.
+
+    Returns:
+        True if the batch size is fixed to 1, False if it is open.
 
     Raises:
-        EngineError: The graph's inputs or outputs, by name, are not those of `spec`.
+        EngineError: The inputs or outputs are not those of `spec`.
+
+    Example:
+        >>> from dermedge_runtime.spec import Preprocess, Spec, Task
+        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> inputs = {"image": ("uint8", (1, 48, 48, 3))}
+        >>> check_signature(inputs, {"malignancy": ("float32", (1, 1))}, spec)
+        True
     """
-    size = spec.preprocess.size
+    batch = _check_input(inputs, spec.preprocess.size)
+    names = {task.name for task in spec.tasks}
+    if set(outputs) != names:
+        raise EngineError(
+            f"The graph's outputs are {sorted(outputs)}, but the tasks are {sorted(names)}: {AGAIN}"
+        )
+    for task in spec.tasks:
+        kind, shape = outputs[task.name]
+        expected = (batch, *expected_shape(task, spec.preprocess.size))
+        fits = len(shape) == len(expected) and all(
+            None in (want, have) or want == have for have, want in zip(shape, expected, strict=True)
+        )
+        if kind != "float32" or not fits:
+            raise EngineError(
+                f"Output {task.name!r} is {_describe(kind, shape)}, "
+                f"not {_describe('float32', (None, *expected[1:]))}: {AGAIN}"
+            )
+    return batch == 1
+
+
+def _check_input(inputs: Mapping[str, Port], size: int) -> int | None:
+    """Return the batch size of the one input, None if it is open; raise EngineError."""
     kind, shape = inputs.get(INPUT, ("", ()))
     if len(inputs) != 1 or kind != "uint8" or list(shape[1:]) != [size, size, 3]:
-        found = (
-            ", ".join(f"{name!r} {_described(*port)}" for name, port in inputs.items()) or "none"
-        )
+        described = [f"{name!r} {_describe(*port)}" for name, port in inputs.items()]
         raise EngineError(
-            f"The graph's inputs are {found}, not one '{INPUT}' uint8 [N, {size}, {size}, 3]: {AGAIN}"
+            f"The graph's inputs are {', '.join(described) or 'none'}, "
+            f"not one '{INPUT}' uint8 [N, {size}, {size}, 3]: {AGAIN}"
         )
     if shape[0] not in (None, 1):
         raise EngineError(
             f"The graph takes batches of {shape[0]}, not of one or of any size: {AGAIN}"
         )
-    if set(outputs) != {task.name for task in spec.tasks}:
-        tasks = sorted(task.name for task in spec.tasks)
-        raise EngineError(f"The graph gives {sorted(outputs)}, but the tasks are {tasks}: {AGAIN}")
-    for task in spec.tasks:
-        kind, found_shape = outputs[task.name]
-        expected = expected_shape(task, size)
-        fits = len(found_shape) == 1 + len(expected) and all(
-            None in (want, have) or want == have
-            for have, want in zip(found_shape[1:], expected, strict=True)
-        )
-        if kind != "float32" or not fits:
-            wanted = _described("float32", (None, *expected))
-            raise EngineError(
-                f"Output {task.name!r} is {_described(kind, found_shape)}, not {wanted}: {AGAIN}"
-            )
-    return shape[0] == 1
+    return shape[0]
 
 
-def _described(kind: str, shape: Sequence[int | None]) -> str:
-    """`float32 [N, 3]`."""
+def _describe(kind: str, shape: Sequence[int | None]) -> str:
+    """Return a port as text, such as `float32 [N, 3]`."""
     sizes = [
         str(size) if size is not None else "D" if index else "N" for index, size in enumerate(shape)
     ]

@@ -1,7 +1,7 @@
-"""What a model is, as plain data: its tasks, its preprocessing, its artifact.
+"""Define what a model is as plain data: its tasks, its preprocessing, its artifact.
 
-Every type here is a frozen dataclass that `to_json` turns into JSON types and `from_json` reads back, refusing what it
-does not understand. Nothing here knows an engine.
+Every type is a frozen dataclass. `to_json` turns it into JSON types; its `from_json` reads
+them back and refuses what it does not understand. No type depends on an engine.
 """
 
 import dataclasses
@@ -20,12 +20,19 @@ Status = Literal["passed", "warn", "failed", "insufficient", "not_run"]
 T = TypeVar("T")
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+AGAIN = "export the model again."
 
 
 @dataclass(frozen=True)
 class Label:
-    """One class of a task. `malignant` is None where sources disagree or it does not apply; `codes` maps a code system
-    (`icd11`) to this label's code in it.
+    """One class of a task.
+
+    `malignant` is None if sources disagree or if it does not apply. `codes` maps a code
+    system (`icd11`) to this label's code in it.
+
+    Example:
+        >>> Label("mel", "Melanoma", malignant=True, codes={"icd11": "2C30"}).id
+        'mel'
     """
 
     id: str
@@ -35,6 +42,7 @@ class Label:
 
     @classmethod
     def from_json(cls, data: Json) -> "Label":
+        """Read a label from JSON types; raise BundleError if it is not one."""
         return cls(
             id=take(data, "id", str, "label"),
             name=take(data, "name", str, "label"),
@@ -45,10 +53,15 @@ class Label:
 
 @dataclass(frozen=True)
 class Task:
-    """One output of the network and how it is read; the output tensor carries the task's name.
+    """One output of the network and its meaning; the output tensor has the task's name.
 
-    Shapes, per image: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1] cumulative logits, `segment`
-    [1, S/4, S/4] logits, `embed` [D], L2-normalised.
+    Shapes, per image: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1] cumulative
+    logits, `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised.
+
+    Example:
+        >>> levels = tuple(Label(str(level), f"Level {level}") for level in range(4))
+        >>> len(Task("severity", "ordinal", levels).labels)
+        4
     """
 
     name: str
@@ -57,10 +70,17 @@ class Task:
 
     @classmethod
     def from_json(cls, data: Json) -> "Task":
+        """Read a task from JSON types.
+
+        Raises:
+            BundleError: The kind is unknown, the name is not an identifier, or the labels
+                are not distinct or too few for the kind.
+        """
         kind = take(data, "kind", str, "task")
         if kind not in get_args(Kind):
             raise BundleError(
-                f"Unknown task kind {kind!r}: this dermedge knows {', '.join(get_args(Kind))}; upgrade it."
+                f"Unknown task kind {kind!r}: this dermedge knows {', '.join(get_args(Kind))}; "
+                "upgrade it."
             )
         task = cls(
             name=take(data, "name", str, "task"),
@@ -70,23 +90,26 @@ class Task:
             ),
         )
         if not IDENTIFIER.fullmatch(task.name):
-            raise BundleError(
-                f"Task name {task.name!r} is not an identifier; export the model again."
-            )
+            raise BundleError(f"Task name {task.name!r} is not an identifier; {AGAIN}")
         ids = [label.id for label in task.labels]
         if len(set(ids)) != len(ids) or (kind in ("classify", "ordinal") and len(ids) < 2):
             raise BundleError(
-                f"Task {task.name!r} needs two or more distinct labels, not {ids}; export the model again."
+                f"Task {task.name!r} needs two or more distinct labels, not {ids}; {AGAIN}"
             )
         return task
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How decoded RGB becomes the network's uint8 [S, S, 3] input, bit for bit the same on every platform.
+    """Conversion of decoded RGB to the network's uint8 [S, S, 3] input.
 
-    `fit` is how a rectangle becomes a square (`crop`, `pad`, `stretch`); `background` is the RGB that alpha is composed
-    on and that `pad` fills with. Scaling by mean and standard deviation is inside the graph.
+    It is bit for bit the same on every platform. `size` is S. `fit` makes a rectangle a
+    square: `crop`, `pad` or `stretch`. `background` is the RGB that alpha is composed on and
+    that `pad` fills with. Scaling by mean and standard deviation is inside the graph.
+
+    Example:
+        >>> Preprocess(size=224).fit
+        'crop'
     """
 
     size: int
@@ -96,31 +119,37 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, data: Json) -> "Preprocess":
+        """Read preprocessing from JSON types.
+
+        Raises:
+            BundleError: The size is outside 16..4096, the fit or kernel is unknown, or the
+                background is not an RGB colour.
+        """
         size, fit = take(data, "size", int, "preprocess"), take(data, "fit", str, "preprocess")
-        kernel, background = (
-            take(data, "kernel", str, "preprocess"),
-            take(data, "background", list, "preprocess"),
-        )
+        kernel = take(data, "kernel", str, "preprocess")
+        background = take(data, "background", list, "preprocess")
         if not 16 <= size <= 4096:
-            raise BundleError(
-                f"Preprocessing size {size} is outside 16..4096; export the model again."
-            )
+            raise BundleError(f"Preprocessing size {size} is outside 16..4096; {AGAIN}")
         if fit not in get_args(Fit) or kernel != "triangle":
             raise BundleError(
                 f"Unknown preprocessing fit {fit!r} or kernel {kernel!r}: upgrade dermedge."
             )
         if len(background) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in background):
-            raise BundleError(
-                f"Background {background!r} is not an RGB colour; export the model again."
-            )
+            raise BundleError(f"Background {background!r} is not an RGB colour; {AGAIN}")
         return cls(size, cast(Fit, fit), "triangle", (background[0], background[1], background[2]))
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The contract between a model and everyone who runs it, the same for every artifact made of one student.
+    """Contract between a model and all code that runs it.
 
-    `lineage` records where teacher, student and data come from and under which licences.
+    All artifacts made from one student have the same spec. `lineage` records the sources
+    and licences of teacher, student and data.
+
+    Example:
+        >>> spec = Spec("toy", "1.0.0", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> spec == Spec.from_json(to_json(spec))
+        True
     """
 
     name: str
@@ -132,6 +161,12 @@ class Spec:
 
     @classmethod
     def from_json(cls, data: Json) -> "Spec":
+        """Read a spec from JSON types.
+
+        Raises:
+            BundleError: A part is missing or unknown, the name is not an identifier, or the
+                tasks are not distinct.
+        """
         spec = cls(
             name=take(data, "name", str, "spec"),
             version=take(data, "version", str, "spec"),
@@ -142,47 +177,51 @@ class Spec:
         )
         if not IDENTIFIER.fullmatch(spec.name):
             raise BundleError(
-                f"Model name {spec.name!r} is not an identifier; use letters, digits, '.', '_' and '-'."
+                f"Model name {spec.name!r} is not an identifier; "
+                "use letters, digits, '.', '_' and '-'."
             )
         names = [task.name for task in spec.tasks]
         if not names or len(set(names)) != len(names):
-            raise BundleError(
-                f"A model needs one or more distinct tasks, not {names}; export it again."
-            )
+            raise BundleError(f"A model needs one or more distinct tasks, not {names}; {AGAIN}")
         return spec
 
     def task(self, name: str) -> Task | None:
-        """The task of that name, or None."""
+        """Return the task with a name, or None."""
         return next((task for task in self.tasks if task.name == name), None)
 
     @cached_property
     def diagnosis(self) -> Task | None:
-        """The first `classify` task: the one whose labels rank and score."""
+        """First `classify` task; its labels are ranked and give the malignancy score."""
         return next((task for task in self.tasks if task.kind == "classify"), None)
 
     @cached_property
     def malignancy(self) -> Task | None:
-        """The task that the malignancy score is read from: `malignancy` where there is one, else the diagnosis if any
-        of its labels is malignant, else None.
+        """Task that gives the malignancy score.
+
+        It is the `binary` task `malignancy` if there is one, else the diagnosis if one of
+        its labels is malignant, else None.
         """
         own = self.task("malignancy")
         if own is not None and own.kind == "binary":
             return own
         diagnosis = self.diagnosis
-        return (
-            diagnosis
-            if diagnosis is not None and any(label.malignant for label in diagnosis.labels)
-            else None
-        )
+        has_malignant = diagnosis is not None and any(label.malignant for label in diagnosis.labels)
+        return diagnosis if has_malignant else None
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model file for one target. `path` is its entry point inside the bundle, a file or a folder.
+    """One model file for one target.
 
-    `requires` lists what the device needs (`onnxruntime>=1.17`), `toolchain` the versions that built it, `details` what
-    only this format has (opset, IR version, batch), `calibration` the digest, split and count of the images that
-    quantization saw, or None.
+    `path` is its entry point inside the bundle, a file or a folder. `requires` lists what
+    the device needs (`onnxruntime>=1.17`), `toolchain` the versions of the packages that
+    built it. `details` holds what only this format has (opset, IR version, batch).
+    `calibration` is the digest, split and count of the images that quantization used, or
+    None.
+
+    Example:
+        >>> Artifact("cpu", "onnx", "model.onnx", "int8", ("onnxruntime>=1.17",)).format
+        'onnx'
     """
 
     target: str
@@ -196,6 +235,7 @@ class Artifact:
 
     @classmethod
     def from_json(cls, data: Json) -> "Artifact":
+        """Read an artifact from JSON types; raise BundleError if a part is missing."""
         return cls(
             target=take(data, "target", str, "artifact"),
             format=take(data, "format", str, "artifact"),
@@ -210,10 +250,15 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """What was fitted on validation data for one task of one artifact; None means not fitted.
+    """Values fitted on validation data for one task of one artifact; None is not fitted.
 
-    `temperature` divides logits. `threshold` turns the malignancy score into a decision, or a `segment` probability
-    into a mask.
+    `temperature` divides logits. `threshold` turns the malignancy score into a decision, or
+    a `segment` probability into a mask. The manifest reserves `conformal_quantile` and
+    `ood_threshold`; this version cannot apply them.
+
+    Example:
+        >>> Postprocessing(temperature=1.25).threshold is None
+        True
     """
 
     temperature: float | None = None
@@ -223,26 +268,33 @@ class Postprocessing:
 
     @classmethod
     def from_json(cls, data: Json) -> "Postprocessing":
-        for unknown in ("conformal_quantile", "ood_threshold"):
-            if data.get(unknown) is not None:
+        """Read fitted values from JSON types.
+
+        Raises:
+            BundleError: A value is out of range, or this version cannot apply it.
+        """
+        for name in ("conformal_quantile", "ood_threshold"):
+            if data.get(name) is not None:
                 raise BundleError(
-                    f"This dermedge cannot apply {unknown!r} yet, and will not ignore it: upgrade dermedge."
+                    f"The bundle has a fitted {name!r}, which this dermedge cannot apply: "
+                    "upgrade dermedge."
                 )
         temperature = optional(data, "temperature", float, "postprocessing")
         threshold = optional(data, "threshold", float, "postprocessing")
         if temperature is not None and not 0 < temperature < float("inf"):
-            raise BundleError(
-                f"Temperature {temperature} is not a positive number; export the model again."
-            )
+            raise BundleError(f"Temperature {temperature} is not a positive number; {AGAIN}")
         if threshold is not None and not 0 <= threshold <= 1:
-            raise BundleError(
-                f"Threshold {threshold} is not a probability; export the model again."
-            )
+            raise BundleError(f"Threshold {threshold} is not a probability; {AGAIN}")
         return cls(temperature=temperature, threshold=threshold)
 
 
-def to_json(value: Any) -> Any:
-    """A dataclass, mapping or sequence as the JSON types it is made of."""
+def to_json(value: object) -> Any:
+    """Convert a dataclass, mapping or sequence to JSON types, at any depth.
+
+    Example:
+        >>> to_json(Label("nv", "Naevus"))
+        {'id': 'nv', 'name': 'Naevus', 'malignant': None, 'codes': {}}
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -253,27 +305,35 @@ def to_json(value: Any) -> Any:
 
 
 def take(data: Json, key: str, kind: type[T], where: str) -> T:
-    """`data[key]`, which must be there and of that JSON type. Raises BundleError where it is not."""
+    """Return `data[key]`, which must exist and have a JSON type.
+
+    Args:
+        data: JSON object.
+        key: Key to read.
+        kind: Expected type; `float` accepts integers as well.
+        where: Name of the object, for messages.
+
+    Raises:
+        BundleError: The key is missing, or its value has another type.
+    """
     value = optional(data, key, kind, where)
     if value is None:
-        raise BundleError(
-            f"The {where} has no {key!r}: the file is incomplete; export the model again."
-        )
+        raise BundleError(f"The {where} has no {key!r}: the file is incomplete; {AGAIN}")
     return value
 
 
 def optional(data: Json, key: str, kind: type[T], where: str) -> T | None:
-    """Like `take`, with None for a key that is missing or null. Raises BundleError for a value of another type."""
+    """Return `data[key]` as `take` does, or None if the key is missing or null.
+
+    Raises:
+        BundleError: `data` is not an object, or the value has another type.
+    """
     if not isinstance(data, dict):
-        raise BundleError(
-            f"The {where} is {type(data).__name__}, not a JSON object; export the model again."
-        )
+        raise BundleError(f"The {where} is {type(data).__name__}, not a JSON object; {AGAIN}")
     value = data.get(key)
     if value is None:
         return None
     accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
-        raise BundleError(
-            f"{where}.{key} is {value!r}, not a {kind.__name__}; export the model again."
-        )
+        raise BundleError(f"{where}.{key} is {value!r}, not a {kind.__name__}; {AGAIN}")
     return cast(T, value)

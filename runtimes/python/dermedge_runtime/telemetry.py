@@ -1,29 +1,41 @@
-"""Engines report their use to their makers unless they are told not to; here they are told."""
+"""Disable the telemetry of ONNX Runtime, OpenVINO and NNCF."""
 
 import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, cast
 
-# onnxruntime reads it once, when it is imported; its switch in Python comes too late, a device id is written by then.
+# ONNX Runtime sends telemetry on Linux, macOS, Android and iOS since
+# https://github.com/microsoft/onnxruntime/pull/27379. It reads this variable once, at its
+# import. `disable_telemetry_events()` comes too late: by then a device id is on the disk
+# (https://github.com/microsoft/onnxruntime/issues/25573). Delete this variable when that
+# issue is closed by a switch that works before the first event.
 ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
-# What sends for OpenVINO (at every import of it) and NNCF; where it cannot be imported, both use stubs of their own.
+# This package sends for OpenVINO, at every import of it
+# (https://github.com/openvinotoolkit/openvino/pull/23832), and for NNCF
+# (https://github.com/openvinotoolkit/nncf/pull/2186). If its import fails, both use stubs
+# of their own. Delete this when OpenVINO has a switch that is not a file in the user's home.
 OPENVINO = "openvino_telemetry"
 
 
 @contextlib.contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Inside it, import onnxruntime, openvino or nncf: they keep silent for the life of the process.
+    """Import onnxruntime, openvino or nncf within this block to disable their telemetry.
 
-    The environment and the modules are as before afterwards. A package that the process had imported earlier stays as
-    its importer left it.
+    They stay silent for the life of the process. The environment and `sys.modules` are as
+    before afterwards. A package that the process has already imported is not changed.
+
+    Example:
+        >>> with no_telemetry():
+        ...     import onnxruntime
     """
-    modules = cast(dict[str, Any], sys.modules)
+    modules = cast(dict[str, ModuleType | None], sys.modules)
     variable, sender = os.environ.get(ONNXRUNTIME), modules.get(OPENVINO)
     os.environ[ONNXRUNTIME] = "1"
-    modules[OPENVINO] = None
+    modules[OPENVINO] = None  # Python's way to make an import fail
     try:
         yield
     finally:
@@ -38,6 +50,13 @@ def no_telemetry() -> Iterator[None]:
 
 
 def import_silently(name: str) -> Any:
-    """The module of that name; if this is its first import, it keeps silent for the life of the process."""
+    """Import a module with its telemetry disabled, if this is its first import.
+
+    Args:
+        name: Full name of the module.
+
+    Raises:
+        ImportError: The module is not installed.
+    """
     with no_telemetry():
         return importlib.import_module(name)

@@ -1,15 +1,17 @@
-"""Is this still the model that was exported, here, on this machine? Four questions, so that a no names its culprit."""
+"""Verify that a bundle computes on this machine what it computed when it was exported.
+
+`verify` runs four checks in order, so that a failure identifies its cause.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
 
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.decode import decode, expected_shape
+from dermedge_runtime.decode import Outputs, decode, expected_shape
 from dermedge_runtime.errors import (
     BundleError,
     DermedgeError,
@@ -22,13 +24,13 @@ from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.report import Check, Status, VerifyReport
 
-QUESTIONS = ("files", "preprocessing", "engine", "decoding")
+CHECKS = ("files", "preprocessing", "engine", "decoding")
 DECODED_WITHIN = 1e-6
 AGAIN = "get the bundle again or export the model again."
 
 
 class _Failure(Exception):
-    """The answer no, with what was found and what to do."""
+    """Failure of one check; the message says what differs and what to do."""
 
 
 def verify(
@@ -38,84 +40,98 @@ def verify(
     threads: int | None = None,
     runtime: Runtime | None = None,
 ) -> VerifyReport:
-    """Asks of a bundle, in this order: are the files intact, is preprocessing exact, does the engine give the expected
-    outputs within the bundle's tolerance, does decoding them give the expected prediction. Stops at the first no. An
-    engine that this machine cannot have is not asked; then the bundle is `not_run`, whatever the other answers.
+    """Verify a bundle on this machine, without data and without a network.
 
-    It needs neither data nor a network. Everything is read from the disk again, also of an opened bundle.
+    The checks are, in this order:
+
+    1. `files`: the files are intact, and the golden cases fit the model.
+    2. `preprocessing`: every golden image becomes its tensor, bit for bit.
+    3. `engine`: the outputs are within the bundle's tolerance of the expected ones.
+    4. `decoding`: the expected outputs decode to the expected prediction.
+
+    The first failure ends the checks. If this machine cannot have the bundle's engine, that
+    check is `not_run` and so is the whole bundle, whatever the other checks give.
 
     Args:
-        bundle: The path of a bundle, or an opened one.
-        engine: The name of a runtime; by default the one for the artifact's format.
-        threads: How many threads the engine computes with; by default it decides.
-        runtime: A started engine to ask, in place of one that is started here; it stays open.
+        bundle: Path of a bundle, or an opened one. All files are read from the disk again.
+        engine: Name of a runtime; by default the one for the artifact's format.
+        threads: Number of threads the engine computes with; by default the engine chooses.
+        runtime: Running engine to check, instead of a new one; it stays open.
 
     Returns:
-        The answers. `bundle` is the bundle's id, or its path where it could not be opened.
+        The result of each check.
 
     Raises:
-        UsageError: There is no such path or engine.
+        UsageError: The path or the engine does not exist.
         MissingExtraError: The engine is not installed.
+
+    Example:
+        >>> report = verify("toy.dermedge")
+        >>> report.status, [check.status for check in report.checks]
+        ('passed', ['passed', 'passed', 'passed', 'passed'])
     """
     path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
     identity, engine_name = str(path), "not started"
-    answers: list[tuple[Status, str]] = []
+    results: list[tuple[Status, str]] = []
     try:
-        opened, cases = _files(path)
+        opened, cases = _check_files(path)
         identity = opened.id
-        answers.append(
+        results.append(
             ("passed", f"{len(opened.files)} files and {len(cases)} golden cases are intact")
         )
-        answers.append(("passed", _preprocessing(opened, cases)))
+        results.append(("passed", _check_preprocessing(opened, cases)))
         try:
             with _started(opened, engine, threads, runtime) as started:
                 engine_name = f"{started.name} {started.version}"
-                answers.append(("passed", _engine(opened, cases, started)))
+                results.append(("passed", _check_engine(opened, cases, started)))
         except ElsewhereError as error:
-            answers.append(("not_run", str(error)))
-        answers.append(("passed", _decoding(opened, cases)))
+            results.append(("not_run", str(error)))
+        results.append(("passed", _check_decoding(opened, cases)))
     except _Failure as error:
-        answers.append(("failed", str(error)))
-    answers += [("not_run", "an earlier check failed")] * (len(QUESTIONS) - len(answers))
-    checks = tuple(Check(name, *answer) for name, answer in zip(QUESTIONS, answers, strict=True))
-    found = {check.status for check in checks}
+        results.append(("failed", str(error)))
+    results += [("not_run", "an earlier check failed")] * (len(CHECKS) - len(results))
+    checks = tuple(Check(name, *result) for name, result in zip(CHECKS, results, strict=True))
+    statuses = {check.status for check in checks}
     status: Status = (
-        "failed" if "failed" in found else "not_run" if "not_run" in found else "passed"
+        "failed" if "failed" in statuses else "not_run" if "not_run" in statuses else "passed"
     )
     return VerifyReport(identity, engine_name, status, checks)
 
 
-def _files(path: Path) -> tuple[Bundle, list[Case]]:
-    """Opens everything, and checks that the golden cases are about this model."""
+def _check_files(path: Path) -> tuple[Bundle, list[Case]]:
+    """Open the bundle and its golden cases, and check that the cases fit the model."""
     try:
         bundle = Bundle.open(path)
         cases = bundle.golden()
     except BundleError as error:
         raise _Failure(str(error)) from error
     size = bundle.spec.preprocess.size
-    tasks = {task.name: expected_shape(task, size) for task in bundle.spec.tasks}
+    shapes = {task.name: expected_shape(task, size) for task in bundle.spec.tasks}
     for case in cases:
         if case.tensor.shape[0] != size:
             raise _Failure(
-                f"Golden case {case.name!r} has a tensor of {case.tensor.shape[0]} px, not {size}; {AGAIN}"
+                f"Golden case {case.name!r} has a tensor of {case.tensor.shape[0]} px, "
+                f"not {size}; {AGAIN}"
             )
         for kind, outputs in (("reference", case.reference), ("expected", case.expected)):
-            if outputs.keys() != tasks.keys():
-                raise _Failure(
-                    f"{kind} of golden case {case.name!r} has {sorted(outputs)}, not {sorted(tasks)}; {AGAIN}"
-                )
-            for name, shape in tasks.items():
-                found = outputs[name].shape
-                if len(found) != len(shape) or any(
-                    w not in (None, h) for h, w in zip(found, shape, strict=True)
-                ):
-                    raise _Failure(
-                        f"{kind} {name!r} of golden case {case.name!r} has shape {found}, not {shape}; {AGAIN}"
-                    )
+            _check_shapes(f"{kind} of golden case {case.name!r}", outputs, shapes)
     return bundle, cases
 
 
-def _preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
+def _check_shapes(
+    where: str, outputs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int | None, ...]]
+) -> None:
+    if outputs.keys() != shapes.keys():
+        raise _Failure(f"{where} has outputs {sorted(outputs)}, not {sorted(shapes)}; {AGAIN}")
+    for name, shape in shapes.items():
+        actual = outputs[name].shape
+        if len(actual) != len(shape) or any(
+            want not in (None, have) for have, want in zip(actual, shape, strict=True)
+        ):
+            raise _Failure(f"{name!r} in {where} has shape {actual}, not {shape}; {AGAIN}")
+
+
+def _check_preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
     for case in cases:
         try:
             tensor = preprocess(case.image, bundle.spec.preprocess, exact=True)
@@ -124,8 +140,9 @@ def _preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
         difference = np.abs(tensor.astype(int) - case.tensor.astype(int))
         if difference.any():
             raise _Failure(
-                f"Preprocessing of golden image {case.name!r} differs in {np.count_nonzero(difference)} of "
-                f"{difference.size} values, by up to {difference.max()} of 255 (Pillow {PIL.__version__}); "
+                f"Preprocessing of golden image {case.name!r} differs in "
+                f"{np.count_nonzero(difference)} of {difference.size} values, by up to "
+                f"{difference.max()} of 255 (Pillow {PIL.__version__}); "
                 "do not use this machine's predictions, install another Pillow."
             )
     return f"{len(cases)} golden images, bit for bit"
@@ -135,6 +152,7 @@ def _preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
 def _started(
     bundle: Bundle, engine: str | None, threads: int | None, runtime: Runtime | None
 ) -> Iterator[Runtime]:
+    """Yield the given runtime, or a new one that is closed afterwards."""
     if runtime is not None:
         yield runtime
         return
@@ -148,70 +166,86 @@ def _started(
         yield model.runtime
 
 
-def _engine(bundle: Bundle, cases: Sequence[Case], runtime: Runtime) -> str:
-    """Compares the engine's outputs with `expected`; how far that is from the fp32 student is told, not judged."""
-    worst = dict.fromkeys(bundle.tolerance, 0.0)
+def _check_engine(bundle: Bundle, cases: Sequence[Case], runtime: Runtime) -> str:
+    """Compare the engine's outputs with `expected`.
+
+    The distance of `expected` to the fp32 student is reported, not checked: the gate of the
+    export has checked what it costs.
+    """
+    engine = f"{runtime.name} {runtime.version}"
+    largest = dict.fromkeys(bundle.tolerance, 0.0)
     drift = dict.fromkeys(bundle.tolerance, 0.0)
     for case in cases:
-        try:
-            outputs = runtime.run(case.tensor[None])
-        except (
-            Exception
-        ) as error:  # an engine may raise anything; all of it means that the engine is the culprit
-            raise _Failure(
-                f"{runtime.name} {runtime.version} failed on golden case {case.name!r}: {error}"
-            ) from error
+        outputs = _run_case(case, runtime)
         for name, expected in case.expected.items():
-            where = f"{runtime.name} {runtime.version}, golden case {case.name!r}, output {name!r}"
-            got = outputs.get(name)
-            if got is None or got.shape != (1, *expected.shape):
-                found = "nothing" if got is None else f"shape {list(got.shape)}"
+            where = f"{engine}, golden case {case.name!r}, output {name!r}"
+            actual = outputs.get(name)
+            if actual is None or actual.shape != (1, *expected.shape):
+                described = "nothing" if actual is None else f"shape {list(actual.shape)}"
                 raise _Failure(
-                    f"{where}: {found}, not shape {[1, *expected.shape]}; use the engine of the export."
+                    f"{where}: {described}, not shape {[1, *expected.shape]}; "
+                    "use the engine of the export."
                 )
-            difference = float(np.abs(got[0].astype(np.float64) - expected).max())
-            if not difference <= bundle.tolerance[name]:
+            difference = float(np.abs(actual[0].astype(np.float64) - expected).max())
+            if not difference <= bundle.tolerance[name]:  # true for NaN as well
                 raise _Failure(
-                    f"{where}: off by {difference:.3g}, tolerance {bundle.tolerance[name]:.3g}; use an engine that "
-                    f"fits {', '.join(bundle.artifact.requires) or 'the export'}, or export for this one."
+                    f"{where}: off by {difference:.3g}, tolerance {bundle.tolerance[name]:.3g}; "
+                    f"use an engine that fits {', '.join(bundle.artifact.requires) or 'the export'}"
+                    ", or export for this one."
                 )
-            worst[name] = max(worst[name], difference)
-            drift[name] = max(
-                drift[name], float(np.abs(expected.astype(np.float64) - case.reference[name]).max())
-            )
+            largest[name] = max(largest[name], difference)
+            to_reference = np.abs(expected.astype(np.float64) - case.reference[name])
+            drift[name] = max(drift[name], float(to_reference.max()))
     return "; ".join(
-        f"{name} off by {worst[name]:.2g} (tolerance {limit:.2g}, {drift[name]:.2g} between export and fp32 student)"
+        f"{name} off by {largest[name]:.2g} (tolerance {limit:.2g}, "
+        f"{drift[name]:.2g} between export and fp32 student)"
         for name, limit in bundle.tolerance.items()
     )
 
 
-def _decoding(bundle: Bundle, cases: Sequence[Case]) -> str:
+def _run_case(case: Case, runtime: Runtime) -> Outputs:
+    try:
+        return runtime.run(case.tensor[None])
+    except Exception as error:  # an engine of a third party may raise any error
+        raise _Failure(
+            f"{runtime.name} {runtime.version} failed on golden case {case.name!r}: {error}"
+        ) from error
+
+
+def _check_decoding(bundle: Bundle, cases: Sequence[Case]) -> str:
     for case in cases:
         try:
             prediction = stable(decode(case.expected, bundle.spec, bundle.postprocessing).to_json())
         except DermedgeError as error:
             raise _Failure(f"Golden case {case.name!r} cannot be decoded: {error}") from error
-        if difference := _difference(prediction, stable(case.prediction), ""):
+        if difference := _find_difference(prediction, stable(case.prediction), ""):
             raise _Failure(
-                f"Golden case {case.name!r} decodes differently: {difference}; install the newest dermedge."
+                f"Golden case {case.name!r} decodes differently: {difference}; "
+                "install the newest dermedge."
             )
     return f"{len(cases)} golden predictions, within {DECODED_WITHIN:g}"
 
 
-def _difference(got: Any, want: Any, where: str) -> str:
-    """Where two JSON values differ, or nothing. A missing key is null, so that fields may be added later."""
-    if isinstance(got, Mapping) and isinstance(want, Mapping):
-        parts = ((got.get(key), want.get(key), f"{where}.{key}") for key in sorted({*got, *want}))
-    elif isinstance(got, list) and isinstance(want, list) and len(got) == len(want):
-        parts = ((got[i], want[i], f"{where}[{i}]") for i in range(len(got)))
+def _find_difference(actual: object, want: object, where: str) -> str:
+    """Describe the first difference between two JSON values; return "" if there is none.
+
+    A missing key is null, so that fields may be added later.
+    """
+    if isinstance(actual, Mapping) and isinstance(want, Mapping):
+        keys = sorted({*actual, *want})
+        parts = [(actual.get(key), want.get(key), f"{where}.{key}") for key in keys]
+    elif isinstance(actual, list) and isinstance(want, list) and len(actual) == len(want):
+        parts = [(actual[i], want[i], f"{where}[{i}]") for i in range(len(actual))]
+    elif _is_same(actual, want):
+        return ""
     else:
-        numbers = all(
-            isinstance(value, (int, float)) and not isinstance(value, bool) for value in (got, want)
-        )
-        same = (
-            abs(got - want) <= DECODED_WITHIN
-            if numbers
-            else (type(got) is type(want) and got == want)
-        )
-        return "" if same else f"{where.lstrip('.') or 'it'} is {got!r}, not {want!r}"
-    return next(filter(None, (_difference(*part) for part in parts)), "")
+        return f"{where.lstrip('.') or 'it'} is {actual!r}, not {want!r}"
+    return next(filter(None, (_find_difference(*part) for part in parts)), "")
+
+
+def _is_same(actual: object, want: object) -> bool:
+    if isinstance(actual, bool) or isinstance(want, bool):
+        return actual is want
+    if isinstance(actual, (int, float)) and isinstance(want, (int, float)):
+        return abs(actual - want) <= DECODED_WITHIN
+    return type(actual) is type(want) and actual == want

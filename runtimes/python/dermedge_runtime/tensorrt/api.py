@@ -1,15 +1,17 @@
-"""Every call of TensorRT's Python API, in names that 10 and 11 share.
+"""Call TensorRT's Python API by the names that versions 10 and 11 share.
 
-The names are checked against NVIDIA's own bindings of 10.3 and 11.4 (tests/runtime/test_trt.py). In 11 a network is
-strongly typed and nothing else; in 10 it is when asked, so both take the precision from the ONNX file and neither gets
-a precision flag.
+No other module calls TensorRT. The names are checked against NVIDIA's own bindings of 10.3
+and 11.4 (tests/runtime/test_tensorrt.py). Version 11 has strongly typed networks only;
+version 10 has them on request. So both take the precision from the ONNX file, and neither
+gets a precision flag.
 """
 
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,32 +26,50 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an engine."""
+    """Type and shape of an engine's input or output."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
 
-class TensorRt:
-    """TensorRT on this machine's GPU: the module `tensorrt`, and the memory that its engines work in."""
+class ErrorLog(Protocol):
+    """TensorRT logger that keeps the errors for an exception's message."""
 
-    def __init__(self, trt: Any, cuda: Cuda) -> None:
+    errors: list[str]
+
+
+class TensorRt:
+    """TensorRT on this machine's GPU.
+
+    Args:
+        trt: The module `tensorrt`.
+        cuda: GPU in whose memory engines work.
+
+    Raises:
+        EngineError: TensorRT is older than 10 or newer than 11.
+    """
+
+    def __init__(self, trt: ModuleType, cuda: Cuda) -> None:
         self.trt, self.cuda = trt, cuda
         self.version = str(trt.__version__)
         self.gpu = cuda.gpu()
         self.logger = _logger(trt)
         if self.version.partition(".")[0] not in MAJORS:
             raise EngineError(
-                f"TensorRT {self.version} is not supported: install 10 or 11 (JetPack 6.1 brings 10.3)."
+                f"TensorRT {self.version} is not supported: install 10 or 11 "
+                "(JetPack 6.1 has 10.3)."
             )
 
     @classmethod
     def open(cls, bundle: Path) -> "TensorRt":
-        """TensorRT as this machine has it, to run the bundle at a path.
+        """Open this machine's TensorRT and GPU.
+
+        Args:
+            bundle: Path of the bundle to run, for the message.
 
         Raises:
-            ElsewhereError: it has none, or no GPU.
-            EngineError: its TensorRT is too old or too new.
+            ElsewhereError: This machine has no TensorRT or no NVIDIA GPU.
+            EngineError: This machine's TensorRT is older than 10 or newer than 11.
         """
         try:
             import tensorrt
@@ -57,21 +77,27 @@ class TensorRt:
             cuda = Cuda.open()
         except (ImportError, OSError, EngineError) as error:
             raise ElsewhereError(
-                f"TensorRT is not on this machine, or no NVIDIA GPU ({error}): on the Jetson, run `dermedge build "
-                f"{bundle}`; the ONNX in it can be checked here by `dermedge verify {bundle} --engine onnxruntime`."
+                f"This machine has no TensorRT, or no NVIDIA GPU ({error}): on the Jetson, run "
+                f"`dermedge build {bundle}`. Its ONNX can be checked here: "
+                f"`dermedge verify {bundle} --engine onnxruntime`."
             ) from error
         return cls(tensorrt, cuda)
 
     def build(self, onnx: bytes, *, workspace: int | None, timings: bytes) -> tuple[bytes, bytes]:
-        """An engine for this GPU and this TensorRT, and what was learned of how fast its kernels are.
+        """Build an engine for this GPU and this TensorRT.
 
         Args:
-            onnx: a typed model with explicit Q/DQ; an open batch size becomes 1.
-            workspace: bytes that a layer may use for intermediate results; by default all of the GPU's.
-            timings: of an earlier build, or nothing. Those of another GPU or TensorRT are not used.
+            onnx: Typed model with explicit Q/DQ; an open batch size becomes 1.
+            workspace: Bytes that a layer may use for intermediate results; by default all of
+                the GPU's memory.
+            timings: Timing cache of an earlier build, or no bytes. One of another GPU or
+                TensorRT is not used.
+
+        Returns:
+            The serialized engine, and the timing cache of this build.
 
         Raises:
-            EngineError: TensorRT refuses the model, or runs out of memory.
+            EngineError: TensorRT refuses the model, or memory runs out.
         """
         trt = self.trt
         self.cuda.activate()
@@ -89,12 +115,10 @@ class TensorRt:
         if image.shape[0] == -1:
             image.shape = (1, *tuple(image.shape)[1:])
         config = builder.create_builder_config()
-        config.profiling_verbosity = (
-            trt.ProfilingVerbosity.DETAILED
-        )  # what the precision is read back from
-        config.clear_flag(
-            trt.BuilderFlag.TF32
-        )  # a layer that is kept in fp32 is kept for its accuracy
+        # `read_precision` needs the details of each layer.
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        # The export keeps a layer in fp32 for its accuracy; TF32 has 10 bits of mantissa.
+        config.clear_flag(trt.BuilderFlag.TF32)
         if workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
         known = config.create_timing_cache(timings)
@@ -109,27 +133,43 @@ class TensorRt:
         return bytes(plan), bytes(config.get_timing_cache().serialize())
 
     def load(self, plan: bytes) -> "Engine":
-        """A built engine, ready to run.
+        """Deserialize a built engine.
 
         Raises:
-            EngineError: it was built for another GPU or TensorRT, or is damaged, or memory runs out.
+            EngineError: The engine is for another GPU or TensorRT, or is damaged, or memory
+                runs out.
         """
         return Engine(self, plan)
 
     def failure(self, what: str, remedy: str) -> EngineError:
-        """What went wrong, in TensorRT's own last words."""
+        """Return an error that quotes the last error TensorRT logged.
+
+        Args:
+            what: Predicate of the message, such as `refuses the engine`.
+            remedy: What the user can do.
+        """
         reason = self.logger.errors[-1] if self.logger.errors else "without a reason"
         return EngineError(f"TensorRT {self.version} {what} ({reason}): {remedy}")
 
 
 class Engine:
-    """A deserialized engine with the GPU memory for one image. May be shared by threads, which wait for each other."""
+    """Deserialized engine with the GPU memory for one image.
+
+    Threads may share it; they wait for each other.
+
+    Args:
+        machine: TensorRT and the GPU.
+        plan: Serialized engine.
+
+    Raises:
+        EngineError: The engine is for another GPU or TensorRT, or memory runs out.
+    """
 
     def __init__(self, machine: TensorRt, plan: bytes) -> None:
         trt, self._machine, self._cuda = machine.trt, machine, machine.cuda
         self._cuda.activate()
         machine.logger.errors.clear()
-        # TensorRT wants the runtime to outlive its engines, and an engine its contexts.
+        # TensorRT requires that the runtime outlives its engines, and an engine its contexts.
         self._runtime = runtime = trt.Runtime(machine.logger)
         self._engine = engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -160,7 +200,14 @@ class Engine:
         }
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs for contiguous inputs of the engine's own types and shapes. Raises EngineError."""
+        """Return all outputs of one call.
+
+        Args:
+            inputs: Contiguous arrays of the engine's own types and shapes.
+
+        Raises:
+            EngineError: The engine fails, or it is closed.
+        """
         outputs = {
             name: np.empty(tensor.shape, tensor.dtype) for name, tensor in self.outputs.items()
         }
@@ -181,7 +228,7 @@ class Engine:
         return outputs
 
     def layers(self) -> list[str]:
-        """What TensorRT tells of each layer, JSON."""
+        """Return TensorRT's description of each layer as JSON text."""
         inspector = self._engine.create_engine_inspector()
         form = self._machine.trt.LayerInformationFormat.JSON
         return [
@@ -190,7 +237,7 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Give the GPU's memory back, once the image that is being computed is done. Closing again does nothing."""
+        """Free the GPU's memory after a call that still runs; closing again does nothing."""
         with self._lock:
             if self._context is None:
                 return
@@ -210,15 +257,15 @@ class Engine:
         return address
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that prints nothing and keeps the errors, so that an exception can say them."""
+def _logger(trt: ModuleType) -> ErrorLog:
+    """Return a logger that prints nothing and keeps the errors."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
 
-        def log(self, severity: Any, msg: str) -> None:
+        def log(self, severity: object, msg: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(msg.strip())
 

@@ -1,7 +1,8 @@
-"""Memory and streams of an NVIDIA GPU, by the library that the driver itself brings.
+"""Manage memory and streams of an NVIDIA GPU through the driver's own library.
 
-`libcuda.so.1` stands wherever a GPU does, under one name for CUDA 12 and 13, on JetPack and elsewhere; so no package
-has to fit the CUDA version, and none is installed. Entry points as cuda.h of CUDA 12.9 declares them.
+Every machine with a GPU has `libcuda.so.1`, under one name for CUDA 12 and 13, on JetPack
+and elsewhere. So no package that fits the CUDA version must be installed. The entry points
+are those that cuda.h of CUDA 12.9 declares.
 """
 
 import ctypes
@@ -19,7 +20,11 @@ LONGEST_NAME = 256
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: its name, its compute capability without the dot (`87`), the CUDA that its driver speaks, its bytes."""
+    """Facts about a GPU.
+
+    `sm` is the compute capability without the dot (`87`), `cuda` the CUDA version that the
+    driver supports, `memory` the size in bytes.
+    """
 
     name: str
     sm: str
@@ -28,33 +33,37 @@ class Gpu:
 
 
 class Cuda:
-    """The first GPU, through `library`, which has the entry points of libcuda.
+    """The first GPU of this machine.
+
+    Args:
+        library: Library with the entry points of libcuda.
 
     Raises:
-        EngineError: there is no GPU, or the driver refuses a call.
+        EngineError: There is no GPU, or the driver refuses a call.
     """
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._call("cuInit", ctypes.c_uint(0))
         device, context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
-        # The primary context is the one that TensorRT, too, works in.
+        # TensorRT works in the primary context as well; memory of another context would be
+        # invalid there.
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._device, self._context = device, context
 
     @classmethod
     def open(cls) -> "Cuda":
-        """The GPU of this machine.
+        """Open the first GPU of this machine.
 
         Raises:
-            OSError: no driver is installed.
-            EngineError: there is no GPU.
+            OSError: No driver is installed.
+            EngineError: There is no GPU.
         """
         return cls(ctypes.CDLL(LIBRARY))
 
     def gpu(self) -> Gpu:
-        """What the GPU is."""
+        """Return the facts about the GPU."""
         name, version, memory = (
             ctypes.create_string_buffer(LONGEST_NAME),
             ctypes.c_int(),
@@ -70,31 +79,31 @@ class Cuda:
         return Gpu(name.value.decode(errors="replace"), sm, cuda, memory.value)
 
     def activate(self) -> None:
-        """Make the GPU the calling thread's; before anything else a thread does with it."""
+        """Make the GPU current in the calling thread; a thread must call this first."""
         self._call("cuCtxSetCurrent", self._context)
 
     def stream(self) -> int:
-        """A new queue of work."""
+        """Create a stream, a queue of work on the GPU; return its handle."""
         handle = ctypes.c_void_p()
         self._call("cuStreamCreate", ctypes.byref(handle), ctypes.c_uint(0))
         return handle.value or 0
 
     def wait(self, stream: int) -> None:
-        """Until everything in the queue is done."""
+        """Wait until all work in a stream is done."""
         self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
     def drop(self, stream: int) -> None:
-        """Give a queue back."""
+        """Destroy a stream."""
         self._call("cuStreamDestroy_v2", ctypes.c_void_p(stream))
 
     def allocate(self, size: int) -> int:
-        """The address of `size` bytes on the GPU."""
+        """Allocate `size` bytes on the GPU; return their address."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         return address.value
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free allocated memory."""
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def upload(self, array: npt.NDArray[Any], address: int, stream: int) -> None:
@@ -116,12 +125,13 @@ class Cuda:
         self._call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(number), self._device)
         return value.value
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _call(self, name: str, *arguments: object) -> None:
         result = int(getattr(self._library, name)(*arguments))
         if result:
             text = ctypes.c_char_p()
             self._library.cuGetErrorName(ctypes.c_int(result), ctypes.byref(text))
             reason = (text.value or b"an unknown error").decode(errors="replace")
             raise EngineError(
-                f"CUDA's {name} failed with {reason} ({result}): check the GPU with nvidia-smi or tegrastats."
+                f"CUDA's {name} failed with {reason} ({result}): "
+                "check the GPU with nvidia-smi or tegrastats."
             )

@@ -1,8 +1,9 @@
-"""What a device finds later, beside the bundle, which stays as it is: `NAME.device.json`, the record of the engine that
-was built and gated there, and `NAME.cache`, the engine itself.
+"""Store built TensorRT engines and their record beside a bundle, which is immutable.
 
-An engine fits one GPU and one TensorRT, so it is a cache: its name is a digest of what it was made of and for, and
-anything else is built again. The record decides whether it may be used.
+`NAME.device.json` is the record of the engine that was built and gated on this device;
+`NAME.cache/` holds the engines. An engine fits one GPU and one TensorRT. So its file is
+named by a digest of both, of the ONNX file and of the build flags; for any other key a new
+engine is built. The record decides whether an engine may be used.
 """
 
 from collections.abc import Mapping
@@ -14,15 +15,21 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
 from dermedge_runtime.errors import EngineError
 from dermedge_runtime.files import atomic_write, sha256_hex
-from dermedge_runtime.spec import to_json
+from dermedge_runtime.spec import Json, to_json
 
 SCHEMA = "dermedge.device/1"
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What an engine was made of and for: the SHA-256 of its ONNX file, TensorRT's full version, the GPU's compute
-    capability without the dot, and how it was built.
+    """Inputs of an engine's build.
+
+    `onnx` is the SHA-256 of the ONNX file, `tensorrt` the full version, `sm` the GPU's
+    compute capability without the dot, `flags` the build's options.
+
+    Example:
+        >>> EngineKey("ab" * 32, "10.3.0", "87", {"batch": 1}).digest[:8]
+        '4f94f5b4'
     """
 
     onnx: str
@@ -32,13 +39,13 @@ class EngineKey:
 
     @property
     def digest(self) -> str:
-        """The engine's name in the cache."""
+        """SHA-256 of the key, the engine's name in the cache."""
         return sha256_hex(canonical_json(to_json(self)))
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A built engine: its key, and the SHA-256 of its bytes."""
+    """A built engine in the cache: its key, and the SHA-256 of its bytes."""
 
     key: EngineKey
     sha256: str
@@ -46,9 +53,9 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """The part of `NAME.device.json` that decides whether an engine may be used.
+    """Part of `NAME.device.json` that decides whether an engine may be used.
 
-    `allowed_failures` are the reasons for which the gate was shut, where somebody opened it on purpose.
+    `allowed_failures` lists the failed limits that the user accepted.
     """
 
     bundle: str
@@ -58,42 +65,54 @@ class BuildRecord:
 
 
 def record_path(bundle: Path) -> Path:
-    """`NAME.device.json` beside the bundle."""
+    """Return the path `NAME.device.json` beside a bundle.
+
+    Example:
+        >>> record_path(Path("skin.dermedge")).name
+        'skin.device.json'
+    """
     return bundle.with_name(f"{_stem(bundle)}.device.json")
 
 
 def cache_folder(bundle: Path) -> Path:
-    """`NAME.cache` beside the bundle."""
+    """Return the path `NAME.cache` beside a bundle."""
     return bundle.with_name(f"{_stem(bundle)}.cache")
 
 
 def usable(bundle: Bundle, tensorrt: str, sm: str) -> EngineFile:
-    """The engine that was built of this very bundle for this TensorRT and GPU, and that passed there.
+    """Return the engine that was built from a bundle for this TensorRT and GPU, and passed.
+
+    Args:
+        bundle: The opened bundle.
+        tensorrt: Full version of this machine's TensorRT.
+        sm: Compute capability of this machine's GPU, without the dot.
 
     Raises:
-        EngineError: there is none, its record is not readable, or it failed.
+        EngineError: No such engine was built, its record is not readable, or it failed its
+            gate.
     """
     path = record_path(bundle.path)
     again = _again(bundle.path)
     if not path.exists():
         raise EngineError(f"No engine is built for this device: {again}.")
-    record = _record(path, again)
+    record = _read_record(path, again)
     key = record.engine.key
     if record.bundle != bundle.id or (key.tensorrt, key.sm) != (tensorrt, sm):
         raise EngineError(
-            f"No engine is built for this device: {path.name} has one of bundle {record.bundle[:16]} for TensorRT "
-            f"{key.tensorrt} and SM {key.sm}; here are {bundle.id[:16]}, TensorRT {tensorrt} and SM {sm}: {again}."
+            f"No engine is built for this device: {path.name} has one of bundle "
+            f"{record.bundle[:16]} for TensorRT {key.tensorrt} and SM {key.sm}; here are "
+            f"{bundle.id[:16]}, TensorRT {tensorrt} and SM {sm}: {again}."
         )
     if record.status == "failed" and not record.allowed_failures:
         raise EngineError(
-            f"The engine of this device failed its gate ({path.name} says why) and is not used: export the model in "
-            "another precision, or build the engine anew with --rebuild."
+            f"The engine of this device failed its gate ({path.name} has the reasons) and is not "
+            "used: export the model in another precision, or build again with --rebuild."
         )
     return record.engine
 
 
 def read_plan(bundle: Path, engine: EngineFile) -> bytes:
-    """The bytes of a built engine. Raises EngineError where they are missing or damaged."""
+    """Return the bytes of a built engine; raise EngineError if missing or damaged."""
     path = _plan_path(bundle, engine.key)
     try:
         plan = path.read_bytes()
@@ -107,18 +126,24 @@ def read_plan(bundle: Path, engine: EngineFile) -> bytes:
 
 
 def cached(bundle: Path, key: EngineKey) -> EngineFile | None:
-    """What is known of the engine with that key, None where it was never built."""
+    """Return the cached engine with a key, or None if it was never built.
+
+    Raises:
+        EngineError: The entry in the cache is damaged.
+    """
     path = _facts_path(bundle, key)
     if not path.exists():
         return None
     try:
-        return _engine(read_json(path, EngineError))
+        return _read_engine(read_json(path, EngineError))
     except (KeyError, TypeError) as error:
         raise EngineError(f"{path} is damaged: {_again(bundle)}.") from error
 
 
 def store(bundle: Path, key: EngineKey, plan: bytes) -> EngineFile:
-    """Put an engine into the cache, its facts last, so that a kill leaves none that looks whole."""
+    """Put a built engine into the cache."""
+    # The facts are written last: without them an engine does not count, so a kill between
+    # the two writes leaves no entry that looks whole.
     engine = EngineFile(key, sha256_hex(plan))
     atomic_write(_plan_path(bundle, key), plan)
     atomic_write(_facts_path(bundle, key), pretty_json(to_json(engine)))
@@ -126,13 +151,13 @@ def store(bundle: Path, key: EngineKey, plan: bytes) -> EngineFile:
 
 
 def read_timings(bundle: Path, key: EngineKey) -> bytes:
-    """What earlier builds for this TensorRT and GPU have learned; nothing where there was none."""
+    """Return the timing cache of earlier builds for this TensorRT and GPU, else no bytes."""
     path = _timings_path(bundle, key)
     return path.read_bytes() if path.exists() else b""
 
 
 def write_timings(bundle: Path, key: EngineKey, timings: bytes) -> None:
-    """Keep it for the next build, which then chooses the same kernels."""
+    """Store a timing cache for the next build, which then selects the same kernels."""
     atomic_write(_timings_path(bundle, key), timings)
 
 
@@ -156,7 +181,7 @@ def _timings_path(bundle: Path, key: EngineKey) -> Path:
     return cache_folder(bundle) / f"tensorrt-{key.tensorrt}-sm{key.sm}.timings"
 
 
-def _record(path: Path, again: str) -> BuildRecord:
+def _read_record(path: Path, again: str) -> BuildRecord:
     data = read_json(path, EngineError)
     try:
         if data["schema"] != SCHEMA:
@@ -164,13 +189,16 @@ def _record(path: Path, again: str) -> BuildRecord:
                 f"{path} has schema {data['schema']!r}, this dermedge reads {SCHEMA!r}: {again}."
             )
         return BuildRecord(
-            data["bundle"], data["status"], _engine(data["engine"]), tuple(data["allowed_failures"])
+            data["bundle"],
+            data["status"],
+            _read_engine(data["engine"]),
+            tuple(data["allowed_failures"]),
         )
     except (KeyError, TypeError) as error:
-        raise EngineError(f"{path} is no device record (it lacks {error}): {again}.") from error
+        raise EngineError(f"{path} is not a device record (it lacks {error}): {again}.") from error
 
 
-def _engine(data: Any) -> EngineFile:
+def _read_engine(data: Json) -> EngineFile:
     key = data["key"]
     return EngineFile(
         EngineKey(key["onnx"], key["tensorrt"], key["sm"], key["flags"]), data["sha256"]

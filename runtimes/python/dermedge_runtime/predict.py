@@ -1,0 +1,104 @@
+"""Predict the images of files and folders with a bundle."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.decode import Prediction
+from dermedge_runtime.errors import ImageError, UsageError
+from dermedge_runtime.model import load
+from dermedge_runtime.preprocess import Source
+from dermedge_runtime.progress import Progress, no_progress
+
+# Files of a folder with another suffix are not images. HEIC files are listed although no
+# runtime reads them, so that each one is reported as an error and not skipped.
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif")
+)
+UNNAMED = "-"
+
+
+def predict(
+    bundle: str | Path | Bundle,
+    images: Source | Iterable[Source],
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    exact: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Prediction | ImageError]]:
+    """Predict images one by one; yield the error of a bad image and continue.
+
+    The images are listed and the engine is started when the first result is read.
+
+    Args:
+        bundle: Path of a bundle, or an opened one.
+        images: One or more sources: a path of a file, a path of a folder (all images below
+            it, sorted), or any other source that `Model.predict` takes.
+        engine: As in `load`.
+        threads: As in `load`.
+        exact: As in `Model.predict`.
+        progress: Called after every image.
+
+    Yields:
+        The path of an image (`-` for a source that is not a path), and its prediction or its
+        error.
+
+    Raises:
+        UsageError: A folder holds no image; or as `load`.
+        BundleError: As `load`.
+        MissingExtraError: As `load`.
+        EngineError: As `load`, or the engine fails.
+
+    Example:
+        >>> for name, prediction in predict("toy.dermedge", "lesion.png"):
+        ...     print(name, prediction.labels[0].id)
+        lesion.png nv
+    """
+    sources = list(list_sources(images))
+    report = progress or no_progress
+    with load(bundle, engine=engine, threads=threads) as model:
+        answers = model.stream((source for _, source in sources), on_error="return", exact=exact)
+        for done, ((name, _), answer) in enumerate(zip(sources, answers, strict=True), start=1):
+            report(done, len(sources), "images")
+            yield name, answer
+
+
+def list_sources(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
+    """Yield the name and the source of each image, with folders replaced by their images.
+
+    Args:
+        images: As in `predict`.
+
+    Raises:
+        UsageError: A folder holds no image.
+
+    Example:
+        >>> [name for name, _ in list_sources(["lesion.png", b"encoded bytes"])]
+        ['lesion.png', '-']
+    """
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)):
+        images = [images]
+    for source in images:
+        if not isinstance(source, (str, os.PathLike)):
+            yield UNNAMED, source
+        elif Path(source).is_dir():
+            yield from ((str(path), path) for path in _list_folder(Path(source)))
+        else:
+            yield str(source), Path(source)
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """Return all images below a folder, sorted."""
+    images = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if not images:
+        raise UsageError(
+            f"{folder} holds no image: give a folder with some ({', '.join(sorted(SUFFIXES))})."
+        )
+    return images
