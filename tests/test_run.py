@@ -167,6 +167,6 @@ def test_data_with_errors_are_refused_before_anything_is_trained(tmp_path):
 
 
 def test_an_unknown_target_is_refused_at_once(data, tmp_path):
-    with pytest.raises(UsageError, match="did you mean 'cpu'"):
+    with pytest.raises(UsageError, match="Did you mean 'cpu'"):
         run(data, tmp_path / "out", target="cpuu", options=OPTIONS)
     assert not (tmp_path / "out").exists()

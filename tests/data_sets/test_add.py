@@ -321,7 +321,7 @@ def test_an_existing_folder_is_only_replaced_on_demand(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_imported_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean 'ham10000'"):
+    with pytest.raises(UsageError, match="Did you mean 'ham10000'"):
         add_data("ham1000", tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match=r"holds no HAM10000_metadata\.csv"):
         add_data("ham10000", tmp_path, tmp_path / "out")

@@ -362,7 +362,7 @@ class TestRefusal:
         assert (tmp_path / NAME / "holiday.txt").read_text() == "photographs"
 
     def test_a_target_that_is_not_known(self, student: TrainedModel, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="did you mean 'prebuilt'"):
+        with pytest.raises(UsageError, match="Did you mean 'prebuilt'"):
             export_model(student, "prebuild", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Bundles: written whole and always the same, read with distrust."""
+"""Test that bundles are written whole and always the same, and that damage is refused."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def manifest_of(path):
 
 
 def rewrite(path, edit, *, digests=False):
-    """Edits the manifest as somebody would who knows the format: with a fitting id, and fitting digests where asked."""
+    """Edit the manifest as an expert would: with a matching id, and matching digests on request."""
     manifest = manifest_of(path)
     edit(manifest)
     if digests:
@@ -47,7 +47,7 @@ def rewrite(path, edit, *, digests=False):
 
 
 def at(*keys, value=None):
-    """An edit that sets (or with `value=None` deletes) what stands at the keys."""
+    """Return an edit that sets the value at nested keys, or deletes it if `value` is None."""
 
     def edit(manifest):
         for key in keys[:-1]:
@@ -140,9 +140,7 @@ def test_save_overwrites_only_when_asked(toy_bundle_path, tmp_path, zipped):
     assert bundle.save(out, zipped=zipped, overwrite=True).id == bundle.id
 
 
-def test_a_zip_does_not_replace_a_folder_nor_a_bundle_somebody_elses_folder(
-    toy_bundle_path, tmp_path
-):
+def test_neither_form_replaces_a_folder_that_is_not_a_bundle(toy_bundle_path, tmp_path):
     bundle = Bundle.open(toy_bundle_path)
     album = tmp_path / "album"
     album.mkdir()
@@ -548,8 +546,9 @@ def test_a_bundle_that_was_replaced_after_opening_is_not_saved_as_the_old_one(
 KILLS = {
     "while writing files": "Path.write_bytes = counted(Path.write_bytes, 5)",
     "while flushing": "os.fsync = counted(os.fsync, 3)",
-    "before the swap": "files._put = counted(files._put, 1)",
-    "after the swap": "files._remove = counted(files._remove, 1)",
+    "before the renames": "files._move_into_place = counted(files._move_into_place, 1)",
+    "between the renames": "Path.rename = counted(Path.rename, 2)",
+    "after the renames": "files._remove = counted(files._remove, 1)",
 }
 KILLED = """
 import os, signal, sys
@@ -577,15 +576,22 @@ def test_a_kill_in_the_middle_of_a_write_breaks_nothing(toy_bundle_path, tmp_pat
     new = tmp_path / "elsewhere" / "new.dermedge"
     for target in (toy_bundle_path, new):
         command = [sys.executable, "-c", KILLED.replace("{kill}", KILLS[kill]), str(target)]
-        done = subprocess.run(
-            command, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-        )
-        if kill == "after the swap":
-            assert done.returncode == (-signal.SIGKILL if target is toy_bundle_path else 0)
-            assert Bundle.open(target).read("modelcard.md") == b"newer"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, check=False, env=environment)
+        replaces = target is toy_bundle_path
+        if "the renames" in kill and kill != "before the renames" and not replaces:
+            assert done.returncode == 0
+            assert Bundle.open(new).read("modelcard.md") == b"newer"
+            continue
+        assert done.returncode == -signal.SIGKILL
+        assert not new.exists()
+        if kill == "between the renames":
+            (aside,) = toy_bundle_path.parent.glob(f".{toy_bundle_path.name}.old-*")
+            assert Bundle.open(aside).id == old.id
+            aside.rename(toy_bundle_path)
+        elif kill == "after the renames":
+            assert Bundle.open(toy_bundle_path).read("modelcard.md") == b"newer"
         else:
-            assert done.returncode == -signal.SIGKILL
-            assert not new.exists()
             assert Bundle.open(toy_bundle_path).id == old.id
     assert write_bundle(toy_bundle_path, **toy_content(), overwrite=True).id == old.id
 
@@ -664,8 +670,8 @@ def test_golden_cases_that_cannot_be_written_are_refused():
             golden_files(cases)
 
 
-def test_a_bundle_is_not_written_inside_out(tmp_path, toy_bundle_path):
-    """Saving over the folder that is being read keeps it readable."""
+def test_a_bundle_can_be_saved_over_its_own_folder(tmp_path, toy_bundle_path):
+    """Save a bundle over the folder that is being read."""
     bundle = Bundle.open(toy_bundle_path)
     before = folder_bytes(toy_bundle_path)
     assert bundle.save(toy_bundle_path, overwrite=True).id == bundle.id

@@ -187,7 +187,7 @@ MISFITS = {
     "colour": ({"colour": "BGR"}, "no RGB image"),
     "output": (
         {"outputs": {"diagnosis": [1, 3], "var_12": [1, 1]}},
-        r"gives \['diagnosis', 'var_12'\]",
+        r"outputs are \['diagnosis', 'var_12'\]",
     ),
     "labels": (
         {"outputs": {"diagnosis": [1, 2], "malignancy": [1, 1]}},

@@ -187,10 +187,10 @@ def test_load_takes_folders_zips_and_opened_bundles(onnx_bundle, tmp_path):
 
 def test_load_refuses_what_it_cannot_run(onnx_bundle, toy_bundle_path, tmp_path):
     with pytest.raises(
-        UsageError, match=r"unknown engine 'onxruntime'; did you mean 'onnxruntime'\?"
+        UsageError, match=r"Unknown engine 'onxruntime'. Did you mean 'onnxruntime'\?"
     ):
         load(onnx_bundle, engine="onxruntime")
-    with pytest.raises(UsageError, match="unknown engine 'fake'"):
+    with pytest.raises(UsageError, match="Unknown engine 'fake'"):
         load(toy_bundle_path)
     with pytest.raises(UsageError, match="threads is 0"):
         load(onnx_bundle, threads=0)

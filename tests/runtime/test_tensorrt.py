@@ -238,7 +238,7 @@ class TestEngine:
     @pytest.mark.parametrize(
         ("spec", "message"),
         [
-            (toy_onnx.spec(64), r"not 'image', uint8 \[1, 64, 64, 3\]"),
+            (toy_onnx.spec(64), r"not one 'image' uint8 \[N, 64, 64, 3\]"),
             (
                 Spec("x", "1", (Task("severity", "binary"),), Preprocess(48)),
                 r"tasks are \['severity'\]",
@@ -253,7 +253,7 @@ class TestEngine:
                     ),
                     Preprocess(48),
                 ),
-                r"'diagnosis' is float32 \[1, 3\], not float32 \[1, 2\]",
+                r"'diagnosis' is float32 \[1, 3\], not float32 \[N, 2\]",
             ),
         ],
     )
@@ -449,7 +449,9 @@ class TestUse:
 
     def test_a_failed_engine_is_not_used_unless_that_was_allowed(self, bundle, machine):
         record(bundle, machine, status="failed")
-        with pytest.raises(EngineError, match=r"failed its gate \(skin\.device\.json says why\)"):
+        with pytest.raises(
+            EngineError, match=r"failed its gate \(skin\.device\.json has the reasons\)"
+        ):
             TensorRtRuntime.open(bundle, machine=machine)
         record(bundle, machine, status="failed", allowed_failures=["top1_agreement: ..."])
         assert usable(bundle, machine.version, machine.gpu.sm)

@@ -96,7 +96,7 @@ def test_engine_is_found_by_the_artifacts_format_and_closed(toy_bundle_path, mon
     assert verify(toy_bundle_path, threads=2).status == "passed"
     [(runtime, path, threads)] = started
     assert (runtime.closed, path, threads) == (True, "model.fake", 2)
-    with pytest.raises(UsageError, match=r"did you mean 'fake'"):
+    with pytest.raises(UsageError, match=r"Did you mean 'fake'"):
         verify(toy_bundle_path, engine="fak")
 
 

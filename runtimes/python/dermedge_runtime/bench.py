@@ -81,7 +81,7 @@ def bench(
     Example:
         >>> report = bench("toy.dermedge", image="lesion.png", threads=1, runs=5, warmup=1)
         >>> report.image, report.end_to_end.count
-        ('lesion.png, 256 x 256 PNG', 5)
+        ('lesion.png, 256 x 192 PNG', 5)
     """
     if runs < 1 or warmup < 0 or sustained < 0:
         raise UsageError(

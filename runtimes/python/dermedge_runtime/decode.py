@@ -68,7 +68,7 @@ class Prediction:
         >>> with load("toy.dermedge") as model:
         ...     prediction = model.predict("lesion.png")
         >>> prediction.labels[0].id, prediction.decision
-        ('nv', 'benign')
+        ('bcc', 'malignant')
     """
 
     labels: tuple[ScoredLabel, ...] = ()

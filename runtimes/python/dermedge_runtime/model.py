@@ -92,7 +92,7 @@ class Model:
     Example:
         >>> with load("toy.dermedge") as model:
         ...     model.predict("lesion.png").labels[0].name
-        'Melanocytic naevus'
+        'Basal cell carcinoma'
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
@@ -360,8 +360,8 @@ def load(
 
     Example:
         >>> with load("toy.dermedge", threads=1) as model:
-        ...     round(model.predict("lesion.png").malignancy, 2)
-        0.0
+        ...     model.provenance.engine.split()[0]
+        'onnxruntime'
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: use 1 or more, or leave it out.")

@@ -57,7 +57,7 @@ def predict(
     Example:
         >>> for name, prediction in predict("toy.dermedge", "lesion.png"):
         ...     print(name, prediction.labels[0].id)
-        lesion.png nv
+        lesion.png bcc
     """
     sources = list(list_sources(images))
     report = progress or no_progress

@@ -94,7 +94,7 @@ def decode_image(source: Source, spec: Preprocess, *, exact: bool = False) -> Pi
 
     Example:
         >>> decode_image("lesion.png", Preprocess(size=64)).shape
-        (256, 256, 3)
+        (192, 256, 3)
     """
     return np.array(_decode(source, spec, exact))
 

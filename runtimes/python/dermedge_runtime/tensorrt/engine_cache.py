@@ -29,7 +29,7 @@ class EngineKey:
 
     Example:
         >>> EngineKey("ab" * 32, "10.3.0", "87", {"batch": 1}).digest[:8]
-        '4f94f5b4'
+        '5e6786ca'
     """
 
     onnx: str
