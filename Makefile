@@ -1,4 +1,4 @@
-# Two commands for newcomers: `make demo` and `make test`. Both set up .venv first.
+# `make demo` and `make test` set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test check clean
 
 help:
-	@echo "make demo   run the whole way on procedural lesions, into runs/demo"
-	@echo "make test   run the static checks and all tests"
+	@echo "make demo   run every stage on synthetic lesions, into runs/demo"
+	@echo "make test   run the static checks, all tests and the coverage floor"
 	@echo "make check  run the static checks only: ruff, mypy, import-linter"
 	@echo "make clean  remove .venv and runs/demo"
 
@@ -30,7 +30,7 @@ clean:
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "dermedge is built and tested with Python 3.11 or newer; set PYTHON=python3.11, say."; exit 1; }
+		{ echo "dermedge is built and tested with Python 3.11 or newer. Set PYTHON=python3.11, for example."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'

@@ -41,7 +41,7 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which examples run: a bundle, an image, a data set, a teacher and a student."""
+    """Make the folder in which examples run: a bundle, an image, a data set and two models."""
     (tmp_path / "toy.dermedge").symlink_to(TOY)
     Image.fromarray(draw_lesion(3).image).save(tmp_path / "lesion.png")
     (tmp_path / "lesions").symlink_to(small.data_set(session_folder))

@@ -1,6 +1,7 @@
-"""A device never pays for what only the makers of models need: what is imported, and when.
+"""A device imports nothing that only training and export need.
 
-Packages are walked, so a new module is tested by being there. Each question is asked in a fresh interpreter.
+The tests walk the packages, so they cover new modules too, and import each in a fresh
+interpreter.
 """
 
 import json
@@ -20,22 +21,23 @@ from dermedge_export.synthetic.lesions import CLASSES
 from support.command import without_modules
 
 TOY = Path(__file__).parent / "data" / "toy.dermedge"
-MAKERS = frozenset(
+TRAINING = frozenset(
     ("torch", "timm", "onnx", "onnxscript", "nncf", "albumentations", "cv2", "matplotlib", "jinja2")
 )
 NUMBERS = frozenset(("pandas", "scipy", "sklearn"))
 DEVICE = frozenset(("numpy", "PIL", "dermedge", "dermedge_runtime"))
 COMMAND_LINE = DEVICE | {"click", "rich", "dermedge_export"}
 
-# Imports modules one by one; prints for each which top-level packages it brought in that are not Python's own. (What
-# has no spec is a namespace that compiled modules of numpy share, no package.)
+# Imports modules one by one, and prints the third-party packages that each one imported.
+# A module without a spec is a namespace of numpy's compiled modules, not a package.
 IMPORTS = """
 import importlib, json, sys
 known = {name.partition(".")[0] for name in sys.modules} | set(sys.stdlib_module_names)
 brought = {}
 for module in sys.argv[1:]:
     importlib.import_module(module)
-    now = {name.partition(".")[0] for name, found in sys.modules.items() if getattr(found, "__spec__", None)}
+    loaded = [n for n, found in sys.modules.items() if getattr(found, "__spec__", None)]
+    now = {name.partition(".")[0] for name in loaded}
     brought[module] = sorted(now - known)
     known |= now
 print(json.dumps(brought))
@@ -43,7 +45,7 @@ print(json.dumps(brought))
 
 
 def fresh(code: str, *args: object) -> str:
-    """What a new interpreter prints that runs `code`."""
+    """Run code in a new interpreter and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False
     )
@@ -112,7 +114,7 @@ for name in ("finetune", "check_data", "evaluate"):
     ]
 
 
-def test_the_command_line_imports_no_engine_and_nothing_of_the_makers() -> None:
+def test_the_command_line_imports_no_engine_and_no_training_package() -> None:
     modules = below("cli")
     assert "dermedge.cli.predict" in modules
     for module, packages in brought_in(*modules).items():
@@ -125,7 +127,7 @@ def test_no_module_imports_torch_before_a_verb_needs_it(package: str) -> None:
     assert len(modules) > 3
     allowed = {"jinja2", "matplotlib"} if package == "report" else set()
     for module, packages in brought_in(*modules).items():
-        assert not packages & (MAKERS - allowed), module
+        assert not packages & (TRAINING - allowed), module
 
 
 def test_targets_lesions_golden_cases_and_the_gate_need_numpy_and_pillow_only() -> None:
@@ -144,7 +146,7 @@ def test_targets_lesions_golden_cases_and_the_gate_need_numpy_and_pillow_only() 
         assert packages <= DEVICE | {"dermedge_export"}, module
 
 
-# Runs command lines one after another in one process; prints which of the packages each of them brought in.
+# Runs command lines in one process, and prints the packages that each one imported.
 RUNS = """
 import contextlib, io, json, sys
 from dermedge.cli import main
@@ -157,7 +159,8 @@ for args in runs:
             main(args)
     except SystemExit as leaving:
         code = leaving.code
-    answers.append([args[0], code, err.getvalue(), [name for name in packages if name in sys.modules]])
+    imported = [name for name in packages if name in sys.modules]
+    answers.append([args[0], code, err.getvalue(), imported])
 print(json.dumps(answers))
 """
 
@@ -184,12 +187,12 @@ def test_no_verb_of_the_device_imports_torch_when_it_really_runs(data: Path) -> 
         ["evaluate", toy, "--data", str(data), "--split", "all", "--replicates", "10"],
         ["data", "check", str(data)],
     ]
-    answers = json.loads(fresh(RUNS, json.dumps([sorted(MAKERS | NUMBERS), runs])))
+    answers = json.loads(fresh(RUNS, json.dumps([sorted(TRAINING | NUMBERS), runs])))
     assert len(answers) == len(runs)
     for verb, code, err, packages in answers:
         assert code == 0 or verb == "data", err
         assert "Error" not in err
-        assert not MAKERS & set(packages), verb
+        assert not TRAINING & set(packages), verb
         assert verb in ("evaluate", "data") or not NUMBERS & set(packages), verb
 
 

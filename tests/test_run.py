@@ -52,7 +52,7 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def first(data, tmp_path_factory):
-    """A first run: its folder, its report and what was shown."""
+    """Run once; return the folder, the report and what was shown."""
     out, shown = tmp_path_factory.mktemp("run") / "out", Shown()
     return out, run(data, out, options=OPTIONS, show=shown.stage), shown
 

@@ -1,6 +1,7 @@
-"""The wheel as a device gets it: what it holds, and what it can do with nothing but what it asks for.
+"""The wheel holds the three packages, and works with its required dependencies only.
 
-Nothing is downloaded: a virtual environment of its own sees, by links, the installed packages that it may have.
+Nothing is downloaded. A separate virtual environment links to the installed packages that it
+may use.
 """
 
 import json
@@ -46,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Device:
-    """A virtual environment that holds the wheel, and links to what it may use beside it."""
+    """A virtual environment with the wheel and links to the packages that it may use."""
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         venv.create(folder, symlinks=os.name != "nt")
@@ -94,7 +95,7 @@ class Device:
 
 
 def closure(distributions: Iterable[str]) -> set[str]:
-    """The distributions with all that they require here; those that are not installed are not required here."""
+    """Return installed distributions with their installed requirements."""
     found: set[str] = set()
     pending = list(distributions)
     while pending:
@@ -111,7 +112,7 @@ def closure(distributions: Iterable[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Device:
-    """A device with what the wheel itself requires: no engine, no extra."""
+    """Make a device with the required dependencies: no engine, no extra."""
     made = Device(tmp_path_factory.mktemp("device"), wheel)
     base = [line for line in distribution("dermedge").requires or () if "extra ==" not in line]
     assert {re.split(r"[<>=]", line)[0] for line in base} == {"numpy", "pillow", "click", "rich"}

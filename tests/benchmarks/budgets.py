@@ -1,9 +1,9 @@
-"""Measures the budgets that dermedge keeps, side by side with what they are compared to, and prints one table.
+"""Measure the budgets of the runtime against bare alternatives, and print one table.
 
     python tests/benchmarks/budgets.py BUNDLE [--json OUT] [--calls N] [--rounds N]
 
-Both sides of each ratio are measured in turns within one run, and their medians compared, so that a busy machine slows
-both. Run by hand; tests assert no time.
+Both sides of each ratio are measured in turns within one run, and their medians are
+compared, so a busy machine slows down both. Run it by hand; no test asserts a time.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Model, load
 
-# What a user would write without dermedge: decode, resize, run, softmax.
+# The code that a user writes without dermedge: decode, resize, run.
 BARE = """
 import sys
 import numpy as np
@@ -39,7 +39,8 @@ options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 def predict():
-    pixels = np.asarray(Image.open(image).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    opened = Image.open(image).convert("RGB")
+    pixels = np.asarray(opened.resize((size, size), Image.Resampling.BILINEAR))
     return session.run(None, {"image": pixels[None]})
 """
 
@@ -66,7 +67,7 @@ print(int(fields[fields.index("VmRSS:") + 1]) * 1024)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `met` is None where there is no limit."""
+    """A row of the table; `met` is None if there is no limit."""
 
     what: str
     budget: str
@@ -75,9 +76,9 @@ class Row:
 
 
 def in_turns(rounds: int, *sides: Callable[[], None]) -> list[float]:
-    """The median milliseconds of each side, called in turns, the order reversed every other round.
+    """Return the median milliseconds of each side, called in turns in alternating order.
 
-    Processor time of this one thread, which is what a prediction takes on a machine that does nothing else.
+    The time is the processor time of this thread: the duration of a call on an idle machine.
     """
     times: list[list[float]] = [[] for _ in sides]
     for turn in range(rounds):
@@ -90,7 +91,7 @@ def in_turns(rounds: int, *sides: Callable[[], None]) -> list[float]:
 
 
 class Clocked:
-    """An ONNX Runtime session that notes how long each of its calls takes, in microseconds."""
+    """An ONNX Runtime session that records the microseconds of its last call."""
 
     def __init__(self, session: Any) -> None:
         self.session, self.last = session, 0.0
@@ -103,8 +104,10 @@ class Clocked:
 
 
 def overhead(model: Model, rounds: int) -> list[Row]:
-    """What `Model.predict` without preprocessing adds to the engine call within it, call by call: two sessions would
-    differ by more than that in how their memory happens to lie.
+    """Measure the time that `Model.predict` adds to the engine call inside it.
+
+    Both times are taken in the same call. Two sessions would differ by more than the
+    overhead, because their memory is laid out differently.
     """
     prepared = [(model.bundle.golden()[0].tensor, 0.0)]
     runtime: Any = model.runtime
@@ -164,8 +167,8 @@ def decoding(model: Model, rounds: int) -> list[Row]:
 
 
 def fresh(code: str, *arguments: str) -> tuple[float, int]:
-    """Milliseconds from the start of a process to its first prediction, and the bytes it holds after twenty more."""
-    # As installed: with bytecode. Where Python is told to write none, only packages from wheels have theirs.
+    """Return the milliseconds to a process's first prediction, and its bytes after 20 more."""
+    # An installed package has bytecode. Without this cache, only packages from wheels would.
     environment = {
         **os.environ,
         "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "dermedge-pycache"),
@@ -217,7 +220,7 @@ def resident() -> int:
 
 
 def growth(model: Model, calls: int) -> list[Row]:
-    """The slope of resident memory over the second half of the calls, by which every cache and pool has filled."""
+    """Fit the slope of resident memory over the second half, when caches and pools are full."""
     case = model.bundle.golden()[0]
     every = max(1, calls // 200)
     at, held = [], []
@@ -254,9 +257,8 @@ def main() -> None:
         rows += decoding(model, max(5, options.rounds // 15))
         rows += growth(model, options.calls)
     where, spec = describe_device(), bundle.spec
-    print(
-        f"{spec.name} {spec.version}, {spec.preprocess.size} px; {where['cpu']}, {where['cores']} cores\n"
-    )
+    print(f"{spec.name} {spec.version}, {spec.preprocess.size} px")
+    print(f"{where['cpu']}, {where['cores']} cores\n")
     print("| what | budget | measured | |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row.what} | {row.budget} | {row.measured} | {'met' if row.met else 'missed'} |")

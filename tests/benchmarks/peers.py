@@ -1,11 +1,12 @@
-"""Measures our `cpu --precision auto` bundle against what a user would pick instead, each by its own default path.
+"""Measure a `cpu --precision auto` bundle against alternatives with their default options.
 
     python tests/benchmarks/peers.py STUDENT... --data DIR -o runs/peers-bench \
         [--olive-python PYTHON] [--executorch-python PYTHON] [--bundle BUNDLE]
 
-Every contender gets the same preprocessed pixels for its accuracy and the same 300 train images to calibrate on. Each
-is built in a process of its own, which may die without harm: that is a row too. All are then timed in turns within one
-process per number of threads. Writes results.json and results.md; what is done is kept, so a killed run goes on.
+Every contender gets the same preprocessed pixels, and the same 300 train images for
+calibration. Each is built in its own process; if that dies, the contender's row says so. All
+are timed in turns within one process per thread count. The script writes results.json and
+results.md, and keeps finished parts, so a killed run continues.
 """
 
 import argparse
@@ -45,8 +46,8 @@ from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.telemetry import no_telemetry
 
 PHOTOGRAPHS = {"small": (600, 450), "large": PHOTO}
-CALLS = {"engine": 5, "small": 3, "large": 1}  # timed in one turn, after one that is not
-SETTLE_SECONDS = 0.02  # until the idle threads of the contender before have stopped spinning
+CALLS = {"engine": 5, "small": 3, "large": 1}  # timed calls per turn, after one untimed call
+SETTLE_SECONDS = 0.02  # until the threads of the previous contender stop spinning
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "pillow")
 ELSEWHERE = {
     "olive": ("olive-ai", "onnxruntime"),
@@ -58,9 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("students", type=Path, nargs="+", help="folders that training wrote")
+    parser.add_argument("students", type=Path, nargs="+", help="model folders")
     parser.add_argument(
-        "--data", type=Path, required=True, help="the table that they were trained on"
+        "--data", type=Path, required=True, help="table that the students were trained on"
     )
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument(
@@ -70,16 +71,18 @@ def main() -> None:
         "--executorch-python", type=Path, help="interpreter of an environment with executorch"
     )
     parser.add_argument(
-        "--bundle", type=Path, action="append", default=[], help="measure this instead of exporting"
+        "--bundle",
+        type=Path,
+        action="append",
+        default=[],
+        help="finished bundle to measure instead of exporting",
     )
     parser.add_argument(
-        "--threads", type=int, nargs="+", help="numbers of threads; one and all cores by default"
+        "--threads", type=int, nargs="+", help="thread counts; default: one and all cores"
     )
+    parser.add_argument("--rounds", type=int, default=40, help="timed turns per contender")
     parser.add_argument(
-        "--rounds", type=int, default=40, help="turns that every contender is timed in"
-    )
-    parser.add_argument(
-        "--limit", type=int, help="only so many images of each split, to try the script out"
+        "--limit", type=int, help="number of images per split, to try the script out"
     )
     options = parser.parse_args()
     pythons = {"olive": options.olive_python, "executorch": options.executorch_python}
@@ -112,16 +115,17 @@ def main() -> None:
 
 
 def prepare(context: Work) -> None:
-    """Preprocesses the images of a student once, for all contenders, and draws two photographs.
+    """Preprocess the images of a student once for all contenders, and draw two photographs.
 
     Raises:
-        DataError: the folder holds the measurements of another student.
+        DataError: The folder holds the measurements of another student.
     """
     folder, digest = context.folder / "inputs", sha256_file(context.student / WEIGHTS)
     if (folder / CONTRACT).exists():
         if Inputs(folder).contract.weights != digest:
             raise DataError(
-                f"{context.folder} was measured with other weights: delete it, or give another --out."
+                f"{context.folder} holds measurements of other weights. "
+                "Delete it, or give another --out."
             )
         return
     say(f"{context.folder.name}: preparing images")
@@ -129,7 +133,8 @@ def prepare(context: Work) -> None:
     spec, backbone = student.spec, student.backbone
     if spec.preprocess.fit != "crop":
         raise DataError(
-            f"{context.student} has fit {spec.preprocess.fit!r}; peers cut the centre square: crop."
+            f"{context.student} has fit {spec.preprocess.fit!r}, but the peers use the centre "
+            "square. Give a student with fit crop."
         )
     images = {
         split: np.stack(list(preprocessed(rows, spec.preprocess)))
@@ -147,7 +152,7 @@ def prepare(context: Work) -> None:
 
 
 def measure(context: Work, threads: list[int], rounds: int) -> dict[str, Any]:
-    """The rows of one student, the student itself last."""
+    """Measure one student; return the rows of the contenders, then of the student itself."""
     rows = {name: built(name, context) for name in CONTENDERS}
     ready = [name for name, row in rows.items() if row["status"] == "built"]
     for count in threads:
@@ -165,7 +170,7 @@ def measure(context: Work, threads: list[int], rounds: int) -> dict[str, Any]:
 
 
 def built(name: str, context: Work) -> dict[str, Any]:
-    """A contender's `built.json`, made in a process of its own; what could not be tried is tried in the next run."""
+    """Build a contender in its own process, or read its `built.json` from an earlier run."""
     contender, record = CONTENDERS[name], context.folder / name / "built.json"
     if record.exists():
         return dict(read_json(record, DataError))
@@ -186,7 +191,7 @@ def built(name: str, context: Work) -> dict[str, Any]:
 
 
 def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds by contender and question, measured in turns in one process."""
+    """Return the milliseconds by contender and input, measured in turns in one process."""
     record = context.folder / f"timing-{threads}.json"
     if record.exists():
         document = read_json(record, DataError)
@@ -203,7 +208,7 @@ def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[st
 
 
 def time_in_turns(names: list[str], context: Work, threads: int, rounds: int) -> dict[str, Any]:
-    """Every contender is called in every round, the order reversed every other round."""
+    """Call every contender in every round; reverse the order every other round."""
     found: dict[str, Any] = {name: {} for name in names}
     opened = {}
     for name in names:
@@ -226,7 +231,7 @@ def time_in_turns(names: list[str], context: Work, threads: int, rounds: int) ->
 
 
 def isolated(function: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
-    """The answer of a function called in a fresh process, or `error`; what it prints goes to `log`."""
+    """Call a function in a fresh process that prints to `log`; return its result or `error`."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=print_to, initargs=(log,)) as pool:
         try:
@@ -236,7 +241,7 @@ def isolated(function: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any
 
 
 def caught(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The answer of a function, or `error`, the first line of what it raised."""
+    """Call a function; return its result, or `error` with the first line of its exception."""
     try:
         with no_telemetry():
             return function()
@@ -253,13 +258,13 @@ def print_to(log: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """`TypeError: it said this`, without what follows."""
+    """Return the type and the first line of an exception."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}".strip()
 
 
 def versions(pythons: dict[str, Path]) -> dict[str, dict[str, str]]:
-    """Of the packages here and in the other environments."""
+    """Return the versions of the packages here and in the other environments."""
     found = {"here": {name: metadata.version(name) for name in PACKAGES}}
     for name, python in pythons.items():
         code = (

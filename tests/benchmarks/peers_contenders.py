@@ -1,7 +1,7 @@
-"""The contenders of the peers' benchmark: how a user makes each, by its own default path, and how it is called.
+"""Build and open the contenders of the peers' benchmark.
 
-What is made for one contender lies in its folder's `artifact`, which is what its file size is the sum of. Each builder
-follows the quickstart of its tool for an image classifier on a CPU and leaves every option at its default.
+Each builder follows its tool's quickstart for an image classifier on a CPU, with default
+options. It writes into the `artifact` folder of the contender, whose files are its size.
 """
 
 import json
@@ -19,16 +19,17 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import DataError
 
 GRAPH, PROGRAM = "model.onnx", "model.pte"
-BUNDLE = "bundle.txt"  # beside our artifact: where the bundle lies that it is of
-OURS, PLAIN = "dermedge", "onnx"  # PLAIN is whose graph the other tools quantize
+BUNDLE = "bundle.txt"  # beside dermedge's artifact: the path of its bundle
+OURS, PLAIN = "dermedge", "onnx"  # the other tools quantize the graph of PLAIN
 
 
 @dataclass(frozen=True)
 class Work:
-    """One student in the benchmark: its folder, what is written about it, and what it is measured with.
+    """One student in the benchmark, with its folder of results and its settings.
 
-    `pythons` are the interpreters of the tools that live in environments of their own; `bundle` is a finished bundle to
-    measure instead of exporting one; `limit` is how many images of each split are looked at, None for all.
+    `pythons` are the interpreters of tools that need their own environment. `bundle` is a
+    finished bundle to measure instead of exporting one. `limit` is the number of images per
+    split, or None for all.
     """
 
     student: Path
@@ -43,12 +44,12 @@ class Work:
         return Inputs(self.folder / "inputs")
 
     def artifact(self, name: str) -> Path:
-        """Where a contender's files lie."""
+        """Return the folder of a contender's files."""
         return self.folder / name / "artifact"
 
 
 class Engine(Protocol):
-    """A contender ready to run, here or in a process of its own; see `peers_engine.Opened`."""
+    """A contender that is ready to run, here or in its own process; see `Opened`."""
 
     def outputs(self, split: str) -> dict[str, Any]: ...
 
@@ -60,9 +61,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run a student: `build` writes its artifact, `open` starts its engine with a number of threads.
+    """A contender: `build` writes its artifact, `open` starts its engine with some threads.
 
-    `environment` names the interpreter that it needs, where that is another one.
+    `environment` names the interpreter that it needs, or None for this one.
     """
 
     title: str
@@ -110,7 +111,7 @@ def open_dermedge(context: Work, artifact: Path, threads: int) -> Opened:
 
 
 def _model_files(bundle: Bundle) -> list[str]:
-    """What the engine reads: the artifact's file, or all files of its folder."""
+    """Return the names of the files that the engine reads."""
     path = bundle.artifact.path
     return [name for name in bundle.files if name == path or name.startswith(f"{path}/")]
 
@@ -189,7 +190,7 @@ def build_ort_dynamic(context: Work, artifact: Path) -> None:
 
 
 def _prepared(context: Work, artifact: Path) -> Path:
-    """The plain graph after the pre-processing that ONNX Runtime recommends before quantization."""
+    """Apply the pre-processing that ONNX Runtime recommends before quantization."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = artifact.parent / "prepared.onnx"
@@ -198,7 +199,7 @@ def _prepared(context: Work, artifact: Path) -> Path:
 
 
 def build_olive(context: Work, artifact: Path) -> None:
-    """`olive run` with the static quantization pass, whose calibration images it reads as raw files."""
+    """Call `olive run` with the static quantization pass, which reads images as raw files."""
     graph = _plain_graph(context)
     name, images = _input_name(graph), _calibration(context)
     raw = artifact.parent / "calibration"
@@ -297,7 +298,7 @@ CONTENDERS = {
 
 
 def build(name: str, context: Work) -> dict[str, Any]:
-    """Makes a contender, runs it over val and test with one thread, and says how large it is."""
+    """Build a contender, run it over val and test with one thread, and return its size."""
     contender, artifact = CONTENDERS[name], context.artifact(name)
     artifact.mkdir(parents=True, exist_ok=True)
     contender.build(context, artifact)
@@ -324,7 +325,7 @@ def _plain_graph(context: Work) -> Path:
     path = context.artifact(PLAIN) / GRAPH
     if not path.is_file():
         raise DataError(
-            f"{path} is missing: torch.onnx.export failed, and there is no graph to quantize."
+            f"{path} is missing, because torch.onnx.export failed. There is no graph to quantize."
         )
     return path
 
@@ -337,7 +338,7 @@ def _input_name(graph: Path) -> str:
 
 
 def _calibration(context: Work) -> list[Any]:
-    """Calibration images, float32 [1, 3, S, S] each."""
+    """Return the calibration images, float32 [1, 3, S, S] each."""
     return [
         context.inputs.normalised(image[None]) for image in context.inputs.images("calibration")
     ]

@@ -1,4 +1,4 @@
-"""Contenders that live in environments of their own: commands that build them, and a worker that runs ExecuTorch."""
+"""Run contenders that need their own environment: commands, and a worker for ExecuTorch."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SERVER = HERE / "peers_executorch.py"
 
 
 class Worker:
-    """ExecuTorch in its own environment: it times its calls itself, in turn with the others."""
+    """A process with ExecuTorch, which times its own calls in turn with the others."""
 
     def __init__(self, python: Path, inputs: Inputs, model: Path, threads: int) -> None:
         self.answers = inputs.folder.resolve() / "executorch.npz"
@@ -61,7 +61,7 @@ class Worker:
 
 
 def run(python: Path, *arguments: str | Path) -> None:
-    """A command in another environment. Raises DermedgeError with its last words."""
+    """Run a command in another environment; raise DermedgeError with its last line."""
     done = subprocess.run(
         [python, *arguments], env=_environment(), text=True, capture_output=True, check=False
     )
@@ -71,11 +71,11 @@ def run(python: Path, *arguments: str | Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Where an interpreter without dermedge finds the student's code, this checkout; and no telemetry."""
+    """Return an environment in which this checkout is importable and telemetry is off."""
     folders = (ROOT, ROOT / "export", ROOT / "runtimes" / "python")
     silent = {"OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
     return {**os.environ, **silent, "PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+    return (text.strip().splitlines() or ["no output"])[-1]

@@ -1,6 +1,7 @@
-"""What every contender of the peers' benchmark is given, and how its calls are timed.
+"""Inputs and timing that all contenders of the peers' benchmark share.
 
-Shared by the benchmark and by the worker that runs in ExecuTorch's environment, so it needs numpy and Pillow only.
+The worker in ExecuTorch's environment imports this module too, so it needs numpy and Pillow
+only.
 """
 
 import io
@@ -25,7 +26,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Contract:
-    """A student's input and outputs, as one who runs it without dermedge must know them; `weights` is their sha256."""
+    """A student's input and outputs for use without dermedge; `weights` is a SHA-256."""
 
     size: int
     mean: tuple[float, ...]
@@ -45,7 +46,7 @@ class Inputs:
     def write(
         cls, folder: Path, contract: Contract, images: dict[str, Any], photographs: dict[str, bytes]
     ) -> "Inputs":
-        """The contract is written last: a folder without it is not complete."""
+        """Write the folder; the contract comes last, so a folder without it is incomplete."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, pixels in images.items():
             np.save(folder / f"{name}.npy", pixels)
@@ -55,14 +56,14 @@ class Inputs:
         return cls(folder)
 
     def images(self, split: str) -> Any:
-        """Uint8 [N, S, S, 3]."""
+        """Return the images of a split, uint8 [N, S, S, 3]."""
         return np.load(self.folder / f"{split}.npy", mmap_mode="r")
 
     def photograph(self, name: str) -> bytes:
         return (self.folder / f"{name}.jpg").read_bytes()
 
     def normalised(self, images: Any) -> Any:
-        """Float32 [N, 3, S, S] of uint8 [N, S, S, 3]: what the network of a peer's user takes."""
+        """Normalise uint8 [N, S, S, 3] to float32 [N, 3, S, S], the input of a peer's network."""
         mean, std = (
             np.asarray(values, np.float32) for values in (self.contract.mean, self.contract.std)
         )
@@ -70,7 +71,7 @@ class Inputs:
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def decoded(self, data: bytes) -> Any:
-        """Uint8 [S, S, 3] as a peer's user makes it: decode with Pillow, cut the centre square, resize bilinearly."""
+        """Decode with Pillow, cut the centre square, resize bilinearly to uint8 [S, S, 3]."""
         with Image.open(io.BytesIO(data)) as image:
             rgb = image.convert("RGB")
         side = min(rgb.size)
@@ -81,10 +82,11 @@ class Inputs:
 
 
 class Opened:
-    """A contender ready to run, one image at a time.
+    """A contender that is ready to run, one image at a time.
 
-    `infer` is the bare engine call: from what `prepare` makes of uint8 [1, S, S, 3] to one array [1, ...] per task.
-    `predict` answers encoded bytes; by default as a peer's user writes it.
+    `prepare` turns uint8 [1, S, S, 3] into the input of `infer`, the bare engine call, which
+    returns one array [1, ...] per task. `predict` takes encoded bytes; the default is the
+    code that a peer's user writes.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Opened:
         }
 
     def outputs(self, split: str) -> dict[str, Any]:
-        """Float32 [N, ...] by task."""
+        """Return the outputs for a split, float32 [N, ...] by task."""
         images = self.inputs.images(split)
         rows = [
             [

@@ -1,10 +1,10 @@
-"""ExecuTorch's side of the peers' benchmark; runs in an environment of its own, which `peers.py` is told of.
+"""Build and run a student with ExecuTorch, in ExecuTorch's own environment.
 
     python peers_executorch.py build STUDENT INPUTS MODEL.pte
     python peers_executorch.py serve INPUTS MODEL.pte THREADS
 
-`build` follows the guide of the XNNPACK backend: static int8, per channel. `serve` answers requests, one JSON object a
-line, and times the engine within this process.
+`build` follows the guide of the XNNPACK backend: static int8, per channel. `serve` reads
+requests from standard input, one JSON object per line, and times the engine in this process.
 """
 
 import json
@@ -61,7 +61,7 @@ def opened(inputs: Inputs, path: Path, threads: int) -> Opened:
 
 
 def serve(contender: Opened, answers: Any) -> None:
-    """Answers requests from stdin until it ends."""
+    """Answer requests from standard input until it ends."""
     for line in sys.stdin:
         request = json.loads(line)
         answer: Any = None
@@ -78,7 +78,7 @@ def main() -> None:
         student, inputs, out = map(Path, arguments)
         build(student, Inputs(inputs), out)
         return
-    # What the libraries print would be taken for answers.
+    # Libraries print to standard output too, so the answers get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     contender = opened(Inputs(Path(arguments[0])), Path(arguments[1]), int(arguments[2]))

@@ -1,4 +1,4 @@
-"""A student as its user holds it before any deployment: a torch module on normalised pixels."""
+"""Load a student as a plain torch module on normalised pixels."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from dermedge.models import load_model_folder
 
 
 class Plain(torch.nn.Module):
-    """Backbone and heads, from float32 [N, 3, S, S] to one tensor of logits per task."""
+    """A backbone with heads, from float32 [N, 3, S, S] to one tensor of logits per task."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class Plain(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pooled = self.backbone(pixels)
-        if pooled.ndim == 4:  # a truncated backbone has lost its pooling with its head
+        if pooled.ndim == 4:  # a backbone without its last stages has no pooling
             pooled = pooled.mean((2, 3))
         elif pooled.ndim == 3:
             pooled = pooled.mean(1)
@@ -25,5 +25,5 @@ class Plain(torch.nn.Module):
 
 
 def plain(student: Path) -> Plain:
-    """The network of a student's folder, in eval mode, its training-time branches as they are."""
+    """Load the network of a model folder in eval mode, with its training-time branches."""
     return Plain(load_model_folder(student).module).eval()

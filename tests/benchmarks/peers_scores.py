@@ -1,4 +1,4 @@
-"""The peers' benchmark: how accurate each contender is, and what it lost of its fp32 student."""
+"""Compute the accuracy of each contender, and its loss against the fp32 student."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ STUDENT = "student"
 
 
 def tables(context: Work) -> dict[str, Table]:
-    """The rows of each split, split as training split them."""
+    """Return the rows of each split, in the split of the training."""
     table = with_split(read_table(context.data))
     return {
         split: (rows := table.select_split(split)).replace(
@@ -35,10 +35,11 @@ def tables(context: Work) -> dict[str, Table]:
 
 
 def scores(context: Work, names: list[str]) -> dict[str, dict[str, Any]]:
-    """By contender, and for the fp32 student itself: on test, with temperature and threshold fitted on val for each.
+    """Compute the test metrics of the contenders and of the fp32 student.
 
-    Losses are in points of the metric, with intervals of a bootstrap over lesions that draws the same lesions for both
-    sides. `behind` is what the contender's balanced accuracy lacks of dermedge's.
+    Temperature and threshold are fitted on val for each of them. Losses are differences of
+    the metric, with intervals of a bootstrap that draws the same lesions for both sides.
+    `behind` is dermedge's balanced accuracy minus the contender's.
     """
     student = load_model_folder(context.student)
     run = module_runner(student.module)
@@ -55,7 +56,7 @@ def scores(context: Work, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _stored(folder: Path, like: Mapping[str, Predictions]) -> dict[str, Predictions]:
-    """What a contender answered, beside what is known of the images."""
+    """Read a contender's outputs, and join them with the labels."""
     return {
         split: replace(like[split], outputs=dict(np.load(folder / f"{split}.npz")))
         for split in SPLITS

@@ -1,4 +1,4 @@
-"""The peers' benchmark as Markdown: a table per student, and whether dermedge kept what it promises."""
+"""Write the peers' benchmark as Markdown: a table per student, and the comparisons."""
 
 from typing import Any
 
@@ -11,22 +11,23 @@ TITLES = {"engine": "engine", "small": "600 x 450 JPEG", "large": "12 MP JPEG"}
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The whole document: tables and verdicts."""
+    """Return the document: tables, then comparisons."""
     machine = document["machine"]
     lines = [f"{machine['cpu']}, {machine['cores']} cores ({machine['flags']}).", ""]
     for student, rows in document["students"].items():
         lines += [f"### {student}", "", *_table(rows, document["threads"]), ""]
     return (
-        "\n".join([*lines, "### Verdict", "", *(f"- {line}" for line in verdicts(document))]) + "\n"
+        "\n".join([*lines, "### Comparisons", "", *(f"- {line}" for line in comparisons(document))])
+        + "\n"
     )
 
 
-def verdicts(document: dict[str, Any]) -> list[str]:
-    """One line per student, question and number of threads, then one on int8."""
+def comparisons(document: dict[str, Any]) -> list[str]:
+    """Return one line per student, input and thread count, and one on int8."""
     lines = []
     for student, rows in document["students"].items():
         if OURS not in _timed(rows):
-            lines.append(f"{student}: nothing to judge, dermedge is {_state(rows[OURS])}")
+            lines.append(f"{student}: nothing to compare, dermedge is {_state(rows[OURS])}")
             continue
         for threads in document["threads"]:
             lines += [
@@ -38,7 +39,10 @@ def verdicts(document: dict[str, Any]) -> list[str]:
 
 
 def against_best(rows: dict[str, Any], threads: int, question: str) -> str:
-    """Ours against the fastest peer that is as accurate: whose balanced accuracy is not surely lower than ours."""
+    """Compare dermedge with the fastest equally accurate peer.
+
+    A peer is equally accurate if the interval of its difference does not exclude zero.
+    """
     ours = _median(rows[OURS], threads, question)
     rivals = {
         name: _median(row, threads, question)
@@ -46,21 +50,22 @@ def against_best(rows: dict[str, Any], threads: int, question: str) -> str:
         if name != OURS and not (row["behind"]["low"] or 0) > 0
     }
     if not rivals:
-        return f"{TITLES[question]}: {ours:.2f} ms, and no peer is as accurate: met"
+        return f"{TITLES[question]}: {ours:.2f} ms, and no peer is equally accurate: met"
     best = min(rivals, key=lambda name: rivals[name])
     met = ours <= WITHIN * rivals[best] and not (rows[best]["behind"]["high"] or 0) < 0
     return (
-        f"{TITLES[question]}: {ours:.2f} ms, {ours / rivals[best]:.2f} x the fastest peer that is as accurate "
-        f"({CONTENDERS[best].title}, {rivals[best]:.2f} ms), at {_signed(rows[best]['behind'])} points of balanced "
-        f"accuracy: {'met' if met else 'missed'}"
+        f"{TITLES[question]}: {ours:.2f} ms, {ours / rivals[best]:.2f} x the fastest equally "
+        f"accurate peer ({CONTENDERS[best].title}, {rivals[best]:.2f} ms), at "
+        f"{_signed(rows[best]['behind'])} points of balanced accuracy: "
+        f"{'met' if met else 'missed'}"
     )
 
 
 def against_plain(rows: dict[str, Any], threads: int) -> str:
-    """Where int8 was chosen, it must pay."""
+    """Compare a selected int8 artifact with plain ONNX."""
     precision = rows[OURS]["precision"]
     if precision != "int8":
-        return f"{precision} was chosen, int8 does not pay here"
+        return f"{precision} was chosen, int8 was not selected here"
     if PLAIN not in _timed(rows):
         return f"no plain ONNX to compare with: {_state(rows[PLAIN])}"
     ratio = _median(rows[PLAIN], threads, "engine") / _median(rows[OURS], threads, "engine")
@@ -129,7 +134,7 @@ def _interval(value: dict[str, Any]) -> str:
 
 
 def _signed(value: dict[str, Any]) -> str:
-    """In points, of a hundred."""
+    """Format a difference in points."""
     if value["value"] is None:
         return ""
     if value["low"] is None:

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: one clear message, its exit code, no traceback, nothing half written."""
+"""Wrong input gives one clear message and the right exit code, and writes nothing."""
 
 import io
 import shutil
@@ -18,7 +18,7 @@ from support.command import TOY, Ran, dermedge, process, refused, rewrite_manife
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """The toy as a folder, the test's own to damage."""
+    """Copy the toy bundle as a folder that the test may damage."""
     return Bundle.open(TOY).save(tmp_path / "toy.dermedge").path
 
 
@@ -29,7 +29,7 @@ def encoded(kind: str = "JPEG", seed: int = 1) -> bytes:
 
 
 def bomb(side: int = 60_000) -> bytes:
-    """A PNG of a few hundred bytes that says it has 60,000 x 60,000 pixels."""
+    """Make a PNG of a few hundred bytes that declares 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """A data set of six images, two of each label."""
+    """Make a data set of six images, two of each label."""
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     rows = ["image_id,image,dx,lesion_id,split"]
