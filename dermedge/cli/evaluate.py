@@ -1,4 +1,4 @@
-"""`dermedge evaluate`."""
+"""Declare the command `dermedge evaluate`, and print its report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from dermedge.evaluation import EvaluationReport, Fairness
 
 
-BY_GROUP = {
+SUBGROUP_COLUMNS = {
     "balanced_accuracy": "balanced accuracy",
     "malignant_auroc": "malignant AUROC",
     "sensitivity": "sensitivity",
     "severity_kappa": "severity kappa",
     "dice": "Dice",
 }
+CHANCE = "by chance (1 in 20 above)"
 
 
 @click.command("evaluate")
@@ -43,7 +44,9 @@ BY_GROUP = {
     show_default=True,
     help="Bootstrap replicates.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Random seed of the bootstrap."
+)
 @engine_option
 @threads_option
 @json_option
@@ -57,16 +60,19 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure BUNDLE on labelled images: metrics with 95 % intervals over lesions or patients, overall and per
-    subgroup.
+    """Evaluate BUNDLE on labelled images.
 
-    Skin types (I-II, III-IV, V-VI) and sexes with at least 30 images are compared: the worst group, its gap to the best
-    one, and the equalised-odds difference at the threshold. Beside each difference stands what groups dealt out at
-    random show: the median, and what one in twenty exceeds. Only more than that is more than chance.
+    Metrics have 95 % intervals over lesions or patients, overall and per subgroup.
+
+    Skin types (I-II, III-IV, V-VI) and sexes with at least 30 images are compared: the
+    worst group, its gap to the best group, and the equalised-odds difference at the
+    threshold. Next to each difference are the median and the 95th percentile of
+    differences between randomly assigned groups. Only a difference above the 95th
+    percentile is more than chance.
     """
     from dermedge.evaluation import evaluate
 
-    with progress("evaluate") as tell:
+    with progress("evaluate") as report_progress:
         report = evaluate(
             bundle,
             data,
@@ -75,21 +81,20 @@ def command(
             threads=threads,
             replicates=replicates,
             seed=seed,
-            progress=tell,
+            progress=report_progress,
         )
     emit(report, as_json, show)
 
 
 def show(report: "EvaluationReport") -> None:
-    """Print warnings first, then the metrics, the classes, the subgroups and how they compare."""
+    """Print the warnings, the metrics, the classes, the subgroups and their comparison."""
     for warning in report.warnings:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     scores = report.overall
     measured = [name for name, value in scores.metrics.items() if value.value is not None]
-    rows = [(name, interval(scores.metrics[name])) for name in measured]
     table(
         ("metric", "value (95 % interval)"),
-        rows,
+        [(name, interval(scores.metrics[name])) for name in measured],
         f"{scores.cases} images of {scores.groups} groups, split {report.split}",
     )
     if report.labels:
@@ -101,8 +106,8 @@ def show(report: "EvaluationReport") -> None:
             ],
         )
     if report.subgroups:
-        shown = {name: title for name, title in BY_GROUP.items() if name in measured}
-        rows_by_group = [
+        shown = {name: title for name, title in SUBGROUP_COLUMNS.items() if name in measured}
+        rows = [
             (
                 f"{group.column} {group.value}",
                 group.scores.cases,
@@ -110,40 +115,40 @@ def show(report: "EvaluationReport") -> None:
             )
             for group in report.subgroups
         ]
-        table(("subgroup", "images", *shown.values()), rows_by_group)
+        table(("subgroup", "images", *shown.values()), rows)
     show_fairness(report.fairness, report.labels)
 
 
-def show_fairness(found: "Sequence[Fairness]", labels: Sequence[str]) -> None:
-    """Print what comparisons of groups found: their differences beside those by chance, then what that says."""
-    from dermedge.evaluation.fairness_text import COLUMNS, summarize
+def show_fairness(comparisons: "Sequence[Fairness]", labels: Sequence[str]) -> None:
+    """Print comparisons of groups: their differences next to those by chance, then a summary."""
+    from dermedge.evaluation.fairness_text import COLUMN_NAMES, summarize
 
-    if not found:
+    if not comparisons:
         why = (
-            "the images with a known answer tell neither skin type nor sex"
+            "No image with a known class has a skin type or a sex"
             if labels
-            else "the model classifies nothing"
+            else "The model predicts no classes"
         )
-        click.echo(f"Fairness: not measured, {why}.")
+        click.echo(f"Fairness: not measured. {why}.")
         return
     rows = [
         (
-            COLUMNS.get(part.column, part.column),
-            part.worst or "-",
-            interval(part.gap),
-            _chance(part.chance, part.chance_high),
-            interval(part.equalised_odds),
-            _chance(part.equalised_odds_chance, part.equalised_odds_chance_high),
+            COLUMN_NAMES.get(comparison.column, comparison.column),
+            comparison.worst or "-",
+            interval(comparison.gap),
+            _chance(comparison.chance, comparison.chance_high),
+            interval(comparison.equalised_odds),
+            _chance(comparison.equalised_odds_chance, comparison.equalised_odds_chance_high),
         )
-        for part in found
+        for comparison in comparisons
     ]
-    columns = ("fairness", "worst group", "gap (95 % interval)", "by chance (1 in 20 above)")
-    table((*columns, "equalised odds", "by chance (1 in 20 above)"), rows)
-    for part in found:
-        answer, *remarks = summarize(part, labels)
-        click.echo(answer)
-        for remark in remarks:
-            click.echo(f"  {remark}")
+    columns = ("fairness", "worst group", "gap (95 % interval)", CHANCE, "equalised odds", CHANCE)
+    table(columns, rows)
+    for comparison in comparisons:
+        result, *limits = summarize(comparison, labels)
+        click.echo(result)
+        for limit in limits:
+            click.echo(f"  {limit}")
 
 
 def _chance(median: float | None, high: float | None) -> str:

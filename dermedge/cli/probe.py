@@ -1,4 +1,4 @@
-"""`dermedge probe`."""
+"""Declare the command `dermedge probe`, and print its report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,54 +20,56 @@ if TYPE_CHECKING:
 @click.option(
     "--task",
     type=click.Choice(["diagnosis", "malignancy", "severity", "segment"]),
-    help="What is asked of the features; diagnosis by default, segment for the protocol segment.",
+    help="Task to probe; by default diagnosis, or segment for the protocol segment.",
 )
 @click.option(
     "--protocol",
     type=click.Choice(["linear", "knn", "finetune", "segment", "fewshot"]),
     default="linear",
     show_default=True,
-    help="A linear layer, the nearest neighbours, the whole network trained on, decoders for masks, or a linear layer "
-    "on few labels.",
+    help="A linear layer, nearest neighbours, training of the whole network, decoders for masks, "
+    "or a linear layer on few labels.",
 )
 @click.option(
     "--fraction",
     "fractions",
     type=click.FloatRange(0, 1, min_open=True),
     multiple=True,
-    help="Share of the train labels for fewshot; may be given often; 0.01, 0.05 and 0.1 by default.",
+    help="Fraction of the train labels for fewshot; repeatable; by default 0.01, 0.05 and 0.1.",
 )
 @click.option(
     "--head",
     "heads",
     type=click.Choice(["linear", "upernet"]),
     multiple=True,
-    help="Decoder for segment; both by default.",
+    help="Decoder for segment; repeatable; both by default.",
 )
 @click.option(
     "--normalise",
     is_flag=True,
-    help="Standardise each feature before a linear layer; for small features.",
+    help="Standardize each feature before a linear layer; for small features.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(min=1), help="Instead of the protocol's 50, or 20 for segment."
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Number of epochs; by default 50, or 20 for segment.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=2),
-    help="Instead of the protocol's 256, or 64 for segment.",
+    help="Images per batch; by default 256, or 64 for segment.",
 )
 @click.option(
     "--lr",
     type=click.FloatRange(min=0, min_open=True),
-    help="Instead of the protocol's 5e-3 for batches of 256, or 1e-3 for segment.",
+    help="Learning rate; by default 5e-3 for batches of 256, or 1e-3 for segment.",
 )
 @click.option(
     "--seed",
     type=int,
     default=0,
     show_default=True,
-    help="Of weights, orders, draws and the bootstrap.",
+    help="Random seed for initialization, shuffling, drawn labels and the bootstrap.",
 )
 @click.option(
     "--replicates",
@@ -79,7 +81,8 @@ if TYPE_CHECKING:
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    help="Folder for the features, so that further probes run no network; TEACHER.features by default.",
+    help="Folder for the features, so that further probes run no network; by default "
+    "TEACHER.features.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="File to write the report to, as JSON."
@@ -89,57 +92,55 @@ if TYPE_CHECKING:
 def command(
     teacher: Path,
     data: Path,
-    fractions: tuple[float, ...],
-    heads: tuple[str, ...],
+    cache: Path | None,
     out: Path | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure how much of a task the features of TEACHER, a teacher's or student's folder, already hold.
+    """Evaluate the frozen features of TEACHER, a teacher's or student's folder.
 
-    Fits on train, measures on test with 95 % intervals over lesions or patients, and compares skin types and sexes; val
-    only chooses the threshold of malignancy. The settings are DermINO's (arXiv:2508.12190), the preprocessing is the
-    model's own. Features are kept on disk by content, so that ten probes of the same images cost one pass through the
-    network.
+    The probe is fitted on train and measured on test, with 95 % intervals over lesions or
+    patients, and compares skin types and sexes. val only chooses the threshold of
+    malignancy. The settings are DermINO's (arXiv:2508.12190), the preprocessing is the
+    model's own. Features are cached by content, so that ten probes of the same images
+    cost one pass through the network.
     """
-    from dermedge.probing import probe
-    from dermedge_runtime.canonical_json import pretty_json
-    from dermedge_runtime.files import atomic_write, check_free
-    from dermedge_runtime.spec import to_json
+    from dermedge.probing import ProbeOptions, probe
 
-    if out is not None:
-        check_free(out, overwrite=overwrite)
-    chosen: dict[str, Any] = {"heads": heads} if heads else {}
-    with progress("probe") as tell:
+    with progress("probe") as report_progress:
         report = probe(
-            teacher, data, fraction=fractions or None, progress=tell, **chosen, **options
+            teacher,
+            data,
+            ProbeOptions(**options),
+            cache=cache,
+            out=out,
+            overwrite=overwrite,
+            progress=report_progress,
         )
-    if out is not None:
-        atomic_write(out, pretty_json(to_json(report)))
     emit(report, as_json, show)
 
 
 def show(report: "ProbeReport") -> None:
-    """Print warnings first, then the metrics, the classes and how groups compare."""
+    """Print the warnings, the metrics, the classes and the comparison of groups."""
     for warning in report.warnings:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     results = report.results
     names = [result.name for result in results]
-    fitted = (
-        "fitted on",
-        *(f"{result.train_images} images, {result.train_groups} groups" for result in results),
+    fitted_on = (
+        f"{result.train_images} images, {result.train_groups} groups" for result in results
     )
     table(
         ("metric (95 % interval)", *names),
         [
-            fitted,
+            ("fitted on", *fitted_on),
             *(
                 (name, *(interval(result.metrics[name]) for result in results))
                 for name in results[0].metrics
             ),
         ],
-        f"{report.task} by {report.protocol}, {report.images['test']} test images of {report.test_groups} groups",
+        f"{report.task} by {report.protocol}, {report.images['test']} test images of "
+        f"{report.test_groups} groups",
     )
     thresholds = [
         f"{result.name} {result.threshold:.3g}"
@@ -149,18 +150,24 @@ def show(report: "ProbeReport") -> None:
     if thresholds:
         click.echo(f"threshold of malignancy, chosen on val: {', '.join(thresholds)}\n")
     if report.support:
-        table(
-            ("recall of class (95 % interval)", "images", *names),
-            [
-                (
-                    label,
-                    report.support[label],
-                    *(interval(result.recall[label]) for result in results),
-                )
-                for label in report.labels
-            ],
-        )
-        for result in results:
-            if len(results) > 1:
-                click.echo(f"\n{result.name}:")
-            show_fairness(result.fairness, report.labels)
+        _show_classes(report)
+
+
+def _show_classes(report: "ProbeReport") -> None:
+    """Print the recall of each class, and the comparison of groups."""
+    results = report.results
+    table(
+        ("recall of class (95 % interval)", "images", *(result.name for result in results)),
+        [
+            (
+                label,
+                report.support[label],
+                *(interval(result.recall[label]) for result in results),
+            )
+            for label in report.labels
+        ],
+    )
+    for result in results:
+        if len(results) > 1:
+            click.echo(f"\n{result.name}:")
+        show_fairness(result.fairness, report.labels)

@@ -1,4 +1,4 @@
-"""Evaluation of a bundle on a table of labelled images; needs no torch."""
+"""Evaluate a bundle on a table of labelled images; needs no torch."""
 
 from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.fairness import fairness

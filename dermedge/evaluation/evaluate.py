@@ -1,44 +1,34 @@
-"""`evaluate`: a bundle on a table of labelled images."""
+"""Evaluate a bundle on a table of labelled images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dermedge.data.split import with_split
-from dermedge.data.table import SPLITS, Table, digests, read_table, table_digest
+from dermedge.data.table import SPLITS, Table, read_table, table_digest
 from dermedge.evaluation.fairness import fairness
+from dermedge.evaluation.known_images import (
+    KnownImages,
+    describe_known_images,
+    describe_unmapped,
+    find_known_images,
+)
 from dermedge.evaluation.report import (
     EvaluatedImage,
     EvaluationReport,
     Fairness,
     ReliabilityBin,
-    Scores,
-    SubgroupScores,
 )
-from dermedge.evaluation.table_predictions import table_predictions, unmapped
+from dermedge.evaluation.scores import RowMask, score_images
+from dermedge.evaluation.table_predictions import count_unmapped, table_predictions
 from dermedge_export.evaluation import metrics
-from dermedge_export.evaluation.metrics import Floats, Statistic
+from dermedge_export.evaluation.metrics import Floats
 from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import EngineError, UsageError
 from dermedge_runtime.model import load
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.report import DIGEST_PREFIX, TRAINING_IMAGES, Interval
-
-METRICS = (
-    "balanced_accuracy",
-    "accuracy",
-    "macro_auroc",
-    "malignant_auroc",
-    "sensitivity",
-    "specificity",
-    "ece",
-)
-OVERALL = ("", "")
-RECALL = ("", "", "recall")
-Rows = NDArray[np.bool_]
 
 
 def evaluate(
@@ -52,41 +42,53 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Measures how good a bundle's predictions are, overall and for whom.
+    """Measure the accuracy of a bundle, overall and by subgroup.
 
     Args:
-        bundle: the path of a bundle, or an opened one.
-        data: a data set's folder or table. A row's own `malignant` counts more than its diagnosis's.
-        split: train, val, test or all.
-        engine: as in `load`.
-        threads: as in `load`.
-        replicates: bootstrap replicates over lesions or patients.
-        seed: of the bootstrap.
-        progress: told how many images are done.
+        bundle: Path of a bundle, or an opened bundle.
+        data: Folder or file of a table. A row's own `malignant` overrides that of its
+            diagnosis.
+        split: train, val, test or all. By default test, which no training or selection
+            has used.
+        engine: Name of the engine, as for `load`.
+        threads: Threads of the engine, as for `load`.
+        replicates: Bootstrap replicates over lesions or patients.
+        seed: Random seed of the bootstrap.
+        progress: Called with the number of images done.
+
+    Returns:
+        Metrics with 95 % intervals, the confusion matrix, plots as data, comparisons of
+        groups, and a line for each image.
 
     Raises:
-        UsageError: an unknown split or engine.
-        DataError: the table or one of its images is unusable, or the split is empty.
-        BundleError: the bundle is damaged, unsafe or too new.
-        EngineError: the engine failed, or gave NaN or infinity.
+        UsageError: The split or the engine is unknown.
+        DataError: The table or one of its images is unusable, or the split is empty.
+        BundleError: The bundle is damaged, unsafe or of a newer schema.
+        EngineError: The engine failed, or returned NaN or infinity.
+
+    Examples:
+        >>> from dermedge.evaluation import evaluate
+        >>> report = evaluate("toy.dermedge", "lesions", split="all", replicates=10)
+        >>> report.overall.cases, report.labels
+        (80, ('nv', 'mel', 'bcc'))
+        >>> accuracy = report.overall.metrics["balanced_accuracy"]
+        >>> accuracy.low <= accuracy.value <= accuracy.high
+        True
     """
     if split not in (*SPLITS, "all"):
-        raise UsageError(f"Unknown split {split!r}: use {', '.join(SPLITS)} or all.")
-    everything = with_split(read_table(data))
-    table = everything if split == "all" else everything.select_split(split)
+        raise UsageError(f"Unknown split {split!r}. Use {', '.join(SPLITS)} or all.")
+    complete = with_split(read_table(data))
+    table = complete if split == "all" else complete.select_split(split)
     with load(bundle, engine=engine, threads=threads) as model:
         opened = model.bundle
         predictions = table_predictions(table, opened.spec, model.run, progress=progress)
         provenance = model.provenance
     _check_finite(predictions)
     decoded = decode_table(predictions, opened.spec, opened.postprocessing)
-    overall, recall, subgroups = _scores(predictions, decoded, replicates, seed)
-    seen = _trained_on(opened, table)
-    foreign = unmapped(table.frame, opened.spec)
-    labelled = decoded.labels >= 0
-    counts = metrics.confusion(
-        decoded.labels[labelled], decoded.predicted[labelled], len(decoded.names)
-    )
+    scores = score_images(predictions, decoded, replicates=replicates, seed=seed)
+    known = find_known_images(opened, table)
+    unmapped = count_unmapped(table.frame, opened.spec)
+    confusion = _count_confusion(decoded)
     return EvaluationReport(
         model=provenance,
         data=table.name,
@@ -95,18 +97,18 @@ def evaluate(
         labels=decoded.names,
         postprocessing=opened.postprocessing,
         threshold=decoded.threshold,
-        overall=overall,
-        recall=recall,
-        support=dict(zip(decoded.names, counts.sum(axis=1).astype(int).tolist(), strict=True)),
-        subgroups=subgroups,
-        confusion=tuple(tuple(row) for row in counts.astype(int).tolist()),
-        reliability=_reliability(decoded),
-        roc=_roc(decoded, predictions.malignant),
-        unmapped=foreign,
-        trained_on=None if seen is None else tuple(np.array(predictions.image_ids)[seen].tolist()),
-        warnings=tuple(_warnings(seen, split, foreign, len(table))),
-        images=tuple(_images(table, predictions, decoded, seen)),
-        fairness=_fairness(predictions, decoded, replicates, seed),
+        overall=scores.overall,
+        recall=scores.recall,
+        support=dict(zip(decoded.names, map(sum, confusion), strict=True)),
+        subgroups=scores.subgroups,
+        confusion=confusion,
+        reliability=_bin_confidence(decoded),
+        roc=_roc_corners(decoded, predictions.malignant),
+        unmapped=unmapped,
+        trained_on=_select_ids(predictions, known.training),
+        warnings=(*describe_known_images(known, len(table)), *describe_unmapped(unmapped)),
+        images=tuple(_list_images(table, predictions, decoded, known)),
+        fairness=_compare_groups(predictions, decoded, replicates, seed),
     )
 
 
@@ -116,110 +118,28 @@ def _check_finite(predictions: Predictions) -> None:
         if bad.any():
             example = predictions.image_ids[int(bad.argmax())]
             raise EngineError(
-                f"Output {name!r} holds NaN or infinity for {int(bad.sum())} images, {example!r} the first: run "
-                "`dermedge verify` on the bundle."
+                f"Output {name!r} is NaN or infinite for {int(bad.sum())} images, first for "
+                f"{example!r}. Run `dermedge verify` on the bundle."
             )
 
 
-def _scores(
-    predictions: Predictions, decoded: Decoded, replicates: int, seed: int
-) -> tuple[Scores, dict[str, Interval], tuple[SubgroupScores, ...]]:
-    """Overall, recall by label, and by subgroup; one bootstrap serves them all."""
-    parts: dict[tuple[str, str], Rows] = {OVERALL: np.ones(len(predictions), bool)}
-    for column, values in predictions.subgroups.items():
-        parts |= {(column, value): values == value for value in sorted(set(values.tolist()) - {""})}
-    measures: dict[tuple[str, str, str], Statistic] = {
-        (*part, name): measure
-        for part, rows in parts.items()
-        for name, measure in _measures(decoded, predictions.malignant, rows).items()
-    }
+def _count_confusion(decoded: Decoded) -> tuple[tuple[int, ...], ...]:
+    """Count the labelled images by true label (rows) and predicted label (columns)."""
     labelled = decoded.labels >= 0
-    truth, predicted = decoded.labels[labelled], decoded.predicted[labelled]
-    measures[RECALL] = lambda w: metrics.recalls(
-        truth, predicted, len(decoded.names), w[..., labelled]
+    counts = metrics.confusion(
+        decoded.labels[labelled], decoded.predicted[labelled], len(decoded.names)
     )
-    drawn = metrics.bootstrap(predictions.groups, measures, replicates=replicates, seed=seed)
-    point = {key: measure(np.ones(len(predictions))) for key, measure in measures.items()}
-    scores = {
-        part: Scores(
-            cases=int(rows.sum()),
-            labelled=int((rows & labelled).sum()),
-            malignant=int((rows & (predictions.malignant == 1)).sum()),
-            groups=len(set(predictions.groups[rows].tolist())),
-            metrics={
-                key[2]: metrics.interval(point[key], drawn[key])
-                for key in measures
-                if key[:2] == part and key != RECALL
-            },
-        )
-        for part, rows in parts.items()
-    }
-    recall = {
-        name: metrics.interval(point[RECALL][k], drawn[RECALL][:, k])
-        for k, name in enumerate(decoded.names)
-    }
-    within = tuple(
-        SubgroupScores(*part, found) for part, found in scores.items() if part != OVERALL
-    )
-    return scores[OVERALL], recall, within
+    return tuple(tuple(row) for row in counts.astype(int).tolist())
 
 
-def _measures(decoded: Decoded, malignant: Floats, rows: Rows) -> dict[str, Statistic]:
-    """Every metric over some rows, as a function of all images' weights [..., N]."""
-    labelled, known = rows & (decoded.labels >= 0), rows & np.isfinite(malignant)
-    truth, predicted, likely = (
-        decoded.labels[labelled],
-        decoded.predicted[labelled],
-        decoded.probabilities[labelled],
-    )
-    positive, scores, threshold = malignant[known] == 1, decoded.scores[known], decoded.threshold
-    found: dict[str, Statistic] = dict.fromkeys(METRICS, _undefined)
-    if decoded.names:
-        found["balanced_accuracy"] = lambda w: metrics.balanced_accuracy(
-            truth, predicted, len(decoded.names), w[..., labelled]
-        )
-        found["accuracy"] = lambda w: metrics.accuracy(truth, predicted, w[..., labelled])
-        found["macro_auroc"] = lambda w: metrics.macro_auroc(truth, likely, w[..., labelled])
-        found["ece"] = lambda w: metrics.ece(truth, likely, w[..., labelled])
-    if np.isfinite(scores).any():
-        found["malignant_auroc"] = lambda w: metrics.auroc(positive, scores, w[..., known])
-        if threshold is not None:
-            found["sensitivity"] = lambda w: metrics.sensitivity(
-                positive, scores, threshold, w[..., known]
-            )
-            found["specificity"] = lambda w: metrics.specificity(
-                positive, scores, threshold, w[..., known]
-            )
-    return found | _severity_and_masks(decoded, rows)
+def _select_ids(predictions: Predictions, rows: RowMask | None) -> tuple[str, ...] | None:
+    return None if rows is None else tuple(np.array(predictions.image_ids)[rows].tolist())
 
 
-def _severity_and_masks(decoded: Decoded, rows: Rows) -> dict[str, Statistic]:
-    """As `_measures`, of the tasks that only some models have."""
-    found: dict[str, Statistic] = {}
-    if decoded.graded is not None and decoded.graded.rows.any():
-        chosen = rows & decoded.graded.rows
-        levels, guessed = decoded.graded.levels[chosen], decoded.graded.predicted[chosen]
-        found["severity_mae"] = lambda w: metrics.mean_absolute_error(
-            levels, guessed, w[..., chosen]
-        )
-        found["severity_kappa"] = lambda w: metrics.quadratic_weighted_kappa(
-            levels, guessed, w[..., chosen]
-        )
-    if decoded.outlined is not None and decoded.outlined.rows.any():
-        masked = rows & decoded.outlined.rows
-        dice = decoded.outlined.dice[masked]
-        found["dice"] = lambda w: metrics.weighted_mean(dice, w[..., masked])
-    return found
-
-
-def _undefined(weights: Floats) -> Floats:
-    return np.full(weights.shape[:-1], np.nan)
-
-
-def _fairness(
+def _compare_groups(
     predictions: Predictions, decoded: Decoded, replicates: int, seed: int
 ) -> tuple[Fairness, ...]:
-    decision: Rows | None = None
+    decision: RowMask | None = None
     if decoded.threshold is not None and np.isfinite(decoded.scores).any():
         decision = decoded.scores >= decoded.threshold
     return fairness(
@@ -235,44 +155,19 @@ def _fairness(
     )
 
 
-def _trained_on(bundle: Bundle, table: Table) -> Rows | None:
-    """Which images [N] the model was trained on, by the digest of their files; None where the bundle does not tell."""
-    if TRAINING_IMAGES not in bundle.files:
-        return None
-    prefixes = set(bundle.read(TRAINING_IMAGES).decode("ascii", "replace").split())
-    return np.array([digest[:DIGEST_PREFIX] in prefixes for digest in digests(table)], bool)
-
-
-def _warnings(
-    seen: Rows | None, split: str, foreign: Mapping[str, int], count: int
-) -> Iterator[str]:
-    if seen is None:
-        yield f"The bundle has no {TRAINING_IMAGES}, so nobody can tell whether it was trained on these images."
-    elif seen.any():
-        yield (
-            f"The model was TRAINED ON {int(seen.sum())} of these {count} images: their numbers say nothing about new "
-            "patients."
-        )
-    if split in ("val", "all"):
-        yield "Images of val chose and calibrated the model, so it looks better on them than it is: report test."
-    if foreign:
-        named = ", ".join(f"{dx} {number}" for dx, number in foreign.items())
-        yield f"{sum(foreign.values())} images have a diagnosis that no label of the model covers ({named}): left out."
-
-
-def _reliability(decoded: Decoded) -> tuple[ReliabilityBin, ...]:
-    """Confidence and accuracy by bin of confidence; () for a model that classifies nothing."""
+def _bin_confidence(decoded: Decoded) -> tuple[ReliabilityBin, ...]:
+    """Compute confidence and accuracy by bin of confidence; () without labelled images."""
     labelled = decoded.labels >= 0
     if not decoded.names or not labelled.any():
         return ()
     likely, truth = decoded.probabilities[labelled], decoded.labels[labelled]
     confidence, hit = likely.max(axis=1), likely.argmax(axis=1) == truth
     index, bins = metrics.confidence_bins(confidence), metrics.ECE_BINS
-    found = []
+    parts = []
     for k in range(bins):
         rows = index == k
         known = bool(rows.any())
-        found.append(
+        parts.append(
             ReliabilityBin(
                 low=k / bins,
                 high=(k + 1) / bins,
@@ -281,11 +176,11 @@ def _reliability(decoded: Decoded) -> tuple[ReliabilityBin, ...]:
                 accuracy=float(hit[rows].mean()) if known else None,
             )
         )
-    return tuple(found)
+    return tuple(parts)
 
 
-def _roc(decoded: Decoded, malignant: Floats) -> tuple[tuple[float, float], ...]:
-    """Corners of the ROC curve; () where it is undefined."""
+def _roc_corners(decoded: Decoded, malignant: Floats) -> tuple[tuple[float, float], ...]:
+    """Compute the corners of the ROC curve; () if it is undefined."""
     known = np.isfinite(malignant) & np.isfinite(decoded.scores)
     if len(set(malignant[known].tolist())) < 2:
         return ()
@@ -295,10 +190,12 @@ def _roc(decoded: Decoded, malignant: Floats) -> tuple[tuple[float, float], ...]
     return tuple(zip(false.tolist(), true.tolist(), strict=True))
 
 
-def _images(
-    table: Table, predictions: Predictions, decoded: Decoded, seen: Rows | None
+def _list_images(
+    table: Table, predictions: Predictions, decoded: Decoded, known: KnownImages
 ) -> Iterator[EvaluatedImage]:
-    def named(index: int) -> str | None:
+    """Yield each image with its labels and its predictions."""
+
+    def label_name(index: int) -> str | None:
         return decoded.names[index] if decoded.names and index >= 0 else None
 
     for row, image_id in enumerate(predictions.image_ids):
@@ -311,10 +208,10 @@ def _images(
             image_id=image_id,
             image=str(table.frame["image"].iloc[row]),
             dx=str(table.frame["dx"].iloc[row]),
-            label=named(int(decoded.labels[row])),
-            predicted=named(predicted),
+            label=label_name(int(decoded.labels[row])),
+            predicted=label_name(predicted),
             probability=float(decoded.probabilities[row, predicted]) if decoded.names else None,
             malignant=bool(malignant) if np.isfinite(malignant) else None,
             malignancy=float(score) if np.isfinite(score) else None,
-            trained_on=bool(seen[row]) if seen is not None else False,
+            trained_on=bool(known.training[row]) if known.training is not None else False,
         )

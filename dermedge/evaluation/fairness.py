@@ -1,4 +1,4 @@
-"""For whom a model is worse: its groups by skin type and by sex compared, with what chance alone would show."""
+"""Compare a model's groups by skin type and by sex, and with randomly assigned groups."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,21 @@ from dermedge_export.evaluation.metrics import Floats
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.report import Interval
 
-COLUMNS = ("fitzpatrick", "sex")
-# Pairs, as in DDI (Daneshjou et al., Science Advances 8, 2022): single types often have too few cases to compare.
+COMPARED_COLUMNS = ("fitzpatrick", "sex")
+# Pairs, as in DDI (Daneshjou et al., Science Advances 8, 2022): a single skin type often
+# has too few cases to compare.
 SKIN_PAIRS = {"I": "I-II", "II": "I-II", "III": "III-IV", "IV": "III-IV", "V": "V-VI", "VI": "V-VI"}
-# Of 30 cases a share has a 95 % interval of up to 36 points; of fewer it is wider still and shows nothing.
+# With 30 cases a share has a 95 % interval of up to 36 points; with fewer cases the
+# interval is too wide to show anything.
 MINIMUM_CASES = 30
-# A recall over fewer than 5 cases moves by more than 20 points with a single image.
+# With fewer than 5 cases, a single image changes a recall by more than 20 points.
 MINIMUM_PER_CLASS = 5
-ROUNDING = 1e-9
+# Scores of equal groups may differ in the last bits of a float64.
+SMALLEST_GAP = 1e-9
 BALANCED, MALIGNANT = "balanced_accuracy", "malignant_balanced_accuracy"
 Array = NDArray[Any]
 Codes = NDArray[np.intp]
+Recalls = Mapping[tuple[str, str], Floats]
 
 
 def fairness(
@@ -39,28 +43,43 @@ def fairness(
     replicates: int = 1000,
     seed: int = 0,
 ) -> tuple[Fairness, ...]:
-    """Compares a model's groups by skin type and by sex.
+    """Compare a model's groups by skin type and by sex.
 
     Args:
-        labels: the class [N] of each image, -1 where unknown.
-        predicted: the class [N] that the model gives it.
-        classes: how many there are.
-        subgroups: text [N] by column, "" where unknown; others than `fitzpatrick` and `sex` are passed over.
-        clusters: the lesion or patient [N] of each image.
-        positive: whether it is malignant [N]: 1, 0 or NaN where unknown.
-        decision: whether the model calls it malignant [N].
-        replicates: of the bootstrap, and how often groups are dealt out at random.
-        seed: of both.
+        labels: Class [N] of each image, -1 if unknown.
+        predicted: Predicted class [N] of each image.
+        classes: Number of classes.
+        subgroups: Text [N] by column, "" if unknown. Columns other than `fitzpatrick` and
+            `sex` are ignored.
+        clusters: Lesion or patient [N] of each image.
+        positive: 1 for malignant, 0 for benign, NaN if unknown [N].
+        decision: True [N] for the images that the model calls malignant.
+        replicates: Number of bootstrap replicates, and of random assignments of groups.
+        seed: Random seed for both.
 
     Returns:
-        One for each column that is known of at least one image with a known answer, also where too few are known to
-        compare anything: then it says who is insufficient.
+        One comparison for each column that is known for at least one image with a known
+        class. If too few are known to compare anything, it lists the insufficient groups.
 
     Raises:
-        DataError: the columns differ in length.
+        DataError: The arrays differ in length.
 
-    Source: equalised odds of Hardt, Price and Srebro, Equality of Opportunity in Supervised Learning, NeurIPS 2016;
-    chance by a permutation test, Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005.
+    Source: equalised odds of Hardt, Price and Srebro, Equality of Opportunity in
+    Supervised Learning, NeurIPS 2016; chance by a permutation test, Good, Permutation,
+    Parametric and Bootstrap Tests of Hypotheses, 2005.
+
+    Examples:
+        >>> import numpy as np
+        >>> labels = np.tile([0, 1], 60)
+        >>> sex = np.repeat(["female", "male"], 60)
+        >>> predicted = np.where(sex == "male", 0, labels)
+        >>> (comparison,) = fairness(
+        ...     labels, predicted, 2, {"sex": sex}, np.arange(120), replicates=100
+        ... )
+        >>> comparison.worst, comparison.gap.value
+        ('male', 0.5)
+        >>> comparison.gap.value > comparison.chance_high
+        True
     """
     _check_lengths(
         len(labels),
@@ -71,15 +90,7 @@ def fairness(
         decision=decision,
     )
     diagnosis = _Answers(np.asarray(labels), np.asarray(predicted), classes)
-    malignancy = _malignancy(positive, decision)
-    plans = []
-    for column in COLUMNS:
-        groups = np.asarray(subgroups.get(column, ()), str)
-        if column == "fitzpatrick":
-            groups = np.array([SKIN_PAIRS.get(value, value) for value in groups.tolist()], str)
-        plan = _plan(column, groups, diagnosis, malignancy) if groups.size else None
-        if plan is not None:
-            plans.append(plan)
+    plans = _make_plans(subgroups, diagnosis, _malignancy_answers(positive, decision))
     if not plans:
         return ()
     sides = {
@@ -94,18 +105,18 @@ def fairness(
         replicates=replicates,
         seed=seed,
     )
-    dealt = {
-        key: side.dealt(np.asarray(clusters), replicates, (seed, place))
+    by_chance = {
+        key: side.permute_groups(np.asarray(clusters), replicates, (seed, place))
         for place, (key, side) in enumerate(sides.items())
-        if _comparable(side)
+        if side.comparable
     }
     known = np.asarray(positive) if positive is not None else np.full(len(labels), np.nan)
-    return tuple(_compared(plan, drawn, dealt, known) for plan in plans)
+    return tuple(_compare(plan, drawn, by_chance, known) for plan in plans)
 
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """What is true [N], -1 where unknown, and what the model says [N]."""
+    """True classes [N], -1 if unknown, and predicted classes [N]."""
 
     truth: Array
     predicted: Array
@@ -114,8 +125,10 @@ class _Answers:
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """Recalls by group: of `answers`, over images whose group is one of `groups`; `codes` [N] indexes it, -1 for no
-    group. `compared` are the classes that every group has enough cases of.
+    """Recalls by group, of one kind of answers.
+
+    `codes` [N] indexes `groups`, -1 for an image of no group. `compared` are the classes
+    with enough cases in every group.
     """
 
     answers: _Answers
@@ -123,49 +136,57 @@ class _Side:
     codes: Codes
     compared: tuple[int, ...]
 
+    @property
+    def comparable(self) -> bool:
+        """True if at least two groups share at least two classes."""
+        return len(self.groups) >= 2 and len(self.compared) >= 2
+
     def rows(self, group: int) -> Codes:
-        """The images of a group that count."""
+        """Return the indices of a group's images with a known class."""
         return np.flatnonzero((self.codes == group) & (self.answers.truth >= 0))
 
     def recalls(self, weights: Floats) -> Floats:
-        """Recall [..., G, K] of each group and class; weights are over all images."""
-        found, answers = (
-            np.empty((*weights.shape[:-1], len(self.groups), self.answers.classes)),
-            self.answers,
-        )
+        """Compute the recall [..., G, K] of each group and class from image weights [..., N]."""
+        answers = self.answers
+        by_group = np.empty((*weights.shape[:-1], len(self.groups), answers.classes))
         for group in range(len(self.groups)):
             rows = self.rows(group)
-            truth, predicted = answers.truth[rows], answers.predicted[rows]
-            found[..., group, :] = metrics.recalls(
-                truth, predicted, answers.classes, weights[..., rows]
+            by_group[..., group, :] = metrics.recalls(
+                answers.truth[rows], answers.predicted[rows], answers.classes, weights[..., rows]
             )
-        return found
+        return by_group
 
     def scores(self, recalls: Floats) -> Floats:
-        """Mean recall [..., G] over the compared classes; one that a group lacks in a replicate counts for no group."""
+        """Average recalls over the compared classes, [..., G]."""
         compared = recalls[..., list(self.compared)]
+        # A replicate may hold no case of a class in one group. The class is then left out
+        # for all groups, else the groups of this replicate would average different classes.
         return metrics.mean_of_known(
             np.where(np.isnan(compared).any(-2, keepdims=True), np.nan, compared)
         )
 
-    def dealt(self, clusters: Array, times: int, seed: Sequence[int]) -> Floats:
-        """Recalls [times, G, K] with the groups dealt out at random among the lesions or patients of a class.
+    def permute_groups(self, clusters: Array, times: int, seed: Sequence[int]) -> Floats:
+        """Compute recalls [times, G, K] with the groups assigned at random.
 
-        Images of one lesion or patient stay in one group, and each group keeps about as many cases of each class as it
-        has: only who they belong to changes.
+        Images of one lesion or patient stay in one group, and each group keeps about as
+        many cases of each class as it has. Only the members of the groups change.
         """
         answers, rng = self.answers, np.random.default_rng(seed)
         classes, rows = answers.classes, np.flatnonzero((self.codes >= 0) & (answers.truth >= 0))
         truth, hit = answers.truth[rows], answers.truth[rows] == answers.predicted[rows]
+        # The unit that is permuted is a lesion or patient within its group, not an image:
+        # permuting single images would break up correlated ones and make chance look small.
         owners = np.stack(
             [np.unique(clusters[rows], return_inverse=True)[1].ravel(), self.codes[rows]], axis=1
         )
         units, unit = np.unique(owners, axis=0, return_inverse=True)
-        counts = np.zeros(
-            (len(units), 2 * classes)
-        )  # of each unit: its images by class, then those that are right
+        # Columns 0 to K-1 count a unit's images by class, K to 2K-1 its correct ones. The
+        # counts are additive, so a permutation costs sums and no pass over the images.
+        counts = np.zeros((len(units), 2 * classes))
         np.add.at(counts, (unit.ravel(), truth), 1)
         np.add.at(counts, (unit.ravel()[hit], truth[hit] + classes), 1)
+        # Permuting within the most frequent class of a unit keeps the prevalence of each
+        # class in each group. Else a gap could come from the mix of diagnoses alone.
         strata = counts[:, :classes].argmax(axis=1)
         sums = np.zeros((times, len(self.groups), 2 * classes))
         step = max(1, metrics.CHUNK // max(1, len(units)))
@@ -182,7 +203,12 @@ class _Side:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is compared by one column."""
+    """Groups and answers to compare by one column.
+
+    `score` gives the metric and the gap, `odds` the true and false positive rates. They
+    are two sides, because `score` may compare diagnoses and `odds` always compares
+    malignant with benign.
+    """
 
     column: str
     metric: str
@@ -196,11 +222,11 @@ def _check_lengths(count: int, subgroups: Mapping[str, Array], **columns: Array 
     for name, column in {**columns, **subgroups}.items():
         if column is not None and len(column) != count:
             raise DataError(
-                f"Column {name!r} has {len(column)} rows for {count} labels; give one each."
+                f"Column {name!r} has {len(column)} rows for {count} labels. Give one row per label."
             )
 
 
-def _malignancy(positive: Floats | None, decision: Array | None) -> _Answers | None:
+def _malignancy_answers(positive: Floats | None, decision: Array | None) -> _Answers | None:
     if positive is None or decision is None:
         return None
     known = np.isfinite(positive)
@@ -211,11 +237,30 @@ def _malignancy(positive: Floats | None, decision: Array | None) -> _Answers | N
     )
 
 
-def _plan(
+def _make_plans(
+    subgroups: Mapping[str, Array], diagnosis: _Answers, malignancy: _Answers | None
+) -> list[_Plan]:
+    """Plan a comparison for each column that is known for at least one image."""
+    plans = []
+    for column in COMPARED_COLUMNS:
+        groups = np.asarray(subgroups.get(column, ()), str)
+        if column == "fitzpatrick":
+            groups = np.array([SKIN_PAIRS.get(value, value) for value in groups.tolist()], str)
+        plan = _make_plan(column, groups, diagnosis, malignancy) if groups.size else None
+        if plan is not None:
+            plans.append(plan)
+    return plans
+
+
+def _make_plan(
     column: str, groups: Array, diagnosis: _Answers, malignancy: _Answers | None
 ) -> _Plan | None:
-    """By diagnosis where its classes can be compared, else by malignancy; None where no group is known."""
-    found: list[_Plan] = []
+    """Plan a comparison by diagnosis, or by malignancy if the groups share too few diagnoses.
+
+    Returns:
+        The plan, None if no image with a known class has a known group.
+    """
+    plans: list[_Plan] = []
     for metric, answers in ((BALANCED, diagnosis), (MALIGNANT, malignancy)):
         if answers is None:
             continue
@@ -226,59 +271,52 @@ def _plan(
         }
         if not cases:
             continue
-        score = _side(
-            answers, groups, [name for name, count in cases.items() if count >= MINIMUM_CASES]
-        )
-        few = {name: count for name, count in cases.items() if count < MINIMUM_CASES}
-        odds = _side(malignancy, groups, score.groups) if malignancy is not None else None
-        found.append(_Plan(column, metric, score, odds, few, int((known & (groups == "")).sum())))
-    return next((plan for plan in found if _comparable(plan.score)), found[0] if found else None)
+        large = [name for name, count in cases.items() if count >= MINIMUM_CASES]
+        small = {name: count for name, count in cases.items() if count < MINIMUM_CASES}
+        score = _make_side(answers, groups, large)
+        odds = _make_side(malignancy, groups, large) if malignancy is not None else None
+        unknown = int((known & (groups == "")).sum())
+        plans.append(_Plan(column, metric, score, odds, small, unknown))
+    return next((plan for plan in plans if plan.score.comparable), plans[0] if plans else None)
 
 
-def _side(answers: _Answers, groups: Array, judged: Sequence[str]) -> _Side:
+def _make_side(answers: _Answers, groups: Array, names: Sequence[str]) -> _Side:
+    """Index the images by group, and find the classes with enough cases in every group."""
     codes = np.full(len(groups), -1)
-    counts = np.zeros((len(judged), answers.classes), int)
-    for place, name in enumerate(judged):
+    counts = np.zeros((len(names), answers.classes), int)
+    for place, name in enumerate(names):
         codes[groups == name] = place
         counts[place] = np.bincount(
             answers.truth[(groups == name) & (answers.truth >= 0)], minlength=answers.classes
         )
-    enough = (
-        (counts >= MINIMUM_PER_CLASS).all(axis=0) if judged else np.zeros(answers.classes, bool)
-    )
-    return _Side(answers, tuple(judged), codes, tuple(np.flatnonzero(enough).tolist()))
+    enough = (counts >= MINIMUM_PER_CLASS).all(axis=0) if names else np.zeros(answers.classes, bool)
+    return _Side(answers, tuple(names), codes, tuple(np.flatnonzero(enough).tolist()))
 
 
-def _comparable(side: _Side) -> bool:
-    return len(side.groups) >= 2 and len(side.compared) >= 2
-
-
-def _compared(
-    plan: _Plan,
-    drawn: Mapping[tuple[str, str], Floats],
-    dealt: Mapping[tuple[str, str], Floats],
-    malignant: Floats,
-) -> Fairness:
+def _compare(plan: _Plan, drawn: Recalls, by_chance: Recalls, malignant: Floats) -> Fairness:
+    """Compute gap and equalised odds of one plan from replicated and permuted recalls."""
     side, key = plan.score, (plan.column, "score")
     everyone = np.ones(len(side.codes))
     scores, replicas = side.scores(side.recalls(everyone)), side.scores(drawn[key])
     gap, chance, high = Interval(None), None, None
-    if _comparable(side):
+    if side.comparable:
         gap = metrics.interval(_spread(scores), _spread(replicas))
-        chance, high = _by_chance(_spread(side.scores(dealt[key])))
+        chance, high = _chance_quantiles(_spread(side.scores(by_chance[key])))
     odds, odds_chance, odds_high = None, None, None
-    if plan.odds is not None and _comparable(plan.odds):
+    if plan.odds is not None and plan.odds.comparable:
         key = (plan.column, "odds")
-        odds = metrics.interval(_odds(plan.odds.recalls(everyone)), _odds(drawn[key]))
-        odds_chance, odds_high = _by_chance(_odds(dealt[key]))
+        odds = metrics.interval(
+            _odds_difference(plan.odds.recalls(everyone)), _odds_difference(drawn[key])
+        )
+        odds_chance, odds_high = _chance_quantiles(_odds_difference(by_chance[key]))
     return Fairness(
         column=plan.column,
         metric=plan.metric,
         classes=side.compared,
-        groups=dict(_groups(plan, scores, replicas, drawn, malignant)),
+        groups=dict(_group_scores(plan, scores, replicas, drawn, malignant)),
         insufficient=plan.insufficient,
         unknown=plan.unknown,
-        worst=side.groups[int(scores.argmin())] if (gap.value or 0) > ROUNDING else None,
+        worst=side.groups[int(scores.argmin())] if (gap.value or 0) > SMALLEST_GAP else None,
         gap=gap,
         chance=chance,
         chance_high=high,
@@ -288,21 +326,19 @@ def _compared(
     )
 
 
-def _groups(
-    plan: _Plan,
-    scores: Floats,
-    replicas: Floats,
-    drawn: Mapping[tuple[str, str], Floats],
-    malignant: Floats,
+def _group_scores(
+    plan: _Plan, scores: Floats, replicas: Floats, drawn: Recalls, malignant: Floats
 ) -> Iterator[tuple[str, GroupScore]]:
+    """Yield each group of a plan with its scores."""
     side, odds = plan.score, plan.odds
     for place, name in enumerate(side.groups):
         tpr, fpr = Interval(None), Interval(None)
         if odds is not None:
-            cleared, found = odds.recalls(np.ones(len(side.codes)))[place]
+            # Recall of benign is the specificity, so the false positive rate is its rest.
+            specificity, sensitivity = odds.recalls(np.ones(len(side.codes)))[place]
             replicated = drawn[plan.column, "odds"][:, place]
-            tpr = metrics.interval(found, replicated[:, 1])
-            fpr = metrics.interval(1 - cleared, 1 - replicated[:, 0])
+            tpr = metrics.interval(sensitivity, replicated[:, 1])
+            fpr = metrics.interval(1 - specificity, 1 - replicated[:, 0])
         yield (
             name,
             GroupScore(
@@ -316,18 +352,25 @@ def _groups(
 
 
 def _spread(values: Floats) -> Floats:
-    """The largest less the smallest over the last axis."""
+    """Compute the maximum minus the minimum over the last axis."""
     return np.asarray(values.max(-1) - values.min(-1))
 
 
-def _odds(recalls: Floats) -> Floats:
-    """The larger of the differences between groups in FPR and TPR, from recalls [..., G, 2] of benign and malignant."""
+def _odds_difference(recalls: Floats) -> Floats:
+    """Compute the equalised-odds difference from recalls [..., G, 2] of benign and malignant.
+
+    It is the larger of the differences between groups in FPR and in TPR.
+    """
     return np.asarray(_spread(np.swapaxes(recalls, -1, -2)).max(-1))
 
 
-def _by_chance(dealt: Floats) -> tuple[float | None, float | None]:
-    """Median and 95th percentile."""
-    defined = dealt[np.isfinite(dealt)]
+def _chance_quantiles(differences: Floats) -> tuple[float | None, float | None]:
+    """Compute the median and the 95th percentile of differences by chance.
+
+    The 95th percentile is the limit of a one-sided permutation test at the 5 % level.
+    Differences that are undefined in a permutation are left out.
+    """
+    defined = differences[np.isfinite(differences)]
     if not len(defined):
         return None, None
     median, high = np.quantile(defined, [0.5, 0.95])

@@ -1,69 +1,103 @@
-"""What a comparison of groups says, and what it cannot say, in sentences for people."""
+"""Summarize fairness comparisons in sentences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from dermedge.evaluation.fairness import BALANCED, MALIGNANT, MINIMUM_CASES, MINIMUM_PER_CLASS
 from dermedge.evaluation.report import Fairness
 
-COLUMNS = {"fitzpatrick": "skin type", "sex": "sex"}
+COLUMN_NAMES = {"fitzpatrick": "skin type", "sex": "sex"}
 
 
 def exceeds_chance(value: float | None, chance_high: float | None) -> bool:
-    """Whether a difference is larger than all but one in twenty that groups dealt out at random show."""
+    """Return True if a difference is above the 95th percentile of differences by chance.
+
+    Examples:
+        >>> exceeds_chance(0.31, 0.11), exceeds_chance(0.05, 0.11), exceeds_chance(None, 0.11)
+        (True, False, False)
+    """
     return value is not None and chance_high is not None and value > chance_high
 
 
 def summarize(
-    found: Fairness, labels: Sequence[str], names: Mapping[str, str] | None = None
+    comparison: Fairness, labels: Sequence[str], names: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """What a reader must know of one comparison, the answer first.
+    """Yield sentences about one comparison, the main result first, then its limits.
 
     Args:
-        found: the comparison.
-        labels: the classes that `found.classes` indexes.
-        names: what people call them; by default their own text.
+        comparison: The comparison.
+        labels: The classes that `comparison.classes` indexes.
+        names: Display name of each label. By default the labels themselves.
+
+    Yields:
+        One or two plain sentences at a time.
+
+    Examples:
+        >>> import numpy as np
+        >>> from dermedge.evaluation import fairness
+        >>> labels, sex = np.tile([0, 1], 60), np.repeat(["female", "male"], 60)
+        >>> predicted = np.where(sex == "male", 0, labels)
+        >>> (by_sex,) = fairness(labels, predicted, 2, {"sex": sex}, np.arange(120))
+        >>> next(summarize(by_sex, ("nv", "mel")))
+        'By sex, the worst group is male: 50.0 points below the best group. ...'
     """
-    column = COLUMNS.get(found.column, found.column)
-    yield _answer(found, column)
-    if found.insufficient:
-        few = ", ".join(f"{name} {cases}" for name, cases in found.insufficient.items())
-        yield f"Insufficient, fewer than {MINIMUM_CASES} images and so not compared: {few}."
-    if found.gap.value is not None and found.metric == BALANCED:
-        missing = [label for index, label in enumerate(labels) if index not in found.classes]
+    column = COLUMN_NAMES.get(comparison.column, comparison.column)
+    measured = comparison.gap.value is not None
+    yield _describe_gap(comparison, column)
+    if comparison.insufficient:
+        few = ", ".join(f"{name} {cases}" for name, cases in comparison.insufficient.items())
+        yield f"Not compared, because they have fewer than {MINIMUM_CASES} images: {few}."
+    if measured and comparison.metric == BALANCED:
+        missing = [label for index, label in enumerate(labels) if index not in comparison.classes]
         if missing:
             named = ", ".join((names or {}).get(label, label) for label in missing)
-            yield f"Not compared, because a group has fewer than {MINIMUM_PER_CLASS} images of it: {named}."
-    if found.gap.value is not None and found.metric == MALIGNANT:
-        yield "Compared by malignant or benign, because the groups share too few diagnoses."
-    if found.gap.value is not None and found.equalised_odds is None:
+            yield (
+                f"Diagnoses left out, because a group has fewer than {MINIMUM_PER_CLASS} images "
+                f"of them: {named}."
+            )
+    if measured and comparison.metric == MALIGNANT:
+        yield "Compared as malignant or benign, because the groups share too few diagnoses."
+    if measured and comparison.equalised_odds is None:
         yield (
-            f"Equalised odds: not measured, because a group has fewer than {MINIMUM_PER_CLASS} malignant or "
-            f"{MINIMUM_PER_CLASS} benign images, or the model has no threshold."
+            f"Equalised odds: not measured. A group has fewer than {MINIMUM_PER_CLASS} malignant "
+            f"or {MINIMUM_PER_CLASS} benign images, or the model has no threshold."
         )
-    if found.unknown:
-        yield f"Left out, because their {column} is not known: {found.unknown:,} images. They may differ from the rest."
+    if comparison.unknown:
+        yield (
+            f"Left out, because their {column} is unknown: {comparison.unknown:,} images. "
+            "They may differ from the rest."
+        )
 
 
-def _answer(found: Fairness, column: str) -> str:
-    if found.gap.value is None:
-        if len(found.groups) > 1:
-            why = f"the groups share fewer than two diagnoses of which each has {MINIMUM_PER_CLASS} images"
+def _describe_gap(comparison: Fairness, column: str) -> str:
+    """Describe the gap and compare it with chance."""
+    if comparison.gap.value is None:
+        if len(comparison.groups) > 1:
+            why = f"They share fewer than two diagnoses with {MINIMUM_PER_CLASS} images each"
         else:
-            some = "only one group has" if found.groups else "no group has"
-            why = f"{some} {MINIMUM_CASES} images or more whose answer is known"
-        return f"By {column} nothing can be compared: {why}. That does not show that the model serves all alike."
-    if found.worst is None:
-        return f"By {column} no group is below another."
-    gap = f"By {column} the worst group is {found.worst}, {_points(found.gap.value)} below the best one"
-    if found.chance is None or found.chance_high is None:
-        return f"{gap}."
-    if exceeds_chance(found.gap.value, found.chance_high):
-        said = "so this is more than chance explains"
+            some = "Only one group has" if comparison.groups else "No group has"
+            why = f"{some} {MINIMUM_CASES} or more images with a known diagnosis"
+        return (
+            f"By {column}, groups cannot be compared. {why}. This does not show that the model is "
+            "equally accurate for all groups."
+        )
+    if comparison.worst is None:
+        return f"By {column}, all groups have the same score."
+    gap = (
+        f"By {column}, the worst group is {comparison.worst}: {_points(comparison.gap.value)} "
+        "below the best group."
+    )
+    if comparison.chance is None or comparison.chance_high is None:
+        return gap
+    if exceeds_chance(comparison.gap.value, comparison.chance_high):
+        conclusion = "The gap is larger than chance explains."
     else:
-        said = "so chance may explain it, which does not show that the groups are served alike"
+        conclusion = (
+            "The gap may be chance. This does not show that the model is equally accurate for "
+            "all groups."
+        )
     return (
-        f"{gap}. Dealt out at random, groups are {_points(found.chance)} apart, and one time in twenty more than "
-        f"{_points(found.chance_high)}, {said}."
+        f"{gap} With randomly assigned groups, the gap is {_points(comparison.chance)} (median); "
+        f"one in twenty exceeds {_points(comparison.chance_high)}. {conclusion}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate` found, as plain data: enough to draw every plot of it without the model."""
+"""Report types of `evaluate`: plain data that is enough to draw every plot without the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,24 @@ from dermedge_runtime.spec import Postprocessing
 class Scores:
     """Metrics over some images, with 95 % intervals of a bootstrap over lesions or patients.
 
-    `cases` are images, of which `labelled` enter the metrics over classes and `malignant` the sensitivity; `groups` are
-    lesions or patients. The metrics are `balanced_accuracy`, `accuracy`, `macro_auroc` (one-vs-rest), `malignant_auroc`
-    (malignant against benign), `sensitivity` and `specificity` at the bundle's threshold, and `ece`; of
-    a model that grades, `severity_kappa` (quadratic weights) and `severity_mae` (in levels), of one that segments,
-    `dice`.
+    Classifiers have `balanced_accuracy`, `accuracy`, `macro_auroc` (one-vs-rest),
+    `malignant_auroc` (malignant against benign), `ece`, and `sensitivity` and
+    `specificity` at the bundle's threshold. Models that grade severity have
+    `severity_kappa` (quadratic weights) and `severity_mae` (in levels). Models that
+    segment lesions have `dice`.
+
+    Attributes:
+        cases: Number of images.
+        labelled: Images with a known class; they enter the metrics over classes.
+        malignant: Malignant images; they enter the sensitivity.
+        groups: Number of lesions or patients.
+        metrics: Value and interval by name of the metric.
+
+    Examples:
+        >>> from dermedge_runtime.report import Interval
+        >>> scores = Scores(120, 110, 30, 60, {"accuracy": Interval(0.8, 0.7, 0.9)})
+        >>> scores.metrics["accuracy"].low
+        0.7
     """
 
     cases: int
@@ -28,7 +41,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class SubgroupScores:
-    """The images whose `column` has one `value`."""
+    """Scores of the images whose `column` has one `value`.
+
+    Examples:
+        >>> SubgroupScores("sex", "female", Scores(60, 55, 15, 30, {})).value
+        'female'
+    """
 
     column: str
     value: str
@@ -37,14 +55,21 @@ class SubgroupScores:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """One group of a comparison.
+    """Scores of one group in a fairness comparison.
 
     Attributes:
-        cases: its images with a known answer.
-        malignant: its malignant images, whatever their diagnosis.
-        score: the comparison's metric.
-        tpr: share of its malignant images that are called malignant at the decision threshold.
-        fpr: share of its benign images that are.
+        cases: Images of the group with a known class.
+        malignant: Malignant images of the group, whatever their diagnosis.
+        score: The comparison's metric.
+        tpr: True positive rate: share of the malignant images that the model calls
+            malignant at the decision threshold.
+        fpr: False positive rate: share of the benign images that the model calls
+            malignant.
+
+    Examples:
+        >>> from dermedge_runtime.report import Interval
+        >>> GroupScore(40, 12, Interval(0.8), Interval(0.9), Interval(0.2)).tpr.value
+        0.9
     """
 
     cases: int
@@ -56,31 +81,47 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Fairness:
-    """A model's groups by one column, compared. Intervals resample whole lesions or patients.
+    """Comparison of a model's groups by one column. Intervals resample lesions or patients.
 
-    `gap` and `equalised_odds` are differences between a largest and a smallest value, so noise only ever adds to them:
-    even where groups do not differ they are above zero, and their percentile intervals lie too high. Read them against
-    `chance` and `chance_high`: what the same model shows on the same images when the groups are dealt out at random
-    among lesions or patients of the same class. Only a gap above `chance_high` is more than chance explains.
+    `gap` and `equalised_odds` are differences between a largest and a smallest value, so
+    noise can only increase them. They are above zero even if the groups do not differ,
+    and their percentile intervals lie too high. Compare them with `chance` and
+    `chance_high`: the same model on the same images, with the groups assigned at random
+    among lesions or patients of the same class. Only a gap above `chance_high` is more
+    than chance explains.
 
     Attributes:
         column: `fitzpatrick`, in the pairs I-II, III-IV and V-VI, or `sex`.
-        metric: `balanced_accuracy`, or `malignant_balanced_accuracy` (the mean of sensitivity and specificity at the
-            decision threshold) where too few classes are known in every group.
-        classes: the classes that the metric is a mean over, by index: those with at least 5 cases in every group, so
-            that no group is better for having fewer diagnoses. Of malignant balanced accuracy, benign 0, malignant 1.
-        groups: those with at least 30 cases.
-        insufficient: the cases of groups that have fewer; they are in nothing else here.
-        unknown: cases whose group the data do not tell. They are no group of their own.
-        worst: the group with the lowest score; None where nothing can be compared or no group is below another.
-        gap: the best group's score less the worst one's; without a value where fewer than two groups have enough cases,
-            or share fewer than two classes.
-        chance: the median gap of groups dealt out at random.
-        chance_high: the gap that one in twenty of them exceeds.
-        equalised_odds: the larger of the differences between groups in TPR and in FPR at the decision threshold; None
-            where a group has fewer than 5 malignant or 5 benign cases, or the model decides nothing.
-        equalised_odds_chance: the median of that with groups dealt out at random.
-        equalised_odds_chance_high: what one in twenty of them exceeds.
+        metric: `balanced_accuracy`. It is `malignant_balanced_accuracy` (the mean of
+            sensitivity and specificity at the decision threshold) if the groups share too
+            few classes.
+        classes: Indices of the classes that the metric averages over: those with at least
+            5 cases in every group, so that no group gains by having fewer diagnoses. For
+            `malignant_balanced_accuracy`, 0 is benign and 1 malignant.
+        groups: Groups with at least 30 cases.
+        insufficient: Number of cases of each smaller group. No other field counts them.
+        unknown: Number of cases whose group the data do not record. They form no group.
+        worst: Group with the lowest score. None if nothing can be compared, or if no
+            group is below another.
+        gap: Score of the best group minus that of the worst. It has no value if fewer
+            than two groups have enough cases, or if they share fewer than two classes.
+        chance: Median gap of randomly assigned groups.
+        chance_high: 95th percentile of the gap of randomly assigned groups.
+        equalised_odds: The larger of two differences between groups, in TPR and in FPR at
+            the decision threshold. None if a group has fewer than 5 malignant or 5 benign
+            cases, or if the model has no threshold.
+        equalised_odds_chance: Median of that difference for randomly assigned groups.
+        equalised_odds_chance_high: 95th percentile of that difference.
+
+    Examples:
+        >>> from dermedge_runtime.report import Interval
+        >>> gap = Interval(0.31, 0.22, 0.40)
+        >>> sex = Fairness(
+        ...     "sex", "balanced_accuracy", (0, 1), {}, {}, 0, "male", gap, 0.05, 0.11,
+        ...     None, None, None,
+        ... )
+        >>> sex.gap.value > sex.chance_high
+        True
     """
 
     column: str
@@ -100,7 +141,15 @@ class Fairness:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose confidence in the predicted class lies in (low, high]; means are None without any."""
+    """Images whose confidence in the predicted class lies in (low, high].
+
+    The means `confidence` and `accuracy` are None if the bin is empty.
+
+    Examples:
+        >>> part = ReliabilityBin(low=0.8, high=0.9, count=50, confidence=0.85, accuracy=0.7)
+        >>> round(part.confidence - part.accuracy, 2)
+        0.15
+    """
 
     low: float
     high: float
@@ -111,10 +160,23 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image: what the table says (`label`, `malignant`; None where unknown) and what the model said.
+    """One image: its labels from the table, and the model's predictions.
 
-    `label` is the model's label that covers the diagnosis `dx`. `probability` is the predicted label's, `malignancy`
-    the score. `trained_on` says that the model has seen this very file in training.
+    Attributes:
+        image_id: Name of the image in the table.
+        image: Path of the file, relative to the data set.
+        dx: Diagnosis in the table, "" if unknown.
+        label: The model's label that covers `dx`. None if there is none.
+        predicted: The label that the model predicts.
+        probability: Probability of the predicted label.
+        malignant: True class. None if unknown.
+        malignancy: Predicted malignancy score.
+        trained_on: True if the model was trained on this very file.
+
+    Examples:
+        >>> image = EvaluatedImage("i7", "i7.jpg", "mel", "mel", "nv", 0.6, True, 0.2, False)
+        >>> image.label == image.predicted
+        False
     """
 
     image_id: str
@@ -130,13 +192,37 @@ class EvaluatedImage:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A bundle on the images of one split.
+    """Report of a bundle on the images of one split.
 
-    `model` names bundle and engine. `confusion` counts images by true label (rows) and predicted one, in the order of
-    `labels`; `recall` and `support` are by label. `roc` are (false, true) positive rates of malignant against benign.
-    `unmapped` counts, by diagnosis, images whose diagnosis no label covers. `trained_on` lists the images that the
-    model was trained on; None where the bundle does not tell. `warnings` say what makes the numbers worth less.
-    `fairness` compares skin types and sexes; it is missing in older reports.
+    Attributes:
+        model: The bundle and the engine.
+        data: Name of the table.
+        data_digest: Digest of the table's content.
+        split: train, val, test or all.
+        labels: The model's classes.
+        postprocessing: Temperature and threshold by task.
+        threshold: Threshold of the malignancy score.
+        overall: Scores over all images.
+        recall: Recall by label.
+        support: Number of images by label.
+        subgroups: Scores by skin type, sex, age band and body site.
+        confusion: Number of images by true label (rows) and predicted label (columns), in
+            the order of `labels`.
+        reliability: Confidence and accuracy by bin of confidence.
+        roc: Corners of the ROC curve of malignant against benign, as (false, true)
+            positive rates.
+        unmapped: Number of images by diagnosis, for diagnoses that no label covers.
+        trained_on: Images that the model was trained on. None if the bundle does not list
+            its training images.
+        warnings: Reasons to trust the numbers less.
+        images: All images in the order of the table.
+        fairness: Comparisons by skin type and by sex. Reports of older versions lack it.
+
+    Examples:
+        >>> from dermedge.evaluation import evaluate
+        >>> report = evaluate("toy.dermedge", "lesions", replicates=10)
+        >>> report.split, len(report.images) == report.overall.cases
+        ('test', True)
     """
 
     model: Provenance

@@ -1,4 +1,4 @@
-"""A table of images through a model: what it answered, beside what the table knows of each image."""
+"""Run a model over a table of images, and collect what the table records of each image."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,9 @@ from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Preprocess, Spec
 
+# Decoded images that may wait for the engine: enough to keep it busy, few enough for memory.
 AHEAD = 16
+WORKERS = 2
 
 
 def table_predictions(
@@ -32,45 +34,79 @@ def table_predictions(
     outlines: NDArray[np.int8] | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Runs a model over every image of a table.
+    """Run a model over every image of a table.
 
     Args:
-        table: the images, and what is known of them.
-        spec: the model's tasks, labels and preprocessing.
-        run: the model, from uint8 [N, S, S, 3] to outputs [N, ...] by task.
-        batch: how many images go through it at once.
-        images: what `preprocessed` gave for this table, where it is at hand.
-        outlines: what `masks` gave, likewise.
-        progress: told how far it is.
+        table: The images and their labels.
+        spec: The model's tasks, labels and preprocessing.
+        run: The model, from uint8 [N, S, S, 3] to outputs [N, ...] by task.
+        batch: Number of images per call of `run`.
+        images: Result of `preprocess_table` for this table, if it is at hand.
+        outlines: Result of `lesion_masks` for this table, if it is at hand.
+        progress: Called with the number of images done.
 
     Raises:
-        DataError: an image, or a mask that the model's answer is compared with, is missing or unreadable.
+        DataError: An image or a mask is missing or unreadable.
+
+    Examples:
+        >>> import dermedge
+        >>> from dermedge.data import read_table
+        >>> from dermedge.evaluation import table_predictions
+        >>> with dermedge.load("toy.dermedge") as model:
+        ...     predictions = table_predictions(
+        ...         read_table("lesions"), model.bundle.spec, model.run
+        ...     )
+        >>> predictions.outputs["diagnosis"].shape
+        (80, 3)
     """
-    pixels = preprocessed(table, spec.preprocess) if images is None else images
-    outputs = predict_table(run, _told(pixels, len(table), progress), batch=batch)
+    pixels = preprocess_table(table, spec.preprocess) if images is None else images
+    outputs = predict_table(run, _count_progress(pixels, len(table), progress), batch=batch)
     return Predictions(
         image_ids=tuple(table.frame["image_id"]),
         outputs=outputs,
-        labels=labels(table.frame, spec),
+        labels=diagnosis_labels(table.frame, spec),
         malignant=table.frame["malignant"].to_numpy(np.float64),
         groups=groups(table.frame).to_numpy(str),
         subgroups=subgroup_columns(table.frame),
-        levels=levels(table.frame, spec),
-        masks=masks(table, spec) if outlines is None else outlines,
+        levels=severity_levels(table.frame, spec),
+        masks=lesion_masks(table, spec) if outlines is None else outlines,
     )
 
 
-def labels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64]:
-    """The diagnosis label [N] of every row, -1 where it is unknown or the model has no label that covers it."""
+def diagnosis_labels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64]:
+    """Return the diagnosis label [N] of every row, by index.
+
+    A label covers its own diagnosis and narrower ones. The index is -1 if the diagnosis
+    is unknown or no label covers it.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from dermedge import Bundle
+        >>> frame = pd.DataFrame({"dx": ["nodular_melanoma", "nv", "psoriasis", ""]})
+        >>> diagnosis_labels(frame, Bundle.open("toy.dermedge").spec).tolist()
+        [1, 0, -1, -1]
+    """
     ids = [label.id for label in spec.diagnosis.labels] if spec.diagnosis is not None else []
     covering = {dx: project(dx, ids) for dx in frame["dx"].unique() if dx}
     index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
     return np.array([index.get(dx, -1) for dx in frame["dx"]], np.int64)
 
 
-def levels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64] | None:
-    """The level of severity [N] of every row, an index of the ordinal task's labels, -1 where it is unknown or none of
-    them; None for a model without such a task.
+def severity_levels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64] | None:
+    """Return the severity level [N] of every row, by index into the ordinal task's labels.
+
+    The index is -1 if the level is unknown or not among the labels.
+
+    Returns:
+        The levels, None for a model without an ordinal task.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from dermedge import Label, Preprocess, Spec, Task
+        >>> levels = Task("severity", "ordinal", labels=(Label("0", "none"), Label("1", "mild")))
+        >>> spec = Spec("grader", "1", (levels,), Preprocess(32))
+        >>> severity_levels(pd.DataFrame({"severity": [1.0, float("nan")]}), spec).tolist()
+        [1, -1]
     """
     task = next((task for task in spec.tasks if task.kind == "ordinal"), None)
     if task is None:
@@ -79,46 +115,69 @@ def levels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64] | None:
     return np.array([index.get(f"{level:.0f}", -1) for level in frame["severity"]], np.int64)
 
 
-def masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
-    """The mask of every row on the grid of the model's output, [N, S/4, S/4]: 1 inside the lesion, 0 outside, -1
-    throughout where it is unknown; None for a model that segments nothing, and for a table without masks.
+def lesion_masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
+    """Read the mask of every row on the grid of the model's output, [N, S/4, S/4].
+
+    A cell is 1 inside the lesion and 0 outside. All cells are -1 if the mask is unknown.
+
+    Returns:
+        The masks, None for a model without a `segment` task or a table without masks.
 
     Raises:
-        DataError: a mask is missing or unreadable.
+        DataError: A mask is missing or unreadable.
+
+    Examples:
+        >>> from dermedge import Preprocess, Spec, Task
+        >>> from dermedge.data import read_table
+        >>> spec = Spec("segmenter", "1", (Task("lesion", "segment"),), Preprocess(32))
+        >>> lesion_masks(read_table("lesions"), spec).shape
+        (80, 8, 8)
     """
     if not any(task.kind == "segment" for task in spec.tasks) or (table.frame["mask"] == "").all():
         return None
     grid = output_grid(spec.preprocess)
     unknown = np.full((grid.size, grid.size), -1, np.int8)
-    found = [
+    masks = [
         read_mask(table.path(mask), grid).astype(np.int8) if mask else unknown
         for mask in table.frame["mask"]
     ]
-    return np.stack(found)
+    return np.stack(masks)
 
 
-def unmapped(frame: pd.DataFrame, spec: Spec) -> dict[str, int]:
-    """How many rows have a diagnosis that no label of the model covers, by diagnosis."""
+def count_unmapped(frame: pd.DataFrame, spec: Spec) -> dict[str, int]:
+    """Count the rows whose diagnosis no label of the model covers, by diagnosis.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from dermedge import Bundle
+        >>> frame = pd.DataFrame({"dx": ["psoriasis", "nv", "psoriasis", ""]})
+        >>> count_unmapped(frame, Bundle.open("toy.dermedge").spec)
+        {'psoriasis': 2}
+    """
     if spec.diagnosis is None:
         return {}
-    foreign = frame["dx"][labels(frame, spec) < 0]
-    return dict(sorted(Counter(dx for dx in foreign if dx).items()))
+    unmapped = frame["dx"][diagnosis_labels(frame, spec) < 0]
+    return dict(sorted(Counter(dx for dx in unmapped if dx).items()))
 
 
-def preprocessed(
-    table: Table, spec: Preprocess, *, workers: int = 2
-) -> Iterator[NDArray[np.uint8]]:
-    """The network's input [S, S, 3] for every image of a table, in order; never more than AHEAD of them wait.
+def preprocess_table(table: Table, spec: Preprocess) -> Iterator[NDArray[np.uint8]]:
+    """Yield the network's input uint8 [S, S, 3] for every image of a table, in order.
 
-    Images are decoded at full scale, as they are for the conformance cases, by threads that work ahead of the reader.
+    Threads decode the images ahead of the reader, at most 16 of them. Images are decoded
+    at full scale, as in the conformance cases.
 
     Args:
-        table: the images.
-        spec: the model's preprocessing.
-        workers: threads that decode.
+        table: The images.
+        spec: The model's preprocessing.
 
     Raises:
-        DataError: an image is missing or unreadable.
+        DataError: An image is missing or unreadable.
+
+    Examples:
+        >>> from dermedge import Preprocess
+        >>> from dermedge.data import read_table
+        >>> next(preprocess_table(read_table("lesions"), Preprocess(64))).shape
+        (64, 64, 3)
     """
 
     def load(path: Path) -> NDArray[np.uint8]:
@@ -126,16 +185,17 @@ def preprocessed(
             return preprocess(path, spec, exact=True)
         except ImageError as error:
             raise DataError(
-                f"{error} `dermedge data check {table.root}` lists every such image."
+                f"{error} Run `dermedge data check {table.root}` to list all such images."
             ) from error
 
     paths = [table.path(image) for image in table.frame["image"]]
-    return prefetch(load, paths, workers=workers, ahead=AHEAD)
+    return prefetch(load, paths, workers=WORKERS, ahead=AHEAD)
 
 
-def _told(
+def _count_progress(
     images: Iterable[NDArray[np.uint8]], total: int, progress: Progress | None
 ) -> Iterator[NDArray[np.uint8]]:
+    """Yield images and report after each that the consumer has taken it."""
     for done, image in enumerate(images, start=1):
         yield image
         if progress is not None:

@@ -1,8 +1,8 @@
-"""Protocols that measure a teacher's frozen features: linear probe, nearest neighbours, segmentation, few-shot."""
+"""Evaluate a teacher's frozen features: linear probe, nearest neighbours, few-shot, segmentation."""
 
-from dermedge.probing.config import PROTOCOLS
+from dermedge.probing.options import PROTOCOLS, ProbeOptions
 from dermedge.probing.probe import probe
 from dermedge.probing.report import ProbeReport, ProbeResult
 from dermedge.probing.task import TASKS
 
-__all__ = ["PROTOCOLS", "TASKS", "ProbeReport", "ProbeResult", "probe"]
+__all__ = ["PROTOCOLS", "TASKS", "ProbeOptions", "ProbeReport", "ProbeResult", "probe"]

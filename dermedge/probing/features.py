@@ -1,4 +1,4 @@
-"""A teacher's pooled features of a table's images, computed once per image and kept on disk."""
+"""Compute a teacher's pooled features of a table's images, and cache them on disk."""
 
 import io
 import zipfile
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge.data.table import Table, digests
-from dermedge.evaluation.table_predictions import preprocessed
+from dermedge.evaluation.table_predictions import preprocess_table
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import atomic_write, sha256_hex
@@ -30,13 +30,18 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class CachedFeatures:
-    """Features [M, D] by the sha256 of the image file they are of."""
+    """Features [M, D], with the SHA-256 of the image file of each row.
+
+    Examples:
+        >>> CachedFeatures(("ab12",), np.zeros((1, 8), np.float32)).features.shape
+        (1, 8)
+    """
 
     digests: tuple[str, ...]
     features: Features
 
 
-NOTHING = CachedFeatures((), np.empty((0, 0), np.float32))
+NO_FEATURES = CachedFeatures((), np.empty((0, 0), np.float32))
 
 
 def extract_features(
@@ -47,40 +52,52 @@ def extract_features(
     cache: Path,
     progress: Progress | None = None,
 ) -> Features:
-    """The frozen teacher's pooled features [N, D] of a table's images: the class token, where its backbone pools by it.
+    """Return the frozen teacher's pooled features [N, D] of a table's images.
+
+    The features are the class token if the backbone pools by it. The cache holds one file
+    per weights, backbone and preprocessing, which maps the digest of an image file to its
+    features. Only images that it lacks go through the network. A damaged file is
+    replaced.
 
     Args:
-        teacher: the model; its own contracted preprocessing is used.
-        weights: sha256 of its weights file.
-        table: the images.
-        cache: a folder that holds one file per weights, backbone and preprocessing, which maps the digest of an image
-            file to its features: only images that it lacks go through the network, and are added. A file that is
-            damaged is written anew.
-        progress: told how many images are done.
+        teacher: The model; its own preprocessing is used.
+        weights: SHA-256 of its weights file.
+        table: The images.
+        cache: Folder of the cache.
+        progress: Called with the number of images done.
 
     Raises:
-        DataError: an image is missing or unreadable, or the teacher gives NaN or infinity.
-        DermedgeError: the cache cannot be written.
+        DataError: An image is missing or unreadable, or a feature is NaN or infinite.
+        DermedgeError: The cache cannot be written.
+
+    Examples:
+        >>> from dermedge.data import read_table
+        >>> from dermedge.models import load_model_folder
+        >>> teacher, table = load_model_folder("teacher"), read_table("lesions")
+        >>> features = extract_features(teacher, "1" * 64, table, cache=Path("features"))
+        >>> len(features), len(list(Path("features").iterdir()))
+        (80, 1)
     """
     wanted = digests(table).tolist()
-    path = cache / f"{_key(teacher, weights)}.npz"
-    kept = _read(path)
-    place = {digest: row for row, digest in enumerate(kept.digests)}
+    path = cache / f"{_cache_key(teacher, weights)}.npz"
+    cached = _read_cache(path)
+    row_of = {digest: row for row, digest in enumerate(cached.digests)}
+    # The first row of each image file that the cache lacks: duplicates are computed once.
     first = {
-        digest: row for row, digest in reversed(list(enumerate(wanted))) if digest not in place
+        digest: row for row, digest in reversed(list(enumerate(wanted))) if digest not in row_of
     }
     new = sorted(first.values())
     if new:
-        found = _forward(teacher, table.replace(table.frame.iloc[new]), progress)
-        merged = np.concatenate([kept.features, found]) if kept.digests else found
-        kept = CachedFeatures((*kept.digests, *(wanted[row] for row in new)), merged)
-        place = {digest: row for row, digest in enumerate(kept.digests)}
-        _write(path, kept)
-    return kept.features[[place[digest] for digest in wanted]]
+        computed = _compute_features(teacher, table.replace(table.frame.iloc[new]), progress)
+        merged = np.concatenate([cached.features, computed]) if cached.digests else computed
+        cached = CachedFeatures((*cached.digests, *(wanted[row] for row in new)), merged)
+        row_of = {digest: row for row, digest in enumerate(cached.digests)}
+        _write_cache(path, cached)
+    return cached.features[[row_of[digest] for digest in wanted]]
 
 
-def _key(teacher: "TrainedModel", weights: str) -> str:
-    """What the features of an image depend on, beside its bytes."""
+def _cache_key(teacher: "TrainedModel", weights: str) -> str:
+    """Return a digest of everything that determines a feature, apart from the image."""
     return sha256_hex(
         canonical_json(
             {
@@ -94,8 +111,8 @@ def _key(teacher: "TrainedModel", weights: str) -> str:
     )
 
 
-def _forward(teacher: "TrainedModel", table: Table, progress: Progress | None) -> Features:
-    """Features [N, D] of every image of a table, decoded by threads that work ahead."""
+def _compute_features(teacher: "TrainedModel", table: Table, progress: Progress | None) -> Features:
+    """Compute the features [N, D] of every image of a table."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,39 +120,41 @@ def _forward(teacher: "TrainedModel", table: Table, progress: Progress | None) -
     parts: list[Features] = []
     done = 0
     with torch.inference_mode():
-        for chunk in _chunks(preprocessed(table, teacher.spec.preprocess)):
+        for chunk in _stack_batches(preprocess_table(table, teacher.spec.preprocess)):
             parts.append(network.features(torch.from_numpy(chunk).to(device)).float().cpu().numpy())
             done += len(chunk)
             if progress is not None:
                 progress(done, len(table), "images")
     network.to("cpu")
-    found = np.concatenate(parts)
-    bad = ~np.isfinite(found).all(axis=1)
+    features = np.concatenate(parts)
+    bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise DataError(
-            f"The teacher's features of {int(bad.sum())} images hold NaN or infinity, those of "
-            f"{table.frame['image_id'].iloc[int(bad.argmax())]!r} first: import or train the teacher again."
+            f"The teacher's features of {int(bad.sum())} images are NaN or infinite, first those of "
+            f"{table.frame['image_id'].iloc[int(bad.argmax())]!r}. Import or train the teacher "
+            "again."
         )
-    return found
+    return features
 
 
-def _chunks(images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def _stack_batches(images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
     while chunk := list(islice(images, BATCH)):
         yield np.stack(chunk)
 
 
-def _read(path: Path) -> CachedFeatures:
-    """What a cache file holds; nothing where there is none, or it is damaged (a zip file checks its own content)."""
+def _read_cache(path: Path) -> CachedFeatures:
+    """Read a cache file; return no features if it is missing or damaged."""
     try:
+        # A zip file carries a checksum of each member, so damage raises an error here.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            digests, found = stored["digests"].tolist(), stored["features"]
+            digests, features = stored["digests"].tolist(), stored["features"]
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
-        return NOTHING
-    sound = found.dtype == np.float32 and found.ndim == 2 and len(found) == len(digests)
-    return CachedFeatures(tuple(digests), found) if sound else NOTHING
+        return NO_FEATURES
+    valid = features.dtype == np.float32 and features.ndim == 2 and len(features) == len(digests)
+    return CachedFeatures(tuple(digests), features) if valid else NO_FEATURES
 
 
-def _write(path: Path, kept: CachedFeatures) -> None:
+def _write_cache(path: Path, cached: CachedFeatures) -> None:
     stream = io.BytesIO()
-    np.savez(stream, digests=np.array(kept.digests), features=kept.features)
+    np.savez(stream, digests=np.array(cached.digests), features=cached.features)
     atomic_write(path, stream.getvalue())

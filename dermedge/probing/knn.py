@@ -1,4 +1,4 @@
-"""Nearest neighbours on frozen features: nothing is trained."""
+"""Classify and retrieve by nearest neighbours of frozen features; nothing is trained."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,9 @@ from dermedge.probing.task import Labels
 Floats = NDArray[np.float64]
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-HITS, AVERAGE = (1, 5), "mean_average_precision"
+HIT_RANKS = (1, 5)
+AVERAGE_PRECISION = "mean_average_precision"
+# Queries per similarity matrix: against 100,000 train images it takes 100 MB.
 CHUNK = 256
 
 
@@ -22,73 +24,91 @@ def vote(
     classes: int,
     *,
     neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
 ) -> Floats:
-    """Shares of the vote [M, K] that each class has among a query's nearest neighbours, by cosine similarity s, each of
-    which votes with exp(s / T).
+    """Compute the share of the vote [M, K] for each class among the nearest neighbours.
 
-    Source: Wu et al., Unsupervised feature learning via non-parametric instance discrimination, CVPR 2018; with the
-    settings of Caron et al., DINO, ICCV 2021.
+    A neighbour with cosine similarity s to the query votes with exp(s / 0.07).
+
+    Source: Wu et al., Unsupervised feature learning via non-parametric instance
+    discrimination, CVPR 2018; with the settings of Caron et al., DINO, ICCV 2021.
 
     Args:
-        gallery: [N, D].
-        labels: [N], 0 to K-1, of the gallery.
-        queries: [M, D].
+        gallery: Features [N, D] of the train images.
+        labels: Classes [N] of the train images, 0 to K-1.
+        queries: Features [M, D] of the images to classify.
         classes: K.
-        neighbours: how many vote; all of the gallery where it is smaller.
-        temperature: T.
+        neighbours: Number of voters; all train images if there are fewer.
+
+    Examples:
+        >>> import numpy as np
+        >>> gallery = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
+        >>> query = np.array([[0.1, 1]], np.float32)
+        >>> vote(gallery, np.array([0, 0, 1]), query, 2, neighbours=1).tolist()
+        [[0.0, 1.0]]
     """
     member = np.eye(classes)[labels]
     shares = []
     for similarity in _similarities(gallery, queries):
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbours]
         close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
-        # Relative to the nearest, so that no vote overflows.
-        weight = np.exp((close - close[:, :1]) / temperature)
+        # Weights relative to the nearest neighbour cannot overflow, and the shares of the
+        # vote are the same.
+        weight = np.exp((close - close[:, :1]) / TEMPERATURE)
         votes = (weight[:, :, None] * member[nearest]).sum(axis=1)
         shares.append(votes / votes.sum(axis=1, keepdims=True))
     return np.concatenate(shares)
 
 
-def retrieval(
-    gallery: Features, labels: Labels, queries: Features, wanted: Labels
+def measure_retrieval(
+    gallery: Features, labels: Labels, queries: Features, query_labels: Labels
 ) -> dict[str, Floats]:
-    """How well images of a query's own class are found by cosine similarity: values [M] by metric.
+    """Measure how well images of the query's class are retrieved by cosine similarity.
 
-    `hit_at_1` and `hit_at_5` are 1 where one of so many nearest images has the query's class, else 0;
-    `mean_average_precision` is the average precision of the whole ranking, NaN where the gallery has no image of the
-    class.
+    `hit_at_1` and `hit_at_5` are 1 if one of the nearest 1 or 5 images has the query's
+    class, else 0. `mean_average_precision` is the average precision of the whole ranking,
+    NaN if the gallery has no image of the class.
 
     Args:
-        gallery: [N, D].
-        labels: [N], of the gallery.
-        queries: [M, D].
-        wanted: [M], of the queries.
+        gallery: Features [N, D] of the train images.
+        labels: Classes [N] of the train images.
+        queries: Features [M, D] of the test images.
+        query_labels: Classes [M] of the test images.
+
+    Returns:
+        Values [M] by metric.
+
+    Examples:
+        >>> import numpy as np
+        >>> gallery = np.array([[1, 0], [0, 1]], np.float32)
+        >>> hits = measure_retrieval(gallery, np.array([0, 1]), gallery, np.array([0, 0]))
+        >>> hits["hit_at_1"].tolist()
+        [1.0, 0.0]
     """
-    found: dict[str, list[Floats]] = {
-        name: [] for name in (*(f"hit_at_{k}" for k in HITS), AVERAGE)
+    values: dict[str, list[Floats]] = {
+        name: [] for name in (*(f"hit_at_{k}" for k in HIT_RANKS), AVERAGE_PRECISION)
     }
     start = 0
     for similarity in _similarities(gallery, queries):
         ranking = np.argsort(-similarity, axis=1, kind="stable")
-        right = labels[ranking] == wanted[start : start + len(ranking), None]
+        right = labels[ranking] == query_labels[start : start + len(ranking), None]
         start += len(ranking)
-        for k in HITS:
-            found[f"hit_at_{k}"].append(right[:, :k].any(axis=1).astype(np.float64))
+        for k in HIT_RANKS:
+            values[f"hit_at_{k}"].append(right[:, :k].any(axis=1).astype(np.float64))
         precision = np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)
         count = right.sum(axis=1)
         with np.errstate(invalid="ignore"):
-            found[AVERAGE].append((precision * right).sum(axis=1) / count)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            values[AVERAGE_PRECISION].append((precision * right).sum(axis=1) / count)
+    return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def _similarities(gallery: Features, queries: Features) -> Iterator[Features]:
-    """Cosine similarities [m, N] of a few queries at a time."""
-    there = _unit(gallery)
+    """Yield cosine similarities [m, N] for a few queries at a time."""
+    directions = _normalise(gallery)
     for start in range(0, len(queries), CHUNK):
-        yield _unit(queries[start : start + CHUNK]) @ there.T
+        yield _normalise(queries[start : start + CHUNK]) @ directions.T
 
 
-def _unit(features: Features) -> Features:
+def _normalise(features: Features) -> Features:
+    """Scale each row to unit length; a row of zeros stays zero."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(length, np.finfo(np.float32).tiny), np.float32)

@@ -1,4 +1,4 @@
-"""The linear probe: one linear layer on frozen features."""
+"""Fit and apply the linear probe: one linear layer on frozen features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,21 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class LinearRecipe:
-    """How long and how fast Adam trains; of a linear probe `lr` is for batches of 256, and shrinks with them."""
+    """Length and learning rate of a training with Adam.
+
+    Attributes:
+        epochs: Number of epochs.
+        batch_size: Images per batch.
+        lr: Learning rate. For a linear probe it is the rate for batches of 256; the rate
+            of smaller batches is proportionally smaller.
+
+    Raises:
+        UsageError: Nothing can be trained with these values.
+
+    Examples:
+        >>> LinearRecipe(epochs=50, batch_size=256, lr=5e-3).epochs
+        50
+    """
 
     epochs: int
     batch_size: int
@@ -33,12 +47,13 @@ class LinearRecipe:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
             raise UsageError(
-                f"{self.epochs} epochs of batches of {self.batch_size} at a rate of {self.lr} train nothing: give at "
-                "least 1 epoch, 2 images per batch and a rate above 0."
+                f"{self.epochs} epochs of batches of {self.batch_size} at a learning rate of "
+                f"{self.lr} train nothing. Use at least 1 epoch, 2 images per batch and a rate "
+                "above 0."
             )
 
 
-LINEAR = LinearRecipe(epochs=50, batch_size=256, lr=5e-3)
+LINEAR_RECIPE = LinearRecipe(epochs=50, batch_size=256, lr=5e-3)
 
 
 def fit_linear(
@@ -47,34 +62,45 @@ def fit_linear(
     features: Features,
     labels: Labels,
     *,
-    recipe: LinearRecipe = LINEAR,
+    recipe: LinearRecipe = LINEAR_RECIPE,
     normalise: bool = False,
     seed: int = 0,
 ) -> FittedClassifier:
-    """Fit a linear layer to features by Adam at a constant rate; nothing is chosen, so it needs no validation data.
+    """Fit a linear layer to features by Adam at a constant rate.
 
-    Weights start at N(0, 0.01^2), biases at 0. On the CPU, whatever else there is: the same arguments give the same
+    Nothing is selected, so no validation data are needed. Weights start at N(0, 0.01^2),
+    biases at 0. It always runs on the CPU, so that the same arguments give the same
     layer.
 
     Args:
-        kind: `classify` (cross entropy), `binary` (binary cross entropy) or `ordinal` (CORAL: one score, and a bias per
-            level).
-        classes: K.
-        features: [N, D].
-        labels: [N], 0 to K-1.
-        recipe: length and speed. Batches are of equal size, as near as can be, so the last one is no rest; the rate is
-            `lr` times the images of a batch over 256.
-        normalise: subtract the train features' mean and divide by their standard deviation, feature by feature, as a
-            batch norm without weights before the layer does (He et al., MAE, CVPR 2022). The published protocol does
-            not, and its rate is made for the features of a vision transformer, which its last norm leaves near 1;
-            those of a network that pools after a ReLU may be so small that 50 epochs are too short.
-        seed: of the initial weights and the order.
+        kind: `classify` (cross entropy), `binary` (binary cross entropy) or `ordinal`
+            (CORAL: one score, and a bias per level).
+        classes: Number of classes K.
+        features: Features [N, D].
+        labels: Class index [N], 0 to K-1.
+        recipe: Length and learning rate. Batches have equal size, as near as possible, so
+            that the last one is not a small rest. The rate is `lr` times the images of a
+            batch over 256.
+        normalise: Subtract the train features' mean and divide by their standard
+            deviation, feature by feature, as a batch norm without weights before the layer
+            does (He et al., MAE, CVPR 2022). The published protocol does not: its rate
+            suits the features of a vision transformer, which its last norm scales to about
+            1. Features of a network that pools after a ReLU may be too small for 50
+            epochs.
+        seed: Random seed for initialization and shuffling.
 
     Returns:
-        From features [M, D] to probabilities [M, K].
+        A function from features [M, D] to probabilities [M, K].
 
-    Source: DermINO (arXiv:2508.12190) for the protocol; Cao, Mirjalili and Raschka, Pattern Recognition Letters 140
-    (2020) for CORAL.
+    Source: DermINO (arXiv:2508.12190) for the protocol; Cao, Mirjalili and Raschka,
+    Pattern Recognition Letters 140 (2020) for CORAL.
+
+    Examples:
+        >>> labels = np.arange(60) % 3
+        >>> features = np.eye(3, dtype=np.float32)[labels]
+        >>> classifier = fit_linear("classify", 3, features, labels)
+        >>> (classifier(features).argmax(axis=1) == labels).all().item()
+        True
     """
     import torch
 
@@ -85,37 +111,46 @@ def fit_linear(
     rate = recipe.lr * len(inputs) / batches / BASE_BATCH
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = _layer(kind, features.shape[1], classes)
+        layer = _make_layer(kind, features.shape[1], classes)
         optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
         for _ in range(recipe.epochs):
             for rows in torch.randperm(len(inputs)).tensor_split(batches):
-                loss = _loss(kind, layer(inputs[rows]), answers[rows])
+                loss = _compute_loss(kind, layer(inputs[rows]), answers[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
-    def fitted(features: Features) -> Probabilities:
+    def classify(features: Features) -> Probabilities:
         with torch.inference_mode():
             logits = layer(torch.from_numpy((features - shift) / scale))
-        return likelihoods(kind, logits.numpy().astype(np.float64))
+        return class_probabilities(kind, logits.numpy().astype(np.float64))
 
-    return fitted
+    return classify
 
 
-def likelihoods(kind: Kind, logits: Probabilities) -> Probabilities:
-    """Probabilities [N, K] of a `classify`, `binary` or `ordinal` task's logits, shaped as in `Task`; of an ordinal one
-    P(y > k) is the running minimum over k, as it is where a Prediction is decoded.
+def class_probabilities(kind: Kind, logits: Probabilities) -> Probabilities:
+    """Return the probabilities [N, K] of a `classify`, `binary` or `ordinal` task's logits.
+
+    The exceedance P(y > k) of an ordinal task is the running minimum over k, as in
+    `dermedge_runtime.decode`.
+
+    Args:
+        kind: Kind of the task.
+        logits: Logits [N, K], [N, 1] or [N, K-1], by kind.
+
+    Examples:
+        >>> class_probabilities("binary", np.array([[0.0]])).tolist()
+        [[0.5, 0.5]]
     """
     if kind == "classify":
-        return softmax(logits)
+        return np.asarray(softmax(logits), np.float64)
     above = np.minimum.accumulate(sigmoid(logits), axis=1)
-    ends = np.ones((len(logits), 1)), np.zeros((len(logits), 1))
-    return np.asarray(
-        -np.diff(np.concatenate([ends[0], above, ends[1]], axis=1), axis=1), np.float64
-    )
+    certain, impossible = np.ones((len(logits), 1)), np.zeros((len(logits), 1))
+    # P(y = k) = P(y > k - 1) - P(y > k), with P(y > -1) = 1 and P(y > K - 1) = 0.
+    return np.asarray(-np.diff(np.concatenate([certain, above, impossible], axis=1), axis=1))
 
 
-def _layer(kind: Kind, width: int, classes: int) -> "nn.Module":
+def _make_layer(kind: Kind, width: int, classes: int) -> "nn.Module":
     from torch import nn
 
     from dermedge.models.network import Coral
@@ -132,7 +167,7 @@ def _layer(kind: Kind, width: int, classes: int) -> "nn.Module":
     return layer
 
 
-def _loss(kind: Kind, logits: "Tensor", labels: "Tensor") -> "Tensor":
+def _compute_loss(kind: Kind, logits: "Tensor", labels: "Tensor") -> "Tensor":
     import torch.nn.functional as F
 
     from dermedge.train.losses import cumulative_cross_entropy

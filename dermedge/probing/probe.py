@@ -1,184 +1,166 @@
-"""`probe`: a teacher's frozen features, measured by the published protocols."""
+"""Probe a teacher's frozen features by published protocols."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dermedge.data.split import with_split
-from dermedge.data.table import SPLITS, digests, read_table, table_digest
+from dermedge.data.table import SPLITS, digests, table_digest
 from dermedge.probing import knn
-from dermedge.probing.config import FRACTIONS, ProbeConfig, check_config, choose_recipe
-from dermedge.probing.protocols import RUN
+from dermedge.probing.context import ProbeContext, load_context
+from dermedge.probing.options import FRACTIONS, ProbeOptions
+from dermedge.probing.protocols import RUN_PROTOCOL
 from dermedge.probing.report import ProbeReport, ProbeResult
-from dermedge.probing.scores import Bootstrap
 from dermedge.probing.segment import HEADS
-from dermedge.probing.task import make_probe_task, shared_groups
-from dermedge_runtime.files import sha256_file
+from dermedge.probing.task import find_shared_groups
+from dermedge_runtime.canonical_json import pretty_json
+from dermedge_runtime.files import atomic_write, check_free
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import to_json
+from dermedge_runtime.spec import Json, to_json
 
 
 def probe(
     teacher: str | Path,
     data: str | Path,
+    options: ProbeOptions | None = None,
     *,
-    task: str | None = None,
-    protocol: str = "linear",
-    fraction: float | Sequence[float] | None = None,
-    heads: Sequence[str] = HEADS,
-    normalise: bool = False,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
     cache: str | Path | None = None,
-    replicates: int = 1000,
+    out: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ProbeReport:
-    """Measure how much of a task a teacher's features already hold.
+    """Measure how well a task can be solved from a teacher's frozen features.
 
-    Everything is fitted on train; val only chooses the malignancy threshold (and when fine-tuning stops); test is read
-    once. Images go through the teacher's own contracted preprocessing, as they will on a device, and not through the
-    resize to 256 and crop to 224 of the paper: that is what a student will be distilled from.
+    Train fits everything, and val only chooses the malignancy threshold (and the epoch at
+    which fine-tuning stops). Test is read once. Images go through the teacher's own
+    preprocessing, as on a device, and not through the paper's resize to 256 and crop to
+    224: a student is distilled from these features.
 
     Protocols, with the paper's settings:
 
-    - `linear`: one linear layer on the frozen features (the class token, where the backbone pools by it); Adam, rate
-      5e-3 x batch / 256, batches of 256, 50 epochs.
-    - `knn`: the 20 nearest train images by cosine similarity vote with exp(s / 0.07); and what retrieval finds.
-    - `fewshot`: `linear` on 1, 5 and 10 % of the train labels, whole lesions or patients, at least one of each class.
-    - `segment`: decoders on the frozen feature maps; Adam, rate 1e-3, batches of 64, 20 epochs. Of two kinds: `linear`
-      (batch norm, dropout, 1x1 convolution on the last map) and `upernet`.
-    - `finetune`: the whole network is trained by `dermedge.train.finetune`, with that function's own settings, in a
-      folder that is deleted afterwards.
+    - `linear`: one linear layer on the frozen features (the class token, if the backbone
+      pools by it); Adam, rate 5e-3 x batch / 256, batches of 256, 50 epochs.
+    - `knn`: the 20 nearest train images by cosine similarity s vote with exp(s / 0.07).
+      Retrieval metrics are reported too.
+    - `fewshot`: `linear` on 1, 5 and 10 % of the train labels: whole lesions or patients,
+      at least one of each class.
+    - `segment`: decoders on the frozen feature maps; Adam, rate 1e-3, batches of 64, 20
+      epochs. `linear` is batch norm, dropout and a 1x1 convolution on the last map;
+      `upernet` reads several maps.
+    - `finetune`: `dermedge.train.finetune` trains the whole network, with that function's
+      own settings, in a folder that is deleted afterwards.
 
     Args:
-        teacher: folder of a teacher or student.
-        data: a table's folder or file; it is split by lesion and patient where it has no split.
-        task: diagnosis (by default), malignancy, severity (ordinal), or segment (by default of the protocol segment).
-        protocol: one of PROTOCOLS.
-        fraction: shares of the train labels, for fewshot only.
-        heads: decoders, for segment only.
-        normalise: standardise the features before a linear layer; see `fit_linear`.
-        epochs: instead of the protocol's.
-        batch_size: instead of the protocol's.
-        lr: instead of the protocol's.
-        seed: of initial weights, orders, draws and the bootstrap.
-        cache: folder in which features are kept by the content of weights and images, so that ten probes of them cost
-            one forward pass; by default `TEACHER.features` beside the teacher's folder. (The maps of a segmentation are
-            large: they are kept in memory, as far as they fit, while the probe runs.)
-        replicates: bootstrap replicates over lesions or patients.
-        progress: told how far it is.
+        teacher: Folder of a teacher or student.
+        data: Folder or file of a table. A table without splits is split by lesion and
+            patient.
+        options: Task, protocol and settings; by default the linear probe of the diagnosis.
+        cache: Folder of features by content of weights and images, so that ten probes of
+            the same images cost one forward pass. By default `TEACHER.features` beside
+            the teacher's folder. Feature maps for `segment` are large: they stay in
+            memory, as far as they fit, while the probe runs.
+        out: File to write the report to, as JSON; by default none.
+        overwrite: Replace `out` if it exists.
+        progress: Called with the steps done.
+
+    Returns:
+        Metrics with 95 % intervals over lesions or patients, and comparisons of groups.
 
     Raises:
-        UsageError: a task, a protocol or settings that do not go together.
-        DataError: the teacher's folder or the table cannot be used.
+        UsageError: `out` exists and `overwrite` is false, or the backbone has no feature
+            maps for the decoders.
+        DataError: The teacher's folder or the table is unusable.
 
     Source: DermINO (arXiv:2508.12190).
+
+    Examples:
+        >>> from dermedge.probing import ProbeOptions, probe
+        >>> options = ProbeOptions(protocol="knn", replicates=10)
+        >>> report = probe("teacher", "lesions", options, cache="features")
+        >>> report.results[0].name, report.images["test"] > 0
+        ('knn', True)
     """
-    from dermedge.models.model_folder import WEIGHTS, load_model_folder
-
-    task = task or ("segment" if protocol == "segment" else "diagnosis")
-    fractions = (fraction,) if isinstance(fraction, (int, float)) else tuple(fraction or ())
-    recipe = choose_recipe(protocol, epochs, batch_size, lr)
-    check_config(task, protocol, fractions, tuple(heads), normalise, replicates)
-    student = load_model_folder(teacher)
-    question = make_probe_task(task, with_split(read_table(data)), student.spec)
-    setup = ProbeConfig(
-        teacher=student,
-        folder=Path(teacher),
-        weights=sha256_file(Path(teacher) / WEIGHTS),
-        data=Path(data),
-        question=question,
-        test=question.part("test"),
-        recipe=recipe,
-        normalise=normalise,
-        fractions=fractions or FRACTIONS,
-        heads=tuple(heads),
-        seed=seed,
-        bootstrap=Bootstrap(replicates, seed),
-        cache=Path(cache) if cache is not None else default_cache(Path(teacher)),
-        progress=progress,
-    )
-    return _report(setup, protocol, RUN[protocol](setup))
+    options = options or ProbeOptions()
+    if out is not None:
+        check_free(Path(out), overwrite=overwrite)
+    context = load_context(teacher, data, options, cache=cache, progress=progress)
+    report = _make_report(context, RUN_PROTOCOL[options.protocol](context))
+    if out is not None:
+        atomic_write(Path(out), pretty_json(to_json(report)))
+    return report
 
 
-def default_cache(teacher: Path) -> Path:
-    """Where a teacher's features are kept: beside its folder, which holds nothing but the model."""
-    folder = teacher.resolve()
-    return folder.with_name(f"{folder.name}.features")
-
-
-def _report(setup: ProbeConfig, protocol: str, results: tuple[ProbeResult, ...]) -> ProbeReport:
-    question, test = setup.question, setup.test
-    split = question.table.frame["split"].to_numpy()
-    known = question.labels >= 0
-    counts = np.bincount(test.labels, minlength=len(question.names)).tolist()
+def _make_report(context: ProbeContext, results: tuple[ProbeResult, ...]) -> ProbeReport:
+    task, test = context.task, context.test
+    split = task.table.frame["split"].to_numpy()
+    known = task.labels >= 0
+    counts = np.bincount(test.labels, minlength=len(task.classes)).tolist()
     return ProbeReport(
-        task=question.task,
-        protocol=protocol,
-        teacher=setup.teacher.spec.name,
-        teacher_weights=setup.weights,
-        data=question.table.name,
-        data_digest=table_digest(question.table),
+        task=task.name,
+        protocol=context.options.protocol,
+        teacher=context.teacher.spec.name,
+        teacher_weights=context.weights,
+        data=task.table.name,
+        data_digest=table_digest(task.table),
         images={name: int((known & (split == name)).sum()) for name in SPLITS},
         test_groups=len(set(test.groups.tolist())),
-        labels=question.names,
-        support={}
-        if question.kind == "segment"
-        else dict(zip(question.names, counts, strict=True)),
-        settings=_settings(setup, protocol),
+        labels=task.classes,
+        support={} if task.kind == "segment" else dict(zip(task.classes, counts, strict=True)),
+        settings=_list_settings(context),
         results=results,
-        warnings=tuple(_warnings(setup, protocol)),
+        warnings=tuple(_list_warnings(context)),
     )
 
 
-def _settings(setup: ProbeConfig, protocol: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"seed": setup.seed, "replicates": setup.bootstrap.replicates}
-    found["preprocess"] = to_json(setup.teacher.spec.preprocess)
+def _list_settings(context: ProbeContext) -> Json:
+    """List every setting of the probe, with the defaults of its protocol."""
+    options, protocol = context.options, context.options.protocol
+    training = {} if context.recipe is None else asdict(context.recipe)
+    settings: Json = {"seed": options.seed, "replicates": options.replicates}
+    settings["preprocess"] = to_json(context.teacher.spec.preprocess)
     if protocol == "finetune":
         from dermedge.train import Schedule
 
-        found |= {"optimizer": "AdamW", **asdict(Schedule(**setup.training))}
-    elif setup.recipe is not None:
-        found |= {"optimizer": "Adam", **setup.training}
+        settings |= {"optimizer": "AdamW", **asdict(Schedule(**training))}
+    elif training:
+        settings |= {"optimizer": "Adam", **training}
     if protocol in ("linear", "fewshot"):
-        found["normalise"] = setup.normalise
+        settings["normalise"] = options.normalise
     if protocol == "fewshot":
-        found["fractions"] = list(setup.fractions)
+        settings["fractions"] = list(options.fractions or FRACTIONS)
     if protocol == "knn":
-        found |= {"neighbours": knn.NEIGHBOURS, "temperature": knn.TEMPERATURE}
+        settings |= {"neighbours": knn.NEIGHBOURS, "temperature": knn.TEMPERATURE}
     if protocol == "segment":
-        found["heads"] = list(setup.heads)
-    return found
+        settings["heads"] = list(options.heads or HEADS)
+    return settings
 
 
-def _warnings(setup: ProbeConfig, protocol: str) -> Iterator[str]:
-    learned = set(setup.teacher.training_images)
-    seen = learned & set(digests(setup.test.table))
+def _list_warnings(context: ProbeContext) -> Iterator[str]:
+    """Yield reasons to trust the scores less."""
+    task, test = context.task, context.test
+    training = set(context.teacher.training_images)
+    seen = training & set(digests(test.table))
     if seen:
         yield (
-            f"The teacher was TRAINED ON {len(seen)} of the {len(setup.test)} test images: their numbers say nothing "
-            "about new patients."
+            f"The teacher was TRAINED ON {len(seen)} of the {len(test)} test images. Their scores "
+            "do not predict its accuracy on new patients."
         )
-    known = (
-        learned & set(digests(setup.question.part("train").table))
-        if protocol == "fewshot" and learned
-        else ()
-    )
-    if known:
-        yield (
-            f"The teacher has learned from {len(known)} of the train images already: where it saw their labels, few "
-            "labels here are not few."
-        )
-    shared = shared_groups(setup.question)
+    if context.options.protocol == "fewshot" and training:
+        known = training & set(digests(task.select("train").table))
+        if known:
+            yield (
+                f"The teacher was trained on {len(known)} of the train images already. If it saw "
+                "their labels, the few labels of this probe are not all that it knows."
+            )
+    shared = find_shared_groups(task)
     if shared:
         yield (
-            f"{len(shared)} lesions or patients stand in train and in test, that of {shared[0]!r} first: split the "
-            "table anew with `dermedge data split --redo`."
+            f"{len(shared)} lesions or patients are in train and in test, first {shared[0]!r}. "
+            "Split the table again with `dermedge data split --redo`."
         )
-    if left := setup.question.unanswered("test"):
-        yield f"{left} test images are left out: nothing is known of them, or no class of train covers it."
+    if unlabelled := task.count_unlabelled("test"):
+        yield (
+            f"Left out: {unlabelled} test images whose answer is unknown, or whose class is not in "
+            "train."
+        )

@@ -1,20 +1,23 @@
-"""The protocols: what each fits on train, and what it answers on test."""
+"""Run the protocols: fit on train, predict on test, score."""
 
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dermedge.evaluation.table_predictions import preprocessed
+from dermedge.evaluation.table_predictions import preprocess_table
 from dermedge.probing import knn
-from dermedge.probing.config import ProbeConfig
-from dermedge.probing.linear import LINEAR, fit_linear, likelihoods
+from dermedge.probing.context import ProbeContext
+from dermedge.probing.linear import LINEAR_RECIPE, class_probabilities, fit_linear
+from dermedge.probing.options import FRACTIONS
 from dermedge.probing.report import ProbeResult
-from dermedge.probing.scores import scores, segment_scores
+from dermedge.probing.scores import score_masks, score_probabilities
 from dermedge.probing.segment import (
-    SEGMENT,
-    Maps,
+    HEADS,
+    SEGMENT_RECIPE,
+    FeatureMaps,
     count_pixels,
     fit_decoders,
     make_decoders,
@@ -26,175 +29,197 @@ from dermedge_export.evaluation.postprocessing import fit_threshold
 from dermedge_export.evaluation.predictions import predict_table
 from dermedge_runtime.errors import DataError
 
-
-def _linear(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
-    return _fitted_linearly(setup, {"linear": 1.0})
-
-
-def _fewshot(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
-    return _fitted_linearly(
-        setup, {f"{100 * fraction:g} %": fraction for fraction in setup.fractions}
-    )
+if TYPE_CHECKING:
+    from dermedge.models import TrainedModel
 
 
-def _fitted_linearly(setup: ProbeConfig, fractions: Mapping[str, float]) -> tuple[ProbeResult, ...]:
-    question, train, val = setup.question, setup.question.part("train"), setup.val()
-    inputs, tested = setup.features(train), setup.features(setup.test)
-    validated = setup.features(val) if val is not None else None
-    found = []
+def _run_linear(context: ProbeContext) -> tuple[ProbeResult, ...]:
+    return _fit_on_fractions(context, {"linear": 1.0})
+
+
+def _run_fewshot(context: ProbeContext) -> tuple[ProbeResult, ...]:
+    fractions = context.options.fractions or FRACTIONS
+    return _fit_on_fractions(context, {f"{100 * fraction:g} %": fraction for fraction in fractions})
+
+
+def _fit_on_fractions(
+    context: ProbeContext, fractions: Mapping[str, float]
+) -> tuple[ProbeResult, ...]:
+    """Fit and score a linear layer on each fraction of the train labels, by name."""
+    task, options = context.task, context.options
+    train, val = task.select("train"), context.threshold_split()
+    train_features, test_features = context.features(train), context.features(context.test)
+    val_features = context.features(val) if val is not None else None
+    results = []
     for name, fraction in fractions.items():
         rows = (
             np.arange(len(train))
             if fraction == 1
-            else draw_fraction(train.labels, train.groups, fraction, setup.seed)
+            else draw_fraction(train.labels, train.groups, fraction, options.seed)
         )
-        fitted = fit_linear(
-            question.kind,
-            len(question.names),
-            inputs[rows],
+        classifier = fit_linear(
+            task.kind,
+            len(task.classes),
+            train_features[rows],
             train.labels[rows],
-            recipe=setup.recipe or LINEAR,
-            normalise=setup.normalise,
-            seed=setup.seed,
+            recipe=context.recipe or LINEAR_RECIPE,
+            normalise=options.normalise,
+            seed=options.seed,
         )
-        chosen = fitted(validated) if validated is not None else None
-        found.append(_result(setup, name, fraction, train.rows(rows), fitted(tested), val, chosen))
-    return tuple(found)
+        threshold = _choose_threshold(
+            val, classifier(val_features) if val_features is not None else None
+        )
+        results.append(
+            _make_result(
+                context, name, train.rows(rows), classifier(test_features), threshold, fraction
+            )
+        )
+    return tuple(results)
 
 
-def _knn(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
-    train, val = setup.question.part("train"), setup.val()
-    gallery, queries, classes = (
-        setup.features(train),
-        setup.features(setup.test),
-        len(setup.question.names),
+def _run_knn(context: ProbeContext) -> tuple[ProbeResult, ...]:
+    task, train, val = context.task, context.task.select("train"), context.threshold_split()
+    gallery, queries = context.features(train), context.features(context.test)
+    probabilities = knn.vote(gallery, train.labels, queries, len(task.classes))
+    threshold = _choose_threshold(
+        val,
+        knn.vote(gallery, train.labels, context.features(val), len(task.classes))
+        if val is not None
+        else None,
     )
-    answers = knn.vote(gallery, train.labels, queries, classes)
-    chosen = (
-        knn.vote(gallery, train.labels, setup.features(val), classes) if val is not None else None
-    )
-    ranked = knn.retrieval(gallery, train.labels, queries, setup.test.labels)
-    return (_result(setup, "knn", 1.0, train, answers, val, chosen, ranked),)
+    retrieval = knn.measure_retrieval(gallery, train.labels, queries, context.test.labels)
+    return (_make_result(context, "knn", train, probabilities, threshold, retrieval=retrieval),)
 
 
-def _finetune(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
-    """The whole network, trained from the teacher's weights in a temporary folder."""
-    import torch
-
+def _run_finetune(context: ProbeContext) -> tuple[ProbeResult, ...]:
+    """Train the whole network from the teacher's weights, in a temporary folder."""
     from dermedge.train import Schedule, finetune
-    from dermedge.train.finetune import run_network
 
-    question, spec, val = setup.question, setup.teacher.spec.preprocess, setup.val()
-    train = question.part("train")
+    task, spec = context.task, context.teacher.spec.preprocess
+    train, val = task.select("train"), context.threshold_split()
+    training = context.options.recipe()
     with tempfile.TemporaryDirectory() as folder:
         tuned = finetune(
-            setup.data,
+            context.data,
             Path(folder, "tuned"),
-            tasks=(question.task,),
-            init=str(setup.folder),
+            tasks=(task.name,),
+            init=str(context.folder),
             size=spec.size,
             fit=spec.fit,
-            schedule=Schedule(**setup.training),
-            seed=setup.seed,
-            progress=setup.progress,
+            schedule=Schedule(
+                epochs=training.epochs, batch_size=training.batch_size, lr=training.lr
+            )
+            if training is not None
+            else Schedule(),
+            seed=context.options.seed,
+            progress=context.progress,
         )
-
-    task = next(task for task in tuned.spec.tasks if task.name == question.task)
-
-    def answers(part: ProbeSplit) -> Floats:
-        images = preprocessed(part.table, tuned.spec.preprocess)
-        outputs = predict_table(
-            lambda batch: run_network(tuned.module, torch.from_numpy(batch)), images
-        )
-        found = likelihoods(question.kind, outputs[question.task].astype(np.float64))
-        if not task.labels:
-            return found
-        whole = np.zeros(
-            (len(found), len(question.names))
-        )  # it knows no level of a severity that train does not show
-        whole[:, [question.names.index(label.id) for label in task.labels]] = found
-        return whole
-
-    chosen = answers(val) if val is not None else None
-    return (_result(setup, "finetune", 1.0, train, answers(setup.test), val, chosen),)
+    threshold = _choose_threshold(val, _predict(context, tuned, val) if val is not None else None)
+    probabilities = _predict(context, tuned, context.test)
+    return (_make_result(context, "finetune", train, probabilities, threshold),)
 
 
-def _segment(setup: ProbeConfig) -> tuple[ProbeResult, ...]:
+def _predict(context: ProbeContext, tuned: "TrainedModel", part: ProbeSplit) -> Floats:
+    """Return the probabilities [N, K] of a fine-tuned network, over the classes of the task."""
     import torch
 
-    train, spec = setup.question.part("train"), setup.teacher.spec.preprocess
+    from dermedge.train.finetune import run_network
+
+    probed = context.task
+    outputs = predict_table(
+        lambda batch: run_network(tuned.module, torch.from_numpy(batch)),
+        preprocess_table(part.table, tuned.spec.preprocess),
+    )
+    probabilities = class_probabilities(probed.kind, outputs[probed.name].astype(np.float64))
+    task = next(task for task in tuned.spec.tasks if task.name == probed.name)
+    if not task.labels:
+        return probabilities
+    # The network has no output for severity levels that are missing in train; they get
+    # probability 0.
+    complete = np.zeros((len(probabilities), len(probed.classes)))
+    complete[:, [probed.classes.index(label.id) for label in task.labels]] = probabilities
+    return complete
+
+
+def _run_segment(context: ProbeContext) -> tuple[ProbeResult, ...]:
+    import torch
+
+    teacher, options, test = context.teacher, context.options, context.test
+    train, spec = context.task.select("train"), teacher.spec.preprocess
     if len(train) < 2:
         raise DataError(
-            f"{setup.question.table.file} has one train mask, and two are needed: add some."
+            f"{context.task.table.file} has one train mask, but two are needed. Add masks."
         )
-    setup.teacher.module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    decoders, levels = make_decoders(setup.teacher, setup.heads, setup.seed)
+    teacher.module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    decoders, levels = make_decoders(teacher, options.heads or HEADS, options.seed)
     fit_decoders(
         decoders,
-        Maps(setup.teacher, levels, train.table),
+        FeatureMaps(teacher, levels, train.table),
         read_masks(train.table, spec),
-        recipe=setup.recipe or SEGMENT,
-        seed=setup.seed,
-        progress=setup.progress,
+        recipe=context.recipe or SEGMENT_RECIPE,
+        seed=options.seed,
+        progress=context.progress,
     )
     counts = count_pixels(
-        decoders, Maps(setup.teacher, levels, setup.test.table), read_masks(setup.test.table, spec)
+        decoders, FeatureMaps(teacher, levels, test.table), read_masks(test.table, spec)
     )
-    setup.teacher.module.to("cpu")
-    groups = len(set(train.groups.tolist()))
+    teacher.module.to("cpu")
     return tuple(
         ProbeResult(
-            name,
-            1.0,
-            len(train),
-            groups,
-            None,
-            segment_scores(counts[name], setup.test.groups, setup.bootstrap),
-            {},
-            (),
+            name=name,
+            fraction=1.0,
+            train_images=len(train),
+            train_groups=len(set(train.groups.tolist())),
+            threshold=None,
+            metrics=score_masks(counts[name], test.groups, context.bootstrap),
+            recall={},
+            fairness=(),
         )
         for name in decoders
     )
 
 
-RUN: Mapping[str, Callable[[ProbeConfig], tuple[ProbeResult, ...]]] = {
-    "linear": _linear,
-    "knn": _knn,
-    "finetune": _finetune,
-    "segment": _segment,
-    "fewshot": _fewshot,
+RUN_PROTOCOL: Mapping[str, Callable[[ProbeContext], tuple[ProbeResult, ...]]] = {
+    "linear": _run_linear,
+    "knn": _run_knn,
+    "finetune": _run_finetune,
+    "segment": _run_segment,
+    "fewshot": _run_fewshot,
 }
 
 
-def _result(
-    setup: ProbeConfig,
+def _choose_threshold(val: ProbeSplit | None, probabilities: Floats | None) -> float | None:
+    """Choose the malignancy threshold on val; None for tasks without one."""
+    if val is None or probabilities is None:
+        return None
+    return fit_threshold(probabilities[:, 1], val.labels)
+
+
+def _make_result(
+    context: ProbeContext,
     name: str,
-    fraction: float,
-    fitted: ProbeSplit,
-    answers: Floats,
-    val: ProbeSplit | None,
-    chosen: Floats | None,
-    ranked: Mapping[str, Floats] | None = None,
+    fitted_on: ProbeSplit,
+    probabilities: Floats,
+    threshold: float | None,
+    fraction: float = 1.0,
+    retrieval: Mapping[str, Floats] | None = None,
 ) -> ProbeResult:
-    """Answers [N, K] on test as a result; `chosen` are those on val, by which the malignancy threshold is set."""
-    threshold = (
-        fit_threshold(chosen[:, 1], val.labels) if val is not None and chosen is not None else None
-    )
-    found = scores(
-        setup.question,
-        setup.test,
-        answers,
+    """Score probabilities [N, K] on test."""
+    scores = score_probabilities(
+        context.task,
+        context.test,
+        probabilities,
         threshold=threshold,
-        bootstrap=setup.bootstrap,
-        ranked=ranked,
+        bootstrap=context.bootstrap,
+        retrieval=retrieval,
     )
     return ProbeResult(
         name=name,
         fraction=fraction,
-        train_images=len(fitted),
-        train_groups=len(set(fitted.groups.tolist())),
+        train_images=len(fitted_on),
+        train_groups=len(set(fitted_on.groups.tolist())),
         threshold=threshold,
-        metrics=found.metrics,
-        recall=found.recall,
-        fairness=found.fairness,
+        metrics=scores.metrics,
+        recall=scores.recall,
+        fairness=scores.fairness,
     )

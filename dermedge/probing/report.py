@@ -1,4 +1,4 @@
-"""What a probe found, as plain data."""
+"""Report types of `probe`, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,17 +12,21 @@ SCHEMA = "dermedge.probe/1"
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One thing that was fitted on the frozen features (or one fine-tuned network), measured on test.
+    """Scores on test of one classifier or decoder, or of one fine-tuned network.
 
     Attributes:
-        name: what was fitted: `linear`, `knn`, `finetune`, `upernet`, or a share of the labels (`5 %`).
-        fraction: the share of the train labels that was asked for.
-        train_images: how many images it was fitted on.
-        train_groups: how many lesions or patients these are.
-        threshold: of the malignancy score, chosen on val; None for other tasks.
-        metrics: with 95 % intervals of a bootstrap over lesions or patients.
-        recall: of each class; empty for a segmentation.
-        fairness: by skin type and by sex; empty for a segmentation.
+        name: `linear`, `knn`, `finetune`, `upernet`, or a fraction of the labels (`5 %`).
+        fraction: Requested fraction of the train labels.
+        train_images: Number of images that it was fitted on.
+        train_groups: Number of lesions or patients of these images.
+        threshold: Threshold of the malignancy score, chosen on val. None for other tasks.
+        metrics: Values with 95 % intervals of a bootstrap over lesions or patients.
+        recall: Recall of each class; empty for a segmentation.
+        fairness: Comparisons by skin type and by sex; empty for a segmentation.
+
+    Examples:
+        >>> ProbeResult("knn", 1.0, 48, 24, None, {}, {}, ()).train_images
+        48
     """
 
     name: str
@@ -37,23 +41,30 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """A teacher probed on a table.
+    """Report of a teacher probed on a table.
 
     Attributes:
         task: diagnosis, malignancy, severity or segment.
         protocol: linear, knn, finetune, segment or fewshot.
-        teacher: name of the model.
-        teacher_weights: sha256 of its weights file.
-        data: name of the table.
-        data_digest: of what the table says, its splits included.
-        images: images with a known answer, by split.
-        test_groups: lesions or patients of the test split.
-        labels: the classes.
-        support: test images by class; empty for a segmentation.
-        settings: everything that was chosen: lengths, rates, seed, preprocessing, bootstrap.
-        results: one, or one per share of the labels or per decoder.
-        warnings: what makes the numbers worth less.
-        schema: of this report as JSON.
+        teacher: Name of the model.
+        teacher_weights: SHA-256 of its weights file.
+        data: Name of the table.
+        data_digest: Digest of the table's content, splits included.
+        images: Number of images with a known answer, by split.
+        test_groups: Number of lesions or patients of the test split.
+        labels: The classes.
+        support: Number of test images by class; empty for a segmentation.
+        settings: Every setting: lengths, rates, seed, preprocessing, bootstrap.
+        results: One result, or one per fraction of the labels or per decoder.
+        warnings: Reasons to trust the numbers less.
+        schema: Schema of this report as JSON.
+
+    Examples:
+        >>> from dermedge.probing import ProbeOptions, probe
+        >>> options = ProbeOptions(protocol="knn", replicates=10)
+        >>> report = probe("teacher", "lesions", options, cache="features")
+        >>> report.settings["neighbours"], report.schema
+        (20, 'dermedge.probe/1')
     """
 
     task: str

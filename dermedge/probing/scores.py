@@ -1,4 +1,4 @@
-"""What a probe answered on test, measured: metrics with their intervals, and for whom they are worse."""
+"""Compute the metrics of a probe on test, with intervals, and compare groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,15 @@ from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Floats, Statistic
 from dermedge_runtime.report import Interval
 
-RECALL = "recall"
-
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How many replicates, and the seed they are drawn from."""
+    """Number of bootstrap replicates, and their random seed.
+
+    Examples:
+        >>> Bootstrap(replicates=1000, seed=0).replicates
+        1000
+    """
 
     replicates: int
     seed: int
@@ -27,46 +30,61 @@ class Bootstrap:
 
 @dataclass(frozen=True, eq=False)
 class ProbeScores:
-    """Metrics, recall of each class, and fairness, over the test rows."""
+    """Metrics, recall of each class, and comparisons of groups, over the test rows.
+
+    Examples:
+        >>> ProbeScores({"accuracy": Interval(0.8)}, {}, ()).metrics["accuracy"].value
+        0.8
+    """
 
     metrics: Mapping[str, Interval]
     recall: Mapping[str, Interval]
     fairness: tuple[Fairness, ...]
 
 
-def scores(
-    question: ProbeTask,
+def score_probabilities(
+    task: ProbeTask,
     test: ProbeSplit,
     probabilities: Floats,
     *,
     threshold: float | None,
     bootstrap: Bootstrap,
-    ranked: Mapping[str, Floats] | None = None,
+    retrieval: Mapping[str, Floats] | None = None,
 ) -> ProbeScores:
-    """Measure answers to a task that is not a segmentation.
+    """Score predicted probabilities of a task that is not a segmentation.
 
     Args:
-        question: the task.
-        test: N rows.
-        probabilities: [N, K].
-        threshold: of the malignancy score, for the task `malignancy`.
-        bootstrap: over lesions or patients.
-        ranked: further values [N] by metric, whose mean over the rows where they are known is the metric.
+        task: The task.
+        test: The N test rows.
+        probabilities: Predicted probabilities [N, K].
+        threshold: Threshold of the malignancy score, for the task `malignancy`.
+        bootstrap: Settings of the bootstrap over lesions or patients.
+        retrieval: Further values [N] by metric. The metric is their mean over the rows
+            that are not NaN.
+
+    Examples:
+        >>> from dermedge import Bundle
+        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.probing.task import make_probe_task
+        >>> table = with_split(read_table("lesions"))
+        >>> task = make_probe_task("malignancy", table, Bundle.open("toy.dermedge").spec)
+        >>> test = task.select("test")
+        >>> perfect = np.eye(2)[test.labels]
+        >>> scores = score_probabilities(
+        ...     task, test, perfect, threshold=0.5, bootstrap=Bootstrap(10, 0)
+        ... )
+        >>> scores.metrics["balanced_accuracy"].value
+        1.0
     """
-    classes, labels = len(question.names), test.labels
-    predicted = predictions(question, probabilities, threshold)
-    measures = _measures(question, labels, predicted, probabilities, threshold)
-    measures |= {name: _mean(values) for name, values in (ranked or {}).items()}
-    binary = question.kind == "binary"
+    classes, labels = len(task.classes), test.labels
+    predicted = predict_classes(task, probabilities, threshold)
+    measures = _make_measures(task, labels, predicted, probabilities, threshold)
+    measures |= {name: _mean_of_known(values) for name, values in (retrieval or {}).items()}
+    recalls = _bootstrap_recalls(labels, predicted, classes, test.groups, bootstrap)
+    binary = task.kind == "binary"
     return ProbeScores(
-        intervals(measures, test.groups, bootstrap),
-        dict(
-            zip(
-                question.names,
-                _recalls(labels, predicted, classes, test.groups, bootstrap),
-                strict=True,
-            )
-        ),
+        bootstrap_intervals(measures, test.groups, bootstrap),
+        dict(zip(task.classes, recalls, strict=True)),
         fairness(
             labels,
             predicted,
@@ -81,24 +99,49 @@ def scores(
     )
 
 
-def predictions(question: ProbeTask, probabilities: Floats, threshold: float | None) -> Labels:
-    """The class [N] that probabilities [N, K] stand for: the likeliest; benign or malignant by the threshold; of an
-    ordinal task the number of levels that are exceeded with a probability over one half.
+def predict_classes(task: ProbeTask, probabilities: Floats, threshold: float | None) -> Labels:
+    """Return the class [N] that probabilities [N, K] predict.
+
+    It is the most probable class; benign or malignant by the threshold, 0.5 by default;
+    or, for an ordinal task, the number of levels exceeded with a probability above 0.5.
+
+    Examples:
+        >>> from dermedge import Bundle
+        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.probing.task import make_probe_task
+        >>> table = with_split(read_table("lesions"))
+        >>> task = make_probe_task("malignancy", table, Bundle.open("toy.dermedge").spec)
+        >>> predict_classes(task, np.array([[0.6, 0.4]]), threshold=0.3).tolist()
+        [1]
     """
-    if question.kind == "ordinal":
+    if task.kind == "ordinal":
         above = 1 - np.cumsum(probabilities, axis=1)[:, :-1]
         return np.asarray((above > 0.5).sum(axis=1), np.int64)
-    if question.kind == "binary":
+    if task.kind == "binary":
         return np.asarray(
             probabilities[:, 1] >= (0.5 if threshold is None else threshold), np.int64
         )
     return np.asarray(probabilities.argmax(axis=1), np.int64)
 
 
-def intervals(
+def bootstrap_intervals(
     measures: Mapping[str, Statistic], groups: NDArray[np.str_], bootstrap: Bootstrap
 ) -> dict[str, Interval]:
-    """Every measure's value with its interval, all on the same replicates."""
+    """Compute every measure's value and interval, all on the same replicates.
+
+    Args:
+        measures: Metrics as functions of the rows' weights [..., N].
+        groups: Lesion or patient [N] of each row; the bootstrap resamples these.
+        bootstrap: Settings of the bootstrap.
+
+    Examples:
+        >>> from dermedge_export.evaluation import metrics
+        >>> hit = np.array([1.0, 1.0, 0.0, 1.0])
+        >>> groups = np.array(["a", "b", "c", "d"])
+        >>> measures = {"accuracy": lambda w: metrics.weighted_mean(hit, w)}
+        >>> bootstrap_intervals(measures, groups, Bootstrap(50, 0))["accuracy"].value
+        0.75
+    """
     drawn = metrics.bootstrap(
         groups, measures, replicates=bootstrap.replicates, seed=bootstrap.seed
     )
@@ -108,26 +151,33 @@ def intervals(
     }
 
 
-def segment_scores(
+def score_masks(
     counts: NDArray[np.int64], groups: NDArray[np.str_], bootstrap: Bootstrap
 ) -> dict[str, Interval]:
-    """Metrics of a segmentation.
+    """Compute the metrics of a segmentation from pixel counts.
 
-    `mean_iou` is the intersection over union of all pixels of all images, averaged over background and lesion; `dice`
-    and `jaccard` are of the lesion, averaged over images, 1 where nothing is there and nothing was found;
-    `pixel_accuracy` is over all pixels.
+    `mean_iou` is the intersection over union of all pixels of all images, averaged over
+    background and lesion. `dice` and `jaccard` are those of the lesion, averaged over
+    images; they are 1 if the image has no lesion and none was predicted. `pixel_accuracy`
+    is over all pixels.
 
     Args:
-        counts: pixels [N, 2, 2], of background and lesion, in the intersection and in the union of mask and prediction.
-        groups: [N], the lesion or patient.
-        bootstrap: over them.
+        counts: Pixels [N, 2, 2] of background and lesion, in the intersection and in the
+            union of mask and prediction.
+        groups: Lesion or patient [N] of each image; the bootstrap resamples these.
+        bootstrap: Settings of the bootstrap.
+
+    Examples:
+        >>> counts = np.array([[[50, 70], [30, 50]]])
+        >>> score_masks(counts, np.array(["a"]), Bootstrap(10, 0))["dice"].value
+        0.75
     """
     both, either = counts[:, :, 0].astype(np.float64), counts[:, :, 1].astype(np.float64)
     right, pixels = both.sum(axis=1), both[:, 0] + either[:, 1]
     empty = either[:, 1] == 0
     jaccard = np.where(empty, 1.0, metrics.ratio(both[:, 1], either[:, 1]))
     dice = np.where(empty, 1.0, metrics.ratio(2 * both[:, 1], both[:, 1] + either[:, 1]))
-    return intervals(
+    return bootstrap_intervals(
         {
             "mean_iou": lambda w: metrics.mean_of_known(metrics.ratio(w @ both, w @ either)),
             "dice": lambda w: metrics.weighted_mean(dice, w),
@@ -140,61 +190,79 @@ def segment_scores(
 
 
 def macro_f1(labels: Labels, predicted: Labels, classes: int, weights: Floats) -> Floats:
-    """Mean over the classes that have a case of F1, the harmonic mean of precision and recall."""
+    """Average F1, the harmonic mean of precision and recall, over the classes with a case.
+
+    Args:
+        labels: Class index [N] of each row.
+        predicted: Predicted class index [N] of each row.
+        classes: Number of classes.
+        weights: Weights [..., N] of the rows.
+
+    Examples:
+        >>> labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
+        >>> round(macro_f1(labels, predicted, 3, np.ones(4)).item(), 3)
+        0.833
+    """
     member, called = np.eye(classes)[labels], np.eye(classes)[predicted]
-    there = weights @ member
-    found = metrics.ratio(2 * (weights @ (member * called)), there + weights @ called)
-    return metrics.mean_of_known(np.where(there > 0, found, np.nan))
+    cases = weights @ member
+    f1 = metrics.ratio(2 * (weights @ (member * called)), cases + weights @ called)
+    return metrics.mean_of_known(np.where(cases > 0, f1, np.nan))
 
 
-def _measures(
-    question: ProbeTask,
+def _make_measures(
+    task: ProbeTask,
     labels: Labels,
     predicted: Labels,
     probabilities: Floats,
     threshold: float | None,
 ) -> dict[str, Statistic]:
-    """Every metric of the task, as a function of the rows' weights [..., N]."""
-    classes = len(question.names)
-    balanced: Statistic = lambda w: metrics.balanced_accuracy(labels, predicted, classes, w)  # noqa: E731
-    if question.kind == "binary":
-        positive, score = labels == 1, probabilities[:, 1]
-        found: dict[str, Statistic] = {"auroc": lambda w: metrics.auroc(positive, score, w)}
-        if threshold is not None:
-            found["sensitivity"] = lambda w: metrics.sensitivity(positive, score, threshold, w)
-            found["specificity"] = lambda w: metrics.specificity(positive, score, threshold, w)
-        return found | {"balanced_accuracy": balanced}
-    found = {
-        "balanced_accuracy": balanced,
-        "accuracy": lambda w: metrics.accuracy(labels, predicted, w),
+    """Return every metric of the task, as a function of the rows' weights [..., N]."""
+    classes = len(task.classes)
+    balanced: dict[str, Statistic] = {
+        "balanced_accuracy": lambda w: metrics.balanced_accuracy(labels, predicted, classes, w)
     }
-    if question.kind == "ordinal":
+    if task.kind == "binary":
+        return _malignancy_measures(labels, probabilities[:, 1], threshold) | balanced
+    measures = balanced | {"accuracy": lambda w: metrics.accuracy(labels, predicted, w)}
+    if task.kind == "ordinal":
         return {
             "mean_absolute_error": lambda w: metrics.mean_absolute_error(labels, predicted, w),
             "quadratic_weighted_kappa": lambda w: metrics.quadratic_weighted_kappa(
                 labels, predicted, w
             ),
-        } | found
-    found["macro_auroc"] = lambda w: metrics.macro_auroc(labels, probabilities, w)
-    found["macro_f1"] = lambda w: macro_f1(labels, predicted, classes, w)
-    return found
+        } | measures
+    return measures | {
+        "macro_auroc": lambda w: metrics.macro_auroc(labels, probabilities, w),
+        "macro_f1": lambda w: macro_f1(labels, predicted, classes, w),
+    }
 
 
-def _recalls(
+def _malignancy_measures(
+    labels: Labels, scores: Floats, threshold: float | None
+) -> dict[str, Statistic]:
+    positive = labels == 1
+    measures: dict[str, Statistic] = {"auroc": lambda w: metrics.auroc(positive, scores, w)}
+    if threshold is not None:
+        measures["sensitivity"] = lambda w: metrics.sensitivity(positive, scores, threshold, w)
+        measures["specificity"] = lambda w: metrics.specificity(positive, scores, threshold, w)
+    return measures
+
+
+def _bootstrap_recalls(
     labels: Labels, predicted: Labels, classes: int, groups: NDArray[np.str_], bootstrap: Bootstrap
 ) -> Sequence[Interval]:
     def recalls(weights: Floats) -> Floats:
         return metrics.recalls(labels, predicted, classes, weights)
 
     drawn = metrics.bootstrap(
-        groups, {RECALL: recalls}, replicates=bootstrap.replicates, seed=bootstrap.seed
-    )[RECALL]
+        groups, {"recall": recalls}, replicates=bootstrap.replicates, seed=bootstrap.seed
+    )["recall"]
     return [
         metrics.interval(value, drawn[:, k])
         for k, value in enumerate(recalls(np.ones(len(labels))))
     ]
 
 
-def _mean(values: Floats) -> Statistic:
+def _mean_of_known(values: Floats) -> Statistic:
     known = ~np.isnan(values)
     return lambda w: metrics.weighted_mean(values[known], w[..., known])

@@ -1,7 +1,7 @@
-"""Segmentation on a frozen backbone: its feature maps, and the decoders that are trained on them."""
+"""Train segmentation decoders on a frozen backbone's feature maps, and count their pixels."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,33 @@ if TYPE_CHECKING:
     from dermedge.models import TrainedModel
 
 HEADS = ("linear", "upernet")
-SEGMENT = LinearRecipe(epochs=20, batch_size=64, lr=1e-3)
+SEGMENT_RECIPE = LinearRecipe(epochs=20, batch_size=64, lr=1e-3)
 CLASSES = 2
+# Memory for feature maps. What does not fit is computed again in every epoch.
 MAPS_BYTES = 2 << 30
 LARGEST_HALF = 65504.0
-Rows = NDArray[np.intp]
+RowIndices = NDArray[np.intp]
 
 
-class Maps:
-    """A frozen network's feature maps of a table's images, each computed once as long as they fit into memory."""
+class FeatureMaps:
+    """Feature maps of a frozen network, for the images of a table.
+
+    Each image's maps are computed once, as long as they fit into memory.
+
+    Args:
+        teacher: The model; its own preprocessing is used.
+        levels: Stages of the backbone whose maps are returned besides the last one.
+        table: The images.
+        room: Bytes of memory for maps.
+
+    Examples:
+        >>> from dermedge.data import read_table
+        >>> from dermedge.models import load_model_folder
+        >>> maps = FeatureMaps(load_model_folder("teacher"), (), read_table("lesions"))
+        >>> (last,) = next(maps.batches([np.array([0, 1])]))
+        >>> len(last)
+        2
+    """
 
     def __init__(
         self,
@@ -46,38 +64,38 @@ class Maps:
         self._kept: dict[int, list[Tensor]] = {}
         self._room = room
 
-    def of(self, batches: Sequence[Rows]) -> "Iterator[list[Tensor]]":
-        """For each batch of rows its maps, float32 [n, C, h, w]: of the levels, then the last one.
+    def batches(self, batches: Sequence[RowIndices]) -> "Iterator[list[Tensor]]":
+        """Yield the maps of each batch of rows, float32 [n, C, h, w]: of the levels, then the last.
 
-        They are rounded to half precision whether they are kept or not, so that memory decides nothing but the time.
+        All maps are rounded to half precision, kept or not, so that the amount of memory
+        changes the time but not the result.
         """
         import torch
 
-        for rows, (new, images) in zip(batches, prefetch(self._images, batches), strict=True):
+        for rows, (new, images) in zip(batches, prefetch(self._load_new, batches), strict=True):
             fresh: dict[int, list[Tensor]] = {}
-            if len(new):
-                found = self._forward(torch.from_numpy(images))
-                fresh = {row: [level[k] for level in found] for k, row in enumerate(new)}
+            if images is not None:
+                maps = self._compute_maps(torch.from_numpy(images))
+                fresh = {row: [level[k] for level in maps] for k, row in enumerate(new)}
                 self._keep(fresh)
             each = [fresh[row] if row in fresh else self._kept[row] for row in map(int, rows)]
             yield [torch.stack(level).float() for level in zip(*each, strict=True)]
 
-    def _images(self, rows: Rows) -> tuple[list[int], Any]:
-        """The rows that are not kept, and their pixels, uint8 [n, S, S, 3]."""
+    def _load_new(self, rows: RowIndices) -> tuple[list[int], NDArray[np.uint8] | None]:
+        """Return the rows without kept maps, and their pixels uint8 [n, S, S, 3]."""
         new = [int(row) for row in rows if int(row) not in self._kept]
         return new, np.stack([self.frames.centred(row) for row in new]) if new else None
 
-    def _forward(self, images: "Tensor") -> "list[Tensor]":
+    def _compute_maps(self, images: "Tensor") -> "list[Tensor]":
         import torch
 
         from dermedge.models.decoders import frozen_maps
 
         device = next(self.network.parameters()).device
         with torch.inference_mode():
-            found = frozen_maps(self.network, images.to(device), self.levels)
-            return [
-                level.float().clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu() for level in found
-            ]
+            maps = frozen_maps(self.network, images.to(device), self.levels)
+            # Activations beyond the range of float16 would become infinite.
+            return [level.float().clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu() for level in maps]
 
     def _keep(self, fresh: "Mapping[int, list[Tensor]]") -> None:
         for row, levels in fresh.items():
@@ -88,10 +106,18 @@ class Maps:
 
 
 def read_masks(table: Table, spec: Preprocess) -> NDArray[np.bool_]:
-    """Every mask of a table [N, S, S], cut and resized as its image is; True inside the lesion.
+    """Read every mask of a table [N, S, S], cropped and resized like its image.
+
+    A pixel is True inside the lesion.
 
     Raises:
-        DataError: a mask is missing or unreadable.
+        DataError: A mask is missing or unreadable.
+
+    Examples:
+        >>> from dermedge import Preprocess
+        >>> from dermedge.data import read_table
+        >>> read_masks(read_table("lesions"), Preprocess(32)).shape
+        (80, 32, 32)
     """
     return np.stack([read_mask(table.path(mask), spec) for mask in table.frame["mask"]])
 
@@ -99,10 +125,24 @@ def read_masks(table: Table, spec: Preprocess) -> NDArray[np.bool_]:
 def make_decoders(
     teacher: "TrainedModel", heads: Sequence[str], seed: int
 ) -> "tuple[dict[str, nn.Module], tuple[int, ...]]":
-    """New decoders by name, and the stages of the backbone that they read.
+    """Make untrained decoders for a backbone.
+
+    Args:
+        teacher: The model with the backbone.
+        heads: `linear`, `upernet` or both.
+        seed: Random seed for the initialization of each decoder.
+
+    Returns:
+        The decoders by name, and the stages of the backbone that they read.
 
     Raises:
-        UsageError: the backbone has no feature map, or not those that UPerNet reads.
+        UsageError: The backbone has no feature map, or not those that UPerNet reads.
+
+    Examples:
+        >>> from dermedge.models import load_model_folder
+        >>> decoders, levels = make_decoders(load_model_folder("teacher"), ("linear",), seed=0)
+        >>> list(decoders), levels
+        (['linear'], ())
     """
     import torch
 
@@ -118,39 +158,51 @@ def make_decoders(
             network, torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device), levels
         )
     widths = [level.shape[1] for level in maps]
-    made: dict[str, nn.Module] = {}
+    decoders: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         for head in heads:
             torch.manual_seed(seed)
-            linear = head == "linear"
             decoder = (
                 LinearDecoder(widths[-1], CLASSES)
-                if linear
+                if head == "linear"
                 else UPerNet(widths[:-1], CLASSES, scales=scales)
             )
-            made[head] = decoder.to(device)
-    return made, levels
+            decoders[head] = decoder.to(device)
+    return decoders, levels
 
 
 def fit_decoders(
     decoders: "Mapping[str, nn.Module]",
-    maps: Maps,
+    maps: FeatureMaps,
     masks: NDArray[np.bool_],
     *,
-    recipe: LinearRecipe = SEGMENT,
+    recipe: LinearRecipe = SEGMENT_RECIPE,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Train decoders in place, side by side on the same batches: cross entropy of their logits, enlarged to the mask's
-    size, by Adam at a constant rate.
+    """Train decoders in place, all on the same batches, by Adam at a constant rate.
+
+    The loss is the cross entropy of their logits, enlarged to the size of the mask.
 
     Args:
-        decoders: by name; `linear` reads the last of the maps, `upernet` the levels before it.
-        maps: of N images.
-        masks: [N, S, S].
-        recipe: length and speed; batches are of equal size, as near as can be.
-        seed: of the order and of dropout.
-        progress: told after every batch.
+        decoders: Decoders by name. `linear` reads the last of the maps, `upernet` the
+            levels before it.
+        maps: Feature maps of N images.
+        masks: Masks [N, S, S].
+        recipe: Length and learning rate. Batches have equal size, as near as possible.
+        seed: Random seed for shuffling and dropout.
+        progress: Called after every batch.
+
+    Examples:
+        >>> from dermedge.data import read_table
+        >>> from dermedge.models import load_model_folder
+        >>> teacher, table = load_model_folder("teacher"), read_table("lesions")
+        >>> decoders, levels = make_decoders(teacher, ("linear",), seed=0)
+        >>> maps = FeatureMaps(teacher, levels, table)
+        >>> masks = read_masks(table, teacher.spec.preprocess)
+        >>> fit_decoders(decoders, maps, masks, recipe=LinearRecipe(1, 16, 1e-3))
+        >>> count_pixels(decoders, maps, masks)["linear"].shape
+        (80, 2, 2)
     """
     import torch
     import torch.nn.functional as F
@@ -165,15 +217,14 @@ def fit_decoders(
         for epoch in range(recipe.epochs):
             order = np.random.default_rng((seed, epoch)).permutation(len(masks))
             parts = np.array_split(order, batches)
-            for step, (rows, found) in enumerate(
-                zip(parts, maps.of(parts), strict=True), epoch * batches + 1
+            for step, (rows, levels) in enumerate(
+                zip(parts, maps.batches(parts), strict=True), epoch * batches + 1
             ):
                 for name, decoder in decoders.items():
-                    torch.manual_seed(
-                        seed * 100_003 + step
-                    )  # so that no decoder depends on the others
+                    # Dropout of one decoder must not depend on which others are trained.
+                    torch.manual_seed(seed * 100_003 + step)
                     decoder.train()
-                    logits = _enlarged(name, decoder, found, masks.shape[1])
+                    logits = _predict_logits(name, decoder, levels, masks.shape[1])
                     loss = F.cross_entropy(logits, targets[rows].long().to(logits.device))
                     optimizers[name].zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -184,26 +235,39 @@ def fit_decoders(
 
 def count_pixels(
     decoders: "Mapping[str, nn.Module]",
-    maps: Maps,
+    maps: FeatureMaps,
     masks: NDArray[np.bool_],
     *,
-    batch: int = SEGMENT.batch_size,
+    batch: int = SEGMENT_RECIPE.batch_size,
 ) -> dict[str, NDArray[np.int64]]:
-    """By decoder, pixels [N, 2, 2] of background and lesion, in the intersection and the union of mask and guess."""
+    """Count the pixels in the intersection and in the union of mask and prediction.
+
+    Args:
+        decoders: Trained decoders by name.
+        maps: Feature maps of N images.
+        masks: Masks [N, S, S].
+        batch: Images per batch.
+
+    Returns:
+        Pixels [N, 2, 2] of background and lesion, in intersection and union, by decoder.
+
+    Examples:
+        See `fit_decoders`.
+    """
     import torch
 
     parts = np.array_split(np.arange(len(masks)), -(-len(masks) // batch))
     counts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in decoders}
     with torch.inference_mode():
-        for rows, found in zip(parts, maps.of(parts), strict=True):
+        for rows, levels in zip(parts, maps.batches(parts), strict=True):
             for name, decoder in decoders.items():
-                logits = _enlarged(name, decoder.eval(), found, masks.shape[1])
+                logits = _predict_logits(name, decoder.eval(), levels, masks.shape[1])
                 inside = (logits[:, 1] > logits[:, 0]).cpu().numpy()
-                counts[name].append(_overlap(masks[rows], inside))
+                counts[name].append(_count_overlap(masks[rows], inside))
     return {name: np.concatenate(part) for name, part in counts.items()}
 
 
-def _overlap(masks: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _count_overlap(masks: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.int64]:
     classes = [
         [(truth & guess).sum(axis=(1, 2)), (truth | guess).sum(axis=(1, 2))]
         for truth, guess in ((~masks, ~predicted), (masks, predicted))
@@ -211,11 +275,11 @@ def _overlap(masks: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[
     return np.moveaxis(np.array(classes, np.int64), 2, 0)
 
 
-def _enlarged(name: str, decoder: "nn.Module", maps: "list[Tensor]", side: int) -> "Tensor":
-    """A decoder's logits [n, K, S, S]."""
+def _predict_logits(name: str, decoder: "nn.Module", levels: "list[Tensor]", side: int) -> "Tensor":
+    """Return a decoder's logits [n, K, S, S], enlarged to the side of the mask."""
     import torch.nn.functional as F
 
     device = next(decoder.parameters()).device
-    chosen = maps[-1:] if name == "linear" else maps[:-1]
+    chosen = levels[-1:] if name == "linear" else levels[:-1]
     logits = decoder([level.to(device) for level in chosen])
     return F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""What a probe asks of a table: the answer that is known of every row, and which rows are fitted on."""
+"""Define a probe's task on a table: the answer of every row, and the rows to fit and test on."""
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge.data.table import Table, groups
-from dermedge.evaluation.table_predictions import labels as diagnosis_labels
+from dermedge.evaluation.table_predictions import diagnosis_labels
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Kind, Spec
 
 Labels = NDArray[np.int64]
 Groups = NDArray[np.str_]
 
-# Task -> (kind of answer, column that holds it)
+# Task -> (kind of its output, column of the table that holds the answer)
 TASKS: dict[str, tuple[Kind, str]] = {
     "diagnosis": ("classify", "dx"),
     "malignancy": ("binary", "malignant"),
@@ -25,7 +25,20 @@ TASKS: dict[str, tuple[Kind, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class ProbeSplit:
-    """The rows of one split whose answer is known: `labels` [N] of them, `groups` [N], the lesion or patient."""
+    """Rows of one split with a known answer.
+
+    Attributes:
+        table: The N rows.
+        labels: Class index [N] of each row.
+        groups: Lesion or patient [N] of each row.
+
+    Examples:
+        >>> from dermedge.data import read_table
+        >>> table = read_table("lesions")
+        >>> part = ProbeSplit(table, np.zeros(80, np.int64), np.arange(80).astype(str))
+        >>> len(part), len(part.rows(np.array([3, 5])))
+        (80, 2)
+    """
 
     table: Table
     labels: Labels
@@ -35,7 +48,7 @@ class ProbeSplit:
         return len(self.labels)
 
     def rows(self, chosen: NDArray[np.intp]) -> "ProbeSplit":
-        """Some of its rows, by index."""
+        """Return some of the rows, by index."""
         return ProbeSplit(
             self.table.replace(self.table.frame.iloc[chosen]),
             self.labels[chosen],
@@ -45,105 +58,134 @@ class ProbeSplit:
 
 @dataclass(frozen=True, eq=False)
 class ProbeTask:
-    """A task on a table whose rows are all in a split.
+    """Task on a table whose rows all have a split.
 
-    `labels` [N] index `names`, -1 where the answer is unknown or no class covers it; of a segmentation they only tell
-    which rows have a mask (0) and which have none (-1). `groups` [N] names the lesion or patient.
+    Attributes:
+        name: One of `TASKS`.
+        classes: Names of the classes.
+        table: The N rows.
+        labels: Class index [N] of each row, -1 if the answer is unknown or no class covers
+            it. For a segmentation, 0 for a row with a mask and -1 for a row without one.
+        groups: Lesion or patient [N] of each row.
+
+    Examples:
+        >>> from dermedge import Bundle
+        >>> from dermedge.data import read_table, with_split
+        >>> table = with_split(read_table("lesions"))
+        >>> task = make_probe_task("malignancy", table, Bundle.open("toy.dermedge").spec)
+        >>> task.kind, task.classes
+        ('binary', ('benign', 'malignant'))
     """
 
-    task: str
-    names: tuple[str, ...]
+    name: str
+    classes: tuple[str, ...]
     table: Table
     labels: Labels
     groups: Groups
 
     @property
     def kind(self) -> Kind:
-        """Of the task's answer."""
-        return TASKS[self.task][0]
+        """Kind of the task's output."""
+        return TASKS[self.name][0]
 
-    def part(self, split: str) -> ProbeSplit:
-        """The rows of a split whose answer is known.
+    def select(self, split: str) -> ProbeSplit:
+        """Return the rows of a split whose answer is known.
 
         Raises:
-            DataError: there are none.
+            DataError: The split is empty, or no answer in it is known.
         """
-        self.table.select_split(split)  # says what there is where the split is empty
+        self.table.select_split(split)  # Its error lists the splits of the table.
         chosen = np.flatnonzero(
             (self.table.frame["split"] == split).to_numpy() & (self.labels >= 0)
         )
         if len(chosen) == 0:
-            column = TASKS[self.task][1]
+            column = TASKS[self.name][1]
             raise DataError(
-                f"No {split} row of {self.table.file} has a {column} that the task {self.task} can use: fill the "
-                f"column {column!r}, or choose another task."
+                f"No {split} row of {self.table.file} has a {column} that the task {self.name} can "
+                f"use. Fill the column {column!r}, or choose another task."
             )
         return ProbeSplit(self.table, self.labels, self.groups).rows(chosen)
 
-    def unanswered(self, split: str) -> int:
-        """How many rows of a split are left out, as nothing is known of them or no class covers them."""
+    def count_unlabelled(self, split: str) -> int:
+        """Count the rows of a split that are left out, because no class is known for them."""
         return int(((self.table.frame["split"] == split).to_numpy() & (self.labels < 0)).sum())
 
 
-def make_probe_task(task: str, table: Table, spec: Spec) -> ProbeTask:
-    """A task on a table.
+def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
+    """Make a task on a table.
 
-    The classes of `diagnosis` are the diagnoses of the train split; a narrower one of another split counts as the class
-    that covers it. The levels of `severity` go from 0 to the highest of the table.
+    The classes of `diagnosis` are the diagnoses of the train split. A narrower diagnosis
+    of another split counts as the class that covers it. The levels of `severity` go from 0
+    to the highest level of the table.
 
     Args:
-        task: one of TASKS.
-        table: every row in a split.
-        spec: any model's.
+        name: One of `TASKS`.
+        table: The rows, all in a split.
+        spec: The spec of any model.
 
     Raises:
-        DataError: the train split holds fewer than two answers, so that there is nothing to learn.
+        DataError: The train split has fewer than two different answers.
+
+    Examples:
+        >>> from dermedge import Bundle
+        >>> from dermedge.data import read_table, with_split
+        >>> table = with_split(read_table("lesions"))
+        >>> make_probe_task("segment", table, Bundle.open("toy.dermedge").spec).classes
+        ('background', 'lesion')
     """
-    frame, (_, column) = table.frame, TASKS[task]
+    frame, (_, column) = table.frame, TASKS[name]
     train = (frame["split"] == "train").to_numpy()
-    if task == "diagnosis":
+    classes: tuple[str, ...]
+    if name == "diagnosis":
         from dermedge.train.tasks import derive_tasks
 
-        classes = derive_tasks(frame[train], str(table.root), ("diagnosis",))
-        names = tuple(label.id for label in classes[0].labels)
-        labels = diagnosis_labels(frame, replace(spec, tasks=classes))
-    elif task == "segment":
-        names, labels = (
-            ("background", "lesion"),
-            np.where(frame[column] != "", 0, -1).astype(np.int64),
-        )
+        tasks = derive_tasks(frame[train], str(table.root), ("diagnosis",))
+        classes = tuple(label.id for label in tasks[0].labels)
+        labels = diagnosis_labels(frame, replace(spec, tasks=tasks))
+    elif name == "segment":
+        classes = ("background", "lesion")
+        labels = np.where(frame[column] != "", 0, -1).astype(np.int64)
     else:
         labels = frame[column].fillna(-1).to_numpy(np.int64)
-        highest = 1 if task == "malignancy" else max(1, int(labels.max()))
-        names = (
-            ("benign", "malignant") if task == "malignancy" else tuple(map(str, range(highest + 1)))
+        levels = max(1, int(labels.max())) + 1
+        classes = (
+            ("benign", "malignant") if name == "malignancy" else tuple(map(str, range(levels)))
         )
     answers = len(set(labels[train & (labels >= 0)].tolist()))
-    if answers < (1 if task == "segment" else 2):
+    if answers < (1 if name == "segment" else 2):
         raise DataError(
-            f"The train rows of {table.file} hold {answers} different answers in the column {column!r}, too few for "
-            f"the task {task}: fill the column, or choose another task."
+            f"The train rows of {table.file} have {answers} different answers in the column "
+            f"{column!r}, too few for the task {name}. Fill the column, or choose another task."
         )
-    return ProbeTask(task, names, table, labels, groups(frame).to_numpy(str))
+    return ProbeTask(name, classes, table, labels, groups(frame).to_numpy(str))
 
 
 def draw_fraction(labels: Labels, groups: Groups, fraction: float, seed: int) -> NDArray[np.intp]:
-    """A share of every class's images, by whole groups: the labels that a clinic could afford.
+    """Draw a fraction of every class's images, by whole lesions or patients.
 
-    Groups are taken in an order drawn from the seed, class by class, the rarest first, until a class has its share; of
-    every class there is at least one group. A group that holds several classes counts for all of them.
+    The seed shuffles the groups. Class by class, the rarest first, groups are taken until
+    the class has its fraction; each class gets at least one group. A group that holds
+    several classes counts for all of them.
 
     Args:
-        labels: [N], class indices.
-        groups: [N], the lesion or patient.
-        fraction: share of each class's images, over 0 and up to 1; a group is taken whole, so it may become more.
-        seed: of the order.
+        labels: Class index [N] of each image.
+        groups: Lesion or patient [N] of each image.
+        fraction: Fraction of each class's images, above 0 and at most 1. Groups are taken
+            whole, so it may become larger.
+        seed: Random seed of the order.
 
     Returns:
         Indices of the images, ascending.
+
+    Examples:
+        >>> labels, groups = np.array([0] * 8 + [1] * 2), np.repeat(np.arange(5), 2).astype(str)
+        >>> rows = draw_fraction(labels, groups, 0.25, seed=0)
+        >>> len(rows), sorted(set(labels[rows].tolist()))
+        (4, [0, 1])
     """
     counts = np.bincount(labels)
     members = {group: np.flatnonzero(groups == group) for group in dict.fromkeys(groups.tolist())}
+    # A hash orders the groups, so the draw does not depend on the order of the rows.
     order = sorted(members, key=lambda group: sha256(f"{seed}:{group}".encode()).digest())
     chosen: set[str] = set()
     for label in sorted(np.flatnonzero(counts), key=lambda k: (counts[k], k)):
@@ -161,7 +203,15 @@ def draw_fraction(labels: Labels, groups: Groups, fraction: float, seed: int) ->
     return np.flatnonzero(np.isin(groups, sorted(chosen)))
 
 
-def shared_groups(question: ProbeTask) -> list[str]:
-    """Lesions or patients that stand in train and in test."""
-    split = question.table.frame["split"].to_numpy()
-    return sorted(set(question.groups[split == "train"]) & set(question.groups[split == "test"]))
+def find_shared_groups(task: ProbeTask) -> list[str]:
+    """Return the lesions or patients that are in train and in test.
+
+    Examples:
+        >>> from dermedge import Bundle
+        >>> from dermedge.data import read_table, with_split
+        >>> table = with_split(read_table("lesions"))
+        >>> find_shared_groups(make_probe_task("segment", table, Bundle.open("toy.dermedge").spec))
+        []
+    """
+    split = task.table.frame["split"].to_numpy()
+    return sorted(set(task.groups[split == "train"]) & set(task.groups[split == "test"]))

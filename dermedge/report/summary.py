@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dermedge.data.table import Table
-from dermedge.evaluation.fairness_text import COLUMNS, exceeds_chance
+from dermedge.evaluation.fairness_text import COLUMN_NAMES, exceeds_chance
 from dermedge.evaluation.report import EvaluationReport
 from dermedge.report import text
 from dermedge_export.parity.gate import MINIMUM_CASES
@@ -147,7 +147,7 @@ def _doubts(evaluation: EvaluationReport) -> Iterator[tuple[str, str]]:
         yield "failed" if evaluation.trained_on and "TRAINED" in warning else "warn", warning
     for found in evaluation.fairness:
         if exceeds_chance(found.gap.value, found.chance_high):
-            column, gap = COLUMNS.get(found.column, found.column), text.points(found.gap.value)
+            column, gap = COLUMN_NAMES.get(found.column, found.column), text.points(found.gap.value)
             yield (
                 "warn",
                 f"Worst served is {column} {found.worst}: {gap} below the best group, more than chance explains.",

@@ -39,6 +39,7 @@ from dermedge_runtime.report import (
     PARITY_REPORT,
     REFERENCE_REPORT,
     TRAINING_IMAGES,
+    VALIDATION_IMAGES,
     ParityReport,
 )
 from dermedge_runtime.spec import Json, Postprocessing, to_json
@@ -228,16 +229,15 @@ class ExportSession:
         # The reference is the trained network, not the merged copy that was exported, so
         # that golden cases also cover the merging.
         cases = golden_cases(spec, evaluator.reference, runtime.run, result.postprocessing)
-        learned = "".join(
-            f"{digest[:DIGEST_PREFIX]}\n" for digest in self._training_images(selection)
-        )
+        validation = [] if evaluator.data is None else evaluator.data.digests("val")
         candidates = selection.to_json() | {"basis": evaluator.basis("val")}
         card = model_card(spec, artifact, result.postprocessing, result.report, entries["device"])
         files = {
             **golden_files(cases),
             PARITY_REPORT: pretty_json(to_json(result.report)),
             CANDIDATES_REPORT: pretty_json(candidates),
-            TRAINING_IMAGES: learned.encode(),
+            TRAINING_IMAGES: _list_digests(self._training_images(selection)),
+            VALIDATION_IMAGES: _list_digests(validation),
             "modelcard.md": card.encode(),
             **licences(spec),
         }
@@ -287,6 +287,11 @@ def check_leakage(data: EvaluationData, training_images: Sequence[str]) -> None:
             f"The model was trained on {len(shared)} test images of {data.name}. "
             "Export it with other images, or train it again on this table's own split."
         )
+
+
+def _list_digests(digests: Sequence[str]) -> bytes:
+    """Return the digest prefixes of images as a text file, one per line, sorted."""
+    return "".join(f"{digest[:DIGEST_PREFIX]}\n" for digest in sorted(set(digests))).encode()
 
 
 def _attempts(candidates: Sequence[Candidate], precision: str | None) -> list[list[Candidate]]:

@@ -33,7 +33,7 @@ from peers_table import markdown
 from PIL import Image
 
 from dermedge.evaluation.export_data import TableEvaluationData
-from dermedge.evaluation.table_predictions import preprocessed
+from dermedge.evaluation.table_predictions import preprocess_table
 from dermedge.models import load_model_folder
 from dermedge.models.model_folder import WEIGHTS
 from dermedge_export.synthetic.lesions import draw_lesion
@@ -137,7 +137,7 @@ def prepare(context: Work) -> None:
             "square. Give a student with fit crop."
         )
     images = {
-        split: np.stack(list(preprocessed(rows, spec.preprocess)))
+        split: np.stack(list(preprocess_table(rows, spec.preprocess)))
         for split, rows in tables(context).items()
     }
     images["calibration"] = (

@@ -24,7 +24,7 @@ import numpy as np
 from pretraining_naive import naive_images_per_second
 
 from dermedge.models.initialize import backbone_of_file
-from dermedge.probing import probe
+from dermedge.probing import ProbeOptions, probe
 from dermedge.train import Schedule, finetune
 from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
 from dermedge_runtime.canonical_json import pretty_json, read_json
@@ -116,10 +116,9 @@ def measured(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> 
     if record.exists():
         return dict(read_json(record, DataError))
     cache = options.out / "features"
-    linear = probe(folder, options.probe, protocol="linear", normalise=True, cache=cache)
-    few = probe(
-        folder, options.probe, protocol="fewshot", fraction=(0.1,), normalise=True, cache=cache
-    )
+    linear = probe(folder, options.probe, ProbeOptions(normalise=True), cache=cache)
+    few_shot = ProbeOptions(protocol="fewshot", fractions=(0.1,), normalise=True)
+    few = probe(folder, options.probe, few_shot, cache=cache)
     run = read_json(folder / "run.json", DataError)
     row = {
         "arm": arm,

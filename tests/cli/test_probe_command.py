@@ -1,4 +1,4 @@
-"""`dermedge probe` as it is typed."""
+"""Test the command `dermedge probe`."""
 
 import json
 
@@ -37,7 +37,7 @@ def asked(place, *options):
     )
 
 
-def test_a_table_for_people_and_the_same_numbers_as_json_and_in_a_file(place):
+def test_the_table_the_json_and_the_file_hold_the_same_numbers(place):
     out = place / "report.json"
     for_people, as_json = (
         asked(place, "--protocol", "knn", "-o", out),
@@ -59,7 +59,7 @@ def test_a_table_for_people_and_the_same_numbers_as_json_and_in_a_file(place):
     assert (place / "teacher.features").is_dir()
 
 
-def test_the_teachers_own_split_is_not_held_against_it(place):
+def test_the_test_split_of_the_training_gives_no_warning(place):
     assert asked(place).err == ""
 
 
@@ -108,7 +108,7 @@ def test_every_option_reaches_the_report(place):
     assert "threshold of malignancy, chosen on val: linear" in malignancy.out
 
 
-def test_a_file_is_not_replaced_unless_that_is_asked_for(place):
+def test_a_file_is_replaced_only_with_overwrite(place):
     out = place / "old.json"
     out.write_text("mine")
     assert str(out) in refused(asked(place, "-o", out), 2)
@@ -120,18 +120,18 @@ def test_a_file_is_not_replaced_unless_that_is_asked_for(place):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--task", "segment"), 2, "not measured by the protocol linear"),
-        (("--fraction", "0.1"), 2, "for the protocol fewshot"),
+        (("--task", "segment"), 2, "protocol linear does not measure the task segment"),
+        (("--fraction", "0.1"), 2, "uses all train labels"),
         (("--protocol", "knn", "--epochs", "2"), 2, "trains nothing"),
     ],
 )
-def test_what_makes_no_sense_is_one_line_and_leaves_nothing(place, options, code, message):
+def test_conflicting_options_are_refused_without_leaving_files(place, options, code, message):
     before = snapshot(place)
     assert message in refused(asked(place, *options), code)
     assert snapshot(place) == before
 
 
-def test_a_folder_that_is_no_teacher_is_one_line(place):
+def test_a_folder_that_is_no_teacher_is_refused(place):
     ran = dermedge("probe", place / "lesions", "--data", place / "lesions")
     assert "holds neither student.json nor teacher.json" in refused(ran, 1)
 

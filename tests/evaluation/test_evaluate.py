@@ -29,7 +29,10 @@ def _fake_engine(monkeypatch):
 
 
 def make_data(folder, rows):
-    """A data set of noise whose mean colour leans towards `looks`; other keys are columns of the table."""
+    """Write images of noise whose mean colour leans towards `looks`.
+
+    The other keys of a row are columns of the table.
+    """
     (folder / "images").mkdir(parents=True)
     rng, table = np.random.default_rng(0), []
     for number, row in enumerate(rows):
@@ -52,7 +55,7 @@ def make_bundle(path, **changes):
 
 @pytest.fixture
 def bundle(tmp_path):
-    """The toy, with a threshold that some of the melanomas reach and some of the naevi do not."""
+    """Write the toy bundle with a threshold that separates both melanomas and naevi."""
     return make_bundle(
         tmp_path / "fair.dermedge", postprocessing={"malignancy": Postprocessing(0.8, 0.33)}
     )
@@ -60,7 +63,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """Sixty test images of forty lesions, a few wrong; ten training images that must not count."""
+    """Write sixty test images of forty lesions, and ten training images."""
     rng = np.random.default_rng(1)
     names = list(BRIGHT)
     rows = []
@@ -85,7 +88,7 @@ def data(tmp_path):
     return make_data(tmp_path / "data", rows)
 
 
-def test_metrics_are_those_of_what_the_model_predicts_one_by_one(data, bundle):
+def test_metrics_agree_with_single_predictions(data, bundle):
     report = evaluate(bundle, data, replicates=200)
     table = read_table(data).select_split("test").frame
     with load(bundle) as loaded:
@@ -109,7 +112,7 @@ def test_metrics_are_those_of_what_the_model_predicts_one_by_one(data, bundle):
         assert row.malignancy == pytest.approx(answer.malignancy)
 
 
-def test_the_plots_can_be_drawn_from_the_report_alone(data, toy_bundle_path):
+def test_the_report_holds_all_data_of_its_plots(data, toy_bundle_path):
     report = evaluate(toy_bundle_path, data, replicates=50)
     assert report.overall.cases == report.overall.labelled == 60
     assert report.overall.groups == 40
@@ -155,7 +158,7 @@ def test_intervals_resample_lesions_and_are_repeatable(data, bundle):
     assert single.metrics["accuracy"].low is None
 
 
-def test_subgroups_cover_what_is_known_and_nothing_else(data, toy_bundle_path):
+def test_subgroups_are_formed_from_known_values_only(data, toy_bundle_path):
     report = evaluate(toy_bundle_path, data, replicates=50)
     cases = {(group.column, group.value): group.scores.cases for group in report.subgroups}
     assert cases == {
@@ -173,7 +176,7 @@ def test_subgroups_cover_what_is_known_and_nothing_else(data, toy_bundle_path):
     assert back.metrics["accuracy"].value == pytest.approx(np.mean(right))
 
 
-def test_small_skin_types_and_sexes_are_named_insufficient(data, bundle):
+def test_small_groups_are_listed_as_insufficient(data, bundle):
     skin, sex = evaluate(bundle, data, replicates=20).fairness
     assert (skin.column, skin.insufficient, skin.unknown) == (
         "fitzpatrick",
@@ -184,7 +187,7 @@ def test_small_skin_types_and_sexes_are_named_insufficient(data, bundle):
     assert skin.gap == sex.gap == Interval(None)
 
 
-def test_skin_tones_told_in_pairs_are_compared(tmp_path, bundle):
+def test_skin_tones_recorded_in_pairs_are_compared(tmp_path, bundle):
     names = list(BRIGHT)
     rows = [
         {
@@ -254,12 +257,56 @@ def test_images_that_the_model_was_trained_on_are_flagged(data, tmp_path):
     assert everything.trained_on == ("i3", "i5", "i65")
 
 
-def test_a_bundle_that_does_not_tell_what_it_was_trained_on_is_said_to(
-    data, toy_bundle_path, tmp_path
+def prefixes(data, rows):
+    """Return the file that lists the digest prefixes of some images of a table."""
+    images = read_table(data).frame["image"].iloc[rows]
+    digests = (sha256((data / image).read_bytes()).hexdigest() for image in images)
+    return "".join(f"{digest[:16]}\n" for digest in digests).encode()
+
+
+def as_val(data):
+    """Put every row of a table into the split val."""
+    table = pd.read_csv(data / "metadata.csv").assign(split="val")
+    table.to_csv(data / "metadata.csv", index=False)
+
+
+LISTS = ("reports/training_images.txt", "reports/validation_images.txt")
+
+
+def test_the_val_split_of_another_data_set_is_not_flagged(data, tmp_path):
+    as_val(data)
+    foreign = dict.fromkeys(LISTS, b"0123456789abcdef\n")
+    bundle = make_bundle(tmp_path / "b.dermedge", files=foreign)
+    assert evaluate(bundle, data, split="val", replicates=20).warnings == ()
+    assert evaluate(bundle, data, split="all", replicates=20).warnings == ()
+
+
+def test_images_that_selected_the_model_are_flagged_in_any_split(data, tmp_path):
+    files = {LISTS[0]: b"0123456789abcdef\n", LISTS[1]: prefixes(data, [1, 4, 9])}
+    bundle = make_bundle(tmp_path / "b.dermedge", files=files)
+    report = evaluate(bundle, data, replicates=20)
+    assert report.split == "test"
+    assert report.trained_on == ()
+    assert report.warnings == (
+        "3 of these 60 images selected and calibrated the model, so its scores on them are too "
+        "high. Report the test split instead.",
+    )
+
+
+def test_val_images_of_the_training_are_flagged_for_bundles_without_a_validation_list(
+    data, tmp_path
 ):
+    as_val(data)
+    bundle = make_bundle(tmp_path / "b.dermedge", files={LISTS[0]: prefixes(data, [0, 1])})
+    trained, selected = evaluate(bundle, data, split="val", replicates=20).warnings
+    assert "TRAINED ON 2 of these 70 images" in trained
+    assert "2 of these 70 images selected and calibrated" in selected
+
+
+def test_a_bundle_without_a_list_of_training_images_is_flagged(data, toy_bundle_path, tmp_path):
     report = evaluate(toy_bundle_path, data, replicates=20)
     assert report.trained_on is None
-    assert any("nobody can tell" in warning for warning in report.warnings)
+    assert any("it is unknown if the model was trained" in warning for warning in report.warnings)
     clean = make_bundle(
         tmp_path / "b.dermedge", files={"reports/training_images.txt": b"0123456789abcdef\n"}
     )
@@ -365,16 +412,16 @@ def test_wrong_splits_are_refused(data, toy_bundle_path):
         evaluate(toy_bundle_path, data, split="val")
 
 
-def test_table_predictions_keep_the_table_s_order_and_tell_their_progress(data):
+def test_table_predictions_keep_the_order_of_the_table_and_report_progress(data):
     table = read_table(data)
     spec: Spec = toy_content()["spec"]
-    told = []
+    steps = []
     predictions = table_predictions(
-        table, spec, FakeRuntime().run, batch=7, progress=lambda *step: told.append(step)
+        table, spec, FakeRuntime().run, batch=7, progress=lambda *step: steps.append(step)
     )
     assert predictions.image_ids == tuple(table.frame["image_id"])
-    assert told[-1][:2] == (70, 70)
-    assert [step[0] for step in told] == list(range(1, 71))
+    assert steps[-1][:2] == (70, 70)
+    assert [step[0] for step in steps] == list(range(1, 71))
     colours = [
         np.asarray(Image.open(data / image)).mean((0, 1)).argmax() for image in table.frame["image"]
     ]

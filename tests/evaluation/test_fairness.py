@@ -1,4 +1,4 @@
-"""Fairness: exact on tables small enough to count by hand, honest about chance, and silent about nobody."""
+"""Fairness comparisons: exact on tables counted by hand, and calibrated against chance."""
 
 from dataclasses import replace
 
@@ -15,7 +15,10 @@ NAMES = ("nv", "mel", "akiec")
 
 
 def table(*rows):
-    """labels, predicted, groups and clusters of (times, label, predicted, group); every image is its own lesion."""
+    """Return labels, predicted, groups and clusters of rows (times, label, predicted, group).
+
+    Every image is its own lesion.
+    """
     columns = [
         np.repeat([row[column] for row in rows], [row[0] for row in rows]) for column in (1, 2, 3)
     ]
@@ -25,7 +28,7 @@ def table(*rows):
 def compared(
     labels, predicted, groups, clusters, *, column="sex", classes=2, malignant=True, **options
 ):
-    """The one comparison of a table whose class 1 is the malignant one."""
+    """Compare the groups of a table whose class 1 is malignant."""
     known = (
         {"positive": np.where(labels < 0, np.nan, labels == 1), "decision": predicted == 1}
         if malignant
@@ -50,7 +53,10 @@ COUNTED = table(
 
 
 def patients(rng, *, count, worse=0.0, dark=0.15):
-    """Patients whose recall depends on the class, by `worse` less in dark skin, where malignancy is rarer."""
+    """Draw patients whose recall depends on the class, and is lower by `worse` in dark skin.
+
+    Malignancy is rarer in dark skin.
+    """
     groups = rng.choice(
         ["I", "II", "III", "IV", "V", "VI"], count, p=[*[(1 - dark) / 4] * 4, dark / 2, dark / 2]
     )
@@ -91,7 +97,7 @@ def test_equalised_odds_sees_false_alarms_where_the_malignant_are_found_alike():
     assert found.equalised_odds.value == pytest.approx(0.5)
 
 
-def test_skin_types_are_compared_in_pairs_single_or_told_as_such():
+def test_skin_types_are_compared_in_pairs():
     labels, predicted, _, clusters = table(
         (30, 0, 0, ""), (30, 1, 0, ""), (30, 0, 1, ""), (30, 1, 1, "")
     )
@@ -109,7 +115,7 @@ def test_skin_types_are_compared_in_pairs_single_or_told_as_such():
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_where_groups_do_not_differ_the_gap_is_what_chance_shows(images):
+def test_the_gap_of_equal_groups_is_that_of_chance(images):
     gaps, chances, above = [], [], 0
     for seed in range(40):
         rows = [
@@ -126,7 +132,7 @@ def test_where_groups_do_not_differ_the_gap_is_what_chance_shows(images):
     assert above <= 6
 
 
-def test_chance_is_that_of_groups_with_as_few_malignant_cases_as_they_have():
+def test_random_groups_keep_the_prevalence_of_malignancy():
     rows = table(
         *((50, 1, 1, "male"), (50, 1, 0, "male"), (100, 0, 0, "male")),
         *((3, 1, 1, "female"), (2, 1, 0, "female"), (195, 0, 0, "female")),
@@ -135,7 +141,7 @@ def test_chance_is_that_of_groups_with_as_few_malignant_cases_as_they_have():
     assert compared(*rows, replicates=500).chance_high > 0.15
 
 
-def test_a_real_difference_is_more_than_chance_and_named():
+def test_a_real_difference_exceeds_chance():
     rows = patients(np.random.default_rng(0), count=900, worse=0.3)
     found = compared(*rows, column="fitzpatrick", classes=3)
     assert found.worst == "V-VI"
@@ -149,14 +155,14 @@ def test_a_real_difference_is_more_than_chance_and_named():
     )
 
 
-def test_one_seed_gives_one_answer():
+def test_the_seed_determines_the_result():
     first, second, other = (compared(*COUNTED, seed=seed) for seed in (1, 1, 2))
     assert first == second
     assert first.gap != other.gap
     assert first.chance_high is not None
 
 
-def test_further_images_of_the_same_lesions_make_nothing_surer():
+def test_more_images_of_the_same_lesions_do_not_narrow_intervals():
     labels, predicted, groups, clusters = patients(np.random.default_rng(2), count=400)
     once = compared(labels, predicted, groups, clusters, column="fitzpatrick", classes=3)
     more = [np.repeat(column, 4) for column in (labels, predicted, groups, clusters)]
@@ -175,7 +181,7 @@ def test_further_images_of_the_same_lesions_make_nothing_surer():
     assert counted.gap.high - counted.gap.low < 0.7 * (once.gap.high - once.gap.low)
 
 
-def test_unknown_is_no_group_and_is_counted():
+def test_images_of_unknown_group_form_no_group_and_are_counted():
     labels, predicted, groups, _ = COUNTED
     lost = np.concatenate(
         [groups, np.full(50, "")]
@@ -192,13 +198,13 @@ def test_unknown_is_no_group_and_is_counted():
     assert fairness(more[0], more[1], 2, {}, np.arange(150)) == ()
 
 
-def test_images_without_a_known_answer_count_nowhere():
+def test_images_of_unknown_class_are_ignored():
     labels, predicted, groups, clusters = COUNTED
     found = compared(np.where(np.arange(100) % 50 == 0, -1, labels), predicted, groups, clusters)
     assert sum(group.cases for group in found.groups.values()) == 98
 
 
-def test_groups_that_are_too_small_are_named_and_in_nothing_else():
+def test_small_groups_are_listed_and_not_compared():
     labels, predicted, groups, clusters = table(
         (29, 0, 1, "VI"), (29, 1, 0, "I"), (31, 0, 0, "I"), (40, 1, 1, "III")
     )
@@ -218,15 +224,15 @@ def test_groups_that_are_too_small_are_named_and_in_nothing_else():
     )
     assert alone.groups["male"].tpr.value == 1
     assert next(summarize(alone, NAMES)).startswith(
-        "By sex nothing can be compared: only one group has 30 images"
+        "By sex, groups cannot be compared. Only one group has 30 or more images"
     )
     nobody = compared(*table((20, 0, 0, "male"), (20, 1, 0, "female")))
     assert nobody.groups == {}
     assert nobody.insufficient == {"female": 20, "male": 20}
-    assert "no group has 30 images" in next(summarize(nobody, NAMES))
+    assert "No group has 30 or more images" in next(summarize(nobody, NAMES))
 
 
-def test_a_group_is_not_better_for_lacking_a_hard_diagnosis():
+def test_a_diagnosis_that_a_group_lacks_is_left_out_for_all_groups():
     rows = table(
         *((30, 0, 0, "male"), (30, 1, 1, "male"), (30, 2, 0, "male")),
         *((30, 0, 0, "female"), (30, 1, 1, "female"), (4, 2, 0, "female")),
@@ -239,11 +245,11 @@ def test_a_group_is_not_better_for_lacking_a_hard_diagnosis():
     }
     assert (found.gap.value, found.worst) == (0, None)
     sentences = list(summarize(found, NAMES, {"akiec": "Keratosis"}))
-    assert sentences[0] == "By sex no group is below another."
-    assert any("fewer than 5 images of it: Keratosis." in sentence for sentence in sentences)
+    assert sentences[0] == "By sex, all groups have the same score."
+    assert any("fewer than 5 images of them: Keratosis." in sentence for sentence in sentences)
 
 
-def test_without_shared_diagnoses_malignant_and_benign_are_compared():
+def test_groups_without_shared_diagnoses_are_compared_as_malignant_or_benign():
     labels, predicted, groups, clusters = COUNTED
     apart = np.where(groups == "male", labels, labels + 2)  # each sex has diagnoses of its own
     malignancy = {"positive": (labels == 1).astype(float), "decision": predicted == 1}
@@ -284,19 +290,17 @@ def test_columns_of_another_length_are_refused():
         compared(labels, predicted, groups, clusters, decision=np.array([True]))
 
 
-def test_the_words_say_chance_where_it_is_chance_and_no_more(capsys):
+def test_the_summary_compares_the_gap_with_chance(capsys):
     found = compared(*COUNTED)
     inside = replace(found, gap=Interval(0.05, 0.01, 0.2), chance=0.04, chance_high=0.123)
     beyond = replace(inside, chance_high=0.049)
     said = next(summarize(inside, NAMES))
-    assert said.startswith(
-        "By sex the worst group is female, 5.0 points below the best one. Dealt out at random"
+    assert said == (
+        "By sex, the worst group is female: 5.0 points below the best group. With randomly "
+        "assigned groups, the gap is 4.0 points (median); one in twenty exceeds 12.3 points. The "
+        "gap may be chance. This does not show that the model is equally accurate for all groups."
     )
-    assert "4.0 points apart" in said
-    assert "more than 12.3 points" in said
-    assert "chance may explain it" in said
-    assert "does not show that the groups are served alike" in said
-    assert "more than chance explains" in next(summarize(beyond, NAMES))
+    assert "The gap is larger than chance explains." in next(summarize(beyond, NAMES))
     show_fairness((inside,), NAMES)
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.strip().startswith("sex"))
@@ -304,4 +308,4 @@ def test_the_words_say_chance_where_it_is_chance_and_no_more(capsys):
     assert "0.200" in row
     assert said in lines
     show_fairness((), NAMES)
-    assert "tell neither skin type nor sex" in capsys.readouterr().out
+    assert "No image with a known class has a skin type or a sex" in capsys.readouterr().out

@@ -183,6 +183,9 @@ class TestWithData:
         assert json.loads(made.read("LICENSES/lineage.json"))["data"]["licences"] == ["CC0-1.0"]
         listed = made.read("reports/training_images.txt").decode().split()
         assert listed == [digest[:16] for digest in student.training_images]
+        val = digests(read_table(data).select_split("val")).tolist()
+        listed = made.read("reports/validation_images.txt").decode().split()
+        assert listed == sorted({digest[:16] for digest in val})
         table = digests(read_table(data))
         assert not set(table) & set(made.files.values())
         assert not {name for name in made.files if name.endswith((".jpg", ".jpeg"))}

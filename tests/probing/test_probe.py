@@ -1,4 +1,4 @@
-"""`probe` as a whole: what it reads off frozen features, what it keeps, what it refuses."""
+"""Test `probe`: its scores, its feature cache, its warnings and its errors."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ import pytest
 
 from dermedge.data import digests, read_table
 from dermedge.models import Network
-from dermedge.probing import PROTOCOLS, probe
-from dermedge.probing.protocols import RUN
+from dermedge.probing import PROTOCOLS, ProbeOptions, probe
+from dermedge.probing.protocols import RUN_PROTOCOL
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import to_json
 from support.tables import shared
@@ -27,17 +27,18 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, **options):
-    options = {
-        "cache": place / "kept",
-        "normalise": options.get("protocol", "linear") in ("linear", "fewshot"),
-        **options,
-    }
-    return probe(place / "teacher", options.pop("data", place / "data"), **FEW, **options)
+def run(place, *, data=None, cache=None, **options):
+    linear = options.get("protocol", "linear") in ("linear", "fewshot")
+    return probe(
+        place / "teacher",
+        data or place / "data",
+        ProbeOptions(**{"normalise": linear, **FEW, **options}),
+        cache=cache or place / "kept",
+    )
 
 
 def changed(place, out, **columns):
-    """The data set with functions of a row as some columns; the same images."""
+    """Copy the data set, with some columns replaced by functions of a row."""
     shutil.copytree(place / "data", out)
     frame = pd.read_csv(out / "metadata.csv")
     for name, value in columns.items():
@@ -46,13 +47,11 @@ def changed(place, out, **columns):
     return out
 
 
-# -- what it finds
+# -- scores
 
 
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
-def test_a_colour_that_is_the_diagnosis_is_read_off_features_that_learned_nothing(
-    place, tmp_path, protocol
-):
+def test_features_of_an_untrained_network_classify_by_colour(place, tmp_path, protocol):
     report = run(place, protocol=protocol)
     assert report.results[0].metrics["balanced_accuracy"].value > 0.9
     assert report.images == {"train": 90, "val": 30, "test": 60}
@@ -78,11 +77,11 @@ def test_two_runs_are_identical_and_a_report_is_json(place):
 
 
 def test_every_protocol_that_is_named_runs():
-    assert tuple(RUN) == PROTOCOLS
+    assert tuple(RUN_PROTOCOL) == PROTOCOLS
 
 
-def test_few_labels_are_whole_lesions_of_train_and_more_of_them_help(place, tmp_path):
-    report = run(place, protocol="fewshot", fraction=(0.02, 0.5))
+def test_fewshot_draws_whole_lesions_of_train(place, tmp_path):
+    report = run(place, protocol="fewshot", fractions=(0.02, 0.5))
     assert [(r.name, r.fraction, r.train_images, r.train_groups) for r in report.results] == [
         ("2 %", 0.02, 6, 3),
         ("50 %", 0.5, 48, 24),
@@ -93,7 +92,7 @@ def test_few_labels_are_whole_lesions_of_train_and_more_of_them_help(place, tmp_
         tmp_path / "wrong",
         dx=lambda row: "nv" if row["split"] == "test" and row["dx"] == "mel" else row["dx"],
     )
-    other = run(place, data=wrong, protocol="fewshot", fraction=(0.02, 0.5))
+    other = run(place, data=wrong, protocol="fewshot", fractions=(0.02, 0.5))
     assert [r.train_images for r in other.results] == [6, 48]
     assert (
         other.results[1].metrics["balanced_accuracy"].value
@@ -110,7 +109,7 @@ def test_a_severity_is_probed_by_distance(place):
     assert metrics["quadratic_weighted_kappa"].value > 0.6
 
 
-def test_the_threshold_of_malignancy_is_chosen_on_val_and_test_does_not_move_it(place, tmp_path):
+def test_the_malignancy_threshold_depends_on_val_and_not_on_test(place, tmp_path):
     report = run(place, task="malignancy")
     (result,) = report.results
     assert result.metrics["auroc"].value > 0.9
@@ -126,7 +125,7 @@ def test_the_threshold_of_malignancy_is_chosen_on_val_and_test_does_not_move_it(
     assert run(place, data=val, task="malignancy").results[0].threshold < result.threshold
 
 
-def test_the_settings_say_what_was_done(place):
+def test_the_report_lists_all_settings(place):
     settings = run(place, protocol="fewshot", lr=0.01, seed=5).settings
     assert settings == {
         "seed": 5,
@@ -147,7 +146,7 @@ def test_the_settings_say_what_was_done(place):
     assert run(place, protocol="knn").settings["neighbours"] == 20
 
 
-def test_groups_of_people_are_compared_where_there_are_enough(place):
+def test_groups_of_people_are_compared(place):
     by_sex = {fair.column: fair for fair in run(place).results[0].fairness}["sex"]
     assert (
         sum(group.cases for group in by_sex.groups.values()) + sum(by_sex.insufficient.values())
@@ -155,36 +154,36 @@ def test_groups_of_people_are_compared_where_there_are_enough(place):
     )
 
 
-# -- what makes it worth less
+# -- warnings
 
 
-def test_test_images_that_the_teacher_has_learned_from_are_told(place, tmp_path):
+def test_test_images_that_trained_the_teacher_are_flagged(place, tmp_path):
     table = read_table(place / "data")
     seen = digests(table.select_split("test")).tolist()[:7]
     teacher(
         tmp_path / "teacher",
         split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)),
     )
-    report = probe(tmp_path / "teacher", place / "data", protocol="knn", **FEW)
+    report = probe(tmp_path / "teacher", place / "data", ProbeOptions(protocol="knn", **FEW))
     assert "TRAINED ON 7 of the 60 test images" in report.warnings[0]
     assert run(place, protocol="knn").warnings == ()
 
 
-def test_few_labels_of_images_that_the_teacher_knows_are_not_few(place, tmp_path):
+def test_fewshot_flags_train_images_that_trained_the_teacher(place, tmp_path):
     seen = digests(read_table(place / "data").select_split("train")).tolist()[:8]
     teacher(
         tmp_path / "teacher",
         split=tuple((f"x{i}", digest, "train") for i, digest in enumerate(seen)),
     )
     few, all_of_them = (
-        probe(tmp_path / "teacher", place / "data", protocol=protocol, **FEW).warnings
+        probe(tmp_path / "teacher", place / "data", ProbeOptions(protocol=protocol, **FEW)).warnings
         for protocol in ("fewshot", "linear")
     )
-    assert "learned from 8 of the train images" in few[0]
+    assert "trained on 8 of the train images already" in few[0]
     assert all_of_them == ()
 
 
-def test_lesions_on_both_sides_and_images_without_an_answer_are_told(place, tmp_path):
+def test_shared_lesions_and_unlabelled_images_are_flagged(place, tmp_path):
     data = changed(
         place,
         tmp_path / "leaky",
@@ -193,19 +192,19 @@ def test_lesions_on_both_sides_and_images_without_an_answer_are_told(place, tmp_
     )
     warnings = run(place, data=data, protocol="knn").warnings
     assert any(
-        text.startswith("1 lesions or patients stand in train and in test") for text in warnings
+        text.startswith("1 lesions or patients are in train and in test") for text in warnings
     )
-    assert any(text.startswith("4 test images are left out") for text in warnings)
+    assert any(text.startswith("Left out: 4 test images") for text in warnings)
 
 
-# -- what it keeps
+# -- the cache
 
 
 def refuse(*_):
     raise AssertionError("the network ran")
 
 
-def test_a_second_probe_of_any_kind_runs_no_network(place, tmp_path, monkeypatch):
+def test_cached_features_spare_the_network(place, tmp_path, monkeypatch):
     cache = tmp_path / "kept"
     first = run(place, task="malignancy", cache=cache)
     monkeypatch.setattr(Network, "features", refuse)
@@ -247,7 +246,7 @@ def test_only_images_that_are_new_go_through_the_network(place, tmp_path, monkey
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
-def test_a_damaged_cache_is_computed_anew_and_mended(place, tmp_path, monkeypatch, damage):
+def test_a_damaged_cache_is_recomputed_and_repaired(place, tmp_path, monkeypatch, damage):
     cache = tmp_path / "kept"
     expected = run(place, protocol="knn", cache=cache)
     (file,) = cache.iterdir()
@@ -264,29 +263,28 @@ def test_a_damaged_cache_is_computed_anew_and_mended(place, tmp_path, monkeypatc
     assert run(place, protocol="knn", cache=cache) == expected
 
 
-def test_other_weights_or_another_preprocessing_have_features_of_their_own(place, tmp_path):
+def test_each_weights_and_preprocessing_have_their_own_cache_file(place, tmp_path):
     cache = tmp_path / "kept"
     run(place, protocol="knn", cache=cache)
     for number, options in enumerate(({"seed": 1}, {"fit": "stretch"}, {"size": 48}), start=2):
         probe(
             teacher(tmp_path / f"other{number}", **options),
             place / "data",
-            protocol="knn",
+            ProbeOptions(protocol="knn", **FEW),
             cache=cache,
-            **FEW,
         )
         assert len(list(cache.iterdir())) == number
 
 
-def test_features_are_kept_beside_the_teacher_and_not_inside(place, tmp_path):
+def test_features_are_cached_beside_the_teacher_folder(place, tmp_path):
     own = teacher(tmp_path / "own")
     before = sorted(own.iterdir())
-    probe(own, place / "data", protocol="knn", **FEW)
+    probe(own, place / "data", ProbeOptions(protocol="knn", **FEW))
     assert sorted(own.iterdir()) == before
     assert [path.suffix for path in (tmp_path / "own.features").iterdir()] == [".npz"]
 
 
-# -- what it refuses
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -294,22 +292,32 @@ def test_features_are_kept_beside_the_teacher_and_not_inside(place, tmp_path):
     [
         ({"task": "colour"}, "Unknown task 'colour'"),
         ({"protocol": "svm"}, "Unknown protocol 'svm'"),
-        ({"task": "segment"}, "not measured by the protocol linear"),
-        ({"task": "diagnosis", "protocol": "segment"}, "not measured by the protocol segment"),
-        ({"fraction": 0.1}, "for the protocol fewshot, not for linear"),
-        ({"fraction": (0.1, 1.5), "protocol": "fewshot"}, "1.5 are no shares"),
-        ({"heads": ("unet",), "protocol": "segment"}, "heads unet are not known"),
-        ({"epochs": 3, "protocol": "knn"}, "knn trains nothing: leave out epochs"),
-        ({"normalise": True, "protocol": "knn"}, "leave normalise out"),
+        ({"task": "segment"}, "protocol linear does not measure the task segment"),
+        (
+            {"task": "diagnosis", "protocol": "segment"},
+            "segment does not measure the task diagnosis",
+        ),
+        ({"fractions": (0.1,)}, "protocol linear uses all train labels"),
+        ({"fractions": (0.1, 1.5), "protocol": "fewshot"}, "fraction 1.5 is not above 0"),
+        ({"heads": ("unet",), "protocol": "segment"}, "Unknown head 'unet'"),
+        ({"epochs": 3, "protocol": "knn"}, "knn trains nothing. Leave out epochs"),
+        ({"normalise": True, "protocol": "knn"}, "Leave out normalise"),
         ({"epochs": 0}, "train nothing"),
+        ({"replicates": 9}, "9 bootstrap replicates are too few"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused_before_any_work(tmp_path, options, message):
+def test_conflicting_options_are_refused_at_construction(options, message):
     with pytest.raises(UsageError, match=message):
-        probe(tmp_path / "nowhere", tmp_path / "nothing", **options)
+        ProbeOptions(**options)
 
 
-def test_what_is_missing_is_named(place, tmp_path):
+def test_an_existing_report_is_refused_before_any_work(tmp_path):
+    (tmp_path / "report.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"report\.json"):
+        probe(tmp_path / "nowhere", tmp_path / "nothing", out=tmp_path / "report.json")
+
+
+def test_missing_inputs_are_named(place, tmp_path):
     with pytest.raises(DataError, match=r"holds neither student\.json nor teacher\.json"):
         probe(tmp_path, place / "data")
     with pytest.raises(DataError, match=r"There is no folder or file"):
@@ -332,11 +340,11 @@ def test_what_is_missing_is_named(place, tmp_path):
     assert run(place, data=benign).results  # a diagnosis needs nothing of val
 
 
-def test_features_that_are_no_numbers_are_refused_and_not_kept(place, tmp_path, monkeypatch):
+def test_nan_features_are_refused_and_not_cached(place, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Network, "features", lambda self, image: image.float().mean((1, 2)) * float("nan")
     )
-    with pytest.raises(DataError, match="NaN or infinity"):
+    with pytest.raises(DataError, match="NaN or infinite"):
         run(place, cache=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
@@ -344,7 +352,7 @@ def test_features_that_are_no_numbers_are_refused_and_not_kept(place, tmp_path, 
 # -- the whole network, and real images
 
 
-def test_finetuning_trains_from_the_teacher_and_leaves_nothing_behind(place, tmp_path, monkeypatch):
+def test_finetuning_leaves_no_files(place, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     report = run(place, protocol="finetune", epochs=3, batch_size=16, lr=2e-3)
     assert report.results[0].name == "finetune"
@@ -354,7 +362,7 @@ def test_finetuning_trains_from_the_teacher_and_leaves_nothing_behind(place, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finetuning_grades_severity_by_levels_that_train_may_not_show(place, tmp_path):
+def test_finetuning_grades_severity_with_levels_missing_in_train(place, tmp_path):
     levels = {"nv": 0, "bkl": 2, "mel": 3}
     graded = changed(place, tmp_path / "graded", severity=lambda row: levels[row["dx"]])
     report = run(
@@ -373,9 +381,10 @@ def test_real_images(tmp_path):
         (tmp_path / "data" / folder).symlink_to(shared("pad_ufes_20") / folder)
     chosen.to_csv(tmp_path / "data" / "metadata.csv", index=False)
     own = teacher(tmp_path / "teacher")
-    report = probe(own, tmp_path / "data", protocol="knn", **FEW)
+    report = probe(own, tmp_path / "data", ProbeOptions(protocol="knn", **FEW))
     assert report.labels == ("nv", "bcc")
     assert sum(report.images.values()) == 90
     assert report.results[0].metrics["balanced_accuracy"].value is not None
-    masks = probe(own, tmp_path / "data", protocol="segment", heads=("linear",), epochs=1, **FEW)
+    segment = ProbeOptions(protocol="segment", heads=("linear",), epochs=1, **FEW)
+    masks = probe(own, tmp_path / "data", segment)
     assert 0 < masks.results[0].metrics["pixel_accuracy"].value < 1

@@ -1,4 +1,4 @@
-"""The parts of a probe, each alone: draws, nearest neighbours, linear layers, scores."""
+"""Test the parts of a probe: draws, nearest neighbours, linear layers, scores."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
-from dermedge.probing.knn import retrieval, vote
-from dermedge.probing.linear import LinearRecipe, fit_linear, likelihoods
+from dermedge.probing.knn import measure_retrieval, vote
+from dermedge.probing.linear import LinearRecipe, class_probabilities, fit_linear
 from dermedge.probing.scores import (
     Bootstrap,
-    intervals,
+    bootstrap_intervals,
     macro_f1,
-    predictions,
-    scores,
-    segment_scores,
+    predict_classes,
+    score_masks,
+    score_probabilities,
 )
 from dermedge.probing.task import draw_fraction, make_probe_task
 from dermedge_runtime.errors import DataError, UsageError
@@ -24,11 +24,11 @@ from support.untrained import coloured, data_set
 SPEC = Spec("any", "1", (Task("embedding", "embed"),), Preprocess(32))
 
 
-# -- what is drawn of the labels
+# -- draws of labels
 
 
 def pool(seed=0):
-    """600 lesions of one to three images, of three classes, of which one is rare."""
+    """Draw 600 lesions of one to three images, of three classes, one of them rare."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 4, 600)
     labels = rng.choice(3, 600, p=(0.7, 0.27, 0.03))
@@ -36,7 +36,7 @@ def pool(seed=0):
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.5])
-def test_a_draw_takes_whole_groups_and_about_its_share_of_every_class(fraction):
+def test_a_draw_takes_whole_groups_and_its_fraction_of_every_class(fraction):
     labels, groups = pool()
     rows = draw_fraction(labels, groups, fraction, seed=3)
     assert set(groups[rows]).isdisjoint(np.delete(groups, rows))
@@ -45,20 +45,20 @@ def test_a_draw_takes_whole_groups_and_about_its_share_of_every_class(fraction):
         assert wanted <= drawn <= wanted + 2  # the last lesion may bring two images too many
 
 
-def test_the_rarest_class_is_there_although_its_share_is_less_than_one_image():
+def test_a_draw_holds_the_rarest_class_even_if_its_fraction_is_less_than_one_image():
     labels = np.array([0] * 200 + [1])
     rows = draw_fraction(labels, np.array([f"g{i}" for i in range(201)]), 0.01, seed=0)
     assert (labels[rows] == 1).sum() == 1
     assert (labels[rows] == 0).sum() == 2
 
 
-def test_a_class_that_only_shares_lesions_with_a_rarer_one_is_drawn_too():
+def test_a_class_that_shares_all_lesions_with_a_rarer_one_is_drawn():
     labels, groups = np.array([0, 1, 0, 1, 0]), np.array(["a", "a", "b", "b", "a"])
     rows = draw_fraction(labels, groups, 0.01, seed=0)
     assert set(labels[rows]) == {0, 1}
 
 
-def test_a_seed_gives_the_same_draw_in_any_order_of_rows_and_another_seed_another():
+def test_a_draw_depends_on_the_seed_and_not_on_the_order_of_rows():
     labels, groups = pool()
     first = draw_fraction(labels, groups, 0.1, seed=1)
     shuffled = np.random.default_rng(5).permutation(len(labels))
@@ -67,33 +67,33 @@ def test_a_seed_gives_the_same_draw_in_any_order_of_rows_and_another_seed_anothe
     assert draw_fraction(labels, groups, 0.1, seed=2).tolist() != first.tolist()
 
 
-def test_all_of_the_labels_is_all_of_them():
+def test_a_fraction_of_one_draws_all_labels():
     labels, groups = pool()
     assert draw_fraction(labels, groups, 1.0, seed=0).tolist() == list(range(len(labels)))
 
 
-# -- what is asked
+# -- tasks
 
 
-def test_a_narrower_diagnosis_of_test_counts_as_the_class_of_train_that_covers_it(tmp_path):
+def test_a_narrower_diagnosis_counts_as_the_class_that_covers_it(tmp_path):
     rows = coloured(36)
     for row in rows:
         row["dx"] = "sk" if row["split"] == "test" and row["dx"] == "bkl" else row["dx"]
     rows.append(rows[-1] | {"dx": "vasc", "looks": "nv", "split": "test"})
-    question = make_probe_task(
+    task = make_probe_task(
         "diagnosis", with_split(read_table(data_set(tmp_path / "data", rows))), SPEC
     )
-    assert question.names == ("nv", "mel", "bkl")
-    test = question.part("test")
+    assert task.classes == ("nv", "mel", "bkl")
+    test = task.select("test")
     assert set(zip(test.table.frame["dx"], test.labels.tolist(), strict=True)) == {
         ("nv", 0),
         ("mel", 1),
         ("sk", 2),
     }
-    assert question.unanswered("test") == 1
+    assert task.count_unlabelled("test") == 1
 
 
-def test_a_task_that_train_has_one_answer_to_is_refused_by_name(tmp_path):
+def test_a_task_with_one_answer_in_train_is_refused(tmp_path):
     rows = [
         row | {"severity": 2 if row["split"] == "train" else row["severity"]}
         for row in coloured(36)
@@ -111,7 +111,7 @@ AROUND = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [-1, 0]], np.float32)
 OF = np.array([0, 0, 1, 1, 2])
 
 
-def test_the_nearest_directions_win_whatever_their_length():
+def test_nearest_neighbours_ignore_the_length_of_features():
     shares = vote(
         AROUND, OF, np.array([[10, 0.5], [0.01, 0.3], [-7, 0.1]], np.float32), 3, neighbours=2
     )
@@ -128,12 +128,12 @@ def test_votes_are_weighted_by_similarity_as_published():
     np.testing.assert_allclose(vote(AROUND, OF, query, 3, neighbours=3)[0], expected, rtol=1e-5)
 
 
-def test_more_neighbours_than_images_are_all_of_them():
+def test_more_neighbours_than_images_use_all_images():
     assert vote(AROUND, OF, AROUND, 3, neighbours=99).shape == (5, 3)
 
 
-def test_retrieval_counts_what_stands_before_the_first_of_the_class():
-    found = retrieval(
+def test_retrieval_metrics_agree_with_a_ranking_by_hand():
+    found = measure_retrieval(
         AROUND, OF, np.array([[1, 0.02], [1, 0.02], [1, 0.02]], np.float32), np.array([0, 1, 3])
     )
     # The ranking is 0 0 1 1 2: class 1 stands third and fourth, class 3 nowhere.
@@ -146,14 +146,14 @@ def test_retrieval_counts_what_stands_before_the_first_of_the_class():
 
 
 def blobs(labels, noise=0.3, width=16):
-    """Features whose direction is the label."""
+    """Draw features whose direction is the label."""
     rng = np.random.default_rng(1)
     centres = rng.normal(size=(4, width))
     return (centres[labels] + rng.normal(0, noise, (len(labels), width))).astype(np.float32)
 
 
 @pytest.mark.parametrize(("kind", "classes"), [("classify", 3), ("binary", 2)])
-def test_a_layer_reads_a_label_off_and_makes_nothing_of_shuffled_ones(kind, classes):
+def test_a_linear_layer_learns_labels_but_not_shuffled_ones(kind, classes):
     rng = np.random.default_rng(0)
     labels = rng.integers(classes, size=600)
     features = blobs(labels)
@@ -180,8 +180,8 @@ def test_an_ordinal_layer_finds_levels_along_a_direction():
     assert np.abs(guess - levels[600:]).mean() < 0.15
 
 
-def test_levels_that_cross_are_read_as_a_device_reads_them():
-    found = likelihoods("ordinal", np.array([[1.0, 3.0, -1.0]]))
+def test_crossing_exceedances_are_decoded_as_on_a_device():
+    found = class_probabilities("ordinal", np.array([[1.0, 3.0, -1.0]]))
     above = 1 / (1 + np.exp([-1.0, -1.0, 1.0]))
     np.testing.assert_allclose(found, [[1 - above[0], 0, above[1] - above[2], above[2]]])
 
@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_layer_and_leaves_the_generator_alone():
     assert (first != other).any()
 
 
-def test_small_features_are_read_where_they_are_normalised():
+def test_normalising_helps_small_features():
     labels = np.random.default_rng(0).integers(3, size=600)
     small = blobs(labels) * 1e-3
     left = fit_linear("classify", 3, small[:400], labels[:400])(small[400:])
@@ -214,7 +214,7 @@ def test_small_features_are_read_where_they_are_normalised():
     )
 
 
-def test_features_that_never_vary_are_no_division_by_zero():
+def test_constant_features_cause_no_division_by_zero():
     labels = np.array([0, 1] * 20)
     features = np.concatenate([blobs(labels), np.full((40, 2), 7, np.float32)], axis=1)
     assert np.isfinite(fit_linear("classify", 2, features, labels, normalise=True)(features)).all()
@@ -233,17 +233,17 @@ def test_a_recipe_that_trains_nothing_is_refused(wrong):
 BOOTSTRAP = Bootstrap(200, 0)
 
 
-def part(tmp_path, task, count=90):
-    question = make_probe_task(
-        task, with_split(read_table(data_set(tmp_path / "data", coloured(count)))), SPEC
+def part(tmp_path, name, count=90):
+    task = make_probe_task(
+        name, with_split(read_table(data_set(tmp_path / "data", coloured(count)))), SPEC
     )
-    return question, question.part("test")
+    return task, task.select("test")
 
 
-def test_scores_of_a_diagnosis_are_the_libraries(tmp_path):
-    question, test = part(tmp_path, "diagnosis")
+def test_scores_of_a_diagnosis_agree_with_scikit_learn(tmp_path):
+    task, test = part(tmp_path, "diagnosis")
     shares = np.random.default_rng(0).dirichlet(np.ones(3), len(test))
-    found = scores(question, test, shares, threshold=None, bootstrap=BOOTSTRAP)
+    found = score_probabilities(task, test, shares, threshold=None, bootstrap=BOOTSTRAP)
     guess = shares.argmax(1)
     assert found.metrics["macro_f1"].value == pytest.approx(
         f1_score(test.labels, guess, average="macro")
@@ -253,21 +253,21 @@ def test_scores_of_a_diagnosis_are_the_libraries(tmp_path):
     assert all(each.low <= each.value <= each.high for each in found.metrics.values())
 
 
-def test_scores_of_a_severity_are_distances(tmp_path):
-    question, test = part(tmp_path, "severity")
+def test_scores_of_a_severity_agree_with_scikit_learn(tmp_path):
+    task, test = part(tmp_path, "severity")
     shares = np.random.default_rng(0).dirichlet(np.ones(3) / 2, len(test))
-    found = scores(question, test, shares, threshold=None, bootstrap=BOOTSTRAP).metrics
-    guess = predictions(question, shares, None)
+    found = score_probabilities(task, test, shares, threshold=None, bootstrap=BOOTSTRAP).metrics
+    guess = predict_classes(task, shares, None)
     assert found["mean_absolute_error"].value == pytest.approx(np.abs(guess - test.labels).mean())
     kappa = cohen_kappa_score(test.labels, guess, weights="quadratic")
     assert found["quadratic_weighted_kappa"].value == pytest.approx(kappa)
 
 
-def test_a_malignancy_is_judged_at_its_threshold(tmp_path):
-    question, test = part(tmp_path, "malignancy")
+def test_a_malignancy_is_scored_at_its_threshold(tmp_path):
+    task, test = part(tmp_path, "malignancy")
     malignant = np.random.default_rng(0).uniform(size=len(test))
     shares = np.stack([1 - malignant, malignant], axis=1)
-    found = scores(question, test, shares, threshold=0.3, bootstrap=BOOTSTRAP).metrics
+    found = score_probabilities(task, test, shares, threshold=0.3, bootstrap=BOOTSTRAP).metrics
     sensitivity, specificity = (
         (malignant[test.labels == 1] >= 0.3).mean(),
         (malignant[test.labels == 0] < 0.3).mean(),
@@ -277,23 +277,25 @@ def test_a_malignancy_is_judged_at_its_threshold(tmp_path):
     assert found["balanced_accuracy"].value == pytest.approx((sensitivity + specificity) / 2)
 
 
-def test_a_class_that_is_called_but_never_there_counts_in_no_mean():
+def test_macro_f1_ignores_a_predicted_class_without_a_case():
     labels, guess = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
     assert macro_f1(labels, guess, 3, np.ones(4)) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_intervals_resample_lesions_not_photographs():
+def test_intervals_resample_lesions_not_images():
     values = np.repeat([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], 25)
     measures = {"mean": lambda w: (w @ values) / w.sum(-1)}
-    apart = intervals(measures, np.arange(200).astype(str), BOOTSTRAP)["mean"]
-    together = intervals(measures, np.repeat(np.arange(8), 25).astype(str), BOOTSTRAP)["mean"]
+    apart = bootstrap_intervals(measures, np.arange(200).astype(str), BOOTSTRAP)["mean"]
+    together = bootstrap_intervals(measures, np.repeat(np.arange(8), 25).astype(str), BOOTSTRAP)[
+        "mean"
+    ]
     assert together.high - together.low > 2 * (apart.high - apart.low)
 
 
-def test_scores_of_masks_are_those_of_counted_pixels():
+def test_scores_of_masks_agree_with_pixels_counted_by_hand():
     # Two images of 100 pixels: a lesion of 40 of which 30 are found with 10 beside it; nothing there and nothing found.
     counts = np.array([[[50, 70], [30, 50]], [[100, 100], [0, 0]]])
-    found = segment_scores(counts, np.array(["a", "b"]), BOOTSTRAP)
+    found = score_masks(counts, np.array(["a", "b"]), BOOTSTRAP)
     assert found["dice"].value == pytest.approx((60 / 80 + 1) / 2)
     assert found["jaccard"].value == pytest.approx((30 / 50 + 1) / 2)
     assert found["mean_iou"].value == pytest.approx((150 / 170 + 30 / 50) / 2)

@@ -1,4 +1,4 @@
-"""Segmentation on a frozen backbone: masks in the frame of the image, maps, and what decoders learn."""
+"""Test segmentation on a frozen backbone: masks, feature maps and decoders."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,15 @@ from PIL import Image
 from dermedge.data import draw_data_set, read_table, with_split
 from dermedge.data.masks import read_mask
 from dermedge.models import load_model_folder
-from dermedge.probing import probe
+from dermedge.probing import ProbeOptions, probe
 from dermedge.probing.linear import LinearRecipe
-from dermedge.probing.segment import Maps, count_pixels, fit_decoders, make_decoders, read_masks
+from dermedge.probing.segment import (
+    FeatureMaps,
+    count_pixels,
+    fit_decoders,
+    make_decoders,
+    read_masks,
+)
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Preprocess
@@ -28,15 +34,11 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "vit"])
-def test_decoders_learn_drawn_masks_better_than_any_guess_without_looking(place, backbone):
+def test_decoders_predict_masks_better_than_any_constant_guess(place, backbone):
     report = probe(
         place / backbone,
         place / "lesions",
-        protocol="segment",
-        epochs=12,
-        batch_size=16,
-        lr=3e-3,
-        **FEW,
+        ProbeOptions(protocol="segment", epochs=12, batch_size=16, lr=3e-3, **FEW),
     )
     masks = read_masks(
         with_split(read_table(place / "lesions")).select_split("test"), Preprocess(64)
@@ -58,28 +60,32 @@ def test_decoders_learn_drawn_masks_better_than_any_guess_without_looking(place,
 
 def test_two_runs_are_identical_and_one_head_is_the_same_alone(place):
     options = {"protocol": "segment", "epochs": 2, "batch_size": 16, **FEW}
-    both = probe(place / "cnn", place / "lesions", **options)
-    assert probe(place / "cnn", place / "lesions", **options) == both
-    (alone,) = probe(place / "cnn", place / "lesions", heads=["upernet"], **options).results
+    both = probe(place / "cnn", place / "lesions", ProbeOptions(**options))
+    assert probe(place / "cnn", place / "lesions", ProbeOptions(**options)) == both
+    (alone,) = probe(
+        place / "cnn", place / "lesions", ProbeOptions(heads=("upernet",), **options)
+    ).results
     assert alone == both.results[1]
 
 
-def test_memory_decides_nothing_but_the_time(place):
+def test_the_amount_of_memory_does_not_change_the_maps(place):
     student, table = (
         load_model_folder(place / "cnn"),
         with_split(read_table(place / "lesions")).select_split("val"),
     )
     batches = [np.array([3, 0]), np.array([1, 2, 4])]
     passes, found = [], []
-    row = sum(level[0].numel() * 2 for level in next(Maps(student, (1, 2), table).of(batches)))
+    row = sum(
+        level[0].numel() * 2 for level in next(FeatureMaps(student, (1, 2), table).batches(batches))
+    )
     for room in (5 * row, 2 * row, 0):
-        maps = Maps(student, (1, 2), table, room=room)
-        own = maps._forward
+        maps = FeatureMaps(student, (1, 2), table, room=room)
+        own = maps._compute_maps
         counted = []
-        maps._forward = lambda images, own=own, counted=counted: (
+        maps._compute_maps = lambda images, own=own, counted=counted: (
             counted.append(len(images)) or own(images)
         )
-        found.append([maps_of for _ in range(2) for maps_of in maps.of(batches)])
+        found.append([maps_of for _ in range(2) for maps_of in maps.batches(batches)])
         passes.append(sum(counted))
     assert passes == [5, 5 + 3, 10]
     for other in found[1:]:
@@ -88,15 +94,14 @@ def test_memory_decides_nothing_but_the_time(place):
                 np.testing.assert_allclose(one.numpy(), two.numpy(), rtol=2e-3, atol=1e-3)
 
 
-def test_masks_that_are_the_picture_itself_are_found_pixel_by_pixel(place, tmp_path):
-    """What is counted as overlap is in the frame of the image, rows and columns in order."""
+def test_pixel_counts_add_up_in_the_frame_of_the_image(place, tmp_path):
     student, table = (
         load_model_folder(place / "cnn"),
         with_split(read_table(place / "lesions")).select_split("val"),
     )
     masks = read_masks(table, student.spec.preprocess)
     decoders, levels = make_decoders(student, ("linear",), 0)
-    maps = Maps(student, levels, table)
+    maps = FeatureMaps(student, levels, table)
     fit_decoders(decoders, maps, masks, recipe=LinearRecipe(1, 8, 1e-3))
     counts = count_pixels(decoders, maps, masks, batch=3)["linear"]
     assert counts.shape == (len(masks), 2, 2)
@@ -106,7 +111,7 @@ def test_masks_that_are_the_picture_itself_are_found_pixel_by_pixel(place, tmp_p
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_a_mask_is_cut_and_resized_as_its_image_is(tmp_path, fit):
+def test_a_mask_is_cropped_and_resized_like_its_image(tmp_path, fit):
     shape = np.zeros((90, 140), np.uint8)
     shape[20:70, 10:95] = 255
     Image.fromarray(shape).save(tmp_path / "mask.png")
@@ -142,7 +147,8 @@ def test_rows_without_a_mask_are_left_out(place, tmp_path):
     for folder in ("images", "masks"):
         (tmp_path / folder).symlink_to(place / "lesions" / folder)
     pd.DataFrame(frame).to_csv(tmp_path / "metadata.csv", index=False)
-    report = probe(place / "cnn", tmp_path, protocol="segment", heads=["linear"], epochs=1, **FEW)
+    options = ProbeOptions(protocol="segment", heads=("linear",), epochs=1, **FEW)
+    report = probe(place / "cnn", tmp_path, options)
     assert sum(report.images.values()) == 36
     assert report.results[0].train_images == report.images["train"]
-    assert "test images are left out" in report.warnings[0]
+    assert report.warnings[0].startswith("Left out:")

@@ -835,11 +835,11 @@ def test_groups_are_compared_beside_what_chance_shows(tmp_path, bundle):
     assert (
         found.row("Equalised odds") == "Equalised odds 15.0 (7.0 to 30.0) 8.0 (16.0) may be chance"
     )
-    answer = "By skin type the worst group is V-VI, 30.8 points below the best one. Dealt out at random, groups are 5.5"
+    answer = "By skin type, the worst group is V-VI: 30.8 points below the best group. With randomly"
     assert answer in found.text
-    assert "fewer than 30 images and so not compared: III-IV 29." in found.text
+    assert "because they have fewer than 30 images: III-IV 29." in found.text
     assert (
-        "because a group has fewer than 5 images of it: Actinic keratosis or Bowen's disease."
+        "because a group has fewer than 5 images of them: Actinic keratosis or Bowen's disease."
         in found.text
     )
     assert "1,249 images" in found.text
@@ -859,7 +859,7 @@ def test_a_gap_within_chance_is_no_warning_and_no_yes(tmp_path, bundle):
     found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(sex,)))
     assert "Worst served" not in found.text
     assert found.row("Gap in balanced accuracy").endswith("5.5 (40.0) may be chance")
-    assert "does not show that the groups are served alike" in found.text
+    assert "does not show that the model is equally accurate for all groups" in found.text
     assert (
         "status passed" not in found.source.partition('id="fairness"')[2].partition("</section>")[0]
     )
@@ -879,7 +879,7 @@ def test_insufficient_groups_are_said_to_prove_nothing(tmp_path, bundle):
         equalised_odds_chance_high=None,
     )
     found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(few,)))
-    assert "By skin type nothing can be compared: no group has 30 images or more" in found.text
+    assert "By skin type, groups cannot be compared. No group has 30 or more images" in found.text
     assert found.row("V-VI") == "V-VI 12 insufficient"
     assert "None" not in found.text
     assert "Difference" not in found.text

@@ -17,6 +17,7 @@ PARITY_REPORT = "reports/parity.json"
 CANDIDATES_REPORT = "reports/candidates.json"
 REFERENCE_REPORT = "reports/reference.json"
 TRAINING_IMAGES = "reports/training_images.txt"
+VALIDATION_IMAGES = "reports/validation_images.txt"
 # Reports name an image by the first hexadecimal digits of its file's SHA-256: 64 bits find
 # an image again among millions, in a quarter of the space.
 DIGEST_PREFIX = 16

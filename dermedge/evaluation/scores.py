@@ -1,0 +1,177 @@
+"""Compute metrics over all images and over subgroups, on one set of bootstrap replicates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermedge.evaluation.report import Scores, SubgroupScores
+from dermedge_export.evaluation import metrics
+from dermedge_export.evaluation.metrics import Floats, Statistic
+from dermedge_export.evaluation.predictions import Decoded, Predictions
+from dermedge_runtime.report import Interval
+
+CLASSIFICATION_METRICS = (
+    "balanced_accuracy",
+    "accuracy",
+    "macro_auroc",
+    "malignant_auroc",
+    "sensitivity",
+    "specificity",
+    "ece",
+)
+OVERALL = ("", "")
+RECALL_KEY = ("", "", "recall")
+RowMask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Scores over all images, recall by label, and scores by subgroup.
+
+    Examples:
+        >>> ImageScores(Scores(0, 0, 0, 0, {}), {}, ()).overall.cases
+        0
+    """
+
+    overall: Scores
+    recall: dict[str, Interval]
+    subgroups: tuple[SubgroupScores, ...]
+
+
+def score_images(
+    predictions: Predictions, decoded: Decoded, *, replicates: int, seed: int
+) -> ImageScores:
+    """Compute every metric over all images and over each subgroup.
+
+    All metrics share the same bootstrap replicates, so each replicate is drawn once.
+
+    Args:
+        predictions: Predictions for N images, with what the table records of them.
+        decoded: The same predictions, decoded.
+        replicates: Bootstrap replicates over lesions or patients.
+        seed: Random seed of the bootstrap.
+
+    Examples:
+        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge_export.evaluation.predictions import decode_table
+        >>> from dermedge.evaluation import table_predictions
+        >>> import dermedge
+        >>> with dermedge.load("toy.dermedge") as model:
+        ...     spec = model.bundle.spec
+        ...     table = with_split(read_table("lesions")).select_split("test")
+        ...     predictions = table_predictions(table, spec, model.run)
+        >>> decoded = decode_table(predictions, spec, {})
+        >>> scores = score_images(predictions, decoded, replicates=10, seed=0)
+        >>> 0 <= scores.overall.metrics["accuracy"].value <= 1
+        True
+    """
+    parts: dict[tuple[str, str], RowMask] = {OVERALL: np.ones(len(predictions), bool)}
+    for column, values in predictions.subgroups.items():
+        parts |= {(column, value): values == value for value in sorted(set(values.tolist()) - {""})}
+    measures: dict[tuple[str, str, str], Statistic] = {
+        (*part, name): measure
+        for part, rows in parts.items()
+        for name, measure in _make_measures(decoded, predictions.malignant, rows).items()
+    }
+    labelled = decoded.labels >= 0
+    truth, predicted = decoded.labels[labelled], decoded.predicted[labelled]
+    measures[RECALL_KEY] = lambda w: metrics.recalls(
+        truth, predicted, len(decoded.names), w[..., labelled]
+    )
+    drawn = metrics.bootstrap(predictions.groups, measures, replicates=replicates, seed=seed)
+    point = {key: measure(np.ones(len(predictions))) for key, measure in measures.items()}
+    scores = {
+        part: Scores(
+            cases=int(rows.sum()),
+            labelled=int((rows & labelled).sum()),
+            malignant=int((rows & (predictions.malignant == 1)).sum()),
+            groups=len(set(predictions.groups[rows].tolist())),
+            metrics={
+                key[2]: metrics.interval(point[key], drawn[key])
+                for key in measures
+                if key[:2] == part and key != RECALL_KEY
+            },
+        )
+        for part, rows in parts.items()
+    }
+    recall = {
+        name: metrics.interval(point[RECALL_KEY][k], drawn[RECALL_KEY][:, k])
+        for k, name in enumerate(decoded.names)
+    }
+    subgroups = tuple(
+        SubgroupScores(*part, group) for part, group in scores.items() if part != OVERALL
+    )
+    return ImageScores(scores[OVERALL], recall, subgroups)
+
+
+def _make_measures(decoded: Decoded, malignant: Floats, rows: RowMask) -> dict[str, Statistic]:
+    """Return every metric over some rows, as a function of all images' weights [..., N]."""
+    measures: dict[str, Statistic] = dict.fromkeys(CLASSIFICATION_METRICS, _undefined)
+    measures |= _diagnosis_measures(decoded, rows)
+    measures |= _malignancy_measures(decoded, malignant, rows)
+    return measures | _severity_and_mask_measures(decoded, rows)
+
+
+def _diagnosis_measures(decoded: Decoded, rows: RowMask) -> dict[str, Statistic]:
+    """Return the metrics over classes; none for a model without classes."""
+    if not decoded.names:
+        return {}
+    labelled = rows & (decoded.labels >= 0)
+    truth, predicted, likely = (
+        decoded.labels[labelled],
+        decoded.predicted[labelled],
+        decoded.probabilities[labelled],
+    )
+    return {
+        "balanced_accuracy": lambda w: metrics.balanced_accuracy(
+            truth, predicted, len(decoded.names), w[..., labelled]
+        ),
+        "accuracy": lambda w: metrics.accuracy(truth, predicted, w[..., labelled]),
+        "macro_auroc": lambda w: metrics.macro_auroc(truth, likely, w[..., labelled]),
+        "ece": lambda w: metrics.ece(truth, likely, w[..., labelled]),
+    }
+
+
+def _malignancy_measures(
+    decoded: Decoded, malignant: Floats, rows: RowMask
+) -> dict[str, Statistic]:
+    """Return the metrics of malignant against benign; none for a model without a score."""
+    known = rows & np.isfinite(malignant)
+    positive, scores, threshold = malignant[known] == 1, decoded.scores[known], decoded.threshold
+    if not np.isfinite(scores).any():
+        return {}
+    measures: dict[str, Statistic] = {
+        "malignant_auroc": lambda w: metrics.auroc(positive, scores, w[..., known])
+    }
+    if threshold is not None:
+        measures["sensitivity"] = lambda w: metrics.sensitivity(
+            positive, scores, threshold, w[..., known]
+        )
+        measures["specificity"] = lambda w: metrics.specificity(
+            positive, scores, threshold, w[..., known]
+        )
+    return measures
+
+
+def _severity_and_mask_measures(decoded: Decoded, rows: RowMask) -> dict[str, Statistic]:
+    """Return the metrics of severity and of lesion masks, for models that predict them."""
+    measures: dict[str, Statistic] = {}
+    if decoded.graded is not None and decoded.graded.rows.any():
+        graded = rows & decoded.graded.rows
+        levels, predicted = decoded.graded.levels[graded], decoded.graded.predicted[graded]
+        measures["severity_mae"] = lambda w: metrics.mean_absolute_error(
+            levels, predicted, w[..., graded]
+        )
+        measures["severity_kappa"] = lambda w: metrics.quadratic_weighted_kappa(
+            levels, predicted, w[..., graded]
+        )
+    if decoded.outlined is not None and decoded.outlined.rows.any():
+        masked = rows & decoded.outlined.rows
+        dice = decoded.outlined.dice[masked]
+        measures["dice"] = lambda w: metrics.weighted_mean(dice, w[..., masked])
+    return measures
+
+
+def _undefined(weights: Floats) -> Floats:
+    return np.full(weights.shape[:-1], np.nan)
