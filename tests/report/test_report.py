@@ -835,7 +835,9 @@ def test_groups_are_compared_beside_what_chance_shows(tmp_path, bundle):
     assert (
         found.row("Equalised odds") == "Equalised odds 15.0 (7.0 to 30.0) 8.0 (16.0) may be chance"
     )
-    answer = "By skin type, the worst group is V-VI: 30.8 points below the best group. With randomly"
+    answer = (
+        "By skin type, the worst group is V-VI: 30.8 points below the best group. With randomly"
+    )
     assert answer in found.text
     assert "because they have fewer than 30 images: III-IV 29." in found.text
     assert (
