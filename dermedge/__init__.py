@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dermedge.models.model_folder import TrainedModel, load_model_folder
     from dermedge.probing.probe import probe
     from dermedge.report import write_report
-    from dermedge.train.distill import distill
-    from dermedge.train.finetune import finetune
+    from dermedge.train.distill import DistillOptions, distill
+    from dermedge.train.finetune import FinetuneOptions, finetune
     from dermedge.train.hybrid.pretrain import pretrain
     from dermedge.train.hybrid.recipe import HybridRecipe
     from dermedge.train.loop import Schedule
@@ -64,8 +64,8 @@ else:
         "dermedge.models.model_folder": ("TrainedModel", "load_model_folder"),
         "dermedge.probing.probe": ("probe",),
         "dermedge.report": ("write_report",),
-        "dermedge.train.distill": ("distill",),
-        "dermedge.train.finetune": ("finetune",),
+        "dermedge.train.distill": ("DistillOptions", "distill"),
+        "dermedge.train.finetune": ("FinetuneOptions", "finetune"),
         "dermedge.train.hybrid.pretrain": ("pretrain",),
         "dermedge.train.hybrid.recipe": ("HybridRecipe",),
         "dermedge.train.loop": ("Schedule",),
@@ -126,8 +126,10 @@ __all__ = [
     "BundleError",
     "DataError",
     "DermedgeError",
+    "DistillOptions",
     "ElsewhereError",
     "EngineError",
+    "FinetuneOptions",
     "GateError",
     "HybridRecipe",
     "ImageError",

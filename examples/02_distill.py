@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dermedge.data import draw_data_set
-from dermedge.train import Schedule, distill, finetune
+from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
 
 
 def main(out: Path, images: int = 400, epochs: int = 8) -> None:
@@ -17,18 +17,19 @@ def main(out: Path, images: int = 400, epochs: int = 8) -> None:
 
     schedule = Schedule(epochs=epochs, batch_size=32, lr=2e-3)
     teacher = finetune(
-        data, out / "teacher", backbone="mobilenetv2_050", size=64, schedule=schedule
+        data,
+        out / "teacher",
+        FinetuneOptions(backbone="mobilenetv2_050", size=64, schedule=schedule),
     )
     print("teacher:", teacher.metrics)
 
-    # mobilenetv2_035 is a narrower model of the same family, so the student starts pruned from the teacher.
+    # mobilenetv2_035 is a narrower model of the same family, so the student starts as a pruned
+    # copy of the teacher.
     student = distill(
         out / "teacher",
         data,
         out / "student",
-        backbone="mobilenetv2_035",
-        views=2,
-        schedule=schedule,
+        DistillOptions(backbone="mobilenetv2_035", views=2, schedule=schedule),
     )
     print("student:", student.metrics)
 

@@ -143,7 +143,7 @@ def test_by_default_only_published_weights_of_a_cnn_are_pretrained_further(out, 
     assert default_pretrain_epochs("mobilenetv2_100", "none") == 0
     assert default_pretrain_epochs(None, str(out / "teacher")) == 0
     with pytest.raises(
-        UsageError, match="is neither 'none', 'hub', a safetensors file nor a model's folder"
+        UsageError, match="is neither 'none', 'hub', a safetensors file nor a model folder"
     ):
         default_pretrain_epochs("mobilenetv2_100", str(tmp_path / "nothing"))
 

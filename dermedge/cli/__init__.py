@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from dermedge.cli.allocator import keep_freed_memory
 from dermedge.cli.console import explain
 
 COMMANDS = {
@@ -34,6 +35,9 @@ COMMANDS = {
     "targets": "List the targets of export and what this machine can do for them.",
     "doctor": "Show what this machine can do and which extras are missing.",
 }
+
+# Commands that train on the CPU if there is no GPU; the allocator is tuned for them.
+TRAINING_COMMANDS = frozenset(("demo", "run", "pretrain", "probe", "finetune", "distill", "export"))
 
 
 class LazyCommands(click.Group):
@@ -74,11 +78,14 @@ class LazyCommands(click.Group):
     "4 an engine or extra is missing, 5 bundle verification failed.",
 )
 @click.version_option(package_name="dermedge", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Export dermatology models to phones, Jetsons, browsers and CPUs, behind an accuracy gate.
 
     Start with `dermedge demo`, or `dermedge run --data FOLDER -o OUT` for your own images.
     """
+    if context.invoked_subcommand in TRAINING_COMMANDS:
+        keep_freed_memory()
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`dermedge distill`."""
+"""`dermedge distill`: options and printing."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from dermedge.cli.console import emit, pairs, progress, training_options, views_option
-from dermedge.cli.finetune import summary, training_arguments
+from dermedge.cli.finetune import gather_schedule, summarize
 
 
 @click.command("distill")
@@ -17,44 +17,48 @@ from dermedge.cli.finetune import summary, training_arguments
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the student."
 )
-@click.option("--backbone", help="timm name of the student; may be left out where --init names it.")
+@click.option("--backbone", help="timm name of the student; may be omitted if --init names it.")
 @click.option(
     "--init",
     default="auto",
     show_default=True,
-    help="Initial weights: auto (pruned from the teacher if of its family, else none), none, hub, a safetensors file, "
-    "or a model's folder.",
+    help="Initial weights: auto (pruned from the teacher if of its family, otherwise none), none, "
+    "hub, a safetensors file, or a model folder.",
 )
 @click.option(
     "--unlabelled",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A further table, used without its labels; may be given often.",
+    help="Further table, used without its labels; repeat for several.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
     default=2.0,
     show_default=True,
-    help="Softens the logits of both.",
+    help="Temperature that softens the logits of both models.",
 )
 @click.option(
     "--soft-weight",
     type=click.FloatRange(0, 1),
     default=0.7,
     show_default=True,
-    help="Share of the distillation loss.",
+    help="Share of the distillation loss; the labelled loss has the rest.",
 )
 @views_option
 @training_options
-def command(teacher: Path, data: Path, out: Path, as_json: bool, **options: Any) -> None:
+def command(
+    teacher: Path, data: Path, out: Path, overwrite: bool, as_json: bool, **options: Any
+) -> None:
     """Train a compact student from TEACHER's softened logits and the labels.
 
-    A killed run continues where it was; a finished one with the same settings is not done again.
+    A killed run continues. A finished run with the same settings is not repeated.
     """
-    from dermedge.train import distill
+    from dermedge.train import DistillOptions, distill
 
-    arguments = training_arguments(options)
-    with progress("distill") as tell:
-        student = distill(teacher, data, out, progress=tell, **arguments)
-    emit(summary(student, out), as_json, pairs)
+    training = DistillOptions(**gather_schedule(options))
+    with progress("distill") as report_progress:
+        student = distill(
+            teacher, data, out, training, overwrite=overwrite, progress=report_progress
+        )
+    emit(summarize(student, out), as_json, pairs)

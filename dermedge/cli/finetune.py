@@ -1,4 +1,4 @@
-"""`dermedge finetune`."""
+"""`dermedge finetune`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,8 @@ from dermedge.cli.console import emit, fit_option, pairs, progress, size_option,
 
 if TYPE_CHECKING:
     from dermedge.models import TrainedModel
+
+SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
 
 
 @click.command("finetune")
@@ -23,15 +25,15 @@ if TYPE_CHECKING:
     "tasks",
     multiple=True,
     type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation"]),
-    help="What to learn; may be given often. By default the diagnosis and the malignancy, whichever the table tells, "
-    "or the severity where it tells neither.",
+    help="Task to learn; repeat for several. By default the diagnosis and the malignancy, if the "
+    "table has them, and otherwise the severity.",
 )
-@click.option("--backbone", help="timm name; may be left out where --init names it.")
+@click.option("--backbone", help="timm name; may be omitted if --init names it.")
 @click.option(
     "--init",
     default="none",
     show_default=True,
-    help="Initial weights: none, hub (timm's, downloaded), a safetensors file, or a model's folder "
+    help="Initial weights: none, hub (timm's, downloaded), a safetensors file, or a model folder "
     "(pruned if it is wider).",
 )
 @size_option
@@ -41,41 +43,43 @@ if TYPE_CHECKING:
     type=click.Choice(["teacher", "student"]),
     default="teacher",
     show_default=True,
-    help="What the model is called.",
+    help="Role of the model; it names the JSON file of the model folder.",
 )
 @training_options
-def command(data: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Train a backbone with a head for each task that the table tells about.
+def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Train a backbone with a head for each task that the table has labels for.
 
-    Stops early on val: on the balanced accuracy of the diagnosis, or without one on that of the malignancy, the
-    quadratic weighted kappa of the severity, or the Dice coefficient of the segmentation.
+    Training stops early on val: on the balanced accuracy of the diagnosis. Without a
+    diagnosis, it stops on that of the malignancy, the quadratic weighted kappa of the
+    severity, or the Dice coefficient of the segmentation.
 
-    A killed run continues where it was; a finished one with the same settings is not done again.
+    A killed run continues. A finished run with the same settings is not repeated.
     """
-    from dermedge.train import finetune
+    from dermedge.train import FinetuneOptions, finetune
 
-    arguments = training_arguments({**options, "tasks": options["tasks"] or None})
-    with progress("finetune") as tell:
-        student = finetune(data, out, progress=tell, **arguments)
-    emit(summary(student, out), as_json, pairs)
+    tasks = options.pop("tasks") or None
+    training = FinetuneOptions(tasks=tasks, **gather_schedule(options))
+    with progress("finetune") as report_progress:
+        model = finetune(data, out, training, overwrite=overwrite, progress=report_progress)
+    emit(summarize(model, out), as_json, pairs)
 
 
-def training_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the command line as arguments of the function: the schedule's gathered, the rest as they are."""
+def gather_schedule(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace the schedule's options of a command line by one `Schedule`."""
     from dermedge.train import Schedule
 
-    names = ("epochs", "batch_size", "lr", "patience", "precision")
-    schedule = Schedule(**{name: options.pop(name) for name in names})
-    return {**options, "schedule": schedule}
+    schedule = Schedule(**{name: options[name] for name in SCHEDULE_OPTIONS})
+    rest = {name: value for name, value in options.items() if name not in SCHEDULE_OPTIONS}
+    return {**rest, "schedule": schedule}
 
 
-def summary(student: "TrainedModel", out: Path) -> dict[str, Any]:
-    """What training left behind, for a person or as JSON."""
-    val = student.metrics["val"]
+def summarize(model: "TrainedModel", out: Path) -> dict[str, Any]:
+    """Return a trained model's name, folder, size and val metrics for printing."""
+    val = model.metrics["val"]
     return {
-        "model": student.spec.name,
+        "model": model.spec.name,
         "folder": str(out),
-        "parameters": student.metrics["parameters"],
+        "parameters": model.metrics["parameters"],
         **{
             f"val {name}": round(value, 4)
             for name, value in val.items()

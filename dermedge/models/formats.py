@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dermedge.models.network import IMAGENET_MEAN, IMAGENET_STD
+from dermedge.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from dermedge_runtime.errors import DataError
 
 Weights = dict[str, Tensor]

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dermedge.models.backbone import Backbone, read_backbone, with_hub_normalization
 from dermedge.models.checkpoint import SAFETENSORS, pick, read_tensors
 from dermedge.models.formats import FORMATS, Format, Weights, measure
-from dermedge.models.initialize import backbone_of_file, hub_backbone
 from dermedge.models.model_folder import TrainedModel, save_model_folder
-from dermedge.models.network import Backbone, Network, count_parameters, create_backbone
+from dermedge.models.network import Network, count_parameters, create_backbone
 from dermedge.models.new_spec import check_input, make_preprocess, make_spec
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder, check_free, sha256_file
@@ -227,9 +227,9 @@ def _given(file: Path, kind: Format, backbone: str | None, args: Mapping[str, An
         )
     if kind.anchor is not None:
         return Backbone(backbone or "", args, kind.mean, kind.std)
-    named = hub_backbone(Backbone(backbone, args)) if backbone else None
+    named = with_hub_normalization(Backbone(backbone, args)) if backbone else None
     if file.suffix == SAFETENSORS:
-        return backbone_of_file(file, named)
+        return read_backbone(file, named)
     if named is None:
         raise UsageError(f"{file} does not say which timm model it is: name it with --backbone.")
     return named

@@ -1,42 +1,50 @@
-"""The network: normalisation, a timm backbone, one light head per task."""
+"""The network: normalization, a timm backbone, and one light head per task."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dermedge.models.backbone import Backbone
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Spec, Task
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+if TYPE_CHECKING:
 
+    class TimmModel(nn.Module):
+        """The attributes of a timm model that this package reads, for the type checker."""
 
-@dataclass(frozen=True)
-class Backbone:
-    """A timm model by name, the arguments it is created with, and the normalisation it was trained with.
+        num_features: int
+        num_features_out: int
+        num_features_map: int
+        default_cfg: dict[str, Any]
+        feature_info: Sequence[dict[str, Any]]
 
-    `mean` and `std` are per channel, of RGB scaled to [0, 1]. `stages` keeps only that many of its stages, the first
-    ones (blocks, for a transformer); None keeps all.
-    """
-
-    name: str
-    args: Mapping[str, Any] = field(default_factory=dict)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    stages: int | None = None
+        def forward_features(self, image: Tensor) -> Tensor: ...
+        def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor: ...
+        def forward_intermediates(
+            self, image: Tensor, *, indices: list[int], output_fmt: str
+        ) -> tuple[Tensor, list[Tensor]]: ...
+        def set_input_size(self, img_size: int) -> None: ...
+else:
+    TimmModel = nn.Module
 
 
 class Network(nn.Module):
-    """A backbone with a head per task, from uint8 pixels to float32 outputs named after the tasks.
+    """A backbone with a head per task, from uint8 pixels to float32 outputs by task name.
 
-    A `segment` head reads the backbone's last feature map, every other one its pooled features; both come from one pass
-    through the backbone.
+    A `segment` head reads the backbone's last feature map. The other heads read its
+    pooled features. Both come from one pass through the backbone.
+
+    Example:
+        >>> network = Network(Backbone("test_efficientnet"), (Task("malignancy", "binary"),))
+        >>> output = network.eval()(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+        >>> tuple(output["malignancy"].shape)
+        (2, 1)
     """
 
     mean: Tensor
@@ -52,25 +60,33 @@ class Network(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """`image`, uint8 [N, S, S, 3], as the backbone takes it: float [N, 3, S, S]."""
+        """Return `image`, uint8 [N, S, S, 3], as the backbone's input: float [N, 3, S, S]."""
         pixels = image.permute(0, 3, 1, 2).to(self.mean.dtype)
         return (pixels - self.mean) * self.scale
 
     def features(self, image: Tensor) -> Tensor:
-        """Pooled features [N, D] of `image`, uint8 [N, S, S, 3]."""
+        """Return pooled features [N, D] of `image`, uint8 [N, S, S, 3]."""
         return self.pooled(self.backbone(self.normalised(image)))
 
     def pooled(self, features: Tensor) -> Tensor:
-        """What the backbone gives, as [N, D]: a truncated one has lost its pooling with its head."""
+        """Return the backbone's output as [N, D].
+
+        A truncated backbone has lost its pooling layer with its head, so its maps or
+        tokens are averaged here.
+        """
         if features.ndim == 4:
             return feature_map(self.backbone, features).mean((2, 3))
         return features.mean(1) if features.ndim == 3 else features
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Outputs of every task from `image`, uint8 [N, S, S, 3]; shapes as in `Task`.
+        """Return the outputs of every task; shapes as in `Task`.
+
+        Args:
+            image: uint8 [N, S, S, 3].
 
         Raises:
-            UsageError: there is a `segment` task, and S is not divisible by 4 or the backbone has no feature map.
+            UsageError: There is a `segment` task, and S is not divisible by 4 or the
+                backbone has no feature map.
         """
         if not self.segments:
             pooled = self.features(image)
@@ -78,24 +94,28 @@ class Network(nn.Module):
         size = image.shape[1]
         if size % 4:
             raise UsageError(
-                f"A model that segments takes images whose side is divisible by 4, not {size}: change it."
+                f"The side of a segmentation model's input must be divisible by 4, not {size}. "
+                "Change --size."
             )
         last = self.backbone.forward_features(self.normalised(image))
-        # This is how timm's models make their forward of the two halves.
+        # timm's models compute their own forward from the same two halves, so both kinds of
+        # heads share one pass.
         pooled = self.pooled(self.backbone.forward_head(last))
         spatial = feature_map(self.backbone, last)
         return {
-            name: enlarged(head(spatial), size // 4) if name in self.segments else head(pooled)
+            name: resize_logits(head(spatial), size // 4) if name in self.segments else head(pooled)
             for name, head in self.heads.items()
         }
 
 
-def feature_map(backbone: Any, features: Any) -> Tensor:
-    """A timm backbone's `forward_features` as [N, C, h, w]: a map in either layout, or the tokens of a square of
-    patches, class and register tokens left out.
+def feature_map(backbone: nn.Module, features: object) -> Tensor:
+    """Return a timm backbone's `forward_features` as a map [N, C, h, w].
+
+    Accepts a map in NCHW or NHWC layout, or the tokens of a square of patches. Class
+    and register tokens are removed.
 
     Raises:
-        UsageError: they are neither.
+        UsageError: The features are neither.
     """
     if isinstance(features, Tensor) and features.ndim == 4:
         return (
@@ -109,74 +129,80 @@ def feature_map(backbone: Any, features: Any) -> Tensor:
         if side**2 == patches.shape[1]:
             return patches.transpose(1, 2).reshape(patches.shape[0], -1, side, side)
     raise UsageError(
-        f"{type(backbone).__name__} gives no square feature map to segment on: choose another backbone, or leave the "
-        "segmentation out."
+        f"{type(backbone).__name__} gives no square feature map to segment on. Choose another "
+        "backbone, or leave the segmentation out."
     )
 
 
-def enlarged(logits: Tensor, side: int) -> Tensor:
-    """`logits` [N, 1, h, w], bilinearly resized to [N, 1, side, side]."""
+def resize_logits(logits: Tensor, side: int) -> Tensor:
+    """Resize logits [N, 1, h, w] bilinearly to [N, 1, side, side]."""
     return F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def create_backbone(backbone: Backbone) -> Any:
-    """The timm model without its classifier, randomly initialised; `num_features_out` is the width of its output,
-    `num_features_map` that of its last feature map.
+def create_backbone(backbone: Backbone) -> TimmModel:
+    """Create a timm model without its classifier, with random weights.
+
+    The model gets two attributes: `num_features_out`, the width of its output, and
+    `num_features_map`, the width of its last feature map.
 
     Raises:
-        UsageError: timm knows no model of that name, or refuses the arguments.
+        UsageError: timm has no model of that name, or refuses the arguments.
     """
     if not timm.is_model(backbone.name):
         near = timm.list_models(f"*{backbone.name.split('_')[0]}*")[:8]
         raise UsageError(
-            f"timm knows no model {backbone.name!r}; near it: {', '.join(near) or 'nothing'}. Choose one."
+            f"timm has no model {backbone.name!r}. Similar names: {', '.join(near) or 'none'}."
         )
     try:
         model = timm.create_model(backbone.name, pretrained=False, num_classes=0, **backbone.args)
     except (TypeError, AssertionError, RuntimeError) as error:
         raise UsageError(
-            f"timm refuses {backbone.name!r} with {dict(backbone.args)}: {error}. Change the arguments."
+            f"timm refuses {backbone.name!r} with {dict(backbone.args)}: {error}. "
+            "Change the arguments."
         ) from error
-    # Some families widen the features after pooling (conv_head), and timm names that width apart.
+    # Some families widen the features after pooling (conv_head). timm keeps that width in
+    # head_hidden_size and the width of the last map in num_features.
     model.num_features_map = model.num_features
     model.num_features_out = getattr(model, "head_hidden_size", None) or model.num_features
     if backbone.stages is not None:
         truncate(model, backbone.stages, backbone.name)
-    return model
+    created: TimmModel = model
+    return created
 
 
-def truncate(model: Any, stages: int, name: str) -> None:
-    """Cut a backbone off behind its first `stages` stages, in place.
+def truncate(model: TimmModel, stages: int, name: str) -> None:
+    """Remove a backbone's stages after the first `stages`, in place.
 
     Raises:
-        UsageError: it has fewer, or timm cannot cut this family.
+        UsageError: It has fewer stages, or timm cannot truncate its family.
     """
-    widths = (
-        [stage["num_chs"] for stage in model.feature_info]
-        if hasattr(model, "prune_intermediate_layers")
-        else []
-    )
-    if not 1 <= stages <= len(widths):
+    prune = getattr(model, "prune_intermediate_layers", None)
+    widths = [stage["num_chs"] for stage in getattr(model, "feature_info", ())] if prune else []
+    if prune is None or not 1 <= stages <= len(widths):
         raise UsageError(
-            f"{name!r} has {len(widths)} stages to keep, not {stages}: give fewer, or none."
+            f"{name!r} has {len(widths)} stages to keep, not {stages}. Give a smaller number, "
+            "or omit --stages."
         )
-    model.prune_intermediate_layers(indices=[stages - 1], prune_norm=True, prune_head=True)
+    prune(indices=[stages - 1], prune_norm=True, prune_head=True)
     model.num_features_out = model.num_features_map = widths[stages - 1]
 
 
 class Embed(nn.Module):
-    """The pooled features themselves, L2-normalised: the head of an `embed` task."""
+    """Head of an `embed` task: the pooled features, L2-normalised."""
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """Return unit vectors [N, D] of features [N, D]."""
         return F.normalize(pooled, dim=1)
 
 
 class Coral(nn.Module):
-    """The head of an `ordinal` task with K levels: one score for all of them, and a bias for each of the K-1 questions
-    whether an image is above a level. With one shared score the answers keep their order.
+    """Head of an `ordinal` task with K levels: one shared score and K-1 biases.
 
-    Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural networks with application to age
-    estimation", Pattern Recognition Letters 140, 2020.
+    Logit k is the score plus bias k and estimates P(y > k). The shared score keeps the
+    logits in order.
+
+    Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural networks
+    with application to age estimation", Pattern Recognition Letters 140, 2020.
     """
 
     def __init__(self, width: int, levels: int) -> None:
@@ -187,13 +213,16 @@ class Coral(nn.Module):
         )
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Logits [N, K-1] of P(y > k)."""
+        """Return logits [N, K-1] of P(y > k) from features [N, D]."""
         score: Tensor = self.score(pooled)
         return score + self.biases
 
 
-def make_head(task: Task, backbone: Any) -> nn.Module:
-    """The head of a task on what `create_backbone` made: on its pooled features, for `segment` on its feature map."""
+def make_head(task: Task, backbone: TimmModel) -> nn.Module:
+    """Create the head of a task for a model of `create_backbone`.
+
+    A `segment` head reads the last feature map; the others read pooled features.
+    """
     width = backbone.num_features_out
     if task.kind == "classify":
         return nn.Linear(width, len(task.labels))
@@ -207,12 +236,20 @@ def make_head(task: Task, backbone: Any) -> nn.Module:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Count the parameters of a network.
+
+    Example:
+        >>> count_parameters(nn.Linear(3, 2))
+        8
+    """
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def count_macs(network: nn.Module, spec: Spec) -> int:
-    """Multiply-accumulates of one image, counted by torch's own flop counter (convolutions and matrix products)."""
+    """Count the multiply-accumulates of one image.
+
+    Uses torch's flop counter, which counts convolutions and matrix products.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     size = spec.preprocess.size

@@ -1,52 +1,91 @@
-"""The contract of a new model, and whether a network can keep it."""
+"""Create the spec of a new model, and check that its network accepts the input size."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from dermedge.models.network import Network
 from dermedge_runtime.errors import BundleError, UsageError
 from dermedge_runtime.spec import IDENTIFIER, Preprocess, Spec, Task
 
+if TYPE_CHECKING:
+    from dermedge.models.network import Network
+
 INTENDED_USE = (
-    "Decision support for trained users who look at images of single skin lesions like those that the model was "
-    "trained on. Not a diagnosis, and not a replacement for one."
+    "Decision support for trained users who look at images of single skin lesions like those "
+    "that the model was trained on. Not a diagnosis, and not a replacement for one."
 )
 
 
 def make_spec(
     name: str, tasks: tuple[Task, ...], preprocess: Preprocess, lineage: Mapping[str, Any]
 ) -> Spec:
-    """The contract of a new model. Raises UsageError for a name that no file can have."""
+    """Return the spec of a new model, version "1", with the default intended use.
+
+    Args:
+        name: Becomes part of file names.
+        tasks: The model's outputs.
+        preprocess: Input size, fit and resizing kernel.
+        lineage: Entries for the model, its teacher and its data.
+
+    Raises:
+        UsageError: The name contains a character that file names cannot have.
+
+    Example:
+        >>> tasks = (Task("malignancy", "binary"),)
+        >>> make_spec("mole-check", tasks, make_preprocess(160, "crop"), {}).version
+        '1'
+    """
     if not IDENTIFIER.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot name a model: pass --name with letters, digits, '.', '_' and '-' only."
+            f"{name!r} cannot name a model. Pass --name with letters, digits, '.', '_' and '-' only."
         )
     return Spec(name, "1", tasks, preprocess, INTENDED_USE, lineage)
 
 
 def make_preprocess(size: int, fit: str) -> Preprocess:
-    """The preprocessing of a new model. Raises UsageError where there is no such one."""
+    """Return the preprocessing of a new model: triangle kernel, white background.
+
+    Args:
+        size: Side of the square input in pixels.
+        fit: `crop`, `pad` or `stretch`.
+
+    Raises:
+        UsageError: The size is outside 16 to 4096, or the fit is unknown.
+
+    Example:
+        >>> make_preprocess(224, "pad").kernel
+        'triangle'
+    """
     try:
         return Preprocess.from_json(
             {"size": size, "fit": fit, "kernel": "triangle", "background": [255, 255, 255]}
         )
     except BundleError as error:
         raise UsageError(
-            f"Size {size!r} with fit {fit!r} is no preprocessing: give a side of 16 to 4096 pixels and crop, pad or "
-            "stretch."
+            f"Size {size!r} with fit {fit!r} is not a valid preprocessing. Give a side of 16 to "
+            "4096 pixels, and crop, pad or stretch."
         ) from error
 
 
-def check_input(network: Network, name: str, size: int) -> None:
-    """Raise UsageError if the network cannot take images of that size, as a transformer made for another one cannot."""
+def check_input(network: "Network", name: str, size: int) -> None:
+    """Run the network on one black image of the input size.
+
+    Args:
+        network: Put into eval mode.
+        name: timm name, for the message.
+        size: Side of the square input in pixels.
+
+    Raises:
+        UsageError: The network refuses the size. A transformer made for another size
+            does so.
+    """
+    import torch
+
     network.eval()
     try:
         with torch.no_grad():
             network(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"{name!r} does not take images of {size} x {size} pixels ({error}): choose another --size or --backbone, "
-            f"or make it for them with --backbone-arg img_size={size}."
+            f"{name!r} does not take images of {size} x {size} pixels ({error}). Choose another "
+            f"--size or --backbone, or create it for them with --backbone-arg img_size={size}."
         ) from error

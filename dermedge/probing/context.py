@@ -108,7 +108,8 @@ def load_context(
         >>> load_context("teacher", "lesions", ProbeOptions()).folder
         PosixPath('teacher')
     """
-    from dermedge.models.model_folder import WEIGHTS, load_model_folder
+    from dermedge.models.folder_metadata import WEIGHTS
+    from dermedge.models.model_folder import load_model_folder
 
     folder = Path(teacher)
     model = load_model_folder(folder)

@@ -93,7 +93,7 @@ def _run_knn(context: ProbeContext) -> tuple[ProbeResult, ...]:
 
 def _run_finetune(context: ProbeContext) -> tuple[ProbeResult, ...]:
     """Train the whole network from the teacher's weights, in a temporary folder."""
-    from dermedge.train import Schedule, finetune
+    from dermedge.train import FinetuneOptions, Schedule, finetune
 
     task, spec = context.task, context.teacher.spec.preprocess
     train, val = task.select("train"), context.threshold_split()
@@ -102,16 +102,18 @@ def _run_finetune(context: ProbeContext) -> tuple[ProbeResult, ...]:
         tuned = finetune(
             context.data,
             Path(folder, "tuned"),
-            tasks=(task.name,),
-            init=str(context.folder),
-            size=spec.size,
-            fit=spec.fit,
-            schedule=Schedule(
-                epochs=training.epochs, batch_size=training.batch_size, lr=training.lr
-            )
-            if training is not None
-            else Schedule(),
-            seed=context.options.seed,
+            FinetuneOptions(
+                tasks=(task.name,),
+                init=str(context.folder),
+                size=spec.size,
+                fit=spec.fit,
+                schedule=Schedule(
+                    epochs=training.epochs, batch_size=training.batch_size, lr=training.lr
+                )
+                if training is not None
+                else Schedule(),
+                seed=context.options.seed,
+            ),
             progress=context.progress,
         )
     threshold = _choose_threshold(val, _predict(context, tuned, val) if val is not None else None)
@@ -123,7 +125,7 @@ def _predict(context: ProbeContext, tuned: "TrainedModel", part: ProbeSplit) -> 
     """Return the probabilities [N, K] of a fine-tuned network, over the classes of the task."""
     import torch
 
-    from dermedge.train.finetune import run_network
+    from dermedge.train.training_data import run_network
 
     probed = context.task
     outputs = predict_table(

@@ -1,7 +1,7 @@
-"""Verbs that make models: pretrain or fine-tune a teacher, distil a student."""
+"""Train models: fine-tune a teacher, distil a student."""
 
-from dermedge.train.distill import distill
-from dermedge.train.finetune import finetune
+from dermedge.train.distill import DistillOptions, distill
+from dermedge.train.finetune import FinetuneOptions, finetune
 from dermedge.train.loop import Schedule
 
-__all__ = ["Schedule", "distill", "finetune"]
+__all__ = ["DistillOptions", "FinetuneOptions", "Schedule", "distill", "finetune"]

@@ -1,266 +1,349 @@
-"""`distill`: a compact student that learns from a teacher's softened logits.
+"""`distill`: train a compact student from a teacher's softened logits.
 
-Running the teacher on every view of every epoch costs more than training a small student. So the teacher looks at a
-few fixed views of each image once, its logits are kept on disk, and each epoch trains on one of these views, turned
-or mirrored at random, which a lesion's diagnosis does not depend on.
+Running the teacher on every view of every epoch costs more than training a small
+student. The teacher therefore runs once on a few fixed views of each image, and its
+outputs are kept on disk. Each epoch trains on one of these views, rotated or mirrored at
+random, which does not change a lesion's diagnosis.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from dermedge.models.initialize import prunable
+from dermedge.models.backbone import Backbone, choose_backbone
+from dermedge.models.folder_metadata import WEIGHTS
+from dermedge.models.initialize import is_prunable
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network
 from dermedge.models.new_spec import make_spec
-from dermedge.train.finetune import Batch, Job, finish, masks_settings, run_network
+from dermedge.train.finetune import save_trained
 from dermedge.train.lineage import (
-    choose_backbone,
-    data_lineage,
-    identity,
-    init_digest,
-    init_rows,
-    learned,
-    origin,
+    collect_split,
+    describe_backbone,
+    describe_masks,
+    digest_init,
+    make_data_lineage,
+    make_model_lineage,
+    read_init_split,
 )
-from dermedge.train.loop import Schedule
-from dermedge.train.losses import imitation
+from dermedge.train.losses import distillation_loss
+from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import CACHE, RunRecord
-from dermedge.train.samples import Samples, read_samples
+from dermedge.train.samples import RowIndices, Samples, read_samples
+from dermedge.train.supervision import check_val, labelled_loss
+from dermedge.train.training_data import (
+    Loss,
+    TrainingBatch,
+    TrainingData,
+    make_val_score,
+    run_network,
+    stack_outputs,
+    start_network,
+    train_network,
+)
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import to_json
+from dermedge_runtime.spec import Spec, to_json
+
+T = TypeVar("T", np.uint8, np.float32)
+Outputs = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TrainingOptions):
+    """Options of `distill`, besides those of `TrainingOptions`.
+
+    Attributes:
+        init: Initial weights. `auto` prunes the teacher if the student is a narrower
+            model of its family, and otherwise starts from random weights. The other
+            values are those of `TrainingOptions`.
+        unlabelled: Further tables, all of whose rows are used without their labels.
+        temperature: Temperature that softens the logits of both models.
+        soft_weight: Share of the distillation loss, 0 to 1; the labelled loss has the
+            rest.
+        views: Fixed views of each image that the teacher runs on. More views cost more
+            of the teacher's time.
+
+    Raises:
+        UsageError: A value is outside its range.
+
+    Example:
+        >>> DistillOptions(backbone="mobilenetv2_050", views=2).temperature
+        2.0
+    """
+
+    init: str = "auto"
+    unlabelled: Sequence[Path | str] = ()
+    temperature: float = 2.0
+    soft_weight: float = 0.7
+    views: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.soft_weight <= 1 or self.temperature <= 0 or self.views < 1:
+            raise UsageError(
+                f"Soft weight {self.soft_weight}, temperature {self.temperature} and "
+                f"{self.views} views allow no distillation. Give a soft weight of 0 to 1, a "
+                "temperature above 0 and at least one view."
+            )
 
 
 def distill(
     teacher: Path | str,
     data: Path | str,
     out: Path | str,
+    options: DistillOptions | None = None,
     *,
-    backbone: str | None = None,
-    backbone_args: dict[str, Any] | None = None,
-    stages: int | None = None,
-    init: str = "auto",
-    unlabelled: Sequence[Path | str] = (),
-    temperature: float = 2.0,
-    soft_weight: float = 0.7,
-    views: int = 4,
-    name: str | None = None,
-    balance: bool = True,
-    schedule: Schedule | None = None,
-    seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TrainedModel:
-    """Distil a teacher into a student (Hinton et al., "Distilling the knowledge in a neural network", 2015).
+    """Train a student from a teacher's softened logits and the labels of a table.
 
-    The loss is `soft_weight` x the divergence from the teacher's softened logits + (1 - `soft_weight`) x the labelled
-    loss; rows without a label, and every row of `unlabelled`, count in the first part only. Tasks and preprocessing
-    are the teacher's.
+    The loss is `soft_weight` x the divergence from the teacher's softened logits
+    + (1 - `soft_weight`) x the labelled loss. Rows without a label, and all rows of
+    `unlabelled`, count in the first part only. Tasks and preprocessing are the teacher's.
+
+    Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
     Args:
-        teacher: a model's folder.
-        data: a table's folder or file; its train split trains, its val split stops.
-        out: folder for the student.
-        backbone: timm name of the student; may be left out where `init` is a folder or a file that names it.
-        backbone_args: arguments of `timm.create_model`.
-        stages: keep only so many of the backbone's stages, the first ones.
-        init: `auto` (pruned from the teacher if the student is a narrower model of its family, else random), or what
-            `finetune` accepts.
-        unlabelled: further tables, all of whose rows are used without their labels.
-        temperature: softens the logits of both.
-        soft_weight: share of the distillation loss, 0 to 1.
-        views: fixed views of each image that the teacher looks at; more cost more of its time and teach more.
-        name: of the student; by default the backbone's.
-        balance: aim the labelled loss at balanced accuracy.
-        schedule: length and speed.
-        seed: of order, augmentation and initial weights.
-        overwrite: replace another run in `out`.
-        progress: told after every step, the teacher's passes first.
+        teacher: Folder of a model.
+        data: Folder or file of a table. Its train split trains, its val split stops
+            training early.
+        out: Folder for the student.
+        options: Network, loss and schedule.
+        overwrite: Replace another run in `out`.
+        progress: Called after every step; the teacher's passes come first.
 
     Raises:
-        DataError: a table or the teacher's folder cannot be used.
-        UsageError: an argument makes no sense.
+        DataError: A table or the teacher's folder cannot be used.
+        UsageError: The backbone, the initial weights or `out` cannot be used.
+
+    Example:
+        >>> from dermedge.train import Schedule
+        >>> options = DistillOptions(
+        ...     backbone="test_efficientnet", views=1, schedule=Schedule(epochs=1)
+        ... )
+        >>> student = distill("teacher", "lesions", "distilled", options)
+        >>> student.role
+        'student'
     """
-    if not 0 <= soft_weight <= 1 or temperature <= 0 or views < 1:
-        raise UsageError(
-            "Distillation needs 0 <= soft weight <= 1, a temperature above 0 and at least one view: change them."
-        )
-    schedule = schedule or Schedule()
-    master = load_model_folder(teacher)
+    options = options or DistillOptions()
+    taught_by = load_model_folder(teacher)
+    options = replace(options, init=_choose_init(options, taught_by, teacher))
+    backbone = choose_backbone(
+        options.backbone, options.backbone_args, options.init, options.stages
+    )
+    labelled, tasks = read_samples(data, taught_by.spec.tasks)
+    unlabelled = [read_samples(table, tasks)[0] for table in options.unlabelled]
+    samples = append_unlabelled(labelled, unlabelled)
+    spec = _make_student_spec(options, backbone, taught_by, teacher, samples)
+    settings = {
+        "data": [table.table_digest for table in (labelled, *unlabelled)],
+        "teacher": sha256_file(Path(teacher) / WEIGHTS),
+        "backbone": describe_backbone(backbone),
+        "init": digest_init(options.init),
+        "spec": to_json(replace(spec, lineage={})),
+        "temperature": options.temperature,
+        "soft_weight": options.soft_weight,
+        "views": options.views,
+        "balance": options.balance,
+        "schedule": asdict(options.schedule),
+        "seed": options.seed,
+        **describe_masks(samples, tasks),
+    }
+    run = RunRecord(Path(out), "distill", "student", settings, samples.images_digest)
+    finished = run.finished(overwrite=overwrite)
+    if finished is not None:
+        return finished
+    training = TrainingData.prepare(
+        samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
+    )
+    check_val(tasks, samples, training.val)
+    network = start_network(training, backbone, options.init)
+    split = collect_split(samples, taught_by.split, read_init_split(options.init))
+    run.open(overwrite=overwrite)
+    outputs = run_teacher(taught_by.module, training, run.folder / CACHE, options.views, progress)
+    fitted = train_network(
+        network,
+        training,
+        run,
+        options.schedule,
+        batches=lambda epoch: distillation_batches(training, outputs, epoch),
+        loss=make_distillation_loss(training, options),
+        score=make_val_score(training),
+        progress=progress,
+    )
+    student = TrainedModel(network, spec, backbone, "student", split=split)
+    return save_trained(student, run, fitted, teacher_val=dict(taught_by.metrics.get("val", {})))
+
+
+def _choose_init(options: DistillOptions, teacher: TrainedModel, folder: Path | str) -> str:
+    """Return the student's initial weights, with `auto` resolved."""
+    init = options.init
     if init == "auto":
-        init = (
-            str(teacher)
-            if prunable(master.backbone, backbone, backbone_args or {}, stages)
-            else "none"
+        prunable = is_prunable(
+            teacher.backbone, options.backbone, options.backbone_args, options.stages
         )
-    if init in ("none", "hub") and backbone is None:
-        raise UsageError("No student backbone is named: pass --backbone with a timm name.")
-    chosen = choose_backbone(backbone, backbone_args or {}, init, stages)
-    samples, tasks = read_samples(data, master.spec.tasks)
-    extra = [read_samples(table, tasks)[0] for table in unlabelled]
-    everything = join(samples, extra)
+        init = str(folder) if prunable else "none"
+    if init in ("none", "hub") and options.backbone is None:
+        raise UsageError("No student backbone is named. Pass --backbone with a timm name.")
+    return init
+
+
+def _make_student_spec(
+    options: DistillOptions,
+    backbone: Backbone,
+    teacher: TrainedModel,
+    folder: Path | str,
+    samples: Samples,
+) -> Spec:
     lineage = {
         "teacher": {
-            **master.spec.lineage.get(master.role, {}),
-            "weights": sha256_file(Path(teacher) / "weights.safetensors"),
+            **teacher.spec.lineage.get(teacher.role, {}),
+            "weights": sha256_file(Path(folder) / WEIGHTS),
         },
-        "student": origin(chosen, init),
-        "data": data_lineage(everything),
+        "student": make_model_lineage(backbone, options.init),
+        "data": make_data_lineage(samples),
     }
-    spec = make_spec(name or f"{chosen.name}-student", tasks, master.spec.preprocess, lineage)
-    settings = {
-        "data": [samples.table_digest, *(table.table_digest for table in extra)],
-        "teacher": lineage["teacher"]["weights"],
-        "backbone": identity(chosen),
-        "init": init_digest(init),
-        "spec": to_json(replace(spec, lineage={})),
-        "temperature": temperature,
-        "soft_weight": soft_weight,
-        "views": views,
-        "balance": balance,
-        "schedule": asdict(schedule),
-        "seed": seed,
-        **masks_settings(everything, tasks),
-    }
-    run = RunRecord(Path(out), "distill", "student", settings, everything.images_digest)
-    done = run.finished(overwrite=overwrite)
-    if done is not None:
-        return done
-    job = Distillation(everything, tasks, spec, chosen, schedule, seed, balance)
-    network = job.start(init)
-    split = learned(everything, master.split, init_rows(init))
-    run.open(overwrite=overwrite)
-    job.learn_from(master, run, views, temperature, soft_weight, progress)
-    fitted = job.fit(network, run, job.soft_batches, job.soft_loss, progress)
-    return finish(
-        TrainedModel(network, spec, chosen, "student", split=split),
-        run,
-        fitted,
-        teacher_val=dict(master.metrics.get("val", {})),
-    )
+    name = options.name or f"{backbone.name}-student"
+    return make_spec(name, teacher.spec.tasks, teacher.spec.preprocess, lineage)
 
 
-@dataclass
-class Distillation(Job):
-    """A job whose batches carry the teacher's logits."""
+def run_teacher(
+    teacher: Network,
+    data: TrainingData,
+    cache: Path,
+    views: int,
+    progress: Progress | None = None,
+) -> tuple[Outputs, ...]:
+    """Run the teacher on every view of every train image.
 
-    def learn_from(
-        self,
-        teacher: TrainedModel,
-        run: RunRecord,
-        views: int,
-        temperature: float,
-        soft_weight: float,
-        progress: Progress | None,
-    ) -> None:
-        """Let the teacher look at every view of every training image, keeping each view's logits on disk."""
-        self.view_count, self.temperature, self.soft_weight = views, temperature, soft_weight
-        if teacher.spec.preprocess.size != self.spec.preprocess.size:
-            raise UsageError(
-                "Teacher and student need the same input size: distil at the teacher's."
-            )
-        self.position = np.full(len(self.samples.image_ids), -1)
-        self.position[self.train] = np.arange(len(self.train))
-        self.logits = [
-            self._teacher_view(teacher.module, run.folder / CACHE, v, progress)
-            for v in range(views)
-        ]
+    Args:
+        teacher: The network.
+        data: Train rows and their views.
+        cache: Folder with one file per view. Existing files are read, not computed.
+        views: Number of views.
+        progress: Called after every batch.
 
-    def soft_batches(self, epoch: int) -> Iterable[Batch]:
-        """Batches (image, a target per task, the teacher's outputs per task) of one epoch."""
-        view = epoch % self.view_count
-        logits = self.logits[view]
-        turns = np.random.default_rng((self.seed, epoch, 1)).integers(
-            8, size=len(self.samples.image_ids)
-        )
+    Returns:
+        Per view, the outputs [N, ...] by task, in the order of `data.train`.
+    """
+    from safetensors.numpy import load_file, save
 
-        def turn(arrays: Any, rows: Any) -> Any:
-            return np.stack(
-                [turned(array, int(turns[row])) for array, row in zip(arrays, rows, strict=True)]
-            )
-
-        def make(rows: Any) -> Batch:
-            pixels, masks = self.look(rows, view)
-            targets = self.targets(rows, None if masks is None else turn(masks, rows))
-            at = self.position[rows]
-            teacher = (
-                turn(logits[task.name][at, 0], rows)[:, None]
-                if task.kind == "segment"
-                else logits[task.name][at]
-                for task in self.tasks
-            )
-            return torch.from_numpy(turn(pixels, rows)), *targets, *map(torch.from_numpy, teacher)
-
-        return prefetch(make, self.order(epoch, self.train))
-
-    def soft_loss(self, network: Network, batch: Batch) -> Tensor:
-        """The distillation loss and the labelled loss, weighted."""
-        image, *rest = batch
-        count = len(self.tasks)
-        outputs = network(image)
-        soft = image.new_zeros((), dtype=torch.float32)
-        for task, wanted in zip(self.tasks, rest[count:], strict=True):
-            soft = soft + imitation(task.kind, outputs[task.name], wanted, self.temperature)
-        hard = self.hard_loss(outputs, rest[:count])
-        return torch.lerp(hard, soft, self.soft_weight)
-
-    def _teacher_view(
-        self, teacher: Network, cache: Path, view: int, progress: Progress | None
-    ) -> dict[str, Any]:
+    chunks = [data.train[start : start + 64] for start in range(0, len(data.train), 64)]
+    outputs: list[Outputs] = []
+    for view in range(views):
         path = cache / f"view-{view}.safetensors"
         if path.is_file():
-            from safetensors.numpy import load_file
+            outputs.append(load_file(path))
+            continue
 
-            return dict(load_file(path))
-        chunks = [self.train[i : i + 64] for i in range(0, len(self.train), 64)]
+        def read_view(rows: RowIndices, view: int = view) -> Tensor:
+            return torch.from_numpy(np.stack([data.views.view(int(row), view) for row in rows]))
+
         parts = []
-        made = prefetch(
-            lambda rows: np.stack([self.views.view(int(row), view) for row in rows]), chunks
-        )
-        for done, pixels in enumerate(made, 1):
-            parts.append(run_network(teacher, torch.from_numpy(pixels)))
+        for done, pixels in enumerate(prefetch(read_view, chunks), 1):
+            parts.append(run_network(teacher, pixels))
             if progress:
-                progress(done, len(chunks), f"teacher looks at view {view + 1}/{self.view_count}")
-        logits = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        from safetensors.numpy import save
-
+                progress(done, len(chunks), f"teacher runs on view {view + 1}/{views}")
+        stacked = stack_outputs(parts)
         cache.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, save(logits))
-        return logits
+        atomic_write(path, save(stacked))
+        outputs.append(stacked)
+    return tuple(outputs)
 
 
-def turned(pixels: Any, turn: int) -> Any:
-    """One of the eight symmetries of the square, of an image [S, S, ...]."""
-    pixels = np.rot90(pixels, turn % 4)
-    return np.ascontiguousarray(pixels[:, ::-1] if turn >= 4 else pixels)
+def distillation_batches(
+    data: TrainingData, outputs: Sequence[Outputs], epoch: int
+) -> Iterator[TrainingBatch]:
+    """Return the batches of one epoch: images, a target and a teacher output per task.
+
+    Image, mask and the teacher's mask get the same symmetry of the square.
+    """
+    view = epoch % len(outputs)
+    position = np.full(len(data.samples.image_ids), -1)
+    position[data.train] = np.arange(len(data.train))
+    symmetries = np.random.default_rng((data.seed, epoch, 1)).integers(
+        8, size=len(data.samples.image_ids)
+    )
+
+    def transform(arrays: NDArray[T], rows: RowIndices) -> NDArray[T]:
+        pairs = zip(arrays, rows, strict=True)
+        return np.stack([apply_symmetry(array, int(symmetries[row])) for array, row in pairs])
+
+    def make_batch(rows: RowIndices) -> TrainingBatch:
+        pixels, masks = data.view(rows, view)
+        targets = data.targets(rows, None if masks is None else transform(masks, rows))
+        soft = []
+        for task in data.spec.tasks:
+            output = outputs[view][task.name][position[rows]]
+            if task.kind == "segment":
+                output = transform(output[:, 0], rows)[:, None]
+            soft.append(torch.from_numpy(output))
+        return torch.from_numpy(transform(pixels, rows)), *targets, *soft
+
+    return prefetch(make_batch, data.batch_rows(epoch))
 
 
-def join(samples: Samples, extra: Sequence[Samples]) -> Samples:
-    """Samples followed by the rows of unlabelled tables, all of them to train on, none with a label."""
-    if not extra:
-        return samples
-    known = set(samples.digests)
-    for table in extra:
-        fresh = [i for i, digest in enumerate(table.digests) if digest not in known]
-        known.update(table.digests)
+def make_distillation_loss(data: TrainingData, options: DistillOptions) -> Loss:
+    """Return the weighted sum of the distillation loss and the labelled loss."""
+    tasks, log_prior = data.spec.tasks, data.log_prior(balance=options.balance)
+
+    def loss(network: nn.Module, batch: TrainingBatch) -> Tensor:
+        image, *rest = batch
+        targets, soft_targets = rest[: len(tasks)], rest[len(tasks) :]
+        outputs = network(image)
+        soft = image.new_zeros((), dtype=torch.float32)
+        for task, soft_target in zip(tasks, soft_targets, strict=True):
+            output = outputs[task.name]
+            soft = soft + distillation_loss(task.kind, output, soft_target, options.temperature)
+        hard = labelled_loss(tasks, outputs, targets, log_prior)
+        return torch.lerp(hard, soft, options.soft_weight)
+
+    return loss
+
+
+def apply_symmetry(pixels: NDArray[T], symmetry: int) -> NDArray[T]:
+    """Apply one of the eight symmetries of the square to an image [S, S, ...].
+
+    Args:
+        pixels: The image.
+        symmetry: 0 to 7: quarter turns, and from 4 on a reflection too.
+
+    Example:
+        >>> apply_symmetry(np.array([[1, 2], [3, 4]], np.uint8), 1).tolist()
+        [[2, 4], [1, 3]]
+    """
+    pixels = np.rot90(pixels, symmetry % 4)
+    return np.ascontiguousarray(pixels[:, ::-1] if symmetry >= 4 else pixels)
+
+
+def append_unlabelled(samples: Samples, tables: Sequence[Samples]) -> Samples:
+    """Append the rows of unlabelled tables as train rows without labels.
+
+    An image that is already there, by its digest, is skipped.
+    """
+    seen = set(samples.digests)
+    for table in tables:
+        new = [i for i, digest in enumerate(table.digests) if digest not in seen]
+        seen.update(table.digests)
         samples = replace(
             samples,
-            image_ids=samples.image_ids + tuple(table.image_ids[i] for i in fresh),
-            paths=samples.paths + tuple(table.paths[i] for i in fresh),
-            digests=samples.digests + tuple(table.digests[i] for i in fresh),
-            labels=np.concatenate([samples.labels, np.full(len(fresh), -1)]),
-            malignant=np.concatenate([samples.malignant, np.full(len(fresh), np.nan, np.float32)]),
-            severity=np.concatenate([samples.severity, np.full(len(fresh), -1)]),
-            masks=samples.masks + (None,) * len(fresh),
-            split=np.concatenate([samples.split, np.full(len(fresh), "train")]),
+            image_ids=samples.image_ids + tuple(table.image_ids[i] for i in new),
+            paths=samples.paths + tuple(table.paths[i] for i in new),
+            digests=samples.digests + tuple(table.digests[i] for i in new),
+            labels=np.concatenate([samples.labels, np.full(len(new), -1)]),
+            malignant=np.concatenate([samples.malignant, np.full(len(new), np.nan, np.float32)]),
+            severity=np.concatenate([samples.severity, np.full(len(new), -1)]),
+            masks=samples.masks + (None,) * len(new),
+            split=np.concatenate([samples.split, np.full(len(new), "train")]),
             licences=tuple(sorted({*samples.licences, *table.licences})),
         )
     return samples

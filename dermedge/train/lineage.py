@@ -1,82 +1,64 @@
-"""What a training starts from: its initial weights, and what these have already learned from."""
+"""Record what a training run starts from: initial weights, and images seen earlier."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dermedge.models.initialize import backbone_of_file, hub_backbone
-from dermedge.models.model_folder import load_model_folder
-from dermedge.models.network import Backbone
+from dermedge.models.backbone import Backbone
+from dermedge.models.folder_metadata import WEIGHTS, SplitRows, read_metadata
 from dermedge.train.samples import Samples
-from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import sha256_file
-from dermedge_runtime.spec import to_json
-
-Rows = tuple[tuple[str, str, str], ...]
+from dermedge_runtime.spec import Task, to_json
 
 
-def init_rows(init: str) -> Rows:
-    """What the initial weights have learned from, as far as their folder says."""
-    return load_model_folder(init).split if Path(init).is_dir() else ()
+def read_init_split(init: str) -> SplitRows:
+    """Return the split rows of the folder that gives the initial weights, or none."""
+    return read_metadata(init).split if Path(init).is_dir() else ()
 
 
-def learned(samples: Samples, *earlier: Rows) -> Rows:
-    """The rows of a model's split.csv: those of its own table, and what the models it comes from have learned from."""
-    return inherited(
-        tuple(zip(samples.image_ids, samples.digests, map(str, samples.split), strict=True)),
-        *earlier,
-    )
+def collect_split(samples: Samples, *earlier: SplitRows) -> SplitRows:
+    """Return the rows of a model's split.csv.
+
+    Args:
+        samples: The model's own table.
+        earlier: Split rows of the models that it starts from or learns from.
+    """
+    own = zip(samples.image_ids, samples.digests, map(str, samples.split), strict=True)
+    return add_seen_images(tuple(own), *earlier)
 
 
-def inherited(rows: Rows, *earlier: Rows) -> Rows:
-    """Rows (image_id, sha256, split), and after them the images that earlier models have learned from."""
-    known = {digest for _, digest, split in rows if split in ("train", "val")}
+def add_seen_images(rows: SplitRows, *earlier: SplitRows) -> SplitRows:
+    """Append the train and val images of earlier models to `rows`, each image once."""
+    seen = {digest for _, digest, split in rows if split in ("train", "val")}
     for row in (row for ancestor in earlier for row in ancestor):
-        if row[2] in ("train", "val") and row[1] not in known:
+        if row[2] in ("train", "val") and row[1] not in seen:
             rows += (row,)
-            known.add(row[1])
+            seen.add(row[1])
     return rows
 
 
-def identity(backbone: Backbone) -> dict[str, Any]:
-    """The backbone as settings that a run is known by; what it leaves open is left out."""
+def describe_backbone(backbone: Backbone) -> dict[str, Any]:
+    """Return the backbone as recorded settings. Fields that are None are left out.
+
+    Example:
+        >>> describe_backbone(Backbone("resnet10t"))["name"]
+        'resnet10t'
+    """
     return {name: value for name, value in to_json(backbone).items() if value is not None}
 
 
-def choose_backbone(
-    name: str | None, args: Mapping[str, Any], init: str, stages: int | None = None
-) -> Backbone:
-    """The backbone that name, arguments and initial weights agree on, cut to its first `stages`.
+def describe_masks(samples: Samples, tasks: Sequence[Task]) -> dict[str, str]:
+    """Return the recorded settings that identify the masks.
 
-    Raises:
-        UsageError: nothing names an architecture, or `init` is neither a keyword, a file nor a folder.
+    They are empty unless there is a segmentation task, so that new mask files do not
+    invalidate runs that never read them.
     """
-    asked = Backbone(name, dict(args), stages=stages) if name else None
-    if init in ("none", "hub"):
-        if asked is None:
-            raise UsageError(
-                "No backbone is named: pass --backbone with a timm name, mobilenetv4_conv_small for example."
-            )
-        return asked if init == "none" else hub_backbone(asked)
-    path = Path(init)
-    if path.is_dir():
-        origin = load_model_folder(path).backbone
-        return replace(
-            origin,
-            name=name or origin.name,
-            args={**origin.args, **args},
-            stages=stages or origin.stages,
-        )
-    if path.is_file():
-        return replace(backbone_of_file(path, asked), stages=stages)
-    raise UsageError(
-        f"--init {init!r} is neither 'none', 'hub', a safetensors file nor a model's folder: check the path."
-    )
+    segments = any(task.kind == "segment" for task in tasks)
+    return {"masks": samples.masks_digest} if segments else {}
 
 
-def origin(backbone: Backbone, init: str) -> dict[str, Any]:
-    """A model's entry in the lineage."""
+def make_model_lineage(backbone: Backbone, init: str) -> dict[str, Any]:
+    """Return a model's entry in its lineage: architecture, licence, initial weights."""
     kept = "" if backbone.stages is None else f", its first {backbone.stages} stages"
     entry: dict[str, Any] = {
         "backbone": f"timm {backbone.name}{kept}",
@@ -86,23 +68,23 @@ def origin(backbone: Backbone, init: str) -> dict[str, Any]:
     if init == "hub":
         entry["init"] = "timm's published weights; see their model card for the licence"
     elif init != "none":
-        entry["init"] = f"{Path(init).name}, sha256 {init_digest(init)}"
+        entry["init"] = f"{Path(init).name}, sha256 {digest_init(init)}"
     return entry
 
 
-def init_digest(init: str) -> str:
-    """What identifies the initial weights: a keyword, or the sha256 of the weights file."""
-    path = Path(init)
-    if init in ("none", "hub"):
-        return init
-    return sha256_file(path / "weights.safetensors" if path.is_dir() else path)
-
-
-def data_lineage(samples: Samples) -> dict[str, Any]:
-    """The data's entry in the lineage."""
+def make_data_lineage(samples: Samples) -> dict[str, Any]:
+    """Return the data's entry in a model's lineage: name, digest, licences, counts."""
     return {
         "name": samples.name,
         "digest": samples.table_digest,
         "licences": list(samples.licences) or ["not stated in the table"],
         "images": {split: len(samples.rows(split)) for split in ("train", "val", "test")},
     }
+
+
+def digest_init(init: str) -> str:
+    """Return the identity of initial weights: a keyword, or the sha256 of their file."""
+    path = Path(init)
+    if init in ("none", "hub"):
+        return init
+    return sha256_file(path / WEIGHTS if path.is_dir() else path)

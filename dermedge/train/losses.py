@@ -1,4 +1,4 @@
-"""Losses, as plain functions of logits and targets."""
+"""Losses as plain functions of logits and targets."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,22 @@ from dermedge_runtime.spec import Kind
 
 
 def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tensor:
-    """Cross entropy with logits shifted by the log of the class frequencies, so that argmax aims at balanced accuracy.
+    """Compute cross entropy with logits shifted by the log class frequencies.
 
-    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (tau = 1). Rows labelled -1 do not count;
-    without any labelled row the loss is 0.
+    With the shift, the argmax of the unshifted logits aims at balanced accuracy.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (tau = 1).
 
     Args:
         logits: [N, K].
-        labels: [N], int64.
-        log_prior: [K], zeros for plain cross entropy.
+        labels: int64 [N]; rows with -1 do not count. Without a labelled row the loss is 0.
+        log_prior: [K]; zeros give plain cross entropy.
+
+    Example:
+        >>> logits, labels = torch.zeros(2, 4), torch.tensor([1, -1])
+        >>> loss = adjusted_cross_entropy(logits, labels, torch.zeros(4))
+        >>> round(loss.item(), 3)
+        1.386
     """
     known = labels >= 0
     if not known.any():
@@ -25,11 +32,16 @@ def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) ->
 
 
 def masked_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy over the rows whose target is not NaN; 0 without any.
+    """Compute binary cross entropy over the rows with a target; 0 without any.
 
     Args:
         logits: [N, 1].
-        targets: [N], 0, 1 or NaN.
+        targets: [N], 0, 1 or NaN for unknown.
+
+    Example:
+        >>> loss = masked_binary_cross_entropy(torch.zeros(2, 1), torch.tensor([1.0, torch.nan]))
+        >>> round(loss.item(), 3)
+        0.693
     """
     known = ~targets.isnan()
     if not known.any():
@@ -38,14 +50,21 @@ def masked_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's softened classes, times T^2 so that its gradient keeps its size.
+    """Compute the Kullback-Leibler divergence from the teacher's softened classes.
 
-    Hinton et al., "Distilling the knowledge in a neural network", 2015.
+    The factor T^2 keeps the size of the gradient independent of the temperature.
+
+    Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
     Args:
-        logits: the student's, [N, K].
-        teacher: the teacher's logits, [N, K].
-        temperature: softens both.
+        logits: The student's, [N, K].
+        teacher: The teacher's logits, [N, K].
+        temperature: Temperature T that softens both.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> soft_cross_entropy(logits, logits, 2.0).item()
+        0.0
     """
     student = F.log_softmax(logits / temperature, dim=1)
     target = F.log_softmax(teacher / temperature, dim=1)
@@ -53,20 +72,35 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def soft_binary_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Binary cross entropy against the teacher's probabilities, averaged; both are logits [N, ...]."""
+    """Compute the mean binary cross entropy against the teacher's probabilities.
+
+    Args:
+        logits: The student's, [N, ...].
+        teacher: The teacher's logits, of the same shape.
+
+    Example:
+        >>> round(soft_binary_cross_entropy(torch.zeros(1, 1), torch.zeros(1, 1)).item(), 3)
+        0.693
+    """
     return F.binary_cross_entropy_with_logits(logits, torch.sigmoid(teacher))
 
 
 def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
-    """Binary cross entropies of the K-1 questions whether an image is above a level, summed, over the rows whose level
-    is known; 0 without any.
+    """Compute the sum of K-1 binary cross entropies of an ordinal task; 0 without any level.
 
-    Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural networks with application to age
-    estimation", Pattern Recognition Letters 140, 2020.
+    Output k estimates whether the level is above k.
+
+    Source: Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural
+    networks with application to age estimation", Pattern Recognition Letters 140, 2020.
 
     Args:
         logits: [N, K-1], of P(y > k).
-        levels: [N], 0 to K-1; -1 or NaN where unknown.
+        levels: [N], 0 to K-1; -1 or NaN for unknown.
+
+    Example:
+        >>> loss = cumulative_cross_entropy(torch.zeros(1, 2), torch.tensor([1]))
+        >>> round(loss.item(), 3)
+        1.386
     """
     known = levels >= 0
     if not known.any():
@@ -79,39 +113,60 @@ def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
 
 
 def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross entropy over pixels plus one minus the soft Dice coefficient, over the rows that have a mask; 0
-    without any.
+    """Compute pixel cross entropy plus one minus the soft Dice coefficient; 0 without masks.
 
-    Milletari, Navab and Ahmadi, "V-Net", 3DV 2016 (with the sums of the probabilities themselves in the denominator,
-    and one pixel added to either side of the fraction, so that empty masks can be learned).
+    Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016. The denominator here sums
+    probabilities, not their squares. One pixel is added to numerator and denominator, so
+    that empty masks can be learned.
 
     Args:
         logits: [N, 1, h, w].
-        masks: [N, H, W], the share of each pixel that is inside, averaged down (or repeated up) to the logits' grid;
-            NaN throughout where there is no mask.
+        masks: [N, H, W], the share of each pixel inside the lesion; NaN throughout for
+            an image without a mask. Averaged down (or repeated up) to the logits' grid.
+
+    Example:
+        >>> masks = torch.ones(1, 4, 4)
+        >>> dice_cross_entropy(torch.full((1, 1, 4, 4), 20.0), masks).item() < 0.001
+        True
     """
     known = ~masks.flatten(1).isnan().any(1)
     if not known.any():
         return logits.sum() * 0
-    guess = logits[known].float()
-    inside = F.adaptive_avg_pool2d(masks[known, None].float(), (guess.shape[2], guess.shape[3]))
-    likely = guess.sigmoid()
-    both, either = (likely * inside).sum((1, 2, 3)), (likely + inside).sum((1, 2, 3))
-    return (
-        F.binary_cross_entropy_with_logits(guess, inside)
-        + (1 - (2 * both + 1) / (either + 1)).mean()
-    )
+    known_logits = logits[known].float()
+    grid = (known_logits.shape[2], known_logits.shape[3])
+    target = F.adaptive_avg_pool2d(masks[known, None].float(), grid)
+    probability = known_logits.sigmoid()
+    overlap = (probability * target).sum((1, 2, 3))
+    total = (probability + target).sum((1, 2, 3))
+    pixels = F.binary_cross_entropy_with_logits(known_logits, target)
+    return pixels + (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 
-def imitation(kind: Kind, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far a student's outputs of a task are from its teacher's.
+def distillation_loss(kind: Kind, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Compute the distance of a student's outputs from its teacher's, by kind of task.
 
-    Softened classes for `classify`; for `binary`, `ordinal` and `segment` the teacher's probabilities, summed over an
-    ordinal task's questions; for `embed` the teacher's similarities between the images of the batch, which may be
-    measured in a space of another width (Tung and Mori, "Similarity-preserving knowledge distillation", ICCV 2019).
+    - `classify`: divergence of the softened classes.
+    - `binary`, `ordinal`, `segment`: cross entropy against the teacher's probabilities,
+      summed over an ordinal task's K-1 outputs.
+    - `embed`: squared error of the similarities between the images of a batch. The
+      teacher's embedding may have another width (Tung and Mori, "Similarity-preserving
+      knowledge distillation", ICCV 2019).
+
+    Args:
+        kind: Kind of the task.
+        outputs: The student's outputs [N, ...].
+        teacher: The teacher's outputs [N, ...].
+        temperature: Temperature for `classify`.
+
+    Example:
+        >>> vectors = torch.eye(3)
+        >>> distillation_loss("embed", vectors, vectors, 1.0).item()
+        0.0
     """
     if kind == "classify":
         return soft_cross_entropy(outputs, teacher, temperature)
     if kind == "embed":
         return F.mse_loss(outputs @ outputs.T, teacher @ teacher.T)
+    # The mean over an ordinal task's outputs, times their number, is their sum. The factor is 1
+    # for the other kinds.
     return soft_binary_cross_entropy(outputs, teacher) * outputs.shape[1]

@@ -1,175 +1,251 @@
-"""Quantization-aware training: a network with fake quantizers learns to answer as it did without them."""
+"""Quantization-aware training: train a fake-quantized network to match its fp32 student."""
 
 import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from dermedge.models.model_folder import WEIGHTS, TrainedModel, load_model_folder
+from dermedge.models.folder_metadata import WEIGHTS
+from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network
-from dermedge.train.finetune import Batch, Job, run_network
 from dermedge.train.loop import Schedule
-from dermedge.train.losses import imitation, soft_cross_entropy
+from dermedge.train.losses import distillation_loss, soft_cross_entropy
 from dermedge.train.run_record import RunRecord
-from dermedge.train.samples import read_samples
+from dermedge.train.samples import Samples, read_samples
+from dermedge.train.training_data import (
+    Loss,
+    Score,
+    TrainingBatch,
+    TrainingData,
+    run_network,
+    train_network,
+)
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import to_json
+from dermedge_runtime.spec import Spec, Task, to_json
 
-# Short and slow: the weights are where they should be already, give or take the width of a step.
+# Short and with a low rate: the weights need to move by about one quantization step only.
 SCHEDULE = Schedule(epochs=3, lr=1e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.99)
 
 
 @dataclass(frozen=True)
-class QuantizationAwareTraining:
-    """Trains what `dermedge_export.quantization.qat.fake_quantized` makes of a student; satisfies `Retrain`.
-
-    The loss is the divergence from the fp32 student's softened logits and, with a weight of `teacher_weight`, from the
-    teacher's, on augmented views of the train split; labels are not read. BatchNorms are folded or frozen. The epoch
-    whose answers on val are closest to the fp32 student's wins, the start included. Every run has a folder of its own
-    under `folder`: a finished one is read from there, a killed one continues to the same weights.
+class QatOptions:
+    """Options of quantization-aware training.
 
     Attributes:
-        student: the fp32 student; left alone.
-        data: a table's folder or file.
-        folder: where runs are kept.
-        teacher: a model's folder.
-        schedule: length and speed.
-        temperature: softens the logits of all.
-        teacher_weight: share of the teacher in the loss, 0 to 1.
-        seed: of order and augmentation.
-        progress: told after every step.
+        schedule: Number of epochs, batch size and learning rate.
+        temperature: Temperature that softens the logits of all networks.
+        teacher_weight: Share of the teacher in the loss, 0 to 1; the fp32 student has
+            the rest.
+        seed: Random seed for shuffling and augmentation.
+
+    Example:
+        >>> QatOptions().schedule.epochs
+        3
     """
 
-    student: TrainedModel
-    data: Path | str
-    folder: Path
-    teacher: Path | str | None = None
     schedule: Schedule = SCHEDULE
     temperature: float = 2.0
     teacher_weight: float = 0.25
     seed: int = 0
-    progress: Progress | None = None
 
-    def __call__(self, module: Any, calibration: Calibration, candidate: Candidate) -> Any:
-        """Train `module` in place and return it.
 
-        Raises:
-            DataError: the table cannot be trained on.
-            UsageError: the teacher does another task than the student.
-        """
-        spec, start = self.student.spec, _bytes(module)
-        samples, tasks = read_samples(self.data, spec.tasks)
-        settings = {
-            "data": samples.table_digest,
-            "images": samples.images_digest,
-            "start": sha256_hex(start),
-            "teacher": None if self.teacher is None else sha256_file(Path(self.teacher) / WEIGHTS),
-            "candidate": to_json(candidate),
-            "calibration": calibration.digest,
-            "schedule": asdict(self.schedule),
-            "temperature": self.temperature,
-            "teacher_weight": self.teacher_weight,
-            "seed": self.seed,
-        }
-        run = RunRecord(self.folder, "qat", self.student.role, settings, samples.images_digest)
-        run.folder = self.folder / run.fingerprint[:16]
-        path = run.folder / WEIGHTS
-        if path.is_file():
-            module.load_state_dict(load_file(path))
-            return module
-        job = Imitation(
-            samples, tasks, spec, self.student.backbone, self.schedule, self.seed, balance=False
-        )
-        job.imitate(self._guides(), self.temperature)
-        before = job.score(module)
-        run.open(overwrite=False)
-        fitted = job.fit(module, run, job.labelled_batches, job.divergence, self.progress)
-        if fitted.metrics["score"] < before["score"]:
-            module.load_state_dict(load(start))
-        atomic_write(path, _bytes(module))
-        run.close(fitted, before=before)
+@dataclass(frozen=True)
+class _Reference:
+    """A frozen network whose outputs are imitated, with its weight in the loss."""
+
+    weight: float
+    network: Network
+
+
+def train_quantized(
+    module: nn.Module,
+    calibration: Calibration,
+    candidate: Candidate,
+    *,
+    student: TrainedModel,
+    data: Path | str,
+    folder: Path,
+    teacher: Path | str | None = None,
+    options: QatOptions | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Train a fake-quantized student in place and return it.
+
+    The loss is the divergence from the fp32 student's softened logits and, with
+    `teacher_weight`, from the teacher's, on augmented views of the train split. Labels
+    are not read. BatchNorms are folded or frozen. The epoch whose val outputs are closest
+    to the fp32 student's is kept, or the start if no epoch is closer.
+
+    Every run has its own folder under `folder`. A finished run is read from there, a
+    killed one continues to the same weights.
+
+    With the keyword arguments bound, this function is a `dermedge_export.context.Retrain`.
+
+    Args:
+        module: Result of `dermedge_export.quantization.qat.fake_quantized`.
+        calibration: The images that the module was calibrated with.
+        candidate: The quantized candidate that is exported.
+        student: The fp32 student; left unchanged.
+        data: Folder or file of a table.
+        folder: Folder of all runs.
+        teacher: Folder of the model that the student was distilled from.
+        options: Loss and schedule.
+        progress: Called after every step.
+
+    Raises:
+        DataError: The table cannot be trained on.
+        UsageError: The teacher has other tasks than the student.
+    """
+    options = options or QatOptions()
+    start = _serialize(module)
+    samples, tasks = read_samples(data, student.spec.tasks)
+    settings = _make_settings(samples, start, calibration, candidate, teacher, options)
+    run = RunRecord(folder, "qat", student.role, settings, samples.images_digest)
+    run = replace(run, folder=folder / run.fingerprint[:16])
+    path = run.folder / WEIGHTS
+    if path.is_file():
+        module.load_state_dict(load_file(path))
         return module
+    training = TrainingData.prepare(
+        samples, student.spec, batch_size=options.schedule.batch_size, seed=options.seed
+    )
+    references = _make_references(student, teacher, options.teacher_weight)
+    score = make_agreement_score(training, references[0].network)
+    before = score(module)
+    run.open(overwrite=False)
+    fitted = train_network(
+        module,
+        training,
+        run,
+        options.schedule,
+        batches=training.labelled_batches,
+        loss=_make_loss(tasks, references, options.temperature),
+        score=score,
+        progress=progress,
+    )
+    if fitted.metrics["score"] < before["score"]:
+        module.load_state_dict(load(start))
+    atomic_write(path, _serialize(module))
+    run.close(fitted, before=before)
+    return module
 
-    def _guides(self) -> list[tuple[float, Network]]:
-        """The networks to imitate, each with its weight in the loss, the fp32 student first."""
-        if self.teacher is None:
-            return [(1.0, self.student.module)]
-        teacher, spec = load_model_folder(self.teacher), self.student.spec
-        if teacher.spec.tasks != spec.tasks or teacher.spec.preprocess.size != spec.preprocess.size:
-            raise UsageError(
-                f"The teacher {teacher.spec.name!r} has other tasks or another input size than {spec.name!r}: give the "
-                "teacher that the student was distilled from, or none."
-            )
-        return [
-            (1 - self.teacher_weight, self.student.module),
-            (self.teacher_weight, teacher.module),
-        ]
+
+def _make_settings(
+    samples: Samples,
+    start: bytes,
+    calibration: Calibration,
+    candidate: Candidate,
+    teacher: Path | str | None,
+    options: QatOptions,
+) -> dict[str, Any]:
+    """Return the settings that identify a run."""
+    return {
+        "data": samples.table_digest,
+        "images": samples.images_digest,
+        "start": sha256_hex(start),
+        "teacher": None if teacher is None else sha256_file(Path(teacher) / WEIGHTS),
+        "candidate": to_json(candidate),
+        "calibration": calibration.digest,
+        "schedule": asdict(options.schedule),
+        "temperature": options.temperature,
+        "teacher_weight": options.teacher_weight,
+        "seed": options.seed,
+    }
 
 
-@dataclass
-class Imitation(Job):
-    """A job without labels: the network is to answer as others do."""
+def _make_references(
+    student: TrainedModel, teacher: Path | str | None, teacher_weight: float
+) -> list[_Reference]:
+    """Return copies of the networks to imitate, the fp32 student first."""
+    if teacher is None:
+        return [_Reference(1.0, _copy_network(student))]
+    model, spec = load_model_folder(teacher), student.spec
+    if model.spec.tasks != spec.tasks or model.spec.preprocess.size != spec.preprocess.size:
+        raise UsageError(
+            f"The teacher {model.spec.name!r} has other tasks or another input size than "
+            f"{spec.name!r}. Give the teacher that the student was distilled from, or none."
+        )
+    return [
+        _Reference(1 - teacher_weight, _copy_network(student)),
+        _Reference(teacher_weight, _copy_network(model)),
+    ]
 
-    def imitate(self, guides: list[tuple[float, Network]], temperature: float) -> None:
-        """Name the networks to imitate, each with its weight; answers on val are compared with the first's."""
-        self.guides = [(weight, copy.deepcopy(guide).eval()) for weight, guide in guides]
-        self.temperature = temperature
-        self.val_pixels = self.pixels(self.val)
-        self.wanted = {
-            name: torch.from_numpy(value)
-            for name, value in self._answers(self.guides[0][1]).items()
-        }
 
-    def check_val(self) -> None:
-        """Answers need no labels."""
+def _copy_network(model: TrainedModel) -> Network:
+    return copy.deepcopy(model.module).eval()
 
-    def divergence(self, network: Network, batch: Batch) -> Tensor:
-        """Divergence of the network's softened logits from those of its guides."""
+
+def _make_loss(tasks: Sequence[Task], references: Sequence[_Reference], temperature: float) -> Loss:
+    """Return the weighted divergence of a network's outputs from the references'."""
+
+    def loss(network: nn.Module, batch: TrainingBatch) -> Tensor:
         image = batch[0]
         outputs = network(image)
-        loss = image.new_zeros((), dtype=torch.float32)
-        for weight, guide in self.guides:
+        total = image.new_zeros((), dtype=torch.float32)
+        for reference in references:
             with torch.no_grad():
-                answers = guide.to(image.device)(image)
-            for task in self.tasks:
-                own, wanted = outputs[task.name], answers[task.name]
-                loss = loss + weight * imitation(task.kind, own, wanted, self.temperature)
-        return loss
+                wanted = reference.network.to(image.device)(image)
+            for task in tasks:
+                divergence = distillation_loss(
+                    task.kind, outputs[task.name], wanted[task.name], temperature
+                )
+                total = total + reference.weight * divergence
+        return total
 
-    def score(self, network: torch.nn.Module) -> dict[str, float]:
-        """How close the diagnoses on val are to the first guide's, or without a diagnosis all answers; the score is 1
-        where they are the same.
-        """
-        found = {name: torch.from_numpy(value) for name, value in self._answers(network).items()}
-        diagnosis = self.spec.diagnosis
-        if diagnosis is None:
-            apart = sum(
-                (found[name] - wanted).square().mean() for name, wanted in self.wanted.items()
-            )
-            return {"score": float(torch.exp(-torch.as_tensor(apart)))}
-        logits, wanted = found[diagnosis.name], self.wanted[diagnosis.name]
-        divergence = soft_cross_entropy(logits, wanted, 1.0)
-        agreement = (logits.argmax(1) == wanted.argmax(1)).float().mean()
-        return {
-            "score": (-divergence).exp().item(),
-            "kl": divergence.item(),
-            "top1": agreement.item(),
-        }
-
-    def _answers(self, network: torch.nn.Module) -> dict[str, Any]:
-        return run_network(network, self.val_pixels)
+    return loss
 
 
-def _bytes(module: torch.nn.Module) -> bytes:
-    saved: bytes = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    )
-    return saved
+def make_agreement_score(data: TrainingData, reference: Network) -> Score:
+    """Return a function that compares a network's val outputs with the reference's.
+
+    With a diagnosis, the score is exp(-KL divergence) of its classes. Without one, it is
+    exp(-sum of squared differences) of all outputs. Equal outputs score 1.
+
+    Args:
+        data: Its val rows are read here, once.
+        reference: The fp32 student.
+    """
+    pixels = data.images(data.val)
+    wanted = _to_tensors(run_network(reference, pixels))
+
+    def score(network: nn.Module) -> Mapping[str, float]:
+        return _compare_outputs(data.spec, _to_tensors(run_network(network, pixels)), wanted)
+
+    return score
+
+
+def _compare_outputs(
+    spec: Spec, outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, float]:
+    if spec.diagnosis is None:
+        errors = [(outputs[name] - value).square().mean() for name, value in wanted.items()]
+        return {"score": float(torch.exp(-torch.as_tensor(sum(errors))))}
+    logits, expected = outputs[spec.diagnosis.name], wanted[spec.diagnosis.name]
+    divergence = soft_cross_entropy(logits, expected, 1.0)
+    agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
+    return {
+        "score": (-divergence).exp().item(),
+        "kl": divergence.item(),
+        "top1": agreement.item(),
+    }
+
+
+def _to_tensors(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in outputs.items()}
+
+
+def _serialize(module: nn.Module) -> bytes:
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
+    }
+    content: bytes = save(weights)
+    return content

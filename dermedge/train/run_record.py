@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dermedge.models.model_folder import Role, TrainedModel, load_model_folder
+from dermedge.models.folder_metadata import Role
+from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.train.loop import CHECKPOINT
 from dermedge_runtime.canonical_json import canonical_json, read_json
 from dermedge_runtime.errors import DataError, UsageError

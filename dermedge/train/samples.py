@@ -1,4 +1,4 @@
-"""What training reads: a table's rows as arrays, its pictures as small frames, and augmented views of them."""
+"""Read a table's rows as arrays, its images as small frames, and augmented views of them."""
 
 import os
 import threading
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,30 @@ from dermedge_runtime.preprocess import decode_image, preprocess
 from dermedge_runtime.spec import Preprocess, Task
 
 Pixels = NDArray[np.uint8]
-Shares = NDArray[np.float32]
+# Share of each cell of the output grid that the lesion covers, 0 to 1; NaN without a mask.
+Coverage = NDArray[np.float32]
+RowIndices = NDArray[np.intp]
 FRAME_MARGIN = 1.15
 FRAME_BYTES = 3 << 30
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The rows of the table `name`, in its order.
+    """The rows of a table as arrays, in the table's order.
 
-    `labels` indexes the diagnosis task's labels and `severity` the severity task's levels, -1 where unknown or foreign;
-    `malignant` is 1, 0 or NaN; `masks` are files, None where there is none; `split` is train, val or test.
+    Attributes:
+        name: Name of the table.
+        image_ids: Image ids.
+        paths: Image files.
+        digests: sha256 of the image files.
+        labels: Index into the diagnosis task's labels; -1 if unknown or not a label of
+            the task.
+        malignant: 1, 0, or NaN if unknown.
+        severity: Index into the severity task's levels; -1 if unknown.
+        masks: Mask files, or None.
+        split: `train`, `val` or `test`.
+        table_digest: sha256 of the table's cells.
+        licences: Licences that the table names.
     """
 
     name: str
@@ -50,40 +63,48 @@ class Samples:
 
     @property
     def images_digest(self) -> str:
-        """Identifies the image files themselves, whatever the table says of them."""
+        """Digest of the image files, independent of the table's cells."""
         return sha256_hex("\n".join(sorted(self.digests)).encode())
 
     @property
     def masks_digest(self) -> str:
-        """Identifies the mask files themselves.
+        """Digest of the mask files and the images that they belong to.
 
         Raises:
-            DataError: one cannot be read.
+            DataError: A mask cannot be read.
         """
         try:
-            found = [sha256_file(path) if path is not None else "" for path in self.masks]
+            masks = [sha256_file(path) if path is not None else "" for path in self.masks]
         except OSError as error:
             raise DataError(
-                f"The mask {error.filename} cannot be read: restore it, or empty its cell."
+                f"The mask {error.filename} cannot be read. Restore it, or empty its cell."
             ) from error
-        return sha256_hex(
-            "\n".join(sorted(map("/".join, zip(self.digests, found, strict=True)))).encode()
-        )
+        pairs = map("/".join, zip(self.digests, masks, strict=True))
+        return sha256_hex("\n".join(sorted(pairs)).encode())
 
-    def rows(self, split: str) -> NDArray[np.intp]:
-        """Indices of one split's rows."""
+    def rows(self, split: str) -> RowIndices:
+        """Return the indices of one split's rows."""
         return np.flatnonzero(self.split == split)
 
 
 def read_samples(
     data: Path | str, tasks: tuple[Task, ...] | None = None, *, wanted: Sequence[str] | None = None
 ) -> tuple[Samples, tuple[Task, ...]]:
-    """Read a table, split it if it has no split, and derive its tasks (`wanted` as in `derive_tasks`) unless they are
-    given.
+    """Read a table, assign splits to rows without one, and derive the tasks.
+
+    Args:
+        data: Folder or file of a table.
+        tasks: Tasks of an existing model; None derives them from the train rows.
+        wanted: Names of the tasks to derive, as in `derive_tasks`.
 
     Raises:
-        DataError: the table is unusable, or its training rows cannot teach the tasks.
-        UsageError: an unknown task is wanted.
+        DataError: The table is unusable, or its train rows cannot teach the tasks.
+        UsageError: An unknown task is wanted.
+
+    Example:
+        >>> samples, tasks = read_samples("lesions")
+        >>> [task.name for task in tasks], len(samples.paths)
+        (['diagnosis', 'malignancy'], 80)
     """
     table = with_split(read_table(data))
     frame = table.frame
@@ -93,10 +114,10 @@ def read_samples(
     covering = {dx: project(dx, ids) for dx in frame["dx"].unique() if dx}
     index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
     levels = {
-        label.id: k
+        label.id: level
         for task in tasks
         if task.kind == "ordinal"
-        for k, label in enumerate(task.labels)
+        for level, label in enumerate(task.labels)
     }
     files = digests(table)
     samples = Samples(
@@ -118,7 +139,17 @@ def read_samples(
 
 
 class Frames:
-    """Decoded pictures, shrunk to what training needs and kept in memory up to a limit."""
+    """Decoded images by row, reduced to the size that training needs.
+
+    Frames are kept in memory until `capacity` bytes are used.
+
+    Args:
+        paths: Image files.
+        spec: Preprocessing; its `size` S sets the scale.
+        margin: Short side of a frame in multiples of S. Above 1, so that crops keep
+            detail.
+        capacity: Bytes of memory for kept frames.
+    """
 
     def __init__(
         self,
@@ -126,40 +157,44 @@ class Frames:
         spec: Preprocess,
         *,
         margin: float = FRAME_MARGIN,
-        room: int = FRAME_BYTES,
+        capacity: int = FRAME_BYTES,
     ) -> None:
         self.paths, self.spec, self.margin = paths, spec, margin
         self._kept: dict[int, Pixels] = {}
-        self._room = room
+        self._capacity = capacity
         self._lock = threading.Lock()
 
     def __getitem__(self, row: int) -> Pixels:
-        """RGB uint8 [H, W, 3], the short side at most `margin` S."""
+        """Return a row's frame: RGB uint8 [H, W, 3], short side at most `margin` x S.
+
+        Raises:
+            DataError: The image cannot be decoded.
+        """
         frame = self._kept.get(row)
         if frame is None:
             frame = self._decode(row)
             with self._lock:
-                if self._room >= frame.nbytes and row not in self._kept:
+                if self._capacity >= frame.nbytes and row not in self._kept:
                     self._kept[row] = frame
-                    self._room -= frame.nbytes
+                    self._capacity -= frame.nbytes
         return frame
 
     def centred(self, row: int) -> Pixels:
-        """The contracted preprocessing of a row's file: uint8 [S, S, 3]."""
+        """Return a row's image as the deployed model sees it: uint8 [S, S, 3].
+
+        Raises:
+            DataError: The image cannot be decoded.
+        """
         try:
             return preprocess(self.paths[row], self.spec, exact=True)
         except ImageError as error:
-            raise DataError(
-                f"{self.paths[row]}: {error} Run `dermedge data check` on this table."
-            ) from error
+            raise _unreadable(self.paths[row], error) from error
 
     def _decode(self, row: int) -> Pixels:
         try:
             pixels = decode_image(self.paths[row], self.spec)
         except ImageError as error:
-            raise DataError(
-                f"{self.paths[row]}: {error} Run `dermedge data check` on this table."
-            ) from error
+            raise _unreadable(self.paths[row], error) from error
         height, width = pixels.shape[:2]
         ratio = self.margin * self.spec.size / min(height, width)
         if ratio >= 1:
@@ -168,18 +203,27 @@ class Frames:
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
 
 
+def _unreadable(path: Path, error: ImageError) -> DataError:
+    return DataError(f"{path}: {error} Run `dermedge data check` on this table.")
+
+
 class Masks:
-    """The masks of the same rows as `frames`, None where there is none; kept in memory as bits."""
+    """Lesion masks of the rows of `frames`, kept in memory as bits.
+
+    Args:
+        paths: Mask files; None for a row without a mask.
+        frames: Frames of the same rows.
+    """
 
     def __init__(self, paths: Sequence[Path | None], frames: Frames) -> None:
         self.paths, self.frames = paths, frames
         self._kept: dict[int, Pixels] = {}
 
     def framed(self, row: int) -> Pixels | None:
-        """The mask of a row's frame: uint8 [H, W], 1 inside the lesion.
+        """Return the mask of a row's frame: uint8 [H, W], 1 inside the lesion, or None.
 
         Raises:
-            DataError: it is unreadable, or its sides have another ratio than the image's.
+            DataError: The mask is unreadable, or its aspect ratio is not the image's.
         """
         path = self.paths[row]
         if path is None:
@@ -187,10 +231,12 @@ class Masks:
         height, width = self.frames[row].shape[:2]
         if row not in self._kept:
             mask = decode_mask(path)
+            # A mask may have another resolution than its image. After scaling to the image's
+            # width, its height may differ by rounding only.
             if abs(mask.shape[0] * width / mask.shape[1] - height) > 1.5:
                 raise DataError(
-                    f"The mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, which is not the shape of its "
-                    "image: run `dermedge data check` on this table."
+                    f"The mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, which is not "
+                    "the shape of its image. Run `dermedge data check` on this table."
                 )
             nearest = Image.fromarray(mask.astype(np.uint8)).resize(
                 (width, height), Image.Resampling.NEAREST
@@ -198,9 +244,10 @@ class Masks:
             self._kept[row] = np.packbits(np.asarray(nearest))
         return np.unpackbits(self._kept[row], count=height * width).reshape(height, width)
 
-    def centred(self, row: int) -> Shares:
-        """The mask in the contracted preprocessing's frame, on the grid of the output: [S/4, S/4], 1 inside the lesion;
-        NaN where there is none.
+    def centred(self, row: int) -> Coverage:
+        """Return a row's mask on the output grid of the deployed model: [S/4, S/4].
+
+        The values are 1 inside the lesion, 0 outside, and NaN for a row without a mask.
         """
         path, grid = self.paths[row], output_grid(self.frames.spec)
         if path is None:
@@ -209,7 +256,16 @@ class Masks:
 
 
 class Views:
-    """Augmented views: view `v` of an image is the same pixels whenever, and in whatever order, it is asked for."""
+    """Augmented views of images, determined by seed, view number and image id.
+
+    View `v` of an image has the same pixels at any time and in any order of calls.
+
+    Args:
+        frames: Images.
+        image_ids: Ids of the same rows.
+        seed: Random seed of the augmentation.
+        masks: Masks of the same rows, if any.
+    """
 
     def __init__(
         self, frames: Frames, image_ids: Sequence[str], seed: int, masks: Masks | None = None
@@ -218,12 +274,14 @@ class Views:
         self._local = threading.local()
 
     def view(self, row: int, number: int) -> Pixels:
-        """View `number` of a row: uint8 [S, S, 3]."""
+        """Return view `number` of a row: uint8 [S, S, 3]."""
         return self._cut(row, number, None)[0]
 
-    def masked_view(self, row: int, number: int) -> tuple[Pixels, Shares]:
-        """View `number` of a row, and how much of each cell of the output's grid the lesion covers in it: [S/4, S/4],
-        NaN where the row has no mask.
+    def masked_view(self, row: int, number: int) -> tuple[Pixels, Coverage]:
+        """Return view `number` of a row and the mask in that view.
+
+        Returns:
+            Image uint8 [S, S, 3], and coverage [S/4, S/4], NaN without a mask.
         """
         side = self.frames.spec.size // 4
         pixels, mask = self._cut(row, number, self.masks.framed(row) if self.masks else None)
@@ -232,8 +290,9 @@ class Views:
         return pixels, mask.reshape(side, 4, side, 4).mean((1, 3), dtype=np.float32)
 
     def _cut(self, row: int, number: int, mask: Pixels | None) -> tuple[Pixels, Pixels | None]:
+        # A transform holds its random state, so each thread has its own.
         if not hasattr(self._local, "transform"):
-            self._local.transform = augmentation(self.frames.spec.size)
+            self._local.transform = make_augmentation(self.frames.spec.size)
         self._local.transform.set_random_seed(
             zlib.crc32(f"{self.seed}/{number}/{self.image_ids[row]}".encode())
         )
@@ -242,15 +301,30 @@ class Views:
         return cut["image"], cut.get("mask")
 
 
-def augmentation(size: int) -> Any:
-    """Crops, the eight symmetries of the square and mild colour changes; nothing that hides or invents structure."""
-    os.environ.setdefault(
-        "NO_ALBUMENTATIONS_UPDATE", "1"
-    )  # else importing it asks the network for its newest version
+class Transform(Protocol):
+    """An albumentations transform: arrays by name in, arrays by name out."""
+
+    def __call__(self, **arrays: Pixels) -> dict[str, Pixels]: ...
+    def set_random_seed(self, seed: int) -> None:
+        """Start the random numbers of the next call from `seed`."""
+
+
+def make_augmentation(size: int) -> Transform:
+    """Return random crops, the eight symmetries of the square and mild colour changes.
+
+    Transforms that hide or invent structure are left out, because structure is what a
+    diagnosis depends on.
+
+    Args:
+        size: Side of the output in pixels.
+    """
+    # Without this, importing albumentations asks the network for its newest version.
+    # Upstream: https://github.com/albumentations-team/albumentations (NO_ALBUMENTATIONS_UPDATE).
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
     import cv2
 
-    return A.Compose(
+    transform: Transform = A.Compose(
         [
             A.RandomResizedCrop(
                 (size, size), scale=(0.45, 1.0), ratio=(0.8, 1.25), interpolation=cv2.INTER_LINEAR
@@ -265,3 +339,4 @@ def augmentation(size: int) -> Any:
             ),
         ]
     )
+    return transform

@@ -1,7 +1,6 @@
-"""What a table knows about a model's tasks: targets to learn from, their loss, and scores on val."""
+"""Map the columns of a table to training targets, losses and val metrics of tasks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,155 +13,195 @@ from dermedge.train.losses import (
     dice_cross_entropy,
     masked_binary_cross_entropy,
 )
-from dermedge.train.samples import Samples
+from dermedge.train.samples import Coverage, RowIndices, Samples
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.predictions import ordinal_levels
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Task
 
-Rows = NDArray[np.intp]
-Truth = NDArray[Any]
-ValScores = dict[str, float]
+Floats = NDArray[np.float32]
+ValMetrics = dict[str, float]
+SUPERVISED_KINDS = ("classify", "binary", "ordinal", "segment")
 
 
 def supervised_tasks(tasks: Sequence[Task]) -> dict[str, Task]:
-    """Kind -> the task of that kind that a table tells about, in the order in which they score a model."""
-    found = {}
-    for kind in ("classify", "binary", "ordinal", "segment"):
+    """Return the tasks that a table has labels for, by kind.
+
+    The order is the order in which they select the best epoch. Of the binary tasks only
+    `malignancy` has a column.
+
+    Example:
+        >>> list(supervised_tasks([Task("features", "embed"), Task("lesion", "segment")]))
+        ['segment']
+    """
+    supervised = {}
+    for kind in SUPERVISED_KINDS:
         of_kind = [
             task
             for task in tasks
             if task.kind == kind and (kind != "binary" or task.name == "malignancy")
         ]
         if of_kind:
-            found[kind] = of_kind[0]
-    return found
+            supervised[kind] = of_kind[0]
+    return supervised
 
 
 def training_target(
-    task: Task, tasks: Sequence[Task], samples: Samples, rows: Rows, masks: Truth | None
+    task: Task,
+    tasks: Sequence[Task],
+    samples: Samples,
+    rows: RowIndices,
+    masks: Coverage | None,
 ) -> Tensor:
-    """The target of some rows for one task, as `learned_loss` takes it; `masks` [N, S/4, S/4] are theirs.
+    """Return the target of some rows for one task, as `labelled_loss` takes it.
 
-    A task that no column tells about gets NaN.
+    Args:
+        task: One of `tasks`. A task without a column gets NaN.
+        tasks: All tasks of the model.
+        samples: The table.
+        rows: Indices [N].
+        masks: The rows' masks, [N, S/4, S/4].
     """
     if supervised_tasks(tasks).get(task.kind) is task:
         if task.kind == "segment" and masks is not None:
             return torch.from_numpy(masks)
-        if task.kind != "segment":
-            columns: dict[str, Truth] = {"classify": samples.labels, "binary": samples.malignant}
-            return torch.from_numpy(columns.get(task.kind, samples.severity)[rows])
+        if task.kind == "classify":
+            return torch.from_numpy(samples.labels[rows])
+        if task.kind == "binary":
+            return torch.from_numpy(samples.malignant[rows])
+        if task.kind == "ordinal":
+            return torch.from_numpy(samples.severity[rows])
     return torch.full((len(rows),), float("nan"))
 
 
-def learned_loss(
+def labelled_loss(
     tasks: Sequence[Task],
     outputs: Mapping[str, Tensor],
     targets: Sequence[Tensor],
     log_prior: Tensor,
 ) -> Tensor:
-    """The labelled losses of all tasks that a table tells about, summed; `targets` are in the order of `tasks`.
+    """Return the sum of the losses of all tasks that a table has labels for.
 
-    `log_prior` [K] shifts the diagnosis, as in `adjusted_cross_entropy`.
+    Args:
+        tasks: Tasks of the model.
+        outputs: The network's outputs by task.
+        targets: One per task, in the order of `tasks`.
+        log_prior: Log frequencies of the diagnoses [K], as in `adjusted_cross_entropy`.
     """
-    known = supervised_tasks(tasks).values()
+    supervised = supervised_tasks(tasks).values()
     losses = []
-    for task, truth in zip(tasks, targets, strict=True):
-        if task not in known:
+    for task, target in zip(tasks, targets, strict=True):
+        if task not in supervised:
             continue
         logits = outputs[task.name]
         if task.kind == "classify":
-            losses.append(adjusted_cross_entropy(logits, truth, log_prior.to(truth.device)))
+            losses.append(adjusted_cross_entropy(logits, target, log_prior.to(target.device)))
         elif task.kind == "binary":
-            losses.append(masked_binary_cross_entropy(logits, truth))
+            losses.append(masked_binary_cross_entropy(logits, target))
         elif task.kind == "ordinal":
-            losses.append(cumulative_cross_entropy(logits, truth))
+            losses.append(cumulative_cross_entropy(logits, target))
         else:
-            losses.append(dice_cross_entropy(logits, truth))
+            losses.append(dice_cross_entropy(logits, target))
     return sum(losses[1:], losses[0])
 
 
-def check_val(tasks: Sequence[Task], samples: Samples, rows: Rows) -> None:
-    """Raise DataError if the rows cannot tell a better model from a worse one by the task that scores it."""
-    known = supervised_tasks(tasks)
-    if not known:
+def check_val(tasks: Sequence[Task], samples: Samples, rows: RowIndices) -> None:
+    """Check that the val rows can rank epochs by the first supervised task.
+
+    Raises:
+        DataError: No task has a column, or the val rows lack the labels that its score
+            needs.
+    """
+    supervised = supervised_tasks(tasks)
+    if not supervised:
         names = ", ".join(task.name for task in tasks)
         raise DataError(
-            f"No column of a table tells about the model's tasks ({names}): fine-tune it on labels first."
+            f"A table has no column for the model's tasks ({names}). Fine-tune the model on "
+            "labels first."
         )
-    kind = next(iter(known))
+    kind = next(iter(supervised))
     if kind == "classify" and not (samples.labels[rows] >= 0).any():
         raise DataError(
-            "No val row has a diagnosis that the model knows: fill the table's dx column."
+            "No val row has a diagnosis of the model's labels. Fill the table's dx column."
         )
     if kind == "binary" and not {0, 1} <= set(samples.malignant[rows].tolist()):
         raise DataError(
-            "The val rows do not hold both malignant and benign lesions: fill the malignant column."
+            "The val rows do not hold both malignant and benign lesions. Fill the malignant column."
         )
     if kind == "ordinal" and len(set(samples.severity[rows].tolist()) - {-1}) < 2:
         raise DataError(
-            "The val rows hold fewer than two of the model's levels: fill the table's severity column."
+            "The val rows hold fewer than two of the model's levels. Fill the table's "
+            "severity column."
         )
     if kind == "segment" and not any(samples.masks[row] is not None for row in rows):
-        raise DataError("No val row has a mask: fill the table's mask column.")
+        raise DataError("No val row has a mask. Fill the table's mask column.")
 
 
-def val_scores(
+def val_metrics(
     tasks: Sequence[Task],
-    outputs: Mapping[str, Any],
+    outputs: Mapping[str, Floats],
     samples: Samples,
-    rows: Rows,
-    masks: Truth | None,
-) -> ValScores:
-    """Metrics of `outputs` [N, ...] by task, on rows that `check_val` has passed; what these do not tell is left out.
+    rows: RowIndices,
+    masks: Coverage | None,
+) -> ValMetrics:
+    """Return metrics on val rows that `check_val` has accepted.
 
-    `score` is the balanced accuracy of the diagnosis; else that of the malignancy, the quadratic weighted kappa of the
-    severity, or the mean Dice coefficient, whichever is the first that there is.
+    `score` is the first of these that the model has: balanced accuracy of the diagnosis,
+    balanced accuracy of the malignancy, quadratic weighted kappa of the severity, mean
+    Dice coefficient. Metrics that the rows cannot give are left out.
+
+    Args:
+        tasks: Tasks of the model.
+        outputs: Outputs [N, ...] by task.
+        samples: The table.
+        rows: Indices [N].
+        masks: The rows' masks, [N, S/4, S/4].
     """
-    known = supervised_tasks(tasks)
-    found: ValScores = {}
-    if "classify" in known:
-        found |= _diagnosis(outputs[known["classify"].name], samples.labels[rows])
-    if "binary" in known:
-        found |= _malignancy(
-            outputs[known["binary"].name], samples.malignant[rows], first=not found
-        )
-    if "ordinal" in known:
-        found |= _severity(outputs[known["ordinal"].name], samples.severity[rows], first=not found)
-    if "segment" in known and masks is not None:
-        found |= _segmentation(outputs[known["segment"].name], masks, first=not found)
-    return {name: value for name, value in found.items() if np.isfinite(value)}
+    supervised = supervised_tasks(tasks)
+    values: ValMetrics = {}
+    if "classify" in supervised:
+        values |= _diagnosis_metrics(outputs[supervised["classify"].name], samples.labels[rows])
+    if "binary" in supervised:
+        logits = outputs[supervised["binary"].name]
+        values |= _malignancy_metrics(logits, samples.malignant[rows], first=not values)
+    if "ordinal" in supervised:
+        logits = outputs[supervised["ordinal"].name]
+        values |= _severity_metrics(logits, samples.severity[rows], first=not values)
+    if "segment" in supervised and masks is not None:
+        logits = outputs[supervised["segment"].name]
+        values |= _segmentation_metrics(logits, masks, first=not values)
+    return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _diagnosis(logits: Truth, labels: Truth) -> ValScores:
+def _diagnosis_metrics(logits: Floats, labels: NDArray[np.int64]) -> ValMetrics:
     known, predicted = labels >= 0, logits.argmax(1)
     balanced = float(metrics.balanced_accuracy(labels[known], predicted[known], logits.shape[1]))
-    share = float(metrics.accuracy(labels[known], predicted[known]))
-    return {"score": balanced, "balanced_accuracy": balanced, "accuracy": share}
+    accuracy = float(metrics.accuracy(labels[known], predicted[known]))
+    return {"score": balanced, "balanced_accuracy": balanced, "accuracy": accuracy}
 
 
-def _malignancy(logits: Truth, malignant: Truth, *, first: bool) -> ValScores:
+def _malignancy_metrics(logits: Floats, malignant: Floats, *, first: bool) -> ValMetrics:
     known = ~np.isnan(malignant)
     truth, scores = malignant[known].astype(np.int64), logits[known, 0]
-    found = {"malignant_auroc": float(metrics.auroc(truth == 1, scores))}
+    values = {"malignant_auroc": float(metrics.auroc(truth == 1, scores))}
     if not first:
-        return found
+        return values
     balanced = float(metrics.balanced_accuracy(truth, (scores >= 0).astype(np.int64), 2))
-    return {"score": balanced, "balanced_accuracy": balanced, **found}
+    return {"score": balanced, "balanced_accuracy": balanced, **values}
 
 
-def _severity(logits: Truth, levels: Truth, *, first: bool) -> ValScores:
+def _severity_metrics(logits: Floats, levels: NDArray[np.int64], *, first: bool) -> ValMetrics:
     known = levels >= 0
     truth, predicted = levels[known], ordinal_levels(logits[known])
     kappa = float(metrics.quadratic_weighted_kappa(truth, predicted))
-    found = {
+    values = {
         "severity_kappa": kappa,
         "severity_mae": float(metrics.mean_absolute_error(truth, predicted)),
     }
-    return {"score": kappa, **found} if first else found
+    return {"score": kappa, **values} if first else values
 
 
-def _segmentation(logits: Truth, masks: Truth, *, first: bool) -> ValScores:
+def _segmentation_metrics(logits: Floats, masks: Coverage, *, first: bool) -> ValMetrics:
     known = ~np.isnan(masks).any(axis=(1, 2))
     overlap = float(metrics.weighted_mean(metrics.dice(masks[known] >= 0.5, logits[known, 0] >= 0)))
     return {"score": overlap, "dice": overlap} if first else {"dice": overlap}

@@ -239,16 +239,21 @@ class _DeferredTraining:
         self, module: "nn.Module", calibration: Calibration, candidate: Candidate
     ) -> "nn.Module":
         try:
-            from dermedge.train.qat import QuantizationAwareTraining
+            from dermedge.train.qat import train_quantized
         except ImportError as error:
             raise MissingExtraError(
                 error.name or "lightning-fabric", "train", "Quantization-aware training"
             ) from error
-        train = QuantizationAwareTraining(
-            self.model, self.data, self.folder, self.teacher, progress=self.progress
+        return train_quantized(
+            module,
+            calibration,
+            candidate,
+            student=self.model,
+            data=self.data,
+            folder=self.folder,
+            teacher=self.teacher,
+            progress=self.progress,
         )
-        trained: nn.Module = train(module, calibration, candidate)
-        return trained
 
 
 class _Steps:

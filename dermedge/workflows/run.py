@@ -12,8 +12,9 @@ from dermedge.data.draw import draw_data_set
 from dermedge.data.split import split_data
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.evaluation import EvaluationReport, evaluate
+from dermedge.models.backbone import choose_backbone
 from dermedge.report import write_report
-from dermedge.train import Schedule, distill, finetune
+from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
 from dermedge.workflows.export import export
 from dermedge_export.options import ExportOptions
 from dermedge_export.target import find_target
@@ -265,7 +266,6 @@ def default_pretrain_epochs(backbone: str | None, init: str) -> int:
         return 0
     from dermedge.train.hybrid import PRESETS
     from dermedge.train.hybrid.model import has_patches
-    from dermedge.train.lineage import choose_backbone
 
     chosen = choose_backbone(_teacher_backbone(backbone, init), {}, init)
     return 0 if has_patches(chosen) else PRESETS["mobile"].epochs
@@ -308,14 +308,18 @@ def _train(
         finetune(
             data,
             teacher,
-            backbone=None if pretrain_epochs else _teacher_backbone(options.backbone, options.init),
-            backbone_args=options.backbone_args,
-            init=str(pretrained) if pretrain_epochs else options.init,
-            size=options.size,
-            fit=options.fit,
-            name=f"{options.name}-teacher" if options.name else None,
-            schedule=options.teacher_schedule,
-            seed=options.seed,
+            FinetuneOptions(
+                backbone=None
+                if pretrain_epochs
+                else _teacher_backbone(options.backbone, options.init),
+                backbone_args=options.backbone_args or {},
+                init=str(pretrained) if pretrain_epochs else options.init,
+                size=options.size,
+                fit=options.fit,
+                name=f"{options.name}-teacher" if options.name else None,
+                schedule=options.teacher_schedule,
+                seed=options.seed,
+            ),
             overwrite=overwrite,
             progress=stages["teacher"],
         )
@@ -327,14 +331,16 @@ def _train(
             teacher,
             data,
             student,
-            backbone=options.student or DEFAULT_BACKBONE,
-            backbone_args=dict(options.student_args or {}),
-            stages=stages_kept,
-            init=options.student_init,
-            views=options.views,
-            name=options.name,
-            schedule=options.student_schedule,
-            seed=options.seed,
+            DistillOptions(
+                backbone=options.student or DEFAULT_BACKBONE,
+                backbone_args=options.student_args or {},
+                stages=stages_kept,
+                init=options.student_init,
+                views=options.views,
+                name=options.name,
+                schedule=options.student_schedule,
+                seed=options.seed,
+            ),
             overwrite=overwrite,
             progress=stages["student"],
         )
@@ -350,7 +356,6 @@ def _pretrain(
     progress: Progress,
 ) -> None:
     from dermedge.train.hybrid import PRESETS, pretrain
-    from dermedge.train.lineage import choose_backbone
 
     name = _teacher_backbone(options.backbone, options.init)
     backbone = choose_backbone(name, options.backbone_args or {}, options.init)

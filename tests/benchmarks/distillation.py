@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dermedge.cli.allocator import keep_freed_memory
 from dermedge.data import read_table, with_split
 from dermedge.evaluation import evaluate
 from dermedge.evaluation.table_predictions import table_predictions
 from dermedge.models import load_model_folder
 from dermedge.models.network import count_macs
-from dermedge.train import Schedule, distill, finetune
+from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
 from dermedge.workflows.export import export
 from dermedge_export.evaluation.metrics import auroc, balanced_accuracy, bootstrap, macro_auroc
 from dermedge_export.evaluation.metrics import interval as interval_of
@@ -75,29 +76,33 @@ def main() -> None:
 
 
 def train(data: Path, init: str, out: Path) -> None:
-    """The teacher and the two students, one after the other."""
+    """Train the teacher and the two students, one after the other."""
+    keep_freed_memory()
     teacher = out / "teacher"
     finetune(
-        data, teacher, init=init, size=SIZE, schedule=Schedule(epochs=12), progress=say("teacher")
+        data,
+        teacher,
+        FinetuneOptions(init=init, size=SIZE, schedule=Schedule(epochs=12)),
+        progress=say("teacher"),
     )
     distill(
         teacher,
         data,
         out / "student-distilled",
-        backbone=STUDENT,
-        stages=STAGES,
-        schedule=Schedule(epochs=8),
+        DistillOptions(backbone=STUDENT, stages=STAGES, schedule=Schedule(epochs=8)),
         progress=say("distilled"),
     )
     finetune(
         data,
         out / "student-pruned",
-        backbone=STUDENT,
-        stages=STAGES,
-        init=str(teacher),
-        size=SIZE,
-        role="student",
-        schedule=Schedule(epochs=10),
+        FinetuneOptions(
+            backbone=STUDENT,
+            stages=STAGES,
+            init=str(teacher),
+            size=SIZE,
+            role="student",
+            schedule=Schedule(epochs=10),
+        ),
         progress=say("pruned"),
     )
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from pretraining_naive import naive_images_per_second
 
-from dermedge.models.initialize import backbone_of_file
+from dermedge.models.backbone import read_backbone
 from dermedge.probing import ProbeOptions, probe
-from dermedge.train import Schedule, finetune
+from dermedge.train import FinetuneOptions, Schedule, finetune
 from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
 from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=RECIPE.lr)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
-    backbone = backbone_of_file(options.init, None)
+    backbone = read_backbone(options.init, None)
     recipe = replace(
         RECIPE,
         backbone=backbone.name,
@@ -160,10 +160,7 @@ def tuned(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
             teacher = finetune(
                 options.probe,
                 folder,
-                init=str(init),
-                size=recipe.size,
-                schedule=TUNING,
-                seed=seed,
+                FinetuneOptions(init=str(init), size=recipe.size, schedule=TUNING, seed=seed),
                 progress=say(folder.name),
             )
             wall = read_json(folder / "run.json", DataError)["wall_seconds"]

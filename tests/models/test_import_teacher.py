@@ -641,7 +641,7 @@ class TestRefusals:
                 {"pos_embed": "nearest"},
                 "'nearest': choose one of bicubic-antialias, bicubic, bicubic-offset",
             ),
-            ({"backbone": "vit_smal"}, "timm knows no model 'vit_smal'"),
+            ({"backbone": "vit_smal"}, "timm has no model 'vit_smal'"),
             ({"backbone_args": {**SMALL, "colour": 1}}, "timm refuses"),
             ({"backbone_args": {**SMALL, "num_heads": 5}}, "timm refuses"),
             ({"backbone_args": {**SMALL, "img_size": 56}}, "as --size"),

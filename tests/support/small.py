@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from dermedge.data import draw_data_set, read_table, with_split
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge.train import Schedule, distill, finetune
+from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, Exportable, ExportContext
 from dermedge_export.export import ExportSession
@@ -32,6 +32,8 @@ EXPORTED = "test_efficientnet"
 SIZE = 32
 TASKS = ("diagnosis", "malignancy", "severity", "segmentation")
 SCHEDULE = Schedule(epochs=3, batch_size=16, lr=2e-3)
+# Keywords of the functions themselves; all others are options.
+CALL_KEYWORDS = ("overwrite", "progress")
 PRELOADED = [
     "dermedge.train",
     "dermedge.evaluation.export_data",
@@ -92,21 +94,22 @@ def many_tasks_folder(base: Path) -> Path:
 
 
 def train(data: Path, out: Path, **changes: Any) -> TrainedModel:
-    """The small teacher's training, with some arguments changed; it drops paths at random, as many networks do."""
-    arguments = {
+    """Train the small teacher with some options changed; stochastic depth is on."""
+    calls = {name: changes.pop(name) for name in CALL_KEYWORDS if name in changes}
+    options = {
         "backbone": WIDE,
         "backbone_args": {"drop_path_rate": 0.2},
         "size": SIZE,
         "schedule": SCHEDULE,
     }
-    return finetune(data, out, **{**arguments, **changes})
+    return finetune(data, out, FinetuneOptions(**{**options, **changes}), **calls)
 
 
 def learn(teacher: Path, data: Path, out: Path, **changes: Any) -> TrainedModel:
-    """The small student's distillation, with some arguments changed."""
-    return distill(
-        teacher, data, out, **{"backbone": NARROW, "views": 2, "schedule": SCHEDULE, **changes}
-    )
+    """Distil the small student with some options changed."""
+    calls = {name: changes.pop(name) for name in CALL_KEYWORDS if name in changes}
+    options = {"backbone": NARROW, "views": 2, "schedule": SCHEDULE, **changes}
+    return distill(teacher, data, out, DistillOptions(**options), **calls)
 
 
 def export_model(

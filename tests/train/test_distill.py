@@ -14,7 +14,7 @@ from dermedge.data import digests, draw_data_set, read_table
 from dermedge.models import Network, load_model_folder
 from dermedge.models.initialize import narrow
 from dermedge.train import Schedule
-from dermedge.train.distill import turned
+from dermedge.train.distill import apply_symmetry
 from dermedge_runtime.errors import DataError, UsageError
 from support.small import (
     NARROW,
@@ -302,7 +302,7 @@ def test_what_its_teacher_has_seen_counts_as_seen(
         ({"temperature": 0}, "temperature above 0"),
         ({"views": 0}, "at least one view"),
         ({"backbone": None}, "--backbone"),
-        ({"backbone": "mobilenetv2_035x"}, "timm knows no model"),
+        ({"backbone": "mobilenetv2_035x"}, "timm has no model"),
         ({"backbone": "test_resnet", "init": "the teacher"}, "differ in more than width"),
         ({"name": "a/b"}, "cannot name a model"),
     ],
@@ -324,7 +324,7 @@ def test_a_teacher_that_is_not_there(data: Path, tmp_path: Path) -> None:
 
 def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
     image = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
-    turns = [turned(image, turn) for turn in range(8)]
+    turns = [apply_symmetry(image, turn) for turn in range(8)]
     assert len({turn.tobytes() for turn in turns}) == 8
     np.testing.assert_array_equal(turns[0], image)
     for turn in turns:

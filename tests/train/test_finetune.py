@@ -266,7 +266,7 @@ class TestBadInput:
         [
             (
                 {"backbone": "mobilenetv2_o50"},
-                "timm knows no model 'mobilenetv2_o50'; near it: .*mobilenetv2_050",
+                "timm has no model 'mobilenetv2_o50'. Similar names: .*mobilenetv2_050",
             ),
             ({"backbone": None}, "--backbone"),
             ({"backbone_args": {"colour": "red"}}, "timm refuses"),
@@ -408,7 +408,7 @@ class TestLoop:
             self.fit(tmp_path, iter([0.5] * 8), [], fingerprint="that")
 
     def test_a_loss_that_explodes_is_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="The loss became nan in epoch 1: lower --lr"):
+        with pytest.raises(DataError, match=r"The loss became nan in epoch 1\. Lower --lr"):
             self.fit(
                 tmp_path,
                 iter([0.5]),

@@ -7,16 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dermedge.models import Network, TrainedModel
+from dermedge.models.backbone import Backbone, read_backbone
 from dermedge.models.initialize import (
     BATCH_NORMS,
-    backbone_of_file,
     has_identity_norms,
+    is_prunable,
     load_backbone,
     narrow,
-    prunable,
     recalibrate_norms,
 )
-from dermedge.models.network import Backbone
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
@@ -85,17 +84,15 @@ class TestRecalibration:
 @pytest.mark.skipif(not SHARED.is_file(), reason="needs ../shared/weights")
 class TestSharedWeights:
     def test_the_file_says_what_it_is(self) -> None:
-        backbone = backbone_of_file(SHARED, None)
+        backbone = read_backbone(SHARED, None)
         assert backbone == Backbone(
             "mobilenetv2_100", {"pad_type": "same"}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
         )
-        own = backbone_of_file(
-            SHARED, Backbone("mobilenetv2_100", {"pad_type": "", "drop_rate": 0.2})
-        )
+        own = read_backbone(SHARED, Backbone("mobilenetv2_100", {"pad_type": "", "drop_rate": 0.2}))
         assert own.args == {"pad_type": "", "drop_rate": 0.2}
 
     def test_its_features_are_the_original_models_also_after_recalibration(self) -> None:
-        backbone = backbone_of_file(SHARED, None)
+        backbone = read_backbone(SHARED, None)
         made = Network(backbone, TASKS).eval()
         load_backbone(made, SHARED)
         original = timm.create_model("mobilenetv2_100", num_classes=1001, pad_type="same").eval()
@@ -148,10 +145,10 @@ class TestFiles:
     def test_a_file_that_is_no_safetensors_or_names_nothing(self, tmp_path: Path) -> None:
         torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
         with pytest.raises(DataError, match=r"weights\.pt is not a safetensors file"):
-            backbone_of_file(tmp_path / "weights.pt", None)
+            read_backbone(tmp_path / "weights.pt", None)
         save_file({"weight": torch.zeros(3)}, tmp_path / "nameless.safetensors")
         with pytest.raises(UsageError, match="--backbone"):
-            backbone_of_file(tmp_path / "nameless.safetensors", None)
+            read_backbone(tmp_path / "nameless.safetensors", None)
 
 
 class TestPruning:
@@ -210,7 +207,7 @@ class TestPruning:
             narrow(self.teacher(network(WIDE), WIDE), network("test_resnet"), SIZE)
         with pytest.raises(UsageError, match="could not be pruned"):
             narrow(self.teacher(network(NARROW), NARROW), network(WIDE), SIZE)
-        assert prunable(Backbone(WIDE), NARROW, {})
-        assert not prunable(Backbone(WIDE), "test_resnet", {})
-        assert not prunable(Backbone(WIDE, {"pad_type": "same"}), "test_resnet", {})
-        assert not prunable(Backbone(WIDE), None, {})
+        assert is_prunable(Backbone(WIDE), NARROW, {})
+        assert not is_prunable(Backbone(WIDE), "test_resnet", {})
+        assert not is_prunable(Backbone(WIDE, {"pad_type": "same"}), "test_resnet", {})
+        assert not is_prunable(Backbone(WIDE), None, {})

@@ -9,7 +9,7 @@ from dermedge.train.losses import (
     adjusted_cross_entropy,
     cumulative_cross_entropy,
     dice_cross_entropy,
-    imitation,
+    distillation_loss,
     masked_binary_cross_entropy,
     soft_binary_cross_entropy,
     soft_cross_entropy,
@@ -165,7 +165,7 @@ def test_a_teacher_is_imitated_until_nothing_is_left_to_learn(kind: Any) -> None
     agreeing, other = (
         logits(values.ravel()[: np.prod(shape)].reshape(shape)) for values in (TEACHER, STUDENT)
     )
-    least, more = (imitation(kind, student, teacher, 2.0) for student in (agreeing, other))
+    least, more = (distillation_loss(kind, student, teacher, 2.0) for student in (agreeing, other))
     least.backward()
     np.testing.assert_allclose(agreeing.grad.numpy(), 0, atol=1e-12)
     assert more > least + 0.1
@@ -177,11 +177,11 @@ def test_an_ordinal_teachers_questions_are_summed() -> None:
         soft_binary_cross_entropy(student[:, k : k + 1], teacher[:, k : k + 1]).item()
         for k in range(4)
     ]
-    assert imitation("ordinal", student, teacher, 2.0).item() == pytest.approx(sum(each))
+    assert distillation_loss("ordinal", student, teacher, 2.0).item() == pytest.approx(sum(each))
 
 
 def test_an_embedding_is_imitated_by_the_similarities_between_images_whatever_its_width() -> None:
     wide = torch.nn.functional.normalize(torch.tensor(TEACHER), dim=1)
     turn = torch.linalg.qr(torch.tensor(RNG.normal(size=(6, 6)))).Q[:4]
-    assert imitation("embed", wide @ turn, wide, 2.0).item() == pytest.approx(0, abs=1e-12)
-    assert imitation("embed", (wide @ turn).flip(0), wide, 2.0).item() > 0.01
+    assert distillation_loss("embed", wide @ turn, wide, 2.0).item() == pytest.approx(0, abs=1e-12)
+    assert distillation_loss("embed", (wide @ turn).flip(0), wide, 2.0).item() > 0.01

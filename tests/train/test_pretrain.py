@@ -20,7 +20,7 @@ import torch
 
 from dermedge.data.taxonomy import TAXONOMY
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge.train import Schedule, finetune
+from dermedge.train import FinetuneOptions, Schedule, finetune
 from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
 from dermedge.train.hybrid.crops import Crops, RankSampler, collate, keys
 from dermedge.train.hybrid.model import Branch, HybridStudent
@@ -94,9 +94,7 @@ class TestWhatItLeaves:
         tuned = finetune(
             lesions,
             tmp_path / "tuned",
-            init=str(tmp_path / "teacher"),
-            size=32,
-            schedule=Schedule(1, 16),
+            FinetuneOptions(init=str(tmp_path / "teacher"), size=32, schedule=Schedule(1, 16)),
         )
         assert tuned.backbone.name == "vit_tiny_patch16_224"
         assert set(teacher.training_images) <= set(tuned.training_images)

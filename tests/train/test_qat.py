@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dermedge.models import Network, TrainedModel
 from dermedge.models.model_folder import save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.train import Schedule
-from dermedge.train.qat import QuantizationAwareTraining
+from dermedge.train.qat import QatOptions, train_quantized
 from dermedge.train.samples import Frames, read_samples
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
@@ -73,9 +74,15 @@ def widen(module: Any, node: Any, factor: float) -> None:
 
 def qat(student: TrainedModel, data: Path, folder: Path, **changes: Any) -> Any:
     module, calibration = quantized(student, data)
-    arguments = {"schedule": SCHEDULE, **changes}
-    return QuantizationAwareTraining(student, data, folder, **arguments)(
-        module, calibration, CANDIDATE
+    calls = {name: changes.pop(name) for name in ("teacher", "progress") if name in changes}
+    options = QatOptions(**{"schedule": SCHEDULE, **changes})
+    return train_quantized(
+        *(module, calibration, CANDIDATE),
+        student=student,
+        data=data,
+        folder=folder,
+        options=options,
+        **calls,
     )
 
 
@@ -176,7 +183,13 @@ class TestResult:
 
 def test_it_can_be_exported(student: TrainedModel, data: Path, tmp_path: Path) -> None:
     calibration = quantized(student, data)[1]
-    training = QuantizationAwareTraining(student, data, tmp_path, schedule=replace(SHORT, epochs=1))
+    training = partial(
+        train_quantized,
+        student=student,
+        data=data,
+        folder=tmp_path,
+        options=QatOptions(schedule=replace(SHORT, epochs=1)),
+    )
     trained: list[Any] = []
 
     def retrain(module: Any, images: Calibration, candidate: Candidate) -> Any:
@@ -231,7 +244,7 @@ class TestData:
         wider = replace(other, spec=replace(other.spec, preprocess=Preprocess(2 * SIZE)))
         save_model_folder(wider, tmp_path / "teacher")
         with pytest.raises(
-            UsageError, match="give the teacher that the student was distilled from"
+            UsageError, match="Give the teacher that the student was distilled from"
         ):
             qat(student, data, tmp_path / "runs", teacher=tmp_path / "teacher")
         assert not (tmp_path / "runs").exists()

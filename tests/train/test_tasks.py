@@ -13,13 +13,12 @@ from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 from dermedge.data import read_table
 from dermedge.data.masks import output_grid, read_mask
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_spec
 from dermedge.train import Schedule
-from dermedge.train.distill import Distillation
-from dermedge.train.run_record import RunRecord
+from dermedge.train.distill import distillation_batches, run_teacher
 from dermedge.train.samples import Frames, read_samples
 from dermedge.train.supervision import training_target
+from dermedge.train.training_data import TrainingData
 from dermedge_export.evaluation.metrics import dice
 from dermedge_runtime.decode import ordinal_level, segment_mask
 from dermedge_runtime.errors import DataError, UsageError
@@ -151,13 +150,12 @@ def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
     )
     frame.to_csv(tmp_path / "metadata.csv", index=False)
     samples, tasks = read_samples(tmp_path, wanted=["segmentation"])
-    spec, backbone = make_spec("red", tasks, Preprocess(64), {}), Backbone(EXPORTED)
-    job = Distillation(samples, tasks, spec, backbone, Schedule(batch_size=4), 0, balance=True)
-    run = RunRecord(tmp_path / "out", "distill", "student", {}, "")
-    job.learn_from(TrainedModel(Redness(), spec, backbone), run, 2, 1.0, 0.5, None)  # type: ignore[arg-type]
+    spec = make_spec("red", tasks, Preprocess(64), {})
+    training = TrainingData.prepare(samples, spec, batch_size=4, seed=0)
+    outputs = run_teacher(Redness(), training, tmp_path / "cache", views=2)  # type: ignore[arg-type]
     turns = 0
     for epoch in range(6):
-        for image, mask, teacher in job.soft_batches(epoch):
+        for image, mask, teacher in distillation_batches(training, outputs, epoch):
             seen = Redness()(image)["lesion"]
             assert (seen - teacher).abs().max() < 1e-6
             assert (seen[:, 0] + 0.5 - mask).abs().mean() < 0.03

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dermedge.models.network import Backbone
+from dermedge.models.backbone import Backbone
 from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.samples import FRAME_BYTES, Frames
 from dermedge_runtime.errors import DataError
@@ -107,7 +107,7 @@ class Crops(Dataset[CropView]):
             margin = 1 / math.sqrt(self.recipe.global_scale[0])
             room = FRAME_BYTES // (worker.num_workers if worker else 1)
             self._frames = Frames(
-                self.paths, Preprocess(self.recipe.size), margin=margin, room=room
+                self.paths, Preprocess(self.recipe.size), margin=margin, capacity=room
             )
         return self._frames
 

@@ -10,7 +10,8 @@ from lightly.models.modules.heads import DINOProjectionHead
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dermedge.models.network import Backbone, create_backbone
+from dermedge.models.backbone import Backbone
+from dermedge.models.network import create_backbone
 from dermedge.train.hybrid.recipe import HybridRecipe
 
 

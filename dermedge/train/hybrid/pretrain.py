@@ -15,9 +15,10 @@ from lightning_fabric.strategies import DDPStrategy, FSDPStrategy
 from torch.optim.swa_utils import update_bn
 
 from dermedge.data.table import SPLITS
+from dermedge.models.backbone import Backbone, choose_backbone
 from dermedge.models.initialize import BATCH_NORMS, initialise
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
-from dermedge.models.network import Backbone, Network, count_parameters
+from dermedge.models.network import Network, count_parameters
 from dermedge.models.new_spec import check_input, make_preprocess, make_spec
 from dermedge.train.hybrid.crops import Crops, RankSampler, batches
 from dermedge.train.hybrid.distributed import PATIENCE, launched, roll_call
@@ -28,14 +29,12 @@ from dermedge.train.hybrid.recipe import PRESETS, HybridRecipe
 from dermedge.train.hybrid.sources import Sources, read_sources
 from dermedge.train.hybrid.trainer import Trainer
 from dermedge.train.lineage import (
-    choose_backbone,
-    identity,
-    inherited,
-    init_digest,
-    init_rows,
-    origin,
+    add_seen_images,
+    describe_backbone,
+    digest_init,
+    make_model_lineage,
+    read_init_split,
 )
-from dermedge.train.loop import keep_freed_memory
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Frames
 from dermedge_runtime.canonical_json import canonical_json
@@ -105,15 +104,14 @@ def pretrain(
     """
     if strategy not in STRATEGIES:
         raise UsageError(f"Strategy {strategy!r} is unknown: use one of {', '.join(STRATEGIES)}.")
-    keep_freed_memory()
     fabric = make_fabric(strategy, accelerator, recipe)
     sources = read_sources(data)
     backbone = choose_backbone(recipe.backbone, recipe.backbone_args, init)
     recipe = fit_recipe(recipe, backbone, sources, fabric.world_size)
     settings = {
         "data": list(sources.tables),
-        "backbone": identity(backbone),
-        "init": init_digest(init),
+        "backbone": describe_backbone(backbone),
+        "init": digest_init(init),
         "recipe": to_json(asdict(recipe)),
         "name": name or f"{backbone.name}-hybrid",
         "seed": seed,
@@ -150,7 +148,12 @@ def pretrain(
     spec = make_spec(settings["name"], (FEATURES,), make_preprocess(recipe.size, "crop"), lineage)
     metrics = {"parameters": count_parameters(start)}
     teacher = TrainedModel(
-        start.eval(), spec, backbone, "teacher", metrics, inherited(sources.split, init_rows(init))
+        start.eval(),
+        spec,
+        backbone,
+        "teacher",
+        metrics,
+        add_seen_images(sources.split, read_init_split(init)),
     )
     settle_norms(start, sources, recipe)
     save_model_folder(teacher, run.folder)
@@ -284,7 +287,7 @@ def teacher_lineage(
     backbone: Backbone, init: str, sources: Sources, recipe: HybridRecipe
 ) -> dict[str, Any]:
     """The teacher's entry in the lineage."""
-    return origin(backbone, init) | {
+    return make_model_lineage(backbone, init) | {
         "pretraining": "hybrid (DermINO, arXiv:2508.12190)",
         "pretrained_on": list(sources.names),
         "recipe": to_json(asdict(recipe)),

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dermedge_runtime.errors import DermedgeError, UsageError
 
@@ -44,12 +45,26 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         >>> Path("notes/today.txt").read_text()
         'done'
     """
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file for writing; rename it to `path` if the block succeeds.
+
+    Args:
+        path: Path of the file; its folder is created if it does not exist.
+
+    Raises:
+        DermedgeError: The system refuses to write. No temporary file is left behind.
+    """
     path = Path(path)
     temporary = _sibling(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

@@ -1,0 +1,35 @@
+"""Options that fine-tuning and distillation share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dermedge.train.loop import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The network to train, its initial weights and its schedule.
+
+    Attributes:
+        backbone: timm name. May be omitted if `init` names it.
+        backbone_args: Arguments of `timm.create_model`.
+        stages: Number of the backbone's stages to keep, counted from the input; None
+            keeps all.
+        init: Initial weights: `none` (random), `hub` (timm's published weights), a
+            safetensors file, or a model folder. A folder with the same backbone is
+            copied, one with a wider backbone of the same family is pruned.
+        name: Name of the model; by default derived from the backbone's.
+        balance: Train for balanced accuracy (by logit adjustment) instead of accuracy.
+        schedule: Number of epochs, batch size and learning rate.
+        seed: Random seed for shuffling, augmentation and initialization.
+    """
+
+    backbone: str | None = None
+    backbone_args: Mapping[str, Any] = field(default_factory=dict)
+    stages: int | None = None
+    init: str = "none"
+    name: str | None = None
+    balance: bool = True
+    schedule: Schedule = field(default_factory=Schedule)
+    seed: int = 0

@@ -1,0 +1,252 @@
+"""Prepare a table for training one model: batches, targets, losses and val scores."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dermedge.models.backbone import Backbone
+from dermedge.models.initialize import initialise
+from dermedge.models.network import Network
+from dermedge.models.new_spec import check_input
+from dermedge.train.loop import FitResult, Schedule, fit
+from dermedge.train.run_record import RunRecord
+from dermedge.train.samples import (
+    Coverage,
+    Frames,
+    Masks,
+    Pixels,
+    RowIndices,
+    Samples,
+    Views,
+)
+from dermedge.train.supervision import (
+    labelled_loss,
+    supervised_tasks,
+    training_target,
+    val_metrics,
+)
+from dermedge_runtime.errors import DataError
+from dermedge_runtime.prefetch import prefetch
+from dermedge_runtime.progress import Progress
+from dermedge_runtime.spec import Spec
+
+# Images uint8 [N, S, S, 3], then one target per task (and, in distillation, one teacher output
+# per task).
+TrainingBatch = tuple[Tensor, ...]
+Batches = Callable[[int], Iterable[TrainingBatch]]
+Loss = Callable[[nn.Module, TrainingBatch], Tensor]
+Score = Callable[[nn.Module], Mapping[str, float]]
+EVALUATION_BATCH = 64
+NORM_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows of a table, with images and augmented views, for the tasks of one spec.
+
+    Attributes:
+        samples: All rows of the table.
+        spec: The model's tasks and preprocessing.
+        seed: Random seed for shuffling and augmentation.
+        train: Indices of the train rows.
+        val: Indices of the val rows.
+        batch_size: Images per step, at most the number of train rows.
+        frames: Decoded images.
+        masks: Lesion masks, or None if no task is learned from them.
+        views: Augmented views of the images.
+    """
+
+    samples: Samples
+    spec: Spec
+    seed: int
+    train: RowIndices
+    val: RowIndices
+    batch_size: int
+    frames: Frames
+    masks: Masks | None
+    views: Views
+
+    @classmethod
+    def prepare(cls, samples: Samples, spec: Spec, *, batch_size: int, seed: int) -> "TrainingData":
+        """Prepare the rows; no image is read yet.
+
+        Raises:
+            DataError: The table has no train rows or no val rows.
+        """
+        train, val = samples.rows("train"), samples.rows("val")
+        for split, rows in (("train", train), ("val", val)):
+            if not len(rows):
+                raise DataError(
+                    f"The table has no {split} rows. Run `dermedge data split`, or fill its split "
+                    "column."
+                )
+        frames = Frames(samples.paths, spec.preprocess)
+        segments = "segment" in supervised_tasks(spec.tasks)
+        masks = Masks(samples.masks, frames) if segments else None
+        views = Views(frames, samples.image_ids, seed, masks)
+        return cls(
+            samples, spec, seed, train, val, min(batch_size, len(train)), frames, masks, views
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per epoch; an incomplete last batch is dropped."""
+        return len(self.train) // self.batch_size
+
+    def batch_rows(self, epoch: int) -> list[RowIndices]:
+        """Return the rows of each batch of an epoch, shuffled by seed and epoch."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
+        rows = self.train[order]
+        starts = range(0, self.steps * self.batch_size, self.batch_size)
+        return [rows[start : start + self.batch_size] for start in starts]
+
+    def view(self, rows: RowIndices, number: int) -> tuple[Pixels, Coverage | None]:
+        """Return view `number` of some rows.
+
+        Returns:
+            Images uint8 [N, S, S, 3], and masks float32 [N, S/4, S/4] or None.
+        """
+        if self.masks is None:
+            return np.stack([self.views.view(int(row), number) for row in rows]), None
+        pixels, masks = zip(
+            *(self.views.masked_view(int(row), number) for row in rows), strict=True
+        )
+        return np.stack(pixels), np.stack(masks)
+
+    def targets(self, rows: RowIndices, masks: Coverage | None) -> tuple[Tensor, ...]:
+        """Return the targets of some rows, one per task."""
+        return tuple(
+            training_target(task, self.spec.tasks, self.samples, rows, masks)
+            for task in self.spec.tasks
+        )
+
+    def images(self, rows: RowIndices) -> Tensor:
+        """Return preprocessed images without augmentation, uint8 [N, S, S, 3]."""
+        return torch.from_numpy(np.stack([self.frames.centred(int(row)) for row in rows]))
+
+    def labelled_batches(self, epoch: int) -> Iterator[TrainingBatch]:
+        """Return the batches of one epoch, with a new view of each image."""
+
+        def make_batch(rows: RowIndices) -> TrainingBatch:
+            pixels, masks = self.view(rows, epoch)
+            return torch.from_numpy(pixels), *self.targets(rows, masks)
+
+        return prefetch(make_batch, self.batch_rows(epoch))
+
+    def log_prior(self, *, balance: bool) -> Tensor:
+        """Return the log frequencies of the diagnoses in train [K]; zeros without `balance`."""
+        diagnosis = self.spec.diagnosis
+        classes = len(diagnosis.labels) if diagnosis else 0
+        if not balance:
+            return torch.zeros(classes)
+        labels = self.samples.labels[self.train]
+        counts = np.bincount(labels[labels >= 0], minlength=classes)
+        # A class without train rows counts as one, so that its logarithm is finite.
+        prior = np.log(np.maximum(counts, 1) / max(1, counts.sum()))
+        return torch.tensor(prior, dtype=torch.float32)
+
+
+def start_network(data: TrainingData, backbone: Backbone, init: str) -> Network:
+    """Create a network with its initial weights.
+
+    Raises:
+        DataError: The initial weights cannot be read, or do not fit.
+        UsageError: The network cannot be created, or refuses the input size.
+    """
+    torch.manual_seed(data.seed)
+    network, size = Network(backbone, data.spec.tasks), data.spec.preprocess.size
+    order = np.random.default_rng(data.seed).permutation(len(data.train))
+    rows = data.train[order[:NORM_IMAGES]]
+    parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+    initialise(network, backbone, init, size, lambda: map(data.images, parts))
+    check_input(network, backbone.name, size)
+    return network
+
+
+def train_network(
+    network: nn.Module,
+    data: TrainingData,
+    run: RunRecord,
+    schedule: Schedule,
+    *,
+    batches: Batches,
+    loss: Loss,
+    score: Score,
+    progress: Progress | None,
+) -> FitResult:
+    """Run the training loop, and update `run.json` after each epoch."""
+
+    def score_and_record(network: nn.Module) -> Mapping[str, float]:
+        metrics = score(network)
+        # A killed run's time is then known too.
+        run.write(finished=False)
+        return metrics
+
+    return fit(
+        network,
+        steps=data.steps,
+        batches=batches,
+        loss=loss,
+        score=score_and_record,
+        schedule=schedule,
+        seed=data.seed,
+        folder=run.folder,
+        fingerprint=run.fingerprint,
+        progress=progress,
+    )
+
+
+def make_labelled_loss(data: TrainingData, *, balance: bool) -> Loss:
+    """Return the loss of a labelled batch, summed over tasks."""
+    log_prior = data.log_prior(balance=balance)
+
+    def loss(network: nn.Module, batch: TrainingBatch) -> Tensor:
+        image, *targets = batch
+        return labelled_loss(data.spec.tasks, network(image), targets, log_prior)
+
+    return loss
+
+
+def make_val_score(data: TrainingData) -> Score:
+    """Return a function that computes a network's metrics on val.
+
+    The val images are read here, once. Metrics that val cannot give, for example AUROC
+    without malignant images, are left out.
+    """
+    pixels = data.images(data.val)
+    masks = None if data.masks is None else np.stack([data.masks.centred(r) for r in data.val])
+
+    def score(network: nn.Module) -> Mapping[str, float]:
+        outputs = run_network(network, pixels)
+        return val_metrics(data.spec.tasks, outputs, data.samples, data.val, masks)
+
+    return score
+
+
+@torch.no_grad()
+def run_network(network: nn.Module, pixels: Tensor) -> dict[str, NDArray[np.float32]]:
+    """Return a network's outputs in eval mode, float32 [N, ...] by task.
+
+    Args:
+        network: Runs on the device that its parameters are on.
+        pixels: Images, uint8 [N, S, S, 3].
+    """
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    parts = [network(part.to(device)) for part in torch.split(pixels, EVALUATION_BATCH)]
+    network.train(was_training)
+    return {
+        name: torch.cat([part[name].float().cpu() for part in parts]).numpy() for name in parts[0]
+    }
+
+
+def stack_outputs(
+    parts: Sequence[Mapping[str, NDArray[np.float32]]],
+) -> dict[str, NDArray[np.float32]]:
+    """Concatenate the outputs of several batches by task."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
