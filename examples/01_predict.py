@@ -1,6 +1,8 @@
-"""Ask a bundle about images, one by one and as a stream. Needs only `pip install 'dermedge[onnxruntime]'`.
+"""Run a bundle on images, one by one and as a stream.
 
 python examples/01_predict.py runs/demo/demo-cpu.dermedge IMAGE...
+
+It needs only `pip install 'dermedge[onnxruntime]'`.
 """
 
 import sys
@@ -14,22 +16,21 @@ def main(path: str, images: list[str]) -> None:
 
     with dermedge.load(path) as model:
         first = model.predict(images[0])
-        print(
-            f"{images[0]}: {first.labels[0].name} with probability {first.labels[0].probability:.3f}"
-        )
+        label = first.labels[0]
+        print(f"{images[0]}: {label.name} with probability {label.probability:.3f}")
         if first.decision is not None:
-            print(
-                f"malignancy {first.malignancy:.3f}, threshold {first.threshold:.3f}: {first.decision}"
-            )
+            score, threshold = first.malignancy, first.threshold
+            print(f"malignancy {score:.3f}, threshold {threshold:.3f}: {first.decision}")
 
-        # A stream keeps the order and decodes the next images while the engine works; a bad one does not end it.
-        for image, answer in zip(images, model.stream(images, on_error="return"), strict=True):
-            if isinstance(answer, dermedge.ImageError):
-                print(f"{image}: {answer}")
+        # A stream keeps the order of the images, and decodes the next ones while the
+        # engine computes. With `on_error="return"`, it continues after a damaged image.
+        predictions = model.stream(images, on_error="return")
+        for image, prediction in zip(images, predictions, strict=True):
+            if isinstance(prediction, dermedge.ImageError):
+                print(f"{image}: {prediction}")
             else:
-                print(
-                    f"{image}: {answer.labels[0].id}, {answer.timing.engine_ms:.1f} ms in the engine"
-                )
+                milliseconds = prediction.timing.engine_ms
+                print(f"{image}: {prediction.labels[0].id}, {milliseconds:.1f} ms in the engine")
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "unknown label": (
         lambda table: edit(table, ",mel,", ",melanom,"),
-        ("'melanom'", "did you mean 'mel'"),
+        ("'melanom'", "Did you mean 'mel'"),
     ),
     "image listed twice": (
         lambda table: edit(table, "images/1.png", "images/0.png"),
