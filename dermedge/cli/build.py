@@ -1,4 +1,4 @@
-"""`dermedge build`."""
+"""Define `dermedge build`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Table: the gate judges those images of its test split that the student has answered.",
+    help="Data set. The gate compares engine and student on those test images that the student has "
+    "predicted.",
 )
 @click.option(
     "--workspace",
     "workspace_mb",
     type=click.IntRange(min=1),
-    help="Megabytes that a layer may use while it computes; all of the GPU's by default.",
+    help="Memory in MB that one layer may use; all of the GPU's by default.",
 )
-@click.option("--rebuild", is_flag=True, help="Build anew what is in the cache.")
+@click.option("--rebuild", is_flag=True, help="Build the engine even if the cache holds it.")
 @click.option(
     "--allow-parity-failure",
     is_flag=True,
-    help="Use the engine although the gate failed, and record that.",
+    help="Use the engine even if the gate fails; the record keeps the failures.",
 )
 @json_option
 def command(
@@ -39,28 +40,30 @@ def command(
     allow_parity_failure: bool,
     as_json: bool,
 ) -> None:
-    """Build the engine of BUNDLE, a bundle for TensorRT, on this device, verify it, and compare it with its student.
+    """Build the engine of BUNDLE on this device, verify it, and compare it with the student.
 
-    Writes NAME.device.json and NAME.cache beside the bundle, which stays as it is. Exit code 3 if the engine lost more
-    accuracy than the target allows, 5 if it does not verify; it is not used then. Without --data only the golden cases
-    are compared, which are too few for the gate.
+    BUNDLE is a bundle for a jetson target; it stays as it is. The command writes
+    NAME.device.json and NAME.cache next to it. If the engine lost more accuracy than the
+    target allows, the exit code is 3; if the engine does not verify, it is 5. Such an engine
+    is not used. Without --data only the golden cases are compared, which are too few for the
+    gate.
     """
     from dermedge.workflows.build import build
 
-    with progress("build") as tell:
+    with progress("build") as steps:
         report = build(
             bundle,
             data=data,
             workspace_mb=workspace_mb,
             rebuild=rebuild,
             allow_parity_failure=allow_parity_failure,
-            progress=tell,
+            progress=steps,
         )
     emit(report, as_json, show)
 
 
 def show(report: "DeviceReport") -> None:
-    """Print the device and its engine, then the checks and the gate."""
+    """Print the device, its engine, the checks and the limits of the gate."""
     from rich.console import Console
 
     precision, key, latency = report.precision, report.engine.key, report.latency
@@ -69,7 +72,7 @@ def show(report: "DeviceReport") -> None:
         {
             "device": f"{report.device['gpu']}, SM {key.sm}, CUDA {report.device['cuda']}",
             "engine": f"TensorRT {key.tensorrt}, {report.engine.sha256[:16]}",
-            "layers": f"{counts} of those that multiply, {precision.layers} in all",
+            "layers": f"{counts} of the layers that multiply, {precision.layers} in all",
             "latency": f"{latency.p50:.2f} ms (p50 of {latency.count}), {latency.p99:.2f} ms (p99)",
         }
     )
@@ -78,14 +81,14 @@ def show(report: "DeviceReport") -> None:
         (limit.metric, limit.status, _loss(limit.loss.value, limit.allowed))
         for limit in report.parity.limits
     ]
-    table(("check", "status", "what was found"), [*checks, *limits])
+    table(("check", "status", "result"), [*checks, *limits])
     for reason in report.allowed_failures:
-        click.secho(f"Warning: allowed although {reason}", fg="yellow", err=True)
+        click.secho(f"Warning: allowed failure: {reason}", fg="yellow", err=True)
     Console().print(
         f"{report.parity.basis} on {report.parity.hardware}:", status(report.status), soft_wrap=True
     )
 
 
 def _loss(loss: float | None, allowed: float | None) -> str:
-    found = "nothing to measure" if loss is None else f"loss {loss:.4g}"
-    return f"{found}, allowed {allowed:.4g}" if allowed is not None else found
+    text = "not measured" if loss is None else f"loss {loss:.4g}"
+    return f"{text}, allowed {allowed:.4g}" if allowed is not None else text

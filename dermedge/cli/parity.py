@@ -1,4 +1,4 @@
-"""`dermedge parity debug`."""
+"""Define `dermedge parity debug`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,54 +16,50 @@ def command() -> None:
     """Find where an artifact drifts from its student."""
 
 
-@command.command("debug", short_help="Name the nodes at which an artifact drifts from its student.")
+@command.command("debug", short_help="Show the nodes at which an artifact drifts from its student.")
 @bundle_argument
 @click.option(
     "--against",
     "student",
     required=True,
     type=click.Path(path_type=Path),
-    help="The student that BUNDLE was made from: the folder that training wrote.",
+    help="Model folder that BUNDLE was exported from, or the output folder of `dermedge run`.",
 )
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="How many of the worst nodes to show.",
+    help="Number of nodes to show, those that add the most noise first.",
 )
 @click.option(
     "--threshold",
     type=float,
     default=20.0,
     show_default=True,
-    help="Signal-to-noise ratio in dB below which a node counts as drifted.",
+    help="Signal-to-noise ratio in dB below which a node has drifted.",
 )
 @json_option
 def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_json: bool) -> None:
     """Show where BUNDLE first drifts from its student, and which nodes add the most noise.
 
-    The golden images and some drawn lesions go through both graphs, and every tensor that both have is compared.
+    The golden images and four synthetic lesions run through both graphs. Every tensor that
+    both graphs hold is compared.
     """
-    from dermedge.models import load_model_folder
-    from dermedge_export.debug import debug_parity
+    from dermedge.workflows.debug_parity import debug_parity
 
-    emit(
-        debug_parity(bundle, load_model_folder(student), nodes=nodes, threshold=threshold),
-        as_json,
-        show,
-    )
+    emit(debug_parity(bundle, student, nodes=nodes, threshold=threshold), as_json, show)
 
 
 def show(report: "DebugReport") -> None:
-    """Print where the drift begins, the worst nodes, and what reaches the outputs."""
+    """Print the first drifted node, the worst nodes, and the ratios of the outputs."""
     if report.first is None:
         click.echo(f"no node falls below {report.threshold_db:g} dB")
     else:
         first = report.first
         click.echo(
-            f"first drift at {first.node} ({first.op}): {first.snr_db:.1f} dB, below {report.threshold_db:g}; "
-            f"it reads {first.inherited_db:.1f} dB"
+            f"first drift at {first.node} ({first.op}): {first.snr_db:.1f} dB, "
+            f"below {report.threshold_db:g}; its worst input has {first.inherited_db:.1f} dB"
         )
     if report.worst:
         columns = (
@@ -71,15 +67,15 @@ def show(report: "DebugReport") -> None:
             "op",
             "precision",
             "SNR dB",
-            "reads dB",
-            "its own dB",
+            "input dB",
+            "own dB",
             "weights dB",
             "max abs",
         )
         table(columns, [_row(drift) for drift in report.worst], "nodes that add the most noise")
     outputs = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in report.outputs.items())
     click.echo(
-        f"outputs: {outputs}; {report.compared} tensors over {report.images} images, {report.precision}"
+        f"outputs: {outputs}; {report.compared} tensors on {report.images} images, {report.precision}"
     )
 
 

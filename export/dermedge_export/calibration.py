@@ -1,4 +1,4 @@
-"""Calibration images: what quantization looks at to learn the ranges of activations."""
+"""Calibration images: quantization reads the ranges of activations from them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,21 @@ SYNTHETIC_COUNT = 64
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Preprocessed images, uint8 [N, S, S, 3], with the sha256 of each image file, the split that they come from, and
-    how many there are of each class and skin type.
+    """A set of calibration images.
+
+    Example:
+        >>> from dermedge_export.calibration import synthetic_calibration
+        >>> from dermedge_runtime.spec import Preprocess
+        >>> calibration = synthetic_calibration(Preprocess(32), count=4)
+        >>> len(calibration), calibration.images.shape
+        (4, (4, 32, 32, 3))
+
+    Attributes:
+        images: Preprocessed images, uint8 [N, S, S, 3].
+        digests: sha256 of each image file.
+        split: Split that the images come from; `procedural` for synthetic lesions.
+        classes: Number of images by class.
+        skin_types: Number of images by Fitzpatrick skin type.
     """
 
     images: NDArray[np.uint8]
@@ -37,11 +50,11 @@ class Calibration:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the digests of the images, in order."""
+        """sha256 of the images' digests, in order."""
         return sha256_hex(canonical_json(list(self.digests)))
 
     def to_json(self) -> Json:
-        """What a manifest records of it."""
+        """Return the record that a manifest keeps."""
         return {
             "digest": self.digest,
             "split": self.split,
@@ -52,7 +65,14 @@ class Calibration:
 
 
 def synthetic_calibration(spec: Preprocess, count: int = SYNTHETIC_COUNT) -> Calibration:
-    """Drawn lesions, for an export without data; no accuracy may be expected of what is calibrated on them."""
+    """Return synthetic lesions, for an export without data.
+
+    A model that is calibrated on them may lose accuracy on photographs.
+
+    Args:
+        spec: Preprocessing of the model.
+        count: Number of lesions.
+    """
     images = [
         preprocess(draw_lesion(seed).image, spec, exact=True) for seed in seeds.CALIBRATION[:count]
     ]
@@ -64,39 +84,48 @@ def synthetic_calibration(spec: Preprocess, count: int = SYNTHETIC_COUNT) -> Cal
 def check_calibration(
     calibration: Calibration, held_out: Mapping[str, Collection[str]], name: str
 ) -> None:
-    """Refuse images that quantization must not look at, or that tell it too little.
+    """Check that calibration images are held apart from evaluation and diverse enough.
 
     Args:
-        calibration: the images.
-        held_out: digests by split of what the artifact is judged on.
-        name: of the table, for messages.
+        calibration: The images.
+        held_out: Digests of the images of each split that evaluates the artifact.
+        name: Name of the data set, for messages.
 
     Raises:
-        DataError: they overlap a split that judges, are fewer than 32, or all of one class.
+        DataError: The images overlap a held-out split, are fewer than 32, or all belong to
+            one class.
     """
     for split, digests in held_out.items():
         shared = set(calibration.digests) & set(digests)
         if shared:
             raise DataError(
-                f"{len(shared)} calibration images of {name} are in its {split} split too, which judges the result: "
-                "calibrate on train images only (`dermedge data check` lists duplicates)."
+                f"{len(shared)} calibration images of {name} are in its {split} split too, which "
+                "evaluates the result. Remove them from train; `dermedge data check` lists "
+                "duplicates."
             )
     if len(calibration) < MINIMUM:
         raise DataError(
-            f"Only {len(calibration)} calibration images in {name}, {MINIMUM} are needed: add train images, or export "
-            "in fp32 or fp16, which need none."
+            f"{name} has only {len(calibration)} calibration images; {MINIMUM} are needed. Add train "
+            "images, or export in fp32, which needs none."
         )
     known = [label for label, count in calibration.classes.items() if count]
     if len(known) == 1 and sum(calibration.classes.values()) == len(calibration):
         raise DataError(
-            f"All {len(calibration)} calibration images of {name} are {known[0]!r}: ranges of one class fit no other; "
-            "add train images of further classes."
+            f"All {len(calibration)} calibration images of {name} are {known[0]!r}, and other classes "
+            "have other activation ranges. Add train images of other classes."
         )
 
 
-def balanced_choice(labels: Sequence[str], count: int, seed: int = 0) -> list[int]:
-    """Indices of at most `count` rows, the classes taken in turn, so that rare ones are seen; sorted."""
-    rng = np.random.default_rng(seed)
+def balanced_choice(labels: Sequence[str], count: int) -> list[int]:
+    """Return the sorted indices of a subset in which rare classes are well represented.
+
+    The classes take turns, so that each gives the same number of rows until it has no more.
+
+    Args:
+        labels: Label of each row.
+        count: Largest number of rows.
+    """
+    rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
     rows: dict[str, list[int]] = {}
     for index in order:

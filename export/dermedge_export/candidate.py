@@ -1,4 +1,4 @@
-"""Candidates: the ways in which a student may become an artifact for a target, the preferred first."""
+"""List the candidates of a target: the artifacts that an export may build."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +14,21 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make an artifact: at which precision, in which format, by which method with which options.
+    """A combination of precision, format and quantization method.
 
-    `tier` is when it is worth trying: `plain` at once, `mixed` where no plain candidate of its precision keeps the
-    accuracy, `trained` (quantization-aware) where no mixed one does either.
+    Example:
+        >>> from dermedge_export import Candidate
+        >>> Candidate("int8", "onnx", "entropy").name
+        'int8 onnx entropy'
+
+    Attributes:
+        precision: Precision of the artifact.
+        format: Format of the artifact.
+        method: Quantization method; `plain` if there is none.
+        options: Options of the method.
+        tier: When the search tries it. `plain` candidates come first. `mixed` ones keep
+            some layers in fp32 and follow if no plain one of their precision passes.
+            `trained` ones need quantization-aware training and follow if no mixed one passes.
     """
 
     precision: str
@@ -28,25 +39,40 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """`int8 onnx entropy`."""
+        """Precision, format and method, such as `int8 onnx entropy`."""
         return f"{self.precision} {self.format} {self.method}"
 
 
 def list_candidates(target: Target, flags: Iterable[str] = ()) -> list[Candidate]:
-    """What may be made for `target` on a machine whose CPU has `flags`, the preferred first within a precision."""
-    own = _BY_FORMAT.get(target.format, _any)(target, list(flags))
-    return [candidate for candidate in own if candidate.precision in target.precisions]
+    """Return the candidates of a target, the preferred first within each precision.
+
+    Args:
+        target: The target.
+        flags: Flags of this machine's CPU. They decide about bf16 and about 7-bit weights.
+    """
+    candidates = _BY_FORMAT.get(target.format, _plain)(target, list(flags))
+    return [candidate for candidate in candidates if candidate.precision in target.precisions]
 
 
 def select_candidates(
     target: Target, precision: str | None, engine: str | None = None, flags: Iterable[str] = ()
 ) -> list[Candidate]:
-    """The candidates of one precision, for one engine if it is named.
+    """Return the candidates that an export tries, in order.
 
-    Without a precision, the target's precisions in their order, by the first method of each; `auto` is all there are.
+    Args:
+        target: The target.
+        precision: Return all candidates of this precision. `auto` returns all candidates.
+            None returns the first candidate of each of the target's precisions.
+        engine: Return only candidates for this engine.
+        flags: Flags of this machine's CPU.
 
     Raises:
-        UsageError: the target has no such precision, or no candidate for that engine.
+        UsageError: The target does not have this precision, or no candidate for this engine.
+
+    Example:
+        >>> from dermedge_export import find_target, select_candidates
+        >>> [candidate.name for candidate in select_candidates(find_target("android"), None)]
+        ['int8 onnx minmax', 'fp32 onnx plain']
     """
     wanted = precision or AUTO
     if precision is not None:
@@ -57,56 +83,61 @@ def select_candidates(
         "coreml": "coreml",
         "openvino": "openvino",
     }
-    found = [
+    selected = [
         candidate
         for candidate in list_candidates(target, flags)
         if wanted in (AUTO, candidate.precision)
         and (engine is None or candidate.format == formats.get(engine, engine))
     ]
-    if not found:
+    if not selected:
+        scope = f"for the engine {engine!r}" if engine else "that this CPU can compute"
+        advice = "Leave --engine out, or use" if engine else "Use"
         raise UsageError(
-            f"Nothing can be made for {target.name} in {precision or 'any precision'} with engine {engine or 'any'}: "
-            f"leave --engine out, or choose among {', '.join(target.precisions)}."
+            f"{target.name} has no artifact in {precision or 'any precision'} {scope}. "
+            f"{advice} another precision of {', '.join(target.precisions)}."
         )
     if precision is None:
-        first = {candidate.precision: candidate for candidate in reversed(found)}
+        first = {candidate.precision: candidate for candidate in reversed(selected)}
         return [first[name] for name in target.precisions if name in first]
-    return found
+    return selected
 
 
-def _onnx(target: Target, flags: list[str]) -> list[Candidate]:
+def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     isa = instruction_set(target, flags)
-    # u8s8 is what VNNI multiplies; ARM multiplies s8s8. Without VNNI 8-bit products saturate, so weights get 7 bits.
+    # VNNI multiplies unsigned activations by signed weights, and ARM multiplies signed by
+    # signed bytes. x86 without VNNI adds two such products in 16 bits, which saturates; weights
+    # of 7 bits keep the sum in range.
     ranges = {
         "activations": "s8" if isa == "arm" else "u8",
         "reduce_range": isa == "x86" and target.native,
     }
-    seven = {"reduce_range": ranges["reduce_range"]}
-    found = [Candidate("fp32", "onnx")]
+    seven_bits = {"reduce_range": ranges["reduce_range"]}
+    candidates = [Candidate("fp32", "onnx")]
     if target.native:
-        found.append(Candidate("fp32", "openvino"))
+        candidates.append(Candidate("fp32", "openvino"))
         if {"avx512_bf16", "amx_bf16"} & set(flags):
-            found.append(Candidate("bf16", "openvino"))
-        found.append(Candidate("int8", "openvino", "nncf", seven))
-    found += [
+            candidates.append(Candidate("bf16", "openvino"))
+        candidates.append(Candidate("int8", "openvino", "nncf", seven_bits))
+    candidates += [
         Candidate("int8", "onnx", "minmax", ranges),
         Candidate("int8", "onnx", "percentile", ranges),
         Candidate("int8", "onnx", "entropy", ranges),
         Candidate("int8", "onnx", "nncf", ranges),
-        # Of the drift of the plain one, a tenth or a fiftieth may remain: the second keeps more layers in fp32.
+        # `remaining` is the share of the plain candidate's drift that may remain. The second
+        # of these candidates keeps more layers in fp32.
         Candidate("int8", "onnx", "mixed", {**ranges, "remaining": 0.1}, "mixed"),
         Candidate("int8", "onnx", "mixed-more", {**ranges, "remaining": 0.02}, "mixed"),
     ]
     if target.native:
-        found += [
-            Candidate("int8", "openvino", "mixed", {**seven, "remaining": 0.1}, "mixed"),
-            Candidate("int8", "openvino", "mixed-more", {**seven, "remaining": 0.02}, "mixed"),
-            Candidate("int8", "openvino", "accuracy-control", seven, "mixed"),
+        candidates += [
+            Candidate("int8", "openvino", "mixed", {**seven_bits, "remaining": 0.1}, "mixed"),
+            Candidate("int8", "openvino", "mixed-more", {**seven_bits, "remaining": 0.02}, "mixed"),
+            Candidate("int8", "openvino", "accuracy-control", seven_bits, "mixed"),
         ]
-    return [*found, Candidate("int8", "onnx", "qat", ranges, "trained")]
+    return [*candidates, Candidate("int8", "onnx", "qat", ranges, "trained")]
 
 
-def _tensorrt(target: Target, flags: list[str]) -> list[Candidate]:
+def _tensorrt_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     return [
         Candidate("fp16", "tensorrt"),
         Candidate("int8+fp16", "tensorrt", "minmax"),
@@ -115,7 +146,7 @@ def _tensorrt(target: Target, flags: list[str]) -> list[Candidate]:
     ]
 
 
-def _coreml(target: Target, flags: list[str]) -> list[Candidate]:
+def _coreml_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     return [
         Candidate("fp16", "coreml"),
         Candidate("w8", "coreml", "linear"),
@@ -125,9 +156,13 @@ def _coreml(target: Target, flags: list[str]) -> list[Candidate]:
     ]
 
 
-def _any(target: Target, flags: list[str]) -> list[Candidate]:
-    """Of a format that a plug-in brings: one candidate per precision."""
+def _plain(target: Target, flags: list[str]) -> list[Candidate]:
+    """Return one candidate per precision, for a format that a plug-in adds."""
     return [Candidate(precision, target.format) for precision in target.precisions]
 
 
-_BY_FORMAT = {"onnx": _onnx, "tensorrt": _tensorrt, "coreml": _coreml}
+_BY_FORMAT = {
+    "onnx": _onnx_candidates,
+    "tensorrt": _tensorrt_candidates,
+    "coreml": _coreml_candidates,
+}

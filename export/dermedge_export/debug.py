@@ -1,4 +1,4 @@
-"""Where an artifact drifts from its student: the same images through both graphs, compared tensor by tensor."""
+"""Find where an artifact drifts from its student, by comparing both graphs tensor by tensor."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,23 +23,31 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.preprocess import preprocess
 
-THRESHOLD = 20.0  # dB: noise of a tenth of the signal's amplitude
-CEILING = 150.0  # dB: more than float32 can tell apart
+THRESHOLD = 20.0  # dB: the noise has a tenth of the signal's amplitude
+CEILING = 150.0  # dB: more than float32 can resolve
 LESIONS = 4
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-HANDING_ON = ("Cast", "DequantizeLinear", "FakeQuantize", "QuantizeLinear")
+WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ROUNDING_OPS = ("Cast", "DequantizeLinear", "FakeQuantize", "QuantizeLinear")
 
 
 @dataclass(frozen=True)
 class NodeDrift:
-    """How far what one node of the artifact hands on is from what the student's graph has there, in dB within
-    -150..150, over all images.
+    """The difference between a node's output in the artifact and in the student's graph.
 
-    `snr_db` is the signal-to-noise ratio, what all images have in common counting as signal. `inherited_db` is that of
-    the worst that the node reads, and `own_db` counts only the noise that came between: what the node adds or
-    amplifies, the rounding of its weights and of its result included.
-    `weights_db` is the ratio of its weights as they are stored, None where it has none or they are not comparable;
-    `max_abs` the largest difference, None where it is not finite. `quantized` nodes read 8-bit values.
+    Ratios are signal-to-noise ratios over all images, in dB within -150..150. The
+    part that all images have in common counts as signal.
+
+    Attributes:
+        node: Name of the node.
+        op: Its operator.
+        tensor: Name of the compared output.
+        snr_db: Ratio of the output.
+        inherited_db: Ratio of the node's worst input.
+        own_db: Ratio that counts only the noise which this node adds or amplifies. It
+            includes the rounding of its weights and of its output.
+        weights_db: Ratio of its stored weights; None if it has no comparable weights.
+        max_abs: Largest absolute difference; None if it is not finite.
+        quantized: The node reads 8-bit values.
     """
 
     node: str
@@ -55,11 +63,17 @@ class NodeDrift:
 
 @dataclass(frozen=True)
 class DebugReport:
-    """What `debug` found.
+    """The report of `debug_parity`.
 
-    `first` is the first node, in the order of computation, whose signal-to-noise ratio is below `threshold_db`, None
-    where there is none; `worst` are those that add the most noise of their own; `outputs` has the ratio of every task's
-    output. `compared` counts the tensors that both graphs have.
+    Attributes:
+        bundle: Id of the bundle.
+        precision: Precision of the artifact.
+        images: Number of images.
+        compared: Number of tensors that both graphs hold.
+        threshold_db: Ratio below which a node has drifted.
+        first: First drifted node in the order of computation; None if no node has drifted.
+        worst: The nodes that add the most noise of their own, the worst first.
+        outputs: Signal-to-noise ratio in dB of each task's output.
     """
 
     bundle: str
@@ -74,13 +88,17 @@ class DebugReport:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A tensor of both graphs: its name in the student's, the one that its readers see in the artifact, and the node
-    that makes it there.
+    """A tensor that both graphs hold.
+
+    Attributes:
+        tensor: Its name in the student's graph.
+        rounded: Name of the tensor that its consumers read in the artifact.
+        producer: Node that computes it in the artifact.
     """
 
     tensor: str
-    seen: str
-    maker: Node
+    rounded: str
+    producer: Node
 
 
 def debug_parity(
@@ -91,49 +109,50 @@ def debug_parity(
     nodes: int = 5,
     threshold: float = THRESHOLD,
 ) -> DebugReport:
-    """Find the node at which a bundle's artifact first drifts from its student, and the nodes that add the most noise.
+    """Find the node at which an artifact first drifts from its student.
 
-    Both graphs are computed operator by operator, in floating point between the artifact's rounding steps: what an
-    engine's own kernels add is not seen here, but by `verify`.
+    Both graphs are computed operator by operator, in floating point between the artifact's
+    rounding steps. Errors of an engine's own kernels do not show here; `verify` finds them.
 
     Args:
-        bundle: the bundle, or its path.
-        against: the student that it was made from.
-        images: preprocessed, uint8 [N, S, S, 3]; by default those of the golden cases and four drawn lesions.
-        nodes: how many of the worst to report.
-        threshold: dB below which a node counts as drifted.
+        bundle: A bundle or its path.
+        against: The student that the bundle was exported from.
+        images: Preprocessed images, uint8 [N, S, S, 3]. By default the golden images and
+            four synthetic lesions.
+        nodes: Number of nodes to report, those that add the most noise first.
+        threshold: Signal-to-noise ratio in dB below which a node has drifted.
 
     Raises:
-        UsageError: the bundle was not made from this student, its format cannot be looked into, or an argument makes
-            no sense.
+        UsageError: The bundle was exported from another model, its format has no graph that
+            can be read, or an argument makes no sense.
         MissingExtraError: torch, onnx or the engine is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    _check(bundle, against, images, nodes)
+    _check_arguments(bundle, against, images, nodes)
     candidate = inspect_bundle(bundle)
-    student = inspect_onnx(_graph(bundle, against))
-    looked = _images(bundle) if images is None else images
-    pairs = _matching(bundle, student, candidate, looked[:1])
-    watches = (
+    student = inspect_onnx(_student_graph(bundle, against))
+    images = _default_images(bundle) if images is None else images
+    pairs = _match_tensors(bundle, student, candidate, images[:1])
+    probes = (
         student.probe_tensors([pair.tensor for pair in pairs]),
-        candidate.probe_tensors([pair.seen for pair in pairs]),
+        candidate.probe_tensors([pair.rounded for pair in pairs]),
     )
-    ratios, peaks = _compare(*watches, looked)
-    drifts = _drifts(pairs, candidate, ratios, peaks)
+    ratios, peaks = _compare_tensors(*probes, images)
+    drifts = _node_drifts(pairs, candidate, ratios, peaks)
     first = next((drift for drift in drifts if drift.snr_db < threshold), None)
     noisy = [drift for drift in drifts if drift.own_db < CEILING]
     worst = sorted(noisy, key=lambda drift: drift.own_db)[:nodes]
-    weights = _weights(
+    weights = _compare_weights(
         student,
         candidate,
         [drift.node for drift in (*worst, *([first] if first else []))],
-        looked[:1],
+        images[:1],
     )
     by_tensor = {drift.tensor: drift.snr_db for drift in drifts}
     return DebugReport(
         bundle=bundle.id,
         precision=bundle.artifact.precision,
-        images=len(looked),
+        images=len(images),
         compared=len(pairs),
         threshold_db=threshold,
         first=None if first is None else replace(first, weights_db=weights.get(first.node)),
@@ -142,47 +161,49 @@ def debug_parity(
     )
 
 
-def _check(
+def _check_arguments(
     bundle: Bundle, against: Exportable, images: NDArray[np.uint8] | None, nodes: int
 ) -> None:
     for field in ("name", "tasks", "preprocess"):
         ours, theirs = getattr(bundle.spec, field), getattr(against.spec, field)
         if ours != theirs:
-            raise _stranger(
-                bundle, f"its {field} is {_short(ours)}, the student's {_short(theirs)}"
+            raise _other_student_error(
+                bundle, f"its {field} is {_describe(ours)}, the student's is {_describe(theirs)}"
             )
     size = bundle.spec.preprocess.size
     if images is not None and (
         images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images)
     ):
         raise UsageError(
-            f"images are {images.dtype} {list(images.shape)}, not uint8 [N, {size}, {size}, 3]: preprocess them first."
+            f"The images are {images.dtype} {list(images.shape)}, not uint8 [N, {size}, {size}, 3]. "
+            "Preprocess them first."
         )
     if nodes < 1:
-        raise UsageError(f"nodes is {nodes}: ask for 1 or more.")
+        raise UsageError(f"nodes is {nodes}. Give 1 or more.")
 
 
-def _short(value: Any) -> str:
-    """A field of a spec in few words."""
+def _describe(value: Any) -> str:
+    """Return a short text for a field of a spec."""
     if isinstance(value, tuple):
         return ", ".join(f"{task.name} ({task.kind}, {len(task.labels)} labels)" for task in value)
     return repr(value)
 
 
-def _stranger(bundle: Bundle, why: str) -> UsageError:
+def _other_student_error(bundle: Bundle, why: str) -> UsageError:
     return UsageError(
-        f"{bundle.path} was not made from this student ({why}): give the student named in its lineage, or export again."
+        f"{bundle.path} was not exported from this student ({why}). Give the student that its "
+        "lineage names, or export this student again."
     )
 
 
-def _graph(bundle: Bundle, against: Exportable) -> bytes:
-    """The student's fp32 graph, as the bundle's exporter began with it."""
+def _student_graph(bundle: Bundle, against: Exportable) -> bytes:
+    """Return the student's fp32 graph, from which the bundle's exporter started."""
     details = bundle.artifact.details
     opset = details.get("opset") or find_target(bundle.artifact.target).opset
     return ExportContext(against, dynamic_batch=details.get("batch") == "dynamic").graph(opset)
 
 
-def _images(bundle: Bundle) -> NDArray[np.uint8]:
+def _default_images(bundle: Bundle) -> NDArray[np.uint8]:
     drawn = [
         preprocess(draw_lesion(seed).image, bundle.spec.preprocess, exact=True)
         for seed in seeds.DEBUG[:LESIONS]
@@ -190,25 +211,32 @@ def _images(bundle: Bundle) -> NDArray[np.uint8]:
     return np.stack([*(case.tensor for case in bundle.golden()), *drawn])
 
 
-def _matching(
+def _match_tensors(
     bundle: Bundle, student: InspectableGraph, candidate: InspectableGraph, image: NDArray[np.uint8]
 ) -> list[_Pair]:
-    """The floating-point tensors that both graphs have, in the student's order of computation.
+    """Return the floating-point tensors of both graphs, in the student's order of computation.
+
+    Exporters keep the names of the student's tensors, so tensors match by name. If less than
+    half of the layers or tensors match, the graphs have different architectures.
 
     Raises:
-        UsageError: the graphs are of different architectures.
+        UsageError: The graphs have different architectures.
     """
-    makers = {name: node for node in candidate.nodes for name in node.outputs}
+    producers = {name: node for node in candidate.nodes for name in node.outputs}
     own = {name: node for node in student.nodes if node.inputs for name in node.outputs}
     known = {node.name for node in student.nodes}
-    common = [name for name in own if name in makers]
+    common = [name for name in own if name in producers]
     pairs = [
-        _Pair(name, candidate.rounded.get(name, name), _maker(name, makers, own[name], known))
+        _Pair(
+            name,
+            candidate.rounded.get(name, name),
+            _find_producer(name, producers, own[name], known),
+        )
         for name in common
     ]
     values = (
         student.probe_tensors(common)(image),
-        candidate.probe_tensors([pair.seen for pair in pairs])(image),
+        candidate.probe_tensors([pair.rounded for pair in pairs])(image),
     )
     floats = [
         (pair, first.shape == second.shape)
@@ -217,32 +245,37 @@ def _matching(
     ]
     alike = [pair for pair, same in floats if same]
     missing = {task.name for task in bundle.spec.tasks} - {pair.tensor for pair in alike}
-    layers = {node.name for node in student.nodes if node.op in WEIGHTED}
+    layers = {node.name for node in student.nodes if node.op in WEIGHTED_OPS}
     shared = layers & {node.name for node in candidate.nodes}
     if missing or 2 * len(alike) < len(floats) or 2 * len(shared) < len(layers):
-        found = (
+        counts = (
             f"{len(shared)} of the {len(layers)} layers and {len(alike)} of the {len(own)} tensors"
         )
-        raise _stranger(bundle, f"it has {found} in the student's graph")
+        raise _other_student_error(bundle, f"it has {counts} of the student's graph")
     return alike
 
 
-def _maker(name: str, makers: Mapping[str, Node], own: Node, known: Collection[str]) -> Node:
-    """The node of the artifact that makes a tensor, under the name that the student's graph has for it.
+def _find_producer(
+    name: str, producers: Mapping[str, Node], own: Node, known: Collection[str]
+) -> Node:
+    """Return the artifact's node that computes a tensor, under its name in the student's graph.
 
-    Rounding steps hand on what another node made; an activation may have been merged into the node before it, and a
-    node with a bias may have been taken apart.
+    A rounding step only passes on what another node computed. An exporter may also merge an
+    activation into the node before it, or split a bias off a node.
     """
-    node = makers[name]
-    while node.op in HANDING_ON and node.name not in known and node.inputs[0] in makers:
-        node = makers[node.inputs[0]]
+    node = producers[name]
+    while node.op in ROUNDING_OPS and node.name not in known and node.inputs[0] in producers:
+        node = producers[node.inputs[0]]
     return node if node.name in known else replace(node, name=own.name, op=own.op)
 
 
-def _compare(
+def _compare_tensors(
     student: ProbeTensors, candidate: ProbeTensors, images: NDArray[np.uint8]
 ) -> tuple[list[float], list[float | None]]:
-    """Signal-to-noise ratio in dB and largest difference of every pair of tensors; one image is held at a time."""
+    """Return the signal-to-noise ratio in dB and the largest difference of every tensor.
+
+    The tensors of only one image are in memory at a time.
+    """
     sums: list[Any] = []
     for image in images:
         rows = [
@@ -256,16 +289,16 @@ def _compare(
     return ratios, [float(peak) if np.isfinite(peak) else None for peak in peaks]
 
 
-def _powers(reference: NDArray[Any], found: NDArray[Any]) -> tuple[float, float, float]:
-    """Power of the signal, power of the noise, and the largest difference."""
+def _powers(reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float, float]:
+    """Return the powers of signal and noise, and the largest absolute difference."""
     signal = reference.astype(np.float64).ravel()
     with np.errstate(invalid="ignore"):
-        noise = found.astype(np.float64).ravel() - signal
+        noise = candidate.astype(np.float64).ravel() - signal
     return float(signal @ signal), float(noise @ noise), float(np.abs(noise).max(initial=0.0))
 
 
 def _decibels(signal: float, noise: float) -> float:
-    """A ratio of powers in dB, within -150..150; noise that is not finite is the worst."""
+    """Return a ratio of powers in dB within -150..150; noise that is not finite is -150."""
     if not np.isfinite(noise):
         return -CEILING
     tiny = np.finfo(np.float64).tiny
@@ -273,65 +306,71 @@ def _decibels(signal: float, noise: float) -> float:
     return float(np.clip(ratio, -CEILING, CEILING))
 
 
-def _drifts(
+def _node_drifts(
     pairs: Sequence[_Pair],
     candidate: InspectableGraph,
     ratios: Sequence[float],
     peaks: Sequence[float | None],
 ) -> list[NodeDrift]:
-    by_seen = {pair.seen: ratio for pair, ratio in zip(pairs, ratios, strict=True)}
-    makers = {name: node for node in candidate.nodes for name in node.outputs}
-    eight_bit = set(candidate.rounded.values())
-    found = []
+    by_rounded = {pair.rounded: ratio for pair, ratio in zip(pairs, ratios, strict=True)}
+    producers = {name: node for node in candidate.nodes for name in node.outputs}
+    rounded = set(candidate.rounded.values())
+    drifts = []
     for pair, ratio, peak in zip(pairs, ratios, peaks, strict=True):
         inherited = min(
-            (by_seen[name] for name in _sources(pair.maker, makers, by_seen)), default=CEILING
+            (by_rounded[name] for name in _sources(pair.producer, producers, by_rounded)),
+            default=CEILING,
         )
+        # Noise powers relative to the signal add up, if they are independent. What exceeds the
+        # worst input is the noise of this node.
         added = 10 ** (-ratio / 10) - 10 ** (-inherited / 10)
-        found.append(
+        drifts.append(
             NodeDrift(
-                node=pair.maker.name,
-                op=pair.maker.op,
+                node=pair.producer.name,
+                op=pair.producer.op,
                 tensor=pair.tensor,
                 snr_db=ratio,
                 inherited_db=inherited,
                 own_db=_decibels(1.0, max(added, 0.0)),
                 weights_db=None,
                 max_abs=peak,
-                quantized=bool(eight_bit & set(pair.maker.inputs)),
+                quantized=bool(rounded & set(pair.producer.inputs)),
             )
         )
-    return found
+    return drifts
 
 
-def _sources(node: Node, makers: Mapping[str, Node], compared: Collection[str]) -> set[str]:
-    """The nearest compared tensors that a node computes from."""
-    found: set[str] = set()
-    ahead, passed = list(node.inputs), set()
-    while ahead:
-        name = ahead.pop()
+def _sources(node: Node, producers: Mapping[str, Node], compared: Collection[str]) -> set[str]:
+    """Return the nearest compared tensors upstream of a node."""
+    sources: set[str] = set()
+    pending, visited = list(node.inputs), set()
+    while pending:
+        name = pending.pop()
         if name in compared:
-            found.add(name)
-        elif name in makers and name not in passed:
-            passed.add(name)
-            ahead += makers[name].inputs
-    return found
+            sources.add(name)
+        elif name in producers and name not in visited:
+            visited.add(name)
+            pending += producers[name].inputs
+    return sources
 
 
-def _weights(
+def _compare_weights(
     student: InspectableGraph,
     candidate: InspectableGraph,
     nodes: Sequence[str],
     image: NDArray[np.uint8],
 ) -> dict[str, float]:
-    """Signal-to-noise ratio in dB of the weights of those of the named nodes that have some in both graphs."""
+    """Return the signal-to-noise ratio in dB of the weights of the named nodes.
+
+    Nodes without weights in both graphs are left out.
+    """
     ours = {node.name: node for node in student.nodes}
     theirs = {node.name: node for node in candidate.nodes if candidate.constants}
     stored = {}
     for name in dict.fromkeys(nodes):
         ranks = [len(student.constants.get(of, ())) for of in ours[name].inputs]
         place = next(
-            (i for i, rank in enumerate(ranks) if rank > 1 and ours[name].op in WEIGHTED), None
+            (i for i, rank in enumerate(ranks) if rank > 1 and ours[name].op in WEIGHTED_OPS), None
         )
         if place is not None and name in theirs:
             stored[name] = ours[name].inputs[place], theirs[name].inputs[place]

@@ -1,15 +1,15 @@
-"""The texts that travel in a bundle: its model card, and whose work it rests on."""
+"""Write the model card and the licence files of a bundle."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.report import ParityReport
-from dermedge_runtime.spec import Artifact, Postprocessing, Spec, to_json
+from dermedge_runtime.spec import Artifact, Postprocessing, Spec, Task, to_json
 
 INT8 = (
-    "8-bit results differ between instruction sets: these hold where products are computed as on the machine above; "
-    "`dermedge verify` asks another one."
+    "Results of 8-bit arithmetic differ between instruction sets. These results hold for CPUs "
+    "with the instruction set of the machine above; run `dermedge verify` on other machines."
 )
 
 
@@ -20,14 +20,14 @@ def model_card(
     report: ParityReport,
     device: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown for the person who was handed the file: what it answers, for whom, how sure, and what is not known.
+    """Return the model card: Markdown for the person who receives the bundle.
 
     Args:
-        spec: what the model is.
-        artifact: which file for which target.
-        postprocessing: what was fitted, by task.
-        report: its parity on the exporting machine.
-        device: the manifest's `parity.device`; None where nothing has run on the device.
+        spec: Spec of the model.
+        artifact: Description of the artifact.
+        postprocessing: Fitted postprocessing by task.
+        report: Parity on the exporting machine.
+        device: The manifest's `parity.device`; None if nothing has run on the device.
     """
     lines = [
         f"# {spec.name} {spec.version}",
@@ -37,83 +37,102 @@ def model_card(
         "",
         "## Intended use",
         "",
-        spec.intended_use or "Not stated by its maker.",
+        spec.intended_use or "Not stated.",
         "",
         "## Input",
         "",
         f"One RGB photograph, {spec.preprocess.fit} to a square of {spec.preprocess.size} pixels "
-        "by dermedge's own preprocessing. Any other resizing is another model.",
+        "by dermedge's own preprocessing. Do not resize it in any other way: the accuracy below holds "
+        "only for this preprocessing.",
         "",
-        "## Answers",
+        "## Outputs",
         "",
-        *(
-            _task_line(spec, name, postprocessing.get(name, Postprocessing()))
-            for name in (t.name for t in spec.tasks)
-        ),
+        *(_task_line(task, postprocessing.get(task.name, Postprocessing())) for task in spec.tasks),
         "",
-        "## How it was rounded",
+        "## Quantization",
         "",
         f"- calibration: {calibrated_on(artifact)}",
-        f"- kept in fp32: {', '.join(f'`{name}`' for name in kept_fp32(artifact)) or 'no layer by choice'}",
+        f"- layers kept in fp32: {', '.join(f'`{name}`' for name in kept_fp32(artifact)) or 'none'}",
         "",
-        "## Still the same model?",
+        "## Parity with the fp32 student",
         "",
-        f"- on the exporting machine: **{report.status}**, compared with its fp32 student on {report.basis} "
+        f"- on the exporting machine: **{report.status}**, measured on {report.basis} "
         f"({report.cases} images, {report.engine}, {report.hardware})",
         f"- on the device: {_device_line(device or {'status': 'not_run'})}",
         "",
         *([INT8, ""] if eight_bit(artifact) else []),
-        "| metric | student | this artifact | loss | allowed | |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {limit.metric} | {_number(limit.reference)} | {_number(limit.candidate)} | {_number(limit.loss.value)} "
-            f"| {_number(limit.allowed)} | {limit.status} |"
-            for limit in report.limits
-        ),
+        *_limit_table(report),
         "",
-        "## Not known",
+        "## Limitations",
         "",
-        "Out-of-distribution detection and conformal sets are not fitted: the model answers for any picture, also "
-        "for one that shows no skin. Subgroups with fewer than 100 cases were not judged.",
+        "Out-of-distribution detection and conformal sets are not fitted. The model gives a prediction "
+        "for any image, even if it shows no skin. The gate did not evaluate subgroups with fewer than "
+        "100 cases.",
         "",
     ]
     return "\n".join(lines)
 
 
 def calibrated_on(artifact: Artifact) -> str:
-    """Which images told quantization the ranges of activations."""
-    found = artifact.calibration
-    if found is None:
-        return "none, its precision needs none"
-    images = (
-        f"{found.get('count', 'unknown number of')} images of split {found.get('split', 'unknown')}"
-    )
-    return f"{images}, digest {str(found.get('digest', 'unknown'))[:12]}"
+    """Return a description of the calibration images: their number, split and digest.
+
+    Args:
+        artifact: Description of the artifact.
+    """
+    record = artifact.calibration
+    if record is None:
+        return "none; this precision needs none"
+    count, split = record.get("count", "unknown number of"), record.get("split", "unknown")
+    digest = str(record.get("digest", "unknown"))[:12]
+    return f"{count} images of split {split}, digest {digest}"
 
 
 def kept_fp32(artifact: Artifact) -> tuple[str, ...]:
-    """The layers that were kept in fp32 because rounding them costs accuracy."""
+    """Return the names of the layers that stay in fp32, because quantizing them costs accuracy.
+
+    Args:
+        artifact: Description of the artifact.
+    """
     return tuple(map(str, artifact.details.get("kept_fp32") or ()))
 
 
 def other_details(artifact: Artifact) -> str:
-    """What else only this format has: `opset 18, batch 1`."""
+    """Return the format's own properties, such as `opset 18, batch 1`.
+
+    Args:
+        artifact: Description of the artifact.
+    """
     return ", ".join(
         f"{name} {value}" for name, value in artifact.details.items() if name != "kept_fp32"
     )
 
 
 def eight_bit(artifact: Artifact) -> bool:
-    """Whether activations are 8-bit integers, which CPUs multiply differently."""
+    """Return True if activations are 8-bit integers, which CPUs multiply differently.
+
+    Args:
+        artifact: Description of the artifact.
+    """
     return "int8" in artifact.precision or "a8" in artifact.precision
 
 
 def licences(spec: Spec) -> dict[str, bytes]:
-    """`LICENSES/`: where teacher, student and data come from and under which licences, as the spec's lineage says."""
+    """Return the files of `LICENSES/`: the origin and licence of teacher, student and data.
+
+    Args:
+        spec: Spec of the model; its lineage lists the origins.
+
+    Example:
+        >>> from dermedge import Bundle
+        >>> from dermedge_export.model_card import licences
+        >>> sorted(licences(Bundle.open("toy.dermedge").spec))
+        ['LICENSES/README.md', 'LICENSES/lineage.json']
+    """
     text = (
         f"# Origins of {spec.name} {spec.version}\n\n"
-        "What this model was made of, as its maker recorded it in `lineage.json`. A model trained on data "
-        "under a non-commercial licence must not be shipped commercially without legal advice.\n"
+        "`lineage.json` lists the models and data that this model was trained from, with their "
+        "licences. Do not sell a model that was trained on data under a non-commercial licence "
+        "without legal advice.\n"
     )
     return {
         "LICENSES/README.md": text.encode(),
@@ -121,13 +140,21 @@ def licences(spec: Spec) -> dict[str, bytes]:
     }
 
 
-def _task_line(spec: Spec, name: str, fitted: Postprocessing) -> str:
-    task = spec.task(name)
-    labels = ", ".join(label.name for label in task.labels) if task else ""
+def _task_line(task: Task, fitted: Postprocessing) -> str:
+    labels = ", ".join(label.name for label in task.labels)
     temperature = "not fitted" if fitted.temperature is None else f"{fitted.temperature:.3f}"
     threshold = "" if fitted.threshold is None else f", decision threshold {fitted.threshold:.4f}"
-    kind = task.kind if task else "?"
-    return f"- `{name}` ({kind}{': ' + labels if labels else ''}); temperature {temperature}{threshold}"
+    kind = f"{task.kind}: {labels}" if labels else task.kind
+    return f"- `{task.name}` ({kind}); temperature {temperature}{threshold}"
+
+
+def _limit_table(report: ParityReport) -> list[str]:
+    rows = ["| metric | student | this artifact | loss | allowed | |", "|---|---|---|---|---|---|"]
+    for limit in report.limits:
+        values = (limit.reference, limit.candidate, limit.loss.value, limit.allowed)
+        cells = " | ".join(_number(value) for value in values)
+        rows.append(f"| {limit.metric} | {cells} | {limit.status} |")
+    return rows
 
 
 def _device_line(device: Mapping[str, Any]) -> str:

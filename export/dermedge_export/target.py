@@ -1,4 +1,7 @@
-"""Targets: what a bundle is made for. A device of its own is a target of its own, such as `jetson-orin-nano`."""
+"""Targets: classes of devices that a bundle can be exported for.
+
+A device with limits of its own is a target of its own, such as `jetson-orin-nano`.
+"""
 
 import platform
 from collections.abc import Iterable, Mapping
@@ -10,15 +13,29 @@ from dermedge_runtime.registry import list_entries, lookup
 
 @dataclass(frozen=True)
 class Target:
-    """A class of devices and what a bundle for it looks like.
+    """A class of devices, and the properties of a bundle for it.
 
-    `precisions` are those that can be asked for, the default first. `host` is the engine that runs the artifact on the
-    exporting machine, None where only a simulation can. `native` says that the exporting machine is such a device, so
-    that what is measured there counts for the device and candidates are ranked by their speed; elsewhere the first
-    candidate that passes wins. `gate` tightens the limits of DESIGN's table, by metric; it cannot loosen them.
-    `requires` is what the device must have, `checked` where the artifact's numbers are measured, `todo` what remains
-    to be typed on the device, with `{bundle}` in it. `facts` is what exporters need to know of the device: the lowest
-    iOS, what its TensorRT can do.
+    Example:
+        >>> from dermedge_export import find_target
+        >>> find_target("jetson").precisions
+        ('fp16', 'int8+fp16')
+
+    Attributes:
+        name: Name of the target, as `--target` takes it.
+        format: Format of the artifact.
+        precisions: Precisions of the target, the default first.
+        engine: Name of the engine on the device.
+        requires: Packages and versions that the device must have.
+        opset: ONNX operator set of the graph.
+        checked: Where the artifact's numbers are measured, for people.
+        family: Target that this one is a variant of; empty if it is none.
+        host: Engine that runs the artifact on the exporting machine; None if only a
+            simulation can.
+        native: The exporting machine is such a device. Its measurements count for the
+            device, and candidates are compared by their latency.
+        todo: Step that is left to do on the device, with `{bundle}` for the bundle's name.
+        gate: Tighter limits by metric; they cannot loosen the gate's own.
+        facts: Properties of the device that exporters read, such as the lowest iOS.
     """
 
     name: str
@@ -185,27 +202,43 @@ GROUP = "dermedge.targets"
 
 
 def find_target(name: str) -> Target:
-    """The target of that name, built in or installed.
+    """Return the target of a name, built in or installed.
+
+    Args:
+        name: Name of a target.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UsageError: No target has this name; the message names the closest one.
+
+    Example:
+        >>> from dermedge_export import find_target
+        >>> find_target("cpu").native
+        True
     """
     target: Target = lookup("target", name, TARGETS, GROUP)
     return target
 
 
 def all_targets() -> list[Target]:
-    """Every target that is known, the variants of a family behind it."""
+    """Return all targets, each family followed by its variants."""
     return [find_target(name) for name in list_entries(TARGETS, GROUP)]
 
 
 def families() -> list[str]:
-    """What `--target all` stands for: every target that is not a variant of another."""
+    """Return the names of the targets that are not variants; `--target all` exports these."""
     return [target.name for target in all_targets() if not target.family]
 
 
 def instruction_set(target: Target, flags: Iterable[str]) -> ISA:
-    """What decides how int8 is computed: the target's own, or for a native one this machine's (`flags` of its CPU)."""
+    """Return the instruction set that computes int8 on a target.
+
+    int8 weights and activations are chosen for it: `vnni` and `x86` multiply unsigned by
+    signed bytes, `arm` multiplies signed bytes.
+
+    Args:
+        target: The target. If it does not state an instruction set, this machine's counts.
+        flags: Flags of this machine's CPU.
+    """
     if "isa" in target.facts:
         return "arm" if target.facts["isa"] == "arm" else "x86"
     if platform.machine().lower() in ("arm64", "aarch64"):

@@ -1,4 +1,4 @@
-"""Silence what export toolchains print."""
+"""Silence the output of export toolchains."""
 
 import contextlib
 import io
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Toolchains print their progress and warn about themselves; neither is news to the user."""
+    """Suppress warnings, log messages and standard output of torch.onnx, NNCF and others.
+
+    Their warnings are about their own internals; a user can do nothing about them.
+    """
     noisy = (
         "torch.onnx",
         "onnxscript",
@@ -33,6 +36,9 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep coremltools from showing progress bars on stderr and from warning, when imported, that this is no Mac."""
+    """Suppress the output of coremltools, too.
+
+    It shows progress bars on stderr, and warns at import that this machine is not a Mac.
+    """
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         yield

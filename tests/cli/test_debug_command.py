@@ -78,7 +78,7 @@ def test_the_first_line_names_the_node_and_a_table_the_worst(
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
     assert lines[0].startswith(f"first drift at {node} (Conv): ")
-    assert lines[0].endswith("below 20; it reads 150.0 dB")
+    assert lines[0].endswith("below 20; its worst input has 150.0 dB")
     row = next(line for line in lines[1:] if line.split()[:2] == [node, "Conv"])
     assert row.split()[2] == "kept"
     assert lines[-1].startswith("outputs: diagnosis ")
@@ -101,7 +101,7 @@ def test_a_threshold_that_nothing_falls_below(student: Path, damaged: tuple[Path
 
 def test_a_bundle_of_another_student_is_refused(student: Path) -> None:
     message = refused(dermedge("parity", "debug", TOY, "--against", student), 2)
-    assert "was not made from this student" in message
+    assert "was not exported from this student" in message
 
 
 def test_a_folder_that_holds_no_student_is_refused(

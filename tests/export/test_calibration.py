@@ -35,7 +35,7 @@ class TestRefusal:
 
     def test_too_few(self) -> None:
         with pytest.raises(
-            DataError, match=r"Only 31 calibration images in lesions, 32 are needed"
+            DataError, match=r"lesions has only 31 calibration images; 32 are needed"
         ):
             check_calibration(made(31), {}, "lesions")
 

@@ -303,14 +303,14 @@ class TestRefused:
         self, source: TrainedModel, graph: bytes, make: Make, changes: dict[str, Any], said: str
     ) -> None:
         bundle = make(graph)
-        with pytest.raises(UsageError, match="was not made from this student"):
+        with pytest.raises(UsageError, match="was not exported from this student"):
             debug_parity(replace(bundle, spec=replace(SPEC, **changes)), source)
         with pytest.raises(UsageError, match=said.replace("(", r"\(")):
             debug_parity(replace(bundle, spec=replace(SPEC, **changes)), source)
 
     def test_a_student_of_another_architecture(self, graph: bytes, make: Make) -> None:
         with pytest.raises(
-            UsageError, match=r"was not made from this student .*layers.*: give the student"
+            UsageError, match=r"was not exported from this student .*layers.*Give the student"
         ):
             debug_parity(make(graph), student("test_resnet"))
 
@@ -326,7 +326,7 @@ class TestRefused:
         self, source: TrainedModel, graph: bytes, make: Make
     ) -> None:
         bundle = make(graph)
-        with pytest.raises(UsageError, match="preprocess them first"):
+        with pytest.raises(UsageError, match="Preprocess them first"):
             debug_parity(bundle, source, images=np.zeros((2, 16, 16, 3), np.uint8))
         with pytest.raises(UsageError, match="nodes is 0"):
             debug_parity(bundle, source, nodes=0)

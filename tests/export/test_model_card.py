@@ -1,4 +1,4 @@
-"""The model card says for which device the file is, where it was measured, and where it was not."""
+"""The model card names the device, and where the artifact was measured."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def card(artifact=ARTIFACT, device=None):
     return model_card(TOY_SPEC, artifact, TOY_POSTPROCESSING, REPORT, device)
 
 
-def test_it_says_for_which_device_and_where_it_was_measured():
+def test_it_names_the_device_and_where_it_was_measured():
     text = card(
         device={
             "status": "not_run",
@@ -35,7 +35,7 @@ def test_it_says_for_which_device_and_where_it_was_measured():
     assert "For `jetson-thor`: tensorrt, int8+fp16. Needs tensorrt>=10.13,<12." in text
     measured = "(1253 images, onnxruntime 1.32.0, Some CPU (avx2 avx512_vnni))"
     assert (
-        f"- on the exporting machine: **passed**, compared with its fp32 student on test split of clinic {measured}"
+        f"- on the exporting machine: **passed**, measured on test split of clinic {measured}"
         in (text)
     )
     assert (
@@ -45,7 +45,7 @@ def test_it_says_for_which_device_and_where_it_was_measured():
     assert "| top1_agreement | 1 | 0.9912 | 0.0088 | 0.02 | passed |" in text
 
 
-def test_a_device_that_nobody_asked_is_not_run_and_one_that_was_says_what_it_is():
+def test_a_device_is_not_run_or_listed_with_its_engine_and_hardware():
     assert "- on the device: **not_run**\n" in card()
     text = card(
         device={"status": "passed", "engine": "onnxruntime 1.32.0", "hardware": "Some CPU (avx2)"}
@@ -53,16 +53,16 @@ def test_a_device_that_nobody_asked_is_not_run_and_one_that_was_says_what_it_is(
     assert "- on the device: **passed** (onnxruntime 1.32.0, Some CPU (avx2))\n" in text
 
 
-def test_it_says_what_rounding_saw_and_what_it_spared():
+def test_it_lists_the_calibration_images_and_the_layers_kept_in_fp32():
     seen = {"digest": "ab12" * 16, "split": "train", "count": 300}
     text = card(
         replace(ARTIFACT, details={"kept_fp32": ["/stem/Conv", "/head/Gemm"]}, calibration=seen)
     )
     assert "- calibration: 300 images of split train, digest ab12ab12ab12\n" in text
-    assert "- kept in fp32: `/stem/Conv`, `/head/Gemm`\n" in text
+    assert "- layers kept in fp32: `/stem/Conv`, `/head/Gemm`\n" in text
     plain = card(replace(ARTIFACT, precision="fp16"))
-    assert "- calibration: none, its precision needs none\n" in plain
-    assert "- kept in fp32: no layer by choice\n" in plain
+    assert "- calibration: none; this precision needs none\n" in plain
+    assert "- layers kept in fp32: none\n" in plain
 
 
 def test_only_8_bit_results_depend_on_the_instruction_set():
