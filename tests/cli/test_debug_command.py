@@ -1,4 +1,4 @@
-"""`dermedge parity debug`: the function's own report, as a table and as JSON."""
+"""`dermedge parity debug` prints the report of `debug_parity` as a table and as JSON."""
 
 from pathlib import Path
 
@@ -108,4 +108,4 @@ def test_a_folder_that_holds_no_student_is_refused(
     damaged: tuple[Path, str], tmp_path: Path
 ) -> None:
     message = refused(dermedge("parity", "debug", damaged[0], "--against", tmp_path), 1)
-    assert "neither student.json nor teacher.json" in message
+    assert "holds neither a model (student.json or teacher.json) nor a run" in message

@@ -1,4 +1,4 @@
-"""Damage of a known kind at a known node of a real student's artifact: the report must name that node."""
+"""Damage one node of a real artifact in a known way; the report must name this node."""
 
 import json
 from collections.abc import Callable
@@ -60,8 +60,8 @@ def quantized(graph: bytes) -> bytes:
 
 @pytest.fixture
 def source(context: ExportContext, graph: bytes, monkeypatch: pytest.MonkeyPatch) -> TrainedModel:
-    """The student, whose graph need not be traced again for every question."""
-    monkeypatch.setattr("dermedge_export.exporters.onnx.trace", lambda context, opset: graph)
+    """The student; its graph is traced only once for all tests."""
+    monkeypatch.setattr("dermedge_export.graph.trace.trace", lambda *_, **options: graph)
     assert isinstance(context.source, TrainedModel)
     return context.source
 
@@ -293,19 +293,19 @@ class TestQuantized:
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
-            ({"name": "another"}, "its name is 'another', the student's 'debugged'"),
+            ({"name": "another"}, "its name is 'another', the student's is 'debugged'"),
             ({"preprocess": Preprocess(48)}, "its preprocess is Preprocess"),
         ],
     )
     def test_a_student_of_another_contract(
-        self, source: TrainedModel, graph: bytes, make: Make, changes: dict[str, Any], said: str
+        self, source: TrainedModel, graph: bytes, make: Make, changes: dict[str, Any], message: str
     ) -> None:
         bundle = make(graph)
         with pytest.raises(UsageError, match="was not exported from this student"):
             debug_parity(replace(bundle, spec=replace(SPEC, **changes)), source)
-        with pytest.raises(UsageError, match=said.replace("(", r"\(")):
+        with pytest.raises(UsageError, match=message.replace("(", r"\(")):
             debug_parity(replace(bundle, spec=replace(SPEC, **changes)), source)
 
     def test_a_student_of_another_architecture(self, graph: bytes, make: Make) -> None:
@@ -314,12 +314,10 @@ class TestRefused:
         ):
             debug_parity(make(graph), student("test_resnet"))
 
-    def test_a_format_that_nothing_here_can_look_into(
+    def test_a_format_without_a_graph_that_can_be_read(
         self, source: TrainedModel, graph: bytes, make: Make
     ) -> None:
-        with pytest.raises(
-            UsageError, match=r"look into 'coreml': debug a bundle .* onnx, tensorrt or"
-        ):
+        with pytest.raises(UsageError, match="'coreml'"):
             debug_parity(make(graph, format="coreml"), source)
 
     def test_images_of_another_size_and_no_node(
