@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermedge.data.layouts import CONTAINS
+from dermedge.models.folder_metadata import read_metadata
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,19 @@ def read_teacher_images(teacher: Path | str) -> TeacherImages:
 
     Raises:
         DataError: The folder holds no model.
-    """
-    from dermedge.models.model_folder import load_model_folder
 
-    model = load_model_folder(teacher)
-    lineage = model.spec.lineage
+    Examples:
+        >>> len(read_teacher_images("teacher").digests) > 0
+        True
+    """
+    metadata = read_metadata(teacher)
+    lineage = metadata.spec.lineage
     sets: list[str] = []
     for role in ("teacher", "student"):
         origin = lineage.get(role)
         names = origin.get("pretrained_on") if isinstance(origin, dict) else None
         sets += [str(name) for name in names or ()]
-    return TeacherImages(tuple(dict.fromkeys(sets)), frozenset(model.training_images))
+    return TeacherImages(tuple(dict.fromkeys(sets)), frozenset(metadata.training_images))
 
 
 def share_images(source: str, pattern: str) -> bool:

@@ -1,5 +1,7 @@
-"""What a teacher has seen is found in a table, by digest and by the names of sets."""
+"""Find the training images of a teacher in a table, by digest and by the name of their set."""
 
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,9 @@ import pytest
 
 from dermedge.data import CONTAINS, LAYOUTS, check_data
 from dermedge.data.overlap import read_teacher_images, share_images
+from dermedge.models.backbone import Backbone
+from dermedge.models.folder_metadata import ModelMetadata, write_metadata
 from dermedge.models.formats import DERMNIO_PRETRAINED_ON
-from dermedge.models.model_folder import TrainedModel, save_model_folder
-from dermedge.models.network import Backbone, Network
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Preprocess, Spec, Task
 from support.command import dermedge
@@ -28,11 +30,11 @@ SPEC = Spec(
 def teacher(
     folder: Path, lineage: dict[str, Any], split: tuple[tuple[str, str, str], ...] = ()
 ) -> Path:
+    """Write a model folder without weights: nothing here may open them."""
     backbone = Backbone("test_efficientnet", {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None)
     spec = Spec(SPEC.name, SPEC.version, SPEC.tasks, SPEC.preprocess, SPEC.intended_use, lineage)
-    save_model_folder(
-        TrainedModel(Network(backbone, spec.tasks), spec, backbone, "teacher", split=split), folder
-    )
+    folder.mkdir(parents=True)
+    write_metadata(ModelMetadata(spec, backbone, "teacher", {}, split), folder)
     return folder
 
 
@@ -71,19 +73,20 @@ def test_sets_that_the_teacher_was_pretrained_on_are_named(tmp_path: Path) -> No
     assert "pretrained_on" not in {finding.code for finding in check_data(data).findings}
 
 
-def test_images_that_the_teacher_has_seen_are_found_whatever_their_source(tmp_path: Path) -> None:
+def test_training_images_of_the_teacher_are_found_in_any_source(tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", ["clinic", "clinic", "ham10000", "clinic"])
     digest = [sha256((data / f"images/{n}.png").read_bytes()).hexdigest() for n in range(4)]
     rows = (("a", digest[1], "train"), ("b", digest[2], "val"), ("c", digest[3], "test"))
     folder = teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["ham10000"]}}, rows)
     report = check_data(data, teacher=folder)
     findings = [finding for finding in report.findings if finding.code == "pretrained_on"]
-    # A test image was only measured on; one that was surely seen is not told again by its set.
+    # A test image did not train the teacher. An image that is reported by its digest is not
+    # reported again by its set.
     assert [(finding.count, finding.examples) for finding in findings] == [(2, ("i1", "i2"))]
     assert report.status == "warning"
 
 
-def test_a_clean_teacher_has_nothing_to_warn_of(tmp_path: Path) -> None:
+def test_a_teacher_of_other_sets_gives_no_warning(tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", ["ddi", "ph2"])
     assert (
         overlaps(data, teacher(tmp_path / "one", {"teacher": {"pretrained_on": ["ham10000"]}}))
@@ -92,7 +95,7 @@ def test_a_clean_teacher_has_nothing_to_warn_of(tmp_path: Path) -> None:
     assert overlaps(data, teacher(tmp_path / "two", {})) == []
 
 
-def test_what_a_folder_says_of_its_training(tmp_path: Path) -> None:
+def test_sets_and_digests_are_read_from_a_model_folder(tmp_path: Path) -> None:
     seen = read_teacher_images(
         teacher(
             tmp_path / "teacher", {"teacher": {"pretrained_on": ["scin"]}}, (("a", "ff", "train"),)
@@ -103,8 +106,24 @@ def test_what_a_folder_says_of_its_training(tmp_path: Path) -> None:
         read_teacher_images(tmp_path)
 
 
+def test_checking_against_a_teacher_imports_no_torch(tmp_path: Path) -> None:
+    """The check reads the teacher's JSON and split table only."""
+    data = data_set(tmp_path / "data", ["isic2017"])
+    folder = teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["isic*"]}})
+    code = (
+        "import sys; from dermedge.data import check_data; "
+        "report = check_data(sys.argv[1], teacher=sys.argv[2]); "
+        "print([f.code for f in report.findings if f.code == 'pretrained_on'], "
+        "sorted({'torch', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(data), str(folder)], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "['pretrained_on'] []", done.stderr
+
+
 @pytest.mark.parametrize(
-    ("source", "seen", "expected"),
+    ("source", "pattern", "expected"),
     [
         ("ham10000", "ham10000", True),
         ("ham10000", "isic2018", True),
@@ -120,8 +139,8 @@ def test_what_a_folder_says_of_its_training(tmp_path: Path) -> None:
         ("isic2018", "pad_ufes_20", False),
     ],
 )
-def test_which_sets_share_images(source: str, seen: str, expected: bool) -> None:
-    assert share_images(source, seen) is expected
+def test_which_sets_share_images(source: str, pattern: str, expected: bool) -> None:
+    assert share_images(source, pattern) is expected
 
 
 def test_the_names_are_those_of_the_layouts() -> None:
