@@ -23,10 +23,11 @@ from dermedge_runtime.progress import Progress
 HASH_DISTANCE = 6
 CORRELATION = 0.975
 WORKERS = 8
+BLOCK = 1024
+"""Number of images that are compared with all others at once; it bounds the memory."""
 _SIDE = 32
 _DECODE = 128
 _FLAT = 2.0
-_BLOCK = 1024
 
 
 class _ImageHash(Protocol):
@@ -178,10 +179,10 @@ def find_near_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[i
     hashes = np.stack([inspections[row].perceptual_hash for row in rows])
     thumbnails = np.stack([inspections[row].thumbnail for row in rows])
     pairs = []
-    for start in range(0, len(rows), _BLOCK):
+    for start in range(0, len(rows), BLOCK):
         # The product of two vectors of +-1 is 64 minus twice their Hamming distance, so
         # one matrix product gives the distances of a whole block.
-        distance = (hashes.shape[1] - hashes[start : start + _BLOCK] @ hashes[start:].T) / 2
+        distance = (hashes.shape[1] - hashes[start : start + BLOCK] @ hashes[start:].T) / 2
         left, right = np.nonzero(distance <= HASH_DISTANCE)
         later = right > left
         left, right = left[later] + start, right[later] + start

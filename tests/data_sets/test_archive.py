@@ -65,7 +65,7 @@ def test_an_image_is_found_by_as_many_folders_as_its_name_has(tmp_path: Path) ->
 @given(NAMES)
 @SETTINGS
 def test_any_name_finds_a_listed_image_or_nothing(name: str) -> None:
-    """A name from a table, whatever it holds, cannot select a file that is not listed."""
+    """A name from a table cannot select a file that is not listed."""
     listed = [Path("/set/a/photo.jpg"), Path("/set/b/ISIC_1.png")]
     assert ImageIndex(listed).find(name) in (None, *listed)
 
@@ -81,7 +81,7 @@ def test_names_as_words_have_no_folders_and_no_image_suffix(name: str) -> None:
 @given(NAMES)
 @SETTINGS
 def test_a_table_of_ones_own_cannot_copy_a_file_outside_its_folder(name: str) -> None:
-    """Whatever path a table holds, the import fails or copies an image below the table."""
+    """For any path in a table, the import fails or copies an image below the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save(folder / "photo.jpg", 1, format="JPEG")

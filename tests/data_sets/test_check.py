@@ -1,3 +1,5 @@
+"""Check data sets for faults."""
+
 import io
 import json
 import shutil
@@ -9,7 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermedge.data import CheckReport, Finding, check_data, read_table, with_split
+from dermedge.data import CheckReport, Finding, check_data, images, read_table, with_split
+from dermedge.data.images import ImageInspection, find_near_duplicates
 from dermedge.data.leaks import find_missing_value_leaks, find_value_leaks
 from dermedge_runtime.spec import to_json
 from support.tables import picture, save, shared, write_csv
@@ -40,7 +43,7 @@ def found(path: Path, rows: Rows) -> dict[str, Finding]:
     return {finding.code: finding for finding in check_data(path).findings}
 
 
-def test_a_sound_set_has_nothing_to_complain_about(tmp_path: Path) -> None:
+def test_a_sound_set_has_no_warnings(tmp_path: Path) -> None:
     rows = sound(tmp_path)
     for row in rows:
         row["split"] = ""
@@ -122,7 +125,7 @@ def test_tiny_and_even_images_are_named(tmp_path: Path) -> None:
     assert "images/i6.png" in findings["flat_image"].examples
 
 
-def test_copies_are_judged_by_where_they_stand(tmp_path: Path) -> None:
+def test_the_level_of_a_copy_depends_on_split_and_group(tmp_path: Path) -> None:
     rows = sound(tmp_path)
     shutil.copy(tmp_path / "images/i1.png", tmp_path / "images/i2.png")
     shutil.copy(tmp_path / "images/i3.png", tmp_path / "images/i9.png")
@@ -155,6 +158,24 @@ def test_an_altered_copy_is_still_found(change: str, tmp_path: Path) -> None:
     findings = found(tmp_path, rows)
     assert findings["near_duplicate_across_splits"].examples == ("i3 = i9",)
     assert findings["near_duplicate_across_splits"].count == 1
+
+
+def test_near_duplicates_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search in blocks finds the pairs that a comparison of all pairs finds."""
+    rng = np.random.default_rng(0)
+    originals = rng.choice([-1.0, 1.0], (9, 64)).astype(np.float32)
+    inspections = []
+    for n in range(27):
+        thumbnail = np.roll(np.eye(1, 1024, dtype=np.float16)[0], n % 9)
+        inspections.append(ImageInspection(8, 8, f"{n}", originals[n % 9], thumbnail))
+    # The last pair has the same hash and other thumbnails, so it is no duplicate.
+    other = np.roll(np.eye(1, 1024, dtype=np.float16)[0], 100)
+    inspections[26] = ImageInspection(8, 8, "26", originals[8], other)
+    inspections[25] = ImageInspection(8, 8, "25")
+    expected = [(a, b) for a in range(25) for b in range(a + 1, 25) if a % 9 == b % 9]
+    for block in (4, 9, 1024):
+        monkeypatch.setattr(images, "BLOCK", block)
+        assert sorted(find_near_duplicates(inspections)) == expected
 
 
 def test_lesions_and_patients_in_two_splits_are_errors(tmp_path: Path) -> None:
@@ -191,21 +212,21 @@ def labelled(malignant: list[int], **columns: list[object]) -> pd.DataFrame:
     )
 
 
-def test_missingness_that_tells_is_found_and_chance_is_not() -> None:
+def test_empty_cells_that_predict_the_label_are_found_and_chance_is_not() -> None:
     rng = np.random.default_rng(0)
     malignant = rng.integers(0, 2, 300)
-    told = ["" if label == 0 and rng.random() < 0.6 else "2" for label in malignant]
+    pure = ["" if label == 0 and rng.random() < 0.6 else "2" for label in malignant]
     weakly = ["" if rng.random() < 0.2 + 0.5 * label else "2" for label in malignant]
     chance = ["" if rng.random() < 0.3 else "2" for _ in malignant]
     leaks = find_missing_value_leaks(
-        labelled(malignant.tolist(), told=told, weakly=weakly, chance=chance)
+        labelled(malignant.tolist(), pure=pure, weakly=weakly, chance=chance)
     )
-    assert [leak.column for leak in leaks] == ["told", "weakly"]
-    assert leaks[0].message.startswith(f"All {told.count('')} rows without told are benign")
-    assert leaks[0].count == told.count("")
+    assert [leak.column for leak in leaks] == ["pure", "weakly"]
+    assert leaks[0].message.startswith(f"All {pure.count('')} rows without pure are benign")
+    assert leaks[0].count == pure.count("")
 
 
-def test_repeat_photographs_of_one_lesion_are_no_evidence() -> None:
+def test_repeat_photographs_of_one_lesion_count_once() -> None:
     frame = labelled([1] * 3 + [0] * 100, column=[""] * 3 + ["x"] * 100)
     frame["group"] = ["a"] * 3 + [f"b{n // 50}" for n in range(100)]
     assert find_missing_value_leaks(frame) == []
@@ -257,7 +278,7 @@ def pad() -> CheckReport:
     return check_data(shared("pad_ufes_20"))
 
 
-def test_pad_ufes_20_tells_the_label_by_what_is_missing(pad: CheckReport) -> None:
+def test_empty_cells_of_pad_ufes_20_predict_the_label(pad: CheckReport) -> None:
     telling = {
         f.examples[0]: f.message for f in pad.findings if f.code == "missingness_predicts_label"
     }
@@ -268,7 +289,7 @@ def test_pad_ufes_20_tells_the_label_by_what_is_missing(pad: CheckReport) -> Non
     assert pad.status == "warning"
 
 
-def test_pad_ufes_20_has_too_few_dark_skins_for_a_claim(pad: CheckReport) -> None:
+def test_pad_ufes_20_has_small_subgroups_of_dark_skin(pad: CheckReport) -> None:
     small = next(
         f
         for f in pad.findings
@@ -277,9 +298,10 @@ def test_pad_ufes_20_has_too_few_dark_skins_for_a_claim(pad: CheckReport) -> Non
     assert {"V (2)", "VI (1)"} <= set(small.examples)
 
 
-def test_ham10000_gives_the_label_away_by_its_proof_and_repeats_an_image() -> None:
+def test_ham10000_gives_the_label_away_by_dx_type_and_repeats_an_image() -> None:
     table = read_table(shared("ham10000"))
-    # One picture under two names; and two pairs of lesions whose perceptual hashes are alike and which are not.
+    # One picture under two names, and two pairs of different lesions with similar
+    # hashes.
     pairs = [
         "ISIC_0024777",
         "ISIC_0029938",

@@ -1,3 +1,5 @@
+"""Draw data sets of procedural lesions."""
+
 from pathlib import Path
 
 import numpy as np

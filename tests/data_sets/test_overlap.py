@@ -1,4 +1,4 @@
-"""Find the training images of a teacher in a table, by digest and by the name of their set."""
+"""Find the training images of a teacher in a table, by digest and by set."""
 
 import subprocess
 import sys
@@ -66,8 +66,8 @@ def test_sets_that_the_teacher_was_pretrained_on_are_named(tmp_path: Path) -> No
     found = overlaps(data, folder)
     assert [count for count, _ in found] == [2, 1]
     assert (
-        "images are of ham10000, and the teacher was pretrained on isic2019 (2 of them in the split 'test')"
-        in (found[0][1])
+        "are of ham10000, and the teacher was pretrained on isic2019 "
+        "(2 of them in the split 'test')" in (found[0][1])
     )
     assert "pretrained on PAD-UFES-20" in found[1][1]
     assert "pretrained_on" not in {finding.code for finding in check_data(data).findings}
@@ -80,8 +80,8 @@ def test_training_images_of_the_teacher_are_found_in_any_source(tmp_path: Path) 
     folder = teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["ham10000"]}}, rows)
     report = check_data(data, teacher=folder)
     findings = [finding for finding in report.findings if finding.code == "pretrained_on"]
-    # A test image did not train the teacher. An image that is reported by its digest is not
-    # reported again by its set.
+    # A test image did not train the teacher. An image that is reported by its digest is
+    # not reported again by its set.
     assert [(finding.count, finding.examples) for finding in findings] == [(2, ("i1", "i2"))]
     assert report.status == "warning"
 
@@ -96,12 +96,12 @@ def test_a_teacher_of_other_sets_gives_no_warning(tmp_path: Path) -> None:
 
 
 def test_sets_and_digests_are_read_from_a_model_folder(tmp_path: Path) -> None:
-    seen = read_teacher_images(
+    images = read_teacher_images(
         teacher(
             tmp_path / "teacher", {"teacher": {"pretrained_on": ["scin"]}}, (("a", "ff", "train"),)
         )
     )
-    assert (seen.sets, seen.digests) == (("scin",), frozenset({"ff"}))
+    assert (images.sets, images.digests) == (("scin",), frozenset({"ff"}))
     with pytest.raises(DataError, match="neither student"):
         read_teacher_images(tmp_path)
 
@@ -143,7 +143,7 @@ def test_which_sets_share_images(source: str, pattern: str, expected: bool) -> N
     assert share_images(source, pattern) is expected
 
 
-def test_the_names_are_those_of_the_layouts() -> None:
+def test_sets_that_share_images_are_layouts() -> None:
     assert {name for set_, inside in CONTAINS.items() for name in (set_, *inside)} <= set(LAYOUTS)
     assert {name for name in DERMNIO_PRETRAINED_ON if "*" not in name} <= set(LAYOUTS)
 

@@ -1,4 +1,4 @@
-"""What the layouts of public sets make of them, on made-up folders of the published form."""
+"""Import public sets from made-up folders of the published form."""
 
 from pathlib import Path
 
@@ -79,10 +79,8 @@ def test_derm7pt_has_two_images_of_a_case_in_one_split(tmp_path: Path) -> None:
     ]
     assert frame["split"].tolist()[::2] == ["train", "val", "test", "train"]
     for n, image in enumerate(frame["image"]):
-        original = (
-            tmp_path
-            / f"raw/release_v0/images/{('FAL', 'NEL')[n % 2]}/NEL{n // 2:03}{('.jpg', '.JPG')[n % 2]}"
-        )
+        folder, suffix = (("FAL", ".jpg"), ("NEL", ".JPG"))[n % 2]
+        original = tmp_path / f"raw/release_v0/images/{folder}/NEL{n // 2:03}{suffix}"
         assert (tmp_path / "out" / image).read_bytes() == original.read_bytes()
 
 
@@ -194,10 +192,10 @@ def test_med_node_takes_the_label_from_the_folder(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_inside_an_archive_twice_is_read_once_and_never_mixed_up(tmp_path: Path) -> None:
+def test_a_folder_that_is_twice_in_an_archive_is_read_once(tmp_path: Path) -> None:
     source = FOLDERS["med_node"](tmp_path / "raw")
     save(source / "again" / "naevus" / "3.jpg", 3)
-    (source / "again" / "naevus" / "._3.jpg").write_bytes(b"what a Mac leaves")
+    (source / "again" / "naevus" / "._3.jpg").write_bytes(b"resource fork")
     report = add_data("med_node", source, tmp_path / "out")
     assert (report.images, report.images_without_row) == (4, 0)
     save(source / "again" / "naevus" / "3.jpg", 77)
@@ -288,7 +286,7 @@ def test_an_empty_folder_is_refused_by_name(layout: str, tmp_path: Path) -> None
         (published_labels.FITZPATRICK17K + published_labels.DDI, 192, "skincap"),
     ],
 )
-def test_every_label_of_the_long_lists_has_its_place(
+def test_every_published_label_is_in_the_taxonomy(
     labels: tuple[str, ...], count: int, source: str
 ) -> None:
     assert len(labels) == count
@@ -296,7 +294,7 @@ def test_every_label_of_the_long_lists_has_its_place(
         assert resolve(label, source).id in TAXONOMY
 
 
-def test_malignant_labels_are_so_and_doubtful_ones_are_neither() -> None:
+def test_doubtful_labels_are_neither_malignant_nor_benign() -> None:
     assert resolve("melanoma-acral-lentiginous", "ddi").malignant is True
     assert resolve("solid cystic basal cell carcinoma", "fitzpatrick17k").malignant is True
     assert resolve("Cutaneous_T-Cell_Lymphoma", "sd198").malignant is True
@@ -308,12 +306,12 @@ def test_malignant_labels_are_so_and_doubtful_ones_are_neither() -> None:
 
 
 @pytest.mark.parametrize("source", sorted(SOURCE_ALIASES))
-def test_an_id_means_itself_in_every_source(source: str) -> None:
+def test_an_id_is_its_own_label_in_every_source(source: str) -> None:
     for name in TAXONOMY:
         assert resolve(name, source).id == name
 
 
-def test_layouts_say_that_nobody_ran_them(tmp_path: Path) -> None:
+def test_an_unverified_layout_is_reported(tmp_path: Path) -> None:
     report = add_data("med_node", FOLDERS["med_node"](tmp_path / "raw"), tmp_path / "out")
     assert (report.verified, report.expected) == (False, 170)
     assert report.notes[0].endswith("Compare the counts with the paper's: 170 images expected.")
@@ -322,7 +320,7 @@ def test_layouts_say_that_nobody_ran_them(tmp_path: Path) -> None:
     assert "This layout is unverified" in text
 
 
-def test_the_list_of_sets() -> None:
+def test_data_sets_are_listed_with_their_contents() -> None:
     listed = {one.name: one for one in list_data_sets()}
     assert set(listed) == set(LAYOUTS)
     assert listed["ph2"].tells == ("diagnosis", "mask")
@@ -334,7 +332,7 @@ def test_the_list_of_sets() -> None:
     assert all(one.evidence for one in listed.values())
 
 
-def test_data_sets_prints_them() -> None:
+def test_data_sets_prints_one_line_per_set() -> None:
     lines = dermedge("data", "sets").out.splitlines()
     line = next(line for line in lines if line.split()[:1] == ["derm7pt"])
     assert line.split()[-1] == "unverified"
@@ -366,7 +364,10 @@ RAW: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("layout", sorted(RAW))
 def test_real_rows_written_back_into_the_published_form(layout: str, tmp_path: Path) -> None:
-    """Verifies labels, ids and values on real rows; the folders and file names of the download stay assumed."""
+    """Labels, ids and values of real rows are read as published.
+
+    The folders and file names of the download are assumptions.
+    """
     source = shared(layout)
     rows = pd.read_csv(source / "metadata.csv", dtype=str, keep_default_na=False).iloc[::40]
     name, folder = {
@@ -391,7 +392,8 @@ def test_real_rows_written_back_into_the_published_form(layout: str, tmp_path: P
         0,
     )
     assert frame["image_id"].tolist() == rows["image_id"].tolist()
-    # The copy counts actinic keratosis as akiec and seborrheic keratosis as bkl; here they are told apart.
+    # The copy counts actinic keratosis as akiec and seborrheic keratosis as bkl. The
+    # import distinguishes them.
     narrower = {"akiec": {"akiec", "ak"}, "bkl": {"bkl", "sk"}}
     for ours, theirs in zip(frame["dx"], rows["dx"], strict=True):
         assert ours in narrower.get(theirs, {theirs})
@@ -424,5 +426,5 @@ def test_real_rows_of_isic2017_written_back_into_the_published_form(tmp_path: Pa
     add_data("isic2017", tmp_path / "raw", tmp_path / "out")
     frame = read_table(tmp_path / "out").frame
     assert sorted(frame["image_id"]) == sorted(rows["image_id"])
-    told = dict(zip(rows["image_id"], rows["dx"].replace("bkl", "sk"), strict=True))
-    assert frame["dx"].tolist() == [told[image_id] for image_id in frame["image_id"]]
+    labels = dict(zip(rows["image_id"], rows["dx"].replace("bkl", "sk"), strict=True))
+    assert frame["dx"].tolist() == [labels[image_id] for image_id in frame["image_id"]]

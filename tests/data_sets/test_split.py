@@ -1,3 +1,5 @@
+"""Assign splits by lesion and patient."""
+
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from support.tables import save, shared, write_csv
 
 
 def made_up(seed: int = 0, rows: int = 600) -> pd.DataFrame:
-    """Rows with repeat photographs, patients with several lesions, and two rare classes."""
+    """Return rows with repeat photographs, several lesions a patient, rare classes."""
     rng = np.random.default_rng(seed)
     lesion = rng.integers(0, rows * 2 // 3, rows)
     patient = lesion // 2
@@ -28,7 +30,7 @@ def made_up(seed: int = 0, rows: int = 600) -> pd.DataFrame:
     )
 
 
-def test_no_group_stands_in_two_splits_and_classes_keep_their_shares() -> None:
+def test_no_group_is_in_two_splits_and_classes_keep_their_shares() -> None:
     frame = made_up()
     splits = assign_splits(frame)
     assert splits.groupby(groups(frame)).nunique().max() == 1
@@ -80,7 +82,7 @@ def test_a_row_without_split_joins_the_split_of_its_lesion() -> None:
     assert (assign_splits(frame).loc[rows] == "test").all()
 
 
-def test_shares_can_be_chosen_and_must_be_shares() -> None:
+def test_shares_can_be_chosen_and_must_sum_to_one() -> None:
     splits = assign_splits(made_up(), fractions=(0.5, 0.0, 0.5))
     assert set(splits) == {"train", "test"}
     assert (splits == "test").mean() == pytest.approx(0.5, abs=0.05)
@@ -108,7 +110,7 @@ def folder(path: Path, splits: list[str] | None = None) -> Path:
     return path
 
 
-def test_the_verb_writes_a_table_with_all_else_as_it_was(tmp_path: Path) -> None:
+def test_split_data_keeps_all_other_cells(tmp_path: Path) -> None:
     folder(tmp_path)
     before = (tmp_path / "metadata.csv").read_text(encoding="utf-8")
     report = split_data(tmp_path, tmp_path / "split.csv")
@@ -132,7 +134,7 @@ def test_byte_identical_images_stay_together(tmp_path: Path) -> None:
     assert with_split(unsplit).frame["split"].tolist() == table.frame["split"].tolist()
 
 
-def test_the_verb_refuses_to_overwrite_or_to_write_elsewhere(tmp_path: Path) -> None:
+def test_split_data_refuses_to_overwrite_or_to_write_elsewhere(tmp_path: Path) -> None:
     folder(tmp_path / "set")
     with pytest.raises(UsageError, match="exists"):
         split_data(tmp_path / "set")
@@ -158,7 +160,7 @@ def test_official_splits_stay_unless_they_are_redone(tmp_path: Path) -> None:
     assert len(read_table(tmp_path / "s.parquet").select_split("test")) > 0
 
 
-def test_real_lesions_stay_on_one_side() -> None:
+def test_real_lesions_are_in_one_split() -> None:
     table = with_split(read_table(shared("ham10000")), seed=1)
     frame = table.frame
     assert frame.groupby("lesion_id")["split"].nunique().max() == 1

@@ -1,3 +1,5 @@
+"""Read tables, and refuse cells that a column does not allow."""
+
 import math
 from pathlib import Path
 
@@ -12,7 +14,7 @@ TWO = [{"image_id": "a", "image": "images/a.png"}, {"image_id": "b", "image": "i
 
 
 def with_cells(**cells: object) -> list[dict[str, object]]:
-    """Two rows, the second with these cells."""
+    """Return two rows, the second with these cells."""
     return [{**dict.fromkeys(cells, ""), **TWO[0]}, {**TWO[1], **cells}]
 
 
@@ -25,7 +27,7 @@ def test_two_columns_are_enough(tmp_path: Path) -> None:
     assert table.path(table.frame["image"][0]) == tmp_path / "images/a.png"
 
 
-def test_values_are_read_as_what_they_mean(tmp_path: Path) -> None:
+def test_other_spellings_of_values_are_understood(tmp_path: Path) -> None:
     write_csv(
         tmp_path / "metadata.csv",
         with_cells(
@@ -43,7 +45,7 @@ def test_values_are_read_as_what_they_mean(tmp_path: Path) -> None:
     assert (row.severity, row.site, row.dx_type) == (2, "", "histo")
 
 
-def test_a_rows_own_malignancy_wins_over_its_labels(tmp_path: Path) -> None:
+def test_the_malignancy_of_a_row_takes_precedence_over_its_label(tmp_path: Path) -> None:
     rows = [
         {"image_id": str(n), "image": f"{n}.png", "dx": dx, "malignant": own}
         for n, (dx, own) in enumerate(
@@ -58,7 +60,7 @@ def test_a_rows_own_malignancy_wins_over_its_labels(tmp_path: Path) -> None:
     assert math.isnan(found[5])
 
 
-def test_a_label_is_read_as_its_source_means_it(tmp_path: Path) -> None:
+def test_a_label_is_read_by_its_source(tmp_path: Path) -> None:
     write_csv(tmp_path / "metadata.csv", with_cells(dx="SCC", source="isic2019"))
     assert read_table(tmp_path).frame["dx"][1] == "scc"
 
@@ -112,7 +114,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, mess
         read_table(tmp_path)
 
 
-def test_places_without_a_table_are_named(tmp_path: Path) -> None:
+def test_paths_without_a_table_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no metadata\.csv"):
         read_table(tmp_path)
     with pytest.raises(DataError, match="There is no folder or file"):
@@ -132,7 +134,7 @@ def test_row_numbers_are_those_of_the_file(tmp_path: Path) -> None:
         read_table(tmp_path)
 
 
-def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
+def test_parquet_and_csv_give_the_same_table(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {
             "image_id": ["a", "b"],
@@ -170,7 +172,7 @@ def test_rows_are_joined_by_lesion_and_patient_even_through_others() -> None:
     assert grouped(rows) == ["i0", "i0", "i0", "i3", "i4", "i5"]
 
 
-def test_ids_count_within_their_source() -> None:
+def test_equal_ids_of_two_sources_are_two_groups() -> None:
     assert grouped([("1", "1", "pad"), ("1", "", "ham"), ("1", "", "pad")]) == ["i0", "i1", "i0"]
 
 
@@ -179,13 +181,13 @@ def test_digests_and_table_digest_notice_changes_and_nothing_else(tmp_path: Path
     save(tmp_path / "images/b.png", 2)
     write_csv(tmp_path / "metadata.csv", TWO)
     table = read_table(tmp_path)
-    before, said = digests(table), table_digest(table)
+    before, digest = digests(table), table_digest(table)
     assert list(before.index) == ["a", "b"]
 
     write_csv(tmp_path / "metadata.csv", TWO[::-1])
-    assert table_digest(read_table(tmp_path)) == said
+    assert table_digest(read_table(tmp_path)) == digest
     write_csv(tmp_path / "metadata.csv", with_cells(dx="nv"))
-    assert table_digest(read_table(tmp_path)) != said
+    assert table_digest(read_table(tmp_path)) != digest
 
     save(tmp_path / "images/b.png", 3)
     after = digests(table)

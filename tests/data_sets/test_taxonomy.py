@@ -1,3 +1,5 @@
+"""Map labels to the tree of diagnoses."""
+
 import pytest
 
 from dermedge.data import TAXONOMY, lineage, project, resolve
@@ -50,7 +52,7 @@ def test_labels_of_the_public_sets(
     assert (found.id, found.malignant) == (expected, malignant)
 
 
-def test_every_alias_leads_somewhere() -> None:
+def test_every_alias_maps_to_a_diagnosis() -> None:
     for target in [
         *ALIASES.values(),
         *(t for labels in SOURCE_ALIASES.values() for t in labels.values()),
@@ -58,7 +60,7 @@ def test_every_alias_leads_somewhere() -> None:
         assert target in TAXONOMY
 
 
-def test_an_unknown_label_is_named_with_what_was_meant() -> None:
+def test_an_unknown_label_is_refused_with_a_suggestion() -> None:
     with pytest.raises(DataError, match=r"'melonoma'.*Did you mean 'mel'"):
         resolve("melonoma")
 

@@ -1,4 +1,4 @@
-"""Made-up folders in the form in which public sets are published: tiny pictures, a few rows."""
+"""Write made-up folders in the form of published sets, tiny and with few rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,8 @@ def derm7pt(root: Path) -> Path:
                 "pigment_network": "atypical",
                 "sex": "female",
                 "location": "back",
-                # The same name in two folders, and a suffix in another case than the table's.
+                # The same name in two folders, and a suffix in another case than the
+                # table's.
                 "clinic": f"NEL/NEL{n:03}.jpg",
                 "derm": f"FAL/NEL{n:03}.jpg",
             }
@@ -159,13 +160,14 @@ def med_node(root: Path) -> Path:
 
 def ph2(root: Path) -> Path:
     lines = [
-        "||   Name || Histological Diagnosis || Clinical Diagnosis || Asymmetry | Pigment Network | Dots/Globules | "
-        "Streaks | Regression Areas | Blue-Whitish Veil ||           Colors ||"
+        "||   Name || Histological Diagnosis || Clinical Diagnosis || Asymmetry | "
+        "Pigment Network | Dots/Globules | Streaks | Regression Areas | Blue-Whitish Veil ||           Colors ||"
     ]
     for n, (histology, code) in enumerate([("", 0), ("Compound nevus", 1), ("Melanoma", 2)]):
         name = f"IMD{n + 2:03}"
         lines.append(
-            f"|| {name} || {histology:22} ||                  {code} ||         {n} |   T |  A |  A |  A |  A ||"
+            f"|| {name} || {histology:22} ||                  {code} ||         {n} |   T |"
+            "  A |  A |  A |  A ||"
         )
         folder = root / "PH2Dataset" / "PH2 Dataset images" / name
         save(folder / f"{name}_Dermoscopic_Image" / f"{name}.bmp", n)

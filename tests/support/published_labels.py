@@ -1,4 +1,4 @@
-"""The labels of the sets with long lists, as public repositories that read the sets spell them."""
+"""List the labels of sets with many, as public code that reads the sets spells them."""
 
 
 def lines(text: str) -> tuple[str, ...]:

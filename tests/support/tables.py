@@ -1,4 +1,4 @@
-"""Small made-up data sets for these tests."""
+"""Write small made-up data sets for tests."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def shared(name: str) -> Path:
-    """A folder of real images beside the repository."""
+    """Return a folder of real images, or skip the test if it is not there."""
     path = SHARED / name
     if not (path / "metadata.csv").is_file():
         pytest.skip(f"needs the real images of ../shared/data/{name}")
@@ -29,7 +29,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A blotchy picture that is like no other seed's."""
+    """Return a picture of coloured blotches that differs from every other seed's."""
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
