@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dermedge.evaluation.evaluate import evaluate
     from dermedge.models.import_teacher import import_teacher
     from dermedge.models.model_folder import TrainedModel, load_model_folder
+    from dermedge.probing.options import ProbeOptions
     from dermedge.probing.probe import probe
     from dermedge.report import write_report
     from dermedge.train.distill import DistillOptions, distill
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
     from dermedge.train.hybrid.recipe import HybridRecipe
     from dermedge.train.loop import Schedule
     from dermedge.workflows.build import build
+    from dermedge.workflows.debug_parity import debug_parity
     from dermedge.workflows.doctor import doctor
-    from dermedge.workflows.export import export
+    from dermedge.workflows.export import export, export_all
+    from dermedge.workflows.inspect import inspect
     from dermedge.workflows.run import RunOptions, demo, run
     from dermedge.workflows.targets import targets
+    from dermedge_export.options import ExportOptions
     from dermedge_runtime.bench import bench
     from dermedge_runtime.bundle import Bundle
     from dermedge_runtime.decode import Prediction
@@ -50,30 +54,54 @@ if TYPE_CHECKING:
         UsageError,
     )
     from dermedge_runtime.model import Model, Runtime, load
+    from dermedge_runtime.predict import predict
     from dermedge_runtime.spec import Artifact, Label, Postprocessing, Preprocess, Spec, Task
     from dermedge_runtime.verify import verify
 else:
     _MODULES = {
         "dermedge.data.check": ("check_data",),
         "dermedge.data.draw": ("draw_data_set",),
-        "dermedge.data.importing.add": ("add_data", "list_data_sets"),
+        "dermedge.data.importing.add": (
+            "add_data",
+            "list_data_sets",
+        ),
         "dermedge.data.split": ("split_data",),
         "dermedge.data.table": ("read_table",),
         "dermedge.evaluation.evaluate": ("evaluate",),
         "dermedge.models.import_teacher": ("import_teacher",),
-        "dermedge.models.model_folder": ("TrainedModel", "load_model_folder"),
+        "dermedge.models.model_folder": (
+            "TrainedModel",
+            "load_model_folder",
+        ),
+        "dermedge.probing.options": ("ProbeOptions",),
         "dermedge.probing.probe": ("probe",),
         "dermedge.report": ("write_report",),
-        "dermedge.train.distill": ("DistillOptions", "distill"),
-        "dermedge.train.finetune": ("FinetuneOptions", "finetune"),
+        "dermedge.train.distill": (
+            "DistillOptions",
+            "distill",
+        ),
+        "dermedge.train.finetune": (
+            "FinetuneOptions",
+            "finetune",
+        ),
         "dermedge.train.hybrid.pretrain": ("pretrain",),
         "dermedge.train.hybrid.recipe": ("HybridRecipe",),
         "dermedge.train.loop": ("Schedule",),
         "dermedge.workflows.build": ("build",),
+        "dermedge.workflows.debug_parity": ("debug_parity",),
         "dermedge.workflows.doctor": ("doctor",),
-        "dermedge.workflows.export": ("export",),
-        "dermedge.workflows.run": ("RunOptions", "demo", "run"),
+        "dermedge.workflows.export": (
+            "export",
+            "export_all",
+        ),
+        "dermedge.workflows.inspect": ("inspect",),
+        "dermedge.workflows.run": (
+            "RunOptions",
+            "demo",
+            "run",
+        ),
         "dermedge.workflows.targets": ("targets",),
+        "dermedge_export.options": ("ExportOptions",),
         "dermedge_runtime.bench": ("bench",),
         "dermedge_runtime.bundle": ("Bundle",),
         "dermedge_runtime.decode": ("Prediction",),
@@ -88,7 +116,12 @@ else:
             "MissingExtraError",
             "UsageError",
         ),
-        "dermedge_runtime.model": ("Model", "Runtime", "load"),
+        "dermedge_runtime.model": (
+            "Model",
+            "Runtime",
+            "load",
+        ),
+        "dermedge_runtime.predict": ("predict",),
         "dermedge_runtime.spec": (
             "Artifact",
             "Label",
@@ -129,6 +162,7 @@ __all__ = [
     "DistillOptions",
     "ElsewhereError",
     "EngineError",
+    "ExportOptions",
     "FinetuneOptions",
     "GateError",
     "HybridRecipe",
@@ -139,6 +173,7 @@ __all__ = [
     "Postprocessing",
     "Prediction",
     "Preprocess",
+    "ProbeOptions",
     "RunOptions",
     "Runtime",
     "Schedule",
@@ -150,17 +185,21 @@ __all__ = [
     "bench",
     "build",
     "check_data",
+    "debug_parity",
     "demo",
     "distill",
     "doctor",
     "draw_data_set",
     "evaluate",
     "export",
+    "export_all",
     "finetune",
     "import_teacher",
+    "inspect",
     "list_data_sets",
     "load",
     "load_model_folder",
+    "predict",
     "pretrain",
     "probe",
     "read_table",
