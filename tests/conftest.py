@@ -1,4 +1,4 @@
-"""A toy model for everyone's tests: an engine of one line of arithmetic, and a small valid bundle for it."""
+"""Provide a toy model for all tests: an engine of one line of arithmetic, and a bundle for it."""
 
 import io
 import shutil
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from dermedge_export.synthetic.lesions import draw_lesion
@@ -18,9 +19,16 @@ from dermedge_runtime.golden import Case, golden_files, stable
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Artifact, Label, Postprocessing, Preprocess, Spec, Task
 
+# Property tests draw the same examples in every run: a failure is always reproducible, and no
+# database of examples is written. No deadline, because machines differ in speed.
+settings.register_profile(
+    "dermedge", deadline=None, derandomize=True, database=None, max_examples=60
+)
+settings.load_profile("dermedge")
+
 
 class FakeRuntime:
-    """Mean colours as logits: deterministic, sensitive to every pixel, and without any engine."""
+    """Engine whose logits are mean colours: deterministic, and sensitive to every pixel."""
 
     name = "fake"
     version = "1.0"
@@ -74,7 +82,7 @@ TOY_POSTPROCESSING = {
 
 
 def toy_cases(spec: Spec = TOY_SPEC) -> list[Case]:
-    """Two golden cases on procedural lesions, as the fake engine answers them."""
+    """Return two golden cases on procedural lesions, with the fake engine's outputs."""
     cases = []
     for seed in (1, 2):
         stream = io.BytesIO()
@@ -97,7 +105,7 @@ def toy_cases(spec: Spec = TOY_SPEC) -> list[Case]:
 
 
 def toy_content() -> dict[str, Any]:
-    """The arguments of `write_bundle` for the toy bundle, fresh on every call."""
+    """Return the arguments of `write_bundle` for the toy bundle, new on every call."""
     return {
         "spec": TOY_SPEC,
         "artifact": Artifact(
@@ -129,12 +137,12 @@ def fake_runtime() -> FakeRuntime:
 
 @pytest.fixture
 def toy_bundle_path(pristine_toy: Path, tmp_path: Path) -> Path:
-    """A valid bundle, the test's own to damage."""
+    """Return a valid bundle that the test may damage."""
     return Path(shutil.copytree(pristine_toy, tmp_path / "toy.dermedge"))
 
 
 def folder_bytes(path: Path) -> Mapping[str, bytes]:
-    """Every file below a folder, to compare two of them byte by byte."""
+    """Return the content of every file below a folder, to compare two folders."""
     return {
         p.relative_to(path).as_posix(): p.read_bytes()
         for p in sorted(path.rglob("*"))

@@ -161,30 +161,6 @@ def test_a_flipped_byte_is_refused(toy_bundle_path, name, position):
         Bundle.open(toy_bundle_path)
 
 
-def test_every_flipped_byte_of_the_manifest_is_refused(toy_bundle_path):
-    path = toy_bundle_path / "manifest.json"
-    data = path.read_bytes()
-    for index in range(0, len(data), 7):
-        path.write_bytes(data[:index] + bytes([data[index] ^ 0x02]) + data[index + 1 :])
-        with pytest.raises(BundleError):
-            Bundle.open(toy_bundle_path)
-
-
-def test_a_flipped_byte_of_a_zip_is_refused_or_changes_nothing(toy_bundle_path, tmp_path):
-    original = Bundle.open(toy_bundle_path)
-    path = original.save(tmp_path / "toy.zip", zipped=True).path
-    data = path.read_bytes()
-    refused = 0
-    directory = data.index(b"PK\x01\x02")
-    for index in [*range(400), *range(400, directory, 997), *range(directory, len(data), 3)]:
-        path.write_bytes(data[:index] + bytes([data[index] ^ 0x21]) + data[index + 1 :])
-        try:
-            assert replace(Bundle.open(path), path=original.path) == original
-        except BundleError:
-            refused += 1
-    assert refused > 100
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_refused(toy_bundle_path, name):
     (toy_bundle_path / name).unlink()
