@@ -1,4 +1,4 @@
-"""Provide a toy model for all tests: an engine of one line of arithmetic, and a bundle for it."""
+"""Provide a toy model for all tests: a one-line engine, and a bundle for it."""
 
 import io
 import shutil
@@ -19,8 +19,8 @@ from dermedge_runtime.golden import Case, golden_files, stable
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Artifact, Label, Postprocessing, Preprocess, Spec, Task
 
-# Property tests draw the same examples in every run: a failure is always reproducible, and no
-# database of examples is written. No deadline, because machines differ in speed.
+# Property tests draw the same examples in every run: a failure is always reproducible,
+# and no database of examples is written. No deadline, because machines differ in speed.
 settings.register_profile(
     "dermedge", deadline=None, derandomize=True, database=None, max_examples=60
 )
@@ -28,7 +28,7 @@ settings.load_profile("dermedge")
 
 
 class FakeRuntime:
-    """Engine whose logits are mean colours: deterministic, and sensitive to every pixel."""
+    """Engine whose logits are mean colours, so that every pixel counts."""
 
     name = "fake"
     version = "1.0"

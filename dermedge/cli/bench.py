@@ -58,8 +58,8 @@ def command(
 ) -> None:
     """Measure BUNDLE on this machine: latency, cold start and resident memory.
 
-    Latency is measured end to end (from encoded bytes to a prediction), for preprocessing
-    alone, and for the engine alone.
+    Latency is measured end to end (from encoded bytes to a prediction), for
+    preprocessing alone, and for the engine alone.
     """
     with progress("bench") as report_progress:
         report = bench(
@@ -93,7 +93,7 @@ def show(report: LatencyReport) -> None:
     )
     pairs(
         {
-            "cold start": f"{report.cold_start_ms:.0f} ms from a new process to the first prediction",
+            "cold start": f"{report.cold_start_ms:.0f} ms from process start to first prediction",
             "memory": memory,
             "image": report.image,
             "engine": f"{report.engine} {report.engine_version}, "

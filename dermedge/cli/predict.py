@@ -34,9 +34,9 @@ def command(
     exact: bool,
     as_json: bool,
 ) -> int:
-    """Run BUNDLE on IMAGES: files, folders (every image below them), or - for standard input.
+    """Run BUNDLE on IMAGES: files, folders (all images below them), or - (stdin).
 
-    A bad image is reported, and the others are still predicted. The exit code is then 1.
+    A bad image is reported and the others are still predicted; the exit code is 1.
     """
     opened = Bundle.open(bundle)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
@@ -72,7 +72,7 @@ def _print_line(name: str, answer: Prediction | ImageError) -> None:
 
 
 def _cells(prediction: Prediction, tasks: Sequence[Task]) -> dict[str, str]:
-    """Return the cells of a table row by column; the model's tasks decide the columns."""
+    """Return the cells of a table row; the model's tasks decide the columns."""
     kinds = {task.kind: task for task in tasks}
     top = prediction.labels[0] if prediction.labels else None
     others = ", ".join(f"{label.id} {label.probability:.2f}" for label in prediction.labels[1:3])

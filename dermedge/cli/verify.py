@@ -26,11 +26,11 @@ EXIT_CODES = {"passed": 0, "not_run": ElsewhereError.exit_code}
 @threads_option
 @json_option
 def command(bundle: Path, engine: str | None, threads: int | None, as_json: bool) -> int:
-    """Verify that BUNDLE computes on this machine what it computed when it was exported.
+    """Verify that BUNDLE computes here what it computed when it was exported.
 
-    Checks the files, preprocessing, the engine's outputs and decoding. Needs neither torch
-    nor data nor a network. Exit code 5 if a check fails; 4 if this machine cannot have the
-    engine, so that only the other checks run.
+    Checks the files, preprocessing, the engine's outputs and decoding. Needs neither
+    torch nor data nor a network. Exit code 5 if a check fails; 4 if this machine cannot
+    have the engine, so that only the other checks run.
     """
     report = verify(bundle, engine=engine, threads=threads)
     emit(report, as_json, show)
@@ -48,5 +48,6 @@ def show(report: VerifyReport) -> None:
     Console().print(f"bundle {report.bundle[:16]} on {report.engine}:", status(report.status))
     if report.status == "not_run":
         click.echo(
-            "This machine cannot run the bundle's engine; run `dermedge verify` on the target device."
+            "This machine cannot run the bundle's engine; "
+            "run `dermedge verify` on the target device."
         )

@@ -1,4 +1,4 @@
-"""`dermedge predict`: what goes in, what comes out, and on which stream."""
+"""Test the input, the output and the streams of `dermedge predict`."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from support.command import TOY, dermedge, process
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two good photographs, a broken one between them, one more in a folder below, and a text file."""
+    """Return a folder with two good photographs, a broken one, a sub-folder and a text."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for seed, name in enumerate(("a.jpg", "c [bold].png", "more/d.PNG")):

@@ -1,7 +1,8 @@
-"""Makes `toy.dermedge`, the small real bundle of the tests, by the real exporter: python tests/data/make_toy.py
+"""Make `toy.dermedge`, the small bundle of the tests, with the real exporter.
 
-A network of 5,000 parameters learns procedural lesions for a moment; its bundle is zipped, so that no version control
-rewrites a line end in it.
+Run `python tests/data/make_toy.py`. A network of 5,000 parameters learns procedural
+lesions for 400 steps. The bundle is zipped, so that no version control changes its line
+ends.
 """
 
 import itertools

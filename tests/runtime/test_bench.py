@@ -66,7 +66,8 @@ def test_by_default_a_twelve_megapixel_photograph_is_predicted(bundle):
     report = bench(bundle, runs=1, warmup=0)
     assert report.image == "golden lesion-3, 4032 x 3024 JPEG"
     assert report.sustained == ()
-    # A fresh process holds at least Python with numpy and an engine, and no decoded photograph of 36 MB on top.
+    # A fresh process holds at least Python with numpy and an engine, and no decoded
+    # photograph of 36 MB on top.
     assert 20e6 < report.resident_bytes < 300e6
 
 

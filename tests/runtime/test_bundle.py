@@ -1,4 +1,4 @@
-"""Test that bundles are written whole and always the same, and that damage is refused."""
+"""Test that bundles are written whole and alike, and that damage is refused."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def manifest_of(path):
 
 
 def rewrite(path, edit, *, digests=False):
-    """Edit the manifest as an expert would: with a matching id, and matching digests on request."""
+    """Edit the manifest, and make its id (and on request its digests) match."""
     manifest = manifest_of(path)
     edit(manifest)
     if digests:
@@ -47,7 +47,7 @@ def rewrite(path, edit, *, digests=False):
 
 
 def at(*keys, value=None):
-    """Return an edit that sets the value at nested keys, or deletes it if `value` is None."""
+    """Return an edit that sets or (with None) deletes the value at nested keys."""
 
     def edit(manifest):
         for key in keys[:-1]:

@@ -1,4 +1,4 @@
-"""Core ML itself is asked on a Mac only; here a stand-in with the one method of coremltools' that is called."""
+"""Test the Core ML runtime with a stand-in for coremltools; Core ML needs a Mac."""
 
 import platform
 import sys
@@ -37,7 +37,7 @@ def description(
     kind: str = "FLOAT32",
     outputs: Mapping[str, list[int]] | None = None,
 ) -> Any:
-    """What Core ML says of a model's inputs and outputs, in its own format."""
+    """Return a model's description of inputs and outputs in Core ML's own format."""
     from dermedge_export.toolchain import silence
 
     with silence():
@@ -55,7 +55,7 @@ def description(
 
 
 class FakeModel:
-    """Answers as the toy engine does, in float64 and in another order, as an MLModel may."""
+    """Model that computes as the toy engine, in float64 and in another order."""
 
     def __init__(self, described: Any = None) -> None:
         self.described = described if described is not None else description()

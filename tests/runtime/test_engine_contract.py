@@ -1,4 +1,4 @@
-"""The contract of section 3 for every engine: whatever computes, the same questions get the same answers."""
+"""Test one contract on every engine: outputs, errors, bundles and telemetry."""
 
 import importlib.util
 import json
@@ -33,7 +33,8 @@ from support import toy_onnx
 
 SPEC = toy_onnx.spec()
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
-# By engine: the target and candidate that it runs, the package that it is, and how far from fp32 it may compute.
+# By engine: the target and candidate that it runs, the package that it is, and how far
+# from fp32 it may compute.
 ENGINES = {
     "onnxruntime": (CPU, Candidate("fp32", "onnx"), "onnxruntime", 1e-4),
     "openvino": (CPU, Candidate("fp32", "openvino"), "openvino", 1e-4),
@@ -89,7 +90,7 @@ class Toy:
 
 
 def bench(batch: int | str = 1) -> ExportContext:
-    """The toy network, traced already."""
+    """Return the context of an export whose toy network is already traced."""
     graph = toy_onnx.graph(batch=batch)
     graphs = {target.opset: graph for target, *_ in ENGINES.values()}
     context = ExportContext(Toy(), dynamic_batch=batch != 1)
@@ -129,7 +130,7 @@ def write(
 
 @pytest.fixture(scope="module")
 def bundle(engine: str, built: BuiltArtifact, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """With golden cases whose `expected` the engine itself has computed, as an export does it."""
+    """Return a bundle whose golden cases the engine itself computed, as in an export."""
     folder = tmp_path_factory.mktemp("engine")
     draft = write(folder / "draft.dermedge", built)
     if engine == "tensorrt":
@@ -294,7 +295,7 @@ print(json.dumps("ORT_DISABLE_TELEMETRY" in os.environ))
 def test_an_engine_reports_to_nobody_and_leaves_nothing_behind(
     engine: str, bundle: Bundle, tmp_path: Path
 ) -> None:
-    """A device id or a queue of events in the user's folder is what their telemetry begins with."""
+    """Check that no device id and no queue of events appears in the user's folders."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -391,7 +392,8 @@ class TestOpenVino:
         core = openvino.Core()
         weights = openvino.Tensor(np.frombuffer(made.files["model/model.bin"], np.uint8))
         model = core.read_model(made.files["model/model.xml"], weights)
-        # No CPU plugin computes in float16 on x86: it takes bfloat16 or float32 in its place.
+        # No CPU plugin computes in float16 on x86: it takes bfloat16 or float32 in its
+        # place.
         with keep_signal_stack():
             compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f16"})
         if compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f16:

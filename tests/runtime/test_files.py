@@ -248,7 +248,8 @@ def test_a_kill_during_an_atomic_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "x"
     target.write_bytes(b"old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from dermedge_runtime.files import atomic_write;"
+        "import os, signal, sys; from pathlib import Path;"
+        "from dermedge_runtime.files import atomic_write;"
         "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL);"
         "atomic_write(Path(sys.argv[1]), b'new' * 1000)"
     )

@@ -120,7 +120,10 @@ SPLIT = {
 
 class TestPlacement:
     def test_nodes_on_a_provider_that_was_not_named_are_named(self):
-        message = r"^CUDA\w+ cannot compute 8 of 60 nodes \(3 Resize, 1 A, 1 B, 1 C, 1 Cast and 1 more\), .*to CPUExec"
+        message = (
+            r"^CUDA\w+ cannot compute 8 of 60 nodes "
+            r"\(3 Resize, 1 A, 1 B, 1 C, 1 Cast and 1 more\), .*to CPUExec"
+        )
         with pytest.raises(EngineError, match=message):
             check_placement(SPLIT, (CUDA,))
 

@@ -56,7 +56,7 @@ def exif(orientation: int) -> Image.Exif:
 def png(
     samples: np.ndarray, colour: int, *, size: tuple[int, int] | None = None, key: bytes = b""
 ) -> bytes:
-    """A 16-bit PNG, which Pillow cannot write. `size` overrides what the header claims."""
+    """Return a 16-bit PNG, which Pillow cannot write; `size` falsifies its header."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -109,7 +109,8 @@ def test_every_fit_is_bit_exact_with_the_integer_reference(fit, height, width, s
 
 def test_the_reference_itself_gives_hand_computed_values():
     row = np.array([[[0], [100], [200], [40]]], np.uint8)
-    # Halving: triangle of reach 2 on centres 1 and 3; weights 0.75 0.75 0.25 (/1.75) and 0.25 0.75 0.75 (/1.75).
+    # Halving: triangle of reach 2 on centres 1 and 3; weights 0.75 0.75 0.25 (/1.75)
+    # and 0.25 0.75 0.75 (/1.75).
     np.testing.assert_array_equal(reference_resize.resize_columns(row, 2)[0, :, 0], [71, 117])
     # Doubling: centres at 0.25 and 0.75 between neighbours, edges repeated.
     np.testing.assert_array_equal(

@@ -54,7 +54,7 @@ def test_a_reduced_scale_keeps_the_crop_and_twice_the_size(width, height, size, 
 
 
 def is_exact(value: float) -> bool:
-    """Return whether JSON keeps a float: RFC 8785 writes 1e20 as an integer, which is too large."""
+    """Return whether JSON keeps a float; RFC 8785 writes 1e20 as an integer."""
     return not (value.is_integer() and 2**53 <= abs(value) < 1e21)
 
 

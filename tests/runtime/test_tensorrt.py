@@ -103,7 +103,7 @@ REMOVED = (
 
 
 def names_in_use() -> set[str]:
-    """Every name of TensorRT in `trt_api`: `Runtime`, `Runtime.deserialize_cuda_engine`, `BuilderFlag.TF32`."""
+    """Return every name of TensorRT that the module calls, such as `BuilderFlag.TF32`."""
     found = set()
     for node in ast.walk(ast.parse(Path(trt_api.__file__).read_text())):
         if isinstance(node, ast.Attribute):
@@ -395,7 +395,7 @@ def bundle(tmp_path) -> Bundle:
 
 
 def record(opened, machine, **changes):
-    """Builds the bundle's engine and writes a record of it, with some keys changed."""
+    """Build the bundle's engine, and write its record with some keys changed."""
     key = EngineKey(opened.files["model.onnx"], machine.version, machine.gpu.sm, {"batch": 1})
     engine = store(opened.path, key, machine.build(GRAPH, workspace=None, timings=b"")[0])
     content = {

@@ -1,4 +1,4 @@
-"""`verify` asks four questions; each can be answered with no on its own, and then names its culprit."""
+"""Test that each check of `verify` fails on its own, and names the cause."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def bundle_with(path, cases, **changes):
 
 
 def refused(report, question):
-    """The detail of the one check that failed: those before it passed, those after it were not run."""
+    """Return the detail of the one failed check; earlier ones passed, later ones did not run."""
     index = QUESTIONS.index(question)
     assert report.status == "failed"
     assert [check.name for check in report.checks] == QUESTIONS

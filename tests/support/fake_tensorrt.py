@@ -1,6 +1,7 @@
-"""A TensorRT of few lines with the real one's names: its engines are ONNX Runtime's, its GPU memory is the computer's.
+"""Imitate TensorRT and libcuda: ONNX Runtime computes, in the computer's memory.
 
-The real numbers of the real ONNX file come out; what TensorRT alone can do (kernels, fusion, speed) does not.
+The names are those of the real libraries, and the outputs those of the real ONNX file.
+Kernels, fusion and speed are not imitated.
 """
 
 import ctypes
@@ -40,7 +41,7 @@ DTYPES = {
 
 
 class Driver:
-    """The entry points of libcuda, over the computer's memory; it minds contexts and bounds as the real one does."""
+    """Entry points of libcuda on the computer's memory, with its checks of bounds."""
 
     def __init__(self, sm: str = "87", devices: int = 1) -> None:
         self.sm, self.devices = sm, devices
@@ -125,10 +126,15 @@ class Driver:
 
 
 def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = False) -> Any:
-    """The module `tensorrt`. One that `forgets_types` builds a network in fp32, whatever the model says.
+    """Return an imitation of the module `tensorrt`.
 
-    `builds` lists what each build was told, for the tests to look at. `refuse` makes the next calls fail, `miscompile`
-    is what the kernels make of the right outputs.
+    Its attribute `builds` lists the options of each build, for the tests to check.
+    `refuse` makes the next calls fail; `miscompile` changes the right outputs.
+
+    Args:
+        version: Version that it reports.
+        sm: Compute capability that its engines are for.
+        forgets_types: Build every network in fp32, whatever types the model has.
     """
     trt: Any = SimpleNamespace(
         __version__=version, builds=[], refuse="", miscompile=lambda values: values
@@ -315,12 +321,12 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
 
 
 def machine(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = False) -> TensorRt:
-    """A device with a TensorRT."""
+    """Return a device with a TensorRT."""
     return TensorRt(module(version, sm=sm, forgets_types=forgets_types), Cuda(Driver(sm)))
 
 
 def typed(graph: bytes) -> bytes:
-    """The toy model in fp16 but for its normalisation and its outputs, as an export for TensorRT types it."""
+    """Return the toy model in fp16, with fp32 normalisation and outputs as in an export."""
     model = onnx.load_model_from_string(graph)
     half = {
         "conv.weight",
@@ -350,7 +356,7 @@ def typed(graph: bytes) -> bytes:
 
 
 def bundle(path: Path, *, files: Mapping[str, bytes] | None = None, **changes: Any) -> Bundle:
-    """A bundle for a Jetson around the toy model: the fp32 network is its student, the typed graph its artifact."""
+    """Write a Jetson bundle: the fp32 network is its student, the typed graph its artifact."""
     graph = typed(toy_onnx.graph())
     student, artifact = toy_run(toy_onnx.graph()), toy_run(graph)
     described = {
@@ -372,7 +378,7 @@ def bundle(path: Path, *, files: Mapping[str, bytes] | None = None, **changes: A
 
 
 def toy_run(graph: bytes) -> Run:
-    """An ONNX model with a batch of one, as a function of many images."""
+    """Return an ONNX model with a batch of one as a function of many images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -388,7 +394,7 @@ def toy_run(graph: bytes) -> Run:
 
 
 def _weight_type(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
-    """The type of a layer's weights, before they are dequantized or cast."""
+    """Return the type of a layer's weights, before they are dequantized or cast."""
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     makers = {output: maker for maker in model.graph.node for output in maker.output}
     name = node.input[1]

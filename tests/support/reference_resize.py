@@ -1,7 +1,8 @@
-"""The contracted resize in plain integer arithmetic, written from the contract alone, to hold Pillow against.
+"""Resize images as the contract says, in integer arithmetic; tests compare Pillow with it.
 
-Triangle kernel with antialiasing: the kernel is stretched by the scale when it shrinks; weights are normalised and
-rounded to 22 bits of fraction, and each pass rounds half up and clips.
+Triangle kernel with antialiasing: the kernel is stretched by the scale when it shrinks;
+weights are normalised and rounded to 22 bits of fraction, and each pass rounds half up
+and clips.
 """
 
 import math
@@ -12,7 +13,7 @@ BITS = 22
 
 
 def weights(source: int, target: int) -> list[tuple[int, list[int]]]:
-    """Per target sample: the first source sample and the 22-bit weights from there on."""
+    """Return the first source sample and its 22-bit weights per target sample."""
     scale = source / target
     reach = max(scale, 1.0)
     table = []

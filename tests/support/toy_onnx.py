@@ -1,4 +1,4 @@
-"""A tiny real ONNX model, made without torch: uint8 NHWC -> normalised -> convolution -> pool -> two linear heads."""
+"""Build a tiny ONNX model without torch: convolution, pooling and two linear heads."""
 
 import io
 from pathlib import Path
@@ -46,7 +46,7 @@ def parameters() -> dict[str, np.ndarray]:
 
 
 def forward(images: np.ndarray) -> dict[str, np.ndarray]:
-    """The same network in numpy, float64."""
+    """Compute the same network in numpy, in float64."""
     p = {name: value.astype(np.float64) for name, value in parameters().items()}
     x = ((images.astype(np.float64) - p["mean"]) / p["std"]).transpose(0, 3, 1, 2)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
@@ -104,7 +104,7 @@ def graph(
 
 
 def write(out: Path, model: bytes, *, size: int = 48, batch: int | str = 1) -> Bundle:
-    """A bundle around `model`, with one golden case that the numpy network computed."""
+    """Write a bundle around `model`, with one golden case of the numpy network."""
     image, _ = draw_image(3)
     tensor = preprocess(image, Preprocess(size=size), exact=True)
     outputs = {name: values[0].astype(np.float32) for name, values in forward(tensor[None]).items()}
@@ -124,7 +124,7 @@ def write(out: Path, model: bytes, *, size: int = 48, batch: int | str = 1) -> B
 
 
 def draw_image(seed: int, size: int = 96) -> tuple[bytes, np.ndarray]:
-    """A procedural lesion as PNG bytes and as pixels."""
+    """Return a procedural lesion as PNG bytes and as pixels."""
     lesion = draw_lesion(seed, height=size, width=size)
     buffer = io.BytesIO()
     Image.fromarray(lesion.image).save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""Compute softmax and sigmoid of arrays, the arithmetic that turns logits into probabilities."""
+"""Turn arrays of logits into probabilities by softmax and sigmoid."""
 
 from typing import Any
 

@@ -67,8 +67,8 @@ def bench(
         threads: As in `load`.
         runs: Number of timed predictions.
         warmup: Number of predictions before them, not timed.
-        sustained: Seconds of predictions without a pause after that, which show throttling;
-            0 skips them.
+        sustained: Seconds of predictions without a pause after that, which show
+            throttling; 0 skips them.
         progress: Called after every prediction.
 
     Raises:
@@ -79,7 +79,7 @@ def bench(
         EngineError: As `load`, or the engine fails.
 
     Example:
-        >>> report = bench("toy.dermedge", image="lesion.png", threads=1, runs=5, warmup=1)
+        >>> report = bench("toy.dermedge", image="lesion.png", runs=5, warmup=1)
         >>> report.image, report.end_to_end.count
         ('lesion.png, 256 x 192 PNG', 5)
     """
@@ -163,7 +163,7 @@ def _read_image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:
 def _time_stages(
     model: Model, data: bytes, runs: int, warmup: int, progress: Progress
 ) -> dict[str, Percentiles]:
-    """Time each run in three stages: a whole prediction, preprocessing, and the engine call."""
+    """Time each run in three stages: prediction, preprocessing, engine call."""
     spec = model.bundle.spec.preprocess
     stages: dict[str, list[float]] = {"end_to_end": [], "preprocess": [], "engine_only": []}
     for index in range(warmup + runs):
@@ -208,8 +208,8 @@ def _measure_fresh_process(
     """Measure cold starts of a new Python process.
 
     Returns:
-        Milliseconds from its start to its first prediction (median of three), and the bytes
-        that are resident after some more predictions.
+        Milliseconds from its start to its first prediction (median of three), and the
+        bytes that are resident after some more predictions.
     """
     with tempfile.TemporaryDirectory(prefix="dermedge-bench-") as folder:
         image = Path(folder) / "image"

@@ -1,7 +1,8 @@
-"""Read and write bundles: one model for one target, with all that a device needs to run it.
+"""Read and write bundles: one model for one target, with all that a device needs.
 
-A bundle is a folder `NAME.dermedge`, or the same files in a stored, sorted, fixed-mtime zip.
-It is pure data and immutable. Readers refuse every byte that the manifest does not cover.
+A bundle is a folder `NAME.dermedge`, or the same files in a stored, sorted, fixed-mtime
+zip. It is pure data and immutable. Readers refuse every byte that the manifest does not
+cover.
 """
 
 import math
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 SCHEMA = "dermedge.bundle/1"
 LARGEST_TOLERANCE = 0.5
 LARGEST_MANIFEST = 1 << 24
-# A pickle runs code when it is loaded. PyTorch's pickles are zips; the others start with
-# the protocol's opcode.
+# A pickle runs code when it is loaded. PyTorch's pickles are zips; the others start
+# with the protocol's opcode.
 PICKLES = frozenset((".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".cloudpickle"))
 PICKLE_HEADS = (ZIP_MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -51,15 +52,15 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 class Bundle:
     """An opened bundle: the content of its manifest, checked.
 
-    `id` is the SHA-256 of the manifest's canonical JSON; it covers the whole manifest and,
-    by their digests, all files. `postprocessing` and `tolerance` (largest absolute
-    difference that an engine may show) have one entry per task. `parity` holds a report or a
-    bare status under `host` and `device`. `files` maps every path to its SHA-256.
+    `id` is the SHA-256 of the manifest's canonical JSON; it covers the whole manifest
+    and, by their digests, all files. `postprocessing` and `tolerance` (largest absolute
+    difference that an engine may show) have one entry per task. `parity` holds a report
+    or a bare status under `host` and `device`. `files` maps every path to its SHA-256.
 
     Example:
         >>> bundle = Bundle.open("toy.dermedge")
-        >>> bundle.spec.name, bundle.artifact.target, [t.name for t in bundle.spec.tasks]
-        ('toy', 'cpu', ['diagnosis', 'malignancy'])
+        >>> bundle.spec.name, bundle.artifact.target, len(bundle.spec.tasks)
+        ('toy', 'cpu', 2)
     """
 
     path: Path
@@ -73,7 +74,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """Open a bundle's folder or zip, and check all of it, each file's SHA-256 included.
+        """Open a bundle's folder or zip and check all of it, with each file's SHA-256.
 
         Raises:
             UsageError: The path does not exist.
@@ -90,8 +91,8 @@ class Bundle:
         """Return the content of a file, and check its SHA-256 once more.
 
         Raises:
-            BundleError: The bundle has no such file, or the file changed after the bundle
-                was opened.
+            BundleError: The bundle has no such file, or the file changed after the
+                bundle was opened.
         """
         if name not in self.files:
             raise BundleError(
@@ -106,7 +107,7 @@ class Bundle:
         return data
 
     def golden(self) -> "list[Case]":
-        """Read the golden cases, one or more; raise BundleError if they are not readable."""
+        """Read the golden cases; raise BundleError if they are not readable."""
         from dermedge_runtime.golden import read_golden
 
         return read_golden(self.read)
@@ -159,8 +160,8 @@ def write_bundle(
         spec: Spec of the model.
         artifact: Names the model among `files`, and its target.
         postprocessing: Fitted values by task. A task without an entry has none.
-        tolerance: Largest absolute difference from `expected` that an engine may show, by
-            task, at most 0.5.
+        tolerance: Largest absolute difference from `expected` that an engine may show,
+            by task, at most 0.5.
         parity: `host` and `device`, each a report or `{"status": "not_run"}`.
         files: Content by path, without the manifest.
         overwrite: Replace an older bundle at `out`.
@@ -198,7 +199,7 @@ def write_bundle(
 
 
 def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool) -> Bundle:
-    """Write files as a bundle; check what a reader would refuse before anything exists."""
+    """Write files as a bundle; refuse what a reader would before writing."""
     bundle = _parse(parse_json(files[MANIFEST], MANIFEST, BundleError), out)
     try:
         if zipped:
@@ -283,7 +284,8 @@ def _read_tolerance(data: Json, spec: Spec) -> dict[str, float]:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not 0 <= value <= LARGEST_TOLERANCE:
             raise BundleError(
-                f"The tolerance of {name!r} is {value!r}, not within 0..{LARGEST_TOLERANCE}; {AGAIN}"
+                f"The tolerance of {name!r} is {value!r}, "
+                f"not within 0..{LARGEST_TOLERANCE}; {AGAIN}"
             )
     return {name: float(value) for name, value in data.items()}
 
@@ -320,7 +322,7 @@ def _read_files(data: Json, path: Path) -> dict[str, str]:
 
 
 def artifact_files(bundle: Bundle) -> list[str]:
-    """Return the paths of the artifact's files, sorted: its one file, or all in its folder.
+    """Return the artifact's one file, or all files in its folder, sorted.
 
     Example:
         >>> artifact_files(Bundle.open("toy.dermedge"))
@@ -347,8 +349,8 @@ def _check_files(bundle: Bundle, container: Container) -> None:
                 f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest; "
                 f"{DAMAGED}"
             )
-        # Raw weights beside a graph (`.bin` in a folder) may start with any bytes. No other
-        # file of an artifact may start like a pickle.
+        # Raw weights beside a graph (`.bin` in a folder) may start with any bytes. No
+        # other file of an artifact may start like a pickle.
         is_weights = len(artifact) > 1 and name.endswith(".bin")
         if name in artifact and head.startswith(PICKLE_HEADS) and not is_weights:
             raise _is_pickle(name, bundle.path)

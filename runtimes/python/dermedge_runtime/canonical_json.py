@@ -28,8 +28,9 @@ def canonical_json(value: object) -> bytes:
     packages only (numpy, Pillow, click, rich). The tests compare it with `rfc8785`.
 
     Raises:
-        UsageError: JSON cannot carry the value exactly: NaN, infinity, an integer beyond
-            2^53 - 1, a lone surrogate, a key that is not a string, or any other type.
+        UsageError: JSON cannot carry the value exactly: NaN, infinity, an integer
+            beyond 2^53 - 1, a lone surrogate, a key that is not a string, or any other
+            type.
 
     Source: RFC 8785, JSON Canonicalization Scheme (JCS).
 
@@ -83,8 +84,8 @@ def _quote(text: str) -> str:
 def _serialise_number(value: float) -> str:
     """Return a number as ECMAScript's Number::toString writes it.
 
-    Python's `repr` has the same digits: the fewest that round-trip. Only the place of the
-    point and the form of the exponent differ.
+    Python's `repr` has the same digits: the fewest that round-trip. Only the place of
+    the point and the form of the exponent differ.
     """
     if not math.isfinite(value):
         raise UsageError(f"{value} is not a JSON number; write null where there is no value.")
@@ -140,7 +141,7 @@ def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any
     Example:
         >>> parse_json(b'{"a": 1, "a": 2}', "manifest.json", UsageError)
         Traceback (most recent call last):
-        dermedge_runtime.errors.UsageError: manifest.json is not valid JSON (a key is given twice); get or write the file again.
+        dermedge_runtime.errors.UsageError: manifest.json is not valid JSON (a key is...
     """
 
     def check_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -181,8 +182,8 @@ def read_json(path: str | Path, error_class: type[DermedgeError]) -> Any:
         error_class: Class of the error to raise.
 
     Raises:
-        DermedgeError: The file cannot be read or is not strict UTF-8 JSON; the error is an
-            `error_class`.
+        DermedgeError: The file cannot be read or is not strict UTF-8 JSON; the error is
+            an `error_class`.
     """
     try:
         data = Path(path).read_bytes()

@@ -1,4 +1,4 @@
-"""Read the two forms of a bundle, a folder and a stored zip, without trusting either."""
+"""Read the two forms of a bundle, a folder and a stored zip, and trust neither."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 ZIP_MAGIC = b"PK\x03\x04"
-# Control characters, what Windows reserves, and halves of surrogate pairs (not Unicode).
+# Control characters, what Windows reserves, and halves of surrogate pairs.
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*\ud800-\udfff]')
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
 DAMAGED = "get the bundle again from where it was exported."
@@ -49,12 +49,12 @@ class Container:
         )
 
     def read(self, name: str) -> bytes:
-        """Return the whole content of a file; raise BundleError if it does not exist."""
+        """Return the content of a file; raise BundleError if it does not exist."""
         with self.stream(name) as stream:
             return stream.read()
 
     def digest(self, name: str) -> tuple[str, bytes]:
-        """Return the SHA-256 of a file in hexadecimal, and the file's first 16 bytes."""
+        """Return the hexadecimal SHA-256 of a file, and its first 16 bytes."""
         digest = hashlib.sha256()
         with self.stream(name) as stream:
             head = piece = stream.read(1 << 20)
@@ -70,8 +70,8 @@ def open_container(path: Path) -> Iterator[Container]:
 
     Raises:
         UsageError: The path does not exist.
-        BundleError: The path is neither form, holds a link, an unsafe name or a compressed
-            entry, or cannot be read.
+        BundleError: The path is neither form, holds a link, an unsafe name or a
+            compressed entry, or cannot be read.
     """
     if not path.exists():
         raise UsageError(f"There is no bundle at {path}; check the path.")
@@ -122,7 +122,8 @@ def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
 
     sizes: dict[str, int] = {}
     for info in archive.infolist():
-        # `filename` ends at a NUL byte and may be normalised; `orig_filename` is as stored.
+        # `filename` ends at a NUL byte and may be normalised; `orig_filename` is as
+        # stored.
         name, mode = info.orig_filename, info.external_attr >> 16
         if name in sizes:
             raise BundleError(f"{path} holds {name!r} twice, which is unsafe; {DAMAGED}")
@@ -155,7 +156,7 @@ def check_names(names: Iterable[str], where: str) -> None:
         >>> check_names(["golden/cases.json"], "toy.dermedge")
         >>> check_names(["../cases.json"], "toy.dermedge")
         Traceback (most recent call last):
-        dermedge_runtime.errors.BundleError: '../cases.json' in toy.dermedge is an unsafe path...
+        dermedge_runtime.errors.BundleError: '../cases.json' in toy.dermedge is an uns...
     """
     seen: dict[str, str] = {}
     names = list(names)

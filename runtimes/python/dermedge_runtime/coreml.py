@@ -1,4 +1,4 @@
-"""Run Core ML bundles on macOS; an app on iOS gives the same .mlpackage to Core ML itself."""
+"""Run Core ML bundles on macOS; iOS apps give the same .mlpackage to Core ML itself."""
 
 import contextlib
 import io
@@ -40,8 +40,9 @@ class MlModel(Protocol):
 class CoreMlRuntime:
     """Core ML model loaded from a bundle's ML program.
 
-    The one input is `image`, RGB of S x S pixels. The outputs are float32, named after their
-    tasks. Core ML is called once per image, and chooses among CPU, GPU and Neural Engine.
+    The one input is `image`, RGB of S x S pixels. The outputs are float32, named after
+    their tasks. Core ML is called once per image, and chooses among CPU, GPU and Neural
+    Engine.
 
     Args:
         model: Loaded `coremltools.models.MLModel`.
@@ -77,7 +78,8 @@ class CoreMlRuntime:
         Raises:
             ElsewhereError: This is not a Mac.
             MissingExtraError: coremltools is not installed.
-            EngineError: Core ML refuses the model, or inputs and outputs do not fit the spec.
+            EngineError: Core ML refuses the model, or inputs and outputs do not fit the
+                spec.
             BundleError: A file changed after the bundle was opened.
         """
         if platform.system() != "Darwin":
@@ -124,7 +126,7 @@ class CoreMlRuntime:
                 ) from error
 
     def close(self) -> None:
-        """Free the model and delete its copy, after a call that still runs in another thread."""
+        """Free the model and delete its copy; a call that still runs ends first."""
         with self._lock:
             self._model = None
             if self._folder is not None:
@@ -176,7 +178,7 @@ def _describe_output(feature: Any) -> Port:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep coremltools from warning about versions of packages that are not used here."""
+    """Silence coremltools' warnings about packages that are not used here."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -33,7 +33,7 @@ class ScoredLabel:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds spent on one image: from the encoded source to the tensor, and in the engine."""
+    """Milliseconds spent on one image: in preprocessing, and in the engine."""
 
     preprocess_ms: float
     engine_ms: float
@@ -55,13 +55,13 @@ class Provenance:
 class Prediction:
     """Decoded outputs of a model for one image.
 
-    A field is None (`labels` empty) if the model has no such task, or if the value it needs
-    was not fitted.
+    A field is None (`labels` empty) if the model has no such task, or if the value it
+    needs was not fitted.
 
-    `labels` are those of the diagnosis task, most probable first. `malignancy` is the score
-    that `threshold` turns into `decision`. `severity` is the level of the ordinal task,
-    counted from 0. `mask` is bool [S, S] in the preprocessed frame. `embedding` is
-    L2-normalised. `conformal_set` and `ood` are always None in this version.
+    `labels` are those of the diagnosis task, most probable first. `malignancy` is the
+    score that `threshold` turns into `decision`. `severity` is the level of the ordinal
+    task, counted from 0. `mask` is bool [S, S] in the preprocessed frame. `embedding`
+    is L2-normalised. `conformal_set` and `ood` are always None in this version.
 
     Example:
         >>> from dermedge_runtime.model import load
@@ -120,13 +120,15 @@ def decode(
 
     Example:
         >>> from dermedge_runtime.spec import Preprocess
-        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> tasks = (Task("malignancy", "binary"),)
+        >>> spec = Spec("toy", "1", tasks, Preprocess(size=48))
         >>> fitted = {"malignancy": Postprocessing(temperature=2.0, threshold=0.4)}
         >>> decode({"malignancy": np.zeros(1, np.float32)}, spec, fitted).decision
         'malignant'
     """
-    # Plain floats, not arrays: one image has few values, so numpy's cost per call would exceed
-    # the arithmetic. dermedge_export/evaluation/predictions.py decodes whole tables.
+    # Plain floats, not arrays: one image has few values, so numpy's cost per call would
+    # exceed the arithmetic. dermedge_export/evaluation/predictions.py decodes whole
+    # tables.
     diagnosis, malignancy = spec.diagnosis, spec.malignancy
     labels: tuple[ScoredLabel, ...] = ()
     score: float | None = None
@@ -198,8 +200,8 @@ def sigmoid(logit: float) -> float:
 def ordinal_level(logits: Sequence[float], temperature: float = 1.0) -> int:
     """Return the level of an ordinal task.
 
-    It is the number of cumulative probabilities P(y > k) above 0.5, after a running minimum
-    has made them non-increasing.
+    It is the number of cumulative probabilities P(y > k) above 0.5, after a running
+    minimum has made them non-increasing.
 
     Example:
         >>> ordinal_level([3.0, 1.0, -2.0])
@@ -217,8 +219,9 @@ def segment_mask(
 ) -> npt.NDArray[np.bool_]:
     """Return the mask of a segment task, bool [size, size].
 
-    It is the sigmoid of the logits, enlarged bilinearly, at or above the threshold. Pixel
-    centres are at halves and edges are repeated; columns are interpolated before rows.
+    It is the sigmoid of the logits, enlarged bilinearly, at or above the threshold.
+    Pixel centres are at halves and edges are repeated; columns are interpolated before
+    rows.
 
     Args:
         logits: Logits [h, w].
@@ -252,7 +255,7 @@ def _rank(task: Task, probabilities: Sequence[float]) -> tuple[ScoredLabel, ...]
 
 
 def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
-    """Return the shape of a task's output for one image; None if the model sets the width.
+    """Return the shape of a task's output for one image; None is a free width.
 
     Args:
         task: The task.
@@ -272,7 +275,7 @@ def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
 
 
 def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
-    """Return a task's output; raise EngineError if it is missing or has a wrong shape."""
+    """Return a task's output; raise EngineError if it is missing or misshapen."""
     values = outputs.get(task.name)
     if values is None:
         raise EngineError(

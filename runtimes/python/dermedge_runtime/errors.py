@@ -36,7 +36,7 @@ class DataError(DermedgeError):
 
 
 class EngineError(DermedgeError):
-    """Error for an inference engine that refuses the artifact or fails while running it."""
+    """Error for an engine that refuses the artifact or fails while running it."""
 
 
 class UsageError(DermedgeError):
@@ -60,8 +60,8 @@ class MissingExtraError(DermedgeError):
         purpose: Subject of the message's sentence: the thing that needs the package.
 
     Example:
-        >>> print(MissingExtraError("onnxruntime", "onnxruntime", "An ONNX bundle"))
-        An ONNX bundle needs onnxruntime, which is not installed: pip install 'dermedge[onnxruntime]'.
+        >>> print(MissingExtraError("timm", "export", "`export`"))
+        `export` needs timm, which is not installed: pip install 'dermedge[export]'.
     """
 
     exit_code = 4
@@ -85,7 +85,7 @@ class ElsewhereError(DermedgeError):
 
 
 class BundleError(DermedgeError):
-    """Error for a bundle that is damaged, incomplete, unsafe or of an unknown format."""
+    """Error for a bundle that is damaged, incomplete, unsafe or too new."""
 
     exit_code = 5
 

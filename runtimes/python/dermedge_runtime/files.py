@@ -1,4 +1,4 @@
-"""Compute digests of files, and write files and folders that a kill cannot leave half done."""
+"""Compute digests, and write files and folders that a kill cannot leave half done."""
 
 import contextlib
 import errno
@@ -81,17 +81,18 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 def atomic_folder(
     path: str | Path, *, overwrite: bool = False, marker: str | None = None
 ) -> Iterator[Path]:
-    """Yield a temporary folder; rename it to `path` if the block succeeds, else delete it.
+    """Yield a temporary folder; rename it to `path` if the block succeeds.
 
     Args:
         path: Path of the finished folder.
-        overwrite: Allow `path` to exist. It stays whole until the new folder replaces it.
-        marker: File that a folder must hold to be overwritten, so that a mistyped path does
-            not delete somebody's photographs.
+        overwrite: Allow `path` to exist; it stays whole until it is replaced.
+        marker: File that a folder must hold to be overwritten, so that a mistyped path
+            does not delete somebody's photographs.
 
     Raises:
         UsageError: `path` exists and may not be replaced.
-        DermedgeError: The system refuses to write.
+        DermedgeError: The system refuses to write. After any error the temporary folder
+            is deleted.
 
     Example:
         >>> with atomic_folder("results") as folder:
@@ -157,10 +158,11 @@ def _sibling(path: Path, kind: str) -> Path:
 def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """Rename a finished folder to `path`; delete what it replaces last.
 
-    POSIX has no rename that replaces a folder with files in it. So the old folder is renamed
-    aside, and the new one renamed in: two system calls. A kill between them leaves both
-    folders whole, the old one as `.NAME.old-XXXXXXXX`; nothing is lost or half written.
-    Linux can swap two paths in one step (renameat2), but no user needs that moment closed.
+    POSIX has no rename that replaces a folder with files in it. So the old folder is
+    renamed aside, and the new one renamed in: two system calls. A kill between them
+    leaves both folders whole, the old one as `.NAME.old-XXXXXXXX`; nothing is lost or
+    half written. Linux can swap two paths in one step (renameat2), but no user needs
+    that moment closed.
     """
     try:
         if overwrite and os.path.lexists(path):

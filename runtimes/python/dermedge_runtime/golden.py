@@ -18,8 +18,8 @@ from dermedge_runtime.spec import AGAIN, IDENTIFIER, Json, take
 
 SCHEMA = "dermedge.golden/1"
 CASES = "golden/cases.json"
-# These fields of a prediction differ from run to run, or hold the id of a bundle that is not
-# yet written.
+# These fields of a prediction differ from run to run, or hold the id of a bundle that
+# is not yet written.
 VOLATILE = ("timing", "provenance")
 
 Array = npt.NDArray[np.float32]
@@ -29,10 +29,10 @@ Array = npt.NDArray[np.float32]
 class Case:
     """One golden case.
 
-    `image` is a lossless PNG, `tensor` its preprocessed uint8 [S, S, 3]. `reference` are the
-    outputs of the fp32 student, `expected` those of this artifact on the exporting host, by
-    task and without the batch dimension. `prediction` is the decoded `expected` as JSON,
-    without `timing` and `provenance`.
+    `image` is a lossless PNG, `tensor` its preprocessed uint8 [S, S, 3]. `reference`
+    are the outputs of the fp32 student, `expected` those of this artifact on the
+    exporting host, by task and without the batch dimension. `prediction` is the decoded
+    `expected` as JSON, without `timing` and `provenance`.
 
     Example:
         >>> from dermedge_runtime.bundle import Bundle
@@ -62,8 +62,8 @@ def golden_files(cases: Sequence[Case]) -> dict[str, bytes]:
     """Return the files of `golden/` by path; equal cases give equal bytes.
 
     Raises:
-        UsageError: There is no case, a name is given twice or is not a file name, or a value
-            is not finite.
+        UsageError: There is no case, a name is given twice or is not a file name, or a
+            value is not finite.
     """
     names = [case.name for case in cases]
     if not names or len({name.lower() for name in names}) != len(names):
@@ -115,8 +115,8 @@ def read_golden(read: Callable[[str], bytes]) -> list[Case]:
         read: Returns the content of one of the bundle's files.
 
     Raises:
-        BundleError: There is no case, the schema is unknown, or the size, dtype or values of
-            a tensor do not fit.
+        BundleError: There is no case, the schema is unknown, or the size, dtype or
+            values of a tensor do not fit.
     """
     data = parse_json(read(CASES), CASES, BundleError)
     schema = take(data, "schema", str, CASES)

@@ -24,8 +24,8 @@ def describe_device() -> Mapping[str, str]:
     """Describe this computer's system, CPU and Python.
 
     Returns:
-        `system`, `machine`, `cpu`, `flags` (instruction sets that matter to engines, empty
-        if the system does not list them), `cores` and `python`.
+        `system`, `machine`, `cpu`, `flags` (instruction sets that matter to engines,
+        empty if the system does not list them), `cores` and `python`.
 
     Example:
         >>> sorted(describe_device())

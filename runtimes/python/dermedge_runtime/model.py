@@ -34,9 +34,9 @@ GROUP = "dermedge.runtimes"
 class Runtime(Protocol):
     """Interface of an engine that has loaded a bundle's artifact.
 
-    A new engine writes this, and a classmethod `open(bundle, *, threads)` that returns one
-    (`RuntimeClass`). Several threads may call `run` at once; an engine that cannot do that
-    takes its own lock.
+    A new engine writes this, and a classmethod `open(bundle, *, threads)` that returns
+    one (`RuntimeClass`). Several threads may call `run` at once; an engine that cannot
+    do that takes its own lock.
 
     Example:
         >>> class Constant:
@@ -82,8 +82,8 @@ class RuntimeClass(Protocol):
 class Model:
     """A bundle and a running engine that predict images.
 
-    Threads may share a model; they get the same numbers as one thread. Close the model, or
-    use it as a context manager, to free the engine's memory.
+    Threads may share a model; they get the same numbers as one thread. Close the model,
+    or use it as a context manager, to free the engine's memory.
 
     Args:
         bundle: The opened bundle.
@@ -246,7 +246,7 @@ class Model:
         return self.runtime.run(images)
 
     def outputs(self, image: Source, *, exact: bool = False) -> Outputs:
-        """Return the engine's raw outputs by task for one image, without the batch dimension.
+        """Return the raw outputs by task for one image, without the batch dimension.
 
         Args:
             image: As in `predict`.
@@ -328,8 +328,8 @@ class Model:
         )
         with closing(batches):
             for batch in batches:
-                # Good images before a bad one are predicted first, so that an error that is
-                # raised loses none of them.
+                # Good images before a bad one are predicted first, so that an error
+                # that is raised loses none of them.
                 good = [item for item in batch if not isinstance(item, ImageError)]
                 predictions = iter(self._predict(good) if good else ())
                 for item in batch:
@@ -349,7 +349,8 @@ def load(
     Args:
         bundle: Path of a bundle, or an opened one.
         engine: Name of a runtime; by default the one for the artifact's format.
-        threads: Number of threads the engine computes with; by default the engine chooses.
+        threads: Number of threads the engine computes with; by default the engine
+            chooses.
 
     Raises:
         BundleError: The bundle is damaged, unsafe or too new.

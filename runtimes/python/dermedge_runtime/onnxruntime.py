@@ -68,12 +68,13 @@ class OnnxRuntime:
             bundle: The opened bundle.
             threads: Threads within one operator; by default one per physical core.
             providers: Execution providers, the preferred one first. Only these compute.
-                Nodes fall back to the CPU only if `CPUExecutionProvider` is in the list.
+                Nodes fall back to the CPU only if `CPUExecutionProvider` is in the
+                list.
 
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
-            EngineError: ONNX Runtime refuses the graph or a provider, a provider leaves the
-                graph to the CPU, or inputs and outputs do not fit the spec.
+            EngineError: ONNX Runtime refuses the graph or a provider, a provider leaves
+                the graph to the CPU, or inputs and outputs do not fit the spec.
             BundleError: The file changed after the bundle was opened.
         """
         try:
@@ -89,19 +90,20 @@ class OnnxRuntime:
             )
         graph = bundle.read(bundle.artifact.path)
         try:
-            # If a provider fails, the Python wrapper prints a line and starts a new session
-            # on other providers (https://github.com/microsoft/onnxruntime/pull/1960).
-            # `enable_fallback=0` makes the failure an error.
+            # If a provider fails, the Python wrapper prints a line and starts a new
+            # session on other providers
+            # (https://github.com/microsoft/onnxruntime/pull/1960). `enable_fallback=0`
+            # makes the failure an error.
             session = onnxruntime.InferenceSession(
                 graph,
                 _session_options(threads, providers),
                 providers=list(providers),
                 enable_fallback=0,
             )
-            # For that fallback the wrapper keeps the file's bytes: as much memory again as
-            # the weights take. Its source has a TODO at this attribute ("we're holding the
-            # memory indefinitely"). Delete this line when that TODO is gone from
-            # onnxruntime/python/onnxruntime_inference_collection.py.
+            # For that fallback the wrapper keeps the file's bytes: as much memory again
+            # as the weights take. Its source has a TODO at this attribute ("we're
+            # holding the memory indefinitely"). Delete this line when that TODO is gone
+            # from onnxruntime/python/onnxruntime_inference_collection.py.
             session._model_bytes = None
         except Exception as error:
             raise EngineError(
@@ -157,7 +159,8 @@ def check_placement(placement: Placement, providers: Sequence[str]) -> None:
     """Refuse a graph that a provider left to the CPU without an error.
 
     Args:
-        placement: As `OnnxRuntime.placement` returns it; nothing is checked if it is empty.
+        placement: As `OnnxRuntime.placement` returns it; nothing is checked if it is
+            empty.
         providers: Providers that the caller named.
 
     Raises:
@@ -198,7 +201,7 @@ def _read_placement(session: "onnxruntime.InferenceSession") -> Placement:
 
 
 def _list_operators(operators: Mapping[str, int]) -> str:
-    """Return the most frequent operators as text, such as `17 Conv, 14 Mul and 5 more`."""
+    """Return the most frequent operators, such as `17 Conv, 14 Mul and 5 more`."""
     ranked = sorted(operators.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ranked[LISTED:])
     listed = ", ".join(f"{count} {name}" for name, count in ranked[:LISTED])
@@ -214,8 +217,8 @@ def _session_options(threads: int | None, providers: Sequence[str]) -> "onnxrunt
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     # The arena keeps the peak memory of one call for the life of the process
-    # (https://github.com/microsoft/onnxruntime/issues/11627); without it no call measured
-    # slower.
+    # (https://github.com/microsoft/onnxruntime/issues/11627); without it no call
+    # measured slower.
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
     if hasattr(onnxruntime.InferenceSession, RECORD):
@@ -226,7 +229,7 @@ def _session_options(threads: int | None, providers: Sequence[str]) -> "onnxrunt
 
 
 def _describe_ports(nodes: Sequence[Any]) -> dict[str, Port]:
-    """Return the type and sizes of a session's inputs or outputs; ONNX names an open size."""
+    """Return the types and sizes of inputs or outputs; ONNX names an open size."""
     return {
         node.name: (
             TYPES.get(node.type, node.type),

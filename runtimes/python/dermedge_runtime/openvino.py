@@ -28,11 +28,11 @@ class OpenVinoRuntime:
     """OpenVINO model compiled from a bundle's IR.
 
     The graph's one input is `image`, uint8 [N, S, S, 3]. Its outputs are float32, named
-    after their tasks. A graph with a fixed batch of one is called once per image; under the
-    `throughput` hint several images run at a time.
+    after their tasks. A graph with a fixed batch of one is called once per image; under
+    the `throughput` hint several images run at a time.
 
-    A request of OpenVINO serves one call at a time, so each call takes an idle one. Calls by
-    several threads run side by side.
+    A request of OpenVINO serves one call at a time, so each call takes an idle one.
+    Calls by several threads run side by side.
 
     Args:
         compiled: Compiled model.
@@ -53,7 +53,7 @@ class OpenVinoRuntime:
     def open(
         cls, bundle: Bundle, *, threads: int | None = None, hint: Hint = "latency"
     ) -> "OpenVinoRuntime":
-        """Compile a bundle's IR for the CPU, from memory; a zipped bundle is not extracted.
+        """Compile a bundle's IR for the CPU, from memory also if it is zipped.
 
         The model computes in float32 unless the artifact's precision is bf16. By itself
         OpenVINO computes in bfloat16 on every CPU that has it, with other numbers.
@@ -61,14 +61,14 @@ class OpenVinoRuntime:
         Args:
             bundle: The opened bundle.
             threads: Number of threads in all; by default one per physical core.
-            hint: `latency` makes one image fast; `throughput` makes many images fast, in one
-                call or by several threads.
+            hint: `latency` makes one image fast; `throughput` makes many images fast,
+                in one call or by several threads.
 
         Raises:
             UsageError: The hint is unknown.
             MissingExtraError: OpenVINO is not installed.
-            EngineError: OpenVINO refuses the graph, this CPU lacks the artifact's precision,
-                or inputs and outputs do not fit the spec.
+            EngineError: OpenVINO refuses the graph, this CPU lacks the artifact's
+                precision, or inputs and outputs do not fit the spec.
             BundleError: A file changed after the bundle was opened.
         """
         if hint not in HINTS:
@@ -80,8 +80,9 @@ class OpenVinoRuntime:
             raise MissingExtraError("openvino", "openvino", "An OpenVINO bundle") from error
         version = str(openvino.__version__).partition("-")[0]
         xml, weights = _read_graph(bundle)
-        # Without the hint the numbers depend on the CPU, because bf16 is the default wherever
-        # the hardware has it (https://github.com/openvinotoolkit/openvino.genai/issues/164).
+        # Without the hint the numbers depend on the CPU, because bf16 is the default
+        # wherever the hardware has it
+        # (https://github.com/openvinotoolkit/openvino.genai/issues/164).
         precision = "bf16" if bundle.artifact.precision == "bf16" else "f32"
         config = {"PERFORMANCE_HINT": hint.upper(), "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
@@ -121,7 +122,7 @@ class OpenVinoRuntime:
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def close(self) -> None:
-        """Free the compiled model; a call that still runs in another thread ends first."""
+        """Free the compiled model; a call that still runs ends first."""
         self._pool = None
 
 
@@ -161,7 +162,7 @@ class _Pool:
         return self._finish(request)
 
     def run_each(self, images: Pixels) -> list[Outputs]:
-        """Return the outputs of one call per image; the hint sets how many run at a time."""
+        """Return the outputs of one call per image; the hint sets the parallelism."""
         running: deque[openvino.InferRequest] = deque()
         rows = []
         for index in range(len(images)):

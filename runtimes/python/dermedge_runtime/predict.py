@@ -14,8 +14,8 @@ from dermedge_runtime.model import load
 from dermedge_runtime.preprocess import Source
 from dermedge_runtime.progress import Progress, no_progress
 
-# Files of a folder with another suffix are not images. HEIC files are listed although no
-# runtime reads them, so that each one is reported as an error and not skipped.
+# Files of a folder with another suffix are not images. HEIC files are listed although
+# no runtime reads them, so that each one is reported as an error and not skipped.
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif")
 )
@@ -37,16 +37,16 @@ def predict(
 
     Args:
         bundle: Path of a bundle, or an opened one.
-        images: One or more sources: a path of a file, a path of a folder (all images below
-            it, sorted), or any other source that `Model.predict` takes.
+        images: One or more sources: a path of a file, a path of a folder (all images
+            below it, sorted), or any other source that `Model.predict` takes.
         engine: As in `load`.
         threads: As in `load`.
         exact: As in `Model.predict`.
         progress: Called after every image.
 
     Yields:
-        The path of an image (`-` for a source that is not a path), and its prediction or its
-        error.
+        The path of an image (`-` for a source that is not a path), and its prediction
+        or its error.
 
     Raises:
         UsageError: A folder holds no image; or as `load`.
@@ -69,7 +69,7 @@ def predict(
 
 
 def list_sources(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
-    """Yield the name and the source of each image, with folders replaced by their images.
+    """Yield the name and the source of each image; list the images of folders.
 
     Args:
         images: As in `predict`.

@@ -19,21 +19,21 @@ def prefetch(
     workers: int = 1,
     ahead: int = 4,
 ) -> Iterator[Result]:
-    """Yield `function(item)` for every item, in order, computed by threads that work ahead.
+    """Yield `function(item)` for every item, in order; threads work ahead.
 
     The threads end when the iterator is exhausted, closed or garbage-collected.
 
     Args:
         function: Called in a worker thread, once per item.
-        items: Any iterable, also an endless one. It is read in the calling thread, only as
-            far as needed.
+        items: Any iterable, also an endless one. It is read in the calling thread, only
+            as far as needed.
         workers: Number of threads.
         ahead: Largest number of items that are read and whose results are not yet used.
             The result that the reader holds counts until it asks for the next one.
 
     Raises:
-        Exception: `function` or `items` raised it; it is raised at that item's place, after
-            all earlier results.
+        Exception: `function` or `items` raised it; it is raised at that item's place,
+            after all earlier results.
 
     Example:
         >>> list(prefetch(len, ["a", "bcd", ""], workers=2))
@@ -53,20 +53,21 @@ def prefetch_batches(
     workers: int,
     ahead: int,
 ) -> Generator[list[Result], None, None]:
-    """Yield the results of `prefetch` in lists of `batch_size`; the last list may be shorter.
+    """Yield the results of `prefetch` in lists; the last one may be shorter.
 
     Args:
         function: As in `prefetch`.
         items: As in `prefetch`.
         batch_size: Number of results per list.
         workers: As in `prefetch`.
-        ahead: As in `prefetch`, at least `batch_size`. The whole list that the reader holds
-            counts until it asks for the next one.
+        ahead: As in `prefetch`, at least `batch_size`. The whole list that the reader
+            holds counts until it asks for the next one.
 
     Raises:
         Exception: As in `prefetch`. Earlier results of the same list are lost.
     """
-    # The import costs a tenth of the time to a first prediction, which needs no threads.
+    # The import costs a tenth of the time to a first prediction, which needs no
+    # threads.
     from concurrent.futures import ThreadPoolExecutor
 
     remaining = iter(items)

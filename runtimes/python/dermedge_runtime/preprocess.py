@@ -1,12 +1,12 @@
-"""Convert encoded bytes, a path, a PIL image or an array to a network's uint8 [S, S, 3] input.
+"""Convert an image from any source to a network's uint8 [S, S, 3] input.
 
 The contract is the same on every platform:
 
 - EXIF orientation is applied, ICC profiles are ignored, and alpha is composed on the
   background. Grey, palette and CMYK become RGB; of 16-bit samples the high byte counts.
 - `fit` makes the image a square.
-- A triangle kernel with antialiasing resizes it, in 22-bit fixed point. Pillow's BILINEAR
-  does exactly that on square input.
+- A triangle kernel with antialiasing resizes it, in 22-bit fixed point. Pillow's
+  BILINEAR does exactly that on square input.
 """
 
 import io
@@ -27,11 +27,12 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 Source: TypeAlias = bytes | str | os.PathLike[str] | Image.Image | Pixels
 
 MIN_SIDE = 16
-# Pillow's own default. The number is fixed here, so that no global setting of Pillow decides
-# which images a device accepts.
+# Pillow's own default. The number is fixed here, so that no global setting of Pillow
+# decides which images a device accepts.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
-# Photographic formats that every platform decodes to the same samples, the most frequent first.
+# Photographic formats that every platform decodes to the same samples, the most
+# frequent first.
 FORMATS = {
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
@@ -59,16 +60,16 @@ def preprocess(source: Source, spec: Preprocess, *, exact: bool = False) -> Pixe
     Args:
         source: Encoded bytes, a path, a PIL image, or RGB uint8 [H, W, 3].
         spec: The model's preprocessing.
-        exact: Never decode a JPEG at a reduced scale. A reduced scale is many times faster
-            for photographs, cuts the same square, and differs by a few grey levels. Use
-            `exact` where values must be bit-exact.
+        exact: Never decode a JPEG at a reduced scale. A reduced scale is many times
+            faster for photographs, cuts the same square, and differs by a few grey
+            levels. Use `exact` where values must be bit-exact.
 
     Returns:
         RGB, uint8 [S, S, 3].
 
     Raises:
-        ImageError: The source is not a single readable image with a short side of at least
-            16 pixels.
+        ImageError: The source is not a single readable image with a short side of at
+            least 16 pixels.
 
     Example:
         >>> preprocess("lesion.png", Preprocess(size=224)).shape
@@ -83,8 +84,8 @@ def decode_image(source: Source, spec: Preprocess, *, exact: bool = False) -> Pi
     Args:
         source: As in `preprocess`.
         spec: The model's preprocessing.
-        exact: As in `preprocess`. Without it a large JPEG may have a half, a quarter or an
-            eighth of its size.
+        exact: As in `preprocess`. Without it a large JPEG may have a half, a quarter or
+            an eighth of its size.
 
     Returns:
         RGB, uint8 [H, W, 3].
@@ -100,10 +101,11 @@ def decode_image(source: Source, spec: Preprocess, *, exact: bool = False) -> Pi
 
 
 def reduced_scale(width: int, height: int, spec: Preprocess) -> int:
-    """Return the largest of 8, 4, 2 and 1 by which a JPEG may be reduced while decoding.
+    """Return the largest scale (8, 4, 2 or 1) at which a JPEG may be decoded.
 
-    The decoded short side stays at least twice S. Width, height and the offset of the crop
-    or of the padding are multiples of the scale, so that the crop covers the same pixels.
+    The decoded short side stays at least twice S. Width, height and the offset of the
+    crop or of the padding are multiples of the scale, so that the crop covers the same
+    pixels.
 
     Args:
         width: Width of the JPEG in pixels.
@@ -243,7 +245,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _refuse_depth(image: Image.Image, name: str) -> None:
-    """Refuse samples of an unknown scale, and colour keys that Pillow drops from 16 bits."""
+    """Refuse samples of an unknown scale, and colour keys that Pillow drops."""
     mode, key = image.mode, image.info.get("transparency")
     bits = getattr(image, "tag_v2", {}).get(258, ())
     if (
@@ -294,8 +296,8 @@ def _square(image: Image.Image, spec: Preprocess) -> Image.Image:
     width, height = image.size
     target, kernel = (spec.size, spec.size), Image.Resampling.BILINEAR
     if spec.fit == "stretch":
-        # One pass per call, because Pillow chooses the order of the two passes by the shape
-        # of a rectangle, and the rounding between them makes the order count.
+        # One pass per call, because Pillow chooses the order of the two passes by the
+        # shape of a rectangle, and the rounding between them makes the order count.
         return image.resize((spec.size, height), kernel).resize(target, kernel)
     if spec.fit == "pad":
         side = max(width, height)

@@ -1,7 +1,7 @@
 """Look up names in registries of `module:attribute` entries.
 
-A registry holds the built-in names and those that installed packages add as entry points.
-The groups are `dermedge.targets`, `dermedge.exporters`, `dermedge.runtimes` and
+A registry holds the built-in names and those that installed packages add as entry
+points. The groups are `dermedge.targets`, `dermedge.exporters`, `dermedge.runtimes` and
 `dermedge.datasets`. Only this module reads them.
 """
 
@@ -56,8 +56,8 @@ def load_entry(entry: str, *, extra: str | None = None) -> Any:
         extra: Extra of dermedge that installs the packages this module imports.
 
     Raises:
-        MissingExtraError: The module, or one that it imports, is not installed, and `extra`
-            is given.
+        MissingExtraError: The module, or one that it imports, is not installed, and
+            `extra` is given.
         UsageError: There is no such module or attribute.
 
     Example:
@@ -96,7 +96,7 @@ def pick_known(kind: str, name: str, known: Iterable[str]) -> str:
     Example:
         >>> pick_known("target", "jetsn", ["cpu", "jetson"])
         Traceback (most recent call last):
-        dermedge_runtime.errors.UsageError: Unknown target 'jetsn'. Did you mean 'jetson'? Known: cpu, jetson.
+        dermedge_runtime.errors.UsageError: Unknown target 'jetsn'. Did you mean 'jetson'?...
     """
     import difflib
 

@@ -18,8 +18,8 @@ CANDIDATES_REPORT = "reports/candidates.json"
 REFERENCE_REPORT = "reports/reference.json"
 TRAINING_IMAGES = "reports/training_images.txt"
 VALIDATION_IMAGES = "reports/validation_images.txt"
-# Reports name an image by the first hexadecimal digits of its file's SHA-256: 64 bits find
-# an image again among millions, in a quarter of the space.
+# Reports name an image by the first hexadecimal digits of its file's SHA-256: 64 bits
+# find an image again among millions, in a quarter of the space.
 DIGEST_PREFIX = 16
 
 
@@ -27,7 +27,8 @@ DIGEST_PREFIX = 16
 class Interval:
     """Point estimate with its 95 % interval.
 
-    `low` and `high` are None if no interval can be computed, `value` if no estimate can.
+    `low` and `high` are None if no interval can be computed, `value` if no estimate
+    can.
 
     Example:
         >>> Interval(0.87, 0.81, 0.92).low
@@ -52,8 +53,9 @@ class Check:
 class VerifyReport:
     """Result of `verify`: the checks in the order in which they run.
 
-    Checks after a failure are `not_run`. So is the engine's check if this machine cannot
-    have that engine. `bundle` is the bundle's id, or its path if it could not be opened.
+    Checks after a failure are `not_run`. So is the engine's check if this machine
+    cannot have that engine. `bundle` is the bundle's id, or its path if it could not be
+    opened.
     """
 
     bundle: str
@@ -78,8 +80,8 @@ class LatencyReport:
     """Result of `bench`: times in milliseconds, memory in bytes.
 
     `end_to_end` starts at encoded bytes; `engine_only` is the bare engine call.
-    `sustained` holds the end-to-end median of each tenth of a sustained run, which shows
-    throttling. `resident_bytes` is None on systems that do not report it.
+    `sustained` holds the end-to-end median of each tenth of a sustained run, which
+    shows throttling. `resident_bytes` is None on systems that do not report it.
     """
 
     bundle: str
@@ -100,9 +102,9 @@ class LatencyReport:
 class Limit:
     """One limit of the gate: the metric, the allowed loss and the measured loss.
 
-    `reference` and `candidate` are the metric of each side. `loss` is how much worse the
-    candidate is, in the limit's own unit, with a 95 % interval from a paired bootstrap over
-    lesions or patients.
+    `reference` and `candidate` are the metric of each side. `loss` is how much worse
+    the candidate is, in the limit's own unit, with a 95 % interval from a paired
+    bootstrap over lesions or patients.
     """
 
     metric: str
@@ -119,8 +121,9 @@ class Limit:
 class Subgroup:
     """Balanced accuracy of reference and candidate within one subgroup.
 
-    `column` = `value` defines the subgroup. `loss` is a share of the reference's balanced
-    accuracy. If `column` is `class` and `value` a label, the metric is that class's recall.
+    `column` = `value` defines the subgroup. `loss` is a share of the reference's
+    balanced accuracy. If `column` is `class` and `value` a label, the metric is that
+    class's recall.
     """
 
     column: str
@@ -135,9 +138,9 @@ class Subgroup:
 class ParityReport:
     """Comparison of two tables of predictions over the same images.
 
-    `basis` names the images (`test split of ham10000`, `procedural lesions`). `engine` and
-    `hardware` name what computed the candidate's predictions. `classes` holds a `Subgroup`
-    for each class that has a labelled image; older reports lack it.
+    `basis` names the images (`test split of ham10000`, `procedural lesions`). `engine`
+    and `hardware` name what computed the candidate's predictions. `classes` holds a
+    `Subgroup` for each class that has a labelled image; older reports lack it.
     """
 
     status: Status
@@ -160,7 +163,8 @@ def read_report(bundle: "Bundle", path: str) -> Json:
         path: Path of the report within the bundle, such as `PARITY_REPORT`.
 
     Raises:
-        BundleError: The report is not a JSON object, or changed after the bundle was opened.
+        BundleError: The report is not a JSON object, or changed after the bundle was
+            opened.
 
     Example:
         >>> from dermedge_runtime.bundle import Bundle

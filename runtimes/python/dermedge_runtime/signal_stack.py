@@ -9,18 +9,19 @@ from collections.abc import Iterator
 def keep_signal_stack() -> Iterator[None]:
     """Compile OpenVINO models within this block to keep the thread's signal stack.
 
-    OpenVINO's CPU plugin replaces the alternate signal stack of the thread that compiles a
-    model, because AMX needs a larger one. It restores the old stack only if the same thread
-    releases the model, and the last model first. Otherwise the stack's memory is freed while
-    it is in use. The next signal that Python handles (Ctrl-C, the end of a child process)
-    then kills the process.
+    OpenVINO's CPU plugin replaces the alternate signal stack of the thread that
+    compiles a model, because AMX needs a larger one. It restores the old stack only if
+    the same thread releases the model, and the last model first. Otherwise the stack's
+    memory is freed while it is in use. The next signal that Python handles (Ctrl-C, the
+    end of a child process) then kills the process.
 
     The block does nothing on systems other than Linux.
     """
     # Seen in OpenVINO 2026.4; the code came with
     # https://github.com/openvinotoolkit/openvino/pull/11894 (class SigAltStackSetup in
     # src/plugins/intel_cpu/src/plugin.cpp). Delete this module when the test
-    # `test_a_signal_after_models_were_closed_in_any_order_is_survived` passes without it.
+    # `test_a_signal_after_models_were_closed_in_any_order_is_survived` passes without
+    # it.
     if not sys.platform.startswith("linux"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Check a graph's inputs and outputs against the model spec, the same for every engine."""
+"""Check a graph's inputs and outputs against the model spec, for every engine."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +9,11 @@ from dermedge_runtime.spec import AGAIN, Spec
 INPUT = "image"
 """Name of the one input of every exported graph."""
 Port = tuple[str, Sequence[int | None]]
-"""Element type of an input or output, as numpy names it, and its sizes (None if open)."""
+"""Element type of an input or output, as numpy names it, and sizes (None is open)."""
 
 
 def check_signature(inputs: Mapping[str, Port], outputs: Mapping[str, Port], spec: Spec) -> bool:
-    """Check the inputs and outputs of a graph; return whether it takes one image per call.
+    """Check a graph's inputs and outputs; return whether it takes one image per call.
 
     Args:
         inputs: Every input of the graph by name.
@@ -28,7 +28,8 @@ def check_signature(inputs: Mapping[str, Port], outputs: Mapping[str, Port], spe
 
     Example:
         >>> from dermedge_runtime.spec import Preprocess, Spec, Task
-        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> tasks = (Task("malignancy", "binary"),)
+        >>> spec = Spec("toy", "1", tasks, Preprocess(size=48))
         >>> inputs = {"image": ("uint8", (1, 48, 48, 3))}
         >>> check_signature(inputs, {"malignancy": ("float32", (1, 1))}, spec)
         True

@@ -1,7 +1,7 @@
 """Define what a model is as plain data: its tasks, its preprocessing, its artifact.
 
-Every type is a frozen dataclass. `to_json` turns it into JSON types; its `from_json` reads
-them back and refuses what it does not understand. No type depends on an engine.
+Every type is a frozen dataclass. `to_json` turns it into JSON types; its `from_json`
+reads them back and refuses what it does not understand. No type depends on an engine.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ class Label:
 class Task:
     """One output of the network and its meaning; the output tensor has the task's name.
 
-    Shapes, per image: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1] cumulative
-    logits, `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised.
+    Shapes, per image: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1]
+    cumulative logits, `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised.
 
     Example:
         >>> levels = tuple(Label(str(level), f"Level {level}") for level in range(4))
@@ -73,8 +73,8 @@ class Task:
         """Read a task from JSON types.
 
         Raises:
-            BundleError: The kind is unknown, the name is not an identifier, or the labels
-                are not distinct or too few for the kind.
+            BundleError: The kind is unknown, the name is not an identifier, or the
+                labels are not distinct or too few for the kind.
         """
         kind = take(data, "kind", str, "task")
         if kind not in get_args(Kind):
@@ -104,8 +104,9 @@ class Preprocess:
     """Conversion of decoded RGB to the network's uint8 [S, S, 3] input.
 
     It is bit for bit the same on every platform. `size` is S. `fit` makes a rectangle a
-    square: `crop`, `pad` or `stretch`. `background` is the RGB that alpha is composed on and
-    that `pad` fills with. Scaling by mean and standard deviation is inside the graph.
+    square: `crop`, `pad` or `stretch`. `background` is the RGB that alpha is composed
+    on and that `pad` fills with. Scaling by mean and standard deviation is inside the
+    graph.
 
     Example:
         >>> Preprocess(size=224).fit
@@ -122,8 +123,8 @@ class Preprocess:
         """Read preprocessing from JSON types.
 
         Raises:
-            BundleError: The size is outside 16..4096, the fit or kernel is unknown, or the
-                background is not an RGB colour.
+            BundleError: The size is outside 16..4096, the fit or kernel is unknown, or
+                the background is not an RGB colour.
         """
         size, fit = take(data, "size", int, "preprocess"), take(data, "fit", str, "preprocess")
         kernel = take(data, "kernel", str, "preprocess")
@@ -143,11 +144,12 @@ class Preprocess:
 class Spec:
     """Contract between a model and all code that runs it.
 
-    All artifacts made from one student have the same spec. `lineage` records the sources
-    and licences of teacher, student and data.
+    All artifacts made from one student have the same spec. `lineage` records the
+    sources and licences of teacher, student and data.
 
     Example:
-        >>> spec = Spec("toy", "1.0.0", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> tasks = (Task("malignancy", "binary"),)
+        >>> spec = Spec("toy", "1.0.0", tasks, Preprocess(size=48))
         >>> spec == Spec.from_json(to_json(spec))
         True
     """
@@ -164,8 +166,8 @@ class Spec:
         """Read a spec from JSON types.
 
         Raises:
-            BundleError: A part is missing or unknown, the name is not an identifier, or the
-                tasks are not distinct.
+            BundleError: A part is missing or unknown, the name is not an identifier, or
+                the tasks are not distinct.
         """
         spec = cls(
             name=take(data, "name", str, "spec"),
@@ -191,15 +193,15 @@ class Spec:
 
     @cached_property
     def diagnosis(self) -> Task | None:
-        """First `classify` task; its labels are ranked and give the malignancy score."""
+        """First `classify` task, whose labels are ranked."""
         return next((task for task in self.tasks if task.kind == "classify"), None)
 
     @cached_property
     def malignancy(self) -> Task | None:
         """Task that gives the malignancy score.
 
-        It is the `binary` task `malignancy` if there is one, else the diagnosis if one of
-        its labels is malignant, else None.
+        It is the `binary` task `malignancy` if there is one, else the diagnosis if one
+        of its labels is malignant, else None.
         """
         own = self.task("malignancy")
         if own is not None and own.kind == "binary":
@@ -213,11 +215,11 @@ class Spec:
 class Artifact:
     """One model file for one target.
 
-    `path` is its entry point inside the bundle, a file or a folder. `requires` lists what
-    the device needs (`onnxruntime>=1.17`), `toolchain` the versions of the packages that
-    built it. `details` holds what only this format has (opset, IR version, batch).
-    `calibration` is the digest, split and count of the images that quantization used, or
-    None.
+    `path` is its entry point inside the bundle, a file or a folder. `requires` lists
+    what the device needs (`onnxruntime>=1.17`), `toolchain` the versions of the
+    packages that built it. `details` holds what only this format has (opset, IR
+    version, batch). `calibration` is the digest, split and count of the images that
+    quantization used, or None.
 
     Example:
         >>> Artifact("cpu", "onnx", "model.onnx", "int8", ("onnxruntime>=1.17",)).format
@@ -250,11 +252,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """Values fitted on validation data for one task of one artifact; None is not fitted.
+    """Values fitted on validation data for one task; None is not fitted.
 
-    `temperature` divides logits. `threshold` turns the malignancy score into a decision, or
-    a `segment` probability into a mask. The manifest reserves `conformal_quantile` and
-    `ood_threshold`; this version cannot apply them.
+    `temperature` divides logits. `threshold` turns the malignancy score into a
+    decision, or a `segment` probability into a mask. The manifest reserves
+    `conformal_quantile` and `ood_threshold`; this version cannot apply them.
 
     Example:
         >>> Postprocessing(temperature=1.25).threshold is None

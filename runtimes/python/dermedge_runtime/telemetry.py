@@ -9,24 +9,26 @@ from types import ModuleType
 from typing import Any, cast
 
 # ONNX Runtime sends telemetry on Linux, macOS, Android and iOS since
-# https://github.com/microsoft/onnxruntime/pull/27379. It reads this variable once, at its
-# import. `disable_telemetry_events()` comes too late: by then a device id is on the disk
-# (https://github.com/microsoft/onnxruntime/issues/25573). Delete this variable when that
-# issue is closed by a switch that works before the first event.
+# https://github.com/microsoft/onnxruntime/pull/27379. It reads this variable once, at
+# its import. `disable_telemetry_events()` comes too late: by then a device id is on the
+# disk (https://github.com/microsoft/onnxruntime/issues/25573). Delete this variable
+# when that issue is closed by a switch that works before the first event.
 ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
 # This package sends for OpenVINO, at every import of it
 # (https://github.com/openvinotoolkit/openvino/pull/23832), and for NNCF
-# (https://github.com/openvinotoolkit/nncf/pull/2186). If its import fails, both use stubs
-# of their own. Delete this when OpenVINO has a switch that is not a file in the user's home.
+# (https://github.com/openvinotoolkit/nncf/pull/2186). If its import fails, both use
+# stubs of their own. Delete this when OpenVINO has a switch that is not a file in the
+# user's home.
 OPENVINO = "openvino_telemetry"
 
 
 @contextlib.contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Import onnxruntime, openvino or nncf within this block to disable their telemetry.
+    """Import onnxruntime, openvino or nncf within this block without telemetry.
 
-    They stay silent for the life of the process. The environment and `sys.modules` are as
-    before afterwards. A package that the process has already imported is not changed.
+    They stay silent for the life of the process. The environment and `sys.modules` are
+    as before afterwards. A package that the process has already imported is not
+    changed.
 
     Example:
         >>> with no_telemetry():

@@ -49,13 +49,15 @@ def verify(
     3. `engine`: the outputs are within the bundle's tolerance of the expected ones.
     4. `decoding`: the expected outputs decode to the expected prediction.
 
-    The first failure ends the checks. If this machine cannot have the bundle's engine, that
-    check is `not_run` and so is the whole bundle, whatever the other checks give.
+    The first failure ends the checks. If this machine cannot have the bundle's engine,
+    that check is `not_run` and so is the whole bundle, whatever the other checks give.
 
     Args:
-        bundle: Path of a bundle, or an opened one. All files are read from the disk again.
+        bundle: Path of a bundle, or an opened one. All files are read from the disk
+            again.
         engine: Name of a runtime; by default the one for the artifact's format.
-        threads: Number of threads the engine computes with; by default the engine chooses.
+        threads: Number of threads the engine computes with; by default the engine
+            chooses.
         runtime: Running engine to check, instead of a new one; it stays open.
 
     Returns:
@@ -169,8 +171,8 @@ def _started(
 def _check_engine(bundle: Bundle, cases: Sequence[Case], runtime: Runtime) -> str:
     """Compare the engine's outputs with `expected`.
 
-    The distance of `expected` to the fp32 student is reported, not checked: the gate of the
-    export has checked what it costs.
+    The distance of `expected` to the fp32 student is reported, not checked: the gate of
+    the export has checked what it costs.
     """
     engine = f"{runtime.name} {runtime.version}"
     largest = dict.fromkeys(bundle.tolerance, 0.0)
@@ -227,7 +229,7 @@ def _check_decoding(bundle: Bundle, cases: Sequence[Case]) -> str:
 
 
 def _find_difference(actual: object, want: object, where: str) -> str:
-    """Describe the first difference between two JSON values; return "" if there is none.
+    """Describe the first difference between two JSON values; "" if there is none.
 
     A missing key is null, so that fields may be added later.
     """

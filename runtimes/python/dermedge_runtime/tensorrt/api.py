@@ -1,9 +1,9 @@
 """Call TensorRT's Python API by the names that versions 10 and 11 share.
 
-No other module calls TensorRT. The names are checked against NVIDIA's own bindings of 10.3
-and 11.4 (tests/runtime/test_tensorrt.py). Version 11 has strongly typed networks only;
-version 10 has them on request. So both take the precision from the ONNX file, and neither
-gets a precision flag.
+No other module calls TensorRT. The names are checked against NVIDIA's own bindings of
+10.3 and 11.4 (tests/runtime/test_tensorrt.py). Version 11 has strongly typed networks
+only; version 10 has them on request. So both take the precision from the ONNX file, and
+neither gets a precision flag.
 """
 
 import threading
@@ -88,10 +88,10 @@ class TensorRt:
 
         Args:
             onnx: Typed model with explicit Q/DQ; an open batch size becomes 1.
-            workspace: Bytes that a layer may use for intermediate results; by default all of
-                the GPU's memory.
-            timings: Timing cache of an earlier build, or no bytes. One of another GPU or
-                TensorRT is not used.
+            workspace: Bytes that a layer may use for intermediate results; by default
+                all of the GPU's memory.
+            timings: Timing cache of an earlier build, or no bytes. One of another GPU
+                or TensorRT is not used.
 
         Returns:
             The serialized engine, and the timing cache of this build.
@@ -117,7 +117,8 @@ class TensorRt:
         config = builder.create_builder_config()
         # `read_precision` needs the details of each layer.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        # The export keeps a layer in fp32 for its accuracy; TF32 has 10 bits of mantissa.
+        # The export keeps a layer in fp32 for its accuracy; TF32 has 10 bits of
+        # mantissa.
         config.clear_flag(trt.BuilderFlag.TF32)
         if workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
@@ -136,8 +137,8 @@ class TensorRt:
         """Deserialize a built engine.
 
         Raises:
-            EngineError: The engine is for another GPU or TensorRT, or is damaged, or memory
-                runs out.
+            EngineError: The engine is for another GPU or TensorRT, or is damaged, or
+                memory runs out.
         """
         return Engine(self, plan)
 
@@ -169,7 +170,8 @@ class Engine:
         trt, self._machine, self._cuda = machine.trt, machine, machine.cuda
         self._cuda.activate()
         machine.logger.errors.clear()
-        # TensorRT requires that the runtime outlives its engines, and an engine its contexts.
+        # TensorRT requires that the runtime outlives its engines, and an engine its
+        # contexts.
         self._runtime = runtime = trt.Runtime(machine.logger)
         self._engine = engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -237,7 +239,7 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Free the GPU's memory after a call that still runs; closing again does nothing."""
+        """Free the GPU's memory; a call that still runs ends first."""
         with self._lock:
             if self._context is None:
                 return

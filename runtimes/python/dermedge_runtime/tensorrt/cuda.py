@@ -1,8 +1,8 @@
 """Manage memory and streams of an NVIDIA GPU through the driver's own library.
 
-Every machine with a GPU has `libcuda.so.1`, under one name for CUDA 12 and 13, on JetPack
-and elsewhere. So no package that fits the CUDA version must be installed. The entry points
-are those that cuda.h of CUDA 12.9 declares.
+Every machine with a GPU has `libcuda.so.1`, under one name for CUDA 12 and 13, on
+JetPack and elsewhere. So no package that fits the CUDA version must be installed. The
+entry points are those that cuda.h of CUDA 12.9 declares.
 """
 
 import ctypes
@@ -22,8 +22,8 @@ LONGEST_NAME = 256
 class Gpu:
     """Facts about a GPU.
 
-    `sm` is the compute capability without the dot (`87`), `cuda` the CUDA version that the
-    driver supports, `memory` the size in bytes.
+    `sm` is the compute capability without the dot (`87`), `cuda` the CUDA version that
+    the driver supports, `memory` the size in bytes.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Cuda:
         self._call("cuInit", ctypes.c_uint(0))
         device, context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
-        # TensorRT works in the primary context as well; memory of another context would be
-        # invalid there.
+        # TensorRT works in the primary context as well; memory of another context would
+        # be invalid there.
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._device, self._context = device, context
 

@@ -2,8 +2,8 @@
 
 `NAME.device.json` is the record of the engine that was built and gated on this device;
 `NAME.cache/` holds the engines. An engine fits one GPU and one TensorRT. So its file is
-named by a digest of both, of the ONNX file and of the build flags; for any other key a new
-engine is built. The record decides whether an engine may be used.
+named by a digest of both, of the ONNX file and of the build flags; for any other key a
+new engine is built. The record decides whether an engine may be used.
 """
 
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def cache_folder(bundle: Path) -> Path:
 
 
 def usable(bundle: Bundle, tensorrt: str, sm: str) -> EngineFile:
-    """Return the engine that was built from a bundle for this TensorRT and GPU, and passed.
+    """Return the engine that was built from a bundle for this device, and passed.
 
     Args:
         bundle: The opened bundle.
@@ -88,8 +88,8 @@ def usable(bundle: Bundle, tensorrt: str, sm: str) -> EngineFile:
         sm: Compute capability of this machine's GPU, without the dot.
 
     Raises:
-        EngineError: No such engine was built, its record is not readable, or it failed its
-            gate.
+        EngineError: No such engine was built, its record is not readable, or it failed
+            its gate.
     """
     path = record_path(bundle.path)
     again = _again(bundle.path)
@@ -142,8 +142,8 @@ def cached(bundle: Path, key: EngineKey) -> EngineFile | None:
 
 def store(bundle: Path, key: EngineKey, plan: bytes) -> EngineFile:
     """Put a built engine into the cache."""
-    # The facts are written last: without them an engine does not count, so a kill between
-    # the two writes leaves no entry that looks whole.
+    # The facts are written last: without them an engine does not count, so a kill
+    # between the two writes leaves no entry that looks whole.
     engine = EngineFile(key, sha256_hex(plan))
     atomic_write(_plan_path(bundle, key), plan)
     atomic_write(_facts_path(bundle, key), pretty_json(to_json(engine)))
@@ -151,7 +151,7 @@ def store(bundle: Path, key: EngineKey, plan: bytes) -> EngineFile:
 
 
 def read_timings(bundle: Path, key: EngineKey) -> bytes:
-    """Return the timing cache of earlier builds for this TensorRT and GPU, else no bytes."""
+    """Return the timing cache of earlier builds for this device; else no bytes."""
     path = _timings_path(bundle, key)
     return path.read_bytes() if path.exists() else b""
 

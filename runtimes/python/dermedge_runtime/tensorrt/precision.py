@@ -1,9 +1,9 @@
 """Read back the precision that the layers of a TensorRT engine compute in.
 
 An engine that computes in fp32 instead of fp16 builds and runs without an error, and is
-worthless. A layer is JSON, as the inspector of an engine with detailed profiling verbosity
-writes it. TensorRT 10 names a tensor's type in `Format/Datatype`, TensorRT 11 in `DataType`;
-a layer with weights names their type.
+worthless. A layer is JSON, as the inspector of an engine with detailed profiling
+verbosity writes it. TensorRT 10 names a tensor's type in `Format/Datatype`, TensorRT 11
+in `DataType`; a layer with weights names their type.
 """
 
 import json
@@ -31,10 +31,10 @@ TYPED = ("Format/Datatype", "DataType", "Format")
 class PrecisionReadback:
     """Precisions that the layers of an engine compute in.
 
-    `asked` is the narrowest precision of the artifact. `counts` are the layers that multiply
-    matrices or convolve, by precision; if TensorRT lists no such layer, they are all layers.
-    `wider` names those that are wider than `asked`, such as layers that the export kept in
-    fp32. `unread` counts layers without a readable type.
+    `asked` is the narrowest precision of the artifact. `counts` are the layers that
+    multiply matrices or convolve, by precision; if TensorRT lists no such layer, they
+    are all layers. `wider` names those that are wider than `asked`, such as layers that
+    the export kept in fp32. `unread` counts layers without a readable type.
     """
 
     asked: str

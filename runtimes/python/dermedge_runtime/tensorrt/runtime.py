@@ -1,4 +1,4 @@
-"""Run the TensorRT engine that `dermedge build` made from a bundle's ONNX on this device."""
+"""Run the TensorRT engine that `dermedge build` made on this device."""
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from dermedge_runtime.tensorrt.engine_cache import read_plan, usable
 class TensorRtRuntime:
     """TensorRT engine loaded from the cache beside a bundle.
 
-    The engine's one input is `image`, uint8 [1, S, S, 3]. Its outputs are float32, named
-    after their tasks. It is called once per image.
+    The engine's one input is `image`, uint8 [1, S, S, 3]. Its outputs are float32,
+    named after their tasks. It is called once per image.
 
     Args:
         engine: Deserialized engine.
@@ -52,8 +52,8 @@ class TensorRtRuntime:
 
         Raises:
             ElsewhereError: This machine has no TensorRT or no GPU.
-            EngineError: No engine was built for this device, or the engine failed its gate,
-                is damaged, or does not fit the spec.
+            EngineError: No engine was built for this device, or the engine failed its
+                gate, is damaged, or does not fit the spec.
         """
         machine = machine or TensorRt.open(bundle.path)
         plan = read_plan(bundle.path, usable(bundle, machine.version, machine.gpu.sm))
@@ -63,11 +63,12 @@ class TensorRtRuntime:
         """Return the outputs [N, ...] by task for images [N, S, S, 3].
 
         Raises:
-            EngineError: The images have another type or shape, the engine fails, or it is
-                closed.
+            EngineError: The images have another type or shape, the engine fails, or it
+                is closed.
         """
         wanted = self._engine.inputs[INPUT].shape[1:]
-        # TensorRT copies raw bytes: a wrong type or shape would give numbers, not an error.
+        # TensorRT copies raw bytes: a wrong type or shape would give numbers, not an
+        # error.
         if images.dtype != np.uint8 or images.shape[1:] != wanted:
             raise EngineError(
                 f"The TensorRT engine takes uint8 [N, {', '.join(map(str, wanted))}], "
