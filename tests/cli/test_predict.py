@@ -17,7 +17,7 @@ from support.command import TOY, dermedge, process
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Return a folder with two good photographs, a broken one, a sub-folder and a text."""
+    """Return a folder with two good photographs, a broken one and a sub-folder."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for seed, name in enumerate(("a.jpg", "c [bold].png", "more/d.PNG")):

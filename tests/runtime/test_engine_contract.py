@@ -130,7 +130,7 @@ def write(
 
 @pytest.fixture(scope="module")
 def bundle(engine: str, built: BuiltArtifact, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Return a bundle whose golden cases the engine itself computed, as in an export."""
+    """Return a bundle whose golden cases the engine computed, as in an export."""
     folder = tmp_path_factory.mktemp("engine")
     draft = write(folder / "draft.dermedge", built)
     if engine == "tensorrt":

@@ -103,7 +103,7 @@ REMOVED = (
 
 
 def names_in_use() -> set[str]:
-    """Return every name of TensorRT that the module calls, such as `BuilderFlag.TF32`."""
+    """Return every name of TensorRT that `api` calls, such as `BuilderFlag.TF32`."""
     found = set()
     for node in ast.walk(ast.parse(Path(trt_api.__file__).read_text())):
         if isinstance(node, ast.Attribute):

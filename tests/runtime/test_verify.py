@@ -30,7 +30,7 @@ def bundle_with(path, cases, **changes):
 
 
 def refused(report, question):
-    """Return the detail of the one failed check; earlier ones passed, later ones did not run."""
+    """Return the detail of the one failed check, after which no check ran."""
     index = QUESTIONS.index(question)
     assert report.status == "failed"
     assert [check.name for check in report.checks] == QUESTIONS

@@ -326,7 +326,7 @@ def machine(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fa
 
 
 def typed(graph: bytes) -> bytes:
-    """Return the toy model in fp16, with fp32 normalisation and outputs as in an export."""
+    """Return the toy model in fp16, with fp32 normalisation and outputs."""
     model = onnx.load_model_from_string(graph)
     half = {
         "conv.weight",
@@ -356,7 +356,7 @@ def typed(graph: bytes) -> bytes:
 
 
 def bundle(path: Path, *, files: Mapping[str, bytes] | None = None, **changes: Any) -> Bundle:
-    """Write a Jetson bundle: the fp32 network is its student, the typed graph its artifact."""
+    """Write a Jetson bundle: student in fp32, artifact a typed graph."""
     graph = typed(toy_onnx.graph())
     student, artifact = toy_run(toy_onnx.graph()), toy_run(graph)
     described = {

@@ -1,4 +1,4 @@
-"""Resize images as the contract says, in integer arithmetic; tests compare Pillow with it.
+"""Resize images as the contract says, in integer arithmetic, to check Pillow.
 
 Triangle kernel with antialiasing: the kernel is stretched by the scale when it shrinks;
 weights are normalised and rounded to 22 bits of fraction, and each pass rounds half up

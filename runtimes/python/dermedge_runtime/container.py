@@ -156,7 +156,7 @@ def check_names(names: Iterable[str], where: str) -> None:
         >>> check_names(["golden/cases.json"], "toy.dermedge")
         >>> check_names(["../cases.json"], "toy.dermedge")
         Traceback (most recent call last):
-        dermedge_runtime.errors.BundleError: '../cases.json' in toy.dermedge is an uns...
+        dermedge_runtime.errors.BundleError: '../cases.json' in toy.dermedge is an un...
     """
     seen: dict[str, str] = {}
     names = list(names)

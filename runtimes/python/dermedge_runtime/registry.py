@@ -96,7 +96,7 @@ def pick_known(kind: str, name: str, known: Iterable[str]) -> str:
     Example:
         >>> pick_known("target", "jetsn", ["cpu", "jetson"])
         Traceback (most recent call last):
-        dermedge_runtime.errors.UsageError: Unknown target 'jetsn'. Did you mean 'jetson'?...
+        dermedge_runtime.errors.UsageError: Unknown target 'jetsn'. Did you mean 'jetso...
     """
     import difflib
 
