@@ -1,4 +1,4 @@
-"""`dermedge teacher import`."""
+"""`dermedge teacher import`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @click.group("teacher")
 def command() -> None:
-    """Make a teacher of what others have published."""
+    """Import published checkpoints as teachers."""
 
 
-@command.command("import", short_help="Turn a published checkpoint into a teacher's folder.")
+@command.command("import", short_help="Convert a published checkpoint to a teacher folder.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher."
@@ -32,48 +32,45 @@ def command() -> None:
     "--format",
     required=True,
     type=click.Choice(["dermnio", "dinov2", "panderm", "timm"]),
-    help="Whose layout the file has; timm for a state dict of timm's own.",
+    help="Layout of the file; timm for a state dict of a timm model.",
 )
-@click.option(
-    "--backbone", help="timm name; by default the one that the shapes of the tensors tell."
-)
+@click.option("--backbone", help="timm name. Default: derived from the shapes of the tensors.")
 @backbone_arg_option
 @click.option(
     "--size",
     type=click.IntRange(16, 4096),
-    help="Side of the input in pixels; by default the one that the positions were trained for.",
+    help="Side of the input in pixels. Default: the size that the positions were trained for.",
 )
 @fit_option
 @click.option(
     "--pos-embed",
     type=click.Choice(["bicubic-antialias", "bicubic", "bicubic-offset"]),
-    default="bicubic-antialias",
-    show_default=True,
-    help="How positions are resized for another size: as timm and DINOv2 with registers do, without antialiasing, or "
-    "as DINOv2 without registers does.",
+    help="Resizing of positions for another size. Default: as the original code does, which is "
+    "bicubic-offset for dermnio and for dinov2 without registers, and otherwise "
+    "bicubic-antialias.",
 )
-@click.option("--name", help="Name of the model; by default its backbone's.")
+@click.option("--name", help="Name of the model. Default: derived from its backbone's.")
 @click.option(
     "--licence",
-    help="Licence of the weights, to be recorded; by default what is known of the format.",
+    help="Licence of the weights, for the record. Default: the published one of the format.",
 )
 @overwrite_option
 @json_option
 def import_command(file: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Turn FILE, a published checkpoint, into a teacher's folder, from which `finetune --init` can start.
+    """Convert FILE, a published checkpoint, to a teacher folder for `finetune --init`.
 
-    Where FILE holds an averaged teacher and its student, the teacher is taken. Heads are dropped; any other tensor that
-    is missing or left over is an error, and nothing is written. FILE is read as tensors only: a checkpoint that would
-    run code is refused.
+    If FILE holds an averaged teacher and its student, the teacher is taken. Heads are
+    dropped. Any other tensor that is missing or left over is an error, and nothing is
+    written. FILE is read as tensors only: a checkpoint that would run code is refused.
     """
     from dermedge.models.import_teacher import import_teacher
 
     teacher = import_teacher(file, out, **options)
-    emit(summary(teacher, out), as_json, pairs)
+    emit(summarize(teacher, out), as_json, pairs)
 
 
-def summary(teacher: "TrainedModel", out: Path) -> dict[str, Any]:
-    """What was imported, for a person or as JSON."""
+def summarize(teacher: "TrainedModel", out: Path) -> dict[str, Any]:
+    """Return the properties of an imported teacher for printing."""
     lineage = teacher.spec.lineage["teacher"]
     size = teacher.spec.preprocess.size
     dropped = ", ".join(f"{count} of {name}" for name, count in lineage["dropped"].items())

@@ -1,4 +1,4 @@
-"""The tensors of somebody else's checkpoint, read without running what is in it, and whose weights they are."""
+"""Read the tensors of a foreign checkpoint without running code, and pick one network's."""
 
 import pickle
 import re
@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,60 +16,69 @@ from dermedge.models.formats import Weights
 from dermedge_runtime.errors import DataError
 
 SAFETENSORS = ".safetensors"
-# Segments of a tensor's path that say how it was saved, not whose it is.
+# Words in a tensor's path that describe how it was saved, not which network it belongs to.
 WRAPPERS = frozenset(("model", "module", "state_dict", "backbone", "_orig_mod"))
 
 
 def read_tensors(path: Path) -> Weights:
-    """Every tensor of a file by its path through the file's dictionaries, joined with dots.
+    """Read all tensors of a file, by their path in the file's dictionaries, joined with dots.
 
     Raises:
-        DataError: there is no such file, it is no checkpoint, or loading it would run code.
+        DataError: The file does not exist, is not a checkpoint, or loading it would run
+            code.
+
+    Example:
+        >>> torch.save({"model": {"head.weight": torch.ones(2)}}, "model.pth")
+        >>> list(read_tensors(Path("model.pth")))
+        ['model.head.weight']
     """
     if not path.is_file():
         raise DataError(
-            f"{path} is not a file: give a checkpoint, one .pth, .pt or .safetensors file."
+            f"{path} is not a file. Give a checkpoint: one .pth, .pt or .safetensors file."
         )
-    content = _safetensors(path) if path.suffix == SAFETENSORS else _pickled(path)
-    tensors = dict(_flat(content, ""))
+    content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickle(path)
+    tensors = dict(_flatten(content, ""))
     if not tensors:
         raise DataError(
-            f"{path} holds {type(content).__name__} but no named tensors: save the model's state_dict()."
+            f"{path} holds {type(content).__name__} but no named tensors. Save the model's "
+            "state_dict()."
         )
     return tensors
 
 
-def _safetensors(path: Path) -> Weights:
+def _read_safetensors(path: Path) -> Weights:
     try:
         weights: Weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"{path} is not a safetensors file ({error}): download it again."
+            f"{path} is not a safetensors file ({error}). Download it again."
         ) from error
     return weights
 
 
-def _pickled(path: Path) -> Any:
+def _read_pickle(path: Path) -> object:
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # about how a file was pickled, which nobody here can change
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # torch warns about how a file was pickled, which the user cannot change.
+        with warnings.catch_warnings(action="ignore"):
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+            return content
     except Exception as error:  # a damaged file raises whatever its bytes lead to
-        # torch names what it refuses to import; a pickle of torch.save has no other way to run code.
-        found = (
+        # torch's message names the global that it refuses to import. A pickle of torch.save has no
+        # other way to run code.
+        refused = (
             re.search(r"GLOBAL (\S+)", str(error))
             if isinstance(error, pickle.UnpicklingError)
             else None
         )
-        if found:
+        if refused:
             raise DataError(
-                f"{path} holds more than tensors: loading it would run {found[1]}, so it is not loaded. Get the "
-                "weights as safetensors, or have their maker save the state_dict() alone."
+                f"{path} holds more than tensors: loading it would run {refused[1]}, so it is not "
+                "loaded. Get the weights as safetensors, or have their author save the "
+                "state_dict() alone."
             ) from error
         raise DataError(
-            f"{path} is not a checkpoint that can be read without running code ({_first_sentence(error)}): download "
-            "it again, or get the weights as safetensors."
+            f"{path} is not a checkpoint that can be read without running code "
+            f"({_first_sentence(error)}). Download it again, or get the weights as safetensors."
         ) from error
 
 
@@ -79,44 +87,59 @@ def _first_sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _flat(content: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+def _flatten(content: object, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(content, Tensor):
         yield path.removeprefix("."), content
     elif isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _flat(value, f"{path}.{key}")
+            yield from _flatten(value, f"{path}.{key}")
 
 
 def pick(
     tensors: Weights, branches: tuple[str, ...], anchor: str, path: Path
 ) -> tuple[str, Weights, Counter[str]]:
-    """The weights of the best network in a file, of those that hold a tensor `anchor`.
+    """Pick the weights of the best network in a file.
+
+    A file may hold a teacher, its student and heads. A network is found by its `anchor`.
+
+    Args:
+        tensors: All tensors of the file.
+        branches: Words in a network's path, the preferred first; "" means none of them.
+        anchor: Name of a tensor that each network has.
+        path: The file, for messages.
 
     Returns:
-        The path of that network, its weights by their names below it, and how many tensors lie elsewhere, by the first
-        two segments of their paths.
+        The network's path, its weights by their names below that path, and the number of
+        tensors elsewhere by the first two words of their paths.
 
     Raises:
-        DataError: no network is there, or two of them are equally good by `branches`.
+        DataError: There is no network, or two are equally good by `branches`.
+
+    Example:
+        >>> tensors = {"teacher.head": torch.ones(1), "student.head": torch.ones(1)}
+        >>> pick(tensors, ("teacher", "student"), "head", Path("model.pth"))[0]
+        'teacher'
     """
-    found = [name.removesuffix(anchor) for name in tensors if f".{name}".endswith(f".{anchor}")]
-    # A convolution's name may end like the anchor's; what lies inside another network is a part of it.
+    prefixes = [name.removesuffix(anchor) for name in tensors if f".{name}".endswith(f".{anchor}")]
+    # A convolution inside a network may have a name that ends like the anchor. A prefix that
+    # starts with another prefix is therefore a part of that network, not a network.
     roots = [
         root
-        for root in found
-        if not any(other != root and root.startswith(other) for other in found)
+        for root in prefixes
+        if not any(other != root and root.startswith(other) for other in prefixes)
     ]
     if not roots:
         shown = ", ".join(list(tensors)[:3])
         raise DataError(
-            f"{path} holds no {anchor}, but {shown} and so on: it is of another format or another --backbone."
+            f"{path} holds no {anchor}, but {shown} and so on. It has another format or needs "
+            "another --backbone."
         )
-    ranks = {root: _rank(root, branches) for root in roots}
+    ranks = {root: _rank_branch(root, branches) for root in roots}
     best = [root for root in roots if ranks[root] == min(ranks.values())]
     if len(best) > 1:
         names = ", ".join(repr(root.rstrip(".")) for root in best)
         raise DataError(
-            f"{path} holds several networks, {names}: save the state_dict() of the one to take alone."
+            f"{path} holds several networks, {names}. Save the state_dict() of one of them alone."
         )
     root = best[0]
     elsewhere = Counter(
@@ -128,7 +151,7 @@ def pick(
     return root.rstrip("."), weights, elsewhere
 
 
-def _rank(root: str, branches: tuple[str, ...]) -> int:
+def _rank_branch(root: str, branches: tuple[str, ...]) -> int:
     words = [word for word in root.split(".") if word and word not in WRAPPERS]
-    ranked = [branches.index(word) for word in words if word in branches]
-    return min(ranked, default=branches.index("") if not words else len(branches))
+    ranks = [branches.index(word) for word in words if word in branches]
+    return min(ranks, default=branches.index("") if not words else len(branches))

@@ -1,7 +1,6 @@
-"""Decoders that segment on a frozen backbone's feature maps, and the maps that they read."""
+"""Decoders that segment on a frozen backbone's feature maps, and the selection of those maps."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +13,21 @@ DROPOUT = 0.1
 CHANNELS = 128
 POOLS = (1, 2, 3, 6)
 LEVELS = 4
+# Scale factors that make a pyramid of a transformer's blocks, whose maps have one size.
+PYRAMID = (4.0, 2.0, 1.0, 0.5)
 
 
 class LinearDecoder(nn.Module):
-    """A linear classifier of every place of the last feature map: batch norm, dropout, 1x1 convolution."""
+    """A linear classifier per place of the last feature map: batch norm, dropout, 1x1 convolution.
+
+    Args:
+        width: Channels of the last map.
+        classes: Number of outputs K.
+
+    Example:
+        >>> LinearDecoder(8, 1)([torch.zeros(2, 8, 7, 7)]).shape
+        torch.Size([2, 1, 7, 7])
+    """
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -26,17 +36,30 @@ class LinearDecoder(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Logits [N, K, h, w] on the grid of the last of `maps`."""
+        """Return logits [N, K, h, w] on the grid of the last of `maps`."""
         logits: Tensor = self.layers(maps[-1])
         return logits
 
 
 class UPerNet(nn.Module):
-    """Pyramid pooling over the top map and a feature pyramid below it, all levels fused on the finest grid.
+    """Pyramid pooling over the coarsest map, and a feature pyramid over all maps.
 
-    Xiao et al., "Unified perceptual parsing for scene understanding", ECCV 2018; with 128 channels instead of 512.
-    `scales` enlarges (or shrinks) each level, bilinearly: the blocks of a plain vision transformer all have one grid,
-    and a pyramid is made of them.
+    All levels are fused on the finest grid.
+
+    Source: Xiao et al., "Unified perceptual parsing for scene understanding", ECCV 2018.
+    Theirs has 512 channels; the released DermINO code has 768.
+
+    Args:
+        widths: Channels of the maps, from fine to coarse.
+        classes: Number of outputs K.
+        scales: Bilinear scale factor of each map; by default 1. A plain vision
+            transformer's blocks have one grid, and scaling makes a pyramid of them.
+        channels: Channels of each level.
+
+    Example:
+        >>> maps = [torch.zeros(2, 8, 8, 8), torch.zeros(2, 16, 4, 4)]
+        >>> UPerNet((8, 16), 1, channels=8)(maps).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
@@ -58,21 +81,25 @@ class UPerNet(nn.Module):
         self.classify = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(channels, classes, 1))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Logits [N, K, h, w] on the grid of the first of `maps`, which go from fine to coarse, as `widths` does."""
-        top = _scaled(maps[-1], self.scales[-1])
+        """Return logits [N, K, h, w] on the grid of the first of `maps`.
+
+        Args:
+            maps: Feature maps from fine to coarse, with the channels `widths`.
+        """
+        top = _scale(maps[-1], self.scales[-1])
         pooled = [
-            _resized(layer(F.adaptive_avg_pool2d(top, side)), top)
+            _resize(layer(F.adaptive_avg_pool2d(top, side)), top)
             for layer, side in zip(self.pooled, POOLS, strict=True)
         ]
         levels = [self.top(torch.cat([top, *pooled], 1))]
-        sides = zip(self.laterals, self.smooth, maps[:-1], self.scales[:-1], strict=True)
+        finer = zip(self.laterals, self.smooth, maps[:-1], self.scales[:-1], strict=True)
         merged = levels[0]
-        for lateral, smooth, features, scale in reversed(list(sides)):
-            # The 1x1 convolution comes before the enlarging, which is cheaper on its fewer channels.
-            own = _scaled(lateral(features), scale)
-            merged = own + _resized(merged, own)
+        for lateral, smooth, features, scale in reversed(list(finer)):
+            # The 1x1 convolution comes before the scaling, where it is cheaper.
+            own = _scale(lateral(features), scale)
+            merged = own + _resize(merged, own)
             levels.insert(0, smooth(merged))
-        fused = self.fuse(torch.cat([_resized(level, levels[0]) for level in levels], 1))
+        fused = self.fuse(torch.cat([_resize(level, levels[0]) for level in levels], 1))
         logits: Tensor = self.classify(fused)
         return logits
 
@@ -80,38 +107,48 @@ class UPerNet(nn.Module):
 def decoder_levels(
     network: Network, stages: int | None
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Which of a backbone's stages a `UPerNet` reads, from fine to coarse, and by how much each is to be enlarged.
+    """Return the stages of a backbone that `UPerNet` reads, and the scale of each map.
 
-    The last four; of a plain vision transformer, whose blocks all have one grid, the last block of each quarter of its
-    depth (2, 5, 8 and 11 of twelve, counted from 0), enlarged 4, 2, 1 and 1/2 times.
+    These are the last four stages. For a plain vision transformer, they are the last
+    block of each quarter of its depth (2, 5, 8 and 11 of twelve, counted from 0), scaled
+    by 4, 2, 1 and 1/2.
 
     Args:
-        network: whose backbone it is.
-        stages: how many of its stages are left; None for all.
+        network: The network with the backbone.
+        stages: Number of stages that were kept; None for all.
+
+    Returns:
+        Indices of stages from fine to coarse, and one scale factor for each.
 
     Raises:
-        UsageError: timm cannot give the maps of this family's stages, or there are fewer than two.
+        UsageError: timm gives no maps of this family's stages, or there are fewer than
+            two.
     """
     backbone = network.backbone
     info = list(getattr(backbone, "feature_info", ()))[:stages]
     if len(info) < 2 or not hasattr(backbone, "forward_intermediates"):
         raise UsageError(
-            f"{type(backbone).__name__} gives the feature maps of {len(info)} stages, and UPerNet needs two or more: "
-            "use the linear head only, or another backbone."
+            f"{type(backbone).__name__} gives the feature maps of {len(info)} stages, and UPerNet "
+            "needs two or more. Use the linear head only, or another backbone."
         )
     depth, count = len(info), min(LEVELS, len(info))
     if len({stage["reduction"] for stage in info}) > 1:
         return tuple(range(depth - count, depth)), (1.0,) * count
-    return tuple((k + 1) * depth // count - 1 for k in range(count)), (4.0, 2.0, 1.0, 0.5)[-count:]
+    return tuple((k + 1) * depth // count - 1 for k in range(count)), PYRAMID[-count:]
 
 
 def frozen_maps(network: Network, image: Tensor, levels: Sequence[int]) -> list[Tensor]:
-    """Feature maps [N, C, h, w] of `image`, uint8 [N, S, S, 3]: those of the stages `levels`, then the last one.
+    """Return feature maps [N, C, h, w] of the stages `levels`, then the last map.
+
+    Args:
+        network: The network with the backbone.
+        image: uint8 [N, S, S, 3].
+        levels: Indices of stages; empty returns the last map only.
 
     Raises:
-        UsageError: the backbone has no feature map.
+        UsageError: The backbone has no feature map.
     """
-    backbone: Any = network.backbone
+    backbone = network.backbone
     pixels = network.normalised(image)
     if not levels:
         return [feature_map(backbone, backbone.forward_features(pixels))]
@@ -124,12 +161,12 @@ def _convolution(width: int, channels: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
-def _resized(features: Tensor, like: Tensor) -> Tensor:
+def _resize(features: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _scaled(features: Tensor, scale: float) -> Tensor:
+def _scale(features: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return features
-    size = tuple(max(1, round(side * scale)) for side in features.shape[-2:])
+    size = [max(1, round(side * scale)) for side in features.shape[-2:]]
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""How published checkpoints name what they hold, one value per family, and what timm calls it."""
+"""Describe the layouts of published checkpoints, and translate their names to timm's."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +16,20 @@ PATCHES = "patch_embed.proj.weight"
 
 
 class Shape(NamedTuple):
-    """What the tensors of a vision transformer tell about it. The number of attention heads is not among it."""
+    """The size of a vision transformer, as far as its tensors show it.
+
+    The number of attention heads changes no shape, so it is not among them.
+
+    Attributes:
+        width: Size of a token.
+        depth: Number of blocks.
+        patch: Side of a patch in pixels.
+        registers: Number of register tokens.
+
+    Example:
+        >>> print(Shape(768, 12, 14, 4))
+        width 768, 12 blocks, patches of 14 pixels and 4 registers
+    """
 
     width: int
     depth: int
@@ -29,7 +42,11 @@ class Shape(NamedTuple):
 
 
 def measure(weights: Mapping[str, Tensor]) -> Shape | None:
-    """The shape of a transformer from its weights, named as timm names them; None for another network."""
+    """Return the shape of a transformer from its weights, or None for another network.
+
+    Args:
+        weights: Tensors under timm's names.
+    """
     kernel = weights.get(PATCHES)
     if kernel is None or kernel.ndim != 4:
         return None
@@ -38,32 +55,45 @@ def measure(weights: Mapping[str, Tensor]) -> Shape | None:
     return Shape(kernel.shape[0], len(blocks), kernel.shape[-1], registers)
 
 
-def as_they_are(weights: Weights) -> Weights:
-    """Weights whose renaming was all they needed."""
+def keep_weights(weights: Weights) -> Weights:
+    """Return the weights unchanged, for formats that need renaming only."""
     return weights
 
 
 def no_arguments(weights: Weights) -> dict[str, Any]:
-    """For a family whose models are told apart by timm's name alone."""
+    """Return no arguments, for formats whose models differ by timm name only."""
     return {}
 
 
 @dataclass(frozen=True)
 class Format:
-    """One family of checkpoints.
+    """One family of published checkpoints.
 
-    `branches` are words in a tensor's path that tell whose weights these are, the best first, "" standing for none of
-    them. `anchor` is a tensor that every network of the family has; None where that depends on the timm model, which
-    then must be named and brings its own mean and std. `renames` are patterns of original names and what timm has
-    instead; `convert` does what no renaming can. `dropped` matches names that the features do not need. `backbones`
-    says which timm model a shape is, `arguments` what else the weights tell of it. `mean` and `std` are the original's.
+    Attributes:
+        name: Value of `--format`.
+        branches: Words in a tensor's path that name a network in the file, the preferred
+            first; "" means none of them.
+        anchor: Name of a tensor that each network of the family has. None if it depends
+            on the timm model, which must then be named.
+        renames: Pairs of a pattern of original names and timm's replacement.
+        convert: Changes the renamed weights where renaming is not enough.
+        dropped: Pattern of names that the features do not need.
+        backbones: timm name by shape.
+        arguments: Returns arguments of `timm.create_model` that the weights show.
+        mean: Mean of the original normalization, per RGB channel.
+        std: Standard deviation of the original normalization.
+        licence: Published licence of the weights.
+        pretrained_on: Data sets that the weights were trained on, as far as they are
+            published.
+        resize: Resizing of positions in the original code, for a model without registers.
+        resize_registers: The same for a model with registers.
     """
 
     name: str
     branches: tuple[str, ...]
     anchor: str | None = PATCHES
     renames: tuple[tuple[str, str], ...] = ()
-    convert: Callable[[Weights], Weights] = as_they_are
+    convert: Callable[[Weights], Weights] = keep_weights
     dropped: str = r"relative_position_index$"
     backbones: Mapping[Shape, str] = field(default_factory=dict)
     arguments: Callable[[Weights], dict[str, Any]] = no_arguments
@@ -71,12 +101,18 @@ class Format:
     std: tuple[float, float, float] = IMAGENET_STD
     licence: str = "not stated"
     pretrained_on: tuple[str, ...] = ()
+    resize: str = "bicubic-antialias"
+    resize_registers: str = "bicubic-antialias"
+
+    def resize_method(self, weights: Weights) -> str:
+        """Return the method by which the original code resizes these positions."""
+        return self.resize_registers if "reg_token" in weights else self.resize
 
     def translate(self, weights: Weights) -> Weights:
-        """The weights under timm's names.
+        """Return the weights under timm's names.
 
         Raises:
-            DataError: two tensors would get one name.
+            DataError: Two tensors would get the same name.
         """
         translated: Weights = {}
         for original, tensor in weights.items():
@@ -85,14 +121,19 @@ class Format:
                 name = re.sub(pattern, replacement, name)
             if name in translated:
                 raise DataError(
-                    f"Two tensors would be {name!r}, one of them {original!r}: save one network alone."
+                    f"Two tensors would be named {name!r}, one of them {original!r}. Save one "
+                    "network alone."
                 )
             translated[name] = tensor
         return self.convert(translated)
 
 
 def join_registers(weights: Weights) -> Weights:
-    """DINOv2 adds a position to the class token and none to its registers; timm keeps positions of patches only."""
+    """Add the class token's position to the class token.
+
+    DINOv2 adds a position to the class token and none to its registers. timm's models
+    with registers have positions for patches only.
+    """
     if "reg_token" not in weights:
         return weights
     positions = weights["pos_embed"]
@@ -102,9 +143,13 @@ def join_registers(weights: Weights) -> Weights:
     }
 
 
-# DINOv2's code base: `blocks.CHUNK.INDEX` where its blocks were wrapped in chunks, the index counting through; a SwiGLU
-# of w12 and w3 in the giant. Source: Oquab et al., 2023; registers: Darcet et al., 2023. Held against a forward pass
-# written from the architecture, on made-up files of these layouts.
+# Checkpoints of DINOv2's code base. Blocks that were wrapped in chunks are named
+# `blocks.CHUNK.INDEX`, where the index counts through all chunks. The giant has a SwiGLU of w12 and
+# w3. Sources: Oquab et al., 2023; registers: Darcet et al., 2023. Tested on synthetic files of
+# these layouts, against a forward pass written from the architecture.
+# Without registers, DINOv2 resizes positions with an offset of 0.1; with registers, it resizes with
+# antialiasing (https://github.com/facebookresearch/dinov2, the arguments `interpolate_offset` and
+# `interpolate_antialias` of its vision transformer).
 DINOV2 = Format(
     name="dinov2",
     branches=("teacher", "teacher_ema", "model_ema", "ema", "", "student"),
@@ -116,6 +161,7 @@ DINOV2 = Format(
     ),
     convert=join_registers,
     dropped=r"^(mask_token|dino_head|ibot_head)",
+    resize="bicubic-offset",
     backbones={
         Shape(width, depth, 14, registers): f"vit_{size}_patch14{suffix}_dinov2"
         for size, width, depth in (
@@ -136,22 +182,29 @@ DERMNIO_PRETRAINED_ON: tuple[str, ...] = (
     "sd198",
     "dermnet",
 )
-"""What the released DermNIO has seen, by the README of its repository (zxq-kd/DermINO), besides sets nobody can have.
+"""Public data sets of the released DermNIO, by the README of its repository (zxq-kd/DermINO).
 
-Its code also has label masks for DDI, Fitzpatrick17k, Derm7pt, PH2, ACNE04 and MED-NODE; whether their images, or only
-those of their training splits, were used cannot be seen.
+Its code also has label masks for DDI, Fitzpatrick17k, Derm7pt, PH2, ACNE04 and MED-NODE. It does
+not show whether their images, or only those of their training splits, were used.
 """
 
-# DermNIO is DINOv2's ViT-B/14 trained on with its code base (Xu et al., arXiv:2508.12190). Only made-up files of that
-# layout were tried.
-DERMNIO = replace(DINOV2, name="dermnio", pretrained_on=DERMNIO_PRETRAINED_ON)
+# DermNIO is DINOv2's ViT-B/14, trained further with that code base (Xu et al., arXiv:2508.12190).
+# It keeps DINOv2's offset of 0.1. With `bicubic-offset`, features at 280 pixels agree with the
+# released code to 1.1e-6; with `bicubic-antialias` they differ by 2.3e-4. Tested on synthetic files
+# of this layout only.
+DERMNIO = replace(
+    DINOV2,
+    name="dermnio",
+    pretrained_on=DERMNIO_PRETRAINED_ON,
+    resize_registers="bicubic-offset",
+)
 
 
 def panderm_arguments(weights: Weights) -> dict[str, Any]:
-    """What distinguishes PanDerm's encoders from BEiT's, as far as a file has it.
+    """Return the arguments of timm's BEiT that differ in a PanDerm encoder.
 
     Raises:
-        DataError: the file holds no positions at all, so its features would be wrong.
+        DataError: The file holds no positions at all, so its features would be wrong.
     """
     own = any(
         name.startswith("blocks.") and name.endswith("relative_position_bias_table")
@@ -160,7 +213,8 @@ def panderm_arguments(weights: Weights) -> dict[str, Any]:
     shared = "rel_pos_bias.relative_position_bias_table" in weights
     if not (own or shared or "pos_embed" in weights):
         raise DataError(
-            "The file holds neither pos_embed nor a relative position bias: save them with the weights."
+            "The file holds neither pos_embed nor a relative position bias. Save them with the "
+            "weights."
         )
     return {
         "use_abs_pos_emb": "pos_embed" in weights,
@@ -171,12 +225,14 @@ def panderm_arguments(weights: Weights) -> dict[str, Any]:
     }
 
 
-# PanDerm: a BEiT-like encoder pretrained with CAE v2 (Yan et al., Nature Medicine, 2025), ViT-B/16 and ViT-L/16 at
-# 224 pixels; separate biases of query and value, layer scale, sine positions stored as `pos_embed`. Understood are the
-# plain tensors of the released base model, `encoder.` beside `decoder.` and `teacher.` (CAE's target network, not an
-# average of the encoder), a fine-tuned one with a mean-pooled `fc_norm`, and relative position biases at their own
-# grid; attentive probes are refused for their surplus tensors. Its evaluation normalises with a std of 0.228 in red.
-# Layout and constants are those of its published code; only made-up files of it were tried.
+# PanDerm: a BEiT-like encoder pretrained with CAE v2 (Yan et al., Nature Medicine, 2025), ViT-B/16
+# and ViT-L/16 at 224 pixels. Query and value have separate biases; there is layer scale; sine
+# positions are stored as `pos_embed`. Three layouts are read: the plain tensors of the released
+# base model, with `encoder.` beside `decoder.` and `teacher.` (CAE's target network, which is not
+# an average of the encoder); a fine-tuned model with a mean-pooled `fc_norm`; and relative position
+# biases at their own grid. Attentive probes are refused, because their tensors are left over.
+# PanDerm's evaluation normalizes red with a std of 0.228. Layout and constants are those of its
+# published code. Tested on synthetic files only.
 PANDERM = Format(
     name="panderm",
     branches=("model_ema", "encoder", "", "student", "teacher"),
@@ -190,7 +246,7 @@ PANDERM = Format(
     licence="CC-BY-NC-ND-4.0, non-commercial academic research only (PanDerm's README)",
 )
 
-# What timm.create_model(...).state_dict() gave, or the checkpoint of a training that kept these names.
+# State dicts of timm models, and checkpoints of trainings that kept timm's names.
 TIMM = Format(
     name="timm",
     branches=("state_dict_ema", "model_ema", "ema", "teacher", "", "student"),

@@ -1,4 +1,4 @@
-"""`import_teacher`: a published checkpoint becomes a teacher's folder, or one clear error."""
+"""`import_teacher`: convert a published checkpoint to a teacher folder, or raise one clear error."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ from dermedge.models.backbone import Backbone, read_backbone, with_hub_normaliza
 from dermedge.models.checkpoint import SAFETENSORS, pick, read_tensors
 from dermedge.models.formats import FORMATS, Format, Weights, measure
 from dermedge.models.model_folder import TrainedModel, save_model_folder
-from dermedge.models.network import Network, count_parameters, create_backbone
+from dermedge.models.network import Network, TimmModel, count_parameters, create_backbone
 from dermedge.models.new_spec import check_input, make_preprocess, make_spec
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder, check_free, sha256_file
@@ -31,8 +31,12 @@ TASKS = (Task("features", "embed"),)
 
 @dataclass(frozen=True)
 class Resize:
-    """How a position embedding is brought to another grid: `interpolation` and `antialias` are those of
-    `torch.nn.functional.interpolate`; a positive `offset` lengthens the new side before the scale is taken.
+    """A method to resize a position embedding to another grid.
+
+    Attributes:
+        interpolation: Mode of `torch.nn.functional.interpolate`.
+        antialias: Low-pass filter before shrinking.
+        offset: Added to the new side before the scale factor is computed, in patches.
     """
 
     interpolation: str = "bicubic"
@@ -40,7 +44,8 @@ class Resize:
     offset: float = 0.0
 
 
-# The first is what timm does, and DINOv2's code with registers; the last is DINOv2's code without them.
+# timm resizes by the first, and so does DINOv2's code with registers. DINOv2's code without
+# registers, and DermNIO's, resize by the last.
 RESIZES: Mapping[str, Resize] = MappingProxyType(
     {
         "bicubic-antialias": Resize(antialias=True),
@@ -59,135 +64,204 @@ def import_teacher(
     backbone_args: Mapping[str, Any] | None = None,
     size: int | None = None,
     fit: str = "crop",
-    pos_embed: str = "bicubic-antialias",
+    pos_embed: str | None = None,
     name: str | None = None,
     licence: str | None = None,
     overwrite: bool = False,
 ) -> TrainedModel:
-    """Turn a published checkpoint into a teacher's folder: its features, without heads, as an `embed` task.
+    """Convert a published checkpoint to a teacher folder with one `embed` task.
 
-    Every tensor of the backbone must be there, and none may be left over but heads and what the format says. A file is
-    read as tensors only (`weights_only=True`): what would run code is refused. The lineage records the file's digest,
-    whose weights were taken, what was dropped, both grids, and how positions were resized.
+    Every tensor of the backbone must be in the file. Only heads, and what the format
+    lists, may be left over. The file is read as tensors only (`weights_only=True`): a
+    file that would run code is refused. The lineage records the file's digest, the chosen
+    branch, the dropped tensors, both grids and the resizing of the positions.
 
     Args:
-        file: a `.safetensors` file, or one that `torch.save` wrote.
-        out: folder for the teacher.
-        format: `dermnio`, `dinov2`, `panderm`, or `timm` for a state dict of timm's own.
-        backbone: timm name; by default the one that the tensors' shapes tell.
-        backbone_args: arguments of `timm.create_model`, such as the number of heads, which no shape tells.
-        size: side of the network's square input in pixels; by default the one that its positions were trained for.
+        file: A `.safetensors` file, or a file of `torch.save`.
+        out: Folder for the teacher.
+        format: `dermnio`, `dinov2`, `panderm`, or `timm` for a state dict of timm.
+        backbone: timm name; by default derived from the shapes of the tensors.
+        backbone_args: Arguments of `timm.create_model`, such as the number of attention
+            heads, which no shape shows.
+        size: Side of the network's square input in pixels; by default the size that its
+            positions were trained for.
         fit: `crop`, `pad` or `stretch`.
-        pos_embed: how positions are resized for another size: `bicubic-antialias` (timm; DINOv2 with registers),
-            `bicubic`, or `bicubic-offset` (DINOv2 without registers).
-        name: of the model; by default the backbone's.
-        licence: of the weights; by default the one that the format was published under, where that is known.
-        overwrite: replace another teacher in `out`.
+        pos_embed: Resizing of the positions for another size: `bicubic-antialias`,
+            `bicubic` or `bicubic-offset`. By default the method of the code that trained
+            the weights: `bicubic-offset` for `dermnio` and for `dinov2` without
+            registers, otherwise `bicubic-antialias`.
+        name: Name of the model; by default derived from the backbone's.
+        licence: Licence of the weights; by default the published one of the format, if
+            it is known.
+        overwrite: Replace another teacher in `out`.
 
     Raises:
-        DataError: the file is no checkpoint, holds code, or its tensors are not those of the backbone.
-        UsageError: a format, a backbone, a size or an output that makes no sense.
+        DataError: The file is not a checkpoint, contains code, or its tensors are not
+            those of the backbone.
+        UsageError: The format, backbone, size or output cannot be used, or the width
+            differs from the backbone's and `num_heads` is not given.
+
+    Example:
+        >>> import timm, torch
+        >>> torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), "vit.pth")
+        >>> teacher = import_teacher("vit.pth", "imported", format="timm", backbone="test_vit")
+        >>> teacher.spec.preprocess.size
+        160
     """
     file, out = Path(file), Path(out)
-    kind = _known(FORMATS, format, "format")
-    resize = _known(RESIZES, pos_embed, "resizing of positions")
+    layout = _look_up(FORMATS, format, "format")
+    if pos_embed is not None:
+        _look_up(RESIZES, pos_embed, "resizing of positions")
     check_free(out, overwrite=overwrite, marker=MARKER)
-    given = _given(file, kind, backbone, backbone_args or {})
-    anchor = kind.anchor or next(iter(_skeleton(given).state_dict()))
-    branch, weights, dropped = pick(read_tensors(file), kind.branches, anchor, file)
-    weights = kind.translate(weights)
-    chosen = _chosen(file, kind, given, weights)
-    skeleton = _skeleton(chosen)
-    weights, heads = without_heads(weights, skeleton, kind)
-    compare(weights, skeleton, chosen.name, file)
+    requested = _request_backbone(file, layout, backbone, backbone_args or {})
+    anchor = layout.anchor or next(iter(_make_skeleton(requested).state_dict()))
+    branch, weights, dropped = pick(read_tensors(file), layout.branches, anchor, file)
+    weights = layout.translate(weights)
+    chosen = _choose_backbone(file, layout, requested, weights)
+    check_heads(chosen)
+    skeleton = _make_skeleton(chosen)
+    weights, heads = drop_heads(weights, skeleton, layout)
+    check_shape(weights, skeleton, chosen.name, file)
     native = native_grid(weights, skeleton, file)
-    size, grid = _size(size, native, weights, skeleton)
+    size, grid = _choose_size(size, native, weights, skeleton)
     preprocess = make_preprocess(size, fit)
+    method = pos_embed or layout.resize_method(weights)
     if native is not None and grid is not None and native != grid:
-        weights["pos_embed"] = resize_positions(weights["pos_embed"], native, grid, resize)
+        positions = resize_positions(weights["pos_embed"], native, grid, RESIZES[method])
+        weights["pos_embed"] = positions
     if hasattr(skeleton, "set_input_size"):
         chosen = replace(chosen, args={**chosen.args, "img_size": size})
-    lineage = _origin(file, kind, licence) | {
+    lineage = _make_lineage(file, layout, licence) | {
         "backbone": f"timm {chosen.name}",
         "branch": branch,
         "dropped": dict(sorted((dropped + heads).items())),
         "native_grid": native,
         "grid": grid,
-        "pos_embed": {"method": pos_embed, **asdict(resize)} if native != grid else None,
+        "pos_embed": {"method": method, **asdict(RESIZES[method])} if native != grid else None,
     }
     spec = make_spec(name or f"{chosen.name}-teacher", TASKS, preprocess, {"teacher": lineage})
-    network = filled(chosen, weights, size, file)
-    teacher = TrainedModel(
-        network, spec, chosen, "teacher", {"parameters": count_parameters(network)}
-    )
+    network = make_network(chosen, weights, size, file)
+    metrics = {"parameters": count_parameters(network)}
+    teacher = TrainedModel(network, spec, chosen, "teacher", metrics)
     with atomic_folder(out, overwrite=overwrite, marker=MARKER) as folder:
         save_model_folder(teacher, folder)
     return teacher
 
 
-def without_heads(weights: Weights, skeleton: Any, kind: Format) -> tuple[Weights, Counter[str]]:
-    """The weights without classifiers and what else the format drops, and how many tensors that were, by name."""
+def drop_heads(
+    weights: Weights, skeleton: TimmModel, layout: Format
+) -> tuple[Weights, Counter[str]]:
+    """Remove classifiers and the tensors that the format lists.
+
+    Returns:
+        The other weights, and the number of removed tensors by name.
+    """
     classifier = skeleton.default_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else classifier
-    pattern = "|".join((kind.dropped, *(rf"^{re.escape(head)}\." for head in heads)))
+    pattern = "|".join((layout.dropped, *(rf"^{re.escape(head)}\." for head in heads)))
     own = skeleton.state_dict()
-    found = {name: re.search(pattern, name) for name in weights if name not in own}
-    dropped = Counter(match.group().strip(".") for match in found.values() if match)
-    return {name: tensor for name, tensor in weights.items() if not found.get(name)}, dropped
+    matches = {name: re.search(pattern, name) for name in weights if name not in own}
+    dropped = Counter(match.group().strip(".") for match in matches.values() if match)
+    return {name: tensor for name, tensor in weights.items() if not matches.get(name)}, dropped
 
 
-def compare(weights: Weights, skeleton: Any, name: str, file: Path) -> None:
-    """Raise DataError unless both are transformers of one width, depth, patch and number of registers, or neither is
-    one.
+def check_heads(backbone: Backbone) -> None:
+    """Check that a changed width comes with a number of attention heads.
+
+    The shapes of the weights do not depend on the number of heads. With a wrong number
+    the weights load, and the features are wrong.
+
+    Raises:
+        UsageError: `embed_dim` differs from the backbone's, and there is no `num_heads`.
     """
-    held, wanted = measure(weights), measure(skeleton.state_dict())
-    if held != wanted:
-        raise DataError(
-            f"{file} holds a network of {held or 'another kind'}, {name!r} is one of {wanted or 'another kind'}: "
-            "choose another --backbone, or change it with --backbone-arg."
+    args = dict(backbone.args)
+    width = args.pop("embed_dim", None)
+    if width is None or "num_heads" in args:
+        return
+    default = measure(_make_skeleton(replace(backbone, args=args)).state_dict())
+    if default is not None and default.width != width:
+        raise UsageError(
+            f"embed_dim is {width}, but {backbone.name!r} has width {default.width}, and the "
+            "weights do not show their number of attention heads. Give it with --backbone-arg "
+            "num_heads=N."
         )
 
 
-def native_grid(weights: Weights, skeleton: Any, file: Path) -> int | None:
-    """Patches on a side of the square grid that the position embedding was trained for; None where there is none.
+def check_shape(weights: Weights, skeleton: TimmModel, name: str, file: Path) -> None:
+    """Check that weights and model agree in width, depth, patch and number of registers.
 
     Raises:
-        DataError: the grid is not square.
+        DataError: They differ, or only one of them is a transformer.
+    """
+    found, expected = measure(weights), measure(skeleton.state_dict())
+    if found == expected:
+        return
+    wider = found is not None and expected is not None and found.width != expected.width
+    heads = " Another width also needs --backbone-arg num_heads=N." if wider else ""
+    raise DataError(
+        f"{file} holds a network of {found or 'another kind'}, but {name!r} is one of "
+        f"{expected or 'another kind'}. Choose another --backbone, or change it with "
+        f"--backbone-arg.{heads}"
+    )
+
+
+def native_grid(weights: Weights, skeleton: TimmModel, file: Path) -> int | None:
+    """Return the side, in patches, of the grid that the positions were trained for.
+
+    None means that the network has no absolute positions.
+
+    Raises:
+        DataError: The grid is not square.
     """
     positions = weights.get("pos_embed")
-    if positions is None or positions.ndim != 3 or not hasattr(skeleton, "num_prefix_tokens"):
+    prefix = getattr(skeleton, "num_prefix_tokens", None)
+    if positions is None or positions.ndim != 3 or prefix is None:
         return None
-    patches = positions.shape[1] - (
-        0 if getattr(skeleton, "no_embed_class", False) else skeleton.num_prefix_tokens
-    )
+    patches = positions.shape[1] - (0 if getattr(skeleton, "no_embed_class", False) else prefix)
     side = isqrt(max(patches, 0))
     if patches < 1 or side**2 != patches:
         raise DataError(
-            f"{file} has positions of {patches} patches, not of a square grid: check --backbone."
+            f"{file} has positions of {patches} patches, which is not a square grid. Check "
+            "--backbone."
         )
     return side
 
 
 def resize_positions(positions: Tensor, native: int, grid: int, resize: Resize) -> Tensor:
-    """A position embedding [1, P + native^2, D] at another grid, [1, P + grid^2, D]; its prefix of P stays."""
+    """Resize a position embedding to another grid. Its prefix tokens stay unchanged.
+
+    Args:
+        positions: [1, P + native^2, D].
+        native: Side of its grid in patches.
+        grid: Side of the new grid.
+        resize: The method.
+
+    Returns:
+        Positions [1, P + grid^2, D], float32.
+
+    Example:
+        >>> resize_positions(torch.zeros(1, 17, 8), 4, 3, Resize()).shape
+        torch.Size([1, 10, 8])
+    """
     prefix = positions.shape[1] - native**2
     plane = positions[:, prefix:].float().reshape(1, native, native, -1).permute(0, 3, 1, 2)
-    to: dict[str, Any] = {"size": (grid, grid)}
+    target: dict[str, Any] = {"size": (grid, grid)}
     if resize.offset:
-        to = {"scale_factor": (grid + resize.offset) / native}
-    plane = F.interpolate(plane, mode=resize.interpolation, antialias=resize.antialias, **to)
+        # DINOv2 gives a scale factor instead of a size, so the offset moves the sampling points.
+        target = {"scale_factor": (grid + resize.offset) / native}
+    plane = F.interpolate(plane, mode=resize.interpolation, antialias=resize.antialias, **target)
     return torch.cat((positions[:, :prefix].float(), plane.flatten(2).transpose(1, 2)), dim=1)
 
 
-def filled(backbone: Backbone, weights: Weights, size: int, file: Path) -> Network:
-    """The network with these weights, tried on an image.
+def make_network(backbone: Backbone, weights: Weights, size: int, file: Path) -> Network:
+    """Create the network with these weights and run it on one image.
 
     Raises:
-        DataError: weights are missing, left over, of another shape, or not finite.
-        UsageError: the network does not take images of that size.
+        DataError: Weights are missing, left over, of another shape, or not finite.
+        UsageError: The network does not take images of that size.
     """
-    own = _skeleton(backbone).state_dict()
-    wrong = {
+    own = _make_skeleton(backbone).state_dict()
+    problems = {
         "missing": [name for name in own if name not in weights],
         "left over": [name for name in weights if name not in own],
         "of another shape": [
@@ -197,10 +271,13 @@ def filled(backbone: Backbone, weights: Weights, size: int, file: Path) -> Netwo
             name for name, tensor in weights.items() if not torch.isfinite(tensor).all()
         ],
     }
-    said = "; ".join(f"{_few(names)} {what}" for what, names in wrong.items() if names)
-    if said:
+    summary = "; ".join(
+        f"{_list_some(names)} {problem}" for problem, names in problems.items() if names
+    )
+    if summary:
         raise DataError(
-            f"{file} does not fit {backbone.name!r}: {said}. Check --format, --backbone and --size."
+            f"{file} does not fit {backbone.name!r}: {summary}. Check --format, --backbone and "
+            "--size."
         )
     network = Network(backbone, TASKS)
     network.backbone.load_state_dict(weights)
@@ -208,74 +285,76 @@ def filled(backbone: Backbone, weights: Weights, size: int, file: Path) -> Netwo
     return network
 
 
-def _few(names: list[str]) -> str:
+def _list_some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
-def _known(table: Mapping[str, T], name: str, what: str) -> T:
+def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
     if name not in table:
-        raise UsageError(f"There is no {what} {name!r}: choose one of {', '.join(table)}.")
+        raise UsageError(f"Unknown {what} {name!r}. Choose one of {', '.join(table)}.")
     return table[name]
 
 
-def _given(file: Path, kind: Format, backbone: str | None, args: Mapping[str, Any]) -> Backbone:
-    """The backbone as far as it is known before its tensors are, nameless where they will tell."""
+def _request_backbone(
+    file: Path, layout: Format, backbone: str | None, args: Mapping[str, Any]
+) -> Backbone:
+    """Return the backbone that the caller or the file names; an empty name if neither does."""
     if "img_size" in args:
-        raise UsageError(
-            "img_size is not an argument of the backbone here: give the size as --size."
-        )
-    if kind.anchor is not None:
-        return Backbone(backbone or "", args, kind.mean, kind.std)
+        raise UsageError("img_size is not an argument of the backbone here. Give it as --size.")
+    if layout.anchor is not None:
+        return Backbone(backbone or "", args, layout.mean, layout.std)
     named = with_hub_normalization(Backbone(backbone, args)) if backbone else None
     if file.suffix == SAFETENSORS:
         return read_backbone(file, named)
     if named is None:
-        raise UsageError(f"{file} does not say which timm model it is: name it with --backbone.")
+        raise UsageError(f"{file} does not name its timm model. Name it with --backbone.")
     return named
 
 
-def _chosen(file: Path, kind: Format, given: Backbone, weights: Weights) -> Backbone:
+def _choose_backbone(file: Path, layout: Format, requested: Backbone, weights: Weights) -> Backbone:
+    """Return the backbone that was requested, or the known one of the weights' shape."""
     shape = measure(weights)
-    name = given.name or (kind.backbones.get(shape) if shape else None)
+    name = requested.name or (layout.backbones.get(shape) if shape else None)
     if not name:
         raise UsageError(
-            f"{file} holds a network of {shape or 'unknown shape'}, which is no {kind.name} model known here: name the "
-            "timm model nearest to it with --backbone, and what differs with --backbone-arg."
+            f"{file} holds a network of {shape or 'unknown shape'}, which is no known "
+            f"{layout.name} model. Name the most similar timm model with --backbone, and the "
+            "differences with --backbone-arg."
         )
-    return replace(given, name=name, args={**kind.arguments(weights), **given.args})
+    return replace(requested, name=name, args={**layout.arguments(weights), **requested.args})
 
 
-def _skeleton(backbone: Backbone) -> Any:
-    """The timm model without memory for its weights."""
+def _make_skeleton(backbone: Backbone) -> TimmModel:
+    """Create the timm model without memory for its weights."""
     with torch.device("meta"):
         return create_backbone(backbone)
 
 
-def _origin(file: Path, kind: Format, licence: str | None) -> dict[str, Any]:
-    """Where the weights come from, for the lineage; what they have seen is left out where it is not known."""
-    seen = {"pretrained_on": list(kind.pretrained_on)} if kind.pretrained_on else {}
-    digest = sha256_file(file)
+def _make_lineage(file: Path, layout: Format, licence: str | None) -> dict[str, Any]:
+    """Return the origin of the weights; unknown training data is left out."""
+    data = {"pretrained_on": list(layout.pretrained_on)} if layout.pretrained_on else {}
     return {
-        "licence": licence or kind.licence,
+        "licence": licence or layout.licence,
         "file": file.name,
-        "sha256": digest,
-        "format": kind.name,
-        **seen,
+        "sha256": sha256_file(file),
+        "format": layout.name,
+        **data,
     }
 
 
-def _size(
-    size: int | None, native: int | None, weights: Weights, skeleton: Any
+def _choose_size(
+    size: int | None, native: int | None, weights: Weights, skeleton: TimmModel
 ) -> tuple[int, int | None]:
-    """The input's side in pixels and in patches; None patches where the network has no square grid of its own."""
+    """Return the input's side in pixels and in patches; None patches without a square grid."""
     shape = measure(weights)
     if native is None or shape is None:
         return skeleton.default_cfg["input_size"][-1] if size is None else size, native
     size = native * shape.patch if size is None else size
     if size % shape.patch:
-        near = max(1, round(size / shape.patch)) * shape.patch
+        nearest = max(1, round(size / shape.patch)) * shape.patch
         raise UsageError(
-            f"Size {size} is not a multiple of the patch of {shape.patch} pixels: give {near}, for example."
+            f"Size {size} is not a multiple of the patch of {shape.patch} pixels. Give {nearest}, "
+            "for example."
         )
     return size, size // shape.patch

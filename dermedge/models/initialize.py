@@ -1,6 +1,7 @@
 """Set initial weights: from a safetensors file, timm's hub, or a model folder."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -251,7 +252,12 @@ def prune(wide: nn.Module, narrower: nn.Module, size: int) -> None:
 
     target = dict(narrower.named_modules())
     try:
-        graph = tp.DependencyGraph().build_dependency(wide, torch.zeros(1, 3, size, size))
+        with warnings.catch_warnings():
+            # Torch-Pruning warns that it prunes the last dimension of parameters outside of
+            # modules, such as a class token. That dimension is the width, so this is right
+            # (https://github.com/VainF/Torch-Pruning, `_detect_unwrapped_parameters`).
+            warnings.filterwarnings("ignore", "Unwrapped parameters", UserWarning)
+            graph = tp.DependencyGraph().build_dependency(wide, torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"{type(wide).__name__} cannot be pruned at {size} x {size} pixels ({error}). Use its "

@@ -1,59 +1,78 @@
-"""Which tasks a table can teach."""
+"""Derive the tasks that a table can teach."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dermedge.data.taxonomy import TAXONOMY, resolve
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import Label, Task
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def derive_tasks(frame: Any, where: str, wanted: Sequence[str] | None = None) -> tuple[Task, ...]:
-    """The tasks that the training rows `frame` of a table can teach.
 
-    `diagnosis` has the labels present, in the taxonomy's order; `malignancy` needs both answers; `severity` is ordinal
-    over the levels present; `segmentation` gives the task `lesion`, and needs a mask.
+def derive_tasks(
+    frame: "pd.DataFrame", where: str, wanted: Sequence[str] | None = None
+) -> tuple[Task, ...]:
+    """Return the tasks that the train rows of a table can teach.
+
+    - `diagnosis` has the diagnoses that occur, in the order of the taxonomy.
+    - `malignancy` needs malignant and benign rows.
+    - `severity` is ordinal over the levels that occur.
+    - `segmentation` becomes the task `lesion` and needs a mask.
 
     Args:
-        frame: the training rows.
-        where: names the table in messages.
-        wanted: of TASKS, all of which the table must teach. None is `diagnosis` and `malignancy`, whichever it teaches,
-            or where it teaches neither, `severity`.
+        frame: The train rows.
+        where: Name of the table, for messages.
+        wanted: Names from TASKS; the table must teach all of them. None takes
+            `diagnosis` and `malignancy`, if the table teaches them, and otherwise
+            `severity`.
 
     Raises:
-        DataError: a wanted task cannot be derived; or none can.
-        UsageError: an unknown task is wanted.
+        DataError: A wanted task cannot be derived, or none can.
+        UsageError: An unknown task is wanted.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"dx": ["nv", "mel"], "malignant": [0.0, 1.0]})
+        >>> [task.name for task in derive_tasks(frame, "table.csv")]
+        ['diagnosis', 'malignancy']
     """
     if wanted is None:
-        found = [_DERIVED[name](frame) for name in ("diagnosis", "malignancy")]
-        tasks = tuple(task for task in found if isinstance(task, Task))
-        severity = _severity(frame) if not tasks else ""
-        if isinstance(severity, Task):
-            return (severity,)
-        if not tasks:
-            raise DataError(
-                f"The training rows of {where} {found[0]}, {found[1]}, {severity}, so no task can be derived: fill one "
-                "of these columns."
-            )
-        return tasks
+        return _derive_default(frame, where)
     unknown = sorted(set(wanted) - set(TASKS))
     if unknown or not wanted:
         raise UsageError(
-            f"{', '.join(unknown) or 'No task'} cannot be learned: choose of {', '.join(TASKS)}."
+            f"{', '.join(unknown) or 'No task'} cannot be learned. Choose from {', '.join(TASKS)}."
         )
-    chosen = []
+    tasks = []
     for name in (name for name in TASKS if name in wanted):
         task = _DERIVED[name](frame)
         if not isinstance(task, Task):
             raise DataError(
-                f"The training rows of {where} {task}: fill that column, or leave the task {name!r} out."
+                f"The train rows of {where} {task}. Fill that column, or leave the task {name!r} "
+                "out."
             )
-        chosen.append(task)
-    return tuple(chosen)
+        tasks.append(task)
+    return tuple(tasks)
 
 
-def _diagnosis(frame: Any) -> Task | str:
-    """The task, or what the rows lack for it."""
+def _derive_default(frame: "pd.DataFrame", where: str) -> tuple[Task, ...]:
+    derived = [_derive_diagnosis(frame), _derive_malignancy(frame)]
+    tasks = tuple(task for task in derived if isinstance(task, Task))
+    if tasks:
+        return tasks
+    severity = _derive_severity(frame)
+    if isinstance(severity, Task):
+        return (severity,)
+    raise DataError(
+        f"The train rows of {where} {derived[0]}, {derived[1]}, {severity}, so no task can be "
+        "derived. Fill one of these columns."
+    )
+
+
+def _derive_diagnosis(frame: "pd.DataFrame") -> Task | str:
+    """Return the task, or the reason why the rows do not teach it; so do the others."""
     present = set(frame["dx"]) - {""}
     if len(present) < 2:
         return f"have {len(present)} diagnoses, two are needed (column dx)"
@@ -65,31 +84,29 @@ def _diagnosis(frame: Any) -> Task | str:
     return Task("diagnosis", "classify", labels)
 
 
-def _malignancy(frame: Any) -> Task | str:
+def _derive_malignancy(frame: "pd.DataFrame") -> Task | str:
     if set(frame["malignant"].dropna().unique()) >= {0, 1}:
         return Task("malignancy", "binary")
-    return "do not tell malignant from benign lesions (column malignant)"
+    return "do not hold both malignant and benign lesions (column malignant)"
 
 
-def _severity(frame: Any) -> Task | str:
+def _derive_severity(frame: "pd.DataFrame") -> Task | str:
     levels = sorted({int(level) for level in frame["severity"].dropna()})
     if len(levels) < 2:
         return f"have {len(levels)} levels of severity, two are needed (column severity)"
-    return Task(
-        "severity", "ordinal", tuple(Label(str(level), f"severity {level}") for level in levels)
-    )
+    labels = tuple(Label(str(level), f"severity {level}") for level in levels)
+    return Task("severity", "ordinal", labels)
 
 
-def _segmentation(frame: Any) -> Task | str:
-    return (
-        Task("lesion", "segment") if (frame["mask"] != "").any() else "have no mask (column mask)"
-    )
+def _derive_segmentation(frame: "pd.DataFrame") -> Task | str:
+    has_masks = (frame["mask"] != "").any()
+    return Task("lesion", "segment") if has_masks else "have no mask (column mask)"
 
 
-_DERIVED: dict[str, Callable[[Any], Task | str]] = {
-    "diagnosis": _diagnosis,
-    "malignancy": _malignancy,
-    "severity": _severity,
-    "segmentation": _segmentation,
+_DERIVED: dict[str, Callable[["pd.DataFrame"], Task | str]] = {
+    "diagnosis": _derive_diagnosis,
+    "malignancy": _derive_malignancy,
+    "severity": _derive_severity,
+    "segmentation": _derive_segmentation,
 }
 TASKS = tuple(_DERIVED)

@@ -77,6 +77,18 @@ def test_a_teacher_a_student_and_a_bundle_from_the_command_line(place):
     assert dermedge("verify", bundle).code == 0
 
 
+def test_only_commands_that_train_tune_the_allocator(place, monkeypatch):
+    tuned = []
+    monkeypatch.setattr("dermedge.cli.keep_freed_memory", lambda: tuned.append(True))
+    nowhere = ("--data", str(place / "nowhere"), "-o", str(place / "none"))
+    for command in (("predict", str(place)), ("inspect", str(place)), ("targets",)):
+        dermedge(*command)
+    assert not tuned
+    for command in (("finetune", *nowhere), ("distill", str(place), *nowhere)):
+        assert dermedge(*command).code != 0
+    assert tuned == [True, True]
+
+
 def test_an_unknown_backbone_is_one_line_and_leaves_nothing(place):
     out = place / "unknown"
     ran = dermedge(

@@ -369,10 +369,31 @@ class TestAnotherSize:
             "offset": offset,
         }
 
-    def test_the_default_is_timms(self, tmp_path: Path) -> None:
-        original = randomised(DinoV2(5))
+    @pytest.mark.parametrize(
+        ("format", "registers", "method"),
+        [
+            ("dermnio", 0, "bicubic-offset"),
+            ("dermnio", 4, "bicubic-offset"),
+            ("dinov2", 0, "bicubic-offset"),
+            ("dinov2", 4, "bicubic-antialias"),
+        ],
+    )
+    def test_the_default_is_the_method_of_the_original_code(
+        self, tmp_path: Path, format: str, registers: int, method: str
+    ) -> None:
+        original = randomised(DinoV2(5, registers=registers))
         file = saved(tmp_path / "dino.pth", original.state_dict())
-        teacher = import_teacher(file, tmp_path / "teacher", **PLAIN, size=42)
+        options = {**(WITH_REGISTERS if registers else PLAIN), "format": format, "size": 42}
+        default = import_teacher(file, tmp_path / "default", **options)
+        explicit = import_teacher(file, tmp_path / "explicit", **options, pos_embed=method)
+        assert torch.equal(default.module.backbone.pos_embed, explicit.module.backbone.pos_embed)
+        assert lineage(default)["pos_embed"]["method"] == method
+
+    def test_the_default_for_a_timm_file_is_timms(self, tmp_path: Path) -> None:
+        original = create_backbone(Backbone("vit_small_patch14_dinov2", {**SMALL, "img_size": 70}))
+        file = saved(tmp_path / "vit.pth", original.state_dict())
+        options = {**PLAIN, "format": "timm", "size": 42}
+        teacher = import_teacher(file, tmp_path / "teacher", **options)
         theirs = resample_abs_pos_embed(original.pos_embed.detach(), [3, 3])
         assert torch.allclose(teacher.module.backbone.pos_embed, theirs, atol=1e-6)
 
@@ -620,6 +641,18 @@ class TestRefusals:
         assert "'vit_small_patch14_dinov2'" in message
         assert said in message
 
+    def test_another_width_without_a_number_of_heads(
+        self, tmp_path: Path, refuse: Callable[..., str]
+    ) -> None:
+        """With timm's default of 6 heads the weights would load, and the features be wrong."""
+        file = saved(tmp_path / "dino.pth", randomised(DinoV2(width=36)).state_dict())
+        without = {"embed_dim": 36, "depth": 4}
+        message = refuse(UsageError, file, **{**PLAIN, "backbone_args": without})
+        assert "num_heads" in message
+        message = refuse(DataError, file, **{**PLAIN, "backbone_args": {"depth": 4}})
+        assert "width 36" in message
+        assert "num_heads" in message
+
     def test_a_shape_that_nothing_is_known_of(
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
     ) -> None:
@@ -631,22 +664,22 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            ({"size": 60}, "Size 60 is not a multiple of the patch of 14 pixels: give 56"),
+            ({"size": 60}, "Size 60 is not a multiple of the patch of 14 pixels. Give 56"),
             ({"size": 0}, "Size 0"),
             ({"size": -14}, "Size -14"),
             ({"size": 14}, "16 to 4096"),
             ({"fit": "squeeze"}, "'squeeze'"),
-            ({"format": "clip"}, "'clip': choose one of dermnio, dinov2, panderm, timm"),
+            ({"format": "clip"}, "'clip'. Choose one of dermnio, dinov2, panderm, timm"),
             (
                 {"pos_embed": "nearest"},
-                "'nearest': choose one of bicubic-antialias, bicubic, bicubic-offset",
+                "'nearest'. Choose one of bicubic-antialias, bicubic, bicubic-offset",
             ),
             ({"backbone": "vit_smal"}, "timm has no model 'vit_smal'"),
             ({"backbone_args": {**SMALL, "colour": 1}}, "timm refuses"),
             ({"backbone_args": {**SMALL, "num_heads": 5}}, "timm refuses"),
             ({"backbone_args": {**SMALL, "img_size": 56}}, "as --size"),
             ({"name": "two words"}, "'two words'"),
-            ({"format": "timm", "backbone": None}, "name it with --backbone"),
+            ({"format": "timm", "backbone": None}, "Name it with --backbone"),
         ],
     )
     def test_arguments_that_make_no_sense(

@@ -15,7 +15,9 @@ from dermedge.models import Network, load_model_folder
 from dermedge.models.initialize import narrow
 from dermedge.train import Schedule
 from dermedge.train.distill import apply_symmetry
+from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError
+from dermedge_runtime.files import sha256_file, sha256_hex
 from support.small import (
     NARROW,
     SIZE,
@@ -315,6 +317,28 @@ def test_arguments_that_make_no_sense(
     with pytest.raises(UsageError, match=message):
         learn(teacher, data, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recorded_settings_keep_their_form(student: Path, teacher: Path) -> None:
+    """A run that an earlier version finished is found by the digest of these settings."""
+    settings = record(student)["settings"]
+    assert list(settings) == [
+        "data",
+        "teacher",
+        "backbone",
+        "init",
+        "spec",
+        "temperature",
+        "soft_weight",
+        "views",
+        "balance",
+        "schedule",
+        "seed",
+    ]
+    assert settings["teacher"] == settings["init"] == sha256_file(teacher / "weights.safetensors")
+    assert [settings[name] for name in ("temperature", "soft_weight", "views")] == [2.0, 0.7, 2]
+    identity = canonical_json({"command": "distill", **settings})
+    assert record(student)["fingerprint"] == sha256_hex(identity)
 
 
 def test_a_teacher_that_is_not_there(data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
+import ctypes
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from dermedge.models import load_model_folder
 from dermedge.train import Schedule
 from dermedge.train.loop import FitResult, fit
 from dermedge.train.losses import adjusted_cross_entropy
+from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError
+from dermedge_runtime.spec import to_json
 from support.small import (
     SCHEDULE,
     SIZE,
@@ -75,6 +79,38 @@ class TestResult:
         assert run["metrics"] == best == run["history"][run["best_epoch"]]
         assert 0 <= best["balanced_accuracy"] <= 1
         assert set(best) >= {"accuracy", "malignant_auroc", "loss"}
+
+    def test_the_recorded_settings_keep_their_form(self, data: Path, teacher: Path) -> None:
+        """A run that an earlier version finished is found by the digest of these settings."""
+        run, spec = record(teacher), load_model_folder(teacher).spec
+        settings = {
+            "data": table_digest(read_table(data)),
+            "backbone": {
+                "name": WIDE,
+                "args": {"drop_path_rate": 0.2},
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+            },
+            "init": "none",
+            "spec": to_json(replace(spec, lineage={})),
+            "role": "teacher",
+            "balance": True,
+            "schedule": {
+                "epochs": 3,
+                "batch_size": 16,
+                "lr": 0.002,
+                "weight_decay": 0.02,
+                "warmup": 1.0,
+                "ema_decay": 0.998,
+                "patience": 6,
+                "precision": "32-true",
+            },
+            "seed": 0,
+        }
+        assert run["settings"] == settings
+        assert list(run["settings"]) == list(settings)
+        identity = canonical_json({"command": "finetune", **settings})
+        assert run["fingerprint"] == sha256(identity).hexdigest()
 
     def test_the_model_gives_the_recorded_score(self, data: Path, teacher: Path) -> None:
         from dermedge.train.samples import Frames, read_samples
@@ -234,6 +270,22 @@ def test_a_resumed_run_does_not_repeat_finished_epochs(
     assert told[0] == half
     assert record(out)["resumed_from"] == 1
     assert weights(out) == weights(teacher)
+
+
+def test_training_as_a_library_leaves_the_process_as_it_was(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the command line may tune the allocator, which is reached by `ctypes.CDLL(None)`."""
+    opened: list[Any] = []
+    load = ctypes.CDLL
+
+    def watched(name: Any = None, *rest: Any, **options: Any) -> Any:
+        opened.append(name)
+        return load(name, *rest, **options)
+
+    monkeypatch.setattr(ctypes, "CDLL", watched)
+    train(data, tmp_path / "out", schedule=SHORT)
+    assert None not in opened
 
 
 class TestBadInput:

@@ -14,6 +14,7 @@ from dermedge.models.initialize import (
     is_prunable,
     load_backbone,
     narrow,
+    prune,
     recalibrate_norms,
 )
 from dermedge_runtime.errors import DataError, UsageError
@@ -211,3 +212,26 @@ class TestPruning:
         assert not is_prunable(Backbone(WIDE), "test_resnet", {})
         assert not is_prunable(Backbone(WIDE, {"pad_type": "same"}), "test_resnet", {})
         assert not is_prunable(Backbone(WIDE), None, {})
+
+    def vit(self, size: int, seed: int = 0) -> tuple[Backbone, Network]:
+        args = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": size}
+        backbone = Backbone("vit_tiny_patch16_224", args)
+        torch.manual_seed(seed)
+        return backbone, Network(backbone, TASKS).eval()
+
+    def test_a_transformer_starts_from_a_teacher_of_another_input_size(self) -> None:
+        """Its positions are resized as timm resizes them; all other weights are copied."""
+        (backbone, wide), (_, made) = self.vit(64, seed=1), self.vit(32, seed=2)
+        before = wide.backbone.pos_embed.detach().clone()
+        narrow(TrainedModel(wide, SPEC, backbone, "teacher"), made, 32)
+        assert torch.equal(wide.backbone.pos_embed, before)
+        resized = timm.layers.resample_abs_pos_embed(before, [2, 2])
+        torch.testing.assert_close(made.backbone.pos_embed.detach(), resized)
+        kept = wide.backbone.state_dict()
+        for name, tensor in made.backbone.state_dict().items():
+            assert name == "pos_embed" or torch.equal(tensor, kept[name]), name
+
+    def test_a_network_that_refuses_the_size_is_an_error_of_one_line(self) -> None:
+        (_, wide), (_, made) = self.vit(64), self.vit(32)
+        with pytest.raises(UsageError, match=r"cannot be pruned at 32 x 32 pixels.*--init none"):
+            prune(wide.backbone, made.backbone, 32)

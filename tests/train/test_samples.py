@@ -220,7 +220,7 @@ class TestTasks:
             (
                 ["diagnosis", "lesion"],
                 UsageError,
-                "lesion cannot be learned: choose of diagnosis, malignancy",
+                "lesion cannot be learned\\. Choose from diagnosis, malignancy",
             ),
             ([], UsageError, "No task cannot be learned"),
         ],
