@@ -1,4 +1,4 @@
-"""What is known about a bundle, as one page to open and to hand on; needs no torch."""
+"""Write the HTML report of a bundle; needs no torch."""
 
 from dermedge.report.html import write_report
 

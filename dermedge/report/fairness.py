@@ -1,4 +1,4 @@
-"""Groups of people beside each other: how good the model is for each, and whether they differ by more than chance."""
+"""Prepare fairness comparisons for the page: groups, differences and the range of chance."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,11 +8,17 @@ from markupsafe import Markup
 from dermedge.evaluation.fairness import BALANCED, MALIGNANT
 from dermedge.evaluation.fairness_text import exceeds_chance, summarize
 from dermedge.evaluation.report import Fairness, GroupScore
-from dermedge.report.forest import Scale, known_ends, scale
-from dermedge.report.text import COLUMNS, interval, low_high, number, points
+from dermedge.report.forest import Scale, interval_values, make_scale
+from dermedge.report.text import (
+    COLUMN_TITLES,
+    finite_number,
+    interval_ends,
+    points,
+    read_interval,
+)
 from dermedge_runtime.report import Interval
 
-METRICS = {
+SCORE_NAMES = {
     BALANCED: "balanced accuracy",
     MALIGNANT: "balanced accuracy of malignant against benign",
 }
@@ -20,7 +26,20 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between groups beside what chance shows; `over` marks one that is more than that."""
+    """Difference between groups, with the differences that chance produces.
+
+    Attributes:
+        name: Name of the difference.
+        value: The difference with its interval.
+        chance: Median difference between randomly assigned groups.
+        chance_high: 95th percentile of these.
+        over: True if the difference is above `chance_high`.
+        plot: Line of the drawing.
+
+    Examples:
+        >>> Difference("Gap", Interval(0.3), 0.05, 0.11, over=True).over
+        True
+    """
 
     name: str
     value: Interval
@@ -32,7 +51,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups by one column under its name for people; `remarks` are sentences, the answer first."""
+    """Comparison of groups by one column, as the page shows it.
+
+    Attributes:
+        heading: Name of the column for people.
+        metric: Name of the metric for people.
+        groups: Scores by group.
+        insufficient: Number of cases of each group with too few cases.
+        worst: Group with the lowest score.
+        differences: Gap and equalised odds.
+        remarks: Sentences, the main result first.
+
+    Examples:
+        >>> Comparison("Sex", "balanced accuracy", {}, {}, None, (), ()).heading
+        'Sex'
+    """
 
     heading: str
     metric: str
@@ -45,79 +78,90 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """All of them; their differences share one axis, None where there are none."""
+    """All comparisons of a page, with the axis that their differences share.
+
+    The axis is None if nothing could be compared.
+
+    Examples:
+        >>> Comparisons(None, ()).parts
+        ()
+    """
 
     axis: Markup | None
     parts: tuple[Comparison, ...]
 
 
-def comparisons(
-    found: Iterable[Fairness], labels: Sequence[str], names: Mapping[str, str]
+def make_comparisons(
+    fairness: Iterable[Fairness], labels: Sequence[str], names: Mapping[str, str]
 ) -> Comparisons:
-    """What the page shows of an evaluation's fairness.
+    """Prepare an evaluation's fairness comparisons for the page.
 
     Args:
-        found: the comparisons.
-        labels: the model's classes.
-        names: what people call them.
+        fairness: The comparisons.
+        labels: The model's classes.
+        names: Display name of each class.
+
+    Examples:
+        >>> import numpy as np
+        >>> from dermedge.evaluation import fairness
+        >>> labels, sex = np.tile([0, 1], 60), np.repeat(["female", "male"], 60)
+        >>> predicted = np.where(sex == "male", 0, labels)
+        >>> by_sex = fairness(labels, predicted, 2, {"sex": sex}, np.arange(120))
+        >>> (comparison,) = make_comparisons(by_sex, ("nv", "mel"), {}).parts
+        >>> comparison.worst, comparison.differences[0].over
+        ('male', True)
     """
-    known = [(part, list(_differences(part))) for part in found]
-    differences = [difference for _, rows in known for difference in rows]
-    shared = None
+    measured = [(part, list(_list_differences(part))) for part in fairness]
+    differences = [difference for _, rows in measured for difference in rows]
+    scale = None
     if differences:
         highs = [difference.chance_high or 0.0 for difference in differences]
-        shared = scale(
-            [*highs, *known_ends(difference.value for difference in differences)], signed=False
+        values = interval_values(difference.value for difference in differences)
+        scale = make_scale([*highs, *values], signed=False)
+    parts = []
+    for part, rows in measured:
+        heading = COLUMN_TITLES.get(part.column, part.column)
+        parts.append(
+            Comparison(
+                heading=heading,
+                metric=SCORE_NAMES.get(part.metric, part.metric),
+                groups=part.groups,
+                insufficient=part.insufficient,
+                worst=part.worst,
+                differences=tuple(_draw_difference(row, heading, scale) for row in rows if scale),
+                remarks=tuple(summarize(part, labels, names)),
+            )
         )
-    parts = [
-        Comparison(
-            heading=COLUMNS.get(part.column, part.column),
-            metric=METRICS.get(part.metric, part.metric),
-            groups=part.groups,
-            insufficient=part.insufficient,
-            worst=part.worst,
-            differences=tuple(
-                _plotted(row, COLUMNS.get(part.column, part.column), shared)
-                for row in rows
-                if shared
-            ),
-            remarks=tuple(summarize(part, labels, names)),
-        )
-        for part, rows in known
-    ]
-    axis = (
-        shared.axis("Scale of the differences between groups below, in points") if shared else None
-    )
+    axis = None
+    if scale is not None:
+        axis = scale.axis("Scale of the differences between groups below, in points")
     return Comparisons(axis, tuple(parts))
 
 
-def _differences(part: Fairness) -> Iterator[Difference]:
-    odds = part.equalised_odds
+def _list_differences(part: Fairness) -> Iterator[Difference]:
+    """Yield the measured differences: the gap and the equalised odds."""
+    gap = f"Gap in {SCORE_NAMES.get(part.metric, part.metric)}"
     for name, value, chance, high in (
+        (gap, part.gap, part.chance, part.chance_high),
         (
-            f"Gap in {METRICS.get(part.metric, part.metric)}",
-            part.gap,
-            part.chance,
-            part.chance_high,
+            "Equalised odds",
+            part.equalised_odds,
+            part.equalised_odds_chance,
+            part.equalised_odds_chance_high,
         ),
-        ("Equalised odds", odds, part.equalised_odds_chance, part.equalised_odds_chance_high),
     ):
-        measured = interval(value)
+        measured = read_interval(value)
         if measured.value is not None:
-            yield Difference(
-                name,
-                measured,
-                number(chance),
-                number(high),
-                exceeds_chance(measured.value, number(high)),
-            )
+            chance_high = finite_number(high)
+            over = exceeds_chance(measured.value, chance_high)
+            yield Difference(name, measured, finite_number(chance), chance_high, over)
 
 
-def _plotted(row: Difference, heading: str, shared: Scale) -> Difference:
+def _draw_difference(row: Difference, heading: str, scale: Scale) -> Difference:
     by_chance = "" if row.chance_high is None else f", up to {points(row.chance_high)} by chance"
-    value = f"{points(row.value.value)}, 95 % interval {low_high(row.value, 'points')}"
-    says = f"{heading}, {row.name}: {value}{by_chance}."
-    plot = shared.line(
-        row.value, allowed=row.chance_high, class_="over" if row.over else "", says=says
+    value = f"{points(row.value.value)}, 95 % interval {interval_ends(row.value, 'points')}"
+    label = f"{heading}, {row.name}: {value}{by_chance}."
+    plot = scale.line(
+        row.value, allowed=row.chance_high, class_="over" if row.over else "", label=label
     )
     return replace(row, plot=plot)

@@ -1,6 +1,4 @@
-"""`report.html`: everything that is known about a bundle on one page that needs nothing else, no script and no
-network.
-"""
+"""Write `report.html`: one self-contained page about a bundle, without scripts or network."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -14,11 +12,18 @@ from dermedge.data.taxonomy import TAXONOMY
 from dermedge.evaluation.fairness import MINIMUM_CASES as FAIR_MINIMUM
 from dermedge.evaluation.report import EvaluationReport, SubgroupScores
 from dermedge.report import plots, text
-from dermedge.report.fairness import comparisons
-from dermedge.report.forest import forest
-from dermedge.report.images import choose, thumbnails
-from dermedge.report.summary import OTHER_TASKS, classifies, lost, part, summary, warnings
-from dermedge.report.training import training
+from dermedge.report.fairness import make_comparisons
+from dermedge.report.forest import draw_forest
+from dermedge.report.images import choose_examples, make_thumbnails
+from dermedge.report.summary import (
+    OTHER_TASKS,
+    balanced_accuracy_loss,
+    describe_split,
+    is_classifier,
+    list_warnings,
+    summarize_numbers,
+)
+from dermedge.report.training import summarize_run
 from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
 from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle, artifact_files
@@ -33,7 +38,7 @@ from dermedge_runtime.report import (
 )
 
 FILE = "report.html"
-HEADLINE = (
+HEADLINE_METRICS = (
     "balanced_accuracy",
     "malignant_auroc",
     "sensitivity",
@@ -41,7 +46,7 @@ HEADLINE = (
     "severity_kappa",
     "dice",
 )
-BY_GROUP = ("balanced_accuracy", "severity_kappa", "dice")
+SUBGROUP_METRICS = ("balanced_accuracy", "severity_kappa", "dice")
 FILTERS = (
     *(
         "percent",
@@ -52,9 +57,9 @@ FILTERS = (
         "whole",
         "megabytes",
         "milliseconds",
-        "digested",
+        "shorten_digests",
     ),
-    *("low_high", "spread", "interval", "number", "remark"),
+    *("interval_ends", "with_interval", "read_interval", "format_note"),
 )
 
 
@@ -71,29 +76,42 @@ def write_report(
     images: bool = True,
     title: str | None = None,
 ) -> Path:
-    """Writes one self-contained HTML page for whoever must judge or hand on the bundle; the same input gives the same
-    bytes. The bundle alone is enough: the page then shows what it carries, its parity and how it was chosen.
+    """Write one self-contained HTML page about a bundle.
+
+    The page is for readers who approve the bundle or pass it on. The bundle alone is
+    enough: the page then shows its contents, its parity and the selection among the
+    candidates. The same input gives the same bytes.
 
     Args:
-        out: the file to write or replace; in a folder, `report.html`.
-        bundle: the bundle that everything else is about.
-        evaluation: what `evaluate` found, None where it did not run.
-        parity: in place of the bundle's own `reports/parity.json`; empty where there is none.
-        latency: what `bench` measured, None where it did not run.
-        verification: what `verify` answered, None where it did not run.
-        runs: `run.json` of the trainings, in their order.
-        data: the table that the example images of `evaluation` come from.
-        images: whether the page may show images of `data`.
-        title: of the page; by default the model's name.
+        out: File to write or replace. In a folder, `report.html` is written.
+        bundle: The bundle that all reports are about.
+        evaluation: Report of `evaluate`; None if it did not run.
+        parity: Parity report as JSON; by default the bundle's own `reports/parity.json`.
+            Empty for a bundle without one.
+        latency: Report of `bench`; None if it did not run.
+        verification: Report of `verify`; None if it did not run.
+        runs: Content of `run.json` of each training, in order.
+        data: Table that the example images of `evaluation` come from.
+        images: Show images of `data` on the page.
+        title: Title of the page; by default the model's name and version.
 
     Returns:
-        The file.
+        The written file.
 
     Raises:
-        UsageError: a report is about another bundle.
-        DataError: `data` is no readable table.
-        BundleError: the bundle was changed since it was opened.
-        DermedgeError: the file cannot be written.
+        UsageError: A report is about another bundle.
+        DataError: `data` is not a readable table.
+        BundleError: The bundle changed after it was opened.
+        DermedgeError: The file cannot be written.
+
+    Examples:
+        >>> from dermedge import Bundle
+        >>> from dermedge.evaluation import evaluate
+        >>> from dermedge.report import write_report
+        >>> evaluation = evaluate("toy.dermedge", "lesions", replicates=10)
+        >>> bundle = Bundle.open("toy.dermedge")
+        >>> write_report(Path("report.html"), bundle=bundle, evaluation=evaluation).name
+        'report.html'
     """
     _check_same_bundle(bundle, evaluation, latency, verification)
     parity = read_report(bundle, PARITY_REPORT) if parity is None else parity
@@ -107,23 +125,23 @@ def write_report(
         latency=latency,
         verification=verification,
         images=images,
-        runs=[training(run) for run in runs],
-        summary=list(summary(bundle, evaluation, parity, latency)),
-        warnings=list(warnings(bundle, evaluation, parity, verification, table)),
-        plots=_plots(evaluation, latency),
+        runs=[summarize_run(run) for run in runs],
+        summary=list(summarize_numbers(bundle, evaluation, parity, latency)),
+        warnings=list(list_warnings(bundle, evaluation, parity, verification, table)),
+        plots=_draw_plots(evaluation, latency),
         minimum=MINIMUM_CASES,
         made_by=f"dermedge {version('dermedge')}",
-        **_artifact(bundle),
-        **_compared(bundle, evaluation, parity),
-        **_evaluated(bundle, evaluation, table if images else None),
+        **_describe_artifact(bundle),
+        **_describe_parity(bundle, evaluation, parity),
+        **_describe_accuracy(bundle, evaluation, table if images else None),
     )
     out = out / FILE if out.is_dir() else out
     atomic_write(out, content.encode("utf-8", "replace"))
     return out
 
 
-def _artifact(bundle: Bundle) -> dict[str, Any]:
-    """What is known about the file."""
+def _describe_artifact(bundle: Bundle) -> dict[str, Any]:
+    """Return the template values about the model file."""
     return {
         "size": sum(len(bundle.read(name)) for name in artifact_files(bundle)),
         "details": other_details(bundle.artifact),
@@ -133,20 +151,20 @@ def _artifact(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _compared(
+def _describe_parity(
     bundle: Bundle, evaluation: EvaluationReport | None, parity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the artifact lost against its student, and against which others it was chosen."""
-    names, search = _names(bundle, evaluation), read_report(bundle, CANDIDATES_REPORT)
+    """Return the template values about parity with the student and about the candidates."""
+    names, search = _display_names(bundle, evaluation), read_report(bundle, CANDIDATES_REPORT)
     return {
         "engine": evaluation.model.engine if evaluation is not None else parity.get("engine"),
         "postprocessing": (bundle if evaluation is None else evaluation).postprocessing,
         "names": names,
-        "limits": text.LIMITS,
-        "lost": lost(parity),
-        "forest": forest(parity, names),
+        "limits": text.GATE_METRICS,
+        "lost": balanced_accuracy_loss(parity),
+        "forest": draw_forest(parity, names),
         "tried_on": search.get("basis")
-        or "the validation split, or drawn lesions where there were no data",
+        or "the val split, or drawn lesions for an export without data",
         "candidates": [
             entry for entry in search.get("candidates") or () if isinstance(entry, Mapping)
         ],
@@ -154,22 +172,24 @@ def _compared(
     }
 
 
-def _evaluated(
+def _describe_accuracy(
     bundle: Bundle, evaluation: EvaluationReport | None, table: Table | None
 ) -> dict[str, Any]:
-    """How accurate the model is, and on which images."""
+    """Return the template values about accuracy, subgroups and example images."""
     if evaluation is None:
         return {"examples": []}
-    shown = _metrics(evaluation)
+    shown = _select_metrics(evaluation)
     return {
-        "every_metric": text.METRICS,
+        "every_metric": text.EVALUATION_METRICS,
         "metrics": shown,
-        "classifies": classifies(evaluation),
-        "headline": [name for name in HEADLINE if name in shown],
-        "by_group": next((name for name in BY_GROUP if name in shown), BY_GROUP[0]),
-        "part": part(evaluation),
-        "subgroups": _groups(evaluation.subgroups),
-        "fairness": comparisons(evaluation.fairness, evaluation.labels, _names(bundle, evaluation)),
+        "classifies": is_classifier(evaluation),
+        "headline": [name for name in HEADLINE_METRICS if name in shown],
+        "by_group": next((name for name in SUBGROUP_METRICS if name in shown), SUBGROUP_METRICS[0]),
+        "part": describe_split(evaluation),
+        "subgroups": _group_by_column(evaluation.subgroups),
+        "fairness": make_comparisons(
+            evaluation.fairness, evaluation.labels, _display_names(bundle, evaluation)
+        ),
         "fair_minimum": FAIR_MINIMUM,
         "examples": _examples(bundle, evaluation, table),
     }
@@ -185,7 +205,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {name: getattr(text, name) for name in FILTERS}
     environment.filters["written"] = lambda value, kind: text.FORMATS[kind](value)
-    environment.globals["agreement"] = text.agreement
+    environment.globals["agreement"] = text.describe_agreement
     environment.globals["status_of"] = text.status_of
     return environment
 
@@ -196,23 +216,22 @@ def _check_same_bundle(
     latency: LatencyReport | None,
     verification: VerifyReport | None,
 ) -> None:
-    told = {} if evaluation is None else {"evaluation": evaluation.model.bundle}
+    bundles = {} if evaluation is None else {"evaluation": evaluation.model.bundle}
     if latency is not None:
-        told["latency report"] = latency.bundle
-    if verification is not None and text.DIGEST.fullmatch(
-        verification.bundle
-    ):  # else it names the path it could not open
-        told["verification"] = verification.bundle
-    for what, found in told.items():
-        if found != bundle.id:
+        bundles["latency report"] = latency.bundle
+    # A verification that could not open the bundle names its path instead of its id.
+    if verification is not None and text.DIGEST.fullmatch(verification.bundle):
+        bundles["verification"] = verification.bundle
+    for report, identifier in bundles.items():
+        if identifier != bundle.id:
             raise UsageError(
-                f"The {what} is about bundle {found[:12]}, not about {bundle.id[:12]} ({bundle.path.name}); make it "
-                "again for this bundle."
+                f"The {report} is about bundle {identifier[:12]}, not about {bundle.id[:12]} "
+                f"({bundle.path.name}). Create it again for this bundle."
             )
 
 
-def _names(bundle: Bundle, evaluation: EvaluationReport | None) -> dict[str, str]:
-    """What people call every label and diagnosis that occurs."""
+def _display_names(bundle: Bundle, evaluation: EvaluationReport | None) -> dict[str, str]:
+    """Return the display name of every label and diagnosis that occurs."""
     names = {label.id: label.name for task in bundle.spec.tasks for label in task.labels}
     if evaluation is None:
         return names
@@ -222,23 +241,25 @@ def _names(bundle: Bundle, evaluation: EvaluationReport | None) -> dict[str, str
     return seen | {label: label for label in evaluation.labels} | names
 
 
-def _metrics(evaluation: EvaluationReport) -> dict[str, text.Named]:
-    """What is said of the model: all that a classifier is asked, measured or not; of other tasks what was measured."""
-    found = evaluation.overall.metrics
+def _select_metrics(evaluation: EvaluationReport) -> dict[str, text.MetricText]:
+    """Return the metrics to show: all of a classifier, and the measured ones of other tasks."""
+    metrics = evaluation.overall.metrics
     return {
-        name: named
-        for name, named in text.METRICS.items()
-        if text.interval(found.get(name)).value is not None
-        or (classifies(evaluation) and name not in OTHER_TASKS)
+        name: metric
+        for name, metric in text.EVALUATION_METRICS.items()
+        if text.read_interval(metrics.get(name)).value is not None
+        or (is_classifier(evaluation) and name not in OTHER_TASKS)
     }
 
 
-def _groups(found: Iterable[SubgroupScores]) -> list[tuple[str, list[SubgroupScores]]]:
-    """Subgroups by their column under its name for people; skin type comes first."""
-    columns: dict[str, list[SubgroupScores]] = {name: [] for name in text.COLUMNS}
-    for group in found:
+def _group_by_column(subgroups: Iterable[SubgroupScores]) -> list[tuple[str, list[SubgroupScores]]]:
+    """Group subgroups by the display name of their column; skin type comes first."""
+    columns: dict[str, list[SubgroupScores]] = {name: [] for name in text.COLUMN_TITLES}
+    for group in subgroups:
         columns.setdefault(group.column, []).append(group)
-    return [(text.COLUMNS.get(name, name), groups) for name, groups in columns.items() if groups]
+    return [
+        (text.COLUMN_TITLES.get(name, name), groups) for name, groups in columns.items() if groups
+    ]
 
 
 def _examples(
@@ -246,15 +267,17 @@ def _examples(
 ) -> list[dict[str, Any]]:
     if table is None:
         return []
-    chosen = choose(evaluation)
-    made = thumbnails(table, chosen, bundle.spec.preprocess)
+    kinds = choose_examples(evaluation)
+    urls = make_thumbnails(table, kinds, bundle.spec.preprocess)
     return [
-        {"kind": kind, "cards": [(image, made[image.image_id]) for image in kind.images]}
-        for kind in chosen
+        {"kind": kind, "cards": [(image, urls[image.image_id]) for image in kind.images]}
+        for kind in kinds
     ]
 
 
-def _plots(evaluation: EvaluationReport | None, latency: LatencyReport | None) -> dict[str, Any]:
+def _draw_plots(
+    evaluation: EvaluationReport | None, latency: LatencyReport | None
+) -> dict[str, Any]:
     sustained = plots.sustained(latency.sustained) if latency is not None else None
     if evaluation is None:
         return {"sustained": sustained}

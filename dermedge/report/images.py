@@ -1,4 +1,4 @@
-"""Which images a reader should see, and their thumbnails."""
+"""Choose example images for the page, and make their thumbnails."""
 
 import base64
 import io
@@ -21,7 +21,22 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Examples:
-    """Some images of one kind. `word` marks each of them, `total` counts all of that kind among `among` images."""
+    """Example images of one kind, such as missed malignant images.
+
+    Attributes:
+        title: Heading.
+        meaning: Explanation in one sentence.
+        word: Label on each image.
+        tone: CSS class of that label.
+        total: Number of images of this kind.
+        among: The images that were searched, such as "143 malignant images".
+        images: The shown images.
+
+    Examples:
+        >>> kind = Examples("False alarms", "", "false alarm", "warn", 2, "90 benign images", ())
+        >>> kind.total
+        2
+    """
 
     title: str
     meaning: str
@@ -32,85 +47,99 @@ class Examples:
     images: tuple[EvaluatedImage, ...]
 
 
-def choose(evaluation: EvaluationReport, shown: int = SHOWN) -> list[Examples]:
-    """The images that tell most: malignant ones that were missed, confident mistakes, false alarms, confident
-    successes.
+def choose_examples(evaluation: EvaluationReport) -> list[Examples]:
+    """Choose the most informative images of an evaluation, at most six of each kind.
 
-    They are the extremes of each kind, not a sample, and no image is in two kinds. Kinds without an image are left out.
+    The kinds are missed malignant images, confident errors, false alarms and confident
+    correct predictions. The images are the extremes of each kind, not a sample. No image
+    is in two kinds. Kinds without an image are left out.
+
+    Args:
+        evaluation: The report.
+
+    Examples:
+        >>> from dermedge.evaluation import evaluate
+        >>> kinds = choose_examples(evaluate("toy.dermedge", "lesions", replicates=10))
+        >>> all(0 < len(kind.images) <= 6 for kind in kinds)
+        True
     """
-    images, threshold = evaluation.images, evaluation.threshold
-    scored = [
-        i
-        for i in images
-        if i.malignancy is not None and i.malignant is not None and threshold is not None
-    ]
-    malignant, benign = [i for i in scored if i.malignant], [i for i in scored if not i.malignant]
+    used: set[str] = set()
+    kinds = []
+    for kind in _sort_kinds(evaluation):
+        images = _spread_diagnoses((i for i in kind.images if i.image_id not in used), SHOWN)
+        used.update(image.image_id for image in images)
+        if images:
+            kinds.append(replace(kind, total=len(kind.images), images=images))
+    return kinds
+
+
+def _sort_kinds(evaluation: EvaluationReport) -> list[Examples]:
+    """Return all images of each kind, the most informative first."""
+    threshold = evaluation.threshold
+    scored = [i for i in evaluation.images if i.malignancy is not None and i.malignant is not None]
+    malignant = [i for i in scored if i.malignant and threshold is not None]
+    benign = [i for i in scored if not i.malignant and threshold is not None]
     named = [
         i
-        for i in images
+        for i in evaluation.images
         if i.label is not None and i.predicted is not None and i.probability is not None
     ]
-    used: set[str] = set()
-
-    def kind(
-        title: str, meaning: str, word: str, tone: str, found: list[EvaluatedImage], among: str
-    ) -> Examples:
-        picked = _spread((i for i in found if i.image_id not in used), shown)
-        used.update(image.image_id for image in picked)
-        return Examples(title, meaning, word, tone, len(found), among, picked)
-
-    def sure(image: EvaluatedImage) -> float:
-        return -(image.probability or 0.0)
-
-    def score(image: EvaluatedImage) -> float:
-        return image.malignancy or 0.0
-
     limit = 0.0 if threshold is None else threshold
-    missed = sorted((i for i in malignant if score(i) < limit), key=score)
-    alarms = sorted((i for i in benign if score(i) >= limit), key=lambda i: -score(i))
+    missed = [i for i in malignant if _score(i) < limit]
+    alarms = [i for i in benign if _score(i) >= limit]
     misjudged = {i.image_id for i in (*missed, *alarms)}
-    kinds = [
-        kind(
+    wrong = [i for i in named if i.label != i.predicted]
+    right = [i for i in named if i.label == i.predicted and i.image_id not in misjudged]
+    return [
+        Examples(
             "Malignant and missed",
-            "Malignant images whose score stays below the threshold, the lowest scores first.",
+            "Malignant images with a score below the threshold, the lowest scores first.",
             "missed",
             "failed",
-            missed,
+            0,
             f"{len(malignant):,} malignant images",
+            tuple(sorted(missed, key=_score)),
         ),
-        kind(
+        Examples(
             "Confident and wrong",
             "Wrong first diagnoses, the most probable first.",
             "wrong",
             "failed",
-            sorted((i for i in named if i.label != i.predicted), key=sure),
+            0,
             f"{len(named):,} labelled images",
+            tuple(sorted(wrong, key=_confidence, reverse=True)),
         ),
-        kind(
+        Examples(
             "False alarms",
-            "Benign images whose score reaches the threshold, the highest scores first.",
+            "Benign images with a score at or above the threshold, the highest scores first.",
             "false alarm",
             "warn",
-            alarms,
+            0,
             f"{len(benign):,} benign images",
+            tuple(sorted(alarms, key=_score, reverse=True)),
         ),
-        kind(
-            "Confident and right",
-            "First diagnosis and decision both right, the most probable first.",
-            "right",
+        Examples(
+            "Confident and correct",
+            "Correct first diagnosis and correct decision, the most probable first.",
+            "correct",
             "plain",
-            sorted(
-                (i for i in named if i.label == i.predicted and i.image_id not in misjudged),
-                key=sure,
-            ),
+            0,
             f"{len(named):,} labelled images",
+            tuple(sorted(right, key=_confidence, reverse=True)),
         ),
     ]
-    return [found for found in kinds if found.images]
 
 
-def _spread(ordered: Iterable[EvaluatedImage], count: int) -> tuple[EvaluatedImage, ...]:
-    """The first of every true diagnosis before the second of any, up to `count`."""
+def _confidence(image: EvaluatedImage) -> float:
+    return image.probability or 0.0
+
+
+def _score(image: EvaluatedImage) -> float:
+    return image.malignancy or 0.0
+
+
+def _spread_diagnoses(ordered: Iterable[EvaluatedImage], count: int) -> tuple[EvaluatedImage, ...]:
+    """Return the first images of every true diagnosis before the second of any."""
     seen: dict[str, int] = {}
     ranked = []
     for place, image in enumerate(ordered):
@@ -119,8 +148,21 @@ def _spread(ordered: Iterable[EvaluatedImage], count: int) -> tuple[EvaluatedIma
     return tuple(image for _, _, image in sorted(ranked, key=lambda entry: entry[:2])[:count])
 
 
-def thumbnail(path: Path, spec: Preprocess) -> str | None:
-    """A small JPEG of the part of an image that the model sees, as a data URL; None where it cannot be read."""
+def make_thumbnail(path: Path, spec: Preprocess) -> str | None:
+    """Make a small JPEG of the part of an image that the model sees, as a data URL.
+
+    Args:
+        path: The image file.
+        spec: The model's preprocessing.
+
+    Returns:
+        The URL, None if the image is missing or unreadable.
+
+    Examples:
+        >>> from dermedge import Preprocess
+        >>> make_thumbnail(Path("lesion.png"), Preprocess(48))[:23]
+        'data:image/jpeg;base64,'
+    """
     try:
         pixels = preprocess(path, replace(spec, size=SIDE))
     except ImageError:
@@ -130,10 +172,18 @@ def thumbnail(path: Path, spec: Preprocess) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def thumbnails(
+def make_thumbnails(
     table: Table, examples: Sequence[Examples], spec: Preprocess
 ) -> dict[str, str | None]:
-    """The thumbnail of every example, by `image_id`."""
+    """Make the thumbnail of every example, by `image_id`.
+
+    Args:
+        table: The table that the images come from.
+        examples: The chosen images.
+        spec: The model's preprocessing.
+    """
     return {
-        i.image_id: thumbnail(table.path(i.image), spec) for found in examples for i in found.images
+        image.image_id: make_thumbnail(table.path(image.image), spec)
+        for kind in examples
+        for image in kind.images
     }

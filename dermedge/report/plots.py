@@ -1,4 +1,16 @@
-"""Plots as inline SVG. Colours and fonts are the page's (`report.css`), so they follow its light and dark theme."""
+"""Draw plots as inline SVG.
+
+We draw SVG ourselves instead of using a plotting library, for four reasons:
+
+- Theme: colours and fonts come from `report.css`, so a plot follows the light and the dark
+  theme and the print style. An image would have one theme.
+- Security: the page's Content Security Policy allows no script and no external resource.
+  Interactive plotting libraries need a script.
+- Accessibility: each plot has a label for screen readers, its text stays text, and its
+  points have tooltips.
+- Reproducibility: the same input gives the same bytes, on any machine and with any
+  version of other packages. Plotting libraries write dates, random ids and font paths.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,19 +18,38 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from dermedge.evaluation.report import ReliabilityBin
-from dermedge.report.text import METRICS, Named, decimal, interval, milliseconds, number, percent
+from dermedge.report.text import (
+    EVALUATION_METRICS,
+    MetricText,
+    decimal,
+    finite_number,
+    milliseconds,
+    percent,
+    read_interval,
+)
 from dermedge_runtime.report import Interval
 
 Point = tuple[float, float]
 Ticks = Sequence[tuple[float, str]]
 
 UNIT: Ticks = tuple((tick / 4, ("0", "0.25", "0.5", "0.75", "1")[tick]) for tick in range(5))
-LINES = 4
+MOST_LINES = 4
+# Smallest distance between the labels of two lines, in pixels.
 LABEL_GAP = 14.0
 
 
 def node(name: str, *children: object, **attributes: object) -> Markup:
-    """An SVG or HTML element; text and attributes are escaped, and `_` in an attribute's name stands for `-`."""
+    """Write an SVG or HTML element. Text and attribute values are escaped.
+
+    Args:
+        name: Name of the element.
+        children: Text, or elements that this function made.
+        attributes: Attributes. `_` in a name becomes `-`, and a trailing `_` is dropped.
+
+    Examples:
+        >>> str(node("text", "a < b", class_="tick", aria_label="x"))
+        '<text class="tick" aria-label="x">a &lt; b</text>'
+    """
     words = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
         for key, value in attributes.items()
@@ -28,19 +59,34 @@ def node(name: str, *children: object, **attributes: object) -> Markup:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where data land in a drawing: its size and margins in pixels, and the ranges of both axes."""
+    """Coordinate system of a drawing.
+
+    Attributes:
+        x: Range of the horizontal axis.
+        y: Range of the vertical axis.
+        width: Width of the drawing in pixels.
+        height: Height of the drawing in pixels.
+        left: Left margin in pixels.
+        right: Right margin in pixels.
+        top: Top margin in pixels.
+        bottom: Bottom margin in pixels.
+
+    Examples:
+        >>> Frame(left=0, right=0, top=0, bottom=0).at(0.5, 1.0)
+        (180.0, 0.0)
+    """
 
     x: Point = (0.0, 1.0)
     y: Point = (0.0, 1.0)
     width: float = 360.0
     height: float = 320.0
-    left: float = 46.0
+    left: float = 52.0
     right: float = 14.0
     top: float = 12.0
     bottom: float = 44.0
 
     def at(self, x: float, y: float) -> Point:
-        """Pixels of a point; what lies outside the ranges is put on the border."""
+        """Return the pixel of a point; a point outside the ranges moves to the border."""
         across = (min(max(x, self.x[0]), self.x[1]) - self.x[0]) / (self.x[1] - self.x[0])
         up = (min(max(y, self.y[0]), self.y[1]) - self.y[0]) / (self.y[1] - self.y[0])
         inner = self.width - self.left - self.right, self.height - self.top - self.bottom
@@ -49,11 +95,11 @@ class Frame:
         )
 
     def line(self, *points: Point, class_: str) -> Markup:
-        """A line through points."""
+        """Draw a line through points."""
         return node("polyline", points=_pixels(self.at(*point) for point in points), class_=class_)
 
     def axes(self, x: Ticks, y: Ticks, x_name: str, y_name: str) -> list[Markup]:
-        """Grid, ticks and names."""
+        """Draw the grid, the ticks and the names of both axes."""
         parts = []
         for value, text in y:
             left, right = self.at(self.x[0], value), self.at(self.x[1], value)
@@ -71,15 +117,33 @@ class Frame:
         )
         return parts
 
-    def drawing(self, parts: Iterable[Markup], says: str) -> Markup:
-        """The whole picture, with what it says for those who do not see it."""
+    def drawing(self, parts: Iterable[Markup], label: str) -> Markup:
+        """Wrap the parts into a picture, with a label for screen readers."""
         box = f"0 0 {self.width:g} {self.height:g}"
-        return node("svg", *parts, viewBox=box, role="img", aria_label=says, class_="plot")
+        return node("svg", *parts, viewBox=box, role="img", aria_label=label, class_="plot")
 
 
 def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup | None:
-    """Accuracy by stated confidence, a disc per bin as large as its share, above how many images each bin holds."""
-    known = [(part, number(part.confidence), number(part.accuracy)) for part in bins if part.count]
+    """Draw the reliability diagram: accuracy by predicted confidence, and images per bin.
+
+    The area of a disc grows with the number of images of its bin.
+
+    Args:
+        bins: Bins of confidence.
+        ece: Expected calibration error.
+
+    Returns:
+        The plot, None without images.
+
+    Examples:
+        >>> reliability([ReliabilityBin(0.8, 0.9, 50, 0.85, 0.7)], None).startswith("<svg")
+        True
+    """
+    known = [
+        (part, finite_number(part.confidence), finite_number(part.accuracy))
+        for part in bins
+        if part.count
+    ]
     discs = [(part, c, a) for part, c, a in known if c is not None and a is not None]
     if not discs:
         return None
@@ -90,9 +154,9 @@ def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup 
     parts += [frame.line((c, c), (c, a), class_="gap") for _, c, a in discs]
     for part, c, a in discs:
         x, y = frame.at(c, a)
-        said = f"{part.count:,} images: confidence {percent(c)}, accuracy {percent(a)}"
+        tooltip = f"{part.count:,} images: confidence {percent(c)}, accuracy {percent(a)}"
         radius = round(3 + 6 * (part.count / most) ** 0.5, 1)
-        parts.append(node("circle", node("title", said), cx=x, cy=y, r=radius, class_="dot"))
+        parts.append(node("circle", node("title", tooltip), cx=x, cy=y, r=radius, class_="dot"))
     for part, _, _ in discs:
         (left, top), (right, base) = strip.at(part.low, part.count / most), strip.at(part.high, 0)
         size = {
@@ -106,7 +170,7 @@ def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup 
         )
     x, y = frame.at(0.97, 0.86)
     parts.append(_text(x, y, "perfect", "note end", transform=f"rotate(-40 {x} {y})"))
-    error = interval(ece).value
+    error = read_interval(ece).value
     return frame.drawing(
         parts,
         f"Reliability diagram of {sum(part.count for part, _, _ in discs):,} images in {len(discs)} bins; "
@@ -121,14 +185,30 @@ def roc(
     sensitivity: object,
     specificity: object,
 ) -> Markup | None:
-    """True against false positive rate of malignant against benign; the bundle's threshold is a marked point."""
+    """Draw the ROC curve of malignant against benign, with the bundle's threshold as a point.
+
+    Args:
+        corners: Corners of the curve, as (false, true) positive rates.
+        auroc: Area under the curve.
+        threshold: The bundle's threshold.
+        sensitivity: Sensitivity at the threshold, as an interval.
+        specificity: Specificity at the threshold, as an interval.
+
+    Returns:
+        The plot, None if the curve is undefined.
+
+    Examples:
+        >>> curve = roc([(0.0, 0.0), (0.1, 0.8), (1.0, 1.0)], Interval(0.85), None, None, None)
+        >>> "area 0.850" in curve
+        True
+    """
     points = list(dict.fromkeys((round(x, 3), round(y, 3)) for x, y in corners))
     if len(points) < 2:
         return None
     frame = Frame(height=330)
-    found, cleared = interval(sensitivity), interval(specificity)
+    detected, cleared = read_interval(sensitivity), read_interval(specificity)
     parts = frame.axes(
-        UNIT, UNIT, "benign called malignant (1 - specificity)", "malignant found (sensitivity)"
+        UNIT, UNIT, "benign called malignant (1 - specificity)", "malignant detected (sensitivity)"
     )
     parts.append(
         node(
@@ -139,20 +219,24 @@ def roc(
     )
     parts.append(frame.line((0, 0), (1, 1), class_="ideal"))
     parts.append(frame.line(*points, class_="line a"))
-    says = f"ROC curve of malignant against benign, area {decimal(interval(auroc).value)}"
-    if found.value is not None and cleared.value is not None:
-        parts += _operating_point(frame, found, cleared, threshold)
-        says += f"; at the threshold {percent(found.value)} are found and {percent(cleared.value)} are cleared"
-    return frame.drawing(parts, says + ".")
+    label = f"ROC curve of malignant against benign, area {decimal(read_interval(auroc).value)}"
+    if detected.value is not None and cleared.value is not None:
+        parts += _operating_point(frame, detected, cleared, threshold)
+        label += (
+            f"; at the threshold the sensitivity is {percent(detected.value)} and the specificity "
+            f"{percent(cleared.value)}"
+        )
+    return frame.drawing(parts, f"{label}.")
 
 
 def _operating_point(
-    frame: Frame, found: Interval, cleared: Interval, threshold: float | None
+    frame: Frame, detected: Interval, cleared: Interval, threshold: float | None
 ) -> list[Markup]:
-    at = (1 - (cleared.value or 0), found.value or 0)
+    """Draw the point of the threshold, its intervals and its label."""
+    at = (1 - (cleared.value or 0), detected.value or 0)
     parts = []
-    if found.low is not None and found.high is not None:
-        parts.append(frame.line((at[0], found.low), (at[0], found.high), class_="whisker"))
+    if detected.low is not None and detected.high is not None:
+        parts.append(frame.line((at[0], detected.low), (at[0], detected.high), class_="whisker"))
     if cleared.low is not None and cleared.high is not None:
         parts.append(
             frame.line((1 - cleared.high, at[1]), (1 - cleared.low, at[1]), class_="whisker")
@@ -164,29 +248,28 @@ def _operating_point(
     y = min(max(y + 26, 40), frame.height - frame.bottom - 36)
     words = (
         f"threshold {decimal(threshold)}",
-        f"finds {percent(found.value)}",
-        f"clears {percent(cleared.value)}",
+        f"sensitivity {percent(detected.value)}",
+        f"specificity {percent(cleared.value)}",
     )
     return parts + [_text(x, y + 15 * row, word, side) for row, word in enumerate(words)]
 
 
 def history(epochs: Sequence[Mapping[str, object]], best: int | None) -> Markup | None:
-    """Validation metrics by epoch; the epoch whose weights were kept is marked. Loss is left to the table."""
-    names = {key: None for epoch in epochs for key in epoch if key not in ("loss", "score")}
-    series = {
-        name: [
-            (step, value)
-            for step, epoch in enumerate(epochs, 1)
-            if (value := number(epoch.get(name))) is not None
-        ]
-        for name in names
-    }
-    series = {
-        name: line
-        for name, line in series.items()
-        if line and all(0 <= value <= 1 for _, value in line)
-    }
-    series = dict(list(series.items())[:LINES])
+    """Draw the validation metrics by epoch, at most four; mark the epoch of the kept weights.
+
+    Args:
+        epochs: Metrics of each epoch, as in `run.json`.
+        best: Index of the epoch whose weights were kept.
+
+    Returns:
+        The plot, None without metrics between 0 and 1.
+
+    Examples:
+        >>> plot = history([{"accuracy": 0.5}, {"accuracy": 0.8}], best=1)
+        >>> "2 epochs" in plot
+        True
+    """
+    series = _metric_series(epochs)
     if not series:
         return None
     low = min(value for line in series.values() for _, value in line)
@@ -208,22 +291,45 @@ def history(epochs: Sequence[Mapping[str, object]], best: int | None) -> Markup 
         )
     for mark, (name, line) in zip("abcd", series.items(), strict=False):
         parts.append(frame.line(*line, class_=f"line {mark}"))
+        # Tooltips of every epoch would overlap in a long training.
         for point in line if len(line) < 30 else line[-1:]:
             x, y = frame.at(*point)
-            said = f"epoch {point[0]}: {_named(name)} {decimal(point[1])}"
+            tooltip = f"epoch {point[0]}: {_metric_name(name)} {decimal(point[1])}"
             parts.append(
-                node("circle", node("title", said), cx=x, cy=y, r=2.5, class_=f"mark {mark}")
+                node("circle", node("title", tooltip), cx=x, cy=y, r=2.5, class_=f"mark {mark}")
             )
     parts += _line_labels(frame, series)
-    said = ", ".join(f"{_named(name)} {decimal(line[-1][1])}" for name, line in series.items())
+    last_values = (f"{_metric_name(name)} {decimal(line[-1][1])}" for name, line in series.items())
     return frame.drawing(
-        parts, f"Validation metrics over {len(epochs)} epochs, at the end: {said}."
+        parts,
+        f"Validation metrics over {len(epochs)} epochs, at the end: {', '.join(last_values)}.",
     )
 
 
+def _metric_series(
+    epochs: Sequence[Mapping[str, object]],
+) -> dict[str, list[tuple[int, float]]]:
+    """Return (epoch, value) by metric, for the first four metrics between 0 and 1."""
+    names = {key: None for epoch in epochs for key in epoch if key not in ("loss", "score")}
+    series = {
+        name: [
+            (step, value)
+            for step, epoch in enumerate(epochs, 1)
+            if (value := finite_number(epoch.get(name))) is not None
+        ]
+        for name in names
+    }
+    shares = [
+        (name, line)
+        for name, line in series.items()
+        if line and all(0 <= value <= 1 for _, value in line)
+    ]
+    return dict(shares[:MOST_LINES])
+
+
 def _line_labels(frame: Frame, series: Mapping[str, Sequence[tuple[int, float]]]) -> list[Markup]:
-    """The name and last value of every line at its end, moved apart where they would touch."""
-    parts, floor = [], frame.height - frame.bottom + 4
+    """Write the name and last value of every line at its end, moved apart if they would touch."""
+    parts, lowest = [], frame.height - frame.bottom + 4
     ends = sorted(
         (frame.at(*line[-1])[1] + 4, mark, name)
         for mark, (name, line) in zip("abcd", series.items(), strict=False)
@@ -233,19 +339,32 @@ def _line_labels(frame: Frame, series: Mapping[str, Sequence[tuple[int, float]]]
         rows[index] = max(rows[index], rows[index - 1] + LABEL_GAP)
     for index in reversed(range(len(rows))):
         rows[index] = min(
-            rows[index], floor if index == len(rows) - 1 else rows[index + 1] - LABEL_GAP
+            rows[index], lowest if index == len(rows) - 1 else rows[index + 1] - LABEL_GAP
         )
     x = frame.width - frame.right + 8
     for y, (_, mark, name) in zip(rows, ends, strict=True):
         parts.append(
-            _text(x, round(y, 1), f"{_named(name)} {series[name][-1][1]:.2f}", f"label {mark}")
+            _text(
+                x, round(y, 1), f"{_metric_name(name)} {series[name][-1][1]:.2f}", f"label {mark}"
+            )
         )
     return parts
 
 
 def sustained(medians: Sequence[float]) -> Markup | None:
-    """Median time of each tenth of a sustained run; a rise is throttling."""
-    known = [value for value in map(number, medians) if value is not None]
+    """Draw the median time of each tenth of a sustained run; a rise shows throttling.
+
+    Args:
+        medians: Medians in milliseconds, in order.
+
+    Returns:
+        The plot, None with fewer than two values.
+
+    Examples:
+        >>> "30.0" in sustained([20.0, 30.0])
+        True
+    """
+    known = [value for value in map(finite_number, medians) if value is not None]
     if len(known) < 2:
         return None
     top = max(known) * 1.25 or 1.0
@@ -253,12 +372,15 @@ def sustained(medians: Sequence[float]) -> Markup | None:
     up = [(0.0, "0"), (top / 1.25, milliseconds(top / 1.25))]
     parts = frame.axes([(1, "start"), (len(known), "end")], up, "sustained run", "")
     parts.append(frame.line(*enumerate(known, 1), class_="line a"))
-    said = f"Median time in a sustained run: {milliseconds(known[0])} at its start, {milliseconds(known[-1])} at its end."
-    return frame.drawing(parts, said)
+    return frame.drawing(
+        parts,
+        f"Median time in a sustained run: {milliseconds(known[0])} at its start, "
+        f"{milliseconds(known[-1])} at its end.",
+    )
 
 
-def _named(name: str) -> str:
-    return METRICS.get(name, Named(name.replace("_", " "))).name
+def _metric_name(name: str) -> str:
+    return EVALUATION_METRICS.get(name, MetricText(name.replace("_", " "))).name
 
 
 def _pixels(points: Iterable[Point]) -> str:

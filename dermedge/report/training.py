@@ -1,4 +1,4 @@
-"""A training's `run.json` as what a reader wants to know of it."""
+"""Summarize the `run.json` of a training for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,21 @@ from dermedge.report import plots, text
 
 @dataclass(frozen=True)
 class Training:
-    """One training: `facts` are (name, value), `scores` the validation metrics of the epoch that was kept;
-    pretraining is not `validated`.
+    """Summary of one training.
+
+    Attributes:
+        role: Teacher, Student or Pretraining.
+        name: Name of the model or of its backbone.
+        finished: False for an interrupted training.
+        validated: False for a pretraining, which uses no validation split.
+        plot: Validation metrics by epoch.
+        scores: (name, value) of the validation metrics of the kept epoch.
+        facts: (name, value) of settings and resources.
+        versions: Versions of the packages.
+
+    Examples:
+        >>> summarize_run({"command": "distill", "finished": True}).role
+        'Student'
     """
 
     role: str
@@ -25,8 +38,16 @@ class Training:
     versions: str
 
 
-def training(run: Mapping[str, Any]) -> Training:
-    """Reads a run.json; what it does not hold is left out."""
+def summarize_run(run: Mapping[str, Any]) -> Training:
+    """Summarize the content of a `run.json`; missing fields are left out.
+
+    Args:
+        run: The content.
+
+    Examples:
+        >>> summarize_run({"settings": {"seed": 7}}).facts
+        [('Seed', '7')]
+    """
     settings = _mapping(run.get("settings"))
     pretrained = run.get("command") == "pretrain"
     role = settings.get("role") or {"distill": "student", "pretrain": "pretraining"}.get(
@@ -42,29 +63,32 @@ def training(run: Mapping[str, Any]) -> Training:
         finished=run.get("finished") is True,
         validated=not pretrained,
         plot=None if pretrained else plots.history(epochs, best if isinstance(best, int) else None),
-        scores=_scores(run),
+        scores=_list_scores(run),
         facts=[
             (name, str(value))
-            for name, value in _facts(run, settings, len(epochs))
+            for name, value in _list_facts(run, settings, len(epochs))
             if value not in (None, "")
         ],
         versions=", ".join(f"{name} {value}" for name, value in versions.items() if value),
     )
 
 
-def _scores(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = _mapping(run.get("metrics"))
+def _list_scores(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the validation metrics of the kept epoch, with those of the teacher."""
     teacher = _mapping(run.get("teacher_val"))
     rows = []
-    for key, value in found.items():
-        if key in text.METRICS:
-            named = text.METRICS[key]
-            beside = f", teacher {text.FORMATS[named.kind](teacher[key])}" if key in teacher else ""
-            rows.append((named.name, text.FORMATS[named.kind](value) + beside))
+    for key, value in _mapping(run.get("metrics")).items():
+        if key in text.EVALUATION_METRICS:
+            metric = text.EVALUATION_METRICS[key]
+            write = text.FORMATS[metric.kind]
+            reference = f", teacher {write(teacher[key])}" if key in teacher else ""
+            rows.append((metric.name, write(value) + reference))
     return rows
 
 
-def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> list[tuple[str, Any]]:
+def _list_facts(
+    run: Mapping[str, Any], settings: Mapping[str, Any], ran: int
+) -> list[tuple[str, Any]]:
     schedule, backbone = (
         _mapping(settings.get("schedule") or settings.get("recipe")),
         _mapping(settings.get("backbone")),
@@ -81,7 +105,7 @@ def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> lis
         ),
         ("Parameters", text.millions(run["parameters"]) if "parameters" in run else None),
         ("Input", f"{size} x {size} pixels, {preprocess.get('fit', 'crops')}" if size else None),
-        ("Started from", _start(settings.get("init"))),
+        ("Initial weights", _initial_weights(settings.get("init"))),
         ("Epochs", f"{ran} of {planned} planned" if planned else ran or None),
         ("Kept epoch", best + 1 if isinstance(best, int) and best >= 0 else None),
         ("Optimiser", _optimiser(schedule)),
@@ -89,7 +113,7 @@ def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> lis
         ("Losses of the last epoch", _losses(run) if run.get("command") == "pretrain" else None),
         ("Warnings", " ".join(map(str, run.get("warnings") or ()))),
         (
-            "Aims at",
+            "Optimized for",
             {True: "balanced accuracy (logit adjustment)", False: "accuracy"}.get(
                 settings.get("balance", "")
             ),
@@ -110,9 +134,9 @@ def _facts(run: Mapping[str, Any], settings: Mapping[str, Any], ran: int) -> lis
     ]
 
 
-def _start(init: Any) -> str | None:
-    known = {"none": "random weights", "hub": "timm's published weights"}
-    return None if init is None else known.get(str(init), f"weights {init}")
+def _initial_weights(init: object) -> str | None:
+    known = {"none": "random", "hub": "timm's published weights"}
+    return None if init is None else known.get(str(init), str(init))
 
 
 def _optimiser(schedule: Mapping[str, Any]) -> str:
@@ -122,12 +146,12 @@ def _optimiser(schedule: Mapping[str, Any]) -> str:
         ("weight_decay", "weight decay"),
         ("ema_decay", "moving average"),
     )
-    found = {name: schedule[key] for key, name in named if schedule.get(key) is not None}
-    return ", ".join(f"{name} {_first_to_last(value)}" for name, value in found.items())
+    values = {name: schedule[key] for key, name in named if schedule.get(key) is not None}
+    return ", ".join(f"{name} {_first_to_last(value)}" for name, value in values.items())
 
 
-def _first_to_last(value: Any) -> str:
-    """A setting, or the ends of one that changes during the training."""
+def _first_to_last(value: object) -> str:
+    """Format a setting, or the ends of one that changes during the training."""
     ends = dict.fromkeys(map(str, value if isinstance(value, list) else [value]))
     return " to ".join(ends)
 
@@ -150,13 +174,13 @@ def _losses(run: Mapping[str, Any]) -> str:
     )
 
 
-def _cpus(count: Any) -> str | None:
+def _cpus(count: object) -> str | None:
     return f"{count} CPU cores" if count else None
 
 
-def _pairs(value: Any) -> list[str]:
+def _pairs(value: object) -> list[str]:
     return [f"{key}={item}" for key, item in _mapping(value).items()]
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}

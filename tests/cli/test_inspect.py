@@ -60,12 +60,12 @@ def test_inspect_writes_a_page_that_it_does_not_replace_unasked(
     assert (
         dermedge("inspect", bundle, "--html", page, "--json").json()["id"] == Bundle.open(bundle).id
     )
-    assert "Why this candidate" in page.read_text("utf-8")
+    assert "Candidates" in page.read_text("utf-8")
     page.write_text("mine")
     assert "--overwrite" in refused(dermedge("inspect", bundle, "--html", page), 2)
     assert page.read_text() == "mine"
     assert dermedge("inspect", bundle, "--html", page, "--overwrite").code == 0
-    assert "Why this candidate" in page.read_text("utf-8")
+    assert "Candidates" in page.read_text("utf-8")
 
 
 def test_verify_exits_with_4_where_the_engine_cannot_be_here(

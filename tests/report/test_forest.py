@@ -1,10 +1,10 @@
-"""The forest plot: every line where its numbers are, and nothing that looks like a yes."""
+"""Test the forest plot: positions of its lines, its labels and its colours."""
 
 import re
 
 import pytest
 
-from dermedge.report.forest import forest, scale
+from dermedge.report.forest import draw_forest, make_scale
 
 NAMES = {"mel": "Melanoma"}
 
@@ -58,7 +58,7 @@ def numbers(plot, name, attribute):
 
 
 def test_overall_then_groups_then_diagnoses():
-    plot = forest(report(), NAMES)
+    plot = draw_forest(report(), NAMES)
     assert [(section.heading, section.allowed) for section in plot.sections] == [
         ("All images", 0.01),
         ("Skin type (Fitzpatrick)", 0.02),
@@ -69,7 +69,7 @@ def test_overall_then_groups_then_diagnoses():
 
 
 def test_points_intervals_and_bands_stand_where_their_numbers_are():
-    plot = forest(report(), NAMES)
+    plot = draw_forest(report(), NAMES)
     most = 0.04 * 1.08  # the largest end among groups that are large enough to judge
     at = {value: round(50 + 50 * value / most, 2) for value in (0, 0.03, 0.01, 0.04, 0.02)}
     female = lines(plot)["female"].plot
@@ -88,7 +88,7 @@ def test_points_intervals_and_bands_stand_where_their_numbers_are():
 
 def test_the_axis_has_few_round_ticks_around_zero():
     for largest in (1e-6, 0.004, 0.05, 0.3, 7.0):
-        plot = forest(
+        plot = draw_forest(
             report(limits=[], classes=[], subgroups=[group("sex", "f", 200, interval(largest))]), {}
         )
         ticks = [float(text) for text in re.findall(r">(-?[\d.]+)</text>", plot.axis)]
@@ -99,7 +99,7 @@ def test_the_axis_has_few_round_ticks_around_zero():
 
 def test_a_scale_of_what_cannot_be_negative_starts_at_zero():
     for largest in (0.004, 0.308, 7.0):
-        drawn = scale([largest, largest / 2], signed=False)
+        drawn = make_scale([largest, largest / 2], signed=False)
         ticks = [tick for tick, _ in drawn.ticks]
         assert (drawn.low, ticks[0]) == (0, 0)
         assert 2 <= len(ticks) <= 7
@@ -107,18 +107,18 @@ def test_a_scale_of_what_cannot_be_negative_starts_at_zero():
 
 
 def test_few_cases_are_grey_and_do_not_set_the_scale():
-    plot = forest(report(), NAMES)
+    plot = draw_forest(report(), NAMES)
     few = lines(plot)["VI"]
     assert few.few
     assert 'class="plot strip few"' in few.plot
-    assert "too few cases to judge" in few.plot
+    assert "too few cases" in few.plot
     assert numbers(few.plot, "dot", "cx") == [100]
     assert len(numbers(few.plot, "whisker", "x1")) == 1  # beyond the scale there is no stop
     assert not lines(plot)["I"].few
 
 
 def test_more_than_allowed_stands_out_and_nothing_is_passed():
-    found = lines(forest(report(), NAMES))
+    found = lines(draw_forest(report(), NAMES))
     assert 'class="plot strip over"' in found["female"].plot
     assert 'class="plot strip"' in found["Overall"].plot
     assert 'class="plot strip"' in found["Melanoma"].plot  # no limit, so it cannot be broken
@@ -126,7 +126,7 @@ def test_more_than_allowed_stands_out_and_nothing_is_passed():
 
 
 def test_a_line_says_itself_to_those_who_do_not_see_it():
-    said = lines(forest(report(), NAMES))["female"].plot.replace("\u00a0", " ")
+    said = lines(draw_forest(report(), NAMES))["female"].plot.replace("\u00a0", " ")
     assert (
         'aria-label="Sex, female: loss 3.00 %, 95 % interval 1.00 to 4.00 %, 2.00 % allowed."'
         in said
@@ -134,13 +134,15 @@ def test_a_line_says_itself_to_those_who_do_not_see_it():
 
 
 def test_what_is_missing_is_left_out():
-    assert forest({}, {}) is None
+    assert draw_forest({}, {}) is None
     assert (
-        forest({"limits": [{"metric": "balanced_accuracy", "loss": None}], "subgroups": None}, {})
+        draw_forest(
+            {"limits": [{"metric": "balanced_accuracy", "loss": None}], "subgroups": None}, {}
+        )
         is None
     )
     unknown = group("sex", "male", 200, interval(None))
-    plot = forest(
+    plot = draw_forest(
         report(
             limits=[], subgroups=[unknown, group("sex", "female", 200, interval(0.0))], classes=[]
         ),
