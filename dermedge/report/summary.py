@@ -58,7 +58,7 @@ def _summarize_agreement(bundle: Bundle, parity: Mapping[str, Any]) -> Iterator[
     basis = parity.get("basis") or "basis not stated"
     yield (
         f"On {text.whole(parity.get('cases'))} images ({basis}), the {artifact} predicts the same "
-        f"first diagnosis as its student in {text.percent(same)}."
+        f"first diagnosis as its student for {text.percent(same)}."
     )
     loss = balanced_accuracy_loss(parity)
     if loss.value is not None:
