@@ -125,6 +125,8 @@ def _photograph_patients(count: int, seed: int, size: tuple[int, int]) -> Iterat
             if lesions < len(CLASSES)
             else str(rng.choice(list(SHARES), p=list(SHARES.values())))
         )
+        # Age and skin type belong to the patient, so all lesions of a patient share
+        # them.
         if left == 0:
             person = {
                 "patient_id": f"P{patients:05d}",
@@ -168,6 +170,7 @@ def _photograph(
     if shot == 0:
         return _Photograph(lesion.image, lesion.mask, 92, cells)
     height, width = lesion.mask.shape
+    # Repeat photographs differ in framing, light and compression, as in a clinic.
     zoom = rng.uniform(0.84, 0.96)
     crop_width, crop_height = int(width * zoom), int(height * zoom)
     left, top = (

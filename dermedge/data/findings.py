@@ -1,7 +1,7 @@
 """Find faults of files, splits, classes, columns and subgroups of a data set."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,66 +59,65 @@ def check_files(table: Table, inspections: Sequence[ImageInspection]) -> Iterato
         table: The data set.
         inspections: One inspection per row, in the order of the rows.
     """
-    images = table.frame["image"].tolist()
-    inspected = list(zip(images, inspections, strict=True))
-    missing = [image for image, result in inspected if result.missing]
-    broken = [
-        f"{image}: {result.problem}"
-        for image, result in inspected
-        if result.problem and not result.missing
-    ]
-    tiny = [
-        f"{image}: {result.width}x{result.height}"
-        for image, result in inspected
-        if 0 < min(result.width, result.height) < TINY
-    ]
-    flat = [
-        image
-        for image, result in inspected
-        if not result.problem and result.perceptual_hash is None
-    ]
-    masks = [f"{mask}: {problem}" for mask, problem in check_masks(table, inspections)]
+    inspected = list(zip(table.frame["image"].tolist(), inspections, strict=True))
     yield from _count(
         "error",
         "missing_image",
         ("image is", "images are"),
         "missing. Restore the files or remove their rows.",
-        missing,
+        [image for image, result in inspected if result.missing],
     )
     yield from _count(
         "error",
         "unreadable_image",
         ("image", "images"),
         "cannot be read. Replace the files or remove their rows.",
-        broken,
+        [
+            f"{image}: {result.problem}"
+            for image, result in inspected
+            if result.problem and not result.missing
+        ],
     )
     yield from _count(
         "warning",
         "bad_mask",
         ("mask", "masks"),
         "cannot be used. Replace the files or empty their cells.",
-        masks,
+        [f"{mask}: {problem}" for mask, problem in check_masks(table, inspections)],
     )
-    yield from _count(
-        "warning",
-        "tiny_image",
-        ("image is", "images are"),
-        f"smaller than {TINY} pixels. Remove their rows.",
-        tiny,
-    )
-    yield from _count(
-        "warning",
-        "flat_image",
-        ("image shows", "images show"),
-        "a single even colour. Remove the rows that show no lesion.",
-        flat,
-    )
+    yield from _check_contents(inspected)
     yield from _count(
         "info",
         "unlisted_image",
         ("image file has", "image files have"),
         "no row. Such files are not used.",
         find_unlisted_files(table),
+    )
+
+
+def _check_contents(inspected: Sequence[tuple[str, ImageInspection]]) -> Iterator[Finding]:
+    """Find images that are too small or show no picture."""
+    yield from _count(
+        "warning",
+        "tiny_image",
+        ("image is", "images are"),
+        f"smaller than {TINY} pixels. Remove their rows.",
+        [
+            f"{image}: {result.width}x{result.height}"
+            for image, result in inspected
+            if 0 < min(result.width, result.height) < TINY
+        ],
+    )
+    yield from _count(
+        "warning",
+        "flat_image",
+        ("image shows", "images show"),
+        "a single even colour. Remove the rows that show no lesion.",
+        [
+            image
+            for image, result in inspected
+            if not result.problem and result.perceptual_hash is None
+        ],
     )
 
 
@@ -135,52 +134,66 @@ def check_duplicates(
         group: Group of every row, from `groups`.
         inspections: One inspection per row.
     """
-    ids, labels = frame["image_id"].tolist(), frame["dx"].tolist()
-    splits, owners = frame["split"].tolist(), group.tolist()
-
-    def names(pairs: Iterable[tuple[int, int]]) -> list[str]:
-        return [f"{ids[a]} = {ids[b]}" for a, b in pairs]
-
-    def in_two_splits(a: int, b: int) -> bool:
-        return bool(splits[a] and splits[b]) and splits[a] != splits[b]
-
     exact, near = find_exact_duplicates(inspections), find_near_duplicates(inspections)
-    for kind, description, pairs in (
-        ("exact", "byte-identical", exact),
-        ("near", "almost identical", near),
-    ):
-        leaking = [pair for pair in pairs if in_two_splits(*pair)]
-        others = [pair for pair in pairs if not in_two_splits(*pair)]
-        unrelated = [(a, b) for a, b in others if owners[a] != owners[b]]
-        related = [(a, b) for a, b in others if owners[a] == owners[b]]
-        yield from _count(
-            "error" if kind == "exact" else "warning",
-            f"{kind}_duplicate_across_splits",
-            (f"pair of {description} images is", f"pairs of {description} images are"),
-            "in two splits, so test results are too good. Put both images into one split.",
-            names(leaking),
-        )
-        yield from _count(
-            "warning",
-            f"{kind}_duplicate_across_groups",
-            (f"pair of {description} images shares", f"pairs of {description} images share"),
-            "neither a lesion nor a patient. Give both images the same lesion_id.",
-            names(unrelated),
-        )
-        yield from _count(
-            "info",
-            f"{kind}_duplicate",
-            (f"pair of {description} images shows", f"pairs of {description} images show"),
-            "the same lesion or patient.",
-            names(related),
-        )
-    contradicting = [(a, b) for a, b in exact if labels[a] != labels[b]]
+    yield from _check_pairs(frame, group, "exact", "byte-identical", exact)
+    yield from _check_pairs(frame, group, "near", "almost identical", near)
+    ids, labels = frame["image_id"].tolist(), frame["dx"].tolist()
     yield from _count(
         "warning",
         "contradicting_labels",
         ("pair of byte-identical images has", "pairs of byte-identical images have"),
         "different diagnoses. Correct one of the rows.",
-        names(contradicting),
+        [f"{ids[a]} = {ids[b]}" for a, b in exact if labels[a] != labels[b]],
+    )
+
+
+def _check_pairs(
+    frame: pd.DataFrame,
+    group: "pd.Series[str]",
+    kind: str,
+    description: str,
+    pairs: Sequence[tuple[int, int]],
+) -> Iterator[Finding]:
+    """Report pairs of one kind by what their rows share.
+
+    Args:
+        frame: Rows of the table.
+        group: Group of every row.
+        kind: "exact" or "near", the start of the codes.
+        description: Words for the kind.
+        pairs: Pairs of row numbers.
+    """
+    ids, splits, owners = frame["image_id"].tolist(), frame["split"].tolist(), group.tolist()
+    leaking, unrelated, related = [], [], []
+    for a, b in pairs:
+        name = f"{ids[a]} = {ids[b]}"
+        if splits[a] and splits[b] and splits[a] != splits[b]:
+            leaking.append(name)
+        elif owners[a] != owners[b]:
+            unrelated.append(name)
+        else:
+            related.append(name)
+    one, several = f"pair of {description} images", f"pairs of {description} images"
+    yield from _count(
+        "error" if kind == "exact" else "warning",
+        f"{kind}_duplicate_across_splits",
+        (f"{one} is", f"{several} are"),
+        "in two splits, so test results are too good. Put both images into one split.",
+        leaking,
+    )
+    yield from _count(
+        "warning",
+        f"{kind}_duplicate_across_groups",
+        (f"{one} shares", f"{several} share"),
+        "neither a lesion nor a patient. Give both images the same lesion_id.",
+        unrelated,
+    )
+    yield from _count(
+        "info",
+        f"{kind}_duplicate",
+        (f"{one} shows", f"{several} show"),
+        "the same lesion or patient.",
+        related,
     )
 
 

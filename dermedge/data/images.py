@@ -52,6 +52,12 @@ class ImageInspection:
             without contrast. Stored as float16 to halve the memory.
         problem: Reason why the file cannot be used, "" for a sound file.
         missing: The file does not exist.
+
+    Examples:
+        >>> from dermedge.data import read_table
+        >>> inspection = inspect_images(read_table("lesions"))[0]
+        >>> inspection.problem, inspection.thumbnail.shape
+        ('', (1024,))
     """
 
     width: int = 0
@@ -102,6 +108,9 @@ def inspect_images(table: Table, *, progress: Progress | None = None) -> list[Im
             )
 
     inspections = []
+    # Pillow only warns about an image with too many pixels. Here it is an error,
+    # because such a file could fill the memory; all other warnings of damaged files are
+    # noise.
     with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -119,6 +128,8 @@ def _decode(data: bytes, perceptual_hash: PerceptualHash) -> ImageInspection:
         width, height = image.size
         if getattr(image, "is_animated", False):
             return ImageInspection(width, height, digest, problem="it is animated")
+        # A JPEG decodes at up to 1/8 of its scale, which is much faster for
+        # photographs. The hash and the thumbnail need 32 pixels only.
         image.draft("RGB", (_DECODE, _DECODE))
         picture = image.convert("RGB")
     small = picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L")

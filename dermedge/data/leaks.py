@@ -34,7 +34,12 @@ class LabelLeak:
         column: Name of the column.
         message: Sentence that says how it predicts the label, without a full stop.
         count: Number of rows concerned.
-        p: Corrected p-value.
+        p: p-value, corrected for several tests unless the column is numeric.
+
+    Examples:
+        >>> leak = LabelLeak("age", "age separates malignant from benign", 30, 1e-9)
+        >>> leak.column
+        'age'
     """
 
     column: str
@@ -70,6 +75,8 @@ def find_missing_value_leaks(frame: pd.DataFrame) -> list[LabelLeak]:
         empty = _is_empty(frame[column])
         if column not in _LABELS | {"group"} and empty.any() and not empty.all():
             candidates.append((str(column), empty))
+    # Each column is tested twice, for malignancy and for the diagnosis. The p-values
+    # are corrected for all of these tests.
     tests = 2 * max(1, len(candidates))
     leaks = []
     for column, empty in candidates:
@@ -166,6 +173,7 @@ def _test_values(frame: pd.DataFrame, column: str, label: str) -> LabelLeak | No
     counts = _crosstab(known[column], known[label])
     if min(counts.shape, default=0) < 2:
         return None
+    # One row of each kind per group, as for empty cells.
     unique = known.drop_duplicates(["group", column, label])
     groups = _crosstab(unique[column], unique[label])
     totals, population = groups.sum(axis=0), int(groups.to_numpy().sum())
@@ -183,6 +191,8 @@ def _test_values(frame: pd.DataFrame, column: str, label: str) -> LabelLeak | No
         p = tail * len(counts)
         if p < SIGNIFICANCE:
             pinned.append((str(value), _name_label(label, labels[0]), int(row.sum()), p))
+    # One rare value of one label is normal, such as a site that two lesions have. A
+    # column is a leak if such values decide the label of many rows.
     covered = sum(number for _, _, number, _ in pinned)
     if covered < PINNED * len(known):
         return None

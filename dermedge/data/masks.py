@@ -45,6 +45,8 @@ def read_mask(path: Path, spec: Preprocess) -> NDArray[np.bool_]:
     Raises:
         DataError: The file is missing or unreadable.
     """
+    # The mask passes through the preprocessing of the image, so both have the same
+    # geometry. Padding is black, which is outside the lesion.
     white = Image.fromarray(decode_mask(path).astype(np.uint8) * 255)
     pixels = preprocess(white, replace(spec, background=_BLACK), exact=True)
     return np.asarray(pixels[..., 0] >= 128)

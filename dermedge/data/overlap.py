@@ -17,6 +17,11 @@ class TeacherImages:
     Attributes:
         sets: Names of data sets, which may be patterns such as "isic*".
         digests: sha256 (hex) of image files.
+
+    Examples:
+        >>> images = TeacherImages(("isic*",), frozenset())
+        >>> match_sets(["ham10000", "ddi"], images)
+        {'ham10000': 'isic*'}
     """
 
     sets: tuple[str, ...]
@@ -62,6 +67,9 @@ def share_images(source: str, pattern: str) -> bool:
         >>> share_images("ddi", "isic*")
         False
     """
+    # The pattern must match the set, a set that it contains, or a set that contains it.
+    # Two sets inside a third one need not overlap: DDI and Fitzpatrick17k are both part
+    # of SkinCAP.
     source, pattern = _normalize(source), _normalize(pattern)
     containing = (name for name in CONTAINS if source in _list_contained(name))
     names = {source, *_list_contained(source), *containing}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dermedge.data.table import SPLITS, Table, digests, find_table, groups, read_table, read_text
+from dermedge.data.table import SPLITS, Table, digests, groups, read_table
+from dermedge.data.table_file import find_table, read_text
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write
 
@@ -112,6 +113,9 @@ def _assign_groups(
         open_splits: Splits to which groups may be added.
         share: Share of each split.
     """
+    # `covered` holds (label, split) of every image that has a split. The first groups
+    # of a stratum go to splits that it does not cover, so that three groups reach all
+    # splits.
     owned = by_group[by_group["owner"] != ""]
     assigned = {str(group): str(owner) for group, owner in owned["owner"].items()}
     covered = {
@@ -190,6 +194,10 @@ class SplitReport:
         groups: Number of sets of rows that share a lesion, a patient or an image.
         kept: Number of rows that had a split and kept it.
         counts: Split -> diagnosis -> images.
+
+    Examples:
+        >>> SplitReport("split.csv", 3, 2, 0, {"train": {"nv": 3}}).counts["train"]
+        {'nv': 3}
     """
 
     out: str

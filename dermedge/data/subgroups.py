@@ -42,6 +42,8 @@ def subgroup_columns(frame: pd.DataFrame) -> dict[str, NDArray[np.str_]]:
         >>> sorted(set(columns["age_band"].tolist()))
         ['0-29', '30-49', '50-69', '70+']
     """
+    # A row with a range only is a subgroup of its own, such as V-VI: counting it as V
+    # or as VI would be a guess.
     skin = [
         SKIN_TYPES[int(value) - 1] if not math.isnan(value) else tone
         for value, tone in zip(frame["fitzpatrick"], skin_tones(frame), strict=True)

@@ -6,8 +6,6 @@ Columns other than `COLUMNS` are kept as text and never used as inputs: some of 
 such as HAM10000's `dx_type`, give the label away.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from dermedge.data.table_file import find_table, read_text
 from dermedge.data.taxonomy import TAXONOMY, resolve
 from dermedge_runtime.errors import DataError
 
@@ -34,7 +33,6 @@ COLUMNS = (
 """Columns of every table, in order."""
 
 SPLITS = ("train", "val", "test")
-FILES = ("metadata.csv", "metadata.parquet")
 WORKERS = 8
 
 _UNKNOWN = frozenset({"", "nan", "na", "n/a", "none", "null", "unknown"})
@@ -138,20 +136,9 @@ def read_table(path: str | Path) -> Table:
     if text.empty:
         raise DataError(f"{file} has a header but no rows. Add one row per image.")
     where = [f"{file}, row {row}" for row in rows]
-    cells: dict[str, list[str]] = {}
-    for name in COLUMNS:
-        raw = text[name].tolist() if name in text else [""] * len(text)
-        cells[name] = (
-            raw
-            if name in _VERBATIM
-            else ["" if cell.casefold() in _UNKNOWN else cell for cell in raw]
-        )
+    cells = {name: _list_cells(text, name) for name in COLUMNS}
     _check_paths(cells, where)
-    for cell, at in zip(cells["split"], where, strict=True):
-        if cell not in ("", *SPLITS):
-            raise DataError(
-                f"{at}: split is {cell!r}. Write train, val or test, or leave it empty."
-            )
+    _check_splits(cells["split"], where)
     cells["dx"] = _resolve_labels(cells["dx"], cells["source"], where)
     cells["sex"] = [_SEX.get(sex.casefold(), sex.casefold()) for sex in cells["sex"]]
     numbers = {
@@ -169,128 +156,21 @@ def read_table(path: str | Path) -> Table:
     return Table(file.parent, pd.concat([pd.DataFrame(known), text[extra]], axis=1), file)
 
 
-def find_table(path: Path) -> Path:
-    """Return the table file of a folder, or the file itself.
+def _list_cells(text: pd.DataFrame, name: str) -> list[str]:
+    """Return the cells of a column, with "" for words such as "unknown" and "n/a"."""
+    cells = text[name].tolist() if name in text else [""] * len(text)
+    # A file may be named none.png, and a caption may read "unknown": both are kept.
+    if name in _VERBATIM:
+        return cells
+    return ["" if cell.casefold() in _UNKNOWN else cell for cell in cells]
 
-    Args:
-        path: Folder or file.
 
-    Raises:
-        DataError: The path does not exist, is another kind of file, or is a folder
-            without a table or with two.
-    """
-    if path.is_dir():
-        files = [path / name for name in FILES if (path / name).is_file()]
-        if len(files) == 2:
+def _check_splits(cells: Sequence[str], where: Sequence[str]) -> None:
+    for cell, at in zip(cells, where, strict=True):
+        if cell not in ("", *SPLITS):
             raise DataError(
-                f"{path} holds both {' and '.join(FILES)}. Give the path of one of them."
+                f"{at}: split is {cell!r}. Write train, val or test, or leave it empty."
             )
-        if not files:
-            raise DataError(
-                f"{path} has no {FILES[0]}. Write one with the columns image_id and image (and "
-                "dx, lesion_id, ...), or import a public set with `dermedge data add`."
-            )
-        return files[0]
-    if not path.is_file():
-        raise DataError(f"There is no folder or file {path}. Check the path.")
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(
-            f"{path} is neither a folder nor a .csv or .parquet file. Convert it to one of them."
-        )
-    return path
-
-
-def read_text(file: Path, *, delimiter: str = ",") -> tuple[pd.DataFrame, list[int]]:
-    """Read a table file as stripped text cells.
-
-    Args:
-        file: A Parquet file by its suffix, otherwise CSV in UTF-8.
-        delimiter: Character between the fields of a CSV.
-
-    Returns:
-        The cells, "" where empty, and the line of every row in the file. The header of
-        a CSV is line 1.
-
-    Raises:
-        DataError: The file is not readable as CSV (UTF-8) or Parquet.
-        MissingExtraError: The file is Parquet, and pyarrow is not installed.
-    """
-    if file.suffix.lower() == ".parquet":
-        return _read_parquet(file)
-    try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8 text (byte {error.start}). Save it as CSV in UTF-8."
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be read ({error.strerror}). Check that it is a file you may read."
-        ) from error
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    cells: list[list[str]] = []
-    places: list[int] = []
-    try:
-        for fields in reader:
-            if not fields:
-                continue
-            if header is None:
-                header = [field.strip() for field in fields]
-                continue
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{file}, row {reader.line_num} has {len(fields)} fields, but the header has "
-                    f"{len(header)}. Quote fields that hold a comma, and fill all columns."
-                )
-            cells.append([field.strip() for field in fields])
-            places.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(
-            f"{file}, row {reader.line_num} is not CSV ({error}). Repair the row, or export the "
-            "table again."
-        ) from error
-    if header is None:
-        raise DataError(
-            f"{file} is empty. Write a header with image_id and image, then one row per image."
-        )
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(f"{file} has the column {repeated[0]!r} twice. Keep one of them.")
-    return pd.DataFrame(cells, columns=header, dtype="str"), places
-
-
-def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[int]]:
-    try:
-        frame = pd.read_parquet(file)
-    except ImportError as error:
-        from dermedge_runtime.errors import MissingExtraError
-
-        raise MissingExtraError("pyarrow", "data", "Reading Parquet") from error
-    except Exception as error:
-        raise DataError(
-            f"{file} is not a readable Parquet file ({error}). Write it again, or use CSV."
-        ) from error
-    text = pd.DataFrame(
-        {
-            str(name): pd.Series(map(_format_cell, frame[name]), dtype="str")
-            for name in frame.columns
-        }
-    )
-    return text, list(range(1, len(frame) + 1))
-
-
-def _format_cell(value: object) -> str:
-    if (
-        value is None
-        or value is pd.NA
-        or value is pd.NaT
-        or (isinstance(value, float) and math.isnan(value))
-    ):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
 
 
 def _check_paths(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> None:
@@ -299,6 +179,7 @@ def _check_paths(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> 
         for cell, at in zip(columns[name], where, strict=True):
             if not cell:
                 raise DataError(f"{at}: {name} is empty. Fill it or remove the row.")
+            # a.png, ./a.png and .//a.png are one file, so they must not be two rows.
             key = PurePosixPath(cell).as_posix()
             if key in seen:
                 first = seen[key].rpartition(", ")[2]
@@ -307,6 +188,8 @@ def _check_paths(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> 
                     "every image has one."
                 )
             seen[key] = at
+    # A table may come from a stranger: a path must not lead to files outside its
+    # folder.
     for name in ("image", "mask"):
         for cell, at in zip(columns[name], where, strict=True):
             path = PurePosixPath(cell)
@@ -320,6 +203,7 @@ def _check_paths(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> 
 def _resolve_labels(
     labels: Sequence[str], sources: Sequence[str], where: Sequence[str]
 ) -> list[str]:
+    # A table has few different labels, so each is resolved once.
     known: dict[tuple[str, str], str] = {}
     for label, source, at in zip(labels, sources, where, strict=True):
         if (label, source) not in known:
@@ -342,7 +226,7 @@ def _parse_number(name: str, cell: str, at: str) -> float:
     try:
         value = float(cell)
     except ValueError:
-        value = math.nan
+        value = math.nan  # It fails the comparison below, as infinity does.
     whole, low, high, allowed = {
         "fitzpatrick": (True, 1, 6, "a skin type from 1 to 6"),
         "severity": (True, 0, 100, "a level: 0, 1, 2, ..."),
@@ -354,6 +238,7 @@ def _parse_number(name: str, cell: str, at: str) -> float:
 
 
 def _fill_malignant(own: float, dx: str) -> float:
+    """Return the row's own value if it has one, otherwise that of its diagnosis."""
     if not math.isnan(own) or not dx:
         return own
     of_label = TAXONOMY[dx].malignant

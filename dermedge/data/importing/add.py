@@ -13,7 +13,7 @@ from pathlib import Path
 from dermedge.data.importing.archive import Archive
 from dermedge.data.importing.reader import ImportedRow, ReadResult, read_parts
 from dermedge.data.layouts import LAYOUTS, Layout
-from dermedge.data.table import COLUMNS, read_table
+from dermedge.data.table import COLUMNS, Table, read_table
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder
 from dermedge_runtime.progress import Progress
@@ -43,6 +43,11 @@ class AddReport:
         expected: Number of published images, None if it is not known.
         verified: The layout was run on the real download. If not, compare the counts
             with those of the paper.
+
+    Examples:
+        >>> report = add_data("csv", "lesions", "copy")
+        >>> report.images, report.rows_without_image, report.notes
+        (80, 0, ())
     """
 
     layout: str
@@ -236,27 +241,31 @@ def _write(
             _format_csv([*COLUMNS, *extra], lines), encoding="utf-8"
         )
         table = read_table(folder)
-        unused = result.images_without_row
-        report = AddReport(
-            layout=layout.name,
-            out=str(out),
-            images=len(table),
-            labels=dict(Counter(table.frame["dx"]).most_common()),
-            splits=dict(sorted(Counter(table.frame["split"]).items())),
-            rows_without_image=len(result.missing),
-            images_without_row=len(unused),
-            examples={
-                "rows_without_image": tuple(result.missing[:EXAMPLES]),
-                "images_without_row": tuple(unused[:EXAMPLES]),
-            },
-            notes=(*_compare_counts(layout, len(table)), *result.notes),
-            licence=layout.licence,
-            citation=layout.citation,
-            expected=layout.expected,
-            verified=layout.verified,
-        )
+        report = _report_import(layout, result, table, out)
         (folder / "SOURCE.md").write_text(_describe_source(layout, report), encoding="utf-8")
     return report
+
+
+def _report_import(layout: Layout, result: ReadResult, table: Table, out: Path) -> AddReport:
+    unused = result.images_without_row
+    return AddReport(
+        layout=layout.name,
+        out=str(out),
+        images=len(table),
+        labels=dict(Counter(table.frame["dx"]).most_common()),
+        splits=dict(sorted(Counter(table.frame["split"]).items())),
+        rows_without_image=len(result.missing),
+        images_without_row=len(unused),
+        examples={
+            "rows_without_image": tuple(result.missing[:EXAMPLES]),
+            "images_without_row": tuple(unused[:EXAMPLES]),
+        },
+        notes=(*_compare_counts(layout, len(table)), *result.notes),
+        licence=layout.licence,
+        citation=layout.citation,
+        expected=layout.expected,
+        verified=layout.verified,
+    )
 
 
 def _compare_counts(layout: Layout, images: int) -> Iterator[str]:

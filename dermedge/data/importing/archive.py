@@ -22,6 +22,11 @@ class Archive:
     Attributes:
         root: Folder that the set was unpacked into.
         paths: All files below it, sorted.
+
+    Examples:
+        >>> archive = Archive.scan(Path("lesions"))
+        >>> archive.relative_path(archive.find_table(["*.csv"]))
+        'metadata.csv'
     """
 
     root: Path
@@ -87,11 +92,18 @@ class ImageIndex:
 
     A table may name an image by its file name alone or with its last folders, with or
     without a suffix, and in another case than the file.
+
+    Examples:
+        >>> index = ImageIndex([Path("set/a/1.jpg"), Path("set/b/1.jpg")])
+        >>> index.find("B/1.PNG").as_posix()
+        'set/b/1.jpg'
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._by_name: dict[str, list[Path]] = {}
         for path in paths:
+            # An image is listed under its name alone and with its last folders, because
+            # a table may hold any of these.
             parts = [part.casefold() for part in path.with_suffix("").parts]
             for depth in range(1, min(_DEPTH, len(parts)) + 1):
                 self._by_name.setdefault("/".join(parts[-depth:]), []).append(path)

@@ -32,6 +32,7 @@ def translate_cells(
         cell = label if column == "dx" else cells.get(column, "")
         by_case = {theirs.casefold(): ours for theirs, ours in meanings.items()}
         cells[column] = by_case.get(cell.casefold(), cell)
+    # Sets write sex and site in any case; subgroups are compared by their text.
     for column in ("sex", "site"):
         cells[column] = cells.get(column, "").lower()
     cells["source"] = cells.get("source") or ("" if layout.name == "csv" else layout.name)
@@ -67,6 +68,7 @@ def _read_label(layout: Layout, cell: str, record: Record) -> str:
 def _read_heaviest(cell: str, at: str) -> str:
     """Return the label with the largest weight of a cell such as `{'Eczema': 0.6}`."""
     try:
+        # literal_eval reads a Python dictionary without running code.
         weights = {str(label): float(weight) for label, weight in ast.literal_eval(cell).items()}
     except (ValueError, SyntaxError, AttributeError, TypeError) as error:
         raise DataError(

@@ -70,6 +70,8 @@ class ReadResult:
     def images_without_row(self) -> list[str]:
         """Names of images that no row uses, without second copies of used ones."""
         used = {path for row in self.rows for path in (row.image, row.mask) if path is not None}
+        # Archives may hold a folder twice; name and size identify a copy without
+        # reading it.
         known = {(path.stem, path.stat().st_size) for path in used}
         others = (path for path in self.pictures if path not in used)
         return [path.name for path in others if (path.stem, path.stat().st_size) not in known]
@@ -186,6 +188,7 @@ def _match_files(
         if image is None:
             result.missing.append(name)
             continue
+        # Rows with several views may list one image twice (SCIN).
         if layout.views and image in used:
             repeated += 1
             continue

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dermedge.data.importing.archive import Archive, pick_copy
 from dermedge.data.layouts import Join, Layout, Part
-from dermedge.data.table import read_text
+from dermedge.data.table_file import read_text
 from dermedge_runtime.errors import DataError
 
 IMAGE = "image"
@@ -68,6 +68,8 @@ def read_paths(part: Part, archive: Archive, images: list[Path]) -> list[Record]
     """
     matches: dict[str, list[tuple[Path, re.Match[str]]]] = {}
     for path in images:
+        # Paths are compared from the match on, so that the folder that an archive was
+        # unpacked into does not matter.
         match = re.search(part.path, archive.relative_path(path), re.IGNORECASE)
         if match:
             matches.setdefault(match[0].casefold(), []).append((path, match))
@@ -205,6 +207,7 @@ def _join_table(
     repeated = other[join.key][other[join.key].duplicated()]
     if not repeated.empty:
         raise DataError(f"{path} lists {repeated.iloc[0]!r} twice. Remove one of the rows.")
+    # Columns that both tables have keep the cells of the part's own table.
     other = other.set_index(join.key)
     new = other[[column for column in other.columns if column not in frame.columns]]
     return frame.join(new, on=key).fillna("")

@@ -71,6 +71,10 @@ class Join:
         key: Its column that names the image, or the value of `on`.
         on: Column of the part's table that `key` refers to; by default the column that
             names the image.
+
+    Examples:
+        >>> Join("scin_labels.csv", "case_id", on="case_id").table
+        'scin_labels.csv'
     """
 
     table: str
@@ -104,6 +108,10 @@ class Part:
             named groups are the columns. `(?<![^/])` stands for the start of a folder's
             name.
         instead: Read only if no part before it is there.
+
+    Examples:
+        >>> Part(table=("labels.csv",), images=("photos*",)).name
+        'labels.csv'
     """
 
     table: tuple[str, ...] = ()
