@@ -1,4 +1,4 @@
-"""Describe backbones: timm name, arguments, normalization. This module imports no torch."""
+"""Describe backbones by timm name, arguments and normalization, without torch."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def read_backbone(path: Path, requested: Backbone | None) -> Backbone:
 
 
 def with_hub_normalization(backbone: Backbone) -> Backbone:
-    """Return the backbone with the mean and std that timm's weights were trained with."""
+    """Return the backbone with the mean and std of timm's published weights."""
     import timm
 
     config = timm.get_pretrained_cfg(backbone.name)

@@ -1,4 +1,4 @@
-"""Read the tensors of a foreign checkpoint without running code, and pick one network's."""
+"""Read the tensors of a checkpoint without running its code; pick one network."""
 
 import pickle
 import re
@@ -16,12 +16,13 @@ from dermedge.models.formats import Weights
 from dermedge_runtime.errors import DataError
 
 SAFETENSORS = ".safetensors"
-# Words in a tensor's path that describe how it was saved, not which network it belongs to.
+# Words in a tensor's path that describe how it was saved, not which network it belongs
+# to.
 WRAPPERS = frozenset(("model", "module", "state_dict", "backbone", "_orig_mod"))
 
 
 def read_tensors(path: Path) -> Weights:
-    """Read all tensors of a file, by their path in the file's dictionaries, joined with dots.
+    """Read all tensors of a file by their dotted path in its dictionaries.
 
     Raises:
         DataError: The file does not exist, is not a checkpoint, or loading it would run
@@ -63,8 +64,8 @@ def _read_pickle(path: Path) -> object:
             content: object = torch.load(path, map_location="cpu", weights_only=True)
             return content
     except Exception as error:  # a damaged file raises whatever its bytes lead to
-        # torch's message names the global that it refuses to import. A pickle of torch.save has no
-        # other way to run code.
+        # torch's message names the global that it refuses to import. A pickle of
+        # torch.save has no other way to run code.
         refused = (
             re.search(r"GLOBAL (\S+)", str(error))
             if isinstance(error, pickle.UnpicklingError)
@@ -100,7 +101,8 @@ def pick(
 ) -> tuple[str, Weights, Counter[str]]:
     """Pick the weights of the best network in a file.
 
-    A file may hold a teacher, its student and heads. A network is found by its `anchor`.
+    A file may hold a teacher, its student and heads. A network is found by its
+    `anchor`.
 
     Args:
         tensors: All tensors of the file.
@@ -109,8 +111,8 @@ def pick(
         path: The file, for messages.
 
     Returns:
-        The network's path, its weights by their names below that path, and the number of
-        tensors elsewhere by the first two words of their paths.
+        The network's path, its weights by their names below that path, and the number
+        of tensors elsewhere by the first two words of their paths.
 
     Raises:
         DataError: There is no network, or two are equally good by `branches`.
@@ -121,8 +123,9 @@ def pick(
         'teacher'
     """
     prefixes = [name.removesuffix(anchor) for name in tensors if f".{name}".endswith(f".{anchor}")]
-    # A convolution inside a network may have a name that ends like the anchor. A prefix that
-    # starts with another prefix is therefore a part of that network, not a network.
+    # A convolution inside a network may have a name that ends like the anchor. A prefix
+    # that starts with another prefix is therefore a part of that network, not a
+    # network.
     roots = [
         root
         for root in prefixes

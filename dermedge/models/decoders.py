@@ -1,4 +1,4 @@
-"""Decoders that segment on a frozen backbone's feature maps, and the selection of those maps."""
+"""Decode a frozen backbone's feature maps to segmentation masks."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ PYRAMID = (4.0, 2.0, 1.0, 0.5)
 
 
 class LinearDecoder(nn.Module):
-    """A linear classifier per place of the last feature map: batch norm, dropout, 1x1 convolution.
+    """A linear classifier per place: batch norm, dropout, 1x1 convolution.
 
     Args:
         width: Channels of the last map.
@@ -46,8 +46,8 @@ class UPerNet(nn.Module):
 
     All levels are fused on the finest grid.
 
-    Source: Xiao et al., "Unified perceptual parsing for scene understanding", ECCV 2018.
-    Theirs has 512 channels; the released DermINO code has 768.
+    Source: Xiao et al., "Unified perceptual parsing for scene understanding", ECCV
+    2018. Theirs has 512 channels; the released DermINO code has 768.
 
     Args:
         widths: Channels of the maps, from fine to coarse.
@@ -110,8 +110,8 @@ def decoder_levels(
     """Return the stages of a backbone that `UPerNet` reads, and the scale of each map.
 
     These are the last four stages. For a plain vision transformer, they are the last
-    block of each quarter of its depth (2, 5, 8 and 11 of twelve, counted from 0), scaled
-    by 4, 2, 1 and 1/2.
+    block of each quarter of its depth (2, 5, 8 and 11 of twelve, counted from 0),
+    scaled by 4, 2, 1 and 1/2.
 
     Args:
         network: The network with the backbone.

@@ -126,7 +126,8 @@ def _format_split(rows: SplitRows) -> str:
 def _parse_split(text: str) -> SplitRows:
     rows = []
     for cells in list(csv.reader(io.StringIO(text, newline="")))[1:]:
-        # Folders written before the csv module was used hold image ids with commas unquoted.
+        # Folders written before the csv module was used hold image ids with commas
+        # unquoted.
         *image_id, digest, split = cells
         if not image_id:
             raise ValueError(f"{SPLIT} has a row with {len(cells)} cells instead of 3")

@@ -1,4 +1,4 @@
-"""Describe the layouts of published checkpoints, and translate their names to timm's."""
+"""Describe the layouts of published checkpoints in timm's names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -71,8 +71,8 @@ class Format:
 
     Attributes:
         name: Value of `--format`.
-        branches: Words in a tensor's path that name a network in the file, the preferred
-            first; "" means none of them.
+        branches: Words in a tensor's path that name a network in the file, the
+            preferred first; "" means none of them.
         anchor: Name of a tensor that each network of the family has. None if it depends
             on the timm model, which must then be named.
         renames: Pairs of a pattern of original names and timm's replacement.
@@ -85,7 +85,8 @@ class Format:
         licence: Published licence of the weights.
         pretrained_on: Data sets that the weights were trained on, as far as they are
             published.
-        resize: Resizing of positions in the original code, for a model without registers.
+        resize: Resizing of positions in the original code, for a model without
+            registers.
         resize_registers: The same for a model with registers.
     """
 
@@ -144,12 +145,13 @@ def join_registers(weights: Weights) -> Weights:
 
 
 # Checkpoints of DINOv2's code base. Blocks that were wrapped in chunks are named
-# `blocks.CHUNK.INDEX`, where the index counts through all chunks. The giant has a SwiGLU of w12 and
-# w3. Sources: Oquab et al., 2023; registers: Darcet et al., 2023. Tested on synthetic files of
-# these layouts, against a forward pass written from the architecture.
-# Without registers, DINOv2 resizes positions with an offset of 0.1; with registers, it resizes with
-# antialiasing (https://github.com/facebookresearch/dinov2, the arguments `interpolate_offset` and
-# `interpolate_antialias` of its vision transformer).
+# `blocks.CHUNK.INDEX`, where the index counts through all chunks. The giant has a
+# SwiGLU of w12 and w3. Sources: Oquab et al., 2023; registers: Darcet et al., 2023.
+# Tested on synthetic files of these layouts, against a forward pass written from the
+# architecture. Without registers, DINOv2 resizes positions with an offset of 0.1; with
+# registers, it resizes with antialiasing (https://github.com/facebookresearch/dinov2,
+# the arguments `interpolate_offset` and `interpolate_antialias` of its vision
+# transformer).
 DINOV2 = Format(
     name="dinov2",
     branches=("teacher", "teacher_ema", "model_ema", "ema", "", "student"),
@@ -182,16 +184,17 @@ DERMNIO_PRETRAINED_ON: tuple[str, ...] = (
     "sd198",
     "dermnet",
 )
-"""Public data sets of the released DermNIO, by the README of its repository (zxq-kd/DermINO).
+"""Public data sets of the released DermNIO, by the README of zxq-kd/DermINO.
 
-Its code also has label masks for DDI, Fitzpatrick17k, Derm7pt, PH2, ACNE04 and MED-NODE. It does
-not show whether their images, or only those of their training splits, were used.
+Its code also has label masks for DDI, Fitzpatrick17k, Derm7pt, PH2, ACNE04 and
+MED-NODE. It does not show whether their images, or only those of their training splits,
+were used.
 """
 
-# DermNIO is DINOv2's ViT-B/14, trained further with that code base (Xu et al., arXiv:2508.12190).
-# It keeps DINOv2's offset of 0.1. With `bicubic-offset`, features at 280 pixels agree with the
-# released code to 1.1e-6; with `bicubic-antialias` they differ by 2.3e-4. Tested on synthetic files
-# of this layout only.
+# DermNIO is DINOv2's ViT-B/14, trained further with that code base (Xu et al.,
+# arXiv:2508.12190). It keeps DINOv2's offset of 0.1. With `bicubic-offset`, features at
+# 280 pixels agree with the released code to 1.1e-6; with `bicubic-antialias` they
+# differ by 2.3e-4. Tested on synthetic files of this layout only.
 DERMNIO = replace(
     DINOV2,
     name="dermnio",
@@ -225,13 +228,14 @@ def panderm_arguments(weights: Weights) -> dict[str, Any]:
     }
 
 
-# PanDerm: a BEiT-like encoder pretrained with CAE v2 (Yan et al., Nature Medicine, 2025), ViT-B/16
-# and ViT-L/16 at 224 pixels. Query and value have separate biases; there is layer scale; sine
-# positions are stored as `pos_embed`. Three layouts are read: the plain tensors of the released
-# base model, with `encoder.` beside `decoder.` and `teacher.` (CAE's target network, which is not
-# an average of the encoder); a fine-tuned model with a mean-pooled `fc_norm`; and relative position
-# biases at their own grid. Attentive probes are refused, because their tensors are left over.
-# PanDerm's evaluation normalizes red with a std of 0.228. Layout and constants are those of its
+# PanDerm: a BEiT-like encoder pretrained with CAE v2 (Yan et al., Nature Medicine,
+# 2025), ViT-B/16 and ViT-L/16 at 224 pixels. Query and value have separate biases;
+# there is layer scale; sine positions are stored as `pos_embed`. Three layouts are
+# read: the plain tensors of the released base model, with `encoder.` beside `decoder.`
+# and `teacher.` (CAE's target network, which is not an average of the encoder); a
+# fine-tuned model with a mean-pooled `fc_norm`; and relative position biases at their
+# own grid. Attentive probes are refused, because their tensors are left over. PanDerm's
+# evaluation normalizes red with a std of 0.228. Layout and constants are those of its
 # published code. Tested on synthetic files only.
 PANDERM = Format(
     name="panderm",

@@ -1,4 +1,4 @@
-"""`import_teacher`: convert a published checkpoint to a teacher folder, or raise one clear error."""
+"""`import_teacher`: convert a published checkpoint to a teacher folder."""
 
 import re
 from collections import Counter
@@ -44,8 +44,8 @@ class Resize:
     offset: float = 0.0
 
 
-# timm resizes by the first, and so does DINOv2's code with registers. DINOv2's code without
-# registers, and DermNIO's, resize by the last.
+# timm resizes by the first, and so does DINOv2's code with registers. DINOv2's code
+# without registers, and DermNIO's, resize by the last.
 RESIZES: Mapping[str, Resize] = MappingProxyType(
     {
         "bicubic-antialias": Resize(antialias=True),
@@ -73,8 +73,8 @@ def import_teacher(
 
     Every tensor of the backbone must be in the file. Only heads, and what the format
     lists, may be left over. The file is read as tensors only (`weights_only=True`): a
-    file that would run code is refused. The lineage records the file's digest, the chosen
-    branch, the dropped tensors, both grids and the resizing of the positions.
+    file that would run code is refused. The lineage records the file's digest, the
+    chosen branch, the dropped tensors, both grids and the resizing of the positions.
 
     Args:
         file: A `.safetensors` file, or a file of `torch.save`.
@@ -87,8 +87,8 @@ def import_teacher(
             positions were trained for.
         fit: `crop`, `pad` or `stretch`.
         pos_embed: Resizing of the positions for another size: `bicubic-antialias`,
-            `bicubic` or `bicubic-offset`. By default the method of the code that trained
-            the weights: `bicubic-offset` for `dermnio` and for `dinov2` without
+            `bicubic` or `bicubic-offset`. By default the method of the code that
+            trained the weights: `bicubic-offset` for `dermnio` and for `dinov2` without
             registers, otherwise `bicubic-antialias`.
         name: Name of the model; by default derived from the backbone's.
         licence: Licence of the weights; by default the published one of the format, if
@@ -103,8 +103,11 @@ def import_teacher(
 
     Example:
         >>> import timm, torch
-        >>> torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), "vit.pth")
-        >>> teacher = import_teacher("vit.pth", "imported", format="timm", backbone="test_vit")
+        >>> weights = timm.create_model("test_vit", num_classes=0).state_dict()
+        >>> torch.save(weights, "vit.pth")
+        >>> teacher = import_teacher(
+        ...     "vit.pth", "imported", format="timm", backbone="test_vit"
+        ... )
         >>> teacher.spec.preprocess.size
         160
     """
@@ -112,6 +115,8 @@ def import_teacher(
     layout = _look_up(FORMATS, format, "format")
     if pos_embed is not None:
         _look_up(RESIZES, pos_embed, "resizing of positions")
+    # Everything is checked before anything is written, because a checkpoint may be
+    # large.
     check_free(out, overwrite=overwrite, marker=MARKER)
     requested = _request_backbone(file, layout, backbone, backbone_args or {})
     anchor = layout.anchor or next(iter(_make_skeleton(requested).state_dict()))
@@ -129,6 +134,7 @@ def import_teacher(
     if native is not None and grid is not None and native != grid:
         positions = resize_positions(weights["pos_embed"], native, grid, RESIZES[method])
         weights["pos_embed"] = positions
+    # A transformer is created for its input size; timm stores it as an argument.
     if hasattr(skeleton, "set_input_size"):
         chosen = replace(chosen, args={**chosen.args, "img_size": size})
     lineage = _make_lineage(file, layout, licence) | {
@@ -172,7 +178,8 @@ def check_heads(backbone: Backbone) -> None:
     the weights load, and the features are wrong.
 
     Raises:
-        UsageError: `embed_dim` differs from the backbone's, and there is no `num_heads`.
+        UsageError: `embed_dim` differs from the backbone's, and there is no
+            `num_heads`.
     """
     args = dict(backbone.args)
     width = args.pop("embed_dim", None)
@@ -188,7 +195,7 @@ def check_heads(backbone: Backbone) -> None:
 
 
 def check_shape(weights: Weights, skeleton: TimmModel, name: str, file: Path) -> None:
-    """Check that weights and model agree in width, depth, patch and number of registers.
+    """Check that weights and model agree in width, depth, patch and registers.
 
     Raises:
         DataError: They differ, or only one of them is a transformer.
@@ -247,7 +254,8 @@ def resize_positions(positions: Tensor, native: int, grid: int, resize: Resize) 
     plane = positions[:, prefix:].float().reshape(1, native, native, -1).permute(0, 3, 1, 2)
     target: dict[str, Any] = {"size": (grid, grid)}
     if resize.offset:
-        # DINOv2 gives a scale factor instead of a size, so the offset moves the sampling points.
+        # DINOv2 gives a scale factor instead of a size, so the offset moves the
+        # sampling points.
         target = {"scale_factor": (grid + resize.offset) / native}
     plane = F.interpolate(plane, mode=resize.interpolation, antialias=resize.antialias, **target)
     return torch.cat((positions[:, :prefix].float(), plane.flatten(2).transpose(1, 2)), dim=1)
@@ -299,7 +307,7 @@ def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
 def _request_backbone(
     file: Path, layout: Format, backbone: str | None, args: Mapping[str, Any]
 ) -> Backbone:
-    """Return the backbone that the caller or the file names; an empty name if neither does."""
+    """Return the backbone that the caller or the file names; else an empty name."""
     if "img_size" in args:
         raise UsageError("img_size is not an argument of the backbone here. Give it as --size.")
     if layout.anchor is not None:
@@ -313,7 +321,7 @@ def _request_backbone(
 
 
 def _choose_backbone(file: Path, layout: Format, requested: Backbone, weights: Weights) -> Backbone:
-    """Return the backbone that was requested, or the known one of the weights' shape."""
+    """Return the requested backbone, or the known one of the weights' shape."""
     shape = measure(weights)
     name = requested.name or (layout.backbones.get(shape) if shape else None)
     if not name:
@@ -346,7 +354,7 @@ def _make_lineage(file: Path, layout: Format, licence: str | None) -> dict[str, 
 def _choose_size(
     size: int | None, native: int | None, weights: Weights, skeleton: TimmModel
 ) -> tuple[int, int | None]:
-    """Return the input's side in pixels and in patches; None patches without a square grid."""
+    """Return the input's side in pixels, and in patches if there is a square grid."""
     shape = measure(weights)
     if native is None or shape is None:
         return skeleton.default_cfg["input_size"][-1] if size is None else size, native

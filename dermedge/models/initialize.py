@@ -54,7 +54,7 @@ def initialise(
 
 
 def load_backbone(network: Network, path: Path) -> None:
-    """Copy backbone weights from a safetensors file. A classifier in the file is ignored.
+    """Copy backbone weights from a safetensors file, without its classifier.
 
     Raises:
         DataError: The file lacks weights of the backbone, or they have other shapes.
@@ -111,7 +111,7 @@ def has_identity_norms(network: nn.Module) -> bool:
 
 @torch.no_grad()
 def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give BatchNorms the statistics of their inputs without changing the eval-mode function.
+    """Give BatchNorms true statistics without changing the eval-mode function.
 
     With m and v the mean and variance of a norm's input, and a its previous slope:
     running_mean = m, running_var = v, weight = a sqrt(v + eps),
@@ -131,8 +131,8 @@ def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
     handles = [norm.register_forward_pre_hook(observe) for norm in norms]
     network.eval()
-    # One pass serves all layers: the function of each layer stays the same, so the inputs of
-    # later norms do not depend on the new statistics of earlier ones.
+    # One pass serves all layers: the function of each layer stays the same, so the
+    # inputs of later norms do not depend on the new statistics of earlier ones.
     for batch in batches:
         network(batch)
     for handle in handles:
@@ -199,6 +199,7 @@ def narrow(teacher: TrainedModel, network: Network, size: int, stages: int | Non
     Raises:
         UsageError: `network` is not a narrower version of the teacher's architecture.
     """
+    # Truncation, resizing and pruning change the module in place.
     wide = copy.deepcopy(teacher.module).eval()
     name = teacher.backbone.name
     if stages is not None and stages != teacher.backbone.stages:
@@ -226,7 +227,7 @@ def narrow(teacher: TrainedModel, network: Network, size: int, stages: int | Non
 
 
 def _match_input_size(wide: TimmModel, narrower: TimmModel, size: int) -> None:
-    """Resize a teacher's position embedding if the other model has positions for `size`.
+    """Resize a teacher's positions if the other model has another number of them.
 
     timm's `set_input_size` resizes it bicubically, as it does for its own weights.
     """
@@ -238,7 +239,7 @@ def _match_input_size(wide: TimmModel, narrower: TimmModel, size: int) -> None:
 
 
 def prune(wide: nn.Module, narrower: nn.Module, size: int) -> None:
-    """Remove output channels of `wide`, in place, until its convolutions match `narrower`.
+    """Remove output channels of `wide`, in place, until it is as narrow as `narrower`.
 
     Channels that depend on each other (residual sums, depthwise convolutions,
     BatchNorms) are removed together. The groups with the smallest L2 norm go first.
@@ -253,9 +254,10 @@ def prune(wide: nn.Module, narrower: nn.Module, size: int) -> None:
     target = dict(narrower.named_modules())
     try:
         with warnings.catch_warnings():
-            # Torch-Pruning warns that it prunes the last dimension of parameters outside of
-            # modules, such as a class token. That dimension is the width, so this is right
-            # (https://github.com/VainF/Torch-Pruning, `_detect_unwrapped_parameters`).
+            # Torch-Pruning warns that it prunes the last dimension of parameters
+            # outside of modules, such as a class token. That dimension is the width, so
+            # this is right (https://github.com/VainF/Torch-Pruning,
+            # `_detect_unwrapped_parameters`).
             warnings.filterwarnings("ignore", "Unwrapped parameters", UserWarning)
             graph = tp.DependencyGraph().build_dependency(wide, torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -263,13 +265,16 @@ def prune(wide: nn.Module, narrower: nn.Module, size: int) -> None:
             f"{type(wide).__name__} cannot be pruned at {size} x {size} pixels ({error}). Use its "
             "own input size, or --init none."
         ) from error
+    # Layers are pruned in the order of the network. A group that an earlier layer has
+    # narrowed has no surplus left.
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     for name, module in list(wide.named_modules()):
         goal = target[name]
         if not isinstance(module, nn.Conv2d) or not isinstance(goal, nn.Conv2d):
             continue
         surplus = module.out_channels - goal.out_channels
-        # A depthwise convolution has no channels of its own: it follows its neighbours' groups.
+        # A depthwise convolution has no channels of its own: it follows its neighbours'
+        # groups.
         if module.groups == 1 and surplus > 0:
             group = graph.get_pruning_group(
                 module, tp.prune_conv_out_channels, list(range(module.out_channels))

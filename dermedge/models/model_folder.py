@@ -1,4 +1,4 @@
-"""Load and save a trained model: `student.json` or `teacher.json`, weights, split table."""
+"""Load and save a trained model as a folder of JSON, weights and split table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,6 +89,7 @@ def load_model_folder(folder: Path | str) -> TrainedModel:
     folder = Path(folder)
     metadata = read_metadata(folder)
     try:
+        # strict: a missing or surplus tensor means that the files are not of one model.
         network = Network(metadata.backbone, metadata.spec.tasks)
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except (TypeError, ValueError, RuntimeError, OSError, SafetensorError, DermedgeError) as error:

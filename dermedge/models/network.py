@@ -16,7 +16,7 @@ from dermedge_runtime.spec import Spec, Task
 if TYPE_CHECKING:
 
     class TimmModel(nn.Module):
-        """The attributes of a timm model that this package reads, for the type checker."""
+        """A timm model, as far as this package uses it (for the type checker)."""
 
         num_features: int
         num_features_out: int
@@ -35,13 +35,14 @@ else:
 
 
 class Network(nn.Module):
-    """A backbone with a head per task, from uint8 pixels to float32 outputs by task name.
+    """A backbone with a head per task: uint8 pixels in, float32 outputs by task out.
 
     A `segment` head reads the backbone's last feature map. The other heads read its
     pooled features. Both come from one pass through the backbone.
 
     Example:
-        >>> network = Network(Backbone("test_efficientnet"), (Task("malignancy", "binary"),))
+        >>> tasks = (Task("malignancy", "binary"),)
+        >>> network = Network(Backbone("test_efficientnet"), tasks)
         >>> output = network.eval()(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
         >>> tuple(output["malignancy"].shape)
         (2, 1)
@@ -55,12 +56,15 @@ class Network(nn.Module):
         self.backbone = create_backbone(backbone)
         self.heads = nn.ModuleDict({task.name: make_head(task, self.backbone) for task in tasks})
         self.segments = frozenset(task.name for task in tasks if task.kind == "segment")
+        # The normalization is inside the network, so that exported graphs take uint8
+        # pixels. Buffers are not persistent: they belong to the backbone's description,
+        # not to its weights.
         mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
         self.register_buffer("mean", (255 * mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """Return `image`, uint8 [N, S, S, 3], as the backbone's input: float [N, 3, S, S]."""
+        """Return uint8 pixels [N, S, S, 3] as normalised floats [N, 3, S, S]."""
         pixels = image.permute(0, 3, 1, 2).to(self.mean.dtype)
         return (pixels - self.mean) * self.scale
 
@@ -98,8 +102,8 @@ class Network(nn.Module):
                 "Change --size."
             )
         last = self.backbone.forward_features(self.normalised(image))
-        # timm's models compute their own forward from the same two halves, so both kinds of
-        # heads share one pass.
+        # timm's models compute their own forward from the same two halves, so both
+        # kinds of heads share one pass.
         pooled = self.pooled(self.backbone.forward_head(last))
         spatial = feature_map(self.backbone, last)
         return {
@@ -160,8 +164,8 @@ def create_backbone(backbone: Backbone) -> TimmModel:
             f"timm refuses {backbone.name!r} with {dict(backbone.args)}: {error}. "
             "Change the arguments."
         ) from error
-    # Some families widen the features after pooling (conv_head). timm keeps that width in
-    # head_hidden_size and the width of the last map in num_features.
+    # Some families widen the features after pooling (conv_head). timm keeps that width
+    # in head_hidden_size and the width of the last map in num_features.
     model.num_features_map = model.num_features
     model.num_features_out = getattr(model, "head_hidden_size", None) or model.num_features
     if backbone.stages is not None:

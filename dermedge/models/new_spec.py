@@ -36,7 +36,8 @@ def make_spec(
     """
     if not IDENTIFIER.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot name a model. Pass --name with letters, digits, '.', '_' and '-' only."
+            f"{name!r} cannot name a model. Pass --name with letters, digits, '.', '_' and '-' "
+            "only."
         )
     return Spec(name, "1", tasks, preprocess, INTENDED_USE, lineage)
 

@@ -2,14 +2,14 @@
 
 Running the teacher on every view of every epoch costs more than training a small
 student. The teacher therefore runs once on a few fixed views of each image, and its
-outputs are kept on disk. Each epoch trains on one of these views, rotated or mirrored at
-random, which does not change a lesion's diagnosis.
+outputs are kept on disk. Each epoch trains on one of these views, rotated or mirrored
+at random, which does not change a lesion's diagnosis.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -108,7 +108,8 @@ def distill(
 
     The loss is `soft_weight` x the divergence from the teacher's softened logits
     + (1 - `soft_weight`) x the labelled loss. Rows without a label, and all rows of
-    `unlabelled`, count in the first part only. Tasks and preprocessing are the teacher's.
+    `unlabelled`, count in the first part only. Tasks and preprocessing are the
+    teacher's.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
@@ -147,15 +148,7 @@ def distill(
     settings = {
         "data": [table.table_digest for table in (labelled, *unlabelled)],
         "teacher": sha256_file(Path(teacher) / WEIGHTS),
-        "backbone": describe_backbone(backbone),
-        "init": digest_init(options.init),
-        "spec": to_json(replace(spec, lineage={})),
-        "temperature": options.temperature,
-        "soft_weight": options.soft_weight,
-        "views": options.views,
-        "balance": options.balance,
-        "schedule": asdict(options.schedule),
-        "seed": options.seed,
+        **_describe_run(options, backbone, spec),
         **describe_masks(samples, tasks),
     }
     run = RunRecord(Path(out), "distill", "student", settings, samples.images_digest)
@@ -166,6 +159,8 @@ def distill(
         samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
     check_val(tasks, samples, training.val)
+    # The network is created before the folder is claimed: a backbone or weights that
+    # cannot be used leave nothing behind.
     network = start_network(training, backbone, options.init)
     split = collect_split(samples, taught_by.split, read_init_split(options.init))
     run.open(overwrite=overwrite)
@@ -195,6 +190,22 @@ def _choose_init(options: DistillOptions, teacher: TrainedModel, folder: Path | 
     if init in ("none", "hub") and options.backbone is None:
         raise UsageError("No student backbone is named. Pass --backbone with a timm name.")
     return init
+
+
+def _describe_run(options: DistillOptions, backbone: Backbone, spec: Spec) -> dict[str, Any]:
+    """Return the recorded settings that come from the options."""
+    return {
+        "backbone": describe_backbone(backbone),
+        "init": digest_init(options.init),
+        # The lineage names files and licences, which do not change what is computed.
+        "spec": to_json(replace(spec, lineage={})),
+        "temperature": options.temperature,
+        "soft_weight": options.soft_weight,
+        "views": options.views,
+        "balance": options.balance,
+        "schedule": asdict(options.schedule),
+        "seed": options.seed,
+    }
 
 
 def _make_student_spec(
@@ -240,6 +251,7 @@ def run_teacher(
     chunks = [data.train[start : start + 64] for start in range(0, len(data.train), 64)]
     outputs: list[Outputs] = []
     for view in range(views):
+        # One file per view: a killed run loses at most one pass of the teacher.
         path = cache / f"view-{view}.safetensors"
         if path.is_file():
             outputs.append(load_file(path))
@@ -270,6 +282,8 @@ def distillation_batches(
     view = epoch % len(outputs)
     position = np.full(len(data.samples.image_ids), -1)
     position[data.train] = np.arange(len(data.train))
+    # Views repeat every `len(outputs)` epochs. The symmetry makes each repetition a new
+    # image, and the third seed keeps it independent of the order of the rows.
     symmetries = np.random.default_rng((data.seed, epoch, 1)).integers(
         8, size=len(data.samples.image_ids)
     )
@@ -284,6 +298,8 @@ def distillation_batches(
         soft = []
         for task in data.spec.tasks:
             output = outputs[view][task.name][position[rows]]
+            # Only a mask has places that move with the pixels; other outputs stay as
+            # they are.
             if task.kind == "segment":
                 output = transform(output[:, 0], rows)[:, None]
             soft.append(torch.from_numpy(output))
@@ -304,6 +320,7 @@ def make_distillation_loss(data: TrainingData, options: DistillOptions) -> Loss:
         for task, soft_target in zip(tasks, soft_targets, strict=True):
             output = outputs[task.name]
             soft = soft + distillation_loss(task.kind, output, soft_target, options.temperature)
+        # lerp returns exactly one of the two at a soft weight of 0 or 1.
         hard = labelled_loss(tasks, outputs, targets, log_prior)
         return torch.lerp(hard, soft, options.soft_weight)
 

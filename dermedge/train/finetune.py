@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dermedge.models.backbone import choose_backbone
+from dermedge.models.backbone import Backbone, choose_backbone
 from dermedge.models.folder_metadata import Role
 from dermedge.models.model_folder import TrainedModel, save_model_folder
 from dermedge.models.network import count_parameters
@@ -22,7 +22,7 @@ from dermedge.train.lineage import (
 from dermedge.train.loop import FitResult
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
-from dermedge.train.samples import read_samples
+from dermedge.train.samples import Samples, read_samples
 from dermedge.train.supervision import check_val
 from dermedge.train.training_data import (
     TrainingData,
@@ -32,7 +32,7 @@ from dermedge.train.training_data import (
     train_network,
 )
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import to_json
+from dermedge_runtime.spec import Spec, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +111,7 @@ def finetune(
         make_preprocess(options.size, options.fit),
         lineage,
     )
-    settings = {
-        "data": samples.table_digest,
-        "backbone": describe_backbone(backbone),
-        "init": digest_init(options.init),
-        "spec": to_json(replace(spec, lineage={})),
-        "role": options.role,
-        "balance": options.balance,
-        "schedule": asdict(options.schedule),
-        "seed": options.seed,
-        **describe_masks(samples, tasks),
-    }
+    settings = _describe_run(options, samples, backbone, spec)
     run = RunRecord(Path(out), "finetune", options.role, settings, samples.images_digest)
     finished = run.finished(overwrite=overwrite)
     if finished is not None:
@@ -130,6 +120,8 @@ def finetune(
         samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
     check_val(tasks, samples, training.val)
+    # The network is created before the folder is claimed: a backbone or weights that
+    # cannot be used leave nothing behind.
     network = start_network(training, backbone, options.init)
     split = collect_split(samples, read_init_split(options.init))
     run.open(overwrite=overwrite)
@@ -145,6 +137,24 @@ def finetune(
     )
     model = TrainedModel(network, spec, backbone, options.role, split=split)
     return save_trained(model, run, fitted)
+
+
+def _describe_run(
+    options: FinetuneOptions, samples: Samples, backbone: Backbone, spec: Spec
+) -> dict[str, Any]:
+    """Return the settings that are recorded, and whose digest identifies the run."""
+    return {
+        "data": samples.table_digest,
+        "backbone": describe_backbone(backbone),
+        "init": digest_init(options.init),
+        # The lineage names files and licences, which do not change what is computed.
+        "spec": to_json(replace(spec, lineage={})),
+        "role": options.role,
+        "balance": options.balance,
+        "schedule": asdict(options.schedule),
+        "seed": options.seed,
+        **describe_masks(samples, spec.tasks),
+    }
 
 
 def save_trained(

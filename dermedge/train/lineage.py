@@ -30,6 +30,7 @@ def collect_split(samples: Samples, *earlier: SplitRows) -> SplitRows:
 def add_seen_images(rows: SplitRows, *earlier: SplitRows) -> SplitRows:
     """Append the train and val images of earlier models to `rows`, each image once."""
     seen = {digest for _, digest, split in rows if split in ("train", "val")}
+    # Test rows of an ancestor were never trained on, so they do not count as seen.
     for row in (row for ancestor in earlier for row in ancestor):
         if row[2] in ("train", "val") and row[1] not in seen:
             rows += (row,)
@@ -83,7 +84,7 @@ def make_data_lineage(samples: Samples) -> dict[str, Any]:
 
 
 def digest_init(init: str) -> str:
-    """Return the identity of initial weights: a keyword, or the sha256 of their file."""
+    """Return what identifies initial weights: a keyword, or a file's sha256."""
     path = Path(init)
     if init in ("none", "hub"):
         return init

@@ -1,4 +1,4 @@
-"""Train a network: AdamW, warm-up and cosine, moving average, early stopping, checkpoints."""
+"""Train a network with AdamW, a moving average, early stopping and checkpoints."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -96,19 +96,21 @@ def fit(
 ) -> FitResult:
     """Train `network` in place and leave in it the moving average of the best epoch.
 
-    A checkpoint is written after every epoch. A run that was killed continues from it to
-    the same weights.
+    A checkpoint is written after every epoch. A run that was killed continues from it
+    to the same weights.
 
     Args:
         network: On the CPU; moved to the accelerator for the run and back.
         steps: Optimizer steps per epoch, for the learning rate.
         batches: Returns the batches of an epoch; must depend on the epoch only.
         loss: Returns the loss of one batch.
-        score: Returns metrics on validation data; the one named "score" selects the epoch.
+        score: Returns metrics on validation data; the one named "score" selects the
+            epoch.
         schedule: Number of epochs, batch size and learning rate.
         seed: Random seed of dropout and stochastic depth.
         folder: Folder of the checkpoint.
-        fingerprint: Digest of settings and data; a checkpoint with another one is refused.
+        fingerprint: Digest of settings and data; a checkpoint with another one is
+            refused.
         progress: Called after every step.
 
     Raises:
@@ -122,6 +124,8 @@ def fit(
     network.to(fabric.device)
     ema = ModelEmaV3(network, decay=schedule.ema_decay, use_warmup=True)
     model, optimizer = fabric.setup(network, adamw)
+    # The unwrapped modules go into the checkpoint, so that it does not depend on
+    # Fabric's wrappers.
     checkpoint = _Checkpoint(folder / CHECKPOINT, fingerprint, network, ema.module, optimizer)
     state = checkpoint.read()
     resumed = None if state is None else int(state["epoch"])
@@ -132,7 +136,8 @@ def fit(
     for epoch in range(state["epoch"], schedule.epochs):
         if epoch - state["best_epoch"] > schedule.patience and state["best_epoch"] >= 0:
             break
-        # The seed depends on the epoch, so a resumed run repeats the same random numbers.
+        # The seed depends on the epoch, so a resumed run repeats the same random
+        # numbers.
         torch.manual_seed(seed * 100_003 + epoch)
         model.train()
         running = 0.0
@@ -140,11 +145,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * _rate(step, steps, total, schedule.warmup)
             value = loss(model, fabric.to_device(batch))
-            if not torch.isfinite(value):
-                raise DataError(
-                    f"The loss became {value.item()} in epoch {epoch + 1}. Lower --lr and train "
-                    "again."
-                )
+            _check_finite(value, epoch)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(value)
             optimizer.step()
@@ -153,6 +154,8 @@ def fit(
             if progress:
                 best = max(state["best"], 0)
                 progress(step + 1, total, f"epoch {epoch + 1}/{schedule.epochs}, best {best:.3f}")
+        # The average is scored and kept, not the weights of the last step: it is what
+        # is exported.
         metrics = {"loss": running / steps, **score(ema.module)}
         state["history"].append(metrics)
         state["epoch"] = epoch + 1
@@ -165,9 +168,16 @@ def fit(
     return FitResult(best_epoch, history[best_epoch] if best_epoch >= 0 else {}, history, resumed)
 
 
+def _check_finite(loss: Tensor, epoch: int) -> None:
+    if not torch.isfinite(loss):
+        raise DataError(
+            f"The loss became {loss.item()} in epoch {epoch + 1}. Lower --lr and train again."
+        )
+
+
 @dataclass(frozen=True)
 class _Checkpoint:
-    """A run's state on disk: the loop's own, and that of network, average and optimizer."""
+    """A run's state on disk: loop, network, moving average and optimizer."""
 
     path: Path
     fingerprint: str

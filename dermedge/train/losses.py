@@ -12,11 +12,13 @@ def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) ->
 
     With the shift, the argmax of the unshifted logits aims at balanced accuracy.
 
-    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (tau = 1).
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021
+    (tau = 1).
 
     Args:
         logits: [N, K].
-        labels: int64 [N]; rows with -1 do not count. Without a labelled row the loss is 0.
+        labels: int64 [N]; rows with -1 do not count. Without a labelled row the loss is
+            0.
         log_prior: [K]; zeros give plain cross entropy.
 
     Example:
@@ -39,7 +41,8 @@ def masked_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         targets: [N], 0, 1 or NaN for unknown.
 
     Example:
-        >>> loss = masked_binary_cross_entropy(torch.zeros(2, 1), torch.tensor([1.0, torch.nan]))
+        >>> targets = torch.tensor([1.0, torch.nan])
+        >>> loss = masked_binary_cross_entropy(torch.zeros(2, 1), targets)
         >>> round(loss.item(), 3)
         0.693
     """
@@ -66,6 +69,7 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
         >>> soft_cross_entropy(logits, logits, 2.0).item()
         0.0
     """
+    # Both sides stay logarithms (log_target), which is stable for probabilities near 0.
     student = F.log_softmax(logits / temperature, dim=1)
     target = F.log_softmax(teacher / temperature, dim=1)
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
@@ -79,14 +83,15 @@ def soft_binary_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
         teacher: The teacher's logits, of the same shape.
 
     Example:
-        >>> round(soft_binary_cross_entropy(torch.zeros(1, 1), torch.zeros(1, 1)).item(), 3)
+        >>> logits = torch.zeros(1, 1)
+        >>> round(soft_binary_cross_entropy(logits, logits).item(), 3)
         0.693
     """
     return F.binary_cross_entropy_with_logits(logits, torch.sigmoid(teacher))
 
 
 def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
-    """Compute the sum of K-1 binary cross entropies of an ordinal task; 0 without any level.
+    """Compute the sum of an ordinal task's K-1 binary cross entropies.
 
     Output k estimates whether the level is above k.
 
@@ -95,7 +100,7 @@ def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
 
     Args:
         logits: [N, K-1], of P(y > k).
-        levels: [N], 0 to K-1; -1 or NaN for unknown.
+        levels: [N], 0 to K-1; -1 or NaN for unknown. The loss is 0 if all are unknown.
 
     Example:
         >>> loss = cumulative_cross_entropy(torch.zeros(1, 2), torch.tensor([1]))
@@ -113,16 +118,17 @@ def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
 
 
 def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Compute pixel cross entropy plus one minus the soft Dice coefficient; 0 without masks.
+    """Compute pixel cross entropy plus one minus the soft Dice coefficient.
 
     Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016. The denominator here sums
-    probabilities, not their squares. One pixel is added to numerator and denominator, so
-    that empty masks can be learned.
+    probabilities, not their squares. One pixel is added to numerator and denominator,
+    so that empty masks can be learned.
 
     Args:
         logits: [N, 1, h, w].
         masks: [N, H, W], the share of each pixel inside the lesion; NaN throughout for
-            an image without a mask. Averaged down (or repeated up) to the logits' grid.
+            an image without a mask. Averaged down (or repeated up) to the logits'
+            grid. The loss is 0 without masks.
 
     Example:
         >>> masks = torch.ones(1, 4, 4)
@@ -167,6 +173,6 @@ def distillation_loss(kind: Kind, outputs: Tensor, teacher: Tensor, temperature:
         return soft_cross_entropy(outputs, teacher, temperature)
     if kind == "embed":
         return F.mse_loss(outputs @ outputs.T, teacher @ teacher.T)
-    # The mean over an ordinal task's outputs, times their number, is their sum. The factor is 1
-    # for the other kinds.
+    # The mean over an ordinal task's outputs, times their number, is their sum. The
+    # factor is 1 for the other kinds.
     return soft_binary_cross_entropy(outputs, teacher) * outputs.shape[1]

@@ -1,4 +1,4 @@
-"""Quantization-aware training: train a fake-quantized network to match its fp32 student."""
+"""Train a fake-quantized network to match its fp32 student."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,8 @@ from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec, Task, to_json
 
-# Short and with a low rate: the weights need to move by about one quantization step only.
+# Short and with a low rate: the weights need to move by about one quantization step
+# only.
 SCHEDULE = Schedule(epochs=3, lr=1e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.99)
 
 
@@ -82,13 +83,14 @@ def train_quantized(
 
     The loss is the divergence from the fp32 student's softened logits and, with
     `teacher_weight`, from the teacher's, on augmented views of the train split. Labels
-    are not read. BatchNorms are folded or frozen. The epoch whose val outputs are closest
-    to the fp32 student's is kept, or the start if no epoch is closer.
+    are not read. BatchNorms are folded or frozen. The epoch whose val outputs are
+    closest to the fp32 student's is kept, or the start if no epoch is closer.
 
     Every run has its own folder under `folder`. A finished run is read from there, a
     killed one continues to the same weights.
 
-    With the keyword arguments bound, this function is a `dermedge_export.context.Retrain`.
+    With the keyword arguments bound, this function is a
+    `dermedge_export.context.Retrain`.
 
     Args:
         module: Result of `dermedge_export.quantization.qat.fake_quantized`.
@@ -109,6 +111,8 @@ def train_quantized(
     start = _serialize(module)
     samples, tasks = read_samples(data, student.spec.tasks)
     settings = _make_settings(samples, start, calibration, candidate, teacher, options)
+    # The folder of a run is named by its fingerprint, which is known only after the run
+    # is described.
     run = RunRecord(folder, "qat", student.role, settings, samples.images_digest)
     run = replace(run, folder=folder / run.fingerprint[:16])
     path = run.folder / WEIGHTS
@@ -132,6 +136,8 @@ def train_quantized(
         score=score,
         progress=progress,
     )
+    # Training may do harm, with a bad schedule for example. Then the calibrated start
+    # is exported.
     if fitted.metrics["score"] < before["score"]:
         module.load_state_dict(load(start))
     atomic_write(path, _serialize(module))
@@ -207,13 +213,14 @@ def _make_loss(tasks: Sequence[Task], references: Sequence[_Reference], temperat
 def make_agreement_score(data: TrainingData, reference: Network) -> Score:
     """Return a function that compares a network's val outputs with the reference's.
 
-    With a diagnosis, the score is exp(-KL divergence) of its classes. Without one, it is
-    exp(-sum of squared differences) of all outputs. Equal outputs score 1.
+    With a diagnosis, the score is exp(-KL divergence) of its classes. Without one, it
+    is exp(-sum of squared differences) of all outputs. Equal outputs score 1.
 
     Args:
         data: Its val rows are read here, once.
         reference: The fp32 student.
     """
+    # The reference never changes, so its outputs are computed once.
     pixels = data.images(data.val)
     wanted = _to_tensors(run_network(reference, pixels))
 

@@ -1,4 +1,4 @@
-"""Read a table's rows as arrays, its images as small frames, and augmented views of them."""
+"""Read a table's rows as arrays, its images as frames and augmented views."""
 
 import os
 import threading
@@ -23,10 +23,13 @@ from dermedge_runtime.preprocess import decode_image, preprocess
 from dermedge_runtime.spec import Preprocess, Task
 
 Pixels = NDArray[np.uint8]
-# Share of each cell of the output grid that the lesion covers, 0 to 1; NaN without a mask.
+# Share of each cell of the output grid that the lesion covers, 0 to 1; NaN without a
+# mask.
 Coverage = NDArray[np.float32]
 RowIndices = NDArray[np.intp]
+# Frames are a little larger than the input, so that a random crop is not enlarged much.
 FRAME_MARGIN = 1.15
+# 3 GiB: about 18,000 frames of 224 pixels.
 FRAME_BYTES = 3 << 30
 
 
@@ -111,6 +114,8 @@ def read_samples(
     if tasks is None:
         tasks = derive_tasks(frame[frame["split"] == "train"], str(table.root), wanted)
     ids = [label.id for task in tasks if task.kind == "classify" for label in task.labels]
+    # A model may have coarser labels than the table: each diagnosis counts as the label
+    # that covers it in the taxonomy.
     covering = {dx: project(dx, ids) for dx in frame["dx"].unique() if dx}
     index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
     levels = {
@@ -172,6 +177,8 @@ class Frames:
         """
         frame = self._kept.get(row)
         if frame is None:
+            # Two threads may decode the same row; the lock keeps only the count of
+            # bytes right.
             frame = self._decode(row)
             with self._lock:
                 if self._capacity >= frame.nbytes and row not in self._kept:
@@ -231,8 +238,8 @@ class Masks:
         height, width = self.frames[row].shape[:2]
         if row not in self._kept:
             mask = decode_mask(path)
-            # A mask may have another resolution than its image. After scaling to the image's
-            # width, its height may differ by rounding only.
+            # A mask may have another resolution than its image. After scaling to the
+            # image's width, its height may differ by rounding only.
             if abs(mask.shape[0] * width / mask.shape[1] - height) > 1.5:
                 raise DataError(
                     f"The mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, which is not "
@@ -241,6 +248,7 @@ class Masks:
             nearest = Image.fromarray(mask.astype(np.uint8)).resize(
                 (width, height), Image.Resampling.NEAREST
             )
+            # A bit per pixel: 8 times less memory than a byte.
             self._kept[row] = np.packbits(np.asarray(nearest))
         return np.unpackbits(self._kept[row], count=height * width).reshape(height, width)
 
@@ -287,6 +295,8 @@ class Views:
         pixels, mask = self._cut(row, number, self.masks.framed(row) if self.masks else None)
         if mask is None:
             return pixels, np.full((side, side), np.nan, np.float32)
+        # The output grid has a quarter of the input's side. Its targets are the means
+        # of 4 x 4 pixels.
         return pixels, mask.reshape(side, 4, side, 4).mean((1, 3), dtype=np.float32)
 
     def _cut(self, row: int, number: int, mask: Pixels | None) -> tuple[Pixels, Pixels | None]:
@@ -319,7 +329,8 @@ def make_augmentation(size: int) -> Transform:
         size: Side of the output in pixels.
     """
     # Without this, importing albumentations asks the network for its newest version.
-    # Upstream: https://github.com/albumentations-team/albumentations (NO_ALBUMENTATIONS_UPDATE).
+    # Upstream: https://github.com/albumentations-team/albumentations
+    # (NO_ALBUMENTATIONS_UPDATE).
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
     import cv2

@@ -31,7 +31,8 @@ def supervised_tasks(tasks: Sequence[Task]) -> dict[str, Task]:
     `malignancy` has a column.
 
     Example:
-        >>> list(supervised_tasks([Task("features", "embed"), Task("lesion", "segment")]))
+        >>> tasks = [Task("features", "embed"), Task("lesion", "segment")]
+        >>> list(supervised_tasks(tasks))
         ['segment']
     """
     supervised = {}
@@ -146,9 +147,9 @@ def val_metrics(
 ) -> ValMetrics:
     """Return metrics on val rows that `check_val` has accepted.
 
-    `score` is the first of these that the model has: balanced accuracy of the diagnosis,
-    balanced accuracy of the malignancy, quadratic weighted kappa of the severity, mean
-    Dice coefficient. Metrics that the rows cannot give are left out.
+    `score` is the first of these that the model has: balanced accuracy of the
+    diagnosis, balanced accuracy of the malignancy, quadratic weighted kappa of the
+    severity, mean Dice coefficient. Metrics that the rows cannot give are left out.
 
     Args:
         tasks: Tasks of the model.

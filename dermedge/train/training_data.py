@@ -34,13 +34,14 @@ from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec
 
-# Images uint8 [N, S, S, 3], then one target per task (and, in distillation, one teacher output
-# per task).
+# Images uint8 [N, S, S, 3], then one target per task (and, in distillation, one teacher
+# output per task).
 TrainingBatch = tuple[Tensor, ...]
 Batches = Callable[[int], Iterable[TrainingBatch]]
 Loss = Callable[[nn.Module, TrainingBatch], Tensor]
 Score = Callable[[nn.Module], Mapping[str, float]]
 EVALUATION_BATCH = 64
+# Train images for the statistics of BatchNorms in weights whose norms were folded.
 NORM_IMAGES = 256
 
 
@@ -99,6 +100,7 @@ class TrainingData:
 
     def batch_rows(self, epoch: int) -> list[RowIndices]:
         """Return the rows of each batch of an epoch, shuffled by seed and epoch."""
+        # The order depends on seed and epoch only, so a resumed run repeats it.
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
         rows = self.train[order]
         starts = range(0, self.steps * self.batch_size, self.batch_size)
@@ -138,7 +140,7 @@ class TrainingData:
         return prefetch(make_batch, self.batch_rows(epoch))
 
     def log_prior(self, *, balance: bool) -> Tensor:
-        """Return the log frequencies of the diagnoses in train [K]; zeros without `balance`."""
+        """Return log frequencies of the train diagnoses [K]; zeros without `balance`."""
         diagnosis = self.spec.diagnosis
         classes = len(diagnosis.labels) if diagnosis else 0
         if not balance:
