@@ -1,3 +1,5 @@
+"""Test the report of `bench`."""
+
 import io
 import json
 import os

@@ -59,7 +59,7 @@ class FakeModel:
 
     def __init__(self, described: Any = None) -> None:
         self.described = described if described is not None else description()
-        self.asked: list[Image.Image] = []
+        self.calls: list[Image.Image] = []
 
     def get_spec(self) -> Any:
         return SimpleNamespace(description=self.described)
@@ -69,7 +69,7 @@ class FakeModel:
         image = data["image"]
         assert isinstance(image, Image.Image)
         assert image.mode == "RGB"
-        self.asked.append(image)
+        self.calls.append(image)
         outputs = FakeRuntime().run(np.asarray(image)[None])
         return {name: outputs[name].astype(np.float64) for name in ("malignancy", "diagnosis")}
 
@@ -87,7 +87,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 class Mac:
-    """A Mac with coremltools; `models` are the packages that it was given."""
+    """Mac with coremltools; `packages` lists what it has loaded."""
 
     def __init__(self) -> None:
         self.packages: list[Path] = []
@@ -119,7 +119,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Mac:
     return machine
 
 
-def test_every_image_is_asked_for_by_itself_and_answered_in_order() -> None:
+def test_core_ml_is_called_once_per_image_in_order() -> None:
     model = FakeModel()
     runtime = CoreMlRuntime(model, TOY_SPEC, "macOS 15.1")
     outputs = runtime.run(PIXELS)
@@ -127,13 +127,13 @@ def test_every_image_is_asked_for_by_itself_and_answered_in_order() -> None:
     for name, expected in FakeRuntime().run(PIXELS).items():
         assert outputs[name].dtype == np.float32
         np.testing.assert_array_equal(outputs[name], expected)
-    assert [np.asarray(image).tobytes() for image in model.asked] == [
+    assert [np.asarray(image).tobytes() for image in model.calls] == [
         image.tobytes() for image in PIXELS
     ]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="here Core ML runs")
-def test_off_a_mac_it_says_where_to_go_and_what_to_type(bundle: Bundle) -> None:
+def test_off_a_mac_the_error_gives_the_command_and_the_machine(bundle: Bundle) -> None:
     with pytest.raises(ElsewhereError) as caught:
         load(bundle)
     assert str(caught.value) == (
@@ -174,7 +174,7 @@ def test_a_file_that_changed_after_opening_is_refused(bundle: Bundle, mac: Mac) 
     assert mac.packages == []
 
 
-def test_a_mac_without_coremltools_is_told_the_extra(
+def test_a_mac_without_coremltools_raises_the_name_of_the_extra(
     bundle: Bundle, mac: Mac, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "coremltools", None)
@@ -207,7 +207,7 @@ def test_a_model_that_does_not_fit_its_spec_is_refused(
     assert not mac.packages[0].parent.exists()
 
 
-def test_what_core_ml_fails_on_is_one_error() -> None:
+def test_a_failure_of_core_ml_is_one_error() -> None:
     runtime = CoreMlRuntime(FakeModel(), TOY_SPEC, "macOS 15.1")
     with pytest.raises(EngineError, match=r"failed on uint8 \[1, 32, 32\].*dermedge verify"):
         runtime.run(PIXELS[:1, ..., 0])
@@ -221,7 +221,7 @@ def test_a_closed_model_says_so(bundle: Bundle, mac: Mac) -> None:
         runtime.run(PIXELS)
 
 
-def test_one_model_is_never_asked_by_two_threads_at_once() -> None:
+def test_two_threads_never_call_one_model_at_once() -> None:
     model, inside, most = FakeModel(), 0, 0
     answer, barrier = model.predict, threading.Barrier(4)
 
@@ -246,4 +246,4 @@ def test_one_model_is_never_asked_by_two_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert most == 1
-    assert len(model.asked) == 20
+    assert len(model.calls) == 20

@@ -1,3 +1,5 @@
+"""Test decoding against hand-computed numbers."""
+
 import json
 import math
 

@@ -45,7 +45,7 @@ ANY_BATCH = ("onnxruntime", "openvino")
 
 
 def absent(engine: str) -> str:
-    """Why an engine is not on this machine; nothing where it is."""
+    """Return why this machine cannot have an engine; "" if it can."""
     package = ENGINES[engine][2]
     if engine == "coreml" and sys.platform != "darwin":
         return "Core ML computes on a Mac only"
@@ -57,7 +57,7 @@ FORMS = [*HERE, *(f"{name}, any batch" for name in HERE if name in ANY_BATCH)]
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_this_engine_is_asked_too(name: str) -> None:
+def test_this_engine_is_tested_too(name: str) -> None:
     if reason := absent(name):
         pytest.skip(reason)
     assert name in FORMS
@@ -65,13 +65,13 @@ def test_this_engine_is_asked_too(name: str) -> None:
 
 @dataclass(frozen=True)
 class Toy:
-    """The toy network as an exporter takes it."""
+    """Toy network as an exporter takes it."""
 
     spec: Spec = SPEC
 
     @property
     def module(self) -> Any:
-        """For exporters that do not start at ONNX."""
+        """Network for exporters that do not start from ONNX."""
         import torch
 
         p = {name: torch.from_numpy(values) for name, values in toy_onnx.parameters().items()}
@@ -292,7 +292,7 @@ print(json.dumps("ORT_DISABLE_TELEMETRY" in os.environ))
 """
 
 
-def test_an_engine_reports_to_nobody_and_leaves_nothing_behind(
+def test_an_engine_sends_no_telemetry_and_leaves_no_file(
     engine: str, bundle: Bundle, tmp_path: Path
 ) -> None:
     """Check that no device id and no queue of events appears in the user's folders."""

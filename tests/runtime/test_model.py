@@ -1,3 +1,5 @@
+"""Test `load` and `Model`: predictions, batches, streams and threads."""
+
 import itertools
 import sys
 import threading
@@ -44,7 +46,7 @@ def test_predict_repeats_the_golden_predictions(model):
             np.testing.assert_array_equal(outputs[name], expected)
 
 
-def test_a_prediction_says_where_it_comes_from_and_what_it_took(model):
+def test_a_prediction_has_its_provenance_and_its_timing(model):
     prediction = model.predict(IMAGES[0])
     assert prediction.provenance.bundle == model.bundle.id
     assert prediction.provenance.engine == "fake 1.0"
@@ -114,7 +116,7 @@ def test_a_bad_image_is_raised_at_its_place(model, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_or_it_is_returned_there_and_the_others_are_predicted(model, batch_size):
+def test_a_bad_image_is_returned_in_place_and_the_others_are_predicted(model, batch_size):
     images = [BAD, IMAGES[0], b"", BAD, IMAGES[1], IMAGES[2]]
     items = list(model.stream(images, batch_size=batch_size, on_error="return"))
     assert [isinstance(item, ImageError) for item in items] == [
@@ -151,7 +153,7 @@ def test_run_takes_only_what_the_engine_takes(model):
             model.run(images)
 
 
-def test_a_closed_model_says_so(toy_bundle_path, fake_runtime):
+def test_a_closed_model_raises_a_usage_error(toy_bundle_path, fake_runtime):
     model = Model(Bundle.open(toy_bundle_path), fake_runtime)
     stream = model.stream(IMAGES)
     next(stream)

@@ -1,3 +1,5 @@
+"""Test the order, the bound and the errors of `prefetch`."""
+
 import itertools
 import threading
 

@@ -1,3 +1,5 @@
+"""Test decoding, fitting and resizing of images against independent arithmetic."""
+
 import io
 import struct
 import zlib

@@ -1,3 +1,5 @@
+"""Test the TensorRT runtime on an imitation of TensorRT, and its names on the real one."""
+
 import ast
 import json
 import re
@@ -310,20 +312,20 @@ class TestMachine:
 def layer(
     kind="CaskConvolution", name="conv", weights=None, inputs=(), key="Format/Datatype", tactic=""
 ):
-    told = {
+    text = {
         "Name": name,
         "LayerType": kind,
         "TacticName": tactic,
         "Inputs": [{key: text} for text in inputs],
     }
-    return json.dumps(told | ({"Weights": {"Type": weights, "Count": 9}} if weights else {}))
+    return json.dumps(text | ({"Weights": {"Type": weights, "Count": 9}} if weights else {}))
 
 
 class TestPrecision:
     """The texts are those that TensorRT 10 and 11 write."""
 
     @pytest.mark.parametrize(
-        ("told", "width"),
+        ("text", "width"),
         [
             (layer(weights="Half", inputs=["N/A due to dynamic shapes"]), "fp16"),
             (layer(weights="Int8", inputs=["Int8", "Half"]), "int8"),
@@ -336,15 +338,15 @@ class TestPrecision:
             (layer(kind="correlation", inputs=["BFloat16"]), "bf16"),
         ],
     )
-    def test_a_layers_precision_is_read(self, told, width):
+    def test_a_layers_precision_is_read(self, text, width):
         assert (
             dict(
-                read_precision([told, layer(weights="Int8"), layer(weights="Half")], "fp16").counts
+                read_precision([text, layer(weights="Int8"), layer(weights="Half")], "fp16").counts
             )[width]
             >= 1
         )
         if width == "fp16":
-            assert dict(read_precision([told], "fp16").counts) == {"fp16": 1}
+            assert dict(read_precision([text], "fp16").counts) == {"fp16": 1}
 
     def test_layers_that_move_data_do_not_count(self):
         moves = [
@@ -376,12 +378,12 @@ class TestPrecision:
             read_precision(layers, precision)
 
     def test_the_wider_layers_of_an_int8_engine_are_named(self):
-        told = [
+        text = [
             layer(name="a", weights="Int8"),
             layer(name="b", weights="Half"),
             layer("gemm", "c", "Float"),
         ]
-        found = read_precision(told, "int8+fp16")
+        found = read_precision(text, "int8+fp16")
         assert (found.asked, dict(found.counts), found.wider) == (
             "int8",
             {"fp16": 1, "fp32": 1, "int8": 1},

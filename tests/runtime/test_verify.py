@@ -16,7 +16,7 @@ from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Postprocessing, Preprocess, to_json
 from dermedge_runtime.verify import verify
 
-QUESTIONS = ["files", "preprocessing", "engine", "decoding"]
+CHECKS = ["files", "preprocessing", "engine", "decoding"]
 
 
 def bundle_with(path, cases, **changes):
@@ -29,11 +29,11 @@ def bundle_with(path, cases, **changes):
     ).path
 
 
-def refused(report, question):
+def failed_detail(report, name):
     """Return the detail of the one failed check, after which no check ran."""
-    index = QUESTIONS.index(question)
+    index = CHECKS.index(name)
     assert report.status == "failed"
-    assert [check.name for check in report.checks] == QUESTIONS
+    assert [check.name for check in report.checks] == CHECKS
     assert [c.status for c in report.checks] == ["passed"] * index + ["failed"] + ["not_run"] * (
         3 - index
     )
@@ -74,7 +74,7 @@ def test_an_intact_bundle_passes(toy_bundle_path, tmp_path, fake_runtime, form):
     report = verify(given, runtime=fake_runtime)
     assert report.status == "passed"
     assert [(check.name, check.status) for check in report.checks] == [
-        (name, "passed") for name in QUESTIONS
+        (name, "passed") for name in CHECKS
     ]
     assert (report.bundle, report.engine) == (bundle.id, "fake 1.0")
     assert "0.0001 between export and fp32 student" in report.checks[2].detail
@@ -106,7 +106,7 @@ def absent_engine(monkeypatch):
     monkeypatch.setitem(RUNTIMES, "fake", "conftest:Absent")
 
 
-def test_an_engine_of_other_machines_is_not_run_and_the_rest_is_asked(
+def test_an_engine_of_other_machines_is_not_run_and_the_other_checks_run(
     toy_bundle_path, absent_engine
 ):
     report = verify(toy_bundle_path)
@@ -125,7 +125,7 @@ def test_an_engine_of_other_machines_hides_no_failure(tmp_path, absent_engine):
     assert report.status == "failed"
     assert [check.status for check in report.checks] == ["passed", "passed", "not_run", "failed"]
     (tmp_path / "x" / "model.fake").write_bytes(b"?")
-    assert refused(verify(path), "files")
+    assert failed_detail(verify(path), "files")
 
 
 def test_an_engine_that_is_not_installed_is_an_error_still(toy_bundle_path, monkeypatch):
@@ -148,16 +148,16 @@ def test_a_path_without_bundle_is_a_usage_error(tmp_path):
 @pytest.mark.parametrize(
     "name", ["model.fake", "golden/lesion-1.png", "golden/cases.json", "LICENSES/Apache-2.0.txt"]
 )
-def test_a_damaged_file_is_the_files_fault(toy_bundle_path, fake_runtime, name):
+def test_a_damaged_file_fails_the_files_check(toy_bundle_path, fake_runtime, name):
     bundle = Bundle.open(toy_bundle_path)
     (toy_bundle_path / name).write_bytes((toy_bundle_path / name).read_bytes()[:-1] + b"?")
     for given in (toy_bundle_path, bundle):
         report = verify(given, runtime=fake_runtime)
-        assert name in refused(report, "files")
+        assert name in failed_detail(report, "files")
         assert (report.bundle, report.engine) == (str(toy_bundle_path), "not started")
 
 
-def test_golden_cases_that_are_absent_or_of_another_model_are_the_files_fault(
+def test_golden_cases_that_are_absent_or_of_another_model_fail_the_files_check(
     tmp_path, fake_runtime
 ):
     case = toy_cases()[0]
@@ -174,19 +174,19 @@ def test_golden_cases_that_are_absent_or_of_another_model_are_the_files_fault(
         ]
     ):
         report = verify(bundle_with(tmp_path / str(index), cases), runtime=fake_runtime)
-        assert found in refused(report, "files")
+        assert found in failed_detail(report, "files")
 
 
-def test_a_tensor_off_by_one_is_preprocessings_fault(tmp_path, fake_runtime):
+def test_a_tensor_off_by_one_fails_the_preprocessing_check(tmp_path, fake_runtime):
     first, second = toy_cases()
     tensor = second.tensor.copy()
     tensor[5, 7, 1] ^= 1
     path = bundle_with(tmp_path / "x", [first, replace(second, tensor=tensor)])
-    detail = refused(verify(path, runtime=fake_runtime), "preprocessing")
+    detail = failed_detail(verify(path, runtime=fake_runtime), "preprocessing")
     assert "'lesion-2' differs in 1 of 3072 values, by up to 1 of 255" in detail
 
 
-def test_another_kernel_on_this_machine_is_preprocessings_fault(
+def test_another_kernel_on_this_machine_fails_the_preprocessing_check(
     toy_bundle_path, fake_runtime, monkeypatch
 ):
     def bicubic(source, spec, *, exact=False):
@@ -194,24 +194,24 @@ def test_another_kernel_on_this_machine_is_preprocessings_fault(
         return np.array(image.resize((spec.size, spec.size), Image.Resampling.BICUBIC))
 
     monkeypatch.setattr("dermedge_runtime.verify.preprocess", bicubic)
-    assert "'lesion-1' differs" in refused(
+    assert "'lesion-1' differs" in failed_detail(
         verify(toy_bundle_path, runtime=fake_runtime), "preprocessing"
     )
 
 
-def test_a_golden_image_that_is_no_image_is_preprocessings_fault(tmp_path, fake_runtime):
+def test_a_golden_image_that_is_no_image_fails_the_preprocessing_check(tmp_path, fake_runtime):
     path = bundle_with(tmp_path / "x", [replace(toy_cases()[0], image=b"no PNG")])
-    assert "'lesion-1' cannot be preprocessed" in refused(
+    assert "'lesion-1' cannot be preprocessed" in failed_detail(
         verify(path, runtime=fake_runtime), "preprocessing"
     )
 
 
 @pytest.mark.parametrize("output", ["diagnosis", "malignancy"])
-def test_an_engine_outside_the_tolerance_is_the_engines_fault(toy_bundle_path, output):
+def test_an_engine_outside_the_tolerance_fails_the_engine_check(toy_bundle_path, output):
     assert verify(toy_bundle_path, runtime=Shifted(0.9e-3, output)).status == "passed"
     for shift in (2e-3, -2e-3, np.nan, np.inf):
         report = verify(toy_bundle_path, runtime=Shifted(shift, output))
-        detail = refused(report, "engine")
+        detail = failed_detail(report, "engine")
         assert "fake 1.0" in detail
         assert f"output {output!r}" in detail
         assert report.engine == "fake 1.0"
@@ -222,10 +222,10 @@ def test_each_output_has_its_own_tolerance(tmp_path):
         tmp_path / "x", toy_cases(), tolerance={"diagnosis": 0.5, "malignancy": 1e-6}
     )
     assert verify(path, runtime=Shifted(0.4, "diagnosis")).status == "passed"
-    assert "'malignancy'" in refused(verify(path, runtime=Shifted(1e-5)), "engine")
+    assert "'malignancy'" in failed_detail(verify(path, runtime=Shifted(1e-5)), "engine")
 
 
-def test_an_engine_that_fails_or_forgets_is_the_engines_fault(toy_bundle_path, monkeypatch):
+def test_an_engine_that_fails_or_forgets_fails_the_engine_check(toy_bundle_path, monkeypatch):
     class Broken(FakeRuntime):
         answer = None
 
@@ -234,7 +234,7 @@ def test_an_engine_that_fails_or_forgets_is_the_engines_fault(toy_bundle_path, m
                 raise RuntimeError("out of memory")
             return self.answer
 
-    assert "out of memory" in refused(verify(toy_bundle_path, runtime=Broken()), "engine")
+    assert "out of memory" in failed_detail(verify(toy_bundle_path, runtime=Broken()), "engine")
     good = FakeRuntime().run(toy_cases()[0].tensor[None])
     for answer in (
         {},
@@ -242,19 +242,19 @@ def test_an_engine_that_fails_or_forgets_is_the_engines_fault(toy_bundle_path, m
         {**good, "diagnosis": good["diagnosis"][:, :2]},
     ):
         Broken.answer = answer
-        assert "golden case 'lesion-1'" in refused(
+        assert "golden case 'lesion-1'" in failed_detail(
             verify(toy_bundle_path, runtime=Broken()), "engine"
         )
 
 
-def test_an_artifact_that_the_engine_refuses_is_the_engines_fault(tmp_path):
+def test_an_artifact_that_the_engine_refuses_fails_the_engine_check(tmp_path):
     pytest.importorskip("onnxruntime")
     artifact = replace(toy_content()["artifact"], format="onnx")
     path = bundle_with(tmp_path / "x", toy_cases(), artifact=artifact)
-    assert "model.fake" in refused(verify(path), "engine")
+    assert "model.fake" in failed_detail(verify(path), "engine")
 
 
-def test_reference_drift_is_told_but_not_judged(tmp_path, fake_runtime):
+def test_the_distance_to_the_reference_is_reported_and_not_checked(tmp_path, fake_runtime):
     cases = [
         replace(c, reference={n: a + np.float32(3) for n, a in c.expected.items()})
         for c in toy_cases()
@@ -279,12 +279,12 @@ def test_reference_drift_is_told_but_not_judged(tmp_path, fake_runtime):
         (lambda p: p.update(added_later=1), "added_later"),
     ],
 )
-def test_a_prediction_that_differs_is_decodings_fault(tmp_path, fake_runtime, edit, found):
+def test_a_prediction_that_differs_fails_the_decoding_check(tmp_path, fake_runtime, edit, found):
     first, second = toy_cases()
     prediction = json.loads(json.dumps(second.prediction))
     edit(prediction)
     path = bundle_with(tmp_path / "x", [first, replace(second, prediction=prediction)])
-    detail = refused(verify(path, runtime=fake_runtime), "decoding")
+    detail = failed_detail(verify(path, runtime=fake_runtime), "decoding")
     assert "'lesion-2' decodes differently" in detail
     assert found in detail
 
@@ -302,7 +302,7 @@ def test_decoding_is_compared_without_times_and_within_a_millionth(tmp_path, fak
     assert verify(path, runtime=fake_runtime).status == "passed"
 
 
-def test_a_threshold_of_another_precision_is_decodings_fault(tmp_path, fake_runtime):
+def test_a_threshold_of_another_precision_fails_the_decoding_check(tmp_path, fake_runtime):
     fitted = {"diagnosis": Postprocessing(temperature=1.25), "malignancy": Postprocessing(0.8, 0.6)}
     path = bundle_with(tmp_path / "x", toy_cases(), postprocessing=fitted)
-    assert "decision is 'benign'" in refused(verify(path, runtime=fake_runtime), "decoding")
+    assert "decision is 'benign'" in failed_detail(verify(path, runtime=fake_runtime), "decoding")

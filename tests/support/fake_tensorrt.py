@@ -182,18 +182,18 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
 
     class Config:
         def __init__(self) -> None:
-            self.told: dict[str, Any] = {"tf32": True, "verbosity": "names", "workspace": None}
+            self.options: dict[str, Any] = {"tf32": True, "verbosity": "names", "workspace": None}
 
         profiling_verbosity = property(
-            lambda self: self.told["verbosity"],
-            lambda self, value: self.told.update(verbosity=value),
+            lambda self: self.options["verbosity"],
+            lambda self, value: self.options.update(verbosity=value),
         )
 
         def clear_flag(self, flag: str) -> None:
-            self.told[flag] = False
+            self.options[flag] = False
 
         def set_memory_pool_limit(self, pool: str, size: int) -> None:
-            self.told[pool] = size
+            self.options[pool] = size
 
         def create_timing_cache(self, data: bytes) -> Any:
             return (
@@ -206,7 +206,7 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             fits = not cache.data or cache.data.startswith(stamp)
             if fits:
                 self.cache = cache
-                self.told["timings"] = cache.data
+                self.options["timings"] = cache.data
             return fits
 
         def get_timing_cache(self) -> Any:
@@ -223,7 +223,7 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             return Config()
 
         def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
-            trt.builds.append({**config.told, "typed": network.typed})
+            trt.builds.append({**config.options, "typed": network.typed})
             if trt.refuse:
                 self.logger.log(trt.ILogger.ERROR, trt.refuse)
                 return None
@@ -231,7 +231,7 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
             for value in (*model.graph.input, *model.graph.output):
                 value.type.tensor_type.shape.dim[0].dim_value = network.image.shape[0]
             facts = {
-                "detailed": config.told["verbosity"] == "detailed",
+                "detailed": config.options["verbosity"] == "detailed",
                 "typed": network.typed and not forgets_types,
             }
             return stamp + json.dumps(facts).encode() + b"\n" + model.SerializeToString()
@@ -272,10 +272,12 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
 
         def create_engine_inspector(self) -> Any:
             return SimpleNamespace(
-                get_layer_information=lambda index, form: self._told(self.model.graph.node[index])
+                get_layer_information=lambda index, form: self._describe_layer(
+                    self.model.graph.node[index]
+                )
             )
 
-        def _told(self, node: onnx.NodeProto) -> str:
+        def _describe_layer(self, node: onnx.NodeProto) -> str:
             if not self.facts["detailed"]:
                 return json.dumps(node.name)
             layer: dict[str, Any] = {"Name": node.output[0], "LayerType": f"Cask{node.op_type}"}

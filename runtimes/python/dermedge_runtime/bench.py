@@ -23,6 +23,7 @@ from dermedge_runtime.report import LatencyReport, Percentiles
 
 # The shape of a twelve-megapixel phone photograph.
 PHOTO = (4032, 3024)
+# The median of three is not changed by one disturbed start.
 COLD_STARTS = 3
 
 # The first prediction of a process as a user would write it, then the memory that is

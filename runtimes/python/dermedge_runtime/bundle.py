@@ -233,6 +233,7 @@ def _read_manifest(container: Container) -> Json:
 def _parse(manifest: Json, path: Path) -> Bundle:
     """Convert a manifest to a Bundle; check everything but the files themselves."""
     _check_schema(take(manifest, "schema", str, MANIFEST), path)
+    # The id cannot cover itself; by the digests in `files` it covers all else.
     content = {key: value for key, value in manifest.items() if key != "id"}
     try:
         digest = sha256_hex(canonical_json(content))

@@ -109,6 +109,7 @@ def _list_folder(root: Path) -> dict[str, int]:
                 mode = entry.stat(follow_symlinks=False).st_mode
                 if stat.S_ISDIR(mode):
                     pending.append(Path(entry.path))
+                # Links and devices are refused: a link could name any file of this machine.
                 elif stat.S_ISREG(mode):
                     sizes[name] = entry.stat(follow_symlinks=False).st_size
                 else:
@@ -203,6 +204,7 @@ def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     with ZipFile(buffer, "w", ZIP_STORED) as archive:
         for name in sorted(files):
             info = ZipInfo(name, EPOCH)
+            # Unix, a regular file, mode 644. The default depends on the system that zips.
             info.create_system, info.external_attr = 3, 0o100644 << 16
             archive.writestr(info, files[name])
     return buffer.getvalue()

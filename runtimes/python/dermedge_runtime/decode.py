@@ -150,11 +150,7 @@ def decode(
             probabilities = softmax(values, temperature)
             labels = _rank(task, probabilities)
             if task is malignancy:
-                score = sum(
-                    p
-                    for label, p in zip(task.labels, probabilities, strict=True)
-                    if label.malignant
-                )
+                score = _sum_malignant(task, probabilities)
         elif task is malignancy:
             score = sigmoid(values[0] / temperature)
         elif task.kind == "ordinal" and "severity" not in decoded:
@@ -164,10 +160,8 @@ def decode(
     threshold = (
         None if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED).threshold
     )
-    if score is not None:
-        score = min(score, 1.0)  # a sum of rounded probabilities may exceed 1 by 1e-16
-        if threshold is not None:
-            decoded["decision"] = "malignant" if score >= threshold else "benign"
+    if score is not None and threshold is not None:
+        decoded["decision"] = "malignant" if score >= threshold else "benign"
     return Prediction(labels, score, threshold, timing=timing, provenance=provenance, **decoded)
 
 
@@ -207,6 +201,7 @@ def ordinal_level(logits: Sequence[float], temperature: float = 1.0) -> int:
         >>> ordinal_level([3.0, 1.0, -2.0])
         2
     """
+    # P(y > k) cannot grow with k, but independent outputs may; the minimum repairs that.
     level, lowest = 0, 1.0
     for logit in logits:
         lowest = min(lowest, sigmoid(logit / temperature))
@@ -237,12 +232,19 @@ def segment_mask(
 def _enlarge(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
     """Interpolate linearly along the first axis."""
     count = rows.shape[0]
+    # Clipping the centres repeats the edges: beyond the first and last sample the weight is 0.
     centre = np.clip((np.arange(size) + 0.5) * (count / size) - 0.5, 0, count - 1)
     low = centre.astype(np.intp)
     high = np.minimum(low + 1, count - 1)
     weight = (centre - low)[:, None]
     enlarged: npt.NDArray[np.float64] = rows[low] + (rows[high] - rows[low]) * weight
     return enlarged
+
+
+def _sum_malignant(task: Task, probabilities: Sequence[float]) -> float:
+    # Labels whose sources disagree (None) count as neither.
+    chosen = [p for label, p in zip(task.labels, probabilities, strict=True) if label.malignant]
+    return min(sum(chosen), 1.0)  # a sum of rounded probabilities may exceed 1 by 1e-16
 
 
 def _rank(task: Task, probabilities: Sequence[float]) -> tuple[ScoredLabel, ...]:
@@ -269,7 +271,7 @@ def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
         return (len(task.labels),)
     if task.kind == "ordinal":
         return (len(task.labels) - 1,)
-    if task.kind == "segment":
+    if task.kind == "segment":  # networks predict masks at a quarter of the resolution
         return (1, size // 4, size // 4)
     return (1,) if task.kind == "binary" else (None,)
 

@@ -49,5 +49,6 @@ def _read_cpuinfo() -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return {}
+    # Reversed, so that the first CPU overwrites the others.
     pairs = [line.partition(":") for line in reversed(lines) if ":" in line]
     return {key.strip(): value.strip() for key, _, value in pairs}

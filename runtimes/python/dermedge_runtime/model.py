@@ -292,6 +292,7 @@ class Model:
 
     def _predict(self, items: list[Item]) -> list[Prediction]:
         self._check_open()
+        # One image needs no copy: a view with a batch dimension is enough.
         batch = items[0][0][None] if len(items) == 1 else np.stack([tensor for tensor, _ in items])
         start = perf_counter()
         outputs = self.runtime.run(batch)

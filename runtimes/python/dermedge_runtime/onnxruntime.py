@@ -113,7 +113,8 @@ class OnnxRuntime:
                 f"upgrade it, or {AGAIN}"
             ) from error
         runtime = cls(session, bundle.spec, str(onnxruntime.__version__))
-        check_placement(runtime._placement, providers)
+        if fallback := find_fallback(runtime.placement(), providers):
+            raise EngineError(fallback)
         return runtime
 
     def run(self, images: Pixels) -> Outputs:
@@ -155,40 +156,43 @@ class OnnxRuntime:
         self._session = None
 
 
-def check_placement(placement: Placement, providers: Sequence[str]) -> None:
-    """Refuse a graph that a provider left to the CPU without an error.
+def find_fallback(placement: Placement, providers: Sequence[str]) -> str:
+    """Describe nodes that run on another provider than the caller named.
 
     Args:
-        placement: As `OnnxRuntime.placement` returns it; nothing is checked if it is
-            empty.
+        placement: As `OnnxRuntime.placement` returns it. It may be empty, because older
+            versions of ONNX Runtime do not record it; then nothing is found.
         providers: Providers that the caller named.
 
-    Raises:
-        EngineError: Nodes run on a provider that the caller did not name, or a named
-            provider computes no node.
+    Returns:
+        A message with what to do, if nodes run on a provider that the caller did not name,
+        or if a named provider computes no node; else an empty string.
 
     Example:
-        >>> check_placement({CPU: {"Conv": 50}}, (CPU,))
+        >>> find_fallback({CPU: {"Conv": 50}}, (CPU,))
+        ''
     """
     if not placement:
-        return
+        return ""
     total = sum(sum(operators.values()) for operators in placement.values())
     for name, operators in placement.items():
         if name not in providers:
-            raise EngineError(
+            return (
                 f"{', '.join(providers)} cannot compute {sum(operators.values())} of {total} "
                 f"nodes ({_list_operators(operators)}), which fell back to {name}: "
                 f"add {name!r} to `providers` to accept that."
             )
     for name in providers:
+        # The CPU is named as a reserve, so it may compute nothing.
         if name != CPU and not placement.get(name):
             taken = "; ".join(
                 f"{other}: {_list_operators(operators)}" for other, operators in placement.items()
             )
-            raise EngineError(
+            return (
                 f"{name} computes none of the {total} nodes ({taken}): leave it out of "
                 "`providers`, or export at a precision that it computes."
             )
+    return ""
 
 
 def _read_placement(session: "onnxruntime.InferenceSession") -> Placement:

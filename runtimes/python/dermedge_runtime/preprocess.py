@@ -175,12 +175,13 @@ def _open_image(file: IO[bytes], name: str) -> Image.Image:
 
     Image.open also checks the size, and warns through a global setting.
     """
-    prefix = file.read(16)
+    prefix = file.read(16)  # as much as Pillow's plug-ins look at
     if not prefix:
         raise ImageError(f"{name} is empty (0 bytes): fetch or take the photograph again.")
     for kind, plugin in FORMATS.items():
         import_module(f"PIL.{plugin}")
         factory, accepts = Image.OPEN[kind]
+        # A plug-in returns a text instead of True for a file that it knows but cannot read.
         if accepts is not None and accepts(prefix) is True:
             file.seek(0)
             try:
@@ -283,6 +284,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _opaque_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode.startswith("I"):
+        # Pillow's own conversion of 16-bit grey clips to 255 instead of scaling.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")

@@ -335,6 +335,7 @@ def optional(data: Json, key: str, kind: type[T], where: str) -> T | None:
     value = data.get(key)
     if value is None:
         return None
+    # JSON does not distinguish 1 and 1.0, and in Python True is an int.
     accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         raise BundleError(f"{where}.{key} is {value!r}, not a {kind.__name__}; {AGAIN}")
