@@ -1,26 +1,28 @@
-"""Export the student of 02_distill.py, gated on the data that it was made from, and measure the bundle.
+"""Export the student of 02_distill.py for CPUs, and evaluate the bundle on test images.
 
 python examples/03_export.py OUT
+
+It needs `pip install 'dermedge[export]'`.
 """
 
 import sys
 from pathlib import Path
 
-from dermedge.evaluation import evaluate
-from dermedge.workflows.export import export
-from dermedge_runtime.errors import GateError
+import dermedge
+from dermedge_export import ExportOptions
 
 
 def main(out: Path) -> None:
+    # Train images calibrate, val selects the candidate, and test decides if the gate passes.
+    options = ExportOptions(overwrite=True)
     try:
-        bundle = export(out / "student", "cpu", out, data=out / "data", overwrite=True)
-    except GateError as error:
-        sys.exit(f"not the same model any more: {error}")
-    print(
-        f"{bundle.path.name}: parity {bundle.parity['host']['status']} on {bundle.parity['host']['basis']}"
-    )
+        bundle = dermedge.export(out / "student", "cpu", out, data=out / "data", options=options)
+    except dermedge.GateError as error:
+        sys.exit(f"the artifact lost too much accuracy: {error}")
+    host = bundle.parity["host"]
+    print(f"{bundle.path.name}: parity {host['status']} on {host['basis']}")
 
-    report = evaluate(bundle, out / "data")
+    report = dermedge.evaluate(bundle, out / "data")
     for name, value in report.overall.metrics.items():
         print(f"{name}: {value.value} ({value.low} to {value.high})")
 

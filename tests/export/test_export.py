@@ -23,7 +23,7 @@ from dermedge_export.parity import evaluator
 from dermedge_export.parity.gate import LIMITS
 from dermedge_export.target import Target
 from dermedge_runtime import files
-from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.decode import decode
 from dermedge_runtime.errors import BundleError, DataError, DermedgeError, GateError, UsageError
 from dermedge_runtime.golden import stable
@@ -496,6 +496,64 @@ class TestKill:
         kill("_remove", overwrite=True)  # the new one stands, the old one is being deleted
         assert Bundle.open(out / NAME).spec == student.spec
         assert verify(out / NAME).status == "passed"
+
+
+@pytest.fixture(scope="module")
+def auto_bundle(student: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that `auto` selected from the fp32 artifacts of onnxruntime and openvino."""
+    cpu = replace(target.CPU, precisions=("fp32",))
+    return export_model(student, cpu, tmp_path_factory.mktemp("auto"), precision="auto")
+
+
+class TestAuto:
+    """`--precision auto` with two real engines, real timing and real artifacts."""
+
+    def test_both_engines_are_timed_and_the_faster_wins(self, auto_bundle: Bundle) -> None:
+        report = json.loads(auto_bundle.read("reports/candidates.json"))
+        assert set(report) == {"schema", "machine", "candidates", "basis"}
+        assert report["basis"] == auto_bundle.parity["host"]["basis"].partition(" (")[0]
+        entries = {entry["name"]: entry for entry in report["candidates"]}
+        assert list(entries) == ["fp32 onnx plain", "fp32 openvino plain"]
+        for entry in entries.values():
+            assert entry["latency_ms"] > 0
+            assert entry["top1"] == 1.0
+            assert entry["kl"] < 1e-6
+            assert entry["size_bytes"] > 10_000
+        (winner,) = (entry for entry in entries.values() if entry["status"] == "won")
+        (loser,) = (entry for entry in entries.values() if entry["status"] == "passed")
+        # Latencies within 3 % are equal; then the KL divergence decides.
+        assert winner["latency_ms"] <= 1.03 * loser["latency_ms"]
+        for entry in (winner, loser):
+            assert f"{entry['latency_ms']:.2f} ms" in winner["reason"]
+        assert f"{loser['latency_ms']:.2f} ms against" in loser["reason"]
+
+    def test_the_bundle_holds_the_winner_and_verifies_on_its_engine(
+        self, auto_bundle: Bundle
+    ) -> None:
+        report = json.loads(auto_bundle.read("reports/candidates.json"))
+        winner = next(entry for entry in report["candidates"] if entry["status"] == "won")
+        artifact = auto_bundle.artifact
+        assert (winner["format"], winner["precision"]) == (artifact.format, artifact.precision)
+        found = verify(auto_bundle.path)
+        assert found.status == "passed"
+        assert found.engine.startswith(
+            {"onnx": "onnxruntime", "openvino": "openvino"}[artifact.format]
+        )
+        sizes = [len(auto_bundle.read(name)) for name in artifact_files(auto_bundle)]
+        assert winner["size_bytes"] == sum(sizes)
+
+    def test_a_second_export_reads_both_artifacts_from_the_cache(
+        self, auto_bundle: Bundle, student: TrainedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*arguments: Any) -> BuiltArtifact:
+            raise DermedgeError("The cache was not read.")
+
+        monkeypatch.setattr("dermedge_export.exporters.onnx.export_onnx", fails)
+        monkeypatch.setattr("dermedge_export.exporters.openvino.export_openvino", fails)
+        cpu = replace(target.CPU, precisions=("fp32",))
+        out = auto_bundle.path.parent
+        again = export_model(student, cpu, out, precision="auto", overwrite=True)
+        assert again.artifact.precision == "fp32"
 
 
 class TestWinnerThatFailsOnTest:
