@@ -13,7 +13,8 @@ from dermedge_export import ExportOptions
 
 
 def main(out: Path) -> None:
-    # Train images calibrate, val selects the candidate, and test decides if the gate passes.
+    # Train images calibrate, val selects the candidate, and test decides if the gate
+    # passes.
     options = ExportOptions(overwrite=True)
     try:
         bundle = dermedge.export(out / "student", "cpu", out, data=out / "data", options=options)

@@ -40,13 +40,13 @@ def command(
     allow_parity_failure: bool,
     as_json: bool,
 ) -> None:
-    """Build the engine of BUNDLE on this device, verify it, and compare it with the student.
+    """Build the engine of BUNDLE on this device, and compare it with the student.
 
-    BUNDLE is a bundle for a jetson target; it stays as it is. The command writes
-    NAME.device.json and NAME.cache next to it. If the engine lost more accuracy than the
-    target allows, the exit code is 3; if the engine does not verify, it is 5. Such an engine
-    is not used. Without --data only the golden cases are compared, which are too few for the
-    gate.
+    The engine is verified, too. BUNDLE is a bundle for a jetson target; it stays as it
+    is. The command writes NAME.device.json and NAME.cache next to it. If the engine
+    lost more accuracy than the target allows, the exit code is 3; if the engine does
+    not verify, it is 5. Such an engine is not used. Without --data only the golden
+    cases are compared, which are too few for the gate.
     """
     from dermedge.workflows.build import build
 

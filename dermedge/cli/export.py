@@ -86,10 +86,11 @@ def command(
 ) -> None:
     """Export STUDENT as a bundle for a target.
 
-    STUDENT is a model folder, or the output folder of `dermedge run`. The artifact is compared
-    with the model before the bundle is written. If it loses more accuracy than the target
-    allows, no bundle is written, and the exit code is 3. Without --data, only agreement with
-    the model on synthetic lesions is measured, and no postprocessing is fitted.
+    STUDENT is a model folder, or the output folder of `dermedge run`. The artifact is
+    compared with the model before the bundle is written. If it loses more accuracy than
+    the target allows, no bundle is written, and the exit code is 3. Without --data,
+    only agreement with the model on synthetic lesions is measured, and no
+    postprocessing is fitted.
     """
     from dermedge.workflows.export import export, export_all
     from dermedge_export.options import ExportOptions
@@ -137,6 +138,6 @@ def show_all(bundles: list[Bundle]) -> None:
 
 
 def _parity(side: Mapping[str, Any], command: str) -> str:
-    """Return one side of the parity; its to-do is left out where it is the next command."""
+    """Return one side of the parity, without a to-do that is the next command."""
     note = side.get("basis") or side.get("todo")
     return side["status"] if note in (None, "", command) else f"{side['status']} ({note})"

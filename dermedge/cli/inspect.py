@@ -33,8 +33,8 @@ NAMES_SHOWN = 5
 def command(bundle: Path, html: Path | None, overwrite: bool, as_json: bool) -> None:
     """Show the content of BUNDLE.
 
-    The command shows the model, its tasks and preprocessing, the artifact, its parity and its
-    files, and checks every file.
+    The command shows the model, its tasks and preprocessing, the artifact, its parity
+    and its files, and checks every file.
     """
     from dermedge.workflows.inspect import inspect
 
@@ -44,20 +44,22 @@ def command(bundle: Path, html: Path | None, overwrite: bool, as_json: bool) -> 
 def show(bundle: Bundle) -> None:
     """Print a bundle as text."""
     spec, artifact = bundle.spec, bundle.artifact
-    size = sum(len(bundle.read(name)) for name in artifact_files(bundle))
+    size = spec.preprocess.size
+    file_bytes = sum(len(bundle.read(name)) for name in artifact_files(bundle))
     pairs(
         {
             "model": f"{spec.name} {spec.version}",
             "bundle id": bundle.id,
-            "for": f"{artifact.target}, {artifact.format} {artifact.precision} ({other_details(artifact)})",
-            "artifact": f"{artifact.path}, {file_size(size)}",
+            "for": f"{artifact.target}, {artifact.format} {artifact.precision} "
+            f"({other_details(artifact)})",
+            "artifact": f"{artifact.path}, {file_size(file_bytes)}",
             "calibration": calibrated_on(artifact),
             "kept in fp32": _first_names(kept_fp32(artifact)),
             "needs": ", ".join(artifact.requires) or "-",
             "built with": ", ".join(
                 f"{name} {version}" for name, version in artifact.toolchain.items()
             ),
-            "input": f"RGB, {spec.preprocess.fit} to {spec.preprocess.size} x {spec.preprocess.size}",
+            "input": f"RGB, {spec.preprocess.fit} to {size} x {size}",
             "use": spec.intended_use or "-",
         }
     )

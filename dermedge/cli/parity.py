@@ -41,10 +41,10 @@ def command() -> None:
 )
 @json_option
 def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_json: bool) -> None:
-    """Show where BUNDLE first drifts from its student, and which nodes add the most noise.
+    """Show where BUNDLE first drifts from its student, and the noisiest nodes.
 
-    The golden images and four synthetic lesions run through both graphs. Every tensor that
-    both graphs hold is compared.
+    The golden images and four synthetic lesions run through both graphs. Every tensor
+    that both graphs hold is compared.
     """
     from dermedge.workflows.debug_parity import debug_parity
 
@@ -75,7 +75,8 @@ def show(report: "DebugReport") -> None:
         table(columns, [_row(drift) for drift in report.worst], "nodes that add the most noise")
     outputs = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in report.outputs.items())
     click.echo(
-        f"outputs: {outputs}; {report.compared} tensors on {report.images} images, {report.precision}"
+        f"outputs: {outputs}; {report.compared} tensors on {report.images} images, "
+        f"{report.precision}"
     )
 
 

@@ -22,9 +22,9 @@ def build(
 
     Args:
         bundle: A bundle for a jetson target, or its path.
-        data: A data set's folder or table. The gate compares the engine with the student on
-            those test images that the student has predicted. Without data only the golden
-            cases are compared, which are too few to pass the gate.
+        data: A data set's folder or table. The gate compares the engine with the
+            student on those test images that the student has predicted. Without data
+            only the golden cases are compared, which are too few to pass the gate.
         workspace_mb: Memory in MB that one layer may use; all of the GPU's by default.
         rebuild: Build the engine even if the cache holds it.
         allow_parity_failure: Use the engine even if the gate fails.

@@ -1,4 +1,4 @@
-"""Compare a bundle with the model folder that it was exported from, tensor by tensor."""
+"""Compare a bundle tensor by tensor with the model that it was exported from."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def debug_parity(
 ) -> DebugReport:
     """Find the node at which a bundle's artifact first drifts from its student.
 
-    The golden images and four synthetic lesions run through both graphs. Every tensor that
-    both graphs hold is compared.
+    The golden images and four synthetic lesions run through both graphs. Every tensor
+    that both graphs hold is compared.
 
     Args:
         bundle: A bundle or its path.
@@ -28,8 +28,8 @@ def debug_parity(
         threshold: Signal-to-noise ratio in dB below which a node has drifted.
 
     Raises:
-        UsageError: The bundle was exported from another model, its format has no graph that
-            can be read, or `nodes` is less than 1.
+        UsageError: The bundle was exported from another model, its format has no graph
+            that can be read, or `nodes` is less than 1.
         DataError: `student` holds no model.
         MissingExtraError: torch, onnx or the engine is not installed.
 

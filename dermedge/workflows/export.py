@@ -74,16 +74,17 @@ def export(
 ) -> Bundle:
     """Export a trained model for one target.
 
-    The function builds candidates, selects one on val, compares it with the model on test,
-    and writes `OUT/NAME-TARGET.dermedge` if the gate passes.
+    The function builds candidates, selects one on val, compares it with the model on
+    test, and writes `OUT/NAME-TARGET.dermedge` if the gate passes.
 
     Args:
         student: A model folder, or the output folder of `run`.
         target: Name of a target.
         out: Folder of the bundle; by default the folder that contains the model folder.
-        data: A data set's folder or table. Its train split calibrates quantization, val fits
-            postprocessing and selects the candidate, and test is read once, for the gate.
-            Without data the gate measures only agreement on synthetic lesions.
+        data: A data set's folder or table. Its train split calibrates quantization, val
+            fits postprocessing and selects the candidate, and test is read once, for
+            the gate. Without data the gate measures only agreement on synthetic
+            lesions.
         teacher: Model folder that quantization-aware training learns from, besides the
             model itself.
         options: Settings of the export.
@@ -257,7 +258,7 @@ class _DeferredTraining:
 
 
 class _Steps:
-    """Progress from two sources: the name of the current step, and its count of images."""
+    """Progress that joins the name of the current step with its count of images."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._report = progress or no_progress

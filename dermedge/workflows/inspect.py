@@ -14,8 +14,8 @@ def inspect(
 
     Args:
         bundle: A bundle or its path.
-        html: File of the page. It shows everything that the bundle carries: the parity by
-            subgroup and class, and why this candidate was selected.
+        html: File of the page. It shows everything that the bundle carries: the parity
+            by subgroup and class, and why this candidate was selected.
         overwrite: Replace an existing page.
 
     Returns:
@@ -24,7 +24,8 @@ def inspect(
     Raises:
         BundleError: The bundle is damaged.
         UsageError: The page exists, and `overwrite` is not set.
-        MissingExtraError: The page is asked for, and the extra `report` is not installed.
+        MissingExtraError: The page is asked for, and the extra `report` is not
+            installed.
 
     Example:
         >>> from dermedge.workflows.inspect import inspect

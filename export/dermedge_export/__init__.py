@@ -1,7 +1,7 @@
 """Turn trained models into bundles for phones, Jetsons, browsers and CPUs.
 
-The names below are imported on first use, and importing this package imports neither torch
-nor onnx.
+The names below are imported on first use, and importing this package imports neither
+torch nor onnx.
 """
 
 from typing import TYPE_CHECKING

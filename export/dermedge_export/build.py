@@ -1,4 +1,4 @@
-"""Build the engine of a bundle on the device, and compare it with the fp32 student there."""
+"""Build the engine of a bundle on a device, and compare it with the fp32 student."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +54,7 @@ class LabelledImages(Protocol):
         """Return the outputs of `run` for every image of a split."""
 
     def digests(self, split: str) -> Sequence[str]:
-        """Return the sha256 of every image file of a split, in the order of `predictions`."""
+        """Return the sha256 of each image file of a split, in order of predictions."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,18 @@ def build_engine(
 ) -> DeviceReport:
     """Build the engine of a TensorRT bundle on this device, verify it, and gate it.
 
-    The result is written to `NAME.device.json` next to the bundle. With `images`, the gate
-    compares the engine with the predictions of the fp32 student that the bundle carries, on
-    those test images that are on this device. Without `images`, it compares only the golden
-    cases, which are too few to pass.
+    The result is written to `NAME.device.json` next to the bundle. With `images`, the
+    gate compares the engine with the predictions of the fp32 student that the bundle
+    carries, on those test images that are on this device. Without `images`, it compares
+    only the golden cases, which are too few to pass.
 
     Args:
         bundle: A bundle or its path; the bundle stays as it is.
         images: Labelled images on this device.
         workspace_mb: Memory in MB that one layer may use; all of the GPU's by default.
         rebuild: Build the engine even if the cache holds it.
-        allow_parity_failure: Use the engine even if the gate fails; the record keeps the
-            failures.
+        allow_parity_failure: Use the engine even if the gate fails; the record keeps
+            the failures.
         machine: TensorRT to build with; by default this machine's.
         step: Receives the name of each step.
 
@@ -119,14 +119,14 @@ def build_engine(
         The report that was written.
 
     Raises:
-        UsageError: The bundle needs no engine, or `images` are given and the bundle carries
-            no predictions of its student.
+        UsageError: The bundle needs no engine, or `images` are given and the bundle
+            carries no predictions of its student.
         ElsewhereError: This machine has no TensorRT or no GPU.
         EngineError: TensorRT refuses the model, or its engine does not compute in the
             precision of the bundle.
         DataError: The student has predicted none of the images.
-        GateError: The engine lost more accuracy than the target allows. The record says so,
-            and the engine is not used.
+        GateError: The engine lost more accuracy than the target allows. The record says
+            so, and the engine is not used.
         BundleError: The bundle is damaged, or the engine does not verify.
 
     Example:
@@ -191,9 +191,9 @@ def _raise_failures(report: DeviceReport, path: Path) -> None:
     reasons = failure_messages(report.parity)
     if reasons and not report.allowed_failures:
         raise GateError(
-            f"The engine lost too much accuracy on this device: {' '.join(reasons)} It is not used; "
-            f"{path.name} records the failure. Export in another precision, or use the engine "
-            "anyway with --allow-parity-failure."
+            f"The engine lost too much accuracy on this device: {' '.join(reasons)} "
+            f"It is not used; {path.name} records the failure. Export in another precision, "
+            "or use the engine anyway with --allow-parity-failure."
         )
 
 
@@ -226,8 +226,8 @@ def _load_or_build(
 def _read_reference(bundle: Bundle) -> Reference:
     if REFERENCE_REPORT not in bundle.files:
         raise UsageError(
-            f"{bundle.path} has no predictions of its student ({REFERENCE_REPORT}), so images cannot "
-            "be compared. Leave --data out, or export the model again with --data."
+            f"{bundle.path} has no predictions of its student ({REFERENCE_REPORT}), so images "
+            "cannot be compared. Leave --data out, or export the model again with --data."
         )
     return read_reference(bundle.read(REFERENCE_REPORT))
 

@@ -92,8 +92,8 @@ def check_calibration(
         name: Name of the data set, for messages.
 
     Raises:
-        DataError: The images overlap a held-out split, are fewer than 32, or all belong to
-            one class.
+        DataError: The images overlap a held-out split, are fewer than 32, or all belong
+            to one class.
     """
     for split, digests in held_out.items():
         shared = set(calibration.digests) & set(digests)
@@ -105,21 +105,22 @@ def check_calibration(
             )
     if len(calibration) < MINIMUM:
         raise DataError(
-            f"{name} has only {len(calibration)} calibration images; {MINIMUM} are needed. Add train "
-            "images, or export in fp32, which needs none."
+            f"{name} has only {len(calibration)} calibration images; {MINIMUM} are needed. "
+            "Add train images, or export in fp32, which needs none."
         )
     known = [label for label, count in calibration.classes.items() if count]
     if len(known) == 1 and sum(calibration.classes.values()) == len(calibration):
         raise DataError(
-            f"All {len(calibration)} calibration images of {name} are {known[0]!r}, and other classes "
-            "have other activation ranges. Add train images of other classes."
+            f"All {len(calibration)} calibration images of {name} are {known[0]!r}, and other "
+            "classes have other activation ranges. Add train images of other classes."
         )
 
 
 def balanced_choice(labels: Sequence[str], count: int) -> list[int]:
     """Return the sorted indices of a subset in which rare classes are well represented.
 
-    The classes take turns, so that each gives the same number of rows until it has no more.
+    The classes take turns, so that each gives the same number of rows until it has no
+    more.
 
     Args:
         labels: Label of each row.

@@ -28,7 +28,8 @@ class Candidate:
         options: Options of the method.
         tier: When the search tries it. `plain` candidates come first. `mixed` ones keep
             some layers in fp32 and follow if no plain one of their precision passes.
-            `trained` ones need quantization-aware training and follow if no mixed one passes.
+            `trained` ones need quantization-aware training and follow if no mixed one
+            passes.
     """
 
     precision: str
@@ -48,7 +49,8 @@ def list_candidates(target: Target, flags: Iterable[str] = ()) -> list[Candidate
 
     Args:
         target: The target.
-        flags: Flags of this machine's CPU. They decide about bf16 and about 7-bit weights.
+        flags: Flags of this machine's CPU. They decide about bf16 and about 7-bit
+            weights.
     """
     candidates = _BY_FORMAT.get(target.format, _plain)(target, list(flags))
     return [candidate for candidate in candidates if candidate.precision in target.precisions]
@@ -61,17 +63,20 @@ def select_candidates(
 
     Args:
         target: The target.
-        precision: Return all candidates of this precision. `auto` returns all candidates.
-            None returns the first candidate of each of the target's precisions.
+        precision: Return all candidates of this precision. `auto` returns all
+            candidates. None returns the first candidate of each of the target's
+            precisions.
         engine: Return only candidates for this engine.
         flags: Flags of this machine's CPU.
 
     Raises:
-        UsageError: The target does not have this precision, or no candidate for this engine.
+        UsageError: The target does not have this precision, or no candidate for this
+            engine.
 
     Example:
         >>> from dermedge_export import find_target, select_candidates
-        >>> [candidate.name for candidate in select_candidates(find_target("android"), None)]
+        >>> candidates = select_candidates(find_target("android"), None)
+        >>> [candidate.name for candidate in candidates]
         ['int8 onnx minmax', 'fp32 onnx plain']
     """
     wanted = precision or AUTO
@@ -104,9 +109,9 @@ def select_candidates(
 
 def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     isa = instruction_set(target, flags)
-    # VNNI multiplies unsigned activations by signed weights, and ARM multiplies signed by
-    # signed bytes. x86 without VNNI adds two such products in 16 bits, which saturates; weights
-    # of 7 bits keep the sum in range.
+    # VNNI multiplies unsigned activations by signed weights, and ARM multiplies signed
+    # by signed bytes. x86 without VNNI adds two such products in 16 bits, which
+    # saturates; weights of 7 bits keep the sum in range.
     ranges = {
         "activations": "s8" if isa == "arm" else "u8",
         "reduce_range": isa == "x86" and target.native,
@@ -123,8 +128,8 @@ def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
         Candidate("int8", "onnx", "percentile", ranges),
         Candidate("int8", "onnx", "entropy", ranges),
         Candidate("int8", "onnx", "nncf", ranges),
-        # `remaining` is the share of the plain candidate's drift that may remain. The second
-        # of these candidates keeps more layers in fp32.
+        # `remaining` is the share of the plain candidate's drift that may remain. The
+        # second of these candidates keeps more layers in fp32.
         Candidate("int8", "onnx", "mixed", {**ranges, "remaining": 0.1}, "mixed"),
         Candidate("int8", "onnx", "mixed-more", {**ranges, "remaining": 0.02}, "mixed"),
     ]

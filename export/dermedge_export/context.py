@@ -50,7 +50,8 @@ class Simulation:
     Attributes:
         name: Name of the simulation; it must say that this is not the engine itself.
         version: Version of the library that computes the simulation.
-        run: Function from uint8 images [N, S, S, 3] to float32 outputs [N, ...] by task.
+        run: Function from uint8 images [N, S, S, 3] to float32 outputs [N, ...] by
+            task.
     """
 
     name: str
@@ -153,8 +154,8 @@ class ExportContext:
 class Exporter(Protocol):
     """A function that builds artifacts in one format.
 
-    Each exporter has its own file and is named in `dermedge_export.export.EXPORTERS`, or by
-    an entry point in the group `dermedge.exporters`.
+    Each exporter has its own file and is named in `dermedge_export.export.EXPORTERS`,
+    or by an entry point in the group `dermedge.exporters`.
     """
 
     def __call__(
@@ -165,8 +166,8 @@ class Exporter(Protocol):
 def inference_copy(module: "nn.Module") -> "nn.Module":
     """Return a copy of a torch module in eval mode with its training branches merged.
 
-    RepViT, FastViT, MobileOne and LeViT train parallel branches that are equivalent to one
-    convolution; timm merges them.
+    RepViT, FastViT, MobileOne and LeViT train parallel branches that are equivalent to
+    one convolution; timm merges them.
 
     Args:
         module: The network; it stays as it is.
@@ -180,7 +181,8 @@ def inference_copy(module: "nn.Module") -> "nn.Module":
 def module_runner(module: "nn.Module") -> Run:
     """Return a function that runs a torch module on numpy images.
 
-    The function maps uint8 images [N, S, S, 3] to float32 outputs [N, ...] by task name.
+    The function maps uint8 images [N, S, S, 3] to float32 outputs [N, ...] by task
+    name.
 
     Args:
         module: The network; this function switches it to eval mode.

@@ -1,4 +1,4 @@
-"""Find where an artifact drifts from its student, by comparing both graphs tensor by tensor."""
+"""Find where an artifact drifts from its student, tensor by tensor."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ ROUNDING_OPS = ("Cast", "DequantizeLinear", "FakeQuantize", "QuantizeLinear")
 
 @dataclass(frozen=True)
 class NodeDrift:
-    """The difference between a node's output in the artifact and in the student's graph.
+    """The difference of one node's output between the artifact and its student.
 
     Ratios are signal-to-noise ratios over all images, in dB within -150..150. The
     part that all images have in common counts as signal.
@@ -71,7 +71,8 @@ class DebugReport:
         images: Number of images.
         compared: Number of tensors that both graphs hold.
         threshold_db: Ratio below which a node has drifted.
-        first: First drifted node in the order of computation; None if no node has drifted.
+        first: First drifted node in the order of computation; None if no node has
+            drifted.
         worst: The nodes that add the most noise of their own, the worst first.
         outputs: Signal-to-noise ratio in dB of each task's output.
     """
@@ -111,20 +112,21 @@ def debug_parity(
 ) -> DebugReport:
     """Find the node at which an artifact first drifts from its student.
 
-    Both graphs are computed operator by operator, in floating point between the artifact's
-    rounding steps. Errors of an engine's own kernels do not show here; `verify` finds them.
+    Both graphs are computed operator by operator, in floating point between the
+    artifact's rounding steps. Errors of an engine's own kernels do not show here;
+    `verify` finds them.
 
     Args:
         bundle: A bundle or its path.
         against: The student that the bundle was exported from.
-        images: Preprocessed images, uint8 [N, S, S, 3]. By default the golden images and
-            four synthetic lesions.
+        images: Preprocessed images, uint8 [N, S, S, 3]. By default the golden images
+            and four synthetic lesions.
         nodes: Number of nodes to report, those that add the most noise first.
         threshold: Signal-to-noise ratio in dB below which a node has drifted.
 
     Raises:
-        UsageError: The bundle was exported from another model, its format has no graph that
-            can be read, or an argument makes no sense.
+        UsageError: The bundle was exported from another model, its format has no graph
+            that can be read, or an argument makes no sense.
         MissingExtraError: torch, onnx or the engine is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -175,8 +177,8 @@ def _check_arguments(
         images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images)
     ):
         raise UsageError(
-            f"The images are {images.dtype} {list(images.shape)}, not uint8 [N, {size}, {size}, 3]. "
-            "Preprocess them first."
+            f"The images are {images.dtype} {list(images.shape)}, not "
+            f"uint8 [N, {size}, {size}, 3]. Preprocess them first."
         )
     if nodes < 1:
         raise UsageError(f"nodes is {nodes}. Give 1 or more.")
@@ -214,10 +216,10 @@ def _default_images(bundle: Bundle) -> NDArray[np.uint8]:
 def _match_tensors(
     bundle: Bundle, student: InspectableGraph, candidate: InspectableGraph, image: NDArray[np.uint8]
 ) -> list[_Pair]:
-    """Return the floating-point tensors of both graphs, in the student's order of computation.
+    """Return the floating-point tensors that both graphs hold, in the student's order.
 
-    Exporters keep the names of the student's tensors, so tensors match by name. If less than
-    half of the layers or tensors match, the graphs have different architectures.
+    Exporters keep the names of the student's tensors, so tensors match by name. If less
+    than half of the layers or tensors match, the graphs have different architectures.
 
     Raises:
         UsageError: The graphs have different architectures.
@@ -258,10 +260,10 @@ def _match_tensors(
 def _find_producer(
     name: str, producers: Mapping[str, Node], own: Node, known: Collection[str]
 ) -> Node:
-    """Return the artifact's node that computes a tensor, under its name in the student's graph.
+    """Return the artifact's node that computes a tensor, under the student's name.
 
-    A rounding step only passes on what another node computed. An exporter may also merge an
-    activation into the node before it, or split a bias off a node.
+    A rounding step only passes on what another node computed. An exporter may also
+    merge an activation into the node before it, or split a bias off a node.
     """
     node = producers[name]
     while node.op in ROUNDING_OPS and node.name not in known and node.inputs[0] in producers:
@@ -272,7 +274,7 @@ def _find_producer(
 def _compare_tensors(
     student: ProbeTensors, candidate: ProbeTensors, images: NDArray[np.uint8]
 ) -> tuple[list[float], list[float | None]]:
-    """Return the signal-to-noise ratio in dB and the largest difference of every tensor.
+    """Return the signal-to-noise ratio in dB and the largest difference per tensor.
 
     The tensors of only one image are in memory at a time.
     """
@@ -298,7 +300,7 @@ def _powers(reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, fl
 
 
 def _decibels(signal: float, noise: float) -> float:
-    """Return a ratio of powers in dB within -150..150; noise that is not finite is -150."""
+    """Return a ratio of powers in dB within -150..150; infinite noise gives -150."""
     if not np.isfinite(noise):
         return -CEILING
     tiny = np.finfo(np.float64).tiny
@@ -321,8 +323,8 @@ def _node_drifts(
             (by_rounded[name] for name in _sources(pair.producer, producers, by_rounded)),
             default=CEILING,
         )
-        # Noise powers relative to the signal add up, if they are independent. What exceeds the
-        # worst input is the noise of this node.
+        # Noise powers relative to the signal add up, if they are independent. What
+        # exceeds the worst input is the noise of this node.
         added = 10 ** (-ratio / 10) - 10 ** (-inherited / 10)
         drifts.append(
             NodeDrift(

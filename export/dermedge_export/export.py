@@ -50,7 +50,7 @@ CACHE = ".candidates"
 
 @dataclass(frozen=True)
 class ExportSession:
-    """One model with everything that its exports share: traces, predictions and settings.
+    """One model with everything that its exports share.
 
     Example:
         >>> from dermedge.models import load_model_folder
@@ -89,9 +89,9 @@ class ExportSession:
         """Return a session for one model.
 
         With `data`, the train split calibrates quantization, the val split fits
-        postprocessing and selects the candidate, and the test split is read once, for the
-        gate. Without `data`, the gate measures only agreement with the model on synthetic
-        lesions, and no postprocessing is fitted.
+        postprocessing and selects the candidate, and the test split is read once, for
+        the gate. Without `data`, the gate measures only agreement with the model on
+        synthetic lesions, and no postprocessing is fitted.
 
         Args:
             model: The model.
@@ -99,7 +99,8 @@ class ExportSession:
             data: Labelled images.
             training_images: sha256 of the image files that the model was trained on.
                 Bundles keep a prefix of each.
-            retrain: Quantization-aware training, for models that lose too much otherwise.
+            retrain: Quantization-aware training, for models that lose too much
+                otherwise.
             progress: Receives the name of each step.
 
         Raises:
@@ -121,8 +122,8 @@ class ExportSession:
     def export(self, target: str | Target, out: Path | str) -> Bundle:
         """Write the bundle `OUT/NAME-TARGET.dermedge` and return it.
 
-        The bundle appears under this name only after it has passed `verify`, as far as its
-        engine runs on this machine. After an error or a kill there is no bundle.
+        The bundle appears under this name only after it has passed `verify`, as far as
+        its engine runs on this machine. After an error or a kill there is no bundle.
 
         Args:
             target: Name of a target, or a target.
@@ -226,8 +227,8 @@ class ExportSession:
     ) -> dict[str, bytes]:
         """Return the files of the bundle other than the model."""
         evaluator, spec, artifact = self.evaluator, self.context.spec, selection.built.artifact
-        # The reference is the trained network, not the merged copy that was exported, so
-        # that golden cases also cover the merging.
+        # The reference is the trained network, not the merged copy that was exported,
+        # so that golden cases also cover the merging.
         cases = golden_cases(spec, evaluator.reference, runtime.run, result.postprocessing)
         validation = [] if evaluator.data is None else evaluator.data.digests("val")
         candidates = selection.to_json() | {"basis": evaluator.basis("val")}
@@ -241,8 +242,8 @@ class ExportSession:
             "modelcard.md": card.encode(),
             **licences(spec),
         }
-        # `dermedge build` compares the engine with these predictions on the device, which
-        # has no torch.
+        # `dermedge build` compares the engine with these predictions on the device,
+        # which has no torch.
         if evaluator.data is not None and not target.native:
             files[REFERENCE_REPORT] = reference_file(
                 evaluator.reference_predictions("test"),
@@ -264,7 +265,7 @@ class ExportSession:
 
 @dataclass(frozen=True)
 class _TestResult:
-    """The winner's result on test: its parity, its postprocessing and its failed limits."""
+    """The winner's parity, postprocessing and failed limits on test."""
 
     report: ParityReport
     postprocessing: Mapping[str, Postprocessing]
@@ -295,11 +296,11 @@ def _list_digests(digests: Sequence[str]) -> bytes:
 
 
 def _attempts(candidates: Sequence[Candidate], precision: str | None) -> list[list[Candidate]]:
-    """Return the candidates of the first search, and of a second one if the first fails on test.
+    """Return the candidates of the first search, and of a second one after a failure.
 
     The second search holds fp32 alone, which computes the same as the student. Trying a
-    second rounded candidate on test would select on test. If the caller names a precision,
-    there is no second search.
+    second rounded candidate on test would select on test. If the caller names a
+    precision, there is no second search.
     """
     exact = [candidate for candidate in candidates if candidate.precision == "fp32"]
     return [list(candidates), exact] if exact and precision in (None, AUTO) else [list(candidates)]

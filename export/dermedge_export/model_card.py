@@ -29,6 +29,7 @@ def model_card(
         report: Parity on the exporting machine.
         device: The manifest's `parity.device`; None if nothing has run on the device.
     """
+    kept = ", ".join(f"`{name}`" for name in kept_fp32(artifact))
     lines = [
         f"# {spec.name} {spec.version}",
         "",
@@ -42,8 +43,8 @@ def model_card(
         "## Input",
         "",
         f"One RGB photograph, {spec.preprocess.fit} to a square of {spec.preprocess.size} pixels "
-        "by dermedge's own preprocessing. Do not resize it in any other way: the accuracy below holds "
-        "only for this preprocessing.",
+        "by dermedge's own preprocessing. Do not resize it in any other way: the accuracy below "
+        "holds only for this preprocessing.",
         "",
         "## Outputs",
         "",
@@ -52,7 +53,7 @@ def model_card(
         "## Quantization",
         "",
         f"- calibration: {calibrated_on(artifact)}",
-        f"- layers kept in fp32: {', '.join(f'`{name}`' for name in kept_fp32(artifact)) or 'none'}",
+        f"- layers kept in fp32: {kept or 'none'}",
         "",
         "## Parity with the fp32 student",
         "",
@@ -65,9 +66,9 @@ def model_card(
         "",
         "## Limitations",
         "",
-        "Out-of-distribution detection and conformal sets are not fitted. The model gives a prediction "
-        "for any image, even if it shows no skin. The gate did not evaluate subgroups with fewer than "
-        "100 cases.",
+        "Out-of-distribution detection and conformal sets are not fitted. The model gives a "
+        "prediction for any image, even if it shows no skin. The gate did not evaluate subgroups "
+        "with fewer than 100 cases.",
         "",
     ]
     return "\n".join(lines)
@@ -88,7 +89,7 @@ def calibrated_on(artifact: Artifact) -> str:
 
 
 def kept_fp32(artifact: Artifact) -> tuple[str, ...]:
-    """Return the names of the layers that stay in fp32, because quantizing them costs accuracy.
+    """Return the names of the layers that stay in fp32 to keep the accuracy.
 
     Args:
         artifact: Description of the artifact.
@@ -117,7 +118,7 @@ def eight_bit(artifact: Artifact) -> bool:
 
 
 def licences(spec: Spec) -> dict[str, bytes]:
-    """Return the files of `LICENSES/`: the origin and licence of teacher, student and data.
+    """Return the files of `LICENSES/`: origins and licences of models and data.
 
     Args:
         spec: Spec of the model; its lineage lists the origins.

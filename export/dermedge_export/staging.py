@@ -1,4 +1,4 @@
-"""Build artifacts and stage bundles in a hidden folder until they have passed every check."""
+"""Build artifacts, and stage bundles in a hidden folder until they pass every check."""
 
 import contextlib
 import glob
@@ -19,8 +19,9 @@ from dermedge_runtime.errors import UsageError
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.spec import Json, Postprocessing
 
-# Largest absolute difference of a logit that `verify` accepts on another machine. Engines
-# and CPUs add floating-point numbers in another order and round to few bits in another way.
+# Largest absolute difference of a logit that `verify` accepts on another machine.
+# Engines and CPUs add floating-point numbers in another order and round to few bits in
+# another way.
 TOLERANCE = {
     "fp32": 1e-3,
     "fp16": 0.05,
@@ -37,7 +38,7 @@ NOT_RUN: Mapping[str, Json] = {"host": {"status": "not_run"}, "device": {"status
 
 @dataclass(frozen=True)
 class StagedBundles:
-    """Builds artifacts and stages bundles in a hidden folder; satisfies `CandidateBuilder`."""
+    """A staging folder that builds artifacts; satisfies `CandidateBuilder`."""
 
     context: ExportContext
     target: Target

@@ -33,7 +33,8 @@ class Target:
             simulation can.
         native: The exporting machine is such a device. Its measurements count for the
             device, and candidates are compared by their latency.
-        todo: Step that is left to do on the device, with `{bundle}` for the bundle's name.
+        todo: Step that is left to do on the device, with `{bundle}` for the bundle's
+            name.
         gate: Tighter limits by metric; they cannot loosen the gate's own.
         facts: Properties of the device that exporters read, such as the lowest iOS.
     """
@@ -225,18 +226,19 @@ def all_targets() -> list[Target]:
 
 
 def families() -> list[str]:
-    """Return the names of the targets that are not variants; `--target all` exports these."""
+    """Return the names of the targets that are not variants of another one."""
     return [target.name for target in all_targets() if not target.family]
 
 
 def instruction_set(target: Target, flags: Iterable[str]) -> ISA:
     """Return the instruction set that computes int8 on a target.
 
-    int8 weights and activations are chosen for it: `vnni` and `x86` multiply unsigned by
-    signed bytes, `arm` multiplies signed bytes.
+    int8 weights and activations are chosen for it: `vnni` and `x86` multiply unsigned
+    by signed bytes, `arm` multiplies signed bytes.
 
     Args:
-        target: The target. If it does not state an instruction set, this machine's counts.
+        target: The target. If it does not state an instruction set, this machine's
+            counts.
         flags: Flags of this machine's CPU.
     """
     if "isa" in target.facts:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings, log messages and standard output of torch.onnx, NNCF and others.
+    """Suppress warnings, log messages and standard output of export toolchains.
 
     Their warnings are about their own internals; a user can do nothing about them.
     """
@@ -38,7 +38,8 @@ def quiet() -> Iterator[None]:
 def silence() -> Iterator[None]:
     """Suppress the output of coremltools, too.
 
-    It shows progress bars on stderr, and warns at import that this machine is not a Mac.
+    It shows progress bars on stderr, and warns at import that this machine is not a
+    Mac.
     """
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""`dermedge build` as it is typed, on a machine without TensorRT and on one whose TensorRT is a fake of few lines."""
+"""`dermedge build`, without TensorRT and with a small fake of it."""
 
 import itertools
 import json
@@ -22,15 +22,15 @@ from support.command import TOY, dermedge, refused, snapshot
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that is all test, and a bundle whose student has answered it."""
+    """A data set that is all test, and a bundle with its student's predictions."""
     folder = tmp_path_factory.mktemp("build")
     draw_data_set(folder / "lesions", count=104, seed=3, size=(64, 48))
     table = pd.read_csv(folder / "lesions" / "metadata.csv", dtype=str, keep_default_na=False)
     table.assign(split="test").to_csv(folder / "lesions" / "metadata.csv", index=False)
-    evidence = TableEvaluationData(folder / "lesions", toy_onnx.spec())
-    student = evidence.predictions("test", fake_tensorrt.toy_run(toy_onnx.graph()))
+    images = TableEvaluationData(folder / "lesions", toy_onnx.spec())
+    student = images.predictions("test", fake_tensorrt.toy_run(toy_onnx.graph()))
     reference = reference_file(
-        student, evidence.digests("test"), toy_onnx.POSTPROCESSING, "test split of lesions"
+        student, images.digests("test"), toy_onnx.POSTPROCESSING, "test split of lesions"
     )
     fake_tensorrt.bundle(folder / "skin.dermedge", files={REFERENCE_REPORT: reference})
     return folder

@@ -1,4 +1,4 @@
-"""`dermedge parity debug` prints the report of `debug_parity` as a table and as JSON."""
+"""`dermedge parity debug` prints its report as a table and as JSON."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ NAME = "small-prebuilt.dermedge"
 
 @pytest.fixture
 def run_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run: a teacher, a student, and a target that needs no tracing."""
+    """The output folder of a run, which holds a student."""
     student = small.student_folder(tmp_path_factory.getbasetemp())
     shutil.copytree(student, tmp_path / "runs" / "student")
     return tmp_path / "runs"

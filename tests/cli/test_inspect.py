@@ -1,4 +1,4 @@
-"""`inspect` shows what a bundle carries, `verify` what cannot be asked here, `targets` what this machine can do."""
+"""`dermedge inspect` shows the content of a bundle; `verify` names a missing engine."""
 
 import json
 import sys

@@ -151,7 +151,7 @@ class TestPassing:
         assert report.parity.basis == "6 golden cases (no labels: agreement only)"
         assert TensorRtRuntime.open(bundle, machine=machine)
 
-    def test_of_the_images_those_that_are_there_are_judged(
+    def test_only_the_images_on_this_device_are_compared(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         stranger = np.full_like(lesions.tensors[0], 200)
@@ -230,7 +230,7 @@ class TestRefusal:
             build_engine(bundle, machine=fake_tensorrt.machine("11.4.0.106", forgets_types=True))
         assert not record_path(bundle.path).exists()
 
-    def test_images_that_the_student_never_saw_cannot_judge(
+    def test_images_without_predictions_of_the_student_are_refused(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         strangers = replace(lesions, tensors=[tensor ^ 1 for tensor in lesions.tensors])
@@ -270,8 +270,8 @@ class TestCache:
         build_engine(bundle, machine=machine)
         build_engine(bundle, workspace_mb=64, machine=machine)
         build_engine(bundle, rebuild=True, machine=machine)
-        assert [bool(told["timings"]) for told in machine.trt.builds] == [False, True, False]
-        assert [told["workspace"] for told in machine.trt.builds] == [None, 64 << 20, None]
+        assert [bool(build["timings"]) for build in machine.trt.builds] == [False, True, False]
+        assert [build["workspace"] for build in machine.trt.builds] == [None, 64 << 20, None]
 
     @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"half"), Path.unlink])
     @pytest.mark.parametrize("suffix", ["engine", "json"])
@@ -280,10 +280,10 @@ class TestCache:
     ) -> None:
         build_engine(bundle, machine=machine)
         damage(next(cache_folder(bundle.path).glob(f"*.{suffix}")))
-        told: list[str] = []
-        assert build_engine(bundle, machine=machine, step=told.append).status == "insufficient"
+        notes: list[str] = []
+        assert build_engine(bundle, machine=machine, step=notes.append).status == "insufficient"
         assert len(machine.trt.builds) == 2
-        assert any("building again" in note for note in told) or damage is Path.unlink
+        assert any("building again" in note for note in notes) or damage is Path.unlink
         assert TensorRtRuntime.open(bundle, machine=machine)
 
     @pytest.mark.parametrize(("version", "sm"), [("11.4.0.106", "87"), ("10.3.0", "89")])

@@ -27,7 +27,7 @@ def made(count: int = 40, classes: dict[str, int] | None = None) -> Calibration:
 
 
 class TestRefusal:
-    def test_images_that_the_artifact_is_judged_on(self) -> None:
+    def test_images_that_evaluate_the_artifact(self) -> None:
         with pytest.raises(
             DataError, match="2 calibration images of lesions are in its val split too"
         ):
@@ -57,7 +57,7 @@ def test_classes_are_taken_in_turn_so_that_rare_ones_are_seen() -> None:
     assert len(balanced_choice(labels, 5000)) == 1000
 
 
-def test_drawn_lesions_for_calibration_are_none_of_those_that_judge() -> None:
+def test_lesions_for_calibration_do_not_measure_agreement() -> None:
     spec = Preprocess(32)
     seen: list[bytes] = []
 
@@ -116,9 +116,13 @@ class TestOfATable:
         leaky = small.edited(data, tmp_path / "leaky", leak)  # type: ignore[arg-type]
         with pytest.raises(DataError, match="calibration images of leaky are in its val split too"):
             small.export_model(
-                student, "cpu", tmp_path / "out", data=TableEvaluationData(leaky, student.spec), precision="int8",
+                student,
+                "cpu",
+                tmp_path / "out",
+                data=TableEvaluationData(leaky, student.spec),
+                precision="int8",
                 engine="onnxruntime",
-            )  # fmt: skip
+            )
         assert [
             path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")
         ] == []

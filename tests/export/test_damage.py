@@ -1,7 +1,7 @@
-"""The gate against artifacts that were damaged on purpose, one way each, as exporters and users do it by mistake.
+"""The gate catches each kind of damage that exporters and users do by mistake.
 
-All are held to the limits of int8, the widest there are, on lesions that the student has not seen; the undamaged
-artifact passes them.
+The limits are those of int8, the widest ones. The lesions are new to the student, and
+the undamaged artifact passes.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,8 @@ def student(folder: Path) -> TrainedModel:
 def evaluation_data(
     student: TrainedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> TableEvaluationData:
-    """360 drawn lesions that the student has never seen, a third for val and the others for test."""
-    data = tmp_path_factory.mktemp("judges") / "lesions"
+    """360 drawn lesions that are new to the student: a third is val, the rest test."""
+    data = tmp_path_factory.mktemp("damage") / "lesions"
     draw_data_set(data, count=360, seed=77, size=(64, 48))
     frame = TableEvaluationData(data, student.spec).table.frame
     half = np.where(np.arange(len(frame)) % 3 == 0, "val", "test")
@@ -68,7 +68,7 @@ def damaged(folder: Path, harm: Damage | None = None) -> BuiltArtifact:
     )
 
 
-def judged(evaluator: ParityEvaluator, built: BuiltArtifact, *, drop: str = "") -> ParityReport:
+def compare(evaluator: ParityEvaluator, built: BuiltArtifact, *, drop: str = "") -> ParityReport:
     session = onnxruntime.InferenceSession(
         built.files["model.onnx"], providers=["CPUExecutionProvider"]
     )
@@ -95,7 +95,7 @@ def constant(model: onnx.ModelProto, array: np.ndarray, name: str) -> str:
 
 
 def into_input(model: onnx.ModelProto, *nodes: onnx.NodeProto, result: str) -> None:
-    """Put nodes between the image and whoever reads it."""
+    """Insert nodes between the image and the nodes that read it."""
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name == "image":
@@ -105,7 +105,7 @@ def into_input(model: onnx.ModelProto, *nodes: onnx.NodeProto, result: str) -> N
 
 
 def wrong_mean(model: onnx.ModelProto) -> None:
-    """The network gets pixels around 0, as after scaling without subtracting a mean: shifted by 60 of 255."""
+    """Shift all pixels by 60 of 255, as if no mean were subtracted."""
     node = next(node for node in model.graph.node if node.op_type == "Sub")
     name = next(name for name in node.input if name in {i.name for i in model.graph.initializer})
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
@@ -118,7 +118,7 @@ def swapped_channels(model: onnx.ModelProto) -> None:
 
 
 def permuted_labels(model: onnx.ModelProto) -> None:
-    """The head's rows in another order, as where labels were sorted by name in one place only."""
+    """Reorder the outputs, as if labels were sorted by name in one place only."""
     node = next(node for node in model.graph.node if "diagnosis" in node.output)
     node.output[0] = "in another order"
     count = (
@@ -133,7 +133,7 @@ def permuted_labels(model: onnx.ModelProto) -> None:
 
 
 def clipped_ranges(model: onnx.ModelProto) -> None:
-    """Activations cut off where a calibration on too few, too dark images would end their range."""
+    """Clip activations, as if they were calibrated on a few dark images."""
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"][2:8]
     low, high = constant(model, np.float32(-0.15), "low"), constant(model, np.float32(0.15), "high")
     for node in convolutions:
@@ -152,7 +152,7 @@ def zeroed_layer(model: onnx.ModelProto) -> None:
 
 
 def wrong_resize(model: onnx.ModelProto) -> None:
-    """A resize by nearest neighbour, without antialiasing, to a third of the resolution and back."""
+    """Resize to a third and back by nearest neighbour, without antialiasing."""
     size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     rows = constant(model, np.arange(size) // 3 * 3, "nearest")
     into_input(
@@ -184,11 +184,9 @@ KINDS = [
 
 
 def test_the_undamaged_artifact_passes(evaluator: ParityEvaluator, folder: Path) -> None:
-    report = judged(evaluator, damaged(folder))
-    assert report.status in (
-        "passed",
-        "insufficient",
-    )  # too few malignant lesions to judge sensitivity, perhaps
+    report = compare(evaluator, damaged(folder))
+    # There may be too few malignant lesions to measure their sensitivity.
+    assert report.status in ("passed", "insufficient")
     assert failure_messages(report) == []
     assert {limit.metric: limit.status for limit in report.limits}["top1_agreement"] == "passed"
 
@@ -197,13 +195,13 @@ def test_the_undamaged_artifact_passes(evaluator: ParityEvaluator, folder: Path)
 def test_each_kind_of_damage_is_caught(
     harm: Damage, evaluator: ParityEvaluator, folder: Path
 ) -> None:
-    report = judged(evaluator, damaged(folder, harm))
+    report = compare(evaluator, damaged(folder, harm))
     assert report.status == "failed"
     assert failure_messages(report)
 
 
 def overconfident(model: onnx.ModelProto) -> None:
-    """Logits four times too large: every class stays the same, and the fitted temperature makes up for it."""
+    """Multiply all logits by four; the classes stay, and a fitted temperature fits."""
     four = constant(model, np.float32(4), "four")
     for name in ("diagnosis", "malignancy"):
         node = next(node for node in model.graph.node if name in node.output)
@@ -215,8 +213,8 @@ def test_a_temperature_that_was_dropped_is_caught_although_every_class_agrees(
     evaluator: ParityEvaluator, folder: Path
 ) -> None:
     artifact = damaged(folder, overconfident)
-    assert failure_messages(judged(evaluator, artifact)) == []
-    report = judged(evaluator, artifact, drop="temperature")
+    assert failure_messages(compare(evaluator, artifact)) == []
+    report = compare(evaluator, artifact, drop="temperature")
     limits = {limit.metric: limit.status for limit in report.limits}
     assert limits["top1_agreement"] == "passed"
     assert limits["ece"] == "failed"

@@ -238,7 +238,7 @@ class TestQuantized:
         )
         assert all(drift.own_db >= drift.snr_db for drift in report.worst)
 
-    def test_the_threshold_and_the_number_of_nodes_are_as_asked(
+    def test_the_threshold_and_the_number_of_nodes_can_be_set(
         self, source: TrainedModel, quantized: bytes, make: Make
     ) -> None:
         report = debug_parity(make(quantized).path, source, threshold=60, nodes=2)

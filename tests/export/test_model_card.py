@@ -39,8 +39,8 @@ def test_it_names_the_device_and_where_it_was_measured():
         in (text)
     )
     assert (
-        "- on the device: **not_run**; to do on the Jetson: dermedge build toy.dermedge --data DIR\n"
-        in text
+        "- on the device: **not_run**; to do on the Jetson: "
+        "dermedge build toy.dermedge --data DIR\n" in text
     )
     assert "| top1_agreement | 1 | 0.9912 | 0.0088 | 0.02 | passed |" in text
 

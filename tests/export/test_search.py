@@ -1,4 +1,4 @@
-"""Select among candidates whose accuracy and speed are known, by a clock that does not wait."""
+"""Select among candidates of known accuracy and speed, with a fake clock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ def noisy(scale: float) -> Run:
 
 
 class NumberedImages:
-    """Evaluation data whose val and test are two halves; it records the splits that were read."""
+    """Evaluation data in two halves, val and test; it records the splits it reads."""
 
     name = "numbers"
 
@@ -126,7 +126,7 @@ class FakeClock:
 
 
 class FakeBuilder:
-    """Builds artifacts with known damage, sizes and latencies; records what it built."""
+    """A builder of artifacts with known damage, size and latency."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ def test_all_is_one_of_each_family() -> None:
 
 
 @pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
-def test_whatever_can_be_asked_for_can_be_made_and_judged(target: Target) -> None:
+def test_every_precision_of_a_target_has_candidates_limits_and_a_tolerance(target: Target) -> None:
     for precision in target.precisions:
         made = select_candidates(target, precision, flags=[*VNNI, "avx512_bf16"])
         assert {candidate.precision for candidate in made} == {precision}
@@ -78,7 +78,7 @@ def test_without_a_precision_the_first_method_of_each_is_tried_in_the_targets_or
     assert select_candidates(find_target("cpu"), None, flags=VNNI)[0].name == "fp32 onnx plain"
 
 
-def test_one_engine_can_be_asked_for() -> None:
+def test_candidates_of_one_engine() -> None:
     cpu = find_target("cpu")
     assert {
         candidate.format for candidate in select_candidates(cpu, AUTO, "onnxruntime", VNNI)

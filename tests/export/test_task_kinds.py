@@ -1,4 +1,4 @@
-"""Bundles of models that do more than classify: from a student to what a device says and `evaluate` measures."""
+"""Export, run and evaluate models that grade, segment and embed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -110,10 +110,10 @@ def test_evaluate_measures_severity_as_the_device_says_it(
     data: Path, bundle: Bundle, report: EvaluationReport
 ) -> None:
     table = read_table(data).frame
-    said = predicted(bundle, data, table)
+    predictions = predicted(bundle, data, table)
     names = [label.id for label in bundle.spec.tasks[2].labels]
     truth = np.array([names.index(f"{level:.0f}") for level in table["severity"]])
-    found = np.array([prediction.severity for prediction in said])
+    found = np.array([prediction.severity for prediction in predictions])
     metrics = report.overall.metrics
     assert metrics["severity_mae"].value == pytest.approx(mean_absolute_error(truth, found))
     assert metrics["severity_kappa"].value == pytest.approx(
@@ -162,10 +162,10 @@ def test_the_command_line_shows_what_the_model_does_and_nothing_else(
     image = data / read_table(data).frame["image"].iloc[0]
     shown = dermedge("predict", bundle.path, image).out
     with load(bundle) as model:
-        said = model.predict(image)
+        prediction = model.predict(image)
     assert all(word in shown for word in ("diagnosis", "malignancy", "severity", "lesion covers"))
-    assert f"severity {bundle.spec.tasks[2].labels[said.severity].id}" in shown
-    assert f"{said.mask.mean():.1%}" in shown
+    assert f"severity {bundle.spec.tasks[2].labels[prediction.severity].id}" in shown
+    assert f"{prediction.mask.mean():.1%}" in shown
 
     torch.manual_seed(0)
     backbone = Backbone(small.EXPORTED)

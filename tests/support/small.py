@@ -1,4 +1,4 @@
-"""A data set and models small enough for tests, processes that may be killed, and exporters that need no tracing."""
+"""Small data sets and models, processes to kill, and an exporter without tracing."""
 
 import functools
 import multiprocessing
@@ -43,13 +43,17 @@ PRELOADED = [
     "pytest",
 ]
 
-# Faster for models this small; and a child process computes the same bits only with as many threads as its parent.
+# Faster for models this small; and a child process computes the same bits only with as
+# many threads as its parent.
 torch.set_num_threads(1)
 
 
 @functools.cache
 def data_set(base: Path) -> Path:
-    """80 procedural lesions of 64 x 48 pixels, every row in a split. `base` is the test session's folder."""
+    """Return a data set of 80 drawn lesions of 64 x 48 pixels, with splits.
+
+    `base` is the folder of the test session.
+    """
     folder = base / "small" / "lesions"
     draw_data_set(folder, count=80, seed=11, size=(64, 48))
     return write(folder, with_split(read_table(folder)).frame)
@@ -57,14 +61,14 @@ def data_set(base: Path) -> Path:
 
 @functools.cache
 def teacher_folder(base: Path) -> Path:
-    """A teacher that was trained without a break."""
+    """Return a teacher that was trained without a break."""
     train(data_set(base), base / "small" / "teacher")
     return base / "small" / "teacher"
 
 
 @functools.cache
 def student_folder(base: Path) -> Path:
-    """A student for the tests of export."""
+    """Return a student for the tests of export."""
     schedule = Schedule(epochs=12, batch_size=16, lr=1e-2)
     train(
         data_set(base),
@@ -79,7 +83,7 @@ def student_folder(base: Path) -> Path:
 
 @functools.cache
 def many_tasks_folder(base: Path) -> Path:
-    """A student of diagnosis, malignancy, severity and segmentation."""
+    """Return a student of diagnosis, malignancy, severity and segmentation."""
     schedule = Schedule(epochs=20, batch_size=16, lr=1e-2, patience=20, ema_decay=0.9)
     out = base / "small" / "many-tasks"
     changes = {
@@ -134,13 +138,13 @@ def export_model(
 
 
 def write(folder: Path, frame: pd.DataFrame) -> Path:
-    """The folder, with `frame` as its table."""
+    """Write `frame` as the folder's table; return the folder."""
     frame.to_csv(folder / "metadata.csv", index=False)
     return folder
 
 
 def edited(data: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
-    """A data set like `data`, with another table; the images are hard links."""
+    """Return a copy of a data set with another table; the images are hard links."""
     for path in (
         path for path in data.rglob("*") if path.is_file() and path.name != "metadata.csv"
     ):
@@ -152,12 +156,12 @@ def edited(data: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) 
 
 
 def flat(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A network's outputs in one row per image."""
+    """Return a network's outputs as one row per image."""
     return torch.cat(list(values.values()), dim=1)
 
 
 def pixels(count: int, size: int = SIZE, seed: int = 0) -> torch.Tensor:
-    """Coloured noise, uint8 [N, S, S, 3]: smooth enough to have structure, and no two channels alike."""
+    """Return smooth coloured noise, uint8 [N, S, S, 3]; the channels differ."""
     small = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear")
     tinted = smooth * torch.tensor([255.0, 170.0, 90.0]).view(1, 3, 1, 1)
@@ -165,7 +169,10 @@ def pixels(count: int, size: int = SIZE, seed: int = 0) -> torch.Tensor:
 
 
 def in_process(function: Callable[..., None], *arguments: Any) -> int:
-    """Call a function in a process of its own, forked from one that has imported everything; its exit code."""
+    """Call a function in a child process; return its exit code.
+
+    The child is forked from a process that has imported everything, which is fast.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=function, args=arguments)
@@ -176,12 +183,12 @@ def in_process(function: Callable[..., None], *arguments: Any) -> int:
 
 
 def die() -> None:
-    """What `kill -9`, the kernel's memory killer and a power cut look like."""
+    """Kill this process, as `kill -9`, a full memory or a power cut would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_before(name: str, time: int = 1) -> None:
-    """Let this process be killed when it is about to put the file `name` in its place for the `time`-th time."""
+    """Kill this process before it renames the file `name` for the `time`-th time."""
     put, seen = Path.replace, 0
 
     def replace(self: Path, target: Any) -> Path:
@@ -202,18 +209,18 @@ PREBUILT = Target(
 
 
 def prebuilt(context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact:
-    """An exporter that hands out what was built before; most promises of `export` are not about tracing."""
+    """Return the last artifact of `BUILT`; most tests of export need no tracing."""
     return replace(BUILT[-1], artifact=replace(BUILT[-1].artifact, precision=candidate.precision))
 
 
 @functools.cache
 def built(folder: Path) -> BuiltArtifact:
-    """A student's ONNX artifact, traced once."""
+    """Return a student's ONNX artifact, traced once."""
     return export_onnx(ExportContext(load_model_folder(folder)), CPU, Candidate("fp32", "onnx"))
 
 
 def with_noise(artifact: BuiltArtifact) -> BuiltArtifact:
-    """The artifact with one weight matrix slightly off, as a quantizer might leave it."""
+    """Return the artifact with noise in one weight matrix, as after quantization."""
     model = onnx.load_model_from_string(artifact.files["model.onnx"])
     weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     values = numpy_helper.to_array(weights).copy()
@@ -227,7 +234,7 @@ def with_noise(artifact: BuiltArtifact) -> BuiltArtifact:
 
 
 def with_bgr(artifact: BuiltArtifact) -> BuiltArtifact:
-    """The artifact reading its input as BGR."""
+    """Return the artifact with its input read as BGR."""
     model = onnx.load_model_from_string(artifact.files["model.onnx"])
     for node in model.graph.node:
         for index, name in enumerate(node.input):

@@ -66,8 +66,8 @@ def _read(folder: Path) -> BuiltArtifact:
 
 
 def _key(context: ExportContext, target: Target, candidate: Candidate) -> str:
-    # fp16 artifacts depend on the calibration images too: layers whose activations overflow
-    # fp16 on them stay in fp32.
+    # fp16 artifacts depend on the calibration images too: layers whose activations
+    # overflow fp16 on them stay in fp32.
     calibrated = candidate.precision not in ("fp32", "bf16")
     return sha256_hex(
         canonical_json(

@@ -9,8 +9,8 @@ from dermedge_export.selection.results import CandidateResult, EvaluatedCandidat
 from dermedge_export.target import Target
 from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
 
-# Share by which two latencies or sizes must differ to count as different. Medians of the
-# same engine differ by a few percent from one measurement to the next.
+# Share by which two latencies or sizes must differ to count as different. Medians of
+# the same engine differ by a few percent from one measurement to the next.
 NOISE = 0.03
 
 
@@ -142,7 +142,7 @@ def _speed_reason(own: float, best_other: float) -> str:
 
 
 def _busy_note() -> str:
-    """Return a warning if other programs were computing, which slows engines unequally."""
+    """Return a warning if other programs were running; they slow engines unequally."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cores = os.cpu_count() or 1
     if load <= cores + 1:

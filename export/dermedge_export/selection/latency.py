@@ -31,8 +31,9 @@ def measure_latencies(
 ) -> dict[str, float]:
     """Return the median latency of each engine in milliseconds.
 
-    The engines take turns, so that a slow phase of the machine affects all of them. Every
-    other turn runs in reverse order, so that no engine always follows the same one.
+    The engines take turns, so that a slow phase of the machine affects all of them.
+    Every other turn runs in reverse order, so that no engine always follows the same
+    one.
 
     Args:
         runtimes: Engines by name.
@@ -46,7 +47,8 @@ def measure_latencies(
         >>> ticks = iter(range(1000))
         >>> clock = Clock(now=lambda: next(ticks), sleep=lambda seconds: None)
         >>> engine = Simulation("engine", "1", lambda images: {})
-        >>> measure_latencies({"engine": engine}, np.zeros((1, 8, 8, 3), np.uint8), clock)
+        >>> image = np.zeros((1, 8, 8, 3), np.uint8)
+        >>> measure_latencies({"engine": engine}, image, clock)
         {'engine': 1000.0}
     """
     clock = clock or Clock()
@@ -55,9 +57,9 @@ def measure_latencies(
     for turn in range(TURNS):
         for name in order if turn % 2 else reversed(order):
             run = runtimes[name].run
-            # The threads of an engine spin for a while after a call and would slow down the
-            # next engine. The pause lets them sleep; the untimed call then wakes this
-            # engine's own threads and fills its caches.
+            # The threads of an engine spin for a while after a call and would slow down
+            # the next engine. The pause lets them sleep; the untimed call then wakes
+            # this engine's own threads and fills its caches.
             clock.sleep(SETTLE_SECONDS)
             run(image)
             for _ in range(CALLS):

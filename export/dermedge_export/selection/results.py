@@ -98,8 +98,8 @@ class Selection:
         """Return this selection with the results of an earlier search added.
 
         Args:
-            earlier: Results of the earlier search. Where both searches know a candidate,
-                this selection's result counts.
+            earlier: Results of the earlier search. Where both searches know a
+                candidate, this selection's result counts.
         """
         own = {result.name: result for result in self.results}
         known = {result.name for result in earlier}

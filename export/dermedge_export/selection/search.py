@@ -1,7 +1,7 @@
 """Build candidates, compare each with its student on val, and select one.
 
-The search assumes nothing about speed or accuracy. An int8 artifact can be slower than fp32
-or broken, and the fastest engine differs from model to model.
+The search assumes nothing about speed or accuracy. An int8 artifact can be slower than
+fp32 or broken, and the fastest engine differs from model to model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,9 +69,9 @@ def search(
 ) -> Selection:
     """Build candidates and select one.
 
-    An exhaustive search builds all `plain` candidates. It builds `mixed` candidates only
-    where no earlier candidate of their precision and format passed, and `trained` ones only
-    where no candidate of their precision passed.
+    An exhaustive search builds all `plain` candidates. It builds `mixed` candidates
+    only where no earlier candidate of their precision and format passed, and `trained`
+    ones only where no candidate of their precision passed.
 
     Args:
         target: The target.
@@ -158,7 +158,8 @@ class _Search:
                 runtime,
                 self.target,
             )
-        # Without data, val and test are the same lesions, so the result on test is certain.
+        # Without data, val and test are the same lesions, so the result on test is
+        # certain.
         probability = 1.0 if evaluator.data is None else gate.pass_probability(report)
         return EvaluatedCandidate(candidate, built, val, report, probability)
 
@@ -194,9 +195,10 @@ def expected_costs(
 ) -> dict[str, float]:
     """Return the expected cost of selecting each candidate.
 
-    The cost is the latency in milliseconds, or the size in bytes where nothing was timed. If
-    the selected candidate fails on test, only fp32 may replace it. So the expectation is
-    `p * own cost + (1 - p) * cost of fp32`, where `p` is the probability to pass on test.
+    The cost is the latency in milliseconds, or the size in bytes where nothing was
+    timed. If the selected candidate fails on test, only fp32 may replace it. So the
+    expectation is `p * own cost + (1 - p) * cost of fp32`, where `p` is the probability
+    to pass on test.
 
     Args:
         passed: The candidates that passed on val.
@@ -221,8 +223,8 @@ def select_winner(
 ) -> EvaluatedCandidate:
     """Return the candidate with the lowest expected cost.
 
-    Among candidates whose costs differ by less than 3 %, the one with the smallest rounding
-    error wins, then the one with the lowest KL divergence.
+    Among candidates whose costs differ by less than 3 %, the one with the smallest
+    rounding error wins, then the one with the lowest KL divergence.
 
     Args:
         passed: The candidates that passed on val.
