@@ -53,7 +53,7 @@ def test_inspect_shows_the_candidates_and_what_remains_to_do(bundle: Path) -> No
     assert "candidate" not in dermedge("inspect", TOY).out
 
 
-def test_inspect_writes_a_page_that_it_does_not_replace_unasked(
+def test_inspect_replaces_a_page_only_with_overwrite(
     bundle: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
@@ -68,7 +68,7 @@ def test_inspect_writes_a_page_that_it_does_not_replace_unasked(
     assert "Candidates" in page.read_text("utf-8")
 
 
-def test_verify_exits_with_4_where_the_engine_cannot_be_here(
+def test_verify_exits_with_4_if_this_machine_cannot_have_the_engine(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Absent(FakeRuntime):
@@ -85,7 +85,7 @@ def test_verify_exits_with_4_where_the_engine_cannot_be_here(
     (engine,) = (line for line in ran.out.splitlines() if line.split()[:1] == ["engine"])
     assert engine.split()[1] == "not_run"
     assert engine.endswith("type dermedge verify toy.dermedge.")
-    assert "known once that engine was asked" in ran.out
+    assert "run `dermedge verify` on the target device" in ran.out
     assert dermedge("verify", bundle, "--json").json()["status"] == "not_run"
 
 

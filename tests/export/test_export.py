@@ -81,16 +81,13 @@ def with_data(
     notes: list[str] = []
     out = tmp_path_factory.mktemp("with_data")
 
-    def tell(done: int, total: int, note: str) -> None:
-        notes.append(note)
-
     made = export_model(
         student,
         "cpu",
         out,
         data=evaluation_data,
         training_images=student.training_images,
-        progress=tell,
+        progress=lambda done, total, note: notes.append(note),
     )
     assert [path.name for path in out.iterdir()] == ["small-cpu.dermedge"]
     return made, notes
@@ -408,6 +405,7 @@ def killed_export(
     small.BUILT.append(artifact)
     registry.EXPORTERS["prebuilt"] = "support.small:prebuilt"
     if place.startswith("_"):
+        assert hasattr(files, place)
         setattr(files, place, lambda *arguments, **options: die())
     model = load_model_folder(student)
     export_model(
@@ -460,7 +458,7 @@ class TestKill:
         tmp_path: Path,
     ) -> None:
         out = tmp_path / "out"
-        for place in ("comparing fp32 prebuilt plain with the student", "_put"):
+        for place in ("comparing fp32 prebuilt plain with the student", "_move_into_place"):
             kill(place)
             assert not (out / NAME).exists()
         left = hidden(out)
@@ -491,9 +489,9 @@ class TestKill:
             data=evaluation_data,
         )
         before = folder_bytes(old.path)
-        kill("_put", overwrite=True)
+        kill("_move_into_place", overwrite=True)
         assert folder_bytes(out / NAME) == before
-        kill("_remove", overwrite=True)  # the new one stands, the old one is being deleted
+        kill("_remove", overwrite=True)  # the new bundle is there; the old one is being deleted
         assert Bundle.open(out / NAME).spec == student.spec
         assert verify(out / NAME).status == "passed"
 
