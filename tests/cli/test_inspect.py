@@ -53,9 +53,7 @@ def test_inspect_shows_the_candidates_and_what_remains_to_do(bundle: Path) -> No
     assert "candidate" not in dermedge("inspect", TOY).out
 
 
-def test_inspect_replaces_a_page_only_with_overwrite(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_inspect_replaces_a_page_only_with_overwrite(bundle: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert (
         dermedge("inspect", bundle, "--html", page, "--json").json()["id"] == Bundle.open(bundle).id
