@@ -94,9 +94,12 @@ class StagedBundles:
 def delete_leftovers(path: Path) -> None:
     """Delete staging folders that killed exports to `path` left behind.
 
-    A folder younger than a day may belong to an export that is still running.
+    A folder younger than a day may belong to an export that is still running. A bundle
+    that `atomic_folder` renamed aside is kept: after a kill it may be the only copy.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if leftover.name.startswith(f".{path.name}.old-"):
+            continue
         with contextlib.suppress(OSError):
             if leftover.is_dir() and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 shutil.rmtree(leftover)

@@ -1,13 +1,11 @@
 """Test the function `predict`: the selection of images, their names, and errors in place."""
 
-import inspect
 import threading
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from dermedge.cli.predict import command
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import BundleError, ImageError, UsageError
@@ -68,12 +66,6 @@ def test_the_options_reach_the_engine_and_the_decoder(tmp_path):
         list(predict(TOY, photo, engine="onnxruntme"))
     with pytest.raises(UsageError, match="threads is 0"):
         list(predict(TOY, photo, threads=0))
-
-
-def test_its_keywords_are_the_options_of_the_command():
-    options = {parameter.name for parameter in command.params if parameter.name != "as_json"}
-    keywords = set(inspect.signature(predict).parameters)
-    assert options == keywords - {"progress"}
 
 
 def test_a_folder_without_images_is_an_error_before_the_engine_starts(tmp_path, monkeypatch):
