@@ -87,7 +87,7 @@ def command(
 
 
 def show(report: "EvaluationReport") -> None:
-    """Print the warnings, the metrics, the classes, the subgroups and their comparison."""
+    """Print warnings, metrics, classes, subgroups and the comparison of groups."""
     for warning in report.warnings:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     scores = report.overall
@@ -106,6 +106,8 @@ def show(report: "EvaluationReport") -> None:
             ],
         )
     if report.subgroups:
+        # A grader has no sensitivity and a classifier no Dice: only measured columns
+        # are shown.
         shown = {name: title for name, title in SUBGROUP_COLUMNS.items() if name in measured}
         rows = [
             (
@@ -120,7 +122,7 @@ def show(report: "EvaluationReport") -> None:
 
 
 def show_fairness(comparisons: "Sequence[Fairness]", labels: Sequence[str]) -> None:
-    """Print comparisons of groups: their differences next to those by chance, then a summary."""
+    """Print comparisons of groups with the differences by chance, then a summary."""
     from dermedge.evaluation.fairness_text import COLUMN_NAMES, summarize
 
     if not comparisons:

@@ -100,8 +100,8 @@ def command(
 ) -> None:
     """Evaluate the frozen features of TEACHER, a teacher's or student's folder.
 
-    The probe is fitted on train and measured on test, with 95 % intervals over lesions or
-    patients, and compares skin types and sexes. val only chooses the threshold of
+    The probe is fitted on train and measured on test, with 95 % intervals over lesions
+    or patients, and compares skin types and sexes. val only chooses the threshold of
     malignancy. The settings are DermINO's (arXiv:2508.12190), the preprocessing is the
     model's own. Features are cached by content, so that ten probes of the same images
     cost one pass through the network.

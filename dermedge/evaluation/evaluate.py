@@ -77,6 +77,8 @@ def evaluate(
     """
     if split not in (*SPLITS, "all"):
         raise UsageError(f"Unknown split {split!r}. Use {', '.join(SPLITS)} or all.")
+    # The whole table gets its split before rows are selected: a split of fewer rows
+    # would put other images into test, among them images that the model was trained on.
     complete = with_split(read_table(data))
     table = complete if split == "all" else complete.select_split(split)
     with load(bundle, engine=engine, threads=threads) as model:
@@ -114,6 +116,8 @@ def evaluate(
 
 def _check_finite(predictions: Predictions) -> None:
     for name, output in predictions.outputs.items():
+        # NaN compares as false, so it would count as a wrong prediction and hide a
+        # broken artifact behind a low accuracy.
         bad = ~np.isfinite(output.reshape(len(output), -1)).all(axis=1)
         if bad.any():
             example = predictions.image_ids[int(bad.argmax())]
@@ -139,6 +143,8 @@ def _select_ids(predictions: Predictions, rows: RowMask | None) -> tuple[str, ..
 def _compare_groups(
     predictions: Predictions, decoded: Decoded, replicates: int, seed: int
 ) -> tuple[Fairness, ...]:
+    # Without a threshold the model makes no decision, so equalised odds is undefined.
+    # The diagnoses can still be compared.
     decision: RowMask | None = None
     if decoded.threshold is not None and np.isfinite(decoded.scores).any():
         decision = decoded.scores >= decoded.threshold
@@ -156,7 +162,7 @@ def _compare_groups(
 
 
 def _bin_confidence(decoded: Decoded) -> tuple[ReliabilityBin, ...]:
-    """Compute confidence and accuracy by bin of confidence; () without labelled images."""
+    """Compute confidence and accuracy by bin; () without labelled images."""
     labelled = decoded.labels >= 0
     if not decoded.names or not labelled.any():
         return ()

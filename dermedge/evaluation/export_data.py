@@ -28,8 +28,9 @@ KEPT_BYTES = 1 << 30
 class TableEvaluationData:
     """Images of one table, for the export of one model.
 
-    An export calibrates on train, selects candidates and fits postprocessing on val, and
-    decides the gate on test. Satisfies `dermedge_export.parity.evaluator.EvaluationData`.
+    An export calibrates on train, selects candidates and fits postprocessing on val,
+    and decides the gate on test. Satisfies
+    `dermedge_export.parity.evaluator.EvaluationData`.
 
     Args:
         data: Folder or file of a table. A table without splits gets some.
@@ -81,12 +82,12 @@ class TableEvaluationData:
         )
 
     def digests(self, split: str) -> Sequence[str]:
-        """Return the SHA-256 of every image file of a split; none if the split is empty."""
+        """Return the SHA-256 of every image file of a split."""
         rows = self.table.frame[self.table.frame["split"] == split]
         return list(digests(self.table.replace(rows)))
 
     def calibration(self, count: int = COUNT) -> Calibration:
-        """Choose train images to calibrate quantization, equally many of each diagnosis.
+        """Choose train images for calibration, equally many of each diagnosis.
 
         An image file that occurs twice is chosen at most once.
 
@@ -100,6 +101,8 @@ class TableEvaluationData:
         table = table.replace(
             table.frame.assign(digest=list(digests(table))).drop_duplicates("digest")
         )
+        # A range that only rare diagnoses reach must be seen during calibration, so
+        # each diagnosis gives equally many images.
         rows = table.frame.iloc[balanced_choice(table.frame["dx"].tolist(), count)]
         return Calibration(
             np.stack(list(preprocess_table(table.replace(rows), self.spec.preprocess))),
@@ -112,8 +115,8 @@ class TableEvaluationData:
     def _images(self, split: str, table: Table) -> Iterable[NDArray[np.uint8]]:
         """Return the preprocessed images of a split, kept in memory if they fit.
 
-        An export runs many candidates on the same images, and decoding takes longer than
-        most engines.
+        An export runs many candidates on the same images, and decoding takes longer
+        than most engines.
         """
         spec = self.spec.preprocess
         if len(table) * 3 * spec.size**2 > KEPT_BYTES:

@@ -1,4 +1,4 @@
-"""Compare a model's groups by skin type and by sex, and with randomly assigned groups."""
+"""Compare a model's groups by skin type and sex, and with randomly assigned groups."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from dermedge_runtime.errors import DataError
 from dermedge_runtime.report import Interval
 
 COMPARED_COLUMNS = ("fitzpatrick", "sex")
-# Pairs, as in DDI (Daneshjou et al., Science Advances 8, 2022): a single skin type often
-# has too few cases to compare.
+# Pairs, as in DDI (Daneshjou et al., Science Advances 8, 2022): a single skin type
+# often has too few cases to compare.
 SKIN_PAIRS = {"I": "I-II", "II": "I-II", "III": "III-IV", "IV": "III-IV", "V": "V-VI", "VI": "V-VI"}
 # With 30 cases a share has a 95 % interval of up to 36 points; with fewer cases the
 # interval is too wide to show anything.
@@ -49,8 +49,8 @@ def fairness(
         labels: Class [N] of each image, -1 if unknown.
         predicted: Predicted class [N] of each image.
         classes: Number of classes.
-        subgroups: Text [N] by column, "" if unknown. Columns other than `fitzpatrick` and
-            `sex` are ignored.
+        subgroups: Text [N] by column, "" if unknown. Columns other than `fitzpatrick`
+            and `sex` are ignored.
         clusters: Lesion or patient [N] of each image.
         positive: 1 for malignant, 0 for benign, NaN if unknown [N].
         decision: True [N] for the images that the model calls malignant.
@@ -59,7 +59,8 @@ def fairness(
 
     Returns:
         One comparison for each column that is known for at least one image with a known
-        class. If too few are known to compare anything, it lists the insufficient groups.
+        class. If too few are known to compare anything, it lists the insufficient
+        groups.
 
     Raises:
         DataError: The arrays differ in length.
@@ -93,6 +94,8 @@ def fairness(
     plans = _make_plans(subgroups, diagnosis, _malignancy_answers(positive, decision))
     if not plans:
         return ()
+    # All sides share one bootstrap, so that a gap and the scores that it is made of
+    # come from the same replicates.
     sides = {
         (plan.column, side): measured
         for plan in plans
@@ -106,6 +109,8 @@ def fairness(
         seed=seed,
     )
     by_chance = {
+        # Each side has its own random stream, so that its permutations are independent
+        # of those of the others.
         key: side.permute_groups(np.asarray(clusters), replicates, (seed, place))
         for place, (key, side) in enumerate(sides.items())
         if side.comparable
@@ -127,8 +132,8 @@ class _Answers:
 class _Side:
     """Recalls by group, of one kind of answers.
 
-    `codes` [N] indexes `groups`, -1 for an image of no group. `compared` are the classes
-    with enough cases in every group.
+    `codes` [N] indexes `groups`, -1 for an image of no group. `compared` are the
+    classes with enough cases in every group.
     """
 
     answers: _Answers
@@ -146,7 +151,7 @@ class _Side:
         return np.flatnonzero((self.codes == group) & (self.answers.truth >= 0))
 
     def recalls(self, weights: Floats) -> Floats:
-        """Compute the recall [..., G, K] of each group and class from image weights [..., N]."""
+        """Compute recalls [..., G, K] by group and class from weights [..., N]."""
         answers = self.answers
         by_group = np.empty((*weights.shape[:-1], len(self.groups), answers.classes))
         for group in range(len(self.groups)):
@@ -159,8 +164,9 @@ class _Side:
     def scores(self, recalls: Floats) -> Floats:
         """Average recalls over the compared classes, [..., G]."""
         compared = recalls[..., list(self.compared)]
-        # A replicate may hold no case of a class in one group. The class is then left out
-        # for all groups, else the groups of this replicate would average different classes.
+        # A replicate may hold no case of a class in one group. The class is then left
+        # out for all groups, else the groups of this replicate would average different
+        # classes.
         return metrics.mean_of_known(
             np.where(np.isnan(compared).any(-2, keepdims=True), np.nan, compared)
         )
@@ -174,19 +180,22 @@ class _Side:
         answers, rng = self.answers, np.random.default_rng(seed)
         classes, rows = answers.classes, np.flatnonzero((self.codes >= 0) & (answers.truth >= 0))
         truth, hit = answers.truth[rows], answers.truth[rows] == answers.predicted[rows]
-        # The unit that is permuted is a lesion or patient within its group, not an image:
-        # permuting single images would break up correlated ones and make chance look small.
+        # The unit that is permuted is a lesion or patient within its group, not an
+        # image: permuting single images would break up correlated ones and make chance
+        # look small.
         owners = np.stack(
             [np.unique(clusters[rows], return_inverse=True)[1].ravel(), self.codes[rows]], axis=1
         )
         units, unit = np.unique(owners, axis=0, return_inverse=True)
-        # Columns 0 to K-1 count a unit's images by class, K to 2K-1 its correct ones. The
-        # counts are additive, so a permutation costs sums and no pass over the images.
+        # Columns 0 to K-1 count a unit's images by class, K to 2K-1 its correct ones.
+        # The counts are additive, so a permutation costs sums and no pass over the
+        # images.
         counts = np.zeros((len(units), 2 * classes))
         np.add.at(counts, (unit.ravel(), truth), 1)
         np.add.at(counts, (unit.ravel()[hit], truth[hit] + classes), 1)
-        # Permuting within the most frequent class of a unit keeps the prevalence of each
-        # class in each group. Else a gap could come from the mix of diagnoses alone.
+        # Permuting within the most frequent class of a unit keeps the prevalence of
+        # each class in each group. Else a gap could come from the mix of diagnoses
+        # alone.
         strata = counts[:, :classes].argmax(axis=1)
         sums = np.zeros((times, len(self.groups), 2 * classes))
         step = max(1, metrics.CHUNK // max(1, len(units)))
@@ -222,7 +231,8 @@ def _check_lengths(count: int, subgroups: Mapping[str, Array], **columns: Array 
     for name, column in {**columns, **subgroups}.items():
         if column is not None and len(column) != count:
             raise DataError(
-                f"Column {name!r} has {len(column)} rows for {count} labels. Give one row per label."
+                f"Column {name!r} has {len(column)} rows for {count} labels. Give one row per "
+                "label."
             )
 
 
@@ -255,7 +265,7 @@ def _make_plans(
 def _make_plan(
     column: str, groups: Array, diagnosis: _Answers, malignancy: _Answers | None
 ) -> _Plan | None:
-    """Plan a comparison by diagnosis, or by malignancy if the groups share too few diagnoses.
+    """Plan a comparison by diagnosis, or by malignancy if too few diagnoses are shared.
 
     Returns:
         The plan, None if no image with a known class has a known group.
@@ -274,6 +284,8 @@ def _make_plan(
         large = [name for name, count in cases.items() if count >= MINIMUM_CASES]
         small = {name: count for name, count in cases.items() if count < MINIMUM_CASES}
         score = _make_side(answers, groups, large)
+        # Equalised odds always compares malignant with benign, for the same groups as
+        # the score.
         odds = _make_side(malignancy, groups, large) if malignancy is not None else None
         unknown = int((known & (groups == "")).sum())
         plans.append(_Plan(column, metric, score, odds, small, unknown))
@@ -281,7 +293,7 @@ def _make_plan(
 
 
 def _make_side(answers: _Answers, groups: Array, names: Sequence[str]) -> _Side:
-    """Index the images by group, and find the classes with enough cases in every group."""
+    """Index the images by group; find the classes with enough cases in every group."""
     codes = np.full(len(groups), -1)
     counts = np.zeros((len(names), answers.classes), int)
     for place, name in enumerate(names):
@@ -294,7 +306,7 @@ def _make_side(answers: _Answers, groups: Array, names: Sequence[str]) -> _Side:
 
 
 def _compare(plan: _Plan, drawn: Recalls, by_chance: Recalls, malignant: Floats) -> Fairness:
-    """Compute gap and equalised odds of one plan from replicated and permuted recalls."""
+    """Compute gap and equalised odds of one plan from recalls and their replicates."""
     side, key = plan.score, (plan.column, "score")
     everyone = np.ones(len(side.codes))
     scores, replicas = side.scores(side.recalls(everyone)), side.scores(drawn[key])
@@ -334,7 +346,8 @@ def _group_scores(
     for place, name in enumerate(side.groups):
         tpr, fpr = Interval(None), Interval(None)
         if odds is not None:
-            # Recall of benign is the specificity, so the false positive rate is its rest.
+            # Recall of benign is the specificity, so the false positive rate is its
+            # rest.
             specificity, sensitivity = odds.recalls(np.ones(len(side.codes)))[place]
             replicated = drawn[plan.column, "odds"][:, place]
             tpr = metrics.interval(sensitivity, replicated[:, 1])
@@ -357,9 +370,10 @@ def _spread(values: Floats) -> Floats:
 
 
 def _odds_difference(recalls: Floats) -> Floats:
-    """Compute the equalised-odds difference from recalls [..., G, 2] of benign and malignant.
+    """Compute the equalised-odds difference from recalls [..., G, 2].
 
-    It is the larger of the differences between groups in FPR and in TPR.
+    The last axis is benign, malignant. The difference is the larger of the differences
+    between groups in FPR and in TPR.
     """
     return np.asarray(_spread(np.swapaxes(recalls, -1, -2)).max(-1))
 

@@ -9,11 +9,11 @@ COLUMN_NAMES = {"fitzpatrick": "skin type", "sex": "sex"}
 
 
 def exceeds_chance(value: float | None, chance_high: float | None) -> bool:
-    """Return True if a difference is above the 95th percentile of differences by chance.
+    """Return True if a difference exceeds the 95th percentile of chance.
 
     Examples:
-        >>> exceeds_chance(0.31, 0.11), exceeds_chance(0.05, 0.11), exceeds_chance(None, 0.11)
-        (True, False, False)
+        >>> [exceeds_chance(value, 0.11) for value in (0.31, 0.05, None)]
+        [True, False, False]
     """
     return value is not None and chance_high is not None and value > chance_high
 

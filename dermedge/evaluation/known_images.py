@@ -18,8 +18,8 @@ class KnownImages:
     Attributes:
         training: True [N] for images that the model was trained on. The images that
             decided when training stopped count. None if the bundle does not list them.
-        validation: True [N] for images that selected or calibrated the model. None if the
-            bundle lists neither these nor its training images.
+        validation: True [N] for images that selected or calibrated the model. None if
+            the bundle lists neither these nor its training images.
 
     Examples:
         >>> import numpy as np
@@ -32,7 +32,7 @@ class KnownImages:
 
 
 def find_known_images(bundle: Bundle, table: Table) -> KnownImages:
-    """Find the rows of a table that the model has used, by the digest of the image file.
+    """Find the rows of a table that the model has used, by the image files' digests.
 
     The same image is found under any name, and in any table or split.
 
@@ -46,7 +46,8 @@ def find_known_images(bundle: Bundle, table: Table) -> KnownImages:
     Examples:
         >>> from dermedge import Bundle
         >>> from dermedge.data import read_table, with_split
-        >>> known = find_known_images(Bundle.open("toy.dermedge"), with_split(read_table("lesions")))
+        >>> table = with_split(read_table("lesions"))
+        >>> known = find_known_images(Bundle.open("toy.dermedge"), table)
         >>> int(known.training.sum())  # The toy was trained on other lesions.
         0
     """
@@ -99,7 +100,7 @@ def describe_unmapped(unmapped: Mapping[str, int]) -> Iterator[str]:
 
     Examples:
         >>> next(describe_unmapped({"bcc": 2, "psoriasis": 1}))
-        'Left out: 3 images whose diagnosis no label of the model covers (bcc 2, psoriasis 1).'
+        'Left out: 3 images whose diagnosis no label of the model covers (bcc 2, ...).'
     """
     if unmapped:
         named = ", ".join(f"{dx} {number}" for dx, number in unmapped.items())
@@ -110,8 +111,9 @@ def describe_unmapped(unmapped: Mapping[str, int]) -> Iterator[str]:
 
 
 def _match_list(bundle: Bundle, path: str, prefixes: Sequence[str]) -> RowMask | None:
-    """Compare digest prefixes with a list in the bundle; None if it has no such list."""
+    """Compare digest prefixes with a list in the bundle; None if it has none."""
     if path not in bundle.files:
         return None
+    # `read` verifies the checksum, so a changed list is refused, not believed.
     listed = set(bundle.read(path).decode("ascii", "replace").split())
     return np.array([prefix in listed for prefix in prefixes], bool)

@@ -1,4 +1,4 @@
-"""Report types of `evaluate`: plain data that is enough to draw every plot without the model."""
+"""Report types of `evaluate`: plain data, enough to draw every plot."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dermedge_runtime.spec import Postprocessing
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics over some images, with 95 % intervals of a bootstrap over lesions or patients.
+    """Metrics over some images, with 95 % intervals over lesions or patients.
 
     Classifiers have `balanced_accuracy`, `accuracy`, `macro_auroc` (one-vs-rest),
     `malignant_auroc` (malignant against benign), `ece`, and `sensitivity` and
@@ -81,11 +81,13 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Fairness:
-    """Comparison of a model's groups by one column. Intervals resample lesions or patients.
+    """Comparison of a model's groups by one column.
 
-    `gap` and `equalised_odds` are differences between a largest and a smallest value, so
-    noise can only increase them. They are above zero even if the groups do not differ,
-    and their percentile intervals lie too high. Compare them with `chance` and
+    Intervals resample lesions or patients.
+
+    `gap` and `equalised_odds` are differences between a largest and a smallest value,
+    so noise can only increase them. They are above zero even if the groups do not
+    differ, and their percentile intervals lie too high. Compare them with `chance` and
     `chance_high`: the same model on the same images, with the groups assigned at random
     among lesions or patients of the same class. Only a gap above `chance_high` is more
     than chance explains.
@@ -93,11 +95,11 @@ class Fairness:
     Attributes:
         column: `fitzpatrick`, in the pairs I-II, III-IV and V-VI, or `sex`.
         metric: `balanced_accuracy`. It is `malignant_balanced_accuracy` (the mean of
-            sensitivity and specificity at the decision threshold) if the groups share too
-            few classes.
-        classes: Indices of the classes that the metric averages over: those with at least
-            5 cases in every group, so that no group gains by having fewer diagnoses. For
-            `malignant_balanced_accuracy`, 0 is benign and 1 malignant.
+            sensitivity and specificity at the decision threshold) if the groups share
+            too few classes.
+        classes: Indices of the classes that the metric averages over: those with at
+            least 5 cases in every group, so that no group gains by having fewer
+            diagnoses. For `malignant_balanced_accuracy`, 0 is benign and 1 malignant.
         groups: Groups with at least 30 cases.
         insufficient: Number of cases of each smaller group. No other field counts them.
         unknown: Number of cases whose group the data do not record. They form no group.
@@ -107,9 +109,9 @@ class Fairness:
             than two groups have enough cases, or if they share fewer than two classes.
         chance: Median gap of randomly assigned groups.
         chance_high: 95th percentile of the gap of randomly assigned groups.
-        equalised_odds: The larger of two differences between groups, in TPR and in FPR at
-            the decision threshold. None if a group has fewer than 5 malignant or 5 benign
-            cases, or if the model has no threshold.
+        equalised_odds: The larger of two differences between groups, in TPR and in FPR
+            at the decision threshold. None if a group has fewer than 5 malignant or 5
+            benign cases, or if the model has no threshold.
         equalised_odds_chance: Median of that difference for randomly assigned groups.
         equalised_odds_chance_high: 95th percentile of that difference.
 
@@ -146,7 +148,7 @@ class ReliabilityBin:
     The means `confidence` and `accuracy` are None if the bin is empty.
 
     Examples:
-        >>> part = ReliabilityBin(low=0.8, high=0.9, count=50, confidence=0.85, accuracy=0.7)
+        >>> part = ReliabilityBin(0.8, 0.9, count=50, confidence=0.85, accuracy=0.7)
         >>> round(part.confidence - part.accuracy, 2)
         0.15
     """
@@ -174,7 +176,9 @@ class EvaluatedImage:
         trained_on: True if the model was trained on this very file.
 
     Examples:
-        >>> image = EvaluatedImage("i7", "i7.jpg", "mel", "mel", "nv", 0.6, True, 0.2, False)
+        >>> image = EvaluatedImage(
+        ...     "i7", "i7.jpg", "mel", "mel", "nv", 0.6, True, 0.2, trained_on=False
+        ... )
         >>> image.label == image.predicted
         False
     """
@@ -206,17 +210,18 @@ class EvaluationReport:
         recall: Recall by label.
         support: Number of images by label.
         subgroups: Scores by skin type, sex, age band and body site.
-        confusion: Number of images by true label (rows) and predicted label (columns), in
-            the order of `labels`.
+        confusion: Number of images by true label (rows) and predicted label (columns),
+            in the order of `labels`.
         reliability: Confidence and accuracy by bin of confidence.
         roc: Corners of the ROC curve of malignant against benign, as (false, true)
             positive rates.
         unmapped: Number of images by diagnosis, for diagnoses that no label covers.
-        trained_on: Images that the model was trained on. None if the bundle does not list
-            its training images.
+        trained_on: Images that the model was trained on. None if the bundle does not
+            list its training images.
         warnings: Reasons to trust the numbers less.
         images: All images in the order of the table.
-        fairness: Comparisons by skin type and by sex. Reports of older versions lack it.
+        fairness: Comparisons by skin type and by sex. Reports of older versions lack
+            it.
 
     Examples:
         >>> from dermedge.evaluation import evaluate

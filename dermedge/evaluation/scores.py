@@ -1,4 +1,4 @@
-"""Compute metrics over all images and over subgroups, on one set of bootstrap replicates."""
+"""Compute metrics over all images and subgroups, on shared bootstrap replicates."""
 
 from dataclasses import dataclass
 
@@ -66,6 +66,8 @@ def score_images(
         >>> 0 <= scores.overall.metrics["accuracy"].value <= 1
         True
     """
+    # A subgroup is a mask over all rows, not a smaller table: its weights in a
+    # replicate are then those of the overall score, and each replicate is drawn once.
     parts: dict[tuple[str, str], RowMask] = {OVERALL: np.ones(len(predictions), bool)}
     for column, values in predictions.subgroups.items():
         parts |= {(column, value): values == value for value in sorted(set(values.tolist()) - {""})}
@@ -76,6 +78,7 @@ def score_images(
     }
     labelled = decoded.labels >= 0
     truth, predicted = decoded.labels[labelled], decoded.predicted[labelled]
+    # Recall has a column per class, so it is one measure with values [..., K].
     measures[RECALL_KEY] = lambda w: metrics.recalls(
         truth, predicted, len(decoded.names), w[..., labelled]
     )
@@ -106,7 +109,7 @@ def score_images(
 
 
 def _make_measures(decoded: Decoded, malignant: Floats, rows: RowMask) -> dict[str, Statistic]:
-    """Return every metric over some rows, as a function of all images' weights [..., N]."""
+    """Return every metric over some rows, as a function of weights [..., N]."""
     measures: dict[str, Statistic] = dict.fromkeys(CLASSIFICATION_METRICS, _undefined)
     measures |= _diagnosis_measures(decoded, rows)
     measures |= _malignancy_measures(decoded, malignant, rows)
@@ -136,7 +139,9 @@ def _diagnosis_measures(decoded: Decoded, rows: RowMask) -> dict[str, Statistic]
 def _malignancy_measures(
     decoded: Decoded, malignant: Floats, rows: RowMask
 ) -> dict[str, Statistic]:
-    """Return the metrics of malignant against benign; none for a model without a score."""
+    """Return the metrics of malignant against benign; none without a score."""
+    # Diagnoses that sources disagree on have no malignancy; they enter the metrics over
+    # classes but none of these.
     known = rows & np.isfinite(malignant)
     positive, scores, threshold = malignant[known] == 1, decoded.scores[known], decoded.threshold
     if not np.isfinite(scores).any():
@@ -155,7 +160,7 @@ def _malignancy_measures(
 
 
 def _severity_and_mask_measures(decoded: Decoded, rows: RowMask) -> dict[str, Statistic]:
-    """Return the metrics of severity and of lesion masks, for models that predict them."""
+    """Return the metrics of severity and lesion masks, if the model predicts them."""
     measures: dict[str, Statistic] = {}
     if decoded.graded is not None and decoded.graded.rows.any():
         graded = rows & decoded.graded.rows

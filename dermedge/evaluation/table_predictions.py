@@ -1,4 +1,4 @@
-"""Run a model over a table of images, and collect what the table records of each image."""
+"""Run a model over a table of images, and collect their labels and subgroups."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,8 @@ from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Preprocess, Spec
 
-# Decoded images that may wait for the engine: enough to keep it busy, few enough for memory.
+# Decoded images that may wait for the engine: enough to keep it busy, few enough for
+# memory.
 AHEAD = 16
 WORKERS = 2
 
@@ -87,15 +88,17 @@ def diagnosis_labels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64]:
         [1, 0, -1, -1]
     """
     ids = [label.id for label in spec.diagnosis.labels] if spec.diagnosis is not None else []
+    # `project` walks up the taxonomy, so it runs once per diagnosis and not per row.
     covering = {dx: project(dx, ids) for dx in frame["dx"].unique() if dx}
     index = {dx: ids.index(label) for dx, label in covering.items() if label is not None}
     return np.array([index.get(dx, -1) for dx in frame["dx"]], np.int64)
 
 
 def severity_levels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64] | None:
-    """Return the severity level [N] of every row, by index into the ordinal task's labels.
+    """Return the severity level [N] of every row.
 
-    The index is -1 if the level is unknown or not among the labels.
+    The level is an index into the ordinal task's labels, -1 if the level is unknown or
+    not among the labels.
 
     Returns:
         The levels, None for a model without an ordinal task.
@@ -103,14 +106,17 @@ def severity_levels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64] | None
     Examples:
         >>> import pandas as pd
         >>> from dermedge import Label, Preprocess, Spec, Task
-        >>> levels = Task("severity", "ordinal", labels=(Label("0", "none"), Label("1", "mild")))
+        >>> labels = (Label("0", "none"), Label("1", "mild"))
+        >>> levels = Task("severity", "ordinal", labels=labels)
         >>> spec = Spec("grader", "1", (levels,), Preprocess(32))
-        >>> severity_levels(pd.DataFrame({"severity": [1.0, float("nan")]}), spec).tolist()
+        >>> frame = pd.DataFrame({"severity": [1.0, float("nan")]})
+        >>> severity_levels(frame, spec).tolist()
         [1, -1]
     """
     task = next((task for task in spec.tasks if task.kind == "ordinal"), None)
     if task is None:
         return None
+    # Levels are read as floats, because a column with empty cells is a float column.
     index = {label.id: k for k, label in enumerate(task.labels)}
     return np.array([index.get(f"{level:.0f}", -1) for level in frame["severity"]], np.int64)
 
@@ -118,7 +124,8 @@ def severity_levels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64] | None
 def lesion_masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
     """Read the mask of every row on the grid of the model's output, [N, S/4, S/4].
 
-    A cell is 1 inside the lesion and 0 outside. All cells are -1 if the mask is unknown.
+    A cell is 1 inside the lesion and 0 outside. All cells are -1 if the mask is
+    unknown.
 
     Returns:
         The masks, None for a model without a `segment` task or a table without masks.
@@ -163,8 +170,8 @@ def count_unmapped(frame: pd.DataFrame, spec: Spec) -> dict[str, int]:
 def preprocess_table(table: Table, spec: Preprocess) -> Iterator[NDArray[np.uint8]]:
     """Yield the network's input uint8 [S, S, 3] for every image of a table, in order.
 
-    Threads decode the images ahead of the reader, at most 16 of them. Images are decoded
-    at full scale, as in the conformance cases.
+    Threads decode the images ahead of the reader, at most 16 of them. Images are
+    decoded at full scale, as in the conformance cases.
 
     Args:
         table: The images.

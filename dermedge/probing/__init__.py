@@ -1,4 +1,4 @@
-"""Evaluate a teacher's frozen features: linear probe, nearest neighbours, few-shot, segmentation."""
+"""Evaluate a teacher's frozen features by published protocols."""
 
 from dermedge.probing.options import PROTOCOLS, ProbeOptions
 from dermedge.probing.probe import probe

@@ -129,7 +129,7 @@ def load_context(
 
 
 def default_cache(teacher: Path) -> Path:
-    """Return the default folder of a teacher's features, beside the teacher's own folder.
+    """Return the default cache of a teacher's features, beside the teacher's folder.
 
     Examples:
         >>> default_cache(Path("models/teacher")).name

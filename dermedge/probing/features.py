@@ -54,9 +54,9 @@ def extract_features(
 ) -> Features:
     """Return the frozen teacher's pooled features [N, D] of a table's images.
 
-    The features are the class token if the backbone pools by it. The cache holds one file
-    per weights, backbone and preprocessing, which maps the digest of an image file to its
-    features. Only images that it lacks go through the network. A damaged file is
+    The features are the class token if the backbone pools by it. The cache holds one
+    file per weights, backbone and preprocessing, which maps the digest of an image file
+    to its features. Only images that it lacks go through the network. A damaged file is
     replaced.
 
     Args:
@@ -74,15 +74,17 @@ def extract_features(
         >>> from dermedge.data import read_table
         >>> from dermedge.models import load_model_folder
         >>> teacher, table = load_model_folder("teacher"), read_table("lesions")
-        >>> features = extract_features(teacher, "1" * 64, table, cache=Path("features"))
-        >>> len(features), len(list(Path("features").iterdir()))
+        >>> cache = Path("features")
+        >>> features = extract_features(teacher, "1" * 64, table, cache=cache)
+        >>> len(features), len(list(cache.iterdir()))
         (80, 1)
     """
     wanted = digests(table).tolist()
     path = cache / f"{_cache_key(teacher, weights)}.npz"
     cached = _read_cache(path)
     row_of = {digest: row for row, digest in enumerate(cached.digests)}
-    # The first row of each image file that the cache lacks: duplicates are computed once.
+    # The first row of each image file that the cache lacks: duplicates are computed
+    # once.
     first = {
         digest: row for row, digest in reversed(list(enumerate(wanted))) if digest not in row_of
     }
@@ -105,6 +107,7 @@ def _cache_key(teacher: "TrainedModel", weights: str) -> str:
                 "weights": weights,
                 "backbone": to_json(teacher.backbone),
                 "preprocess": to_json(teacher.spec.preprocess),
+                # Another version of timm may compute the same backbone differently.
                 "timm": version("timm"),
             }
         )
@@ -115,6 +118,8 @@ def _compute_features(teacher: "TrainedModel", table: Table, progress: Progress 
     """Compute the features [N, D] of every image of a table."""
     import torch
 
+    # Features of a GPU and of a CPU differ in the last bits. They share a cache file:
+    # the size of a batch changes the last bits too.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = teacher.module.eval().to(device)
     parts: list[Features] = []
@@ -130,8 +135,8 @@ def _compute_features(teacher: "TrainedModel", table: Table, progress: Progress 
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise DataError(
-            f"The teacher's features of {int(bad.sum())} images are NaN or infinite, first those of "
-            f"{table.frame['image_id'].iloc[int(bad.argmax())]!r}. Import or train the teacher "
+            f"The teacher's features of {int(bad.sum())} images are NaN or infinite, first those "
+            f"of {table.frame['image_id'].iloc[int(bad.argmax())]!r}. Import or train the teacher "
             "again."
         )
     return features

@@ -1,4 +1,4 @@
-"""Classify and retrieve by nearest neighbours of frozen features; nothing is trained."""
+"""Classify and retrieve by nearest neighbours of frozen features."""
 
 from collections.abc import Iterator
 
@@ -49,10 +49,11 @@ def vote(
     member = np.eye(classes)[labels]
     shares = []
     for similarity in _similarities(gallery, queries):
+        # A stable sort resolves ties by the order of the gallery.
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbours]
         close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
-        # Weights relative to the nearest neighbour cannot overflow, and the shares of the
-        # vote are the same.
+        # Weights relative to the nearest neighbour cannot overflow, and the shares of
+        # the vote are the same.
         weight = np.exp((close - close[:, :1]) / TEMPERATURE)
         votes = (weight[:, :, None] * member[nearest]).sum(axis=1)
         shares.append(votes / votes.sum(axis=1, keepdims=True))
@@ -65,8 +66,8 @@ def measure_retrieval(
     """Measure how well images of the query's class are retrieved by cosine similarity.
 
     `hit_at_1` and `hit_at_5` are 1 if one of the nearest 1 or 5 images has the query's
-    class, else 0. `mean_average_precision` is the average precision of the whole ranking,
-    NaN if the gallery has no image of the class.
+    class, else 0. `mean_average_precision` is the average precision of the whole
+    ranking, NaN if the gallery has no image of the class.
 
     Args:
         gallery: Features [N, D] of the train images.
@@ -80,7 +81,8 @@ def measure_retrieval(
     Examples:
         >>> import numpy as np
         >>> gallery = np.array([[1, 0], [0, 1]], np.float32)
-        >>> hits = measure_retrieval(gallery, np.array([0, 1]), gallery, np.array([0, 0]))
+        >>> labels, query_labels = np.array([0, 1]), np.array([0, 0])
+        >>> hits = measure_retrieval(gallery, labels, gallery, query_labels)
         >>> hits["hit_at_1"].tolist()
         [1.0, 0.0]
     """
@@ -94,6 +96,7 @@ def measure_retrieval(
         start += len(ranking)
         for k in HIT_RANKS:
             values[f"hit_at_{k}"].append(right[:, :k].any(axis=1).astype(np.float64))
+        # Precision at the rank of each correct image, averaged over the correct images.
         precision = np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)
         count = right.sum(axis=1)
         with np.errstate(invalid="ignore"):

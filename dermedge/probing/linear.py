@@ -29,8 +29,8 @@ class LinearRecipe:
     Attributes:
         epochs: Number of epochs.
         batch_size: Images per batch.
-        lr: Learning rate. For a linear probe it is the rate for batches of 256; the rate
-            of smaller batches is proportionally smaller.
+        lr: Learning rate. For a linear probe it is the rate for batches of 256; the
+            rate of smaller batches is proportionally smaller.
 
     Raises:
         UsageError: Nothing can be trained with these values.
@@ -68,9 +68,9 @@ def fit_linear(
 ) -> FittedClassifier:
     """Fit a linear layer to features by Adam at a constant rate.
 
-    Nothing is selected, so no validation data are needed. Weights start at N(0, 0.01^2),
-    biases at 0. It always runs on the CPU, so that the same arguments give the same
-    layer.
+    Nothing is selected, so no validation data are needed. Weights start at N(0,
+    0.01^2), biases at 0. It always runs on the CPU, so that the same arguments give the
+    same layer.
 
     Args:
         kind: `classify` (cross entropy), `binary` (binary cross entropy) or `ordinal`
@@ -78,15 +78,15 @@ def fit_linear(
         classes: Number of classes K.
         features: Features [N, D].
         labels: Class index [N], 0 to K-1.
-        recipe: Length and learning rate. Batches have equal size, as near as possible, so
-            that the last one is not a small rest. The rate is `lr` times the images of a
-            batch over 256.
+        recipe: Length and learning rate. Batches have equal size, as near as possible,
+            so that the last one is not a small rest. The rate is `lr` times the images
+            of a batch over 256.
         normalise: Subtract the train features' mean and divide by their standard
-            deviation, feature by feature, as a batch norm without weights before the layer
-            does (He et al., MAE, CVPR 2022). The published protocol does not: its rate
-            suits the features of a vision transformer, which its last norm scales to about
-            1. Features of a network that pools after a ReLU may be too small for 50
-            epochs.
+            deviation, feature by feature, as a batch norm without weights before the
+            layer does (He et al., MAE, CVPR 2022). The published protocol does not: its
+            rate suits the features of a vision transformer, which its last norm scales
+            to about 1. Features of a network that pools after a ReLU may be too small
+            for 50 epochs.
         seed: Random seed for initialization and shuffling.
 
     Returns:
@@ -107,8 +107,12 @@ def fit_linear(
     shift = features.mean(axis=0) if normalise else np.zeros(features.shape[1], np.float32)
     scale = features.std(axis=0) + EPSILON if normalise else np.ones(features.shape[1], np.float32)
     inputs, answers = torch.from_numpy((features - shift) / scale), torch.from_numpy(labels)
+    # The published recipe scales its rate by batch / 256. Batches of equal size keep
+    # one rate valid for all of them: a rest of a few images would take a step as large
+    # as the others.
     batches = max(1, round(len(inputs) / recipe.batch_size))
     rate = recipe.lr * len(inputs) / batches / BASE_BATCH
+    # The global generator keeps its state, so a probe does not change what follows it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = _make_layer(kind, features.shape[1], classes)
@@ -129,7 +133,7 @@ def fit_linear(
 
 
 def class_probabilities(kind: Kind, logits: Probabilities) -> Probabilities:
-    """Return the probabilities [N, K] of a `classify`, `binary` or `ordinal` task's logits.
+    """Return the class probabilities [N, K] of logits.
 
     The exceedance P(y > k) of an ordinal task is the running minimum over k, as in
     `dermedge_runtime.decode`.

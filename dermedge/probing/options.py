@@ -22,11 +22,11 @@ class ProbeOptions:
     """Options of `probe`: the task, the protocol and its settings.
 
     Attributes:
-        task: diagnosis, malignancy, severity (ordinal) or segment. By default segment for
-            the protocol segment, and diagnosis for the others.
+        task: diagnosis, malignancy, severity (ordinal) or segment. By default segment
+            for the protocol segment, and diagnosis for the others.
         protocol: linear, knn, finetune, segment or fewshot.
-        fractions: Fractions of the train labels, for fewshot only; 0.01, 0.05 and 0.1 by
-            default.
+        fractions: Fractions of the train labels, for fewshot only; 0.01, 0.05 and 0.1
+            by default.
         heads: Decoders, for segment only; linear and upernet by default.
         normalise: Standardize each feature before a linear layer; see `fit_linear`.
         epochs: Number of epochs; by default that of the protocol.
@@ -44,7 +44,7 @@ class ProbeOptions:
         >>> ProbeOptions(protocol="knn", epochs=3)
         Traceback (most recent call last):
             ...
-        dermedge_runtime.errors.UsageError: The protocol knn trains nothing. Leave out epochs.
+        dermedge_runtime.errors.UsageError: The protocol knn trains nothing. ...
     """
 
     task: str | None = None
@@ -92,6 +92,7 @@ class ProbeOptions:
         if self.protocol == "finetune":
             from dermedge.train import Schedule
 
+            # The defaults of fine-tuning are those of `finetune`, whatever they become.
             schedule = Schedule()
             default = LinearRecipe(schedule.epochs, schedule.batch_size, schedule.lr)
         else:

@@ -32,34 +32,35 @@ def probe(
 ) -> ProbeReport:
     """Measure how well a task can be solved from a teacher's frozen features.
 
-    Train fits everything, and val only chooses the malignancy threshold (and the epoch at
-    which fine-tuning stops). Test is read once. Images go through the teacher's own
+    Train fits everything, and val only chooses the malignancy threshold (and the epoch
+    at which fine-tuning stops). Test is read once. Images go through the teacher's own
     preprocessing, as on a device, and not through the paper's resize to 256 and crop to
     224: a student is distilled from these features.
 
     Protocols, with the paper's settings:
 
-    - `linear`: one linear layer on the frozen features (the class token, if the backbone
-      pools by it); Adam, rate 5e-3 x batch / 256, batches of 256, 50 epochs.
+    - `linear`: one linear layer on the frozen features (the class token, if the
+      backbone pools by it); Adam, rate 5e-3 x batch / 256, batches of 256, 50 epochs.
     - `knn`: the 20 nearest train images by cosine similarity s vote with exp(s / 0.07).
       Retrieval metrics are reported too.
-    - `fewshot`: `linear` on 1, 5 and 10 % of the train labels: whole lesions or patients,
-      at least one of each class.
+    - `fewshot`: `linear` on 1, 5 and 10 % of the train labels: whole lesions or
+      patients, at least one of each class.
     - `segment`: decoders on the frozen feature maps; Adam, rate 1e-3, batches of 64, 20
       epochs. `linear` is batch norm, dropout and a 1x1 convolution on the last map;
       `upernet` reads several maps.
-    - `finetune`: `dermedge.train.finetune` trains the whole network, with that function's
-      own settings, in a folder that is deleted afterwards.
+    - `finetune`: `dermedge.train.finetune` trains the whole network, with that
+      function's own settings, in a folder that is deleted afterwards.
 
     Args:
         teacher: Folder of a teacher or student.
         data: Folder or file of a table. A table without splits is split by lesion and
             patient.
-        options: Task, protocol and settings; by default the linear probe of the diagnosis.
-        cache: Folder of features by content of weights and images, so that ten probes of
-            the same images cost one forward pass. By default `TEACHER.features` beside
-            the teacher's folder. Feature maps for `segment` are large: they stay in
-            memory, as far as they fit, while the probe runs.
+        options: Task, protocol and settings; by default the linear probe of the
+            diagnosis.
+        cache: Folder of features by content of weights and images, so that ten probes
+            of the same images cost one forward pass. By default `TEACHER.features`
+            beside the teacher's folder. Feature maps for `segment` are large: they stay
+            in memory, as far as they fit, while the probe runs.
         out: File to write the report to, as JSON; by default none.
         overwrite: Replace `out` if it exists.
         progress: Called with the steps done.
@@ -68,8 +69,8 @@ def probe(
         Metrics with 95 % intervals over lesions or patients, and comparisons of groups.
 
     Raises:
-        UsageError: `out` exists and `overwrite` is false, or the backbone has no feature
-            maps for the decoders.
+        UsageError: `out` exists and `overwrite` is false, or the backbone has no
+            feature maps for the decoders.
         DataError: The teacher's folder or the table is unusable.
 
     Source: DermINO (arXiv:2508.12190).
@@ -83,6 +84,7 @@ def probe(
     """
     options = options or ProbeOptions()
     if out is not None:
+        # Checked before the work, which may take hours.
         check_free(Path(out), overwrite=overwrite)
     context = load_context(teacher, data, options, cache=cache, progress=progress)
     report = _make_report(context, RUN_PROTOCOL[options.protocol](context))
@@ -147,6 +149,8 @@ def _list_warnings(context: ProbeContext) -> Iterator[str]:
             "do not predict its accuracy on new patients."
         )
     if context.options.protocol == "fewshot" and training:
+        # Few-shot results claim that few labels suffice, which fails if the teacher was
+        # trained on the labels of the other train images.
         known = training & set(digests(task.select("train").table))
         if known:
             yield (

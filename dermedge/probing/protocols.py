@@ -57,6 +57,8 @@ def _fit_on_fractions(
             if fraction == 1
             else draw_fraction(train.labels, train.groups, fraction, options.seed)
         )
+        # Each fraction starts from the same seed, so that results differ by the labels
+        # only.
         classifier = fit_linear(
             task.kind,
             len(task.classes),
@@ -98,6 +100,8 @@ def _run_finetune(context: ProbeContext) -> tuple[ProbeResult, ...]:
     task, spec = context.task, context.teacher.spec.preprocess
     train, val = task.select("train"), context.threshold_split()
     training = context.options.recipe()
+    # `finetune` reads the table itself. It assigns the same splits as the probe,
+    # because `with_split` is deterministic.
     with tempfile.TemporaryDirectory() as folder:
         tuned = finetune(
             context.data,
@@ -122,7 +126,7 @@ def _run_finetune(context: ProbeContext) -> tuple[ProbeResult, ...]:
 
 
 def _predict(context: ProbeContext, tuned: "TrainedModel", part: ProbeSplit) -> Floats:
-    """Return the probabilities [N, K] of a fine-tuned network, over the classes of the task."""
+    """Return a fine-tuned network's probabilities [N, K] of the task's classes."""
     import torch
 
     from dermedge.train.training_data import run_network
@@ -165,6 +169,7 @@ def _run_segment(context: ProbeContext) -> tuple[ProbeResult, ...]:
     counts = count_pixels(
         decoders, FeatureMaps(teacher, levels, test.table), read_masks(test.table, spec)
     )
+    # The caller may run the teacher again, and expects it where it was loaded.
     teacher.module.to("cpu")
     return tuple(
         ProbeResult(

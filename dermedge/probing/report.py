@@ -15,11 +15,13 @@ class ProbeResult:
     """Scores on test of one classifier or decoder, or of one fine-tuned network.
 
     Attributes:
-        name: `linear`, `knn`, `finetune`, `upernet`, or a fraction of the labels (`5 %`).
+        name: `linear`, `knn`, `finetune`, `upernet`, or a fraction of the labels (`5
+            %`).
         fraction: Requested fraction of the train labels.
         train_images: Number of images that it was fitted on.
         train_groups: Number of lesions or patients of these images.
-        threshold: Threshold of the malignancy score, chosen on val. None for other tasks.
+        threshold: Threshold of the malignancy score, chosen on val. None for other
+            tasks.
         metrics: Values with 95 % intervals of a bootstrap over lesions or patients.
         recall: Recall of each class; empty for a segmentation.
         fairness: Comparisons by skin type and by sex; empty for a segmentation.

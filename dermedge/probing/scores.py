@@ -67,7 +67,8 @@ def score_probabilities(
         >>> from dermedge.data import read_table, with_split
         >>> from dermedge.probing.task import make_probe_task
         >>> table = with_split(read_table("lesions"))
-        >>> task = make_probe_task("malignancy", table, Bundle.open("toy.dermedge").spec)
+        >>> spec = Bundle.open("toy.dermedge").spec
+        >>> task = make_probe_task("malignancy", table, spec)
         >>> test = task.select("test")
         >>> perfect = np.eye(2)[test.labels]
         >>> scores = score_probabilities(
@@ -110,11 +111,14 @@ def predict_classes(task: ProbeTask, probabilities: Floats, threshold: float | N
         >>> from dermedge.data import read_table, with_split
         >>> from dermedge.probing.task import make_probe_task
         >>> table = with_split(read_table("lesions"))
-        >>> task = make_probe_task("malignancy", table, Bundle.open("toy.dermedge").spec)
+        >>> spec = Bundle.open("toy.dermedge").spec
+        >>> task = make_probe_task("malignancy", table, spec)
         >>> predict_classes(task, np.array([[0.6, 0.4]]), threshold=0.3).tolist()
         [1]
     """
     if task.kind == "ordinal":
+        # P(y > k) from P(y = k). A level counts if it is exceeded with more than one
+        # half, as in `dermedge_runtime.decode`.
         above = 1 - np.cumsum(probabilities, axis=1)[:, :-1]
         return np.asarray((above > 0.5).sum(axis=1), np.int64)
     if task.kind == "binary":
@@ -158,12 +162,12 @@ def score_masks(
 
     `mean_iou` is the intersection over union of all pixels of all images, averaged over
     background and lesion. `dice` and `jaccard` are those of the lesion, averaged over
-    images; they are 1 if the image has no lesion and none was predicted. `pixel_accuracy`
-    is over all pixels.
+    images; they are 1 if the image has no lesion and none was predicted.
+    `pixel_accuracy` is over all pixels.
 
     Args:
-        counts: Pixels [N, 2, 2] of background and lesion, in the intersection and in the
-            union of mask and prediction.
+        counts: Pixels [N, 2, 2] of background and lesion, in the intersection and in
+            the union of mask and prediction.
         groups: Lesion or patient [N] of each image; the bootstrap resamples these.
         bootstrap: Settings of the bootstrap.
 
@@ -174,6 +178,8 @@ def score_masks(
     """
     both, either = counts[:, :, 0].astype(np.float64), counts[:, :, 1].astype(np.float64)
     right, pixels = both.sum(axis=1), both[:, 0] + either[:, 1]
+    # An image without lesion and without predicted lesion is a correct prediction. The
+    # ratio 0 / 0 would leave it out.
     empty = either[:, 1] == 0
     jaccard = np.where(empty, 1.0, metrics.ratio(both[:, 1], either[:, 1]))
     dice = np.where(empty, 1.0, metrics.ratio(2 * both[:, 1], both[:, 1] + either[:, 1]))
@@ -190,7 +196,9 @@ def score_masks(
 
 
 def macro_f1(labels: Labels, predicted: Labels, classes: int, weights: Floats) -> Floats:
-    """Average F1, the harmonic mean of precision and recall, over the classes with a case.
+    """Average F1 over the classes with a case.
+
+    F1 is the harmonic mean of precision and recall.
 
     Args:
         labels: Class index [N] of each row.

@@ -1,4 +1,4 @@
-"""Train segmentation decoders on a frozen backbone's feature maps, and count their pixels."""
+"""Train segmentation decoders on a frozen backbone's feature maps, and test them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -65,10 +65,11 @@ class FeatureMaps:
         self._room = room
 
     def batches(self, batches: Sequence[RowIndices]) -> "Iterator[list[Tensor]]":
-        """Yield the maps of each batch of rows, float32 [n, C, h, w]: of the levels, then the last.
+        """Yield the maps of each batch of rows, float32 [n, C, h, w].
 
-        All maps are rounded to half precision, kept or not, so that the amount of memory
-        changes the time but not the result.
+        Each list holds the maps of the levels, then the last map. All maps are rounded
+        to half precision, kept or not, so that the amount of memory changes the time
+        but not the result.
         """
         import torch
 
@@ -101,6 +102,8 @@ class FeatureMaps:
         for row, levels in fresh.items():
             size = sum(level.numel() * level.element_size() for level in levels)
             if self._room >= size:
+                # A clone, because a view of one image would keep the maps of its whole
+                # batch.
                 self._kept[row] = [level.clone() for level in levels]
                 self._room -= size
 
@@ -140,7 +143,8 @@ def make_decoders(
 
     Examples:
         >>> from dermedge.models import load_model_folder
-        >>> decoders, levels = make_decoders(load_model_folder("teacher"), ("linear",), seed=0)
+        >>> teacher = load_model_folder("teacher")
+        >>> decoders, levels = make_decoders(teacher, ("linear",), seed=0)
         >>> list(decoders), levels
         (['linear'], ())
     """
@@ -155,7 +159,11 @@ def make_decoders(
     device = next(network.parameters()).device
     with torch.inference_mode():
         maps = frozen_maps(
-            network, torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device), levels
+            # The widths of the maps are not known from the spec, so one empty image is
+            # run.
+            network,
+            torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device),
+            levels,
         )
     widths = [level.shape[1] for level in maps]
     decoders: dict[str, nn.Module] = {}
@@ -215,13 +223,16 @@ def fit_decoders(
     targets = torch.from_numpy(masks)
     with torch.random.fork_rng(devices=[]):
         for epoch in range(recipe.epochs):
+            # The order depends on seed and epoch alone, so it is the same for one
+            # decoder and for several.
             order = np.random.default_rng((seed, epoch)).permutation(len(masks))
             parts = np.array_split(order, batches)
             for step, (rows, levels) in enumerate(
                 zip(parts, maps.batches(parts), strict=True), epoch * batches + 1
             ):
                 for name, decoder in decoders.items():
-                    # Dropout of one decoder must not depend on which others are trained.
+                    # Dropout of one decoder must not depend on which others are
+                    # trained.
                     torch.manual_seed(seed * 100_003 + step)
                     decoder.train()
                     logits = _predict_logits(name, decoder, levels, masks.shape[1])
@@ -249,7 +260,8 @@ def count_pixels(
         batch: Images per batch.
 
     Returns:
-        Pixels [N, 2, 2] of background and lesion, in intersection and union, by decoder.
+        Pixels [N, 2, 2] of background and lesion, in intersection and union, by
+        decoder.
 
     Examples:
         See `fit_decoders`.
@@ -262,6 +274,8 @@ def count_pixels(
         for rows, levels in zip(parts, maps.batches(parts), strict=True):
             for name, decoder in decoders.items():
                 logits = _predict_logits(name, decoder.eval(), levels, masks.shape[1])
+                # With two classes, the more probable class is the one with the larger
+                # logit.
                 inside = (logits[:, 1] > logits[:, 0]).cpu().numpy()
                 counts[name].append(_count_overlap(masks[rows], inside))
     return {name: np.concatenate(part) for name, part in counts.items()}

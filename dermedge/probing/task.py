@@ -1,4 +1,4 @@
-"""Define a probe's task on a table: the answer of every row, and the rows to fit and test on."""
+"""Define a probe's task on a table: classes, labels and splits."""
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -64,15 +64,17 @@ class ProbeTask:
         name: One of `TASKS`.
         classes: Names of the classes.
         table: The N rows.
-        labels: Class index [N] of each row, -1 if the answer is unknown or no class covers
-            it. For a segmentation, 0 for a row with a mask and -1 for a row without one.
+        labels: Class index [N] of each row, -1 if the answer is unknown or no class
+            covers it. For a segmentation, 0 for a row with a mask and -1 for a row
+            without one.
         groups: Lesion or patient [N] of each row.
 
     Examples:
         >>> from dermedge import Bundle
         >>> from dermedge.data import read_table, with_split
         >>> table = with_split(read_table("lesions"))
-        >>> task = make_probe_task("malignancy", table, Bundle.open("toy.dermedge").spec)
+        >>> spec = Bundle.open("toy.dermedge").spec
+        >>> task = make_probe_task("malignancy", table, spec)
         >>> task.kind, task.classes
         ('binary', ('benign', 'malignant'))
     """
@@ -107,16 +109,16 @@ class ProbeTask:
         return ProbeSplit(self.table, self.labels, self.groups).rows(chosen)
 
     def count_unlabelled(self, split: str) -> int:
-        """Count the rows of a split that are left out, because no class is known for them."""
+        """Count the rows of a split without a known class, which are left out."""
         return int(((self.table.frame["split"] == split).to_numpy() & (self.labels < 0)).sum())
 
 
 def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
     """Make a task on a table.
 
-    The classes of `diagnosis` are the diagnoses of the train split. A narrower diagnosis
-    of another split counts as the class that covers it. The levels of `severity` go from 0
-    to the highest level of the table.
+    The classes of `diagnosis` are the diagnoses of the train split. A narrower
+    diagnosis of another split counts as the class that covers it. The levels of
+    `severity` go from 0 to the highest level of the table.
 
     Args:
         name: One of `TASKS`.
@@ -163,22 +165,23 @@ def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
 def draw_fraction(labels: Labels, groups: Groups, fraction: float, seed: int) -> NDArray[np.intp]:
     """Draw a fraction of every class's images, by whole lesions or patients.
 
-    The seed shuffles the groups. Class by class, the rarest first, groups are taken until
-    the class has its fraction; each class gets at least one group. A group that holds
-    several classes counts for all of them.
+    The seed shuffles the groups. Class by class, the rarest first, groups are taken
+    until the class has its fraction; each class gets at least one group. A group that
+    holds several classes counts for all of them.
 
     Args:
         labels: Class index [N] of each image.
         groups: Lesion or patient [N] of each image.
-        fraction: Fraction of each class's images, above 0 and at most 1. Groups are taken
-            whole, so it may become larger.
+        fraction: Fraction of each class's images, above 0 and at most 1. Groups are
+            taken whole, so it may become larger.
         seed: Random seed of the order.
 
     Returns:
         Indices of the images, ascending.
 
     Examples:
-        >>> labels, groups = np.array([0] * 8 + [1] * 2), np.repeat(np.arange(5), 2).astype(str)
+        >>> labels = np.array([0] * 8 + [1] * 2)
+        >>> groups = np.repeat(np.arange(5), 2).astype(str)
         >>> rows = draw_fraction(labels, groups, 0.25, seed=0)
         >>> len(rows), sorted(set(labels[rows].tolist()))
         (4, [0, 1])
@@ -210,7 +213,8 @@ def find_shared_groups(task: ProbeTask) -> list[str]:
         >>> from dermedge import Bundle
         >>> from dermedge.data import read_table, with_split
         >>> table = with_split(read_table("lesions"))
-        >>> find_shared_groups(make_probe_task("segment", table, Bundle.open("toy.dermedge").spec))
+        >>> spec = Bundle.open("toy.dermedge").spec
+        >>> find_shared_groups(make_probe_task("segment", table, spec))
         []
     """
     split = task.table.frame["split"].to_numpy()

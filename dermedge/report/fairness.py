@@ -1,4 +1,4 @@
-"""Prepare fairness comparisons for the page: groups, differences and the range of chance."""
+"""Prepare fairness comparisons for the page: groups, differences and chance."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,6 +115,7 @@ def make_comparisons(
     differences = [difference for _, rows in measured for difference in rows]
     scale = None
     if differences:
+        # One scale for all differences, so that they can be compared between columns.
         highs = [difference.chance_high or 0.0 for difference in differences]
         values = interval_values(difference.value for difference in differences)
         scale = make_scale([*highs, *values], signed=False)

@@ -1,8 +1,8 @@
 """Draw the forest plot of a parity report: losses overall, by group and by diagnosis.
 
-Each row draws its own SVG line in a table cell, so that names and numbers stay text that
-can be selected, read aloud and reflowed on a phone. See `plots` for the reasons to draw
-SVG without a plotting library.
+Each row draws its own SVG line in a table cell, so that names and numbers stay text
+that can be selected, read aloud and reflowed on a phone. See `plots` for the reasons to
+draw SVG without a plotting library.
 """
 
 import math
@@ -82,6 +82,7 @@ class Scale:
         if value.low is not None and value.high is not None:
             ends = {"x1": self._position(value.low), "x2": self._position(value.high)}
             parts.append(node("line", y1=MIDDLE, y2=MIDDLE, class_="whisker", **ends))
+            # A stop at the border would show an end of the interval that is not there.
             inside = [end for end in (value.low, value.high) if self.low <= end <= self.high]
             for end in inside:
                 x = self._position(end)
@@ -171,8 +172,8 @@ def draw_forest(parity: Mapping[str, Any], names: Mapping[str, str]) -> Forest |
     """Draw the forest plot of a parity report.
 
     Args:
-        parity: Content of `reports/parity.json`. Fields that older reports lack are left
-            out.
+        parity: Content of `reports/parity.json`. Fields that older reports lack are
+            left out.
         names: Display name of each diagnosis.
 
     Returns:
@@ -266,6 +267,8 @@ def make_scale(values: Iterable[float], *, signed: bool = True) -> Scale:
 
 def _tick_steps(most: float) -> Iterator[float]:
     """Yield 1, 2, 5, 10, 20 ... times the order of magnitude below `most`."""
+    # One order of magnitude lower than `most`, so that a step with few ticks is among
+    # them.
     base = 10.0 ** (math.floor(math.log10(most)) - 1)
     while True:
         yield from (base * step for step in STEPS[:-1])

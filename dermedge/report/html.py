@@ -1,4 +1,4 @@
-"""Write `report.html`: one self-contained page about a bundle, without scripts or network."""
+"""Write `report.html`: one page about a bundle, without scripts or network."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -86,8 +86,8 @@ def write_report(
         out: File to write or replace. In a folder, `report.html` is written.
         bundle: The bundle that all reports are about.
         evaluation: Report of `evaluate`; None if it did not run.
-        parity: Parity report as JSON; by default the bundle's own `reports/parity.json`.
-            Empty for a bundle without one.
+        parity: Parity report as JSON; by default the bundle's own
+            `reports/parity.json`. Empty for a bundle without one.
         latency: Report of `bench`; None if it did not run.
         verification: Report of `verify`; None if it did not run.
         runs: Content of `run.json` of each training, in order.
@@ -136,6 +136,7 @@ def write_report(
         **_describe_accuracy(bundle, evaluation, table if images else None),
     )
     out = out / FILE if out.is_dir() else out
+    # Lone surrogates in file names cannot be encoded; they become question marks.
     atomic_write(out, content.encode("utf-8", "replace"))
     return out
 
@@ -154,7 +155,7 @@ def _describe_artifact(bundle: Bundle) -> dict[str, Any]:
 def _describe_parity(
     bundle: Bundle, evaluation: EvaluationReport | None, parity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the template values about parity with the student and about the candidates."""
+    """Return the template values about parity and the candidates."""
     names, search = _display_names(bundle, evaluation), read_report(bundle, CANDIDATES_REPORT)
     return {
         "engine": evaluation.model.engine if evaluation is not None else parity.get("engine"),
@@ -196,6 +197,8 @@ def _describe_accuracy(
 
 
 def _environment() -> jinja2.Environment:
+    # Names come from data sets and bundles, so everything is escaped. A misspelt
+    # variable raises an error instead of leaving a gap in the page.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dermedge.report", ""),
         autoescape=True,
@@ -242,7 +245,7 @@ def _display_names(bundle: Bundle, evaluation: EvaluationReport | None) -> dict[
 
 
 def _select_metrics(evaluation: EvaluationReport) -> dict[str, text.MetricText]:
-    """Return the metrics to show: all of a classifier, and the measured ones of other tasks."""
+    """Return the metrics to show: all of a classifier, measured ones of other tasks."""
     metrics = evaluation.overall.metrics
     return {
         name: metric

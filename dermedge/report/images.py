@@ -33,7 +33,7 @@ class Examples:
         images: The shown images.
 
     Examples:
-        >>> kind = Examples("False alarms", "", "false alarm", "warn", 2, "90 benign images", ())
+        >>> kind = Examples("False alarms", "", "alarm", "warn", 2, "90 images", ())
         >>> kind.total
         2
     """
@@ -51,8 +51,8 @@ def choose_examples(evaluation: EvaluationReport) -> list[Examples]:
     """Choose the most informative images of an evaluation, at most six of each kind.
 
     The kinds are missed malignant images, confident errors, false alarms and confident
-    correct predictions. The images are the extremes of each kind, not a sample. No image
-    is in two kinds. Kinds without an image are left out.
+    correct predictions. The images are the extremes of each kind, not a sample. No
+    image is in two kinds. Kinds without an image are left out.
 
     Args:
         evaluation: The report.
@@ -65,6 +65,8 @@ def choose_examples(evaluation: EvaluationReport) -> list[Examples]:
     """
     used: set[str] = set()
     kinds = []
+    # The kinds are in order of their importance for patients: an image that is of two
+    # kinds is shown for the worse one.
     for kind in _sort_kinds(evaluation):
         images = _spread_diagnoses((i for i in kind.images if i.image_id not in used), SHOWN)
         used.update(image.image_id for image in images)
@@ -87,6 +89,7 @@ def _sort_kinds(evaluation: EvaluationReport) -> list[Examples]:
     limit = 0.0 if threshold is None else threshold
     missed = [i for i in malignant if _score(i) < limit]
     alarms = [i for i in benign if _score(i) >= limit]
+    # A correct diagnosis with a wrong decision is not a correct prediction.
     misjudged = {i.image_id for i in (*missed, *alarms)}
     wrong = [i for i in named if i.label != i.predicted]
     right = [i for i in named if i.label == i.predicted and i.image_id not in misjudged]

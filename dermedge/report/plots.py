@@ -2,10 +2,10 @@
 
 We draw SVG ourselves instead of using a plotting library, for four reasons:
 
-- Theme: colours and fonts come from `report.css`, so a plot follows the light and the dark
-  theme and the print style. An image would have one theme.
-- Security: the page's Content Security Policy allows no script and no external resource.
-  Interactive plotting libraries need a script.
+- Theme: colours and fonts come from `report.css`, so a plot follows the light and the
+  dark theme and the print style. An image would have one theme.
+- Security: the page's Content Security Policy allows no script and no external
+  resource. Interactive plotting libraries need a script.
 - Accessibility: each plot has a label for screen readers, its text stays text, and its
   points have tooltips.
 - Reproducibility: the same input gives the same bytes, on any machine and with any
@@ -44,7 +44,8 @@ def node(name: str, *children: object, **attributes: object) -> Markup:
     Args:
         name: Name of the element.
         children: Text, or elements that this function made.
-        attributes: Attributes. `_` in a name becomes `-`, and a trailing `_` is dropped.
+        attributes: Attributes. `_` in a name becomes `-`, and a trailing `_` is
+            dropped.
 
     Examples:
         >>> str(node("text", "a < b", class_="tick", aria_label="x"))
@@ -86,7 +87,7 @@ class Frame:
     bottom: float = 44.0
 
     def at(self, x: float, y: float) -> Point:
-        """Return the pixel of a point; a point outside the ranges moves to the border."""
+        """Return the pixel of a point; outside the ranges, that of the border."""
         across = (min(max(x, self.x[0]), self.x[1]) - self.x[0]) / (self.x[1] - self.x[0])
         up = (min(max(y, self.y[0]), self.y[1]) - self.y[0]) / (self.y[1] - self.y[0])
         inner = self.width - self.left - self.right, self.height - self.top - self.bottom
@@ -124,7 +125,7 @@ class Frame:
 
 
 def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup | None:
-    """Draw the reliability diagram: accuracy by predicted confidence, and images per bin.
+    """Draw the reliability diagram: accuracy by confidence, and images per bin.
 
     The area of a disc grows with the number of images of its bin.
 
@@ -136,7 +137,8 @@ def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup 
         The plot, None without images.
 
     Examples:
-        >>> reliability([ReliabilityBin(0.8, 0.9, 50, 0.85, 0.7)], None).startswith("<svg")
+        >>> plot = reliability([ReliabilityBin(0.8, 0.9, 50, 0.85, 0.7)], None)
+        >>> plot.startswith("<svg")
         True
     """
     known = [
@@ -155,6 +157,8 @@ def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup 
     for part, c, a in discs:
         x, y = frame.at(c, a)
         tooltip = f"{part.count:,} images: confidence {percent(c)}, accuracy {percent(a)}"
+        # The radius grows with the square root of the number of images, as eyes compare
+        # areas. The constant keeps bins of few images visible.
         radius = round(3 + 6 * (part.count / most) ** 0.5, 1)
         parts.append(node("circle", node("title", tooltip), cx=x, cy=y, r=radius, class_="dot"))
     for part, _, _ in discs:
@@ -173,8 +177,9 @@ def reliability(bins: Sequence[ReliabilityBin], ece: Interval | None) -> Markup 
     error = read_interval(ece).value
     return frame.drawing(
         parts,
-        f"Reliability diagram of {sum(part.count for part, _, _ in discs):,} images in {len(discs)} bins; "
-        f"the mean gap between confidence and accuracy (ECE) is {decimal(error)}.",
+        f"Reliability diagram of {sum(part.count for part, _, _ in discs):,} images in "
+        f"{len(discs)} bins; the mean gap between confidence and accuracy (ECE) is "
+        f"{decimal(error)}.",
     )
 
 
@@ -185,7 +190,7 @@ def roc(
     sensitivity: object,
     specificity: object,
 ) -> Markup | None:
-    """Draw the ROC curve of malignant against benign, with the bundle's threshold as a point.
+    """Draw the ROC curve of malignant against benign, with a point for the threshold.
 
     Args:
         corners: Corners of the curve, as (false, true) positive rates.
@@ -198,10 +203,13 @@ def roc(
         The plot, None if the curve is undefined.
 
     Examples:
-        >>> curve = roc([(0.0, 0.0), (0.1, 0.8), (1.0, 1.0)], Interval(0.85), None, None, None)
+        >>> corners = [(0.0, 0.0), (0.1, 0.8), (1.0, 1.0)]
+        >>> curve = roc(corners, Interval(0.85), None, None, None)
         >>> "area 0.850" in curve
         True
     """
+    # Three digits are finer than a pixel. Rounding makes the many corners of a large
+    # evaluation coincide, which keeps the page small.
     points = list(dict.fromkeys((round(x, 3), round(y, 3)) for x, y in corners))
     if len(points) < 2:
         return None
@@ -243,6 +251,7 @@ def _operating_point(
         )
     x, y = frame.at(*at)
     parts.append(node("circle", cx=x, cy=y, r=5.5, class_="point"))
+    # The label is drawn on the side with more room.
     right = at[0] < 0.55
     x, side = (x + 14, "note") if right else (x - 14, "note end")
     y = min(max(y + 26, 40), frame.height - frame.bottom - 36)
@@ -255,7 +264,7 @@ def _operating_point(
 
 
 def history(epochs: Sequence[Mapping[str, object]], best: int | None) -> Markup | None:
-    """Draw the validation metrics by epoch, at most four; mark the epoch of the kept weights.
+    """Draw at most four validation metrics by epoch; mark the kept epoch.
 
     Args:
         epochs: Metrics of each epoch, as in `run.json`.
@@ -273,6 +282,8 @@ def history(epochs: Sequence[Mapping[str, object]], best: int | None) -> Markup 
     if not series:
         return None
     low = min(value for line in series.values() for _, value in line)
+    # The axis starts at the next fifth below the lowest value: from zero the
+    # differences between epochs would be too small to see.
     low = int(low * 5) / 5
     last = max(2, len(epochs))
     frame = Frame(x=(1, last), y=(low, 1), width=390, height=240, left=34, right=140)
@@ -328,13 +339,14 @@ def _metric_series(
 
 
 def _line_labels(frame: Frame, series: Mapping[str, Sequence[tuple[int, float]]]) -> list[Markup]:
-    """Write the name and last value of every line at its end, moved apart if they would touch."""
+    """Write name and last value at the end of each line, without overlaps."""
     parts, lowest = [], frame.height - frame.bottom + 4
     ends = sorted(
         (frame.at(*line[-1])[1] + 4, mark, name)
         for mark, (name, line) in zip("abcd", series.items(), strict=False)
     )
     rows = [y for y, _, _ in ends]
+    # First push labels down until none overlaps, then push up those below the axis.
     for index in range(1, len(rows)):
         rows[index] = max(rows[index], rows[index - 1] + LABEL_GAP)
     for index in reversed(range(len(rows))):

@@ -1,4 +1,4 @@
-"""Summarize a bundle's reports in sentences: the key numbers, and reasons to doubt them."""
+"""Summarize a bundle's reports in sentences: key numbers, and reasons for doubt."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -168,8 +168,9 @@ def list_warnings(
 
     Examples:
         >>> from dermedge import Bundle
-        >>> list(list_warnings(Bundle.open("toy.dermedge"), None, {"status": "failed"}, None, None))
-        [('failed', 'The parity gate FAILED: the artifact lost more accuracy than its target allows.')]
+        >>> bundle = Bundle.open("toy.dermedge")
+        >>> next(list_warnings(bundle, None, {"status": "failed"}, None, None))
+        ('failed', 'The parity gate FAILED: ...')
     """
     if text.status_of(verification) == "failed":
         yield (
@@ -182,6 +183,7 @@ def list_warnings(
             "failed",
             "The parity gate FAILED: the artifact lost more accuracy than its target allows.",
         )
+    # Both sides of parity may have allowed failures; the same reason is shown once.
     sides = [side for side in bundle.parity.values() if isinstance(side, Mapping)]
     allowed = [reason for side in sides for reason in side.get("allowed_failures") or ()]
     for reason in dict.fromkeys(map(str, allowed)):
@@ -203,6 +205,8 @@ def list_warnings(
 def _list_doubts(evaluation: EvaluationReport) -> Iterator[tuple[str, str]]:
     """Yield reasons to doubt the measured accuracy."""
     for warning in evaluation.warnings:
+        # Scores on training images are worthless, so this warning has the colour of a
+        # failure.
         yield "failed" if evaluation.trained_on and "TRAINED" in warning else "warn", warning
     for comparison in evaluation.fairness:
         if exceeds_chance(comparison.gap.value, comparison.chance_high):
@@ -232,6 +236,6 @@ def _list_doubts(evaluation: EvaluationReport) -> Iterator[tuple[str, str]]:
 
 
 def describe_split(evaluation: EvaluationReport) -> str:
-    """Return a short description of the evaluated images, such as "test split of clinic"."""
+    """Return a short name of the evaluated images, such as "test split of clinic"."""
     split = "all splits" if evaluation.split == "all" else f"{evaluation.split} split"
     return f"{split} of {evaluation.data}"

@@ -1,4 +1,4 @@
-"""Format numbers and names for people; None, missing and non-finite values read "not measured"."""
+"""Format numbers and names for people; unknown values read "not measured"."""
 
 import math
 import re
@@ -22,8 +22,8 @@ def finite_number(value: object) -> float | None:
     """Return a finite number as a float, None for anything else.
 
     Examples:
-        >>> finite_number(3), finite_number(float("nan")), finite_number("3"), finite_number(True)
-        (3.0, None, None, None)
+        >>> [finite_number(value) for value in (3, float("nan"), "3", True)]
+        [3.0, None, None, None]
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
@@ -31,7 +31,7 @@ def finite_number(value: object) -> float | None:
 
 
 def read_interval(value: object) -> Interval:
-    """Return an interval, also from its JSON; an interval without a value for anything else.
+    """Return an interval, also from its JSON; without a value for anything else.
 
     Examples:
         >>> read_interval({"value": 0.8, "low": 0.7, "high": 0.9}).high
@@ -165,7 +165,8 @@ def shorten_digests(value: object) -> Markup:
     A tooltip shows the whole digest.
 
     Examples:
-        >>> str(shorten_digests("weights " + "ab12" * 16)).endswith(">ab12ab12ab12</code>")
+        >>> html = str(shorten_digests("weights " + "ab12" * 16))
+        >>> html.endswith(">ab12ab12ab12</code>")
         True
     """
     parts = []
@@ -182,8 +183,8 @@ def status_of(value: object) -> str:
     """Return the status of a report; `not_run` if it has no known status.
 
     Examples:
-        >>> status_of({"status": "passed"}), status_of({"status": "great"}), status_of(None)
-        ('passed', 'not_run', 'not_run')
+        >>> [status_of({"status": word}) for word in ("passed", "great")]
+        ['passed', 'not_run']
     """
     word = value.get("status") if isinstance(value, Mapping) else getattr(value, "status", None)
     return word if isinstance(word, str) and word in get_args(Status) else "not_run"
@@ -313,8 +314,8 @@ def format_note(note: object) -> str:
     """Format the note of a gate metric; spell out a subgroup that it names.
 
     Examples:
-        >>> format_note("age_band 30-49"), format_note("may be chance"), format_note(None)
-        ('Age in years: 30-49', 'may be chance', '')
+        >>> [format_note(note) for note in ("age_band 30-49", "may be chance", None)]
+        ['Age in years: 30-49', 'may be chance', '']
     """
     column, _, value = str(note or "").partition(" ")
     if column in COLUMN_TITLES and value:
@@ -332,6 +333,7 @@ def describe_agreement(name: str) -> MetricText:
         >>> describe_agreement("recall_loss:mel").name
         'Recall lost: mel'
     """
+    # Agreement per class or per output is written as `recall_loss:mel`.
     key, _, part = name.partition(":")
     known = AGREEMENT_METRICS.get(key, MetricText(key))
     title = f"{known.name.removesuffix(', lowest')}: {part}" if part else known.name

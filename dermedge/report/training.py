@@ -49,6 +49,8 @@ def summarize_run(run: Mapping[str, Any]) -> Training:
         [('Seed', '7')]
     """
     settings = _mapping(run.get("settings"))
+    # Older run.json files lack fields, and interrupted runs lack the last ones, so each
+    # field is optional.
     pretrained = run.get("command") == "pretrain"
     role = settings.get("role") or {"distill": "student", "pretrain": "pretraining"}.get(
         str(run.get("command")), "model"

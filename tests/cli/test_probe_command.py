@@ -137,7 +137,10 @@ def test_a_folder_that_is_no_teacher_is_refused(place):
 
 
 def test_help_imports_no_torch(place):
-    code = "import sys\nfrom dermedge.cli import main\ntry:\n    main(['probe', '--help'])\nexcept SystemExit: pass\n"
+    code = (
+        "import sys\nfrom dermedge.cli import main\n"
+        "try:\n    main(['probe', '--help'])\nexcept SystemExit: pass\n"
+    )
     ran = process(code=code + "assert 'torch' not in sys.modules and 'pandas' not in sys.modules")
     assert ran.code == 0, ran.err
     assert "--protocol" in ran.out

@@ -1,4 +1,4 @@
-"""Test the reports that commands print: their values, their JSON schema and their text."""
+"""Test the reports that commands print: values, JSON and text."""
 
 import csv
 import importlib

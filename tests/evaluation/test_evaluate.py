@@ -19,7 +19,7 @@ from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import Postprocessing, Spec, Task, to_json
 
-# The fake engine answers with the mean colour: red is a naevus, green a melanoma, blue akiec.
+# The fake engine predicts by the mean colour: red is nv, green mel, blue akiec.
 BRIGHT = {"nv": 0, "mel": 1, "akiec": 2}
 
 

@@ -1,4 +1,4 @@
-"""Fairness comparisons: exact on tables counted by hand, and calibrated against chance."""
+"""Test fairness comparisons by tables counted by hand, and by chance."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ NAMES = ("nv", "mel", "akiec")
 
 
 def table(*rows):
-    """Return labels, predicted, groups and clusters of rows (times, label, predicted, group).
+    """Return labels, predictions, groups and clusters of (times, label, predicted, group).
 
     Every image is its own lesion.
     """
@@ -45,7 +45,7 @@ def compared(
     return found
 
 
-# Men: 8 of 10 malignant found, 6 of 30 benign called malignant. Women: 12 of 20 and 4 of 40.
+# Men: 8 of 10 malignant detected, 6 of 30 false alarms. Women: 12 of 20 and 4 of 40.
 COUNTED = table(
     *((8, 1, 1, "male"), (2, 1, 0, "male"), (6, 0, 1, "male"), (24, 0, 0, "male")),
     *((12, 1, 1, "female"), (8, 1, 0, "female"), (4, 0, 1, "female"), (36, 0, 0, "female")),
@@ -53,7 +53,7 @@ COUNTED = table(
 
 
 def patients(rng, *, count, worse=0.0, dark=0.15):
-    """Draw patients whose recall depends on the class, and is lower by `worse` in dark skin.
+    """Draw patients whose recall depends on the class; dark skin loses `worse`.
 
     Malignancy is rarer in dark skin.
     """
@@ -137,7 +137,8 @@ def test_random_groups_keep_the_prevalence_of_malignancy():
         *((50, 1, 1, "male"), (50, 1, 0, "male"), (100, 0, 0, "male")),
         *((3, 1, 1, "female"), (2, 1, 0, "female"), (195, 0, 0, "female")),
     )
-    # Half of five found by chance is none or all of them in one of 16 draws; of fifty it would never be.
+    # With five malignant cases and a recall of one half, one of 16 draws finds none or all.
+    # With fifty cases, no draw would.
     assert compared(*rows, replicates=500).chance_high > 0.15
 
 

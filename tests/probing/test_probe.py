@@ -86,7 +86,7 @@ def test_fewshot_draws_whole_lesions_of_train(place, tmp_path):
         ("2 %", 0.02, 6, 3),
         ("50 %", 0.5, 48, 24),
     ]
-    # What is drawn comes from train alone: other answers on test change no probability, only the score.
+    # The draw uses train alone: other labels on test change the score, not the draw.
     wrong = changed(
         place,
         tmp_path / "wrong",

@@ -293,7 +293,8 @@ def test_intervals_resample_lesions_not_images():
 
 
 def test_scores_of_masks_agree_with_pixels_counted_by_hand():
-    # Two images of 100 pixels: a lesion of 40 of which 30 are found with 10 beside it; nothing there and nothing found.
+    # Two images of 100 pixels. First: a lesion of 40 pixels, 30 of them predicted, and 10
+    # predicted outside. Second: no lesion, and none predicted.
     counts = np.array([[[50, 70], [30, 50]], [[100, 100], [0, 0]]])
     found = score_masks(counts, np.array(["a", "b"]), BOOTSTRAP)
     assert found["dice"].value == pytest.approx((60 / 80 + 1) / 2)

@@ -105,7 +105,7 @@ def test_pixel_counts_add_up_in_the_frame_of_the_image(place, tmp_path):
     fit_decoders(decoders, maps, masks, recipe=LinearRecipe(1, 8, 1e-3))
     counts = count_pixels(decoders, maps, masks, batch=3)["linear"]
     assert counts.shape == (len(masks), 2, 2)
-    # Of background and lesion: what is in the union of one is all that is not in the intersection of the other.
+    # The union of one class is the complement of the intersection of the other.
     assert (counts[:, 0, 0] + counts[:, 1, 1] == 64 * 64).all()
     assert (counts[:, 1, 0] <= masks.sum((1, 2))).all()
 
