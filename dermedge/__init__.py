@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dermedge.data.split import split_data
     from dermedge.data.table import read_table
     from dermedge.evaluation.evaluate import evaluate
+    from dermedge.hybrid_recipe import HybridRecipe
     from dermedge.models.import_teacher import import_teacher
     from dermedge.models.model_folder import TrainedModel, load_model_folder
     from dermedge.probing.options import ProbeOptions
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from dermedge.train.distill import DistillOptions, distill
     from dermedge.train.finetune import FinetuneOptions, finetune
     from dermedge.train.hybrid.pretrain import pretrain
-    from dermedge.train.hybrid.recipe import HybridRecipe
     from dermedge.train.loop import Schedule
     from dermedge.workflows.build import build
     from dermedge.workflows.debug_parity import debug_parity
@@ -85,7 +85,7 @@ else:
             "finetune",
         ),
         "dermedge.train.hybrid.pretrain": ("pretrain",),
-        "dermedge.train.hybrid.recipe": ("HybridRecipe",),
+        "dermedge.hybrid_recipe": ("HybridRecipe",),
         "dermedge.train.loop": ("Schedule",),
         "dermedge.workflows.build": ("build",),
         "dermedge.workflows.debug_parity": ("debug_parity",),

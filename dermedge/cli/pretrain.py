@@ -1,8 +1,12 @@
-"""`dermedge pretrain`."""
+"""`dermedge pretrain`: options, progress and summary."""
 
-from collections.abc import Callable
+import json
+import shlex
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,23 +19,61 @@ from dermedge.cli.console import (
     pairs,
     progress,
 )
+from dermedge.hybrid_recipe import (
+    LIMITS,
+    PRESETS,
+    STRATEGIES,
+    ExecutionOptions,
+    HybridRecipe,
+    Limits,
+    make_recipe,
+    option_name,
+)
+from dermedge.precisions import PRECISIONS
 from dermedge_runtime.canonical_json import read_json
 from dermedge_runtime.errors import DataError
 
 if TYPE_CHECKING:
     from dermedge.models import TrainedModel
-    from dermedge.train.hybrid import HybridRecipe
 
-PRESETS = ("dermnio-base", "small", "tiny", "mobile")
-MODES = ("frozen", "learnable", "pulled")
-POSITIVE = click.IntRange(min=1)
+INTERRUPTED = 130
 
 
-def weight_option(name: str, what: str) -> Callable[[F], F]:
-    """The option of a loss's weight."""
-    return click.option(
-        f"--{name}", type=click.FloatRange(min=0), help=f"Weight of {what}; 0 leaves it out."
-    )
+def recipe_options(command: F) -> F:
+    """Add one option per field of `HybridRecipe`; the defaults are the preset's."""
+    kinds = typing.get_type_hints(HybridRecipe)
+    for item in reversed(fields(HybridRecipe)):
+        if item.name == "backbone_args":
+            command = backbone_arg_option(command)
+        else:
+            command = recipe_option(item.name, kinds[item.name])(command)
+    return command
+
+
+def recipe_option(name: str, kind: object) -> Callable[[F], F]:
+    """Return the click option of a recipe field of some type."""
+    limits, flag = LIMITS[name], option_name(name)
+    if kind is bool:
+        both = f"{flag}/--no-{flag.removeprefix('--')}"
+        return click.option(both, default=None, help=limits.help)
+    if name == "precision":
+        return click.option(flag, type=click.Choice(PRECISIONS), help=limits.help)
+    if typing.get_origin(kind) is Literal:
+        return click.option(flag, type=click.Choice(typing.get_args(kind)), help=limits.help)
+    count, number = 1, kind
+    if typing.get_origin(kind) is tuple:
+        count, number = len(typing.get_args(kind)), typing.get_args(kind)[0]
+    return click.option(flag, nargs=count, type=number_type(number, limits), help=limits.help)
+
+
+def number_type(kind: object, limits: Limits) -> "click.ParamType[Any]":
+    """Return the click type of a number in its range; text for any other type."""
+    low = limits.low if limits.above is None else limits.above
+    strict = limits.above is not None
+    if kind is int:
+        top = limits.high
+        return click.IntRange(None if low is None else int(low), None if top is None else int(top))
+    return click.FloatRange(low, limits.high, min_open=strict) if kind is float else click.STRING
 
 
 @click.command("pretrain")
@@ -40,151 +82,166 @@ def weight_option(name: str, what: str) -> Callable[[F], F]:
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Folder or file of a table; may be given often, each is a source with classes of its own.",
+    help="Folder or file of a table. Repeat it for several sources, each with classes of its own.",
 )
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher."
 )
 @click.option(
     "--preset",
-    type=click.Choice(PRESETS),
+    type=click.Choice(tuple(PRESETS)),
     default="dermnio-base",
     show_default=True,
-    help="Settings to start from: the published ViT-B/14, a ViT-S/14, and for a CPU a ViT-Tiny or, for ImageNet "
-    "weights, a MobileNetV2. What follows changes them.",
+    help="Settings to start from: the published ViT-B/14, a ViT-S/14, or for CPUs a ViT-Tiny or a "
+    "MobileNetV2 with ImageNet weights. The options below change single settings.",
 )
-@click.option(
-    "--backbone", help="timm name; a backbone that is no ViT trains without the masked-patch term."
-)
-@backbone_arg_option
+@recipe_options
 @click.option(
     "--init",
     default="none",
     show_default=True,
-    help="Initial weights: none, hub (timm's, downloaded), a safetensors file, or a teacher's folder.",
+    help="Initial weights: none, hub (timm's, downloaded), a safetensors file, or a model folder.",
 )
 @click.option(
-    "--size",
-    type=click.IntRange(16, 4096),
-    help="Side of the global crops, and of the teacher's input.",
-)
-@click.option("--local-size", type=click.IntRange(16, 4096), help="Side of the local crops.")
-@click.option("--local-crops", type=click.IntRange(min=0), help="Local crops per image.")
-@weight_option("dino", "the loss between crops")
-@weight_option("ibot", "the masked-patch loss")
-@weight_option("koleo", "the entropy regulariser")
-@weight_option("label", "the label loss")
-@click.option(
-    "--prototypes",
-    help="Where the label head's rows start: taxonomy, random, a .safetensors or .npz file with a vector per "
-    "diagnosis, or the name or folder of a Hugging Face text encoder.",
-)
-@click.option(
-    "--prototype-mode",
-    type=click.Choice(MODES),
-    help="What becomes of these rows; frozen as published.",
-)
-@click.option("--epochs", type=POSITIVE, help="How many.")
-@click.option("--steps", type=POSITIVE, help="Optimiser steps per epoch.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=2), help="Images per step, over all processes."
-)
-@click.option(
-    "--accumulate", type=POSITIVE, help="Parts that a step is worked off in, to save memory."
-)
-@click.option(
-    "--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate at a batch of 1024."
-)
-@click.option(
-    "--temperature",
-    nargs=2,
-    type=click.FloatRange(min=0, min_open=True),
-    help="Of the teacher's assignments, at first and later on; small batches want it low.",
-)
-@click.option("--warmup", type=click.FloatRange(min=0), help="Epochs of rising learning rate.")
-@click.option(
-    "--drop-path", type=click.FloatRange(0, 1, max_open=True), help="Rate of stochastic depth."
-)
-@click.option("--precision", help="Fabric's precision: 32-true or bf16-mixed, for example.")
-@click.option(
-    "--checkpoint-activations",
-    is_flag=True,
-    default=None,
-    help="Recompute activations backwards, to save memory.",
-)
-@click.option(
-    "--workers", type=click.IntRange(min=0), help="Processes that make crops, for each that trains."
+    "--workers", type=click.IntRange(min=0), help="Processes that cut crops, per training process."
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["auto", "ddp", "fsdp"]),
+    type=click.Choice(STRATEGIES),
     default="auto",
     show_default=True,
-    help="How many processes share the model.",
+    help="How several processes share the model.",
 )
 @click.option("--accelerator", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Longest time between two checkpoints; one is also written after each epoch.",
+)
 @click.option(
     "--seed",
     type=int,
     default=0,
     show_default=True,
-    help="Of order, crops, masks and initial weights.",
+    help="Random seed of order, crops, masks and initial weights.",
 )
 @click.option("--name", help="Name of the teacher; by default its backbone's.")
 @overwrite_option
 @json_option
-def command(data: tuple[Path, ...], out: Path, preset: str, as_json: bool, **options: Any) -> None:
-    """Pretrain a teacher on tables with labels, with some or with none: DINO, iBOT and KoLeo on all images, a label
-    loss where there are labels, over one space of diagnoses whose prototypes know the tree of diseases.
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    data: tuple[Path, ...],
+    out: Path,
+    preset: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Pretrain a teacher on tables with labels, with some labels, or with none.
+
+    DINO, iBOT and KoLeo train on all images. A label loss trains where there are
+    labels, in one space of diagnoses whose prototypes follow the taxonomy of diseases.
 
     Several processes: torchrun --nproc-per-node N -m dermedge pretrain ...
 
-    A killed run continues where it was; a finished one with the same settings is not done again.
+    A killed run continues with the same command. A finished run is not repeated.
     """
+    report(f"Loading PyTorch to pretrain on {', '.join(map(str, data))}.")
     from dermedge.train.hybrid import pretrain
+    from dermedge.train.hybrid.distributed import rank, torchrun_layout
 
-    run = {
-        name: options.pop(name)
-        for name in ("init", "workers", "strategy", "accelerator", "seed", "name")
-    }
-    overwrite = options.pop("overwrite")
-    recipe = chosen(preset, options)
-    with progress("pretrain") as tell:
-        teacher = pretrain(data, out, recipe=recipe, overwrite=overwrite, progress=tell, **run)
-    if is_first():
-        for warning in read_json(out / "run.json", DataError).get("warnings", ()):
+    recipe = make_recipe(preset, **take(options, HybridRecipe))
+    execution = ExecutionOptions(**take(options, ExecutionOptions))
+    try:
+        with progress("pretrain") as report_progress:
+            teacher = pretrain(
+                data,
+                out,
+                recipe=recipe,
+                options=execution,
+                progress=report_progress,
+                report=report,
+                **options,
+            )
+    except KeyboardInterrupt:
+        if rank() == 0:
+            alone = torchrun_layout() == (1, 1)
+            report(explain_interrupt(out, repeat_command(ctx) if alone else "the same torchrun"))
+        ctx.exit(INTERRUPTED)
+    if rank() == 0:
+        run = read_json(out / "run.json", DataError)
+        for warning in run.get("warnings", ()):
             click.secho(f"Warning: {warning}", fg="yellow", err=True)
-        emit(summary(teacher, out), as_json, pairs)
+        emit(summarize(teacher, out, data[0], run), as_json, pairs)
 
 
-def chosen(preset: str, options: dict[str, Any]) -> "HybridRecipe":
-    """The preset with what the command line says otherwise."""
-    from dataclasses import replace
-
-    from dermedge.train.hybrid import PRESETS
-
-    given = {name: value for name, value in options.items() if value not in (None, {})}
-    if "backbone" in given:
-        given.setdefault("backbone_args", {})
-    elif "backbone_args" in given:
-        given["backbone_args"] = {**PRESETS[preset].backbone_args, **given["backbone_args"]}
-    return replace(PRESETS[preset], **given)
+def report(line: str) -> None:
+    """Print a line on standard error, warnings in yellow."""
+    click.secho(line, fg="yellow" if line.startswith("Warning: ") else None, err=True)
 
 
-def is_first() -> bool:
-    """Whether this is the process that speaks."""
-    from dermedge.train.hybrid.distributed import rank
+def take(options: dict[str, Any], kind: type[HybridRecipe | ExecutionOptions]) -> dict[str, Any]:
+    """Remove a dataclass's fields from the options, and return the given ones."""
+    found = {item.name: options.pop(item.name) for item in fields(kind)}
+    return {name: value for name, value in found.items() if value not in (None, {})}
 
-    return rank() == 0
+
+def repeat_command(ctx: click.Context) -> str:
+    """Return the typed command line, rebuilt from the given options."""
+    words = ["dermedge", "pretrain"]
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if not given or name == "overwrite":  # which would delete the checkpoint
+            continue
+        value = ctx.params[name]
+        if isinstance(value, bool):
+            flags = parameter.opts if value else parameter.secondary_opts
+            words.append(flags[0])
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                text = item if isinstance(item, str) else json.dumps(item, separators=(",", ":"))
+                words += [parameter.opts[0], f"{key}={text}"]
+        elif parameter.name == "data":
+            for item in value:
+                words += [parameter.opts[0], str(item)]
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [parameter.opts[0], *map(str, values)]
+    return shlex.join(words)
 
 
-def summary(teacher: "TrainedModel", out: Path) -> dict[str, Any]:
-    """What pretraining left behind, for a person or as JSON."""
-    images = teacher.spec.lineage["data"]["images"]
+def explain_interrupt(out: Path, again: str) -> str:
+    """Return the step that is kept in `out`, and the command that continues from it."""
+    path = out / "run.json"
+    step = read_json(path, DataError).get("step") if path.is_file() else None
+    kept = (
+        f"The checkpoint of step {step} is kept in {out}"
+        if step
+        else "No checkpoint was written yet, so the run starts again from step 1"
+    )
+    return f"Interrupted. {kept}. Continue with:\n    {again}"
+
+
+def summarize(
+    teacher: "TrainedModel", out: Path, data: Path, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the results of a run, for a person or as JSON."""
+    from dermedge.train.hybrid.loss_log import format_losses
+
+    history = run.get("history") or [{}]
     return {
         "teacher": teacher.spec.name,
         "folder": str(out),
         "parameters": teacher.metrics["parameters"],
         "sources": ", ".join(teacher.spec.lineage["teacher"]["pretrained_on"]),
-        "train images": images["train"],
+        "train images": teacher.spec.lineage["data"]["images"]["train"],
+        "losses": f"{format_losses(history[-1])} (mean of the last of {len(history)} epochs)",
+        "log": f"{out / 'log.jsonl'} (every step), {out / 'run.json'} (settings, epochs)",
+        "next": shlex.join(
+            ["dermedge", "probe", str(out), "--data", str(data), "--task", "diagnosis"]
+        ),
     }

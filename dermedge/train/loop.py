@@ -11,13 +11,13 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from dermedge.precisions import check_precision
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_file
 from dermedge_runtime.progress import Progress
 
 B = TypeVar("B")
 CHECKPOINT = "checkpoint.ckpt"
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,7 @@ class Schedule:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(
-                f"Unknown precision {self.precision!r}. Use one of {', '.join(PRECISIONS)}."
-            )
+        check_precision(self.precision)
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
             raise UsageError(
                 f"{self.epochs} epochs, batch size {self.batch_size} and learning rate {self.lr} "

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,7 +67,8 @@ class RunRecord:
         found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
         if earlier is None and found:
             raise UsageError(
-                f"{self.folder} already holds something else: choose another folder, or pass --overwrite."
+                f"{self.folder} already holds {self._describe_other()}: choose another folder, or "
+                "pass --overwrite."
             )
         return None
 
@@ -115,6 +116,23 @@ class RunRecord:
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         shutil.rmtree(self.folder / CACHE, ignore_errors=True)
 
+    def _describe_other(self) -> str:
+        """Return the contents of a folder that holds another run, with the settings that differ."""
+        path = self.folder / RUN
+        data = read_json(path, DataError) if path.is_file() else None
+        if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
+            return "something else"
+        if data.get("command") != self.command:
+            return f"a run of `dermedge {data.get('command')}`"
+        changes = [
+            f"{name} is {there} there and {here} here"
+            for name, there, here in differences(data["settings"], self.settings)
+        ]
+        if not changes:
+            changes = ["the image files differ"]
+        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+        return f"another run ({'; '.join(changes[:4])}{more})"
+
     def _earlier(self) -> dict[str, Any] | None:
         """The record of this very run, if the folder holds it."""
         path = self.folder / RUN
@@ -122,6 +140,27 @@ class RunRecord:
         if not isinstance(data, dict) or data.get("fingerprint") != self.fingerprint:
             return None
         return data if data.get("images", self.images) == self.images else None
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings that differ between two runs, as (name, value there, value here).
+
+    >>> list(differences({"seed": 0, "recipe": {"lr": 0.1}}, {"seed": 0, "recipe": {"lr": 0.2}}))
+    [('recipe.lr', '0.1', '0.2')]
+    """
+    for name in dict.fromkeys((*here, *there)):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{prefix}{name}.")
+        elif canonical_json(old) != canonical_json(new):
+            yield f"{prefix}{name}", _short(old), _short(new)
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _version(name: str) -> str | None:

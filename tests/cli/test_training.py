@@ -98,7 +98,8 @@ def test_an_unknown_backbone_is_one_line_and_leaves_nothing(place):
     assert not out.exists()
 
 
-def test_pretraining_says_when_a_term_taught_nothing(place):
+def test_pretraining_warns_about_a_collapsed_head(place, monkeypatch):
+    monkeypatch.setattr("dermedge.train.hybrid.loss_log.STEPS_BEFORE_WARNING", 1)
     out = place / "pretrained"
     sizes = ("--size", "32", "--local-size", "32", "--local-crops", "1")
     short = ("--epochs", "1", "--steps", "1", "--batch-size", "8", "--workers", "0")

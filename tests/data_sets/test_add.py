@@ -280,50 +280,6 @@ def test_a_csv_is_read_by_the_given_columns_and_labels(tmp_path: Path) -> None:
     assert report.labels == {"nv": 1, "mel": 1, "": 1}
 
 
-def test_ids_that_differ_by_case_or_odd_characters_keep_their_images_apart(
-    tmp_path: Path,
-) -> None:
-    """File names are unique on file systems that ignore case."""
-    ids = ["A1", "a1", "a/1", "a?1", "../.a1"]
-    for n, _ in enumerate(ids):
-        save(tmp_path / "raw" / f"{n}.png", n)
-    rows = [{"image_id": name, "image": f"{n}.png"} for n, name in enumerate(ids)]
-    add_data("csv", write_csv(tmp_path / "raw" / "list.csv", rows), tmp_path / "out")
-    table = read_table(tmp_path / "out")
-    assert table.frame["image_id"].tolist() == ids
-    names = [Path(image).name.casefold() for image in table.frame["image"]]
-    assert len(set(names)) == len(ids)
-    for n, image in enumerate(table.frame["image"]):
-        assert table.path(image).read_bytes() == (tmp_path / "raw" / f"{n}.png").read_bytes()
-
-
-def test_damaged_joined_tables_are_refused_by_name(tmp_path: Path) -> None:
-    source = isic2018(tmp_path / "raw")
-    groupings = source / "ISIC2018_Task3_Training_LesionGroupings.csv"
-    text = groupings.read_text(encoding="utf-8")
-    groupings.write_text(text.replace("image,", "picture,", 1), encoding="utf-8")
-    with pytest.raises(DataError, match=r"LesionGroupings\.csv has no column 'image'"):
-        add_data("isic2018", source, tmp_path / "out")
-    groupings.write_text(text.replace("ISIC_0024301", "ISIC_0024300"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"LesionGroupings\.csv lists 'ISIC_0024300' twice"):
-        add_data("isic2018", source, tmp_path / "out")
-
-
-def test_damaged_labels_are_refused_with_their_row(tmp_path: Path) -> None:
-    source = isic2018(tmp_path / "one hot")
-    table = next(source.rglob("*GroundTruth.csv"))
-    text = table.read_text(encoding="utf-8")
-    table.write_text(text.replace("ISIC_0024301,0.0", "ISIC_0024301,no"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"row 3: could not convert.*Write 0 or 1"):
-        add_data("isic2018", source, tmp_path / "out")
-    source = MAKERS["scin"](tmp_path / "weights")
-    labels = next(source.rglob("scin_labels.csv"))
-    text = labels.read_text(encoding="utf-8")
-    labels.write_text(text.replace("{'", "('"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"scin_cases\.csv, row 2: .* holds no weights by label"):
-        add_data("scin", source, tmp_path / "out")
-
-
 def test_a_table_of_our_own_form_needs_no_options(tmp_path: Path) -> None:
     add_data("pad_ufes_20", pad_ufes_20(tmp_path / "raw"), tmp_path / "one")
     add_data("csv", tmp_path / "one", tmp_path / "two")

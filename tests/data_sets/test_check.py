@@ -106,16 +106,14 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
     for n, size in enumerate([(48, 40), (40, 48)]):
         (tmp_path / "masks").mkdir(exist_ok=True)
         Image.new("1", size).save(tmp_path / f"masks/{n}.png")
-    (tmp_path / "masks/3.png").write_bytes(b"not an image")
-    for n in range(4):
+    for n in range(3):
         rows[n]["mask"] = f"masks/{n}.png"
     bad = found(tmp_path, rows)["bad_mask"]
-    assert bad.count == 3
-    assert bad.examples[:2] == (
+    assert bad.count == 2
+    assert bad.examples == (
         "masks/1.png: it is 40x48, but its image is 48x40",
         "masks/2.png: the file does not exist",
     )
-    assert bad.examples[2].startswith("masks/3.png: cannot identify image file")
 
 
 def test_tiny_and_even_images_are_named(tmp_path: Path) -> None:
@@ -226,17 +224,6 @@ def test_empty_cells_that_predict_the_label_are_found_and_chance_is_not() -> Non
     assert [leak.column for leak in leaks] == ["pure", "weakly"]
     assert leaks[0].message.startswith(f"All {pure.count('')} rows without pure are benign")
     assert leaks[0].count == pure.count("")
-
-
-def test_empty_cells_that_predict_a_benign_diagnosis_are_found() -> None:
-    """A column that is empty for one of two benign diagnoses does not predict malignancy."""
-    frame = labelled([0] * 80, site=[""] * 40 + ["back"] * 40)
-    frame["dx"] = ["nv"] * 36 + ["bkl"] * 40 + ["nv"] * 4
-    leaks = find_missing_value_leaks(frame)
-    assert [(leak.column, leak.count) for leak in leaks] == [("site", 40)]
-    assert leaks[0].message.startswith("Empty cells of site predict the diagnosis: 90% of the 40")
-    frame["dx"] = ["nv", "bkl"] * 40
-    assert find_missing_value_leaks(frame) == []
 
 
 def test_repeat_photographs_of_one_lesion_count_once() -> None:

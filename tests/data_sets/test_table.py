@@ -119,11 +119,6 @@ def test_paths_without_a_table_are_refused(tmp_path: Path) -> None:
         read_table(tmp_path)
     with pytest.raises(DataError, match="There is no folder or file"):
         read_table(tmp_path / "nowhere")
-    (tmp_path / "two").mkdir()
-    for name in ("metadata.csv", "metadata.parquet"):
-        (tmp_path / "two" / name).touch()
-    with pytest.raises(DataError, match=r"holds both metadata\.csv and metadata\.parquet"):
-        read_table(tmp_path / "two")
     (tmp_path / "table.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"neither a folder nor a \.csv or \.parquet"):
         read_table(tmp_path / "table.xlsx")

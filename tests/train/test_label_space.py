@@ -1,4 +1,4 @@
-"""What labels of several sources mean in one space, and where its prototypes start."""
+"""Check the targets of labels from several sources, and the prototypes of the label head."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 from dermedge.data.taxonomy import TAXONOMY
-from dermedge.train.hybrid.label_space import label_space, label_targets, sources_vocabulary
+from dermedge.train.hybrid.label_space import label_space, label_targets, source_vocabulary
 from dermedge.train.hybrid.prototypes import make_prototypes
 from dermedge_runtime.errors import DataError
 
@@ -21,20 +21,20 @@ def named(flags: np.ndarray) -> set[str]:
 
 class TestTargets:
     def test_a_diagnosis_holds_together_with_all_wider_ones(self) -> None:
-        true, _ = label_targets(["sk"], sources_vocabulary(["sk", "mel"]), SPACE)
+        true, _ = label_targets(["sk"], source_vocabulary(["sk", "mel"]), SPACE)
         assert named(true[0]) == {"sk", "bkl", "keratinocytic"}
 
-    def test_a_source_says_nothing_of_classes_that_it_cannot_label(self) -> None:
-        _, known = label_targets(["mel"], sources_vocabulary(["sk", "mel"]), SPACE)
+    def test_classes_that_a_source_cannot_label_are_not_allowed(self) -> None:
+        _, known = label_targets(["mel"], source_vocabulary(["sk", "mel"]), SPACE)
         assert named(known[0]) == {"sk", "bkl", "keratinocytic", "mel", "melanocytic"}
 
     def test_a_wide_label_leaves_open_which_narrower_one_it_is(self) -> None:
-        true, known = label_targets(["bkl", "sk"], sources_vocabulary(["bkl", "sk", "nv"]), SPACE)
+        true, known = label_targets(["bkl", "sk"], source_vocabulary(["bkl", "sk", "nv"]), SPACE)
         assert "sk" not in named(known[0])
         assert named(true[1]) & named(known[1]) == {"sk", "bkl", "keratinocytic"}
 
-    def test_an_unlabelled_row_counts_nowhere(self) -> None:
-        true, known = label_targets(["", "nv"], sources_vocabulary(["nv", "mel"]), SPACE)
+    def test_an_unlabelled_row_has_no_target_and_no_allowed_entry(self) -> None:
+        true, known = label_targets(["", "nv"], source_vocabulary(["nv", "mel"]), SPACE)
         assert not true[0].any()
         assert not known[0].any()
 
@@ -60,7 +60,7 @@ class TestPrototypes:
         assert rows.shape == (len(SPACE), 64)
         assert at["akiec"] @ at["ak"] > at["psoriasis"] @ at["ak"]
 
-    def test_random_rows_are_unit_vectors_that_the_seed_decides(self) -> None:
+    def test_random_rows_are_unit_vectors_and_depend_on_the_seed(self) -> None:
         rows = make_prototypes("random", SPACE, 48, seed=1)
         assert torch.allclose(rows.norm(dim=1), torch.ones(len(SPACE)), atol=1e-5)
         assert torch.equal(rows, make_prototypes("random", SPACE, 48, seed=1))
@@ -83,7 +83,7 @@ class TestPrototypes:
         with pytest.raises(DataError, match=r"vectors.npz lacks mel: it must hold one vector"):
             make_prototypes(str(path), SPACE, 8)
 
-    def test_what_is_no_source_is_refused(self, tmp_path: Path) -> None:
+    def test_an_unknown_source_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=r"no text encoder.*give its folder or hub name, a vector file"
         ):
@@ -107,6 +107,30 @@ class TestPrototypes:
         assert rows[SPACE.index("mel")] @ rows[SPACE.index("nv")] == pytest.approx(
             float(expected), abs=1e-4
         )
+
+    def test_padding_is_hidden_from_the_encoder_or_attended_to_as_released(
+        self, tmp_path: Path
+    ) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = bert(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder).eval()
+        words = [TAXONOMY[name].name for name in ("mel", "nv")]
+        padded = tokenizer(words, padding="max_length", max_length=32, return_tensors="pt")
+        with torch.inference_mode():
+            # The released code passes no attention mask.
+            pooled = model(input_ids=padded["input_ids"]).pooler_output
+        released = make_prototypes(str(folder), ("mel", "nv"), 24, mask_padding=False)
+        expected = torch.nn.functional.normalize(pooled, dim=1)
+        assert torch.allclose(released, expected, atol=1e-5)
+        masked = make_prototypes(str(folder), ("mel", "nv"), 24)
+        assert not torch.allclose(masked, expected, atol=2e-4)
+        # Without padding to attend to, a name's vector depends on the name alone.
+        alone = tokenizer(words[:1], return_tensors="pt")
+        with torch.inference_mode():
+            own = torch.nn.functional.normalize(model(**alone).pooler_output, dim=1)
+        assert torch.allclose(masked[:1], own, atol=1e-5)
 
 
 def bert(folder: Path) -> Path:

@@ -1,6 +1,6 @@
-"""Hybrid pretraining of teachers: self-supervision, labels of several sources, knowledge-guided prototypes."""
+"""Pretrain teachers by self-supervision, labels of several sources, and prototypes."""
 
+from dermedge.hybrid_recipe import PRESETS, ExecutionOptions, HybridRecipe
 from dermedge.train.hybrid.pretrain import pretrain
-from dermedge.train.hybrid.recipe import PRESETS, HybridRecipe
 
-__all__ = ["PRESETS", "HybridRecipe", "pretrain"]
+__all__ = ["PRESETS", "ExecutionOptions", "HybridRecipe", "pretrain"]

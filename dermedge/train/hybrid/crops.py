@@ -1,4 +1,4 @@
-"""What pretraining looks at: crops and masks of pictures, the same whenever and wherever they are made."""
+"""Cut crops and draw masks, reproducibly for any order and number of processes."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,19 +19,24 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.models.backbone import Backbone
-from dermedge.train.hybrid.recipe import HybridRecipe
+from dermedge.train.hybrid.model import Grid
 from dermedge.train.samples import FRAME_BYTES, Frames
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Preprocess
 
 Key = tuple[int, int]
-Grid = tuple[int, int]
 SMALLEST_BLOCK = 4  # patches
+SOLARIZATION = (0.0, 0.2, 0.0)  # of first global, second global and local crops, as in DINO
 
 
 class CropView(NamedTuple):
-    """One image: crops [2, 3, S, S] and [L, 3, s, s], `mask` bool [2, P], its row, and the rows that did not decode."""
+    """The crops of one image.
+
+    `global_crops` is [2, 3, S, S], `local_crops` [L, 3, s, s] and `mask` bool [2, P].
+    `row` is the image's row, `unreadable` the rows that could not be decoded before it.
+    """
 
     global_crops: Tensor
     local_crops: Tensor
@@ -41,7 +46,11 @@ class CropView(NamedTuple):
 
 
 class CropBatch(NamedTuple):
-    """Images of one step on one process, crop by crop: [2N, 3, S, S], [L N, 3, s, s], bool [2N, P] and rows [N]."""
+    """The crops of N images, crop by crop.
+
+    `global_crops` is [2N, 3, S, S], `local_crops` [L N, 3, s, s], `mask` bool [2N, P]
+    and `rows` [N].
+    """
 
     global_crops: Tensor
     local_crops: Tensor
@@ -50,32 +59,47 @@ class CropBatch(NamedTuple):
     unreadable: tuple[int, ...]
 
 
-class Crops(Dataset[CropView]):
-    """Views by key (row, pass): augmentation and mask depend on nothing but the seed and the key.
+def make_transforms(recipe: HybridRecipe, backbone: Backbone) -> tuple[DINOViewTransform, ...]:
+    """Return the augmentations of the first global, second global and local crops."""
+    normalize = {"mean": list(backbone.mean), "std": list(backbone.std)}
+    wide, near = (recipe.size, recipe.global_scale), (recipe.local_size, recipe.local_scale)
+    return tuple(
+        DINOViewTransform(
+            crop_size=size,
+            crop_scale=scale,
+            normalize=normalize,
+            gaussian_blur=blur,
+            solarization_prob=solarization,
+        )
+        for (size, scale), blur, solarization in zip(
+            (wide, wide, near), recipe.blur, SOLARIZATION, strict=True
+        )
+    )
 
-    A picture that does not decode is replaced by the next row's, and named.
+
+class CropDataset(Dataset[CropView]):
+    """The crops of images by key (row, pass).
+
+    Augmentation and mask depend on the seed and the key only. An image that cannot be
+    decoded is replaced by the next row's, and reported.
     """
 
     def __init__(
-        self, paths: Sequence[Path], ids: Sequence[str], recipe: HybridRecipe, backbone: Backbone, grid: Grid | None,
+        self,
+        paths: Sequence[Path],
+        ids: Sequence[str],
+        recipe: HybridRecipe,
+        backbone: Backbone,
+        grid: Grid | None,
         seed: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
+        """Prepare the augmentations; no image is read yet."""
         self.paths, self.ids, self.recipe, self.grid, self.seed = paths, ids, recipe, grid, seed
-        normalize = {"mean": list(backbone.mean), "std": list(backbone.std)}
-        wide = {"crop_size": recipe.size, "crop_scale": recipe.global_scale, "normalize": normalize}
-        near = {
-            "crop_size": recipe.local_size,
-            "crop_scale": recipe.local_scale,
-            "normalize": normalize,
-        }
-        self.transforms = (
-            DINOViewTransform(**wide, gaussian_blur=1.0, solarization_prob=0.0),
-            DINOViewTransform(**wide, gaussian_blur=0.1, solarization_prob=0.2),
-            DINOViewTransform(**near, gaussian_blur=0.5, solarization_prob=0.0),
-        )
+        self.transforms = make_transforms(recipe, backbone)
         self._frames: Frames | None = None
 
     def __getitem__(self, key: Key) -> CropView:
+        """Return the crops of a row in a pass over the data."""
         row, number = key
         unreadable: list[int] = []
         while True:
@@ -87,23 +111,26 @@ class Crops(Dataset[CropView]):
                 if len(unreadable) == len(self.paths):
                     raise
                 row = (row + 1) % len(self.paths)
+        local_crops = self.recipe.local_crops if self.recipe.dino else 0
+        # Seeding by row and pass makes a crop independent of workers, processes and
+        # resuming. Python's own hash() differs between processes.
         with seeded(zlib.crc32(f"{self.seed}/{number}/{self.ids[row]}".encode())):
             picture = Image.fromarray(frame)
             first, second, local = self.transforms
             crops = torch.stack([first(picture), second(picture)])
-            small = [
-                local(picture) for _ in range(self.recipe.local_crops if self.recipe.dino else 0)
-            ]
-            mask = torch.stack([self._mask(), self._mask()])
+            small = [local(picture) for _ in range(local_crops)]
+            mask = torch.stack([self._draw_mask(), self._draw_mask()])
         return CropView(
             crops, torch.stack(small) if small else crops[:0], mask, row, tuple(unreadable)
         )
 
     @property
     def frames(self) -> Frames:
-        """Decoded pictures, kept in memory; every process of a loader has its own."""
+        """Decoded images, kept in memory by each process of a loader."""
         if self._frames is None:
             worker = get_worker_info()
+            # The smallest global crop then still has as many pixels as the network
+            # reads.
             margin = 1 / math.sqrt(self.recipe.global_scale[0])
             room = FRAME_BYTES // (worker.num_workers if worker else 1)
             self._frames = Frames(
@@ -111,8 +138,8 @@ class Crops(Dataset[CropView]):
             )
         return self._frames
 
-    def _mask(self) -> Tensor:
-        """Bool [P]: with the recipe's probability, blocks of patches that cover a random share of the crop."""
+    def _draw_mask(self) -> Tensor:
+        """Return a mask, bool [P]: blocks on a random share of the crop, or nothing."""
         if self.grid is None:
             return torch.zeros(0, dtype=torch.bool)
         patches = self.grid[0] * self.grid[1]
@@ -129,7 +156,7 @@ class Crops(Dataset[CropView]):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every global generator that the transforms draw from starts at `seed`, and is what it was afterwards."""
+    """Seed the generators that the augmentations use, and restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (lightly draws from it)
@@ -143,7 +170,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def collate(views: Sequence[CropView]) -> CropBatch:
-    """Views as one batch, crop by crop."""
+    """Combine the crops of several images into a batch, crop by crop."""
     return CropBatch(
         torch.stack([view.global_crops for view in views], 1).flatten(0, 1),
         torch.stack([view.local_crops for view in views], 1).flatten(0, 1),
@@ -153,27 +180,34 @@ def collate(views: Sequence[CropView]) -> CropBatch:
     )
 
 
-def keys(rows: int, batch: int, step: int, seed: int) -> list[Key]:
-    """The keys of a step's images: every row once per pass, in an order of its own, one pass after the other."""
+def step_keys(rows: int, batch: int, step: int, seed: int) -> list[Key]:
+    """Return the keys (row, pass) of a step's images.
+
+    Every row comes once per pass, in an order of that pass.
+
+    >>> sorted(step_keys(rows=4, batch=4, step=0, seed=0))
+    [(0, 0), (1, 0), (2, 0), (3, 0)]
+    """
     found: list[Key] = []
+    # A step may cross the end of a pass, as passes are not cut to whole steps.
     for position in range(step * batch, (step + 1) * batch):
         number, place = divmod(position, rows)
-        found.append((int(order(rows, number, seed)[place]), number))
+        found.append((int(row_order(rows, number, seed)[place]), number))
     return found
 
 
 @functools.lru_cache(maxsize=2)
-def order(rows: int, number: int, seed: int) -> NDArray[np.int64]:
-    """A permutation of the rows, another one for every pass."""
+def row_order(rows: int, number: int, seed: int) -> NDArray[np.int64]:
+    """Return the permutation of the rows for pass `number`."""
     return np.random.default_rng((seed, number)).permutation(rows)
 
 
 @dataclass(frozen=True)
 class RankSampler:
-    """The keys of every part of every step from `start` on that are one process's.
+    """The keys of one process, one list per accumulation part, from step `start` on.
 
-    A step's images are dealt out part by part and, within a part, rank by rank, so that what a step sees does not
-    depend on how many processes see it.
+    A step's images are assigned part by part and, within a part, rank by rank. So a
+    step sees the same images with any number of processes.
     """
 
     rows: int
@@ -184,19 +218,20 @@ class RankSampler:
     world: int
 
     def __iter__(self) -> Iterator[list[Key]]:
+        """Yield the keys part by part."""
         size = self.recipe.batch_size // (self.recipe.accumulate * self.world)
         for step in range(self.start, self.recipe.total):
-            everything = keys(self.rows, self.recipe.batch_size, step, self.seed)
+            everything = step_keys(self.rows, self.recipe.batch_size, step, self.seed)
             for part in range(self.recipe.accumulate):
                 first = (part * self.world + self.rank) * size
                 yield everything[first : first + size]
 
 
-def batches(crops: Crops, shares: RankSampler, workers: int) -> Iterator[list[CropBatch]]:
-    """The parts of every step, made ahead by `workers` processes."""
-    loader: Iterable[Any] = DataLoader(
+def load_steps(crops: CropDataset, sampler: RankSampler, workers: int) -> Iterator[list[CropBatch]]:
+    """Yield the parts of every step, prepared ahead by `workers` processes."""
+    loader: Iterable[CropBatch] = DataLoader(
         crops,
-        batch_sampler=shares,
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=2 if workers else None,
@@ -205,6 +240,6 @@ def batches(crops: Crops, shares: RankSampler, workers: int) -> Iterator[list[Cr
     parts: list[CropBatch] = []
     for batch in loader:
         parts.append(batch)
-        if len(parts) == shares.recipe.accumulate:
+        if len(parts) == sampler.recipe.accumulate:
             yield parts
             parts = []

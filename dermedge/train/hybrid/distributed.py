@@ -1,4 +1,7 @@
-"""What several processes must agree on: sums, maxima, gathered features. With one process each is the identity."""
+"""Exchange sums, maxima and features between training processes.
+
+With one process each function returns its argument.
+"""
 
 import os
 import time
@@ -11,31 +14,31 @@ from torch import Tensor
 
 from dermedge_runtime.errors import DermedgeError
 
-PATIENCE = timedelta(seconds=45)
+COLLECTIVE_TIMEOUT = timedelta(seconds=45)
 ROLL_CALL_SECONDS = 8.0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Return this process's number among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_sum(value: Tensor) -> Tensor:
-    """Sum over all processes, without a gradient."""
-    return _reduced(value, dist.ReduceOp.SUM)
+    """Return the sum over all processes, without a gradient."""
+    return _reduce(value, dist.ReduceOp.SUM)
 
 
 def world_max(value: Tensor) -> Tensor:
-    """Element-wise maximum over all processes, without a gradient."""
-    return _reduced(value, dist.ReduceOp.MAX)
+    """Return the element-wise maximum over all processes, without a gradient."""
+    return _reduce(value, dist.ReduceOp.MAX)
 
 
-def _reduced(value: Tensor, operation: Any) -> Tensor:
+def _reduce(value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     value = value.detach()
     if world_size() > 1:
         value = value.clone()
@@ -44,14 +47,17 @@ def _reduced(value: Tensor, operation: Any) -> Tensor:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows [n, D] of every process, [n * world, D], in the order of ranks; gradients flow back to whose rows they are.
+    """Return the rows [n, D] of all processes, [n * world, D], in the order of ranks.
 
-    Every process must bring equally many.
+    Gradients flow back to the process that owns the rows. Every process must pass the
+    same number of rows.
     """
-    return rows if world_size() == 1 else _Gathered.apply(rows)
+    return rows if world_size() == 1 else _Gather.apply(rows)
 
 
-class _Gathered(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward pass sums the gradients of all processes."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.count = len(rows)
@@ -65,18 +71,22 @@ class _Gathered(torch.autograd.Function):
         return world_sum(gradient)[first : first + ctx.count]
 
 
-def launched() -> tuple[int, int]:
-    """Processes on this machine and machines, as `torchrun` announces them; (1, 1) without it."""
+def torchrun_layout() -> tuple[int, int]:
+    """Return the processes per machine and the machines that `torchrun` set up.
+
+    Without `torchrun` both are 1.
+    """
     if not dist.is_torchelastic_launched():
         return 1, 1
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     return local, int(os.environ["WORLD_SIZE"]) // local
 
 
-def roll_call(error: RuntimeError) -> DermedgeError:
-    """What to say when a collective failed: which ranks no longer answer.
+def explain_lost_rank(error: RuntimeError) -> DermedgeError:
+    """Return an error that names the ranks that died, after a collective has failed.
 
-    Every living rank signs a list in the store of the process group, then looks who did not.
+    Each live rank sets a key in the store of the process group, then checks which keys
+    are missing.
     """
     from torch.distributed.distributed_c10d import _get_default_store
 
@@ -91,14 +101,15 @@ def roll_call(error: RuntimeError) -> DermedgeError:
             if not missing:
                 break
             time.sleep(0.2)
-    except RuntimeError:  # rank 0 kept the store
+    except RuntimeError:  # Rank 0 held the store, so it is the one that died.
         missing = [0]
-    who = (
+    reason = (
         f"rank {', '.join(map(str, missing))} no longer answers"
         if missing
         else "a collective failed on every rank"
     )
     return DermedgeError(
-        f"Rank {own} stops, {who} ({str(error).strip().splitlines()[0][:200]}): look into that process's output, then "
-        "start all ranks again with the same command; training continues from the last checkpoint."
+        f"Rank {own} stops, {reason} ({str(error).strip().splitlines()[0][:200]}): read that "
+        "process's output, then start all ranks again with the same command. Training "
+        "continues from the last checkpoint."
     )

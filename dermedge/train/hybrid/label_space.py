@@ -1,4 +1,4 @@
-"""The unified label space: what a row's diagnosis says of every class, and what its source could have said."""
+"""Map the diagnoses of several sources into one label space."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,39 +11,61 @@ Flags = NDArray[np.bool_]
 
 
 def label_space() -> tuple[str, ...]:
-    """The ids of all diagnoses, in the taxonomy's order: one output of the label head each."""
+    """Return the ids of all diagnoses, in the order of the label head's outputs.
+
+    >>> "mel" in label_space()
+    True
+    """
     return tuple(TAXONOMY)
 
 
-def sources_vocabulary(diagnoses: Collection[str]) -> frozenset[str]:
-    """The classes that a source can label, given those that occur in it: these and all wider ones."""
+def source_vocabulary(diagnoses: Collection[str]) -> frozenset[str]:
+    """Return the classes that a source can label: its diagnoses and their ancestors.
+
+    >>> sorted(source_vocabulary(["sk", ""]))
+    ['bkl', 'keratinocytic', 'sk']
+
+    Args:
+        diagnoses: Ids of the diagnoses that occur in the source; "" is ignored.
+    """
     return frozenset(wider for dx in diagnoses if dx for wider in lineage(dx))
 
 
 def label_targets(
     diagnoses: Sequence[str], vocabulary: Collection[str], space: Sequence[str]
 ) -> tuple[Flags, Flags]:
-    """Multi-hot targets and allowed entries, bool [N, C] each, of rows of one source.
+    """Return multi-hot targets and allowed entries of rows of one source.
 
-    A diagnosis holds together with all wider ones. A class narrower than a row's own diagnosis may or may not be
-    true, so it is not allowed there; nor is any class outside the source's vocabulary. Rows without a diagnosis
-    have no allowed entry.
+    A diagnosis is positive together with its ancestors. Two kinds of class are not
+    allowed, so they cost nothing: classes outside the source's vocabulary, and
+    descendants of a row's diagnosis, which may or may not be true. Rows without a
+    diagnosis have no allowed entry.
+
+    >>> space = ["keratinocytic", "bkl", "sk", "mel"]
+    >>> vocabulary = ["keratinocytic", "bkl", "sk"]
+    >>> positive, allowed = label_targets(["bkl"], vocabulary, space)
+    >>> positive[0].tolist()
+    [True, True, False, False]
+    >>> allowed[0].tolist()
+    [True, True, False, False]
 
     Args:
-        diagnoses: ids of the taxonomy, "" for unknown.
-        vocabulary: what the source can label.
-        space: the columns.
+        diagnoses: Ids of the taxonomy, "" for unknown.
+        vocabulary: Classes that the source can label.
+        space: Class ids of the columns.
+
+    Returns:
+        Targets and allowed entries, bool [N, C] each.
     """
     column = {name: index for index, name in enumerate(space)}
-    wider = {name: set(lineage(name)) for name in space}
-    of = {"": (np.zeros(len(space), bool), np.zeros(len(space), bool))}
+    ancestors = {name: set(lineage(name)) for name in space}
+    rows_of = {"": (np.zeros(len(space), bool), np.zeros(len(space), bool))}
     for dx in set(diagnoses) - {""}:
-        true, known = np.zeros(len(space), bool), np.zeros(len(space), bool)
-        true[[column[name] for name in wider[dx] if name in column]] = True
-        narrower = {name for name in vocabulary if dx in wider.get(name, ()) and name != dx}
-        known[[column[name] for name in vocabulary if name in column and name not in narrower]] = (
-            True
-        )
-        of[dx] = (true, known)
-    rows = [of[dx] for dx in diagnoses]
-    return np.stack([true for true, _ in rows]), np.stack([known for _, known in rows])
+        positive, allowed = np.zeros(len(space), bool), np.zeros(len(space), bool)
+        positive[[column[name] for name in ancestors[dx] if name in column]] = True
+        narrower = {name for name in vocabulary if dx in ancestors.get(name, ()) and name != dx}
+        known = [name for name in vocabulary if name in column and name not in narrower]
+        allowed[[column[name] for name in known]] = True
+        rows_of[dx] = (positive, allowed)
+    rows = [rows_of[dx] for dx in diagnoses]
+    return np.stack([positive for positive, _ in rows]), np.stack([allowed for _, allowed in rows])

@@ -1,7 +1,11 @@
-"""The four terms of hybrid pretraining, as plain functions that agree across processes.
+"""Compute the four losses of hybrid pretraining, equal for any number of processes.
 
-A mean over this process's images whose gradients are averaged over processes is the mean over all images, as every
-process has equally many; where counts differ (labels), the count of the whole world divides.
+Each process averages over its own images, and gradients are averaged over processes.
+That is the mean over all images, because every process has equally many. The label loss
+divides by the number of labelled images of all processes instead, as these differ.
+
+tests/train/test_hybrid_losses.py compares these functions with values of the released
+code of DermINO.
 """
 
 import torch
@@ -15,19 +19,32 @@ SINKHORN_ROUNDS = 3
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, temperature: float, rounds: int = SINKHORN_ROUNDS) -> Tensor:
-    """The teacher's soft assignments [N, K]: rows sum to one, and prototypes are used equally over all processes.
+    """Return the teacher's soft assignments of rows to prototypes.
 
-    The number of rows may differ between processes, and be zero on some.
+    Rows sum to one, and all prototypes are used about equally over all processes. The
+    number of rows may differ between processes, and be zero on some.
+
+    >>> found = sinkhorn_knopp(torch.tensor([[5.0, 1.0], [4.0, 1.0]]), temperature=1.0)
+    >>> [round(float(total), 3) for total in found.sum(1)]
+    [1.0, 1.0]
+    >>> bool(found[0, 0] > found[1, 0])
+    True
 
     Args:
-        logits: [N, K].
-        temperature: sharpens them.
-        rounds: of normalising columns, then rows.
+        logits: The teacher's logits, [N, K].
+        temperature: Divisor of the logits; a lower one gives sharper assignments.
+        rounds: Iterations; each normalizes columns, then rows. Three as in DINOv2.
 
-    Source: Caron et al., SwAV, NeurIPS 2020, on Cuturi, Sinkhorn distances, NeurIPS 2013; as in DINOv2.
+    Returns:
+        Assignments, [N, K]; float64 for float64 logits, else float32.
+
+    Source: Caron et al., SwAV, NeurIPS 2020, after Cuturi, Sinkhorn distances, NeurIPS
+    2013; as used in DINOv2.
     """
     count, width = logits.shape
     scores = logits.double() if logits.dtype == torch.float64 else logits.float()
+    # Subtracting the maximum changes nothing but avoids the overflow of the released
+    # code, which is NaN from logits of about 88 times the temperature on.
     largest = scores.max() if count else scores.new_tensor(-torch.inf)
     q = torch.exp((scores - world_max(largest)) / temperature)
     total = world_sum(scores.new_tensor(float(count)))
@@ -39,20 +56,23 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, rounds: int = SINKHORN_RO
 
 
 def cross_entropy(student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Cross entropy [N] between assignments `target` [N, K] and the student's logits [N, K]."""
+    """Return the cross entropy [N] of logits [N, K] under assignments [N, K]."""
     return -(target * F.log_softmax(student.float() / temperature, dim=-1)).sum(-1)
 
 
 def dino_loss(
     student_global: Tensor, student_local: Tensor, target: Tensor, temperature: float
 ) -> Tensor:
-    """Mean cross entropy over all pairs of a student's crop and another, global, crop of the teacher.
+    """Return the mean cross entropy over pairs of a student's and a teacher's crop.
+
+    A pair is a global crop of the teacher and any other crop of the student. With two
+    global and L local crops there are 2 + 2 L pairs.
 
     Args:
-        student_global: logits [2, N, K] of the two global crops.
-        student_local: logits [L, N, K] of the local crops; L may be 0.
-        target: the teacher's assignments [2, N, K].
-        temperature: of the student's softmax.
+        student_global: The student's logits of both global crops, [2, N, K].
+        student_local: The student's logits of the local crops, [L, N, K]; L may be 0.
+        target: The teacher's assignments of both global crops, [2, N, K].
+        temperature: Temperature of the student's softmax.
 
     Source: Caron et al., DINO, ICCV 2021.
     """
@@ -66,14 +86,17 @@ def dino_loss(
 def ibot_loss(
     student: Tensor, target: Tensor, weight: Tensor, crops: int, temperature: float
 ) -> Tensor:
-    """Cross entropy of masked patches: averaged over the patches of a crop, then over crops, unmasked ones counting 0.
+    """Return the cross entropy of masked patches, averaged per crop, then over crops.
+
+    Crops without a mask count as 0, as in the released code. The cross entropy per
+    masked crop is this value divided by the share of masked crops.
 
     Args:
-        student: logits [M, K] of masked patches.
-        target: the teacher's assignments [M, K] of the same patches, which it saw.
-        weight: 1 / number of masked patches of the patch's crop, [M].
-        crops: how many global crops there are, masked or not.
-        temperature: of the student's softmax.
+        student: The student's logits of masked patches, [M, K].
+        target: The teacher's assignments of the same patches, which it saw, [M, K].
+        weight: 1 / number of masked patches in the crop of each patch, [M].
+        crops: Number of global crops, masked or not.
+        temperature: Temperature of the student's softmax.
 
     Source: Zhou et al., iBOT, ICLR 2022.
     """
@@ -81,11 +104,15 @@ def ibot_loss(
 
 
 def koleo_loss(features: Tensor) -> Tensor:
-    """Kozachenko-Leonenko entropy of features [N, D]: minus the mean log distance to the nearest other one, over the
-    features of all processes.
+    """Return the Kozachenko-Leonenko entropy regularizer of features [N, D].
 
-    Source: Sablayrolles et al., Spreading vectors for similarity search, ICLR 2019; as in DINOv2.
+    It is minus the mean log distance of each unit feature to its nearest neighbour
+    among the features of all processes. With fewer than two features it is 0.
+
+    Source: Sablayrolles et al., Spreading vectors for similarity search, ICLR 2019; as
+    used in DINOv2.
     """
+    # Distances of near neighbours lose all their digits in 16 bits.
     with torch.autocast(features.device.type, enabled=False):
         own = F.normalize(features.float(), dim=-1, eps=1e-8)
         everyone = gather(own)
@@ -101,14 +128,16 @@ def koleo_loss(features: Tensor) -> Tensor:
 
 
 def label_loss(logits: Tensor, targets: Tensor, allowed: Tensor, labelled: Tensor) -> Tensor:
-    """Binary cross entropy per class, over the classes that a sample's source can label, averaged over them and over
-    the labelled samples of all processes; 0 without any.
+    """Return the binary cross entropy over the classes that a sample's source labels.
+
+    It is averaged over these classes, then over the labelled samples of all processes.
+    It is 0 if there are none.
 
     Args:
-        logits: [N, C].
-        targets: multi-hot, [N, C].
-        allowed: which entries count, bool [N, C]; no entry for an unlabelled sample.
-        labelled: how many labelled samples the step has over all processes, [].
+        logits: One logit per class, [N, C].
+        targets: Multi-hot targets, [N, C].
+        allowed: Entries that count, bool [N, C]; no entry for an unlabelled sample.
+        labelled: Number of labelled samples of the step over all processes, [].
     """
     entries = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
     per_sample = (entries * allowed).sum(1) / allowed.sum(1).clamp_min(1)

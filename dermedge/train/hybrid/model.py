@@ -1,31 +1,40 @@
-"""The student and its moving-average teacher: a timm backbone with the heads that the losses ask for."""
+"""Build the student and its moving-average teacher: a timm backbone with heads."""
 
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.models.modules.heads import DINOProjectionHead
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.models.backbone import Backbone
 from dermedge.models.network import create_backbone
-from dermedge.train.hybrid.recipe import HybridRecipe
+from dermedge_runtime.errors import UsageError
+
+Grid = tuple[int, int]
 
 
 class Tokens(NamedTuple):
-    """What a trunk makes of images: the class token (or pooled feature) [N, D], and patch tokens [N, P, D] or None."""
+    """Class token or pooled feature [N, D], and patch tokens [N, P, D] or None."""
 
     pooled: Tensor
     patches: Tensor | None
 
 
 class VitTrunk(nn.Module):
-    """A timm vision transformer that can replace patches by a mask token (lightly's wrapper), at any image size."""
+    """A timm vision transformer that can mask patches, at any image size.
+
+    The masking is that of lightly's wrapper.
+    """
 
     def __init__(self, backbone: Backbone, drop_path: float, masking: bool) -> None:
+        """Create the transformer with random weights."""
         super().__init__()
         args = {**backbone.args, "dynamic_img_size": True, "drop_path_rate": drop_path}
         self.masked = MaskedVisionTransformerTIMM(
@@ -34,15 +43,21 @@ class VitTrunk(nn.Module):
             pos_embed_initialization="skip",
         )
         self.masked.mask_token.requires_grad_(masking)
-        self.grid: tuple[int, int] | None = self.timm.patch_embed.grid_size
+        self.grid: Grid | None = self.timm.patch_embed.grid_size
 
     @property
-    def timm(self) -> Any:
+    def timm(self) -> VisionTransformer:
         """The timm model."""
         return self.masked.vit
 
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of every block in the backward pass."""
+        # lightly's wrapper runs the blocks itself, by a flag of its own, so the flag of
+        # the timm model has no effect: github.com/lightly-ai/lightly/issues/2054.
+        self.masked.set_grad_checkpointing(True)
+
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tokens:
-        """Tokens of `image`, float [N, 3, S, S]; `mask`, bool [N, P], names the patches to hide."""
+        """Return tokens of `image` [N, 3, S, S]; `mask`, bool [N, P], hides patches."""
         prefix = self.timm.num_prefix_tokens
         tokens = self.masked.encode(image, mask=None if mask is None else F.pad(mask, (prefix, 0)))
         return Tokens(self.timm.forward_head(tokens, pre_logits=True), tokens[:, prefix:])
@@ -52,47 +67,102 @@ class PooledTrunk(nn.Module):
     """Any other timm backbone, by its pooled features; it has no patches to hide."""
 
     def __init__(self, backbone: Backbone, drop_path: float) -> None:
+        """Create the backbone with random weights."""
         super().__init__()
         self.timm = create_backbone(
             Backbone(backbone.name, {**backbone.args, "drop_path_rate": drop_path})
         )
-        self.grid: tuple[int, int] | None = None
+        self.grid: Grid | None = None
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass.
+
+        Raises:
+            UsageError: timm cannot do this with the backbone.
+        """
+        try:
+            self.timm.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise UsageError(
+                f"{type(self.timm).__name__} cannot recompute activations ({error}): leave "
+                "--checkpoint-activations out, or raise --accumulate."
+            ) from error
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tokens:
-        """Features of `image`, float [N, 3, S, S]."""
+        """Return the features of `image`, float [N, 3, S, S]."""
         pooled: Tensor = self.timm(image.contiguous(memory_format=torch.channels_last))
         return Tokens(pooled, None)
 
 
-def has_patches(backbone: Backbone) -> bool:
-    """Whether a backbone is a vision transformer, whose patches can be hidden."""
+Trunk = VitTrunk | PooledTrunk
+
+
+def patch_size(backbone: Backbone) -> tuple[int, int] | None:
+    """Return the patch size of a vision transformer in pixels, or None."""
     with torch.device("meta"):
-        return isinstance(create_backbone(backbone), VisionTransformer)
+        network = create_backbone(backbone)
+    if not isinstance(network, VisionTransformer):
+        return None
+    high, wide = network.patch_embed.patch_size
+    return int(high), int(wide)
+
+
+def has_patches(backbone: Backbone) -> bool:
+    """Return True for a vision transformer, whose patches can be hidden."""
+    return patch_size(backbone) is not None
+
+
+def set_drop_path(module: nn.Module, rate: float) -> None:
+    """Give every residual branch the same rate of stochastic depth, in place.
+
+    timm lets the rate rise from 0 in the first block to its value in the last, so the
+    mean is half of it. The released code of DermINO has the full rate in every block.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            # A branch with rate 0, such as the first block's, holds an Identity.
+            if name.startswith("drop_path") and isinstance(child, (DropPath, nn.Identity)):
+                setattr(parent, name, DropPath(rate))
 
 
 class Branch(nn.Module):
-    """What the student and the teacher both have: a trunk, and heads over class tokens and over patches."""
+    """A trunk with heads over class and patch tokens, of the student or the teacher."""
 
     def __init__(self, backbone: Backbone, recipe: HybridRecipe, drop_path: float) -> None:
+        """Create trunk and heads with random weights."""
         super().__init__()
         masking, patches = recipe.ibot > 0, has_patches(backbone)
-        self.trunk: Any = (
+        self.trunk: Trunk = (
             VitTrunk(backbone, drop_path, masking) if patches else PooledTrunk(backbone, drop_path)
         )
-        width = self.trunk.timm.num_features_out
-        self.dino = make_head(width, recipe) if recipe.dino else None
-        self.ibot = make_head(width, recipe) if masking and patches else None
+        if drop_path and recipe.drop_path_mode == "uniform":
+            set_drop_path(self.trunk.timm, drop_path)
+        self.dino = make_projection_head(self.width, recipe) if recipe.dino else None
+        self.ibot = make_projection_head(self.width, recipe) if masking and patches else None
 
     @property
-    def heads(self) -> list[Any]:
-        """The heads that there are."""
+    def width(self) -> int:
+        """Width D of the pooled features."""
+        return int(self.trunk.timm.num_features_out)
+
+    @property
+    def heads(self) -> list[DINOProjectionHead]:
+        """The heads that this branch has."""
         return [head for head in (self.dino, self.ibot) if head is not None]
 
 
-def make_head(width: int, recipe: HybridRecipe) -> Any:
-    """A three-layer head that ends in L2-normalised prototypes (Caron et al., DINO, ICCV 2021)."""
+def make_projection_head(width: int, recipe: HybridRecipe) -> DINOProjectionHead:
+    """Return a three-layer head that ends in L2-normalized prototypes.
+
+    The norm of the prototypes is fixed at 1. The released code of DermINO trains it.
+
+    Source: Caron et al., DINO, ICCV 2021.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # lightly uses torch's older weight_norm
+        # lightly uses torch's deprecated weight_norm; lightly-train removed it in
+        # github.com/lightly-ai/lightly-train/pull/146. Once lightly does, delete this
+        # filter and the name `weight_g` in schedule.py.
+        warnings.simplefilter("ignore", FutureWarning)
         return DINOProjectionHead(
             width,
             recipe.hidden,
@@ -104,11 +174,12 @@ def make_head(width: int, recipe: HybridRecipe) -> Any:
 
 
 class LabelHead(nn.Module):
-    """Logits of every diagnosis, the inner products with its prototype."""
+    """A linear layer whose rows are the prototypes of all diagnoses."""
 
     start: Tensor
 
     def __init__(self, prototypes: Tensor, recipe: HybridRecipe) -> None:
+        """Start from `prototypes` [C, D], with biases of 0."""
         super().__init__()
         self.mode, self.weight = recipe.prototype_mode, nn.Parameter(prototypes.clone())
         self.bias = nn.Parameter(torch.zeros(len(prototypes)))
@@ -117,19 +188,20 @@ class LabelHead(nn.Module):
             self.requires_grad_(False)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Logits [N, C] of features [N, D]."""
+        """Return logits [N, C] of features [N, D]."""
         return F.linear(pooled, self.weight, self.bias)
 
     def pull(self) -> Tensor:
-        """Mean squared distance of the rows to where they started."""
+        """Return the mean squared distance of the rows to their start."""
         return (self.weight - self.start).square().sum(1).mean()
 
 
 class HybridOutputs(NamedTuple):
-    """What the student makes of one part of a batch of N images; None where no loss asks for it.
+    """The student's outputs for N images; None without their loss.
 
-    `pooled` [2N, D] and `dino_global` [2N, K] of the global crops, crop by crop; `dino_local` [L, N, K]; `ibot` [M, K]
-    of the masked patches; `labels` [2N, C]; `pull`, how far the prototypes have moved.
+    `pooled` [2N, D] and `dino_global` [2N, K] are of the global crops, crop by crop.
+    `dino_local` is [L, N, K], `ibot` [M, K] of the masked patches, `labels` [2N, C].
+    `pull` is the mean squared distance of the prototypes to their start.
     """
 
     pooled: Tensor
@@ -141,29 +213,43 @@ class HybridOutputs(NamedTuple):
 
 
 class HybridStudent(nn.Module):
-    """The student's branch and the label head; one call computes all that the losses need, as DDP wants it."""
+    """The student's branch and the label head.
+
+    One call computes the inputs of all losses, because DDP allows one forward per step.
+    """
 
     def __init__(self, branch: Branch, labels: LabelHead | None) -> None:
+        """Combine a branch and a label head, which is None without a label loss."""
         super().__init__()
         self.branch, self.labels = branch, labels
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Yield the modules that are clipped separately: backbone and heads."""
+        candidates = (self.branch.trunk, self.branch.dino, self.branch.ibot, self.labels)
+        yield from (part for part in candidates if part is not None)
 
     def forward(
         self, global_crops: Tensor, local_crops: Tensor, mask: Tensor | None
     ) -> HybridOutputs:
-        """Outputs of global crops [2N, 3, S, S], local crops [L N, 3, s, s] and `mask`, bool [2N, P]."""
-        branch, found = self.branch, {}
+        """Return the outputs of one part of a batch.
+
+        Args:
+            global_crops: Float [2N, 3, S, S], crop by crop.
+            local_crops: Float [L N, 3, s, s], crop by crop.
+            mask: Patches to hide in the global crops, bool [2N, P].
+        """
+        branch, outputs = self.branch, {}
         pooled, patches = branch.trunk(global_crops, mask if branch.ibot else None)
         if branch.dino is not None:
-            found["dino_global"] = branch.dino(pooled)
+            outputs["dino_global"] = branch.dino(pooled)
             if len(local_crops):
                 samples = len(global_crops) // 2
-                found["dino_local"] = branch.dino(branch.trunk(local_crops).pooled).unflatten(
-                    0, (-1, samples)
-                )
+                logits = branch.dino(branch.trunk(local_crops).pooled)
+                outputs["dino_local"] = logits.unflatten(0, (-1, samples))
         if branch.ibot is not None:
-            found["ibot"] = branch.ibot(patches[mask])
+            outputs["ibot"] = branch.ibot(patches[mask])
         if self.labels is not None:
-            found["labels"] = self.labels(pooled)
+            outputs["labels"] = self.labels(pooled)
             if self.labels.mode == "pulled":
-                found["pull"] = self.labels.pull()
-        return HybridOutputs(pooled, **found)
+                outputs["pull"] = self.labels.pull()
+        return HybridOutputs(pooled, **outputs)

@@ -1,33 +1,40 @@
-"""`pretrain`: a teacher by hybrid pretraining, on tables with labels, with some or with none."""
+"""Pretrain a teacher on tables with labels, with some labels, or with none."""
 
-import contextlib
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, FSDPStrategy
-from torch.optim.swa_utils import update_bn
 
 from dermedge.data.table import SPLITS
+from dermedge.hybrid_recipe import PRESETS, ExecutionOptions, HybridRecipe
 from dermedge.models.backbone import Backbone, choose_backbone
-from dermedge.models.initialize import BATCH_NORMS, initialise
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
-from dermedge.models.new_spec import check_input, make_preprocess, make_spec
-from dermedge.train.hybrid.crops import Crops, RankSampler, batches
-from dermedge.train.hybrid.distributed import PATIENCE, launched, roll_call
-from dermedge.train.hybrid.label_space import label_space
-from dermedge.train.hybrid.model import Branch, HybridStudent, LabelHead, has_patches
-from dermedge.train.hybrid.prototypes import make_prototypes
-from dermedge.train.hybrid.recipe import PRESETS, HybridRecipe
+from dermedge.models.new_spec import make_preprocess, make_spec
+from dermedge.train.hybrid import estimate
+from dermedge.train.hybrid.checkpoint import TrainingState, load_checkpoint
+from dermedge.train.hybrid.crops import CropBatch, CropDataset, RankSampler, load_steps
+from dermedge.train.hybrid.distributed import (
+    COLLECTIVE_TIMEOUT,
+    explain_lost_rank,
+    torchrun_layout,
+)
+from dermedge.train.hybrid.loss_log import collapse_warnings
+from dermedge.train.hybrid.prepare import (
+    FEATURES,
+    fit_recipe,
+    make_branches,
+    settle_norms,
+    starting_network,
+)
 from dermedge.train.hybrid.sources import Sources, read_sources
-from dermedge.train.hybrid.trainer import Trainer
+from dermedge.train.hybrid.step import Learner, check_batch_norms, export_teacher, make_learner
+from dermedge.train.hybrid.trainer import train, unreadable_names
 from dermedge.train.lineage import (
     add_seen_images,
     describe_backbone,
@@ -36,23 +43,27 @@ from dermedge.train.lineage import (
     read_init_split,
 )
 from dermedge.train.run_record import RunRecord
-from dermedge.train.samples import Frames
 from dermedge_runtime.canonical_json import canonical_json
-from dermedge_runtime.errors import DataError, DermedgeError, UsageError
+from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import Task, to_json
+from dermedge_runtime.spec import to_json
 
-FEATURES = Task("features", "embed")
-STRATEGIES = ("auto", "ddp", "fsdp")
-NORM_IMAGES = 1024
-EVEN = 0.99  # of the logarithm of the number of outputs
+EXECUTION = ExecutionOptions()
+
+Report = Callable[[str], None]
+"""Called with one line of text about what is being done."""
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """What pretraining leaves in run.json: means of every epoch, rows that did not decode, the step it resumed from,
-    and what went wrong without an error.
+class PretrainingOutcome:
+    """The results that run.json records.
+
+    Attributes:
+        history: Mean losses and speed of every epoch.
+        unreadable: `table/image_id` of the rows that could not be decoded.
+        resumed_from: Step of the checkpoint that the run continued from, if it did.
+        warnings: Problems that are no errors, in words.
     """
 
     history: tuple[dict[str, float], ...]
@@ -69,43 +80,63 @@ def pretrain(
     init: str = "none",
     name: str | None = None,
     seed: int = 0,
-    workers: int | None = None,
-    strategy: str = "auto",
-    accelerator: str = "auto",
+    options: ExecutionOptions = EXECUTION,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> TrainedModel:
-    """Pretrain a backbone with DINO, iBOT, KoLeo and label losses at once, and save the moving-average teacher.
+    """Pretrain a backbone by DINO, iBOT, KoLeo and label losses, and save the teacher.
 
-    Only train rows are looked at. Started by `torchrun`, its processes work on one batch together, and what they
-    compute does not depend on how many they are. A finished run with the same settings and data is returned as it is;
-    a killed one continues from the last epoch with the same loss curve. `out` gets the teacher's folder with one
-    `embed` task, run.json, and log.jsonl with the losses of every step.
+    The teacher is the moving average of the student. Only train rows are used.
+    Processes that `torchrun` started work on one batch together, and their number does
+    not change the result.
+
+    A finished run with the same settings and data is returned as it is. A killed run
+    continues from its last checkpoint to the same weights. `out` receives the teacher's
+    folder with one `embed` task, run.json, and log.jsonl with the losses of every step.
+
+    >>> from dermedge.hybrid_recipe import make_recipe
+    >>> vit = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2}
+    >>> recipe = make_recipe("tiny", backbone_args={**vit, "depth": 1}, size=32,
+    ...     local_size=16, local_crops=1, outputs=32, hidden=24, bottleneck=16,
+    ...     batch_size=8, epochs=1, steps=1)
+    >>> teacher = pretrain(["lesions"], "pretrained", recipe=recipe)
+    >>> teacher.spec.name
+    'vit_tiny_patch16_224-hybrid'
 
     Args:
-        data: tables' folders or files; each is a source with classes of its own.
-        out: folder for the teacher.
-        recipe: what is computed; `PRESETS` has some.
-        init: `none` (random), `hub` (timm's published weights), a safetensors file, or a model's folder.
-        name: of the teacher; by default the backbone's.
-        seed: of order, crops, masks, initial weights and stochastic depth.
-        workers: processes that make crops, per training process; as many as there are cores to spare by default.
-        strategy: `auto`, `ddp` or `fsdp`; in one process all are the same.
-        accelerator: of Fabric: `auto`, `cpu`, `cuda`.
-        overwrite: replace another run in `out`.
-        progress: told after every step, on rank 0.
+        data: Folders or files of tables. Each is a source with classes of its own.
+        out: Folder for the teacher.
+        recipe: Settings of the computation. `PRESETS` has some; `make_recipe` changes
+            them.
+        init: Initial weights: `none` (random), `hub` (timm's published ones), a
+            safetensors file, or a model's folder.
+        name: Name of the teacher; by default the backbone's.
+        seed: Random seed of order, crops, masks, initial weights and stochastic depth.
+        options: Workers, devices and checkpoints, which do not change the result.
+        overwrite: Replace another run in `out`.
+        progress: Called after every step, on rank 0.
+        report: Called with lines about data, device, estimate and resuming, on rank 0.
+            On a CPU the estimate costs one small step.
+
+    Returns:
+        The teacher. Its one output is the L2-normalized class token or pooled feature.
 
     Raises:
-        DataError: the tables cannot be trained on, over 1 % of their images do not decode, or the loss is not finite.
-        DermedgeError: another process died.
-        UsageError: backbone, initial weights, recipe or `out` make no sense.
+        DataError: The tables have no train rows, over 1 % of their images cannot be
+            decoded, or the loss is not finite.
+        DermedgeError: Another process died.
+        UsageError: Backbone, initial weights, recipe or `out` do not fit together.
 
-    Source: "DermINO: Hybrid Pretraining for a Versatile Dermatology Foundation Model", arXiv:2508.12190.
+    Source: "DermINO: Hybrid Pretraining for a Versatile Dermatology Foundation Model",
+    arXiv:2508.12190.
     """
-    if strategy not in STRATEGIES:
-        raise UsageError(f"Strategy {strategy!r} is unknown: use one of {', '.join(STRATEGIES)}.")
-    fabric = make_fabric(strategy, accelerator, recipe)
+    fabric = make_fabric(options, recipe)
+    say = report if report and fabric.global_rank == 0 else _ignore
+    say(f"Device: {describe_device(fabric)}, precision {recipe.precision}.")
+    say(f"Reading {', '.join(map(str, data))}.")
     sources = read_sources(data)
+    say(describe_sources(sources))
     backbone = choose_backbone(recipe.backbone, recipe.backbone_args, init)
     recipe = fit_recipe(recipe, backbone, sources, fabric.world_size)
     settings = {
@@ -119,65 +150,71 @@ def pretrain(
     run = RunRecord(Path(out), "pretrain", "teacher", settings, sources.images_digest)
     done = run.finished(overwrite=overwrite)
     if done is not None:
+        say(f"{out} already holds this run, finished. Pass --overwrite to train it again.")
         return done
     start = starting_network(backbone, recipe, sources, init, seed)
+    student, teacher = make_branches(start, backbone, recipe, seed)
+    check_batch_norms(student, fabric)
+    # Everything that can refuse the settings comes before this line, so that a refused
+    # command leaves no folder behind.
     fabric.launch()
     if fabric.is_global_zero:
         run.open(overwrite=overwrite)
-    job = Trainer(fabric, run, recipe, sources, *branches(start, backbone, recipe, seed), seed)
+    state = TrainingState(torch.zeros(len(sources.paths), dtype=torch.bool))
     try:
-        job.prepare()
-        crops = Crops(sources.paths, sources.ids, recipe, backbone, job.grid, seed)
-        shares = RankSampler(
-            len(sources.paths), recipe, seed, job.step, fabric.global_rank, fabric.world_size
+        learner = make_learner(fabric, recipe, sources, student, teacher)
+        load_checkpoint(learner, run, state)
+        if report:
+            report_start(learner, state, say)
+        crops = CropDataset(sources.paths, sources.ids, recipe, backbone, teacher.trunk.grid, seed)
+        steps = load_rest(crops, learner, state, seed, options)
+        seconds = 60 * options.checkpoint_minutes
+        train(
+            learner,
+            run,
+            state,
+            sources,
+            steps,
+            seed=seed,
+            checkpoint_seconds=seconds,
+            progress=progress,
         )
-        job.train(batches(crops, shares, spare_workers(workers, fabric)), progress)
-        weights = job.teacher_weights()
+        weights = export_teacher(learner)
         if not fabric.is_global_zero:
             fabric.barrier()
             return load_model_folder(run.folder)
     except RuntimeError as error:
+        # A process that died makes the collectives of the others fail, some time later.
         if isinstance(error, DermedgeError) or fabric.world_size == 1:
             raise
-        raise roll_call(error) from error
+        raise explain_lost_rank(error) from error
     start.backbone.load_state_dict(weights)
-    lineage = {
-        "teacher": teacher_lineage(backbone, init, sources, recipe),
-        "data": sources_lineage(sources),
-    }
-    spec = make_spec(settings["name"], (FEATURES,), make_preprocess(recipe.size, "crop"), lineage)
-    metrics = {"parameters": count_parameters(start)}
-    teacher = TrainedModel(
-        start.eval(),
-        spec,
-        backbone,
-        "teacher",
-        metrics,
-        add_seen_images(sources.split, read_init_split(init)),
+    model = save_teacher(start, backbone, recipe, sources, init, settings["name"], run)
+    outcome = PretrainingOutcome(
+        tuple(state.history),
+        unreadable_names(state, sources),
+        state.resumed_from,
+        tuple(collapse_warnings(state.history, recipe)),
     )
-    settle_norms(start, sources, recipe)
-    save_model_folder(teacher, run.folder)
-    found = Pretrained(
-        tuple(job.history),
-        job.unreadable_names(),
-        job.resumed_from,
-        tuple(training_warnings(job.history, recipe)),
-    )
-    run.close(found, sources=sources.counts)
+    run.close(outcome, sources=sources.counts)
     fabric.barrier()
-    return teacher
+    return model
 
 
-def make_fabric(strategy: str, accelerator: str, recipe: HybridRecipe) -> Fabric:
-    """Fabric for the processes that `torchrun` started, or for this one alone."""
-    local, machines = launched()
-    chosen: Any = "auto"
-    if local * machines > 1 and strategy == "fsdp":
-        chosen = FSDPStrategy(state_dict_type="full", timeout=PATIENCE)
+def _ignore(line: str) -> None:
+    """Take a line that nobody reads."""
+
+
+def make_fabric(options: ExecutionOptions, recipe: HybridRecipe) -> Fabric:
+    """Return Fabric for the processes of `torchrun`, or for this one alone."""
+    local, machines = torchrun_layout()
+    chosen: str | DDPStrategy | FSDPStrategy = "auto"
+    if local * machines > 1 and options.strategy == "fsdp":
+        chosen = FSDPStrategy(state_dict_type="full", timeout=COLLECTIVE_TIMEOUT)
     elif local * machines > 1:
-        chosen = DDPStrategy(timeout=PATIENCE)
+        chosen = DDPStrategy(timeout=COLLECTIVE_TIMEOUT)
     return Fabric(
-        accelerator=accelerator,
+        accelerator=options.accelerator,
         devices=local,
         num_nodes=machines,
         strategy=chosen,
@@ -185,108 +222,96 @@ def make_fabric(strategy: str, accelerator: str, recipe: HybridRecipe) -> Fabric
     )
 
 
-def fit_recipe(
-    recipe: HybridRecipe, backbone: Backbone, sources: Sources, world: int
-) -> HybridRecipe:
-    """The recipe without terms that this backbone or these tables cannot have.
-
-    Raises:
-        UsageError: no term is left, or the batch cannot be dealt out.
-    """
-    if not has_patches(backbone):
-        recipe = replace(recipe, ibot=0.0)
-    if not sources.labelled:
-        if not (recipe.dino or recipe.ibot):
-            raise UsageError(
-                "No table has a label, so the label loss alone has nothing to learn: raise --dino."
-            )
-        recipe = replace(recipe, label=0.0)
-    share = recipe.batch_size // recipe.accumulate
-    if share % world or share // world < 2:
-        raise UsageError(
-            f"Parts of {share} images cannot be dealt out to {world} processes, two or more images each: change "
-            "--batch-size or --accumulate."
-        )
-    return recipe
+def describe_device(fabric: Fabric) -> str:
+    """Return the device and the number of processes in words."""
+    if fabric.device.type == "cuda":
+        device = torch.cuda.get_device_name(fabric.device)
+    else:
+        device = f"{fabric.device.type} with {torch.get_num_threads()} threads"
+    processes = fabric.world_size
+    return f"{device}, {processes} processes" if processes > 1 else device
 
 
-def starting_network(
-    backbone: Backbone, recipe: HybridRecipe, sources: Sources, init: str, seed: int
-) -> Network:
-    """The backbone with its initial weights."""
-    torch.manual_seed(seed)
-    network = Network(backbone, (FEATURES,))
-    frames = Frames(sources.paths, make_preprocess(recipe.size, "crop"))
-    rows = np.random.default_rng(seed).permutation(len(sources.paths))[:256].tolist()
-    initialise(network, backbone, init, recipe.size, lambda: centred(frames, rows))
-    check_input(network, backbone.name, recipe.size)
-    return network
+def describe_sources(sources: Sources) -> str:
+    """Return the numbers of train images and of labelled ones per source, in words."""
+    parts = [
+        f"{name} {counts['images']:,} ({counts['labelled']:,} labelled)"
+        for name, counts in sources.counts.items()
+    ]
+    held_out = sum(split != "train" for _, _, split in sources.split)
+    return (
+        f"{len(sources.paths):,} train images: {', '.join(parts)}. {held_out:,} rows of val and "
+        "test are not used."
+    )
 
 
-def branches(
-    network: Network, backbone: Backbone, recipe: HybridRecipe, seed: int
-) -> tuple[HybridStudent, Branch]:
-    """The student and its teacher, alike at the start; the teacher never drops a path."""
-    torch.manual_seed(seed)
-    own = Branch(backbone, recipe, recipe.drop_path)
-    own.trunk.timm.load_state_dict(network.backbone.state_dict())
-    own.trunk.timm.set_grad_checkpointing(recipe.checkpoint_activations)
-    teacher = Branch(backbone, recipe, 0.0)
-    teacher.load_state_dict(own.state_dict())
-    labels = None
-    if recipe.label:
-        rows = make_prototypes(
-            recipe.prototypes, label_space(), own.trunk.timm.num_features_out, seed
-        )
-        labels = LabelHead(rows, recipe)
-    return HybridStudent(own, labels), teacher.requires_grad_(False).eval()
+def report_start(learner: Learner, state: TrainingState, say: Report) -> None:
+    """Report the step that a run resumes from, and on a CPU its memory and time."""
+    recipe = learner.recipe
+    if state.resumed_from is not None:
+        say(f"Resuming after step {state.step} of {recipe.total}.")
+    left = recipe.total - state.step
+    # The losses are collective, so one rank alone cannot measure a step.
+    if learner.fabric.device.type == "cpu" and learner.fabric.world_size == 1 and left:
+        found = estimate.measure_small_step(learner)
+        available = estimate.machine_memory()
+        for line in estimate.describe_estimate(found, recipe, left, available):
+            say(line)
 
 
-def training_warnings(
-    history: Sequence[Mapping[str, float]], recipe: HybridRecipe
-) -> Iterator[str]:
-    """What the means of the last epoch say against the teacher."""
-    last, even = history[-1] if history else {}, math.log(recipe.outputs)
-    for term in ("dino", "ibot"):
-        if last.get(term, 0.0) > EVEN * even:
-            yield (
-                f"The {term} loss ended at {last[term]:.2f}, and {even:.2f} is what the same answer for every image "
-                "scores: that term has taught nothing. Train longer, or with a lower --temperature or --lr."
-            )
+def load_rest(
+    crops: CropDataset,
+    learner: Learner,
+    state: TrainingState,
+    seed: int,
+    options: ExecutionOptions,
+) -> Iterator[list[CropBatch]]:
+    """Yield this process's batches of all remaining steps."""
+    fabric = learner.fabric
+    sampler = RankSampler(
+        len(crops.paths),
+        learner.recipe,
+        seed,
+        state.step,
+        fabric.global_rank,
+        fabric.world_size,
+    )
+    return load_steps(crops, sampler, spare_workers(options.workers))
 
 
-def spare_workers(asked: int | None, fabric: Fabric) -> int:
-    """Processes that make crops, for each training process of this machine."""
-    local = launched()[0]
-    return asked if asked is not None else max(1, (os.cpu_count() or 1) // local - 1)
+def spare_workers(requested: int | None) -> int:
+    """Return the number of processes that cut crops for each training process."""
+    local = torchrun_layout()[0]
+    return requested if requested is not None else max(1, (os.cpu_count() or 1) // local - 1)
 
 
-def centred(frames: Frames, rows: Sequence[int]) -> Iterator[torch.Tensor]:
-    """Preprocessed images of some rows in batches, uint8 [N, S, S, 3]; those that do not decode are left out."""
-    for first in range(0, len(rows), 64):
-        images = []
-        for row in rows[first : first + 64]:
-            with contextlib.suppress(DataError):
-                images.append(frames.centred(int(row)))
-        if images:
-            yield torch.from_numpy(np.stack(images))
+def save_teacher(
+    network: Network,
+    backbone: Backbone,
+    recipe: HybridRecipe,
+    sources: Sources,
+    init: str,
+    name: str,
+    run: RunRecord,
+) -> TrainedModel:
+    """Write the teacher's folder with its lineage, and return the teacher."""
+    lineage = {
+        "teacher": describe_teacher(backbone, init, sources, recipe),
+        "data": describe_data(sources),
+    }
+    spec = make_spec(name, (FEATURES,), make_preprocess(recipe.size, "crop"), lineage)
+    metrics = {"parameters": count_parameters(network)}
+    rows = add_seen_images(sources.split, read_init_split(init))
+    teacher = TrainedModel(network.eval(), spec, backbone, "teacher", metrics, rows)
+    settle_norms(network, sources, recipe)
+    save_model_folder(teacher, run.folder)
+    return teacher
 
 
-def settle_norms(network: Network, sources: Sources, recipe: HybridRecipe) -> None:
-    """Give BatchNorms the statistics of whole pictures: in training they saw small crops too."""
-    if any(isinstance(module, BATCH_NORMS) for module in network.modules()):
-        rows = np.random.default_rng(0).permutation(len(sources.paths))[:NORM_IMAGES]
-        update_bn(
-            centred(Frames(sources.paths, make_preprocess(recipe.size, "crop")), rows.tolist()),
-            network,
-        )
-        network.eval()
-
-
-def teacher_lineage(
+def describe_teacher(
     backbone: Backbone, init: str, sources: Sources, recipe: HybridRecipe
-) -> dict[str, Any]:
-    """The teacher's entry in the lineage."""
+) -> Mapping[str, Any]:
+    """Return the teacher's entry in the lineage."""
     return make_model_lineage(backbone, init) | {
         "pretraining": "hybrid (DermINO, arXiv:2508.12190)",
         "pretrained_on": list(sources.names),
@@ -294,8 +319,8 @@ def teacher_lineage(
     }
 
 
-def sources_lineage(sources: Sources) -> dict[str, Any]:
-    """The data's entry in the lineage."""
+def describe_data(sources: Sources) -> Mapping[str, Any]:
+    """Return the data's entry in the lineage."""
     return {
         "name": " + ".join(sources.names),
         "digest": sha256_hex(canonical_json(list(sources.tables))),

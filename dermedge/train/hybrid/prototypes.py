@@ -1,8 +1,9 @@
-"""Knowledge-guided prototypes: where the rows of the label head start.
+"""Make knowledge-guided prototypes, the initial rows of the label head.
 
-In the released code of DermINO (arXiv:2508.12190) they are embeddings of the disease names by CODER, a term encoder
-trained on UMLS (Yuan et al., J. Biomed. Inform. 2022), L2-normalised and frozen. Here they may come from any text
-encoder of Hugging Face, from a file of vectors, or from the project's own tree of diagnoses, which needs no download.
+In the released code of DermINO (arXiv:2508.12190) they are embeddings of the disease
+names by CODER, a term encoder trained on UMLS (Yuan et al., J. Biomed. Inform. 2022),
+L2-normalized and frozen. Here they come from any Hugging Face text encoder, from a file
+of vectors, or from the project's taxonomy, which needs no download.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +21,31 @@ from dermedge_runtime.errors import DataError, MissingExtraError
 
 Floats = NDArray[np.float64]
 
-TOKENS = 32
+TOKENS = 32  # Length of a name in the released code; longer names are cut.
 BATCH = 64
 
 
-def make_prototypes(source: str, space: Sequence[str], width: int, seed: int = 0) -> Tensor:
-    """L2-normalised rows [C, width], float32, one per class of `space`.
+def make_prototypes(
+    source: str, space: Sequence[str], width: int, seed: int = 0, mask_padding: bool = True
+) -> Tensor:
+    """Return one unit vector per class, [C, width], float32.
+
+    >>> rows = make_prototypes("taxonomy", ["mel", "nv", "psoriasis"], width=8)
+    >>> bool(rows[0] @ rows[1] > rows[0] @ rows[2])
+    True
 
     Args:
-        source: `taxonomy`, `random`, a .safetensors or .npz file with a vector per class id, or the name or folder of a
-            Hugging Face text encoder.
-        space: ids of diagnoses.
-        width: of the backbone's features.
-        seed: of `random`, and of the rotation into a wider space.
+        source: `taxonomy`, `random`, a .safetensors or .npz file with a vector per
+            class id, or the name or folder of a Hugging Face text encoder.
+        space: Ids of diagnoses.
+        width: Width of the backbone's features.
+        seed: Seed of `random`, and of the rotation into a wider space.
+        mask_padding: Hide padding tokens from a text encoder. The released code does
+            not, so its vectors depend on the number of padding tokens.
 
     Raises:
-        DataError: the file or the encoder cannot be used.
-        MissingExtraError: a text encoder is asked for and transformers is not installed.
+        DataError: The file or the encoder cannot be used.
+        MissingExtraError: A text encoder is named and transformers is not installed.
     """
     sources: Mapping[str, Callable[[], Floats]] = {
         "taxonomy": lambda: taxonomy_rows(space),
@@ -45,31 +54,38 @@ def make_prototypes(source: str, space: Sequence[str], width: int, seed: int = 0
     if source in sources:
         rows = sources[source]()
     elif Path(source).suffix in (".safetensors", ".npz"):
-        rows = vectors_of_file(Path(source), space)
+        rows = read_vectors(Path(source), space)
     else:
-        rows = encoded_names(source, [TAXONOMY[name].name for name in space])
+        rows = encode_names(source, [TAXONOMY[name].name for name in space], mask_padding)
     return torch.from_numpy(fit_width(rows, width, seed).astype(np.float32))
 
 
 def taxonomy_rows(space: Sequence[str]) -> Floats:
-    """Rows whose cosine follows the distance in the tree of diagnoses: the shared part of two ways to the root, over
-    the geometric mean of their lengths. Two diagnoses of different branches share the root only.
+    """Return rows whose cosine follows the distance of two diagnoses in the taxonomy.
+
+    The cosine is the length of the shared part of both paths to the root, over the
+    geometric mean of the two lengths. Diagnoses of different branches share the root
+    only.
     """
-    ways = {name: ["", *lineage(name)] for name in space}
+    paths = {name: ["", *lineage(name)] for name in space}
     nodes = {
         node: index
-        for index, node in enumerate(sorted({node for way in ways.values() for node in way}))
+        for index, node in enumerate(sorted({node for path in paths.values() for node in path}))
     }
     rows = np.zeros((len(space), len(nodes)))
     for row, name in enumerate(space):
-        rows[row, [nodes[node] for node in ways[name]]] = 1
+        rows[row, [nodes[node] for node in paths[name]]] = 1
     return rows
 
 
-def vectors_of_file(path: Path, space: Sequence[str]) -> Floats:
-    """The vectors of a file that holds one array per class id. Raises DataError for one that lacks some."""
+def read_vectors(path: Path, space: Sequence[str]) -> Floats:
+    """Read a file that holds one vector per class id.
+
+    Raises:
+        DataError: The file cannot be read, lacks a class, or holds unequal vectors.
+    """
     try:
-        found = (
+        vectors = (
             load_file(path)
             if path.suffix == ".safetensors"
             else dict(np.load(path, allow_pickle=False))
@@ -78,28 +94,34 @@ def vectors_of_file(path: Path, space: Sequence[str]) -> Floats:
         raise DataError(
             f"{path} cannot be read ({error}): give a .safetensors or .npz file of vectors."
         ) from error
-    missing = [name for name in space if name not in found]
-    widths = {array.shape for array in found.values()}
+    missing = [name for name in space if name not in vectors]
+    widths = {array.shape for array in vectors.values()}
     if missing or len(widths) != 1 or len(next(iter(widths))) != 1:
-        wrong = (
+        reason = (
             f"lacks {', '.join(missing[:3])}"
             if missing
             else f"has vectors of the shapes {sorted(widths)[:3]}"
         )
         raise DataError(
-            f"{path} {wrong}: it must hold one vector of one length for each of {len(space)} diagnoses."
+            f"{path} {reason}: it must hold one vector of one length for each of "
+            f"{len(space)} diagnoses."
         )
-    return np.stack([found[name] for name in space]).astype(np.float64)
+    return np.stack([vectors[name] for name in space]).astype(np.float64)
 
 
-def encoded_names(encoder: str, names: Sequence[str]) -> Floats:
-    """Pooled outputs of a Hugging Face text encoder, by name or local folder, for names of up to 32 tokens.
+def encode_names(encoder: str, names: Sequence[str], mask_padding: bool) -> Floats:
+    """Return the pooled outputs of a Hugging Face text encoder for names.
 
-    Weights are read from safetensors only. A name that is not a folder is looked for in the local cache and, as the
-    user named it, on the hub.
+    Weights are read from safetensors only. A name that is not a folder is looked up in
+    the local cache and then on the hub.
+
+    Args:
+        encoder: Name or folder of the encoder.
+        names: Names of diagnoses, cut at 32 tokens.
+        mask_padding: Hide padding tokens from the encoder.
 
     Raises:
-        DataError: the encoder cannot be loaded, or has no pooled output.
+        DataError: The encoder cannot be loaded, or has no pooled output.
         MissingExtraError: transformers is not installed.
     """
     try:
@@ -110,21 +132,23 @@ def encoded_names(encoder: str, names: Sequence[str]) -> Floats:
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         model = AutoModel.from_pretrained(encoder, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"There is no text encoder {encoder!r} ({first}): give its folder or hub name, a vector file, 'taxonomy' "
-            "or 'random'."
+            f"There is no text encoder {encoder!r} ({reason}): give its folder or hub name, a "
+            "vector file, 'taxonomy' or 'random'."
         ) from error
     parts = []
     with torch.inference_mode():
-        for first_row in range(0, len(names), BATCH):
+        for first in range(0, len(names), BATCH):
             tokens = tokenizer(
-                list(names[first_row : first_row + BATCH]),
+                list(names[first : first + BATCH]),
                 padding="max_length",
                 truncation=True,
                 max_length=TOKENS,
                 return_tensors="pt",
             )
+            if not mask_padding:
+                tokens["attention_mask"] = torch.ones_like(tokens["attention_mask"])
             pooled = getattr(model(**tokens), "pooler_output", None)
             if pooled is None:
                 raise DataError(
@@ -135,14 +159,15 @@ def encoded_names(encoder: str, names: Sequence[str]) -> Floats:
 
 
 def fit_width(rows: Floats, width: int, seed: int) -> Floats:
-    """Rows [C, d] as unit vectors [C, width] whose cosines are those of `rows`.
+    """Return rows [C, d] as unit vectors [C, width] with the same cosines.
 
-    Exactly, by a random rotation, where `width` has room for them; else as nearly as that many dimensions allow, by the
-    leading singular vectors.
+    A random rotation keeps the cosines exactly if `width` is large enough. Otherwise
+    the leading singular vectors keep them as well as that many dimensions can.
     """
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     if unit.shape[1] == width:
         return np.asarray(unit)
+    # U S has the same cosines as the rows, in as few dimensions as possible.
     left, singular, _ = np.linalg.svd(unit, full_matrices=False)
     kept = (left * singular)[:, :width]
     if kept.shape[1] < width:

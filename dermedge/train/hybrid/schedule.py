@@ -1,17 +1,18 @@
-"""How rates change from step to step, and which parameters they apply to."""
+"""Compute the rates of each step, and group the parameters by their rates."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from torch import nn
+from torch.optim import Optimizer
 
-from dermedge.train.hybrid.recipe import HybridRecipe
+from dermedge.hybrid_recipe import HybridRecipe
 
 WITHOUT_DECAY = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
 
 class Rates(NamedTuple):
-    """What holds during one step."""
+    """Learning rate, weight decay, and the teacher's momentum and temperature."""
 
     lr: float
     weight_decay: float
@@ -19,11 +20,31 @@ class Rates(NamedTuple):
     temperature: float
 
 
+class ParameterGroup(TypedDict):
+    """A parameter group of the optimizer, with its factors on both rates."""
+
+    params: list[nn.Parameter]
+    lr_factor: float
+    decay: float
+
+
 def rates(recipe: HybridRecipe, step: int) -> Rates:
-    """The rates of a step: warm-up and cosine for the learning rate, cosines for weight decay and momentum, a linear
-    rise for the teacher's temperature. Warm-ups longer than the run are cut to its length.
+    """Return the rates of a step.
+
+    The learning rate warms up linearly and falls on a cosine. Weight decay and momentum
+    follow cosines over the whole run, and the temperature a line over its warm-up. A
+    warm-up longer than the run is cut to its length.
+
+    >>> from dermedge.hybrid_recipe import PRESETS
+    >>> round(rates(PRESETS["dermnio-base"], 4_000).lr, 6)
+    0.002828
+
+    Args:
+        recipe: Settings of the run.
+        step: Number of the step, from 0.
     """
     total, share = recipe.total, step / max(1, recipe.total - 1)
+    # The square root rule of DINOv2, at a reference batch of 1024.
     peak = recipe.lr * math.sqrt(recipe.batch_size / 1024)
     warmup = min(recipe.warmup * recipe.steps, total)
     rise = min(recipe.temperature_warmup * recipe.steps, total)
@@ -44,9 +65,10 @@ def _cosine(first: float, last: float, share: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def parameter_groups(module: nn.Module, recipe: HybridRecipe) -> list[dict[str, Any]]:
-    """Groups for the optimiser, with factors on learning rate and weight decay: vectors and tokens do not decay, the
-    patch embedding learns slower.
+def parameter_groups(module: nn.Module, recipe: HybridRecipe) -> list[ParameterGroup]:
+    """Group trainable parameters by their factors on learning rate and weight decay.
+
+    Vectors and tokens do not decay, as timm has it. The patch embedding learns slower.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -55,13 +77,13 @@ def parameter_groups(module: nn.Module, recipe: HybridRecipe) -> list[dict[str, 
             decays = parameter.ndim > 1 and not name.endswith((*WITHOUT_DECAY, "weight_g"))
             groups.setdefault((rate, float(decays)), []).append(parameter)
     return [
-        {"params": found, "lr_factor": rate, "decay": decay}
-        for (rate, decay), found in groups.items()
+        ParameterGroup(params=parameters, lr_factor=rate, decay=decay)
+        for (rate, decay), parameters in groups.items()
     ]
 
 
-def apply_rates(optimizer: Any, now: Rates) -> None:
-    """Set the rates of a step in every group."""
+def apply_rates(optimizer: Optimizer, now: Rates) -> None:
+    """Set the rates of a step in every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = now.lr * group["lr_factor"]
         group["weight_decay"] = now.weight_decay * group["decay"]

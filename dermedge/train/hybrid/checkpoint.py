@@ -1,0 +1,116 @@
+"""Save and restore a pretraining run, exactly, at any step."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dermedge.train.hybrid.loss_log import StepLosses
+from dermedge.train.hybrid.step import Learner
+from dermedge.train.loop import CHECKPOINT
+from dermedge.train.run_record import RunRecord
+from dermedge_runtime.errors import DataError
+
+LOG = "log.jsonl"
+
+
+@dataclass
+class TrainingState:
+    """The position of a run: what a checkpoint holds besides weights and optimizer.
+
+    Attributes:
+        unreadable: Rows that could not be decoded, bool [N].
+        step: Number of finished steps.
+        resumed_from: Step of the checkpoint that this process started from.
+        history: Mean losses and speed of every finished epoch.
+        sums: Sum of the losses of the current epoch.
+        seconds: Time spent in the current epoch.
+    """
+
+    unreadable: Tensor
+    step: int = 0
+    resumed_from: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: StepLosses = field(default_factory=StepLosses.zeros)
+    seconds: float = 0.0
+
+
+def save_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> None:
+    """Write the checkpoint, then the run's record.
+
+    All processes must call this together. A kill between the two files loses nothing:
+    the record is written again with the next checkpoint.
+    """
+    facts = {
+        "fingerprint": run.fingerprint,
+        "step": state.step,
+        "history": state.history,
+        "unreadable": torch.nonzero(state.unreadable)[:, 0].tolist(),
+        "sums": state.sums.values.tolist(),
+        "seconds": state.seconds,
+    }
+    path = run.folder / CHECKPOINT
+    temporary = path.with_suffix(".tmp")
+    learner.fabric.save(temporary, {**_modules(learner), "facts": facts})
+    if learner.fabric.is_global_zero:
+        _flush(temporary)
+        temporary.replace(path)
+        run.write(finished=False, step=state.step, history=state.history)
+    learner.fabric.barrier()
+
+
+def load_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> None:
+    """Restore modules, optimizer and `state` from the folder's checkpoint, if any.
+
+    log.jsonl is cut at the step of the checkpoint, or emptied without one.
+
+    Raises:
+        DataError: The file is no checkpoint, or one of another run.
+    """
+    path, log = run.folder / CHECKPOINT, run.folder / LOG
+    lines: list[str] = []
+    if path.is_file():
+        try:
+            facts = learner.fabric.load(path, _modules(learner), weights_only=True)["facts"]
+        except Exception as error:  # torch raises pickle, zip and runtime errors alike
+            raise DataError(
+                f"{path} is not a checkpoint of this run ({error}): delete it, or train into "
+                "another folder."
+            ) from error
+        if facts["fingerprint"] != run.fingerprint:
+            raise DataError(
+                f"{path} belongs to a run with other settings or data: train into another "
+                "folder, or pass --overwrite."
+            )
+        # Steps after the checkpoint run again and write their lines again.
+        state.step = state.resumed_from = facts["step"]
+        state.history = facts["history"]
+        state.unreadable[facts["unreadable"]] = True
+        state.sums = StepLosses(torch.tensor(facts["sums"]))
+        state.seconds = facts["seconds"]
+        if log.is_file():
+            lines = log.read_text("utf-8").splitlines(keepends=True)[: state.step]
+    if learner.fabric.is_global_zero:
+        log.write_text("".join(lines), "utf-8")
+        if state.step:
+            run.write(finished=False, step=state.step, history=state.history)
+    learner.fabric.barrier()
+
+
+def _modules(learner: Learner) -> dict[str, object]:
+    return {
+        "student": learner.model,
+        "teacher": learner.teacher,
+        "optimizer": learner.optimizer,
+    }
+
+
+def _flush(path: Path) -> None:
+    """Write a file to disk, so that a power cut leaves the old or the new one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
