@@ -26,11 +26,11 @@ from dermedge_runtime.tensorrt.engine_cache import (
     SCHEMA,
     EngineFile,
     EngineKey,
-    cached,
+    find_cached_engine,
     read_plan,
     read_timings,
     record_path,
-    store,
+    store_engine,
     write_timings,
 )
 from dermedge_runtime.tensorrt.precision import PrecisionReadback, read_precision
@@ -205,7 +205,7 @@ def _load_or_build(
     key = EngineKey(bundle.files[bundle.artifact.path], machine.version, machine.gpu.sm, flags)
     if not rebuild:
         try:
-            file = cached(bundle.path, key)
+            file = find_cached_engine(bundle.path, key)
             if file is not None:
                 return file, machine.load(read_plan(bundle.path, file))
         except EngineError as error:
@@ -220,7 +220,7 @@ def _load_or_build(
     )
     engine = machine.load(plan)
     write_timings(bundle.path, key, timings)
-    return store(bundle.path, key, plan), engine
+    return store_engine(bundle.path, key, plan), engine
 
 
 def _read_reference(bundle: Bundle) -> Reference:

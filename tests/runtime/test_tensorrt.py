@@ -21,11 +21,11 @@ from dermedge_runtime.tensorrt.cuda import Cuda
 from dermedge_runtime.tensorrt.engine_cache import (
     EngineKey,
     cache_folder,
-    cached,
+    find_cached_engine,
+    find_usable_engine,
     read_plan,
     record_path,
-    store,
-    usable,
+    store_engine,
 )
 from dermedge_runtime.tensorrt.precision import read_precision
 from dermedge_runtime.tensorrt.runtime import TensorRtRuntime
@@ -399,7 +399,7 @@ def bundle(tmp_path) -> Bundle:
 def record(opened, machine, **changes):
     """Build the bundle's engine, and write its record with some keys changed."""
     key = EngineKey(opened.files["model.onnx"], machine.version, machine.gpu.sm, {"batch": 1})
-    engine = store(opened.path, key, machine.build(GRAPH, workspace=None, timings=b"")[0])
+    engine = store_engine(opened.path, key, machine.build(GRAPH, workspace=None, timings=b"")[0])
     content = {
         "schema": "dermedge.device/1",
         "bundle": opened.id,
@@ -456,7 +456,7 @@ class TestUse:
         ):
             TensorRtRuntime.open(bundle, machine=machine)
         record(bundle, machine, status="failed", allowed_failures=["top1_agreement: ..."])
-        assert usable(bundle, machine.version, machine.gpu.sm)
+        assert find_usable_engine(bundle, machine.version, machine.gpu.sm)
 
     @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"half"), Path.unlink])
     def test_a_damaged_or_lost_engine_is_not_used(self, bundle, machine, damage):
@@ -477,8 +477,8 @@ class TestUse:
 
     def test_the_cache_is_keyed_by_all_that_an_engine_depends_on(self, bundle):
         key = EngineKey("a" * 64, "10.3.0", "87", {"batch": 1})
-        engine = store(bundle.path, key, b"plan")
-        assert cached(bundle.path, key) == engine
+        engine = store_engine(bundle.path, key, b"plan")
+        assert find_cached_engine(bundle.path, key) == engine
         assert read_plan(bundle.path, engine) == b"plan"
         others = [
             EngineKey("b" * 64, "10.3.0", "87", {"batch": 1}),
@@ -486,7 +486,7 @@ class TestUse:
             EngineKey("a" * 64, "10.3.0", "89", {"batch": 1}),
             EngineKey("a" * 64, "10.3.0", "87", {"batch": 1, "workspace_mb": 64}),
         ]
-        assert [cached(bundle.path, other) for other in others] == [None] * 4
+        assert [find_cached_engine(bundle.path, other) for other in others] == [None] * 4
 
     def test_load_starts_it_by_the_bundles_format(self, tmp_path, machine, monkeypatch):
         bundle = fake_tensorrt.bundle(tmp_path / "skin.dermedge")

@@ -79,7 +79,7 @@ def cache_folder(bundle: Path) -> Path:
     return bundle.with_name(f"{_stem(bundle)}.cache")
 
 
-def usable(bundle: Bundle, tensorrt: str, sm: str) -> EngineFile:
+def find_usable_engine(bundle: Bundle, tensorrt: str, sm: str) -> EngineFile:
     """Return the engine that was built from a bundle for this device, and passed.
 
     Args:
@@ -125,7 +125,7 @@ def read_plan(bundle: Path, engine: EngineFile) -> bytes:
     return plan
 
 
-def cached(bundle: Path, key: EngineKey) -> EngineFile | None:
+def find_cached_engine(bundle: Path, key: EngineKey) -> EngineFile | None:
     """Return the cached engine with a key, or None if it was never built.
 
     Raises:
@@ -140,7 +140,7 @@ def cached(bundle: Path, key: EngineKey) -> EngineFile | None:
         raise EngineError(f"{path} is damaged: {_again(bundle)}.") from error
 
 
-def store(bundle: Path, key: EngineKey, plan: bytes) -> EngineFile:
+def store_engine(bundle: Path, key: EngineKey, plan: bytes) -> EngineFile:
     """Put a built engine into the cache."""
     # The facts are written last: without them an engine does not count, so a kill
     # between the two writes leaves no entry that looks whole.

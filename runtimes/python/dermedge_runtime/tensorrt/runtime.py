@@ -9,7 +9,7 @@ from dermedge_runtime.preprocess import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.tensorrt.api import Engine, Tensor, TensorRt
-from dermedge_runtime.tensorrt.engine_cache import read_plan, usable
+from dermedge_runtime.tensorrt.engine_cache import find_usable_engine, read_plan
 
 
 class TensorRtRuntime:
@@ -56,7 +56,7 @@ class TensorRtRuntime:
                 gate, is damaged, or does not fit the spec.
         """
         machine = machine or TensorRt.open(bundle.path)
-        plan = read_plan(bundle.path, usable(bundle, machine.version, machine.gpu.sm))
+        plan = read_plan(bundle.path, find_usable_engine(bundle, machine.version, machine.gpu.sm))
         return cls(machine.load(plan), bundle.spec, machine.version)
 
     def run(self, images: Pixels) -> Outputs:
