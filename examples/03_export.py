@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import dermedge
-from dermedge_export import ExportOptions
 
 
 def main(out: Path) -> None:
     # Train images calibrate, val selects the candidate, and test decides if the gate
     # passes.
-    options = ExportOptions(overwrite=True)
+    options = dermedge.ExportOptions(overwrite=True)
     try:
         bundle = dermedge.export(out / "student", "cpu", out, data=out / "data", options=options)
     except dermedge.GateError as error:

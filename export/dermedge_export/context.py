@@ -154,7 +154,7 @@ class ExportContext:
 class Exporter(Protocol):
     """A function that builds artifacts in one format.
 
-    Each exporter has its own file and is named in `dermedge_export.export.EXPORTERS`,
+    Each exporter has its own file. It is named in `EXPORTERS` of `exporters/registry.py`,
     or by an entry point in the group `dermedge.exporters`.
     """
 
