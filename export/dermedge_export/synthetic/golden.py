@@ -11,7 +11,7 @@ from dermedge_export.evaluation.predictions import Run
 from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import CLASSES, draw_lesion
 from dermedge_runtime.decode import decode
-from dermedge_runtime.golden import Case, stable
+from dermedge_runtime.golden import Case, drop_volatile
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Postprocessing, Spec
 
@@ -47,7 +47,7 @@ def golden_cases(
                 tensor,
                 _single(reference, tensor),
                 expected,
-                stable(prediction),
+                drop_volatile(prediction),
             )
         )
     return cases

@@ -48,11 +48,11 @@ class Case:
     prediction: Mapping[str, Any]
 
 
-def stable(prediction: Mapping[str, Any]) -> Json:
+def drop_volatile(prediction: Mapping[str, Any]) -> Json:
     """Return a prediction's JSON without `timing` and `provenance`, which vary by run.
 
     Example:
-        >>> stable({"malignancy": 0.5, "timing": {"engine_ms": 3.1}})
+        >>> drop_volatile({"malignancy": 0.5, "timing": {"engine_ms": 3.1}})
         {'malignancy': 0.5}
     """
     return {key: value for key, value in prediction.items() if key not in VOLATILE}
@@ -104,7 +104,7 @@ def _describe(case: Case, files: dict[str, bytes]) -> Json:
             task: put(f"{base}.expected.{task}.bin", values, "float32")
             for task, values in sorted(case.expected.items())
         },
-        "prediction": stable(case.prediction),
+        "prediction": drop_volatile(case.prediction),
     }
 
 
