@@ -66,8 +66,7 @@ def prefetch_batches(
     Raises:
         Exception: As in `prefetch`. Earlier results of the same list are lost.
     """
-    # The import costs a tenth of the time to a first prediction, which needs no
-    # threads.
+    # The import takes a tenth of the time to a first prediction, which has no threads.
     from concurrent.futures import ThreadPoolExecutor
 
     remaining = iter(items)

@@ -17,11 +17,10 @@ def keep_signal_stack() -> Iterator[None]:
 
     The block does nothing on systems other than Linux.
     """
-    # Seen in OpenVINO 2026.4; the code came with
-    # https://github.com/openvinotoolkit/openvino/pull/11894 (class SigAltStackSetup in
-    # src/plugins/intel_cpu/src/plugin.cpp). Delete this module when the test
-    # `test_a_signal_after_models_were_closed_in_any_order_is_survived` passes without
-    # it.
+    # Seen in OpenVINO 2026.4. https://github.com/openvinotoolkit/openvino/pull/11894
+    # shows the code and its reason (class SigAltStackSetup of the CPU plugin). Delete
+    # this module when the test
+    # `test_a_signal_after_models_were_closed_in_any_order_is_survived` passes alone.
     if not sys.platform.startswith("linux"):
         yield
         return

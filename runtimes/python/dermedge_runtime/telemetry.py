@@ -10,9 +10,10 @@ from typing import Any, cast
 
 # ONNX Runtime sends telemetry on Linux, macOS, Android and iOS since
 # https://github.com/microsoft/onnxruntime/pull/27379. It reads this variable once, at
-# its import. `disable_telemetry_events()` comes too late: by then a device id is on the
-# disk (https://github.com/microsoft/onnxruntime/issues/25573). Delete this variable
-# when that issue is closed by a switch that works before the first event.
+# its import. `disable_telemetry_events()` comes too late, because the import itself
+# sends an event (https://github.com/microsoft/onnxruntime/issues/25573) and writes a
+# device id to the disk (https://github.com/microsoft/onnxruntime/pull/29843). Delete
+# this variable when ONNX Runtime has a switch that works before its import.
 ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
 # This package sends for OpenVINO, at every import of it
 # (https://github.com/openvinotoolkit/openvino/pull/23832), and for NNCF
