@@ -34,10 +34,9 @@ class LabelLeak:
         column: Name of the column.
         message: Sentence that says how it predicts the label, without a full stop.
         count: Number of rows concerned.
-        p: p-value, corrected for several tests unless the column is numeric.
 
     Examples:
-        >>> leak = LabelLeak("age", "age separates malignant from benign", 30, 1e-9)
+        >>> leak = LabelLeak("age", "age separates malignant from benign", 30)
         >>> leak.column
         'age'
     """
@@ -45,7 +44,6 @@ class LabelLeak:
     column: str
     message: str
     count: int
-    p: float
 
 
 def find_missing_value_leaks(frame: pd.DataFrame) -> list[LabelLeak]:
@@ -112,7 +110,7 @@ def _test_malignancy(
     if without in (0.0, 1.0):
         start = f"All {number} rows without {column} are {_name_label('malignant', without)}"
     message = f"{start}; of the rows with it, {filled:.0%} are malignant (p = {p:.1g})"
-    return LabelLeak(column, message, number, p)
+    return LabelLeak(column, message, number)
 
 
 def _test_diagnosis(
@@ -132,7 +130,7 @@ def _test_diagnosis(
         f"Empty cells of {column} predict the diagnosis: {common.iloc[0]:.0%} of the {number} rows "
         f"without it are {common.index[0]} (Cramer's V {strength:.2f}, p = {p:.1g})"
     )
-    return LabelLeak(column, message, number, p)
+    return LabelLeak(column, message, number)
 
 
 def find_value_leaks(frame: pd.DataFrame) -> list[LabelLeak]:
@@ -166,19 +164,45 @@ def find_value_leaks(frame: pd.DataFrame) -> list[LabelLeak]:
 
 
 def _test_values(frame: pd.DataFrame, column: str, label: str) -> LabelLeak | None:
-    """Test whether the values of a column that occur with one label only are many."""
-    from scipy.stats import hypergeom
-
+    """Test if the values of a column that decide the label cover many rows."""
     known = frame[frame[label].notna()] if label == "malignant" else frame[frame[label] != ""]
     counts = _crosstab(known[column], known[label])
     if min(counts.shape, default=0) < 2:
         return None
     # One row of each kind per group, as for empty cells.
     unique = known.drop_duplicates(["group", column, label])
-    groups = _crosstab(unique[column], unique[label])
+    decisive = _list_decisive_values(counts, _crosstab(unique[column], unique[label]), label)
+    # One rare value of one label is normal, such as a site that two lesions have. A
+    # column is a leak if such values decide the label of many rows.
+    covered = sum(number for _, _, number in decisive)
+    if covered < PINNED * len(known):
+        return None
+    decisive.sort(key=lambda item: -item[2])
+    shown = "; ".join(f"{value} ({number}): all {name}" for value, name, number in decisive[:3])
+    quantity = "malignancy" if label == "malignant" else "diagnosis"
+    only = _describe_malignant_value(counts, label)
+    message = f"{column} gives the {quantity} away in {covered} rows: {shown}{only}"
+    return LabelLeak(column, message, covered)
+
+
+def _list_decisive_values(
+    counts: pd.DataFrame, groups: pd.DataFrame, label: str
+) -> list[tuple[str, str, int]]:
+    """Return the values that occur with one label only, beyond chance.
+
+    Args:
+        counts: Number of rows by value and label.
+        groups: Number of groups by value and label.
+        label: "malignant" or "dx".
+
+    Returns:
+        Value, name of its label, and number of rows.
+    """
+    from scipy.stats import hypergeom
+
     totals, population = groups.sum(axis=0), int(groups.to_numpy().sum())
     groups_by_value = groups.sum(axis=1).to_dict()
-    pinned: list[tuple[str, str, int, float]] = []
+    decisive = []
     for value, row in counts.iterrows():
         labels = row[row > 0].index
         drawn = int(groups_by_value[value])
@@ -186,22 +210,11 @@ def _test_values(frame: pd.DataFrame, column: str, label: str) -> LabelLeak | No
             continue
         # Probability that all `drawn` groups have this label by chance: the upper tail
         # of the hypergeometric distribution, which is the one-sided exact test of
-        # Fisher.
+        # Fisher, corrected for the number of values.
         tail = float(hypergeom.sf(drawn - 1, population, int(totals[labels[0]]), drawn))
-        p = tail * len(counts)
-        if p < SIGNIFICANCE:
-            pinned.append((str(value), _name_label(label, labels[0]), int(row.sum()), p))
-    # One rare value of one label is normal, such as a site that two lesions have. A
-    # column is a leak if such values decide the label of many rows.
-    covered = sum(number for _, _, number, _ in pinned)
-    if covered < PINNED * len(known):
-        return None
-    pinned.sort(key=lambda item: -item[2])
-    shown = "; ".join(f"{value} ({number}): all {name}" for value, name, number, _ in pinned[:3])
-    quantity = "malignancy" if label == "malignant" else "diagnosis"
-    only = _describe_malignant_value(counts, label)
-    message = f"{column} gives the {quantity} away in {covered} rows: {shown}{only}"
-    return LabelLeak(column, message, covered, max(p for *_, p in pinned))
+        if tail * len(counts) < SIGNIFICANCE:
+            decisive.append((str(value), _name_label(label, labels[0]), int(row.sum())))
+    return decisive
 
 
 def _describe_malignant_value(counts: pd.DataFrame, label: str) -> str:
@@ -232,7 +245,7 @@ def _test_separation(frame: pd.DataFrame, column: str) -> LabelLeak | None:
     if auroc < SEPARATES or result.pvalue >= SIGNIFICANCE:
         return None
     message = f"{column} separates malignant from benign with an AUROC of {auroc:.3f}"
-    return LabelLeak(column, message, len(numbers), float(result.pvalue))
+    return LabelLeak(column, message, len(numbers))
 
 
 def _is_empty(column: "pd.Series[str]") -> "pd.Series[bool]":

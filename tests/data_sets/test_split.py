@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dermedge.cli.data import split_command
 from dermedge.data import assign_splits, digests, groups, read_table, split_data, with_split
+from dermedge.data.split import FRACTIONS
 from dermedge_runtime.errors import DataError, UsageError
 from support.tables import save, shared, write_csv
 
@@ -123,6 +125,11 @@ def test_split_data_keeps_all_other_cells(tmp_path: Path) -> None:
     assert {name: counts["nv"] for name, counts in report.counts.items()} == text[
         "split"
     ].value_counts().to_dict()
+
+
+def test_the_command_has_the_default_fractions_of_the_function() -> None:
+    option = next(one for one in split_command.params if one.name == "fractions")
+    assert option.default == FRACTIONS
 
 
 def test_byte_identical_images_stay_together(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ class Archive:
 class ImageIndex:
     """An index of images by their names.
 
-    A table may name an image by its file name alone or with its last folders, with or
-    without a suffix, and in another case than the file.
+    A table may name an image by its file name alone or with its last folders. The
+    suffix may be missing, and case does not matter.
 
     Examples:
         >>> index = ImageIndex([Path("set/a/1.jpg"), Path("set/b/1.jpg")])
