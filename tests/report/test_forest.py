@@ -52,12 +52,12 @@ def lines(plot):
 
 
 def numbers(plot, name, attribute):
-    """The percentages of an attribute of the elements of a class, in order."""
+    """Return the percentages of an attribute of the elements of a class, in order."""
     elements = re.findall(rf'<\w+[^>]*class="{name}"[^>]*>', plot)
     return [float(re.search(rf'\b{attribute}="([\d.]+)%', element)[1]) for element in elements]
 
 
-def test_overall_then_groups_then_diagnoses():
+def test_sections_are_overall_then_groups_then_diagnoses():
     plot = draw_forest(report(), NAMES)
     assert [(section.heading, section.allowed) for section in plot.sections] == [
         ("All images", 0.01),
@@ -68,7 +68,7 @@ def test_overall_then_groups_then_diagnoses():
     assert list(lines(plot)) == ["Overall", "VI", "I", "female", "Melanoma"]
 
 
-def test_points_intervals_and_bands_stand_where_their_numbers_are():
+def test_positions_of_points_intervals_and_bands():
     plot = draw_forest(report(), NAMES)
     most = 0.04 * 1.08  # the largest end among groups that are large enough to judge
     at = {value: round(50 + 50 * value / most, 2) for value in (0, 0.03, 0.01, 0.04, 0.02)}
@@ -97,7 +97,7 @@ def test_the_axis_has_few_round_ticks_around_zero():
         assert len(set(ticks)) == len(ticks)
 
 
-def test_a_scale_of_what_cannot_be_negative_starts_at_zero():
+def test_an_unsigned_scale_starts_at_zero():
     for largest in (0.004, 0.308, 7.0):
         drawn = make_scale([largest, largest / 2], signed=False)
         ticks = [tick for tick, _ in drawn.ticks]
@@ -117,7 +117,7 @@ def test_few_cases_are_grey_and_do_not_set_the_scale():
     assert not lines(plot)["I"].few
 
 
-def test_more_than_allowed_stands_out_and_nothing_is_passed():
+def test_losses_beyond_the_limit_are_marked():
     found = lines(draw_forest(report(), NAMES))
     assert 'class="plot strip over"' in found["female"].plot
     assert 'class="plot strip"' in found["Overall"].plot
@@ -125,7 +125,7 @@ def test_more_than_allowed_stands_out_and_nothing_is_passed():
     assert not any("passed" in row.plot for row in found.values())
 
 
-def test_a_line_says_itself_to_those_who_do_not_see_it():
+def test_a_line_has_a_label_for_screen_readers():
     said = lines(draw_forest(report(), NAMES))["female"].plot.replace("\u00a0", " ")
     assert (
         'aria-label="Sex, female: loss 3.00 %, 95 % interval 1.00 to 4.00 %, 2.00 % allowed."'
@@ -133,7 +133,7 @@ def test_a_line_says_itself_to_those_who_do_not_see_it():
     )
 
 
-def test_what_is_missing_is_left_out():
+def test_missing_fields_are_left_out():
     assert draw_forest({}, {}) is None
     assert (
         draw_forest(

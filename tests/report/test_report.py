@@ -358,7 +358,7 @@ def page(out, bundle, **changes):
     return Page(write_report(out / "report.html", bundle=bundle, **arguments | changes))
 
 
-def test_every_number_of_a_known_input_is_there(tmp_path, bundle, data):
+def test_the_page_shows_every_number_of_a_known_input(tmp_path, bundle, data):
     found = page(tmp_path, bundle, data=data)
     headline = (
         "On 1,253 images of 934 lesions or patients (test split of clinic), the model classifies 3"
@@ -422,7 +422,7 @@ def test_every_number_of_a_known_input_is_there(tmp_path, bundle, data):
     assert "procedural lesions" in found.text
 
 
-def test_the_page_needs_nothing_else(tmp_path, bundle, data):
+def test_the_page_is_self_contained(tmp_path, bundle, data):
     found = page(tmp_path, bundle, data=data)
     for tag, attributes in found.tags:
         assert tag not in ("script", "link", "iframe", "object", "embed", "base")
@@ -444,7 +444,7 @@ def test_the_page_needs_nothing_else(tmp_path, bundle, data):
     assert all(image["alt"] for image in found.named("img"))
 
 
-def test_examples_are_small_jpegs_of_what_the_model_sees(tmp_path, bundle, data):
+def test_examples_are_small_jpegs_of_the_preprocessed_images(tmp_path, bundle, data):
     found = page(tmp_path, bundle, data=data)
     images = [
         Image.open(io.BytesIO(base64.b64decode(i["src"].partition(",")[2])))
@@ -471,7 +471,7 @@ def test_examples_are_small_jpegs_of_what_the_model_sees(tmp_path, bundle, data)
     assert (tmp_path / "report.html").stat().st_size < 200_000
 
 
-def test_the_pick_is_balanced_and_puts_missed_malignant_first(bundle):
+def test_examples_are_balanced_and_show_missed_malignant_first(bundle):
     images = [picture(n, "nv", "mel", 0.9 - n / 100, False, 0.9) for n in range(20)]
     images += [picture(100 + n, "mel", "mel", 0.6, True, 0.2 - n / 100) for n in range(10)]
     images += [
@@ -490,7 +490,7 @@ def test_the_pick_is_balanced_and_puts_missed_malignant_first(bundle):
     assert len({*missed, *wrong, *alarms, *right}) == len(missed + wrong + alarms + right)
 
 
-def test_without_a_threshold_nothing_is_called_missed(bundle):
+def test_without_a_threshold_no_image_is_missed(bundle):
     kinds = choose_examples(evaluation_of(bundle, threshold=None))
     assert [kind.word for kind in kinds] == ["wrong", "correct"]
 
@@ -507,7 +507,7 @@ def test_images_can_be_left_out(tmp_path, bundle, data, given):
     ) in found.text
 
 
-def test_an_image_that_is_gone_leaves_a_note(tmp_path, bundle):
+def test_a_missing_image_leaves_a_note(tmp_path, bundle):
     data = make_data(tmp_path / "clinic")
     (data / "images/i0.jpg").unlink()
     (data / "images/i1.jpg").write_bytes(b"no image")
@@ -516,13 +516,13 @@ def test_an_image_that_is_gone_leaves_a_note(tmp_path, bundle):
     assert found.text.count("The image could not be read.") == 2
 
 
-def test_a_table_that_is_not_there_is_an_error(tmp_path, bundle):
+def test_a_missing_table_is_an_error(tmp_path, bundle):
     with pytest.raises(DataError, match="nowhere"):
         page(tmp_path, bundle, data=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whatever_comes_from_data_is_escaped(tmp_path, data):
+def test_all_text_from_data_is_escaped(tmp_path, data):
     content = toy_content()
     task = content["spec"].tasks[0]
     task = replace(task, labels=(Label("nv", EVIL), *task.labels[1:]))
@@ -578,7 +578,7 @@ def test_whatever_comes_from_data_is_escaped(tmp_path, data):
     assert found.text.count("alert('x')") > 30
 
 
-def test_what_was_not_measured_says_so(tmp_path, bundle):
+def test_missing_values_read_not_measured(tmp_path, bundle):
     nothing = Scores(5, 0, 0, 5, {})
     found = page(
         tmp_path,
@@ -623,7 +623,7 @@ GRADED = {
 }
 
 
-def test_a_model_that_only_grades_and_segments_is_asked_for_nothing_else(tmp_path, bundle):
+def test_a_model_without_classes_shows_severity_and_masks_only(tmp_path, bundle):
     answers = Scores(120, 0, 30, 90, GRADED)
     group = SubgroupScores("sex", "female", Scores(101, 0, 9, 80, GRADED))
     found = page(
@@ -655,7 +655,7 @@ def test_a_model_that_only_grades_and_segments_is_asked_for_nothing_else(tmp_pat
     assert all("--lo:-" not in attributes.get("style", "") for _, attributes in found.tags)
 
 
-def test_a_pretraining_is_shown_by_its_losses_and_warnings(tmp_path, bundle):
+def test_a_pretraining_shows_its_losses_and_warnings(tmp_path, bundle):
     pretraining = {
         "command": "pretrain",
         "finished": True,
@@ -681,7 +681,7 @@ def test_a_pretraining_is_shown_by_its_losses_and_warnings(tmp_path, bundle):
     assert "Input 96 x 96 pixels, crops" in found
 
 
-def test_a_classifier_has_no_lines_for_what_it_does_not_do(tmp_path, bundle):
+def test_a_classifier_shows_no_severity_or_masks(tmp_path, bundle):
     assert "Severity" not in page(tmp_path, bundle).text
     both = scores(Interval(0.6944, 0.6357, 0.7491))
     both = replace(both, metrics={**both.metrics, **GRADED})
@@ -692,7 +692,7 @@ def test_a_classifier_has_no_lines_for_what_it_does_not_do(tmp_path, bundle):
     assert found.row("Balanced accuracy 69.4 %")
 
 
-def test_half_filled_reports_are_shown_as_far_as_they_go(tmp_path, bundle):
+def test_incomplete_reports_are_shown(tmp_path, bundle):
     metrics = {
         "balanced_accuracy": Interval(0.5),
         "sensitivity": Interval(None),
@@ -762,7 +762,7 @@ def carrying(path, device=None, **reports):
     return write_bundle(path, **content | {"artifact": artifact, "parity": parity})
 
 
-def test_a_bundle_alone_gives_its_page(tmp_path):
+def test_a_bundle_alone_is_enough_for_a_page(tmp_path):
     todo = {"status": "not_run", "todo": "on a Mac: dermedge verify toy.dermedge"}
     bundle = carrying(tmp_path / "toy.dermedge", todo, parity=PARITY, candidates=CANDIDATES)
     found = Page(write_report(tmp_path / "page.html", bundle=bundle))
@@ -795,7 +795,7 @@ def test_a_bundle_alone_gives_its_page(tmp_path):
     assert "None" not in found.text
 
 
-def test_why_this_candidate_is_a_table(tmp_path):
+def test_candidates_are_listed_with_their_outcomes(tmp_path):
     bundle = carrying(tmp_path / "toy.dermedge", parity=PARITY, candidates=CANDIDATES)
     found = Page(write_report(tmp_path / "page.html", bundle=bundle))
     assert "Measured on Some CPU (avx2 fma)." in found.text
@@ -815,7 +815,7 @@ def test_why_this_candidate_is_a_table(tmp_path):
     assert "status plain" in classes
 
 
-def test_an_older_bundle_has_no_candidates_and_perhaps_no_parity(tmp_path):
+def test_a_bundle_without_candidates_and_parity_has_a_page(tmp_path):
     found = Page(write_report(tmp_path / "page.html", bundle=carrying(tmp_path / "toy.dermedge")))
     assert "Candidates" not in found.text
     assert "the bundle carries no parity report" in found.text
@@ -823,13 +823,13 @@ def test_an_older_bundle_has_no_candidates_and_perhaps_no_parity(tmp_path):
     assert found.named("svg") == []
 
 
-def test_a_report_in_a_bundle_that_is_no_object_is_refused(tmp_path):
+def test_a_bundled_report_that_is_not_an_object_is_refused(tmp_path):
     bundle = carrying(tmp_path / "toy.dermedge", candidates=[1])
     with pytest.raises(BundleError, match=r"reports/candidates.json .* not a JSON object"):
         write_report(tmp_path / "page.html", bundle=bundle)
 
 
-def test_small_subgroups_are_marked_whatever_their_value(tmp_path, bundle):
+def test_small_subgroups_are_marked_insufficient(tmp_path, bundle):
     found = page(tmp_path, bundle)
     assert found.row("VI 99 98.7 %") == "VI 99 98.7 % (90.0 to 100.0) insufficient 90.2 % of 7"
     assert "insufficient" not in found.row("II 100 72.0 %")
@@ -837,7 +837,7 @@ def test_small_subgroups_are_marked_whatever_their_value(tmp_path, bundle):
     assert found.text.index("Skin type (Fitzpatrick)") < found.text.index("Sex")
 
 
-def test_groups_are_compared_beside_what_chance_shows(tmp_path, bundle):
+def test_differences_between_groups_are_shown_with_chance(tmp_path, bundle):
     found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(SKIN,)))
     assert found.row("I-II") == "I-II 604 74.7 % (70.7 to 78.7) 66.7 % (61.0 to 72.4) of 252 9.1 %"
     assert (
@@ -874,7 +874,7 @@ def test_groups_are_compared_beside_what_chance_shows(tmp_path, bundle):
     assert "up to 11.30 points by chance" in gap["aria-label"].replace(text.SPACE, " ")
 
 
-def test_a_gap_within_chance_is_no_warning_and_no_yes(tmp_path, bundle):
+def test_a_gap_within_chance_is_neither_warned_of_nor_passed(tmp_path, bundle):
     sex = replace(SKIN, column="sex", chance_high=0.4)
     found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(sex,)))
     assert "accuracy is lowest" not in found.text
@@ -885,7 +885,7 @@ def test_a_gap_within_chance_is_no_warning_and_no_yes(tmp_path, bundle):
     )
 
 
-def test_insufficient_groups_are_said_to_prove_nothing(tmp_path, bundle):
+def test_insufficient_groups_are_not_compared(tmp_path, bundle):
     few = replace(
         SKIN,
         groups={},
@@ -905,20 +905,20 @@ def test_insufficient_groups_are_said_to_prove_nothing(tmp_path, bundle):
     assert "Difference" not in found.text
 
 
-def test_an_evaluation_older_than_the_comparison_still_has_its_page(tmp_path, bundle):
+def test_an_evaluation_without_fairness_has_a_page(tmp_path, bundle):
     found = page(tmp_path, bundle)
     assert evaluation_of(bundle).fairness == ()
     assert "Not compared: no image with a known class has a skin type or a sex" in found.text
     assert "This does not show that the model is equally accurate for all groups." in found.text
 
 
-def test_an_unknown_skin_type_is_said_aloud(tmp_path, bundle):
+def test_an_unknown_skin_type_is_pointed_out(tmp_path, bundle):
     assert "the accuracy on dark skin is unknown" not in page(tmp_path, bundle).text
     lighter = evaluation_of(bundle, subgroups=evaluation_of(bundle).subgroups[:1])
     assert "the accuracy on dark skin is unknown" in page(tmp_path, bundle, evaluation=lighter).text
 
 
-def test_warnings_stand_before_the_numbers(tmp_path, bundle, data):
+def test_warnings_come_before_the_numbers(tmp_path, bundle, data):
     evaluation = evaluation_of(
         bundle,
         trained_on=("i3",),
@@ -970,7 +970,7 @@ def test_reports_about_another_bundle_are_refused(tmp_path, bundle):
     )
 
 
-def test_a_kill_leaves_the_old_page_or_the_new_one(tmp_path, bundle, monkeypatch):
+def test_a_failed_write_leaves_the_old_page(tmp_path, bundle, monkeypatch):
     page(tmp_path, bundle)
     before = (tmp_path / "report.html").read_bytes()
 
@@ -984,7 +984,7 @@ def test_a_kill_leaves_the_old_page_or_the_new_one(tmp_path, bundle, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_the_same_input_gives_the_same_bytes_and_a_folder_gets_its_file(tmp_path, bundle, data):
+def test_the_same_input_gives_the_same_bytes(tmp_path, bundle, data):
     page(tmp_path, bundle, data=data)
     (tmp_path / "folder").mkdir()
     arguments = {
@@ -1036,11 +1036,11 @@ def test_a_large_evaluation_stays_a_small_page(tmp_path, bundle, data):
         (text.format_note("fewer than 100 cases"), "fewer than 100 cases"),
     ],
 )
-def test_numbers_read_as_people_write_them(written, expected):
+def test_numbers_are_formatted_for_people(written, expected):
     assert written.replace(text.SPACE, " ") == expected
 
 
-def test_the_template_and_its_style_are_inside_the_package():
+def test_the_package_holds_the_template_and_its_style():
     folder = Path(html.__file__).parent
     assert (folder / "report.html.j2").is_file()
     assert (folder / "report.css").is_file()
