@@ -214,7 +214,7 @@ class TestDinoV2:
 
 
 class TestBranches:
-    """A training checkpoint holds several networks; the averaged teacher is the published one."""
+    """A checkpoint holds several networks; the averaged teacher is published."""
 
     @pytest.mark.parametrize(
         ("arrange", "path"),
@@ -652,7 +652,7 @@ class TestRefusals:
     def test_another_width_without_a_number_of_heads(
         self, tmp_path: Path, refuse: Callable[..., str]
     ) -> None:
-        """With timm's default of 6 heads the weights would load, and the features be wrong."""
+        """With timm's 6 heads the weights load, but the features are wrong."""
         file = saved(tmp_path / "dino.pth", randomised(DinoV2(width=36)).state_dict())
         without = {"embed_dim": 36, "depth": 4}
         message = refuse(UsageError, file, **{**PLAIN, "backbone_args": without})

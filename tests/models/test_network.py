@@ -26,8 +26,9 @@ TASKS = (
 )
 SEGMENT = TASKS[3:4]
 
-# Name, arguments, side: layouts of the last map are NCHW, NCHW with features widened after pooling, NHWC, tokens behind
-# a class token, and tokens behind a class and four register tokens.
+# Name, arguments, side. The layouts of the last map are NCHW, NCHW with features widened
+# after pooling, NHWC, tokens after a class token, and tokens after a class token and four
+# register tokens.
 BACKBONES: tuple[tuple[str, Mapping[str, Any], int], ...] = (
     ("test_efficientnet", {}, 64),
     ("mobilenetv3_small_050", {}, 64),

@@ -320,7 +320,7 @@ def test_invalid_options_are_refused(
 
 
 def test_the_recorded_settings_keep_their_form(student: Path, teacher: Path) -> None:
-    """A run that an earlier version finished is found by the digest of these settings."""
+    """The digest of these settings finds a run of an earlier version."""
     settings = record(student)["settings"]
     assert list(settings) == [
         "data",

@@ -81,7 +81,7 @@ class TestResult:
         assert set(best) >= {"accuracy", "malignant_auroc", "loss"}
 
     def test_the_recorded_settings_keep_their_form(self, data: Path, teacher: Path) -> None:
-        """A run that an earlier version finished is found by the digest of these settings."""
+        """The digest of these settings finds a run of an earlier version."""
         run, spec = record(teacher), load_model_folder(teacher).spec
         settings = {
             "data": table_digest(read_table(data)),
@@ -275,7 +275,7 @@ def test_a_resumed_run_does_not_repeat_finished_epochs(
 def test_a_library_call_does_not_tune_the_allocator(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the command line may tune the allocator, which is reached by `ctypes.CDLL(None)`."""
+    """Only the command line tunes it, through `ctypes.CDLL(None)`."""
     opened: list[Any] = []
     load = ctypes.CDLL
 

@@ -35,7 +35,7 @@ def network(name: str = NARROW, seed: int = 0) -> Network:
 
 
 def folded(seed: int = 0) -> Network:
-    """A network whose BatchNorms were folded into its convolutions: each only adds a bias."""
+    """A network whose BatchNorms were folded: each only adds a bias."""
     model = network(seed=seed)
     for module in model.modules():
         if isinstance(module, BATCH_NORMS):
@@ -162,7 +162,7 @@ class TestPruning:
         assert torch.equal(run(model, pixels(4)), run(wide, pixels(4)))
 
     def test_the_channels_with_the_smallest_norms_are_removed(self) -> None:
-        """A narrow network is padded with zero channels to a wider one; pruning restores it."""
+        """Zero channels make a narrow network wider; pruning restores it."""
         small, wide, model = network(NARROW, seed=1), network(WIDE, seed=2), network(NARROW, seed=3)
         inside = small.state_dict()
         with torch.no_grad():
@@ -220,7 +220,7 @@ class TestPruning:
         return backbone, Network(backbone, TASKS).eval()
 
     def test_a_transformer_starts_from_a_teacher_of_another_input_size(self) -> None:
-        """Its positions are resized as timm resizes them; all other weights are copied."""
+        """Positions are resized as timm resizes them; other weights are copied."""
         (backbone, wide), (_, model) = self.vit(64, seed=1), self.vit(32, seed=2)
         before = wide.backbone.pos_embed.detach().clone()
         narrow(TrainedModel(wide, SPEC, backbone, "teacher"), model, 32)

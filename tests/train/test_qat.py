@@ -53,7 +53,7 @@ def make(data: Path, seed: int = 0) -> TrainedModel:
 
 
 def quantized(student: TrainedModel, data: Path, widened: float = 16.0) -> tuple[Any, Calibration]:
-    """The student with fake quantizers of too wide ranges, as an outlier in calibration causes."""
+    """The student with fake quantizers of too wide ranges, as outliers cause."""
     samples, _ = read_samples(data, student.spec.tasks)
     rows, frames = samples.rows("train")[:32], Frames(samples.paths, student.spec.preprocess)
     images = np.stack([frames.centred(int(row)) for row in rows])

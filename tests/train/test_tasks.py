@@ -77,7 +77,7 @@ def best(folder: Path, score: str) -> float:
 
 
 def overlap(model: TrainedModel, data: Path, shift: int) -> float:
-    """Dice coefficient on train, each output against the mask of the image `shift` rows away."""
+    """Dice coefficient on train, against the masks `shift` rows away."""
     frame, outputs = run_model(model, data, "train")
     masks = np.stack(
         [read_mask(data / mask, output_grid(model.spec.preprocess)) for mask in frame["mask"]]
