@@ -264,7 +264,14 @@ def count_pixels(
         decoder.
 
     Examples:
-        See `fit_decoders`.
+        >>> from dermedge.data import read_table
+        >>> from dermedge.models import load_model_folder
+        >>> teacher, table = load_model_folder("teacher"), read_table("lesions")
+        >>> decoders, levels = make_decoders(teacher, ("linear",), seed=0)
+        >>> masks = read_masks(table, teacher.spec.preprocess)
+        >>> counts = count_pixels(decoders, FeatureMaps(teacher, levels, table), masks)
+        >>> counts["linear"].shape
+        (80, 2, 2)
     """
     import torch
 

@@ -184,6 +184,15 @@ def make_thumbnails(
         table: The table that the images come from.
         examples: The chosen images.
         spec: The model's preprocessing.
+
+    Examples:
+        >>> from dermedge import Preprocess
+        >>> from dermedge.data import read_table
+        >>> from dermedge.evaluation import evaluate
+        >>> kinds = choose_examples(evaluate("toy.dermedge", "lesions", replicates=10))
+        >>> urls = make_thumbnails(read_table("lesions"), kinds, Preprocess(48))
+        >>> all(url.startswith("data:image/jpeg") for url in urls.values())
+        True
     """
     return {
         image.image_id: make_thumbnail(table.path(image.image), spec)

@@ -90,6 +90,11 @@ def is_classifier(evaluation: EvaluationReport) -> bool:
     """Return True if the page shows classification metrics.
 
     It does for a model that has classes, and if no metric of another task was measured.
+
+    Examples:
+        >>> from dermedge.evaluation import evaluate
+        >>> is_classifier(evaluate("toy.dermedge", "lesions", replicates=10))
+        True
     """
     metrics = evaluation.overall.metrics
     return bool(evaluation.labels) or not any(
@@ -236,6 +241,12 @@ def _list_doubts(evaluation: EvaluationReport) -> Iterator[tuple[str, str]]:
 
 
 def describe_split(evaluation: EvaluationReport) -> str:
-    """Return a short name of the evaluated images, such as "test split of clinic"."""
+    """Return a short name of the evaluated images.
+
+    Examples:
+        >>> from dermedge.evaluation import evaluate
+        >>> describe_split(evaluate("toy.dermedge", "lesions", split="all", replicates=10))
+        'all splits of lesions'
+    """
     split = "all splits" if evaluation.split == "all" else f"{evaluation.split} split"
     return f"{split} of {evaluation.data}"
