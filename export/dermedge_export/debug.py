@@ -225,7 +225,7 @@ def _match_tensors(
     Raises:
         UsageError: The graphs have different architectures.
     """
-    producers = {name: node for node in candidate.nodes for name in node.outputs}
+    producers = candidate.producers
     own = {name: node for node in student.nodes if node.inputs for name in node.outputs}
     known = {node.name for node in student.nodes}
     common = [name for name in own if name in producers]
@@ -281,7 +281,7 @@ def _node_drifts(
     peaks: Sequence[float | None],
 ) -> list[NodeDrift]:
     by_rounded = {pair.rounded: ratio for pair, ratio in zip(pairs, ratios, strict=True)}
-    producers = {name: node for node in candidate.nodes for name in node.outputs}
+    producers = candidate.producers
     rounded = set(candidate.rounded.values())
     drifts = []
     for pair, ratio, peak in zip(pairs, ratios, peaks, strict=True):

@@ -1,4 +1,4 @@
-"""Silence the output of export toolchains."""
+"""Silence what export toolchains log and print."""
 
 import contextlib
 import io
@@ -6,27 +6,34 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+NOISY = (
+    "torch.onnx",
+    "onnxscript",
+    "onnx_ir",
+    "nncf",
+    "coremltools",
+    "torch.utils.cpp_extension",
+    "root",
+)
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings, log messages and standard output of export toolchains.
+    """Silence the warnings and log messages of toolchains, except for errors.
 
-    Their warnings are about their own internals; a user can do nothing about them.
+    Filters of warnings and levels of loggers belong to the process, so this also hides
+    the warnings of other threads. Output streams are left alone; see `silence`.
+
+    Example:
+        >>> import warnings
+        >>> with quiet():
+        ...     warnings.warn("not shown")
     """
-    noisy = (
-        "torch.onnx",
-        "onnxscript",
-        "onnx_ir",
-        "nncf",
-        "coremltools",
-        "torch.utils.cpp_extension",
-        "root",
-    )
-    levels = {name: logging.getLogger(name).level for name in noisy}
+    levels = {name: logging.getLogger(name).level for name in NOISY}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -36,10 +43,17 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Suppress the output of coremltools, too.
+    """Silence toolchains that print: `quiet`, and nothing reaches stdout and stderr.
 
-    It shows progress bars on stderr, and warns at import that this machine is not a
-    Mac.
+    `sys.stdout` and `sys.stderr` belong to the process, so text that another thread
+    prints meanwhile is lost. Use it only around a call that prints: onnxruntime's
+    histogram calibrators, NNCF (progress bars), coremltools (progress bars, and a
+    warning on import that this machine is no Mac).
+
+    Example:
+        >>> with silence():
+        ...     print("not shown")
     """
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+    output = io.StringIO()
+    with quiet(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         yield

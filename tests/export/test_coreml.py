@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -20,8 +20,10 @@ from dermedge_export.calibration import Calibration, check_calibration
 from dermedge_export.candidate import Candidate, list_candidates
 from dermedge_export.context import BuiltArtifact, ExportContext, module_runner
 from dermedge_export.exporters.coreml import export as coreml
+from dermedge_export.exporters.coreml import operators as coreml_operators
 from dermedge_export.exporters.coreml.export import export_coreml
-from dermedge_export.exporters.coreml.ranges import ranges
+from dermedge_export.exporters.coreml.operators import check_arguments, operators
+from dermedge_export.exporters.coreml.ranges import measure_ranges
 from dermedge_export.exporters.coreml.simulation import pixels, read_program
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import IOS, IOS_16
@@ -38,21 +40,21 @@ LABELS = tuple(
     Label(name, name, malignant)
     for name, malignant in (("nv", False), ("mel", True), ("df", False))
 )
-# Not in alphabetical order, which is that of a dict's keys to some exporters.
+# Not in alphabetical order, into which some exporters sort the keys of a dict.
 TASKS = (Task("malignancy", "binary"), Task("diagnosis", "classify", LABELS))
 FP16, W8, PALETTIZED, PALETTIZED_6, W8A8 = list_candidates(IOS)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an exporter needs of a model."""
+    """A model that an exporter accepts."""
 
     module: Any
     spec: Spec
 
 
 def student(size: int = small.SIZE) -> TrainedModel:
-    """An untrained network whose logits are of the size of a trained one's."""
+    """Return an untrained network with logits of the size of a trained one's."""
     torch.manual_seed(5)
     backbone = Backbone("test_efficientnet")
     network = Network(backbone, TASKS).eval()
@@ -76,45 +78,30 @@ def calibration() -> Calibration:
 
 
 @cache
+def context() -> ExportContext:
+    """Return one context for all candidates, which then share the conversion."""
+    return ExportContext(student(), calibration)
+
+
+@cache
 def built(candidate: Candidate) -> BuiltArtifact:
-    """The student's artifact, made once."""
-    return export_coreml(ExportContext(student(), calibration), IOS, candidate)
-
-
-def share_conversions() -> None:
-    """All candidates of one student and target begin with the same conversion, which is most of the time."""
-    convert, made = coreml._within_fp16, {}
-
-    def cached(context: ExportContext, target: Any, looked_at: Calibration) -> Any:
-        key = (context.source.spec.name, target.name, len(looked_at))
-        if key not in made:
-            made[key] = convert(context, target, looked_at)
-        return made[key]
-
-    coreml._within_fp16 = cached
-
-
-@pytest.fixture(scope="module", autouse=True)
-def converted_once() -> Iterator[None]:
-    convert = coreml._within_fp16
-    share_conversions()
-    yield
-    coreml._within_fp16 = convert
+    """Return the student's artifact, built once."""
+    return export_coreml(context(), IOS, candidate)
 
 
 def package(artifact: BuiltArtifact) -> coreml_package.Package:
     return coreml_package.read(artifact.files)
 
 
-def ask(artifact: BuiltArtifact, images: np.ndarray) -> Mapping[str, np.ndarray]:
+def run_artifact(artifact: BuiltArtifact, images: np.ndarray) -> Mapping[str, np.ndarray]:
     assert artifact.simulation is not None
     return artifact.simulation.run(images)
 
 
 def off(artifact: BuiltArtifact, source: Any, images: np.ndarray) -> float:
-    """The largest difference between an artifact's logits and its student's."""
+    """Return the largest difference between an artifact's logits and its student's."""
     expected = module_runner(source.module)(images)
-    found = ask(artifact, images)
+    found = run_artifact(artifact, images)
     assert found.keys() == expected.keys()
     return max(float(np.abs(found[name] - expected[name]).max()) for name in expected)
 
@@ -139,7 +126,7 @@ class TestContract:
     def test_it_computes_what_the_student_computes_but_for_rounding(self) -> None:
         source, images = student(), images_of(4)
         assert 0 < off(built(FP16), source, images) < 0.02
-        assert np.ptp(ask(built(FP16), images)["diagnosis"], axis=0).max() > 0.2
+        assert np.ptp(run_artifact(built(FP16), images)["diagnosis"], axis=0).max() > 0.2
 
     def test_channels_are_read_as_rgb(self) -> None:
         image = images_of(1)
@@ -147,7 +134,8 @@ class TestContract:
         assert off(built(FP16), student(), turned) < 0.02
         assert (
             np.abs(
-                ask(built(FP16), image)["diagnosis"] - ask(built(FP16), turned)["diagnosis"]
+                run_artifact(built(FP16), image)["diagnosis"]
+                - run_artifact(built(FP16), turned)["diagnosis"]
             ).max()
             > 0.05
         )
@@ -158,7 +146,7 @@ class TestContract:
         assert sum(o.kind == "cast" for o in operators) == 3  # the image to fp16, two outputs back
         assert built(FP16).artifact.details["kept_fp32"] == []
 
-    def test_the_image_is_not_turned_about(self) -> None:
+    def test_the_image_is_not_transposed(self) -> None:
         kinds = [o.kind for o in package(built(FP16)).operators]
         assert kinds[:4] == ["cast", "sub", "mul", "conv"]
         assert "transpose" not in kinds
@@ -245,7 +233,9 @@ class TestCompression:
 
     def test_activations_are_scaled_by_what_calibration_images_reach(self) -> None:
         artifact = built(W8A8)
-        seen = ranges(read_program(coreml_package.inner(built(FP16).files)), calibration().images)
+        seen = measure_ranges(
+            read_program(coreml_package.inner(built(FP16).files)), calibration().images
+        )
         pairs = package(artifact).quantized
         assert len(pairs) >= 20
         for name, scale in pairs.items():
@@ -256,15 +246,15 @@ class TestCompression:
         assert artifact.calibration == calibration().to_json()
         assert "A17 Pro" in artifact.details["faster_on"]
 
-    def test_a_target_without_8_bit_activations_is_told_so(self) -> None:
+    def test_a_target_without_8_bit_activations_is_refused(self) -> None:
         with pytest.raises(
-            UsageError, match="ios-16 has no 8-bit activations: choose among fp16, w8, palettized"
+            UsageError, match=r"ios-16 has no 8-bit activations\. Choose among fp16, w8, palettized"
         ):
             export_coreml(ExportContext(student(), calibration), IOS_16, W8A8)
 
 
 class Reaching(torch.nn.Module):
-    """Features that leave fp16 on their way to a norm which brings them back."""
+    """A network whose features leave fp16 before a norm brings them back."""
 
     def __init__(self, times: float) -> None:
         super().__init__()
@@ -297,15 +287,15 @@ class TestOverflow:
         }
         assert set(artifact.artifact.details["kept_fp32"]) == single
         images = images_of(4)
-        assert np.isfinite(ask(artifact, images)["diagnosis"]).all()
+        assert np.isfinite(run_artifact(artifact, images)["diagnosis"]).all()
         assert off(artifact, source, images) < 0.02
 
     def test_the_simulation_shows_what_would_happen_in_fp16(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(coreml, "overflowing", lambda program, found: set())
+        monkeypatch.setattr(coreml, "overflowing", lambda program, ranges: set())
         artifact = export_coreml(ExportContext(reaching(1000, "blind"), calibration), IOS, FP16)
-        assert not np.isfinite(ask(artifact, images_of(4))["diagnosis"]).all()
+        assert not np.isfinite(run_artifact(artifact, images_of(4))["diagnosis"]).all()
 
     def test_a_norm_that_squares_its_input_beyond_fp16_is_kept_too(self) -> None:
         artifact = export_coreml(ExportContext(reaching(40, "near"), calibration), IOS, FP16)
@@ -317,7 +307,7 @@ class TestOverflow:
 
 
 class Everything(torch.nn.Module):
-    """Operators of many kinds of network, each of them with some effect on the answer."""
+    """Operators of many kinds of network, each with some effect on the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -404,11 +394,58 @@ def test_operators_compute_what_torch_computes() -> None:
     assert len({step.kind for step in program.steps}) > 35
 
 
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("kind", "arguments", "text"),
+        [
+            ("concat", {"values": ("a", "b"), "axis": 1, "interleave": True}, "interleave=True"),
+            ("gather", {"x": "a", "indices": "b", "batch_dims": 1}, "batch_dims=1"),
+            ("gather", {"x": "a", "indices": "b", "validate_indices": True}, "validate_indices="),
+            ("gelu", {"x": "a", "mode": "SIGMOID_APPROXIMATION"}, "mode='SIGMOID_APPROXIMATION'"),
+            ("cast", {"x": "a", "dtype": "bool"}, "dtype='bool'"),
+            (
+                "upsample_bilinear",
+                {"x": "a", "align_corners": False, "half_pixel_centers": False},
+                "half_pixel_centers=False",
+            ),
+            ("upsample_bilinear", {"x": "a", "half_pixel_centers": True}, "half_pixel_centers="),
+            ("relu", {"x": "a", "threshold": 1.0}, "threshold"),
+            ("topk", {"x": "a", "k": 1}, "operator 'topk'"),
+        ],
+    )
+    def test_what_the_simulation_would_ignore_is_refused(
+        self, kind: str, arguments: dict[str, object], text: str
+    ) -> None:
+        with pytest.raises(UsageError, match=f"simulation of Core ML lacks.*{re.escape(text)}"):
+            check_arguments(kind, "node", arguments)
+
+    @pytest.mark.parametrize(
+        ("kind", "arguments"),
+        [
+            ("concat", {"values": ("a", "b"), "axis": 1, "interleave": False}),
+            ("gather", {"x": "a", "indices": "b", "batch_dims": 0, "validate_indices": False}),
+            (
+                "upsample_bilinear",
+                {"x": "a", "align_corners": False, "half_pixel_centers": True},
+            ),
+            ("relu", {"x": "a"}),
+        ],
+    )
+    def test_default_values_are_accepted(self, kind: str, arguments: dict[str, object]) -> None:
+        assert check_arguments(kind, "node", arguments) is operators()[kind]
+
+    def test_a_program_with_such_an_argument_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(coreml_operators.IMPLEMENTED, "conv", {"pad_type": ("valid",)})
+        with pytest.raises(UsageError, match="lacks pad_type='custom' of conv"):
+            read_program(coreml_package.inner(built(FP16).files))
+
+
 SCRIPT = """
 import hashlib, json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/export"]
 import test_coreml as tests
-tests.share_conversions()
 print(json.dumps({c.name: tests.digests(tests.built(c)) for c in (tests.W8A8, tests.PALETTIZED_6)}))
 """
 
@@ -469,7 +506,7 @@ class TestRefusals:
             Spec("odd", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(small.SIZE)),
         )
         with pytest.raises(
-            UsageError, match=rf"{named}.*export for android or cpu, or take another backbone"
+            UsageError, match=rf"{named}.*Export for android or cpu, or take another backbone"
         ):
             export_coreml(ExportContext(source, calibration), IOS, FP16)
 
@@ -482,7 +519,7 @@ class TestRefusals:
     def test_a_task_that_core_ml_cannot_name(self) -> None:
         source = student()
         spec = replace(source.spec, tasks=(Task("skin-cancer", "binary"),))
-        with pytest.raises(UsageError, match="'skin-cancer': name the task with letters"):
+        with pytest.raises(UsageError, match=r"'skin-cancer'\. Name the task with letters"):
             export_coreml(ExportContext(Source(source.module, spec), calibration), IOS, FP16)
 
     def test_a_candidate_of_another_kind(self) -> None:
@@ -519,7 +556,7 @@ def test_too_few_images_to_calibrate_are_enough_for_fp16() -> None:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_its_bundle_verifies_but_for_the_engine_and_says_what_to_type(
+def test_its_bundle_verifies_except_for_the_engine_and_names_the_command(
     tmp_path: Path, zipped: bool
 ) -> None:
     source, artifact = student(), built(W8A8)

@@ -5,13 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from dermedge_export.graph.fp16 import (
-    activation_peaks,
-    float_tensors,
-    fragile,
-    rounded_run,
-    typed_fp16,
-)
+from dermedge_export.graph.fp16 import float_tensors, fragile_nodes, typed_fp16
+from dermedge_export.graph.run import activation_peaks, rounded_runner
 
 W = "float[3,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}"
 IMAGES = np.array([[[[0, 30, 60]]], [[[90, 200, 0]]]], np.uint8)  # two of one pixel
@@ -20,9 +15,10 @@ IMAGES = np.array([[[[0, 30, 60]]], [[[90, 200, 0]]]], np.uint8)  # two of one p
 def model(
     nodes: str, constants: str = "", output: str = "y", shape: str = "1,1,1,3"
 ) -> onnx.ModelProto:
-    """A graph from `image` to one output, whose nodes are called after what they make."""
+    """Return a graph from `image` to one output; nodes have the names of their outputs."""
     text = f"""<ir_version: 9, opset_import: ["" : 19]>
-    g (uint8[1,1,1,3] image) => (float[{shape}] {output}) <{constants}> {{ x = Cast <to: int = 1> (image) {nodes} }}"""
+    g (uint8[1,1,1,3] image) => (float[{shape}] {output}) <{constants}>
+    {{ x = Cast <to: int = 1> (image) {nodes} }}"""
     parsed = onnx.parser.parse_model(text)
     for node in parsed.graph.node:
         node.name = node.output[0]
@@ -42,11 +38,11 @@ def by_engine(graph: onnx.ModelProto) -> NDArray[np.float32]:
 
 
 def keep(graph: onnx.ModelProto) -> list[str]:
-    return fragile(graph, activation_peaks(graph.SerializeToString(), IMAGES))
+    return fragile_nodes(graph, activation_peaks(graph.SerializeToString(), IMAGES))
 
 
 def types(graph: onnx.ModelProto) -> dict[str, str]:
-    """The type of what each node makes."""
+    """Return the type of each node's output."""
     inferred = checked(graph)
     values = {
         value.name: value.type.tensor_type.elem_type
@@ -64,20 +60,22 @@ class TestRounding:
     def test_what_overflows_in_fp16_is_hidden_by_onnxruntime_and_shown_by_rounding(self) -> None:
         typed = typed_fp16(OVERFLOWING, [])
         assert np.isfinite(by_engine(typed)).all()
-        rounded = rounded_run(typed.SerializeToString())(IMAGES)["y"]
+        rounded = rounded_runner(typed.SerializeToString())(IMAGES)["y"]
         assert np.isinf(rounded).ravel().tolist() == [False, False, False, False, True, False]
 
     def test_values_are_those_of_fp16(self) -> None:
         typed = typed_fp16(model("y = Mul (x, third)", "float third = {0.333}"), [])
         expected = IMAGES.astype(np.float16) * np.float16(0.333)
-        np.testing.assert_array_equal(rounded_run(typed.SerializeToString())(IMAGES)["y"], expected)
+        np.testing.assert_array_equal(
+            rounded_runner(typed.SerializeToString())(IMAGES)["y"], expected
+        )
 
     def test_what_the_probe_keeps_does_not_overflow(self) -> None:
         kept = keep(OVERFLOWING)
         assert kept == ["a", "b", "y"]
-        rounded = rounded_run(checked(typed_fp16(OVERFLOWING, kept)).SerializeToString())(IMAGES)[
-            "y"
-        ]
+        rounded = rounded_runner(checked(typed_fp16(OVERFLOWING, kept)).SerializeToString())(
+            IMAGES
+        )["y"]
         np.testing.assert_allclose(rounded, by_engine(OVERFLOWING), rtol=1e-3)
 
 
@@ -133,7 +131,8 @@ class TestTyping:
 
     def test_one_cast_serves_all_readers_and_none_is_cast_back(self) -> None:
         graph = model(
-            "a = Relu (x) s = Softmax (a) t = Softmax <axis: int = 1> (a) b = Add (s, t) y = MatMul (b, w)",
+            "a = Relu (x) s = Softmax (a) t = Softmax <axis: int = 1> (a) "
+            "b = Add (s, t) y = MatMul (b, w)",
             W,
         )
         typed = typed_fp16(graph, keep(graph))

@@ -51,7 +51,7 @@ def graph(artifact: BuiltArtifact) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def backwards() -> tuple[TrainedModel, BuiltArtifact]:
-    """A model whose tasks are not in alphabetical order, exported with an open batch size."""
+    """Return a model with tasks not in alphabetical order, exported with an open batch."""
     labels = tuple(
         Label(name, name, malignant)
         for name, malignant in (("nv", False), ("mel", True), ("df", False))
@@ -73,7 +73,7 @@ def session(artifact: BuiltArtifact) -> onnxruntime.InferenceSession:
     )
 
 
-def ask(artifact: BuiltArtifact, images: torch.Tensor) -> dict[str, np.ndarray]:
+def run_artifact(artifact: BuiltArtifact, images: torch.Tensor) -> dict[str, np.ndarray]:
     engine = session(artifact)
     names = [output.name for output in engine.get_outputs()]
     return dict(zip(names, engine.run(names, {"image": images.numpy()}), strict=True))
@@ -101,7 +101,7 @@ class TestContract:
             "diagnosis": (6, 6),
             "malignancy": (6, 1),
         }
-        rows = [ask(artifact, image[None]) for image in images]
+        rows = [run_artifact(artifact, image[None]) for image in images]
         for name, values in expected.items():
             np.testing.assert_allclose(
                 np.concatenate([row[name] for row in rows]), values, atol=5e-5
@@ -110,8 +110,8 @@ class TestContract:
 
     def test_channels_are_read_as_rgb(self, artifact: BuiltArtifact) -> None:
         image = small.pixels(1)
-        turned = ask(artifact, image.flip(-1))["diagnosis"]
-        assert np.abs(ask(artifact, image)["diagnosis"] - turned).max() > 0.1
+        turned = run_artifact(artifact, image.flip(-1))["diagnosis"]
+        assert np.abs(run_artifact(artifact, image)["diagnosis"] - turned).max() > 0.1
 
     def test_opset_and_ir_are_those_recorded(
         self, artifact: BuiltArtifact, graph: onnx.ModelProto
@@ -143,7 +143,8 @@ class TestContract:
         self, student: TrainedModel, graph: onnx.ModelProto
     ) -> None:
         assert [entry.key for entry in graph.metadata_props] == [METADATA_KEY]
-        mirrored = parse_json(graph.metadata_props[0].value.encode(), "metadata", ValueError)  # type: ignore[type-var]
+        written = graph.metadata_props[0].value.encode()
+        mirrored = parse_json(written, "metadata", ValueError)  # type: ignore[type-var]
         assert mirrored == to_json(student.spec)
         assert Spec.from_json(mirrored) == student.spec
 
@@ -159,14 +160,14 @@ class TestContract:
 SCRIPT = """
 import sys, hashlib, dermedge, dermedge_export, dermedge_runtime
 from pathlib import Path
-from dermedge.models import load_student
+from dermedge.models import load_model_folder
 from dermedge_export.candidate import Candidate
 from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.target import CPU
 from dermedge_export.context import ExportContext
 for package in (dermedge, dermedge_export, dermedge_runtime):
     assert Path(package.__file__).is_relative_to(sys.argv[2]), package.__file__
-work = ExportContext(load_student(sys.argv[1]))
+work = ExportContext(load_model_folder(sys.argv[1]))
 for candidate in (Candidate("fp32", "onnx"), Candidate("int8", "onnx", "minmax")):
     print(hashlib.sha256(export_onnx(work, CPU, candidate).files["model.onnx"]).hexdigest())
 """
@@ -223,7 +224,7 @@ class TestDynamicBatch:
         images = small.pixels(5, size=40)
         expected = module_runner(source.module)(images.numpy())
         for count in (1, 2, 5):
-            found = ask(artifact, images[:count])
+            found = run_artifact(artifact, images[:count])
             for name, values in expected.items():
                 np.testing.assert_allclose(found[name], values[:count], atol=5e-5)
 
@@ -246,9 +247,11 @@ def test_an_operator_that_onnx_lacks_is_named_with_what_to_try() -> None:
             return {"malignancy": torch.special.airy_ai(values)[:, :1]}
 
     task = Task("malignancy", "binary")
-    source = TrainedModel(Odd().eval(), Spec("odd", "1", (task,), Preprocess(32)), Backbone("none"))  # type: ignore[arg-type]
+    spec = Spec("odd", "1", (task,), Preprocess(32))
+    source = TrainedModel(Odd().eval(), spec, Backbone("none"))  # type: ignore[arg-type]
     with pytest.raises(
-        UsageError, match=r"cannot become ONNX \(the operator aten.*airy_ai.*try --target ios"
+        UsageError,
+        match=r"cannot be exported to ONNX \(the operator aten.*airy_ai.*Try --target ios",
     ):
         export_onnx(ExportContext(source), CPU, Candidate("fp32", "onnx"))
 

@@ -22,6 +22,7 @@ from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext, module_runner
 from dermedge_export.graph.seal import METADATA_KEY
+from dermedge_export.quantization.nncf import has_attention
 from dermedge_export.target import CPU
 from dermedge_runtime.bundle import write_bundle
 from dermedge_runtime.canonical_json import parse_json
@@ -34,7 +35,7 @@ from support import small, toy_onnx
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("nncf") is None, reason="nncf is not installed"
 )
-from dermedge_export.exporters.openvino import export_openvino, has_attention, likeness  # noqa: E402
+from dermedge_export.exporters.openvino import export_openvino, likeness  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 XML, WEIGHTS = "model/model.xml", "model/model.bin"
@@ -81,7 +82,7 @@ def running(built: BuiltArtifact, spec: Spec, folder: Path) -> Iterator[OpenVino
 
 
 def drift(built: BuiltArtifact, student: TrainedModel, folder: Path) -> float:
-    """How far its outputs are from the student's, at most."""
+    """Return the largest difference between its outputs and the student's."""
     expected = module_runner(student.module)(PIXELS)
     with running(built, student.spec, folder) as runtime:
         outputs = runtime.run(PIXELS)
@@ -198,13 +199,13 @@ class TestInt8:
 
 @pytest.fixture(scope="module")
 def toy() -> ExportContext:
-    """Three layers, which accuracy control has soon ranked."""
+    """Return the context of a model with three layers, which are ranked quickly."""
     spec = toy_onnx.spec()
     calibration = synthetic_calibration(spec.preprocess, 32)
     source = SimpleNamespace(module=None, spec=spec)
-    return ExportContext(
-        source, lambda: calibration, _made={("graph", CPU.opset): toy_onnx.graph()}
-    )
+    context = ExportContext(source, lambda: calibration)
+    context.cached(("graph", CPU.opset), toy_onnx.graph)
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,7 @@ def uncontrolled(toy: ExportContext) -> BuiltArtifact:
 def loss(
     built: BuiltArtifact, context: ExportContext, expected: dict[str, np.ndarray], folder: Path
 ) -> float:
-    """What accuracy control holds against the gate: how unlike `expected` its answers to the calibration images are."""
+    """Return one minus the mean likeness to `expected` on the calibration images."""
     with running(built, context.spec, folder) as runtime:
         found = runtime.run(context.calibration.images)
     rows = [
@@ -249,10 +250,10 @@ class TestAccuracyControl:
         )
         assert export_openvino(toy, CPU, CONTROLLED).files == uncontrolled.files
 
-    def test_a_model_that_bears_no_int8_is_not_passed_off_as_one(self, toy: ExportContext) -> None:
+    def test_a_model_without_any_int8_layer_is_refused(self, toy: ExportContext) -> None:
         with pytest.raises(
             DermedgeError,
-            match=r"No layer of 'toy-onnx' bears int8 by accuracy-control: export it in",
+            match="NNCF quantized no layer of 'toy-onnx' to int8 by accuracy-control",
         ):
             export_openvino(toy, replace(CPU, gate={"top1_agreement": 0.0}), CONTROLLED)
 
@@ -274,7 +275,7 @@ from dermedge_runtime.spec import Spec
 spec = Spec.from_json(json.loads(Path("spec.json").read_text()))
 calibration = Calibration(np.load("images.npy"), (), "procedural")
 work = ExportContext(SimpleNamespace(spec=spec), lambda: calibration)
-work.once(("graph", 18), Path("model.onnx").read_bytes)
+work.cached(("graph", 18), Path("model.onnx").read_bytes)
 for candidate in (Candidate("int8", "openvino", "nncf"), Candidate("fp32", "openvino")):
     built = export_openvino(work, CPU, candidate)
     print(*(hashlib.sha256(data).hexdigest() for data in built.files.values()))
@@ -371,5 +372,10 @@ def test_attention_is_found_by_its_softmax(fp32: BuiltArtifact) -> None:
         import openvino.opset13 as ops
         from openvino import Model
     scores = ops.parameter([1, 4, 4], np.float32)
-    assert has_attention(Model([ops.softmax(scores, 2)], [scores], "attention"))
-    assert not has_attention(model_of(fp32))
+    attention = Model([ops.softmax(scores, 2)], [scores], "attention")
+    assert has_attention(operators(attention))
+    assert not has_attention(operators(model_of(fp32)))
+
+
+def operators(model: Any) -> list[str]:
+    return [node.get_type_name() for node in model.get_ops()]

@@ -1,4 +1,6 @@
-"""int8 graphs: what is quantized, how, and that onnxruntime computes nearly what the student computes."""
+"""Tests of int8 graphs: what is quantized, how, and how close the outputs stay."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,15 +11,16 @@ from onnx import numpy_helper
 
 from dermedge.models import Network, TrainedModel, load_model_folder
 from dermedge.models.network import Backbone
+from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext, module_runner
 from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.graph.seal import METADATA_KEY
-from dermedge_export.quantization.ptq import OPERATORS, Quantizer
+from dermedge_export.quantization.ptq import OPERATORS, Quantizer, sensitive_nodes
 from dermedge_export.target import CPU
 from dermedge_runtime.errors import DermedgeError, UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
-from support import small
+from support import small, toy_onnx
 
 METHODS = ("minmax", "percentile", "entropy", "nncf")
 
@@ -60,7 +63,7 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def weights(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Of every layer that has weights, the node that makes them: a DequantizeLinear where they are int8."""
+    """Return the node that produces each layer's weights: a DequantizeLinear for int8."""
     makers = {output: node for node in model.graph.node for output in node.output}
     return {
         node.name: makers[node.input[1]]
@@ -79,7 +82,7 @@ class TestEveryMethod:
         found = answers(quantized(context, method), images)
         assert found.dtype == np.float32
         noise = np.square(found - expected).mean()
-        # NNCF also quantizes gates and products, which a network of so few channels suffers from: the gate sees to it.
+        # NNCF also quantizes gates, which harms a network of so few channels.
         share = 0.6 if method == "nncf" else 0.1
         assert 0 < noise < share * np.square(expected - expected.mean()).mean()
 
@@ -112,7 +115,9 @@ class TestEveryMethod:
         assert scales
         assert all(scale.size == 1 for scale in scales)
 
-    def test_it_says_what_it_was_made_of(self, method: str, context: ExportContext) -> None:
+    def test_the_artifact_records_method_calibration_and_versions(
+        self, method: str, context: ExportContext
+    ) -> None:
         built = export_onnx(context, CPU, Candidate("int8", "onnx", method))
         assert built.artifact.precision == "int8"
         assert built.artifact.details["method"] == method
@@ -179,8 +184,23 @@ def test_layers_can_be_kept_and_ranges_are_measured_once(
     assert kept not in weights(onnx.load_model_from_string(quantizer([kept])))
 
 
+def test_the_sweep_of_an_export_reports_its_progress() -> None:
+    spec = toy_onnx.spec()
+    reports: list[tuple[int, int, str]] = []
+    context = ExportContext(
+        SimpleNamespace(module=None, spec=spec),
+        lambda: synthetic_calibration(spec.preprocess, 4),
+        progress=lambda *report: reports.append(report),
+    )
+    context.cached(("graph", CPU.opset), toy_onnx.graph)
+    sensitive_nodes(context, CPU, Candidate("int8", "onnx", "mixed", {"remaining": 0.1}))
+    assert reports
+    assert reports[-1][0] == reports[-1][1]
+    assert all(note.startswith("sensitivity of ") for _, _, note in reports)
+
+
 def test_a_kept_layer_is_not_quantized_behind_our_back() -> None:
-    """onnxruntime's optimiser quantizes fp32 weights behind a DequantizeLinear, with one scale for all channels."""
+    """onnxruntime quantizes fp32 weights behind a DequantizeLinear again, per tensor."""
     labels = tuple(
         Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True))
     )
@@ -217,11 +237,11 @@ def test_a_kept_layer_is_not_quantized_behind_our_back() -> None:
 
 
 def test_a_method_that_does_not_exist_is_refused(context: ExportContext) -> None:
-    with pytest.raises(UsageError, match="No exporter makes 'int8 onnx magic'"):
+    with pytest.raises(UsageError, match="No exporter builds 'int8 onnx magic'"):
         export_onnx(context, CPU, Candidate("int8", "onnx", "magic"))
 
 
-def test_what_nncf_cannot_do_is_said_in_one_line(
+def test_a_failure_of_nncf_is_reported_in_one_line(
     context: ExportContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import nncf

@@ -14,7 +14,8 @@ from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext
 from dermedge_export.graph.seal import METADATA_KEY
-from dermedge_export.quantization.qat import fake_quantized, integer_graph, qat_graph
+from dermedge_export.quantization.integer import integer_graph
+from dermedge_export.quantization.qat import fake_quantized, qat_graph
 from dermedge_export.target import CPU
 from dermedge_runtime.errors import DermedgeError, UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
@@ -36,7 +37,7 @@ OPTIONS = (NATIVE, {"activations": "s8", "reduce_range": True})
 
 
 class Tiny(nn.Module):
-    """What students are made of: convolutions with and without norm and clip, in-place ones, tokens, two heads."""
+    """A small student: convolutions with and without norm and clip, tokens, two heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class Tiny(nn.Module):
 
 
 class Source:
-    """Something that may be exported."""
+    """A model that an exporter accepts."""
 
     spec = SPEC
 
@@ -90,7 +91,7 @@ def calibration() -> Calibration:
 
 
 def shaken(twin: Any) -> Any:
-    """The twin with every weight and scale a little off, as training leaves them."""
+    """Change every weight and scale of the copy a little, as training does."""
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -102,20 +103,22 @@ def shaken(twin: Any) -> Any:
 def made(
     request: pytest.FixtureRequest, source: Source, calibration: Calibration
 ) -> tuple[dict[str, Any], Any, bytes]:
-    """Options, the twin, and its graph."""
+    """Return the options, the fake-quantized copy, and its graph."""
     twin = shaken(fake_quantized(source.module, calibration, **request.param))
     return request.param, twin, integer_graph(twin, source.spec, CPU.opset)
 
 
-def asked(module: nn.Module, images: Tensor) -> Tensor:
-    """A module's outputs in one row per image, in the order of the tasks."""
+def outputs_of(module: nn.Module, images: Tensor) -> Tensor:
+    """Return a module's outputs, one row per image, in the order of the tasks."""
     with torch.no_grad():
         outputs = module(images)
     return torch.cat([outputs[task.name] for task in SPEC.tasks], dim=1)
 
 
-def answers(graph: bytes, images: Tensor, *, batch: int = 1, optimized: bool = True) -> Tensor:
-    """The same of a graph, as onnxruntime computes it."""
+def graph_outputs(
+    graph: bytes, images: Tensor, *, batch: int = 1, optimized: bool = True
+) -> Tensor:
+    """Return a graph's outputs in the same form, computed by onnxruntime."""
     options = onnxruntime.SessionOptions()
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -135,8 +138,8 @@ class TestTwin:
         before = copy.deepcopy(source.module.state_dict())
         twin = fake_quantized(source.module, calibration)
         images = small.pixels(16, seed=5)
-        expected = asked(source.module, images)
-        assert 0 < (asked(twin, images) - expected).abs().mean() < 0.05 * expected.abs().mean()
+        expected = outputs_of(source.module, images)
+        assert 0 < (outputs_of(twin, images) - expected).abs().mean() < 0.05 * expected.abs().mean()
         shaken(twin)
         assert not source.module.training
         for name, value in source.module.state_dict().items():
@@ -150,8 +153,8 @@ class TestTwin:
         )  # the one that follows no convolution
         images = small.pixels(16, seed=6)
         before = {name: value.clone() for name, value in twin.named_buffers()}
-        trained = asked(twin, images)
-        assert torch.equal(asked(twin.eval(), images), trained)
+        trained = outputs_of(twin, images)
+        assert torch.equal(outputs_of(twin.eval(), images), trained)
         for name, value in twin.named_buffers():
             assert torch.equal(value, before[name]), name
 
@@ -164,7 +167,8 @@ class TestTwin:
         scales = [
             parameter for name, parameter in twin.named_parameters() if name.endswith("log_scale")
         ]
-        # Six layers' weights; the pixels, what three convolutions write, and what reads something else.
+        # Weights of six layers; the pixels, the outputs of three convolutions, and the
+        # other inputs of layers.
         assert len(scales) > 6 + 4
         assert all(scale.grad.abs().max() > 0 for scale in scales)
 
@@ -191,7 +195,7 @@ class TestTwin:
             def forward(self, image: Tensor) -> dict[str, Tensor]:
                 return super().forward(image if image.float().mean() > 100 else image.flip(1))
 
-        with pytest.raises(DermedgeError, match="choose another int8 method"):
+        with pytest.raises(DermedgeError, match="Choose another int8 method"):
             fake_quantized(Capricious().eval(), calibration)
 
 
@@ -201,11 +205,12 @@ class TestGraph:
     ) -> None:
         _, twin, graph = made
         images = small.pixels(24, seed=7)
-        expected = asked(twin, images)
-        # Where a value lies between two levels, the order of a sum decides; that moves a logit by a step or two.
+        expected = outputs_of(twin, images)
+        # If a value lies between two levels, the order of a sum decides; that moves a
+        # logit by a step or two.
         step = 0.01 * expected.abs().max()
         for optimized in (False, True):
-            difference = (answers(graph, images, optimized=optimized) - expected).abs()
+            difference = (graph_outputs(graph, images, optimized=optimized) - expected).abs()
             assert difference.max() < 3 * step
             assert difference.median() < 0.1 * step
 
@@ -245,7 +250,7 @@ class TestGraph:
             == 6
         )
 
-    def test_activations_have_the_type_that_was_asked_for(
+    def test_activations_have_the_requested_type(
         self, made: tuple[dict[str, Any], Any, bytes]
     ) -> None:
         options, _, graph = made
@@ -306,7 +311,7 @@ class TestGraph:
         graph = integer_graph(twin, source.spec, CPU.opset, dynamic_batch=True)
         images = small.pixels(6, seed=8)
         torch.testing.assert_close(
-            answers(graph, images, batch=6), answers(graph, images), atol=1e-4, rtol=0
+            graph_outputs(graph, images, batch=6), graph_outputs(graph, images), atol=1e-4, rtol=0
         )
 
 
@@ -322,11 +327,13 @@ class TestCandidate:
 
         context = ExportContext(source, calibration_source=lambda: calibration, retrain=retrain)
         candidate = Candidate("int8", "onnx", "qat", OPTIONS[1], "trained")
-        graph, _ = qat_graph(context, CPU, candidate)
+        graph = qat_graph(context, CPU, candidate)
         assert seen[0][1:] == (calibration, candidate)
         images = small.pixels(8, seed=7)
-        expected = asked(seen[0][0], images)
-        assert (answers(graph, images) - expected).abs().median() < 0.001 * expected.abs().max()
+        expected = outputs_of(seen[0][0], images)
+        assert (
+            graph_outputs(graph, images) - expected
+        ).abs().median() < 0.001 * expected.abs().max()
 
     def test_without_data_there_is_nothing_to_train_on(self, source: Source) -> None:
         with pytest.raises(UsageError, match="--data"):

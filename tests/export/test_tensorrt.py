@@ -15,13 +15,12 @@ from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext, module_runner
 from dermedge_export.exporters.tensorrt.check import check_tensorrt
-from dermedge_export.exporters.tensorrt.export import (
+from dermedge_export.exporters.tensorrt.export import cast_pixels_first, export_tensorrt
+from dermedge_export.exporters.tensorrt.qdq import (
     activation_edges,
     activation_thresholds,
-    cast_pixels_first,
-    export_tensorrt,
     typed_int8,
-    weighted,
+    weighted_nodes,
 )
 from dermedge_export.graph.fp16 import SMALLEST
 from dermedge_export.graph.seal import METADATA_KEY
@@ -45,8 +44,8 @@ every = pytest.mark.parametrize("candidate", [FP16, INT8])
 
 
 @functools.cache
-def workbench(name: str) -> ExportContext:
-    """A student with random weights, its graph traced once."""
+def context_of(name: str) -> ExportContext:
+    """Return the context of a student with random weights; its graph is traced once."""
     torch.manual_seed(0)
     backbone = Backbone(name, ARGUMENTS[name])
     return ExportContext(
@@ -58,7 +57,7 @@ def workbench(name: str) -> ExportContext:
 @functools.cache
 def built(name: str, candidate: str) -> BuiltArtifact:
     return export_tensorrt(
-        workbench(name), JETSON_AGX_ORIN, {"fp16": FP16, "int8+fp16": INT8}[candidate]
+        context_of(name), JETSON_AGX_ORIN, {"fp16": FP16, "int8+fp16": INT8}[candidate]
     )
 
 
@@ -67,8 +66,8 @@ def loaded(artifact: BuiltArtifact) -> onnx.ModelProto:
 
 
 def with_graph(edit: str, name: str = CNN) -> ExportContext:
-    """The workbench of a student whose graph has an operator more, behind the pixels' normalisation."""
-    model = onnx.load_model_from_string(workbench(name).graph(OPSET))
+    """Return the context of a student with operators added behind the normalization."""
+    model = onnx.load_model_from_string(context_of(name).graph(OPSET))
     at = next(index for index, node in enumerate(model.graph.node) if node.op_type == "Conv")
     source = model.graph.node[at].input[0]
     nodes = onnx.parser.parse_graph(f"g (float[1] x) => (float[1] y) {{ {edit} }}").node
@@ -79,12 +78,10 @@ def with_graph(edit: str, name: str = CNN) -> ExportContext:
     for node in reversed(nodes):
         model.graph.node.insert(at, node)
     model.graph.initializer.append(numpy_helper.from_array(np.float32(400), "large"))
-    context = workbench(name)
-    return ExportContext(
-        context.source,
-        context.calibration_source,
-        _made={("graph", OPSET): model.SerializeToString()},
-    )
+    original = context_of(name)
+    context = ExportContext(original.source, original.calibration_source)
+    context.cached(("graph", OPSET), model.SerializeToString)
+    return context
 
 
 def reference(context: ExportContext, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -106,14 +103,14 @@ def by_engine(artifact: BuiltArtifact, images: NDArray[np.uint8]) -> NDArray[np.
 
 
 def deviation(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Root of the mean squared difference, as a share of what the logits vary by from image to image."""
+    """Return the RMS difference as a share of the logits' deviation between images."""
     return float(np.sqrt(np.mean((found - expected) ** 2) / np.var(expected, axis=0).mean()))
 
 
 @both
 @every
 class TestArtifact:
-    def test_the_checker_has_nothing_to_say(self, backbone: str, candidate: Candidate) -> None:
+    def test_the_check_finds_no_problem(self, backbone: str, candidate: Candidate) -> None:
         artifact = built(backbone, candidate.precision)
         assert check_tensorrt(artifact.files["model.onnx"]) == ()
         assert artifact.artifact.details["tensorrt_warnings"] == []
@@ -148,7 +145,7 @@ class TestArtifact:
         assert built(backbone, candidate.precision).artifact.details["kept_fp32"] == kept
 
     def test_it_is_still_the_same_model(self, backbone: str, candidate: Candidate) -> None:
-        context, artifact = workbench(backbone), built(backbone, candidate.precision)
+        context, artifact = context_of(backbone), built(backbone, candidate.precision)
         images = context.calibration.images
         expected, limit = reference(context, images), 0.01 if candidate is FP16 else 0.2
         assert deviation(by_engine(artifact, images), expected) < limit
@@ -158,7 +155,7 @@ class TestArtifact:
     def test_the_file_has_shrunk_with_its_weights(
         self, backbone: str, candidate: Candidate
     ) -> None:
-        whole = len(workbench(backbone).graph(OPSET))
+        whole = len(context_of(backbone).graph(OPSET))
         assert (
             len(built(backbone, candidate.precision).files["model.onnx"])
             < (0.55 if candidate is FP16 else 0.35) * whole
@@ -167,11 +164,11 @@ class TestArtifact:
     def test_the_same_student_gives_the_same_bytes(
         self, backbone: str, candidate: Candidate
     ) -> None:
-        again = export_tensorrt(workbench(backbone), JETSON_AGX_ORIN, candidate)
+        again = export_tensorrt(context_of(backbone), JETSON_AGX_ORIN, candidate)
         assert again.files == built(backbone, candidate.precision).files
 
 
-def test_the_manifest_says_what_was_made() -> None:
+def test_the_manifest_describes_the_artifact() -> None:
     plain, quantized = built(CNN, "fp16").artifact, built(CNN, "int8+fp16").artifact
     assert (quantized.format, quantized.path, quantized.precision) == (
         "tensorrt",
@@ -190,7 +187,7 @@ def test_the_manifest_says_what_was_made() -> None:
         True,
     )
     assert plain.calibration is None
-    assert quantized.calibration == workbench(CNN).calibration.to_json()
+    assert quantized.calibration == context_of(CNN).calibration.to_json()
     metadata = {entry.key: entry.value for entry in loaded(built(CNN, "fp16")).metadata_props}
     assert SPEC.name in metadata[METADATA_KEY]
     assert to_json(quantized)["details"]["device"]["sm"] == [87]
@@ -204,8 +201,8 @@ class TestInt8:
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
         quantized = [node for node in layers if makers[node.input[1]].op_type == "DequantizeLinear"]
-        source = onnx.load_model_from_string(workbench(backbone).graph(OPSET))
-        assert {node.name for node in quantized} == weighted(source).keys()
+        source = onnx.load_model_from_string(context_of(backbone).graph(OPSET))
+        assert {node.name for node in quantized} == weighted_nodes(source).keys()
         for node in quantized:
             activation, weight = makers[node.input[0]], makers[node.input[1]]
             assert makers[activation.input[0]].op_type == "QuantizeLinear"
@@ -223,13 +220,13 @@ class TestInt8:
         model = loaded(built(backbone, "int8+fp16"))
         makers = {name: node for node in model.graph.node for name in node.output}
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        source = onnx.load_model_from_string(workbench(backbone).graph(OPSET))
+        source = onnx.load_model_from_string(context_of(backbone).graph(OPSET))
         exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
         names = {node.name: node.input[1] for node in source.graph.node if len(node.input) > 1}
         for node in model.graph.node:
-            if node.name in weighted(source):
+            if node.name in weighted_nodes(source):
                 steps, scale, _ = (values[name] for name in makers[node.input[1]].input)
-                axis = weighted(source)[node.name]
+                axis = weighted_nodes(source)[node.name]
                 largest = np.abs(steps).max(
                     axis=tuple(at for at in range(steps.ndim) if at != axis)
                 )
@@ -240,7 +237,7 @@ class TestInt8:
                 assert (np.abs(steps * scale - exact[names[node.name]]) <= 0.56 * scale).all()
 
     def test_a_skip_branch_is_quantized_where_it_fuses_into_a_convolution(self) -> None:
-        source = onnx.load_model_from_string(workbench(CNN).graph(OPSET))
+        source = onnx.load_model_from_string(context_of(CNN).graph(OPSET))
         makers = {name: node for node in source.graph.node for name in node.output}
         sums = [node for node in source.graph.node if node.op_type == "Add"]
         edges = activation_edges(source)
@@ -251,13 +248,13 @@ class TestInt8:
         assert not {name for name, _ in activation_edges(source, [node.name for node in sums])} & {
             s.name for s in sums
         }
-        vit = onnx.load_model_from_string(workbench(VIT).graph(OPSET))
-        assert {name for name, _ in activation_edges(vit)} == weighted(vit).keys()
+        vit = onnx.load_model_from_string(context_of(VIT).graph(OPSET))
+        assert {name for name, _ in activation_edges(vit)} == weighted_nodes(vit).keys()
 
     def test_kept_layers_stay_fp16(self) -> None:
-        graph = cast_pixels_first(workbench(CNN).graph(OPSET))
-        layers = list(weighted(onnx.load_model_from_string(graph)))
-        thresholds = activation_thresholds(graph, workbench(CNN).calibration.images[:2], "minmax")
+        graph = cast_pixels_first(context_of(CNN).graph(OPSET))
+        layers = list(weighted_nodes(onnx.load_model_from_string(graph)))
+        thresholds = activation_thresholds(graph, context_of(CNN).calibration.images[:2], "minmax")
         model = typed_int8(graph, thresholds, keep=layers[:3])
         reading = [
             node.name
@@ -272,10 +269,10 @@ class TestInt8:
             onnx.checker.check_model(typed_int8(graph, thresholds, keep=[layer]), full_check=True)
 
     def test_a_sweep_chooses_what_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        layers = list(weighted(onnx.load_model_from_string(workbench(CNN).graph(OPSET))))
+        layers = list(weighted_nodes(onnx.load_model_from_string(context_of(CNN).graph(OPSET))))
         counts = []
 
-        def choose(quantize, graph, images):  # type: ignore[no-untyped-def]
+        def choose(quantize, graph, images, *, progress):  # type: ignore[no-untyped-def]
             for keep in ((), layers[:1]):
                 model = onnx.load_model_from_string(quantize(keep))
                 onnxruntime.InferenceSession(
@@ -286,9 +283,9 @@ class TestInt8:
                 )
             return tuple(layers[:1])
 
-        monkeypatch.setattr("dermedge_export.quantization.sensitivity.choose_kept", choose)
+        monkeypatch.setattr("dermedge_export.exporters.tensorrt.export.choose_kept", choose)
         artifact = export_tensorrt(
-            workbench(CNN), JETSON_AGX_ORIN, Candidate("int8+fp16", "tensorrt", "mixed")
+            context_of(CNN), JETSON_AGX_ORIN, Candidate("int8+fp16", "tensorrt", "mixed")
         )
         assert counts[0] == counts[1] + 2
         assert artifact.artifact.details["kept_fp16"] == layers[:1]
@@ -298,8 +295,8 @@ class TestInt8:
 
 class TestThresholds:
     def test_minmax_is_the_largest_that_was_seen(self) -> None:
-        graph = cast_pixels_first(workbench(CNN).graph(OPSET))
-        images = workbench(CNN).calibration.images[:3]
+        graph = cast_pixels_first(context_of(CNN).graph(OPSET))
+        images = context_of(CNN).calibration.images[:3]
         found = activation_thresholds(graph, images, "minmax")
         first = next(
             node for node in onnx.load_model_from_string(graph).graph.node if node.op_type == "Conv"
@@ -308,8 +305,8 @@ class TestThresholds:
         assert found[first] == pytest.approx(np.abs((images / 255 - mean) / std).max(), rel=1e-5)
 
     def test_entropy_never_exceeds_it_and_cuts_somewhere(self) -> None:
-        graph = cast_pixels_first(workbench(CNN).graph(OPSET))
-        images = workbench(CNN).calibration.images[:8]
+        graph = cast_pixels_first(context_of(CNN).graph(OPSET))
+        images = context_of(CNN).calibration.images[:8]
         largest = activation_thresholds(graph, images, "minmax")
         cut = activation_thresholds(graph, images, "entropy")
         assert cut.keys() == largest.keys()
@@ -327,7 +324,7 @@ class TestThresholds:
 
 def test_an_open_batch_stays_open() -> None:
     context = ExportContext(
-        workbench(CNN).source, workbench(CNN).calibration_source, dynamic_batch=True
+        context_of(CNN).source, context_of(CNN).calibration_source, dynamic_batch=True
     )
     artifact = export_tensorrt(context, JETSON_AGX_ORIN, INT8)
     assert artifact.artifact.details["tensorrt_warnings"] == []
@@ -367,4 +364,4 @@ class TestTrouble:
     )
     def test_an_unknown_candidate_is_refused(self, candidate: Candidate) -> None:
         with pytest.raises(UsageError, match=candidate.name.replace("+", r"\+")):
-            export_tensorrt(workbench(CNN), JETSON_AGX_ORIN, candidate)
+            export_tensorrt(context_of(CNN), JETSON_AGX_ORIN, candidate)

@@ -5,7 +5,7 @@ from onnx import helper, numpy_helper
 
 from dermedge_export.exporters.tensorrt.check import GraphFinding, check_tensorrt
 
-# What the graphs below may read by name.
+# Constants that the graphs below may read by name.
 CONSTANTS = {
     "scale": np.float16(0.5),
     "negative": np.float16(-0.5),
@@ -31,10 +31,11 @@ END = "y = Cast <to: int = 1> (c)"
 
 
 def graph(nodes: str, image: str = "float[1,3,8,8] x", opset: int = 19, domain: str = "") -> bytes:
-    """A graph from `x` to `y`, whose nodes are called after what they make."""
+    """Return a graph from `x` to `y`; nodes have the names of their outputs."""
     imports = f'"" : {opset}' + (f', "{domain}" : 1' if domain else "")
     model = onnx.parser.parse_model(
-        f"<ir_version: 9, opset_import: [{imports}]> g ({image}) => (float[1,3,8,8] y) {{ {nodes} }}"
+        f"<ir_version: 9, opset_import: [{imports}]> "
+        f"g ({image}) => (float[1,3,8,8] y) {{ {nodes} }}"
     )
     for node in model.graph.node:
         node.name = node.output[0]
@@ -65,7 +66,7 @@ def test_a_well_typed_graph_is_clean(nodes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "node", "said"),
+    ("nodes", "node", "text"),
     [
         ("y = Det (x)", "y", "no such operator"),
         ('y = Resize <mode = "cubic"> (x, , sizes)', "y", "mode='cubic'"),
@@ -77,10 +78,10 @@ def test_a_well_typed_graph_is_clean(nodes: str) -> None:
         ("n = Shape (x) a = ReduceMax (x, n) y = Add (x, a)", "a", "axes must be constant"),
     ],
 )
-def test_operators_and_types_that_the_parser_refuses(nodes: str, node: str, said: str) -> None:
+def test_operators_and_types_that_the_parser_refuses(nodes: str, node: str, text: str) -> None:
     found = only(tuple(one for one in check_tensorrt(graph(nodes)) if one.level == "error"))
     assert found.node == node
-    assert said in found.message
+    assert text in found.message
 
 
 def test_operators_of_other_domains_need_a_plugin() -> None:
@@ -160,11 +161,11 @@ QUANTIZE = "a = QuantizeLinear (x, {0}) c = DequantizeLinear (a, {0})"
 
 
 @pytest.mark.parametrize(
-    ("nodes", "level", "node", "said"),
+    ("nodes", "level", "node", "text"),
     [
         (QUANTIZE.format("scale, three"), "error", "a", "zero point"),
-        (QUANTIZE.format("scale, unsigned"), "error", "a", "another type than int8"),
-        (QUANTIZE.format("scale"), "error", "a", "another type than int8"),
+        (QUANTIZE.format("scale, unsigned"), "error", "a", "type other than int8"),
+        (QUANTIZE.format("scale"), "error", "a", "type other than int8"),
         (QUANTIZE.format("scales, zeros"), "error", "a", "per channel"),
         (QUANTIZE.format("negative, zero"), "error", "a", "not positive"),
         (QUANTIZE.format("denormal, zero"), "warning", "a", "smallest normal"),
@@ -195,11 +196,11 @@ QUANTIZE = "a = QuantizeLinear (x, {0}) c = DequantizeLinear (a, {0})"
             "n = Softmax (x) " + QUANTIZE.format("scale, zero").replace("x,", "n,"),
             "warning",
             "a",
-            "makes in fp16",
+            "the output of Softmax in fp16",
         ),
         (
-            f"{PAIR} {WEIGHT} n = Conv (b, w) o = QuantizeLinear (n, scale, zero) p = DequantizeLinear (o, scale, zero)"
-            " c = Relu (p)",
+            f"{PAIR} {WEIGHT} n = Conv (b, w) o = QuantizeLinear (n, scale, zero) "
+            "p = DequantizeLinear (o, scale, zero) c = Relu (p)",
             "warning",
             "o",
             "between a convolution and its activation",
@@ -207,10 +208,10 @@ QUANTIZE = "a = QuantizeLinear (x, {0}) c = DequantizeLinear (a, {0})"
     ],
 )
 def test_quantizers_that_tensorrt_refuses_or_cannot_fuse(
-    nodes: str, level: str, node: str, said: str
+    nodes: str, level: str, node: str, text: str
 ) -> None:
     found = check_tensorrt(graph(f"{nodes} {END}", HALF))
-    assert [one.node for one in found if one.level == level and said in one.message].count(
+    assert [one.node for one in found if one.level == level and text in one.message].count(
         node
     ) == 1, found
 
@@ -223,8 +224,9 @@ def test_the_axis_of_a_linear_layer_follows_its_layout() -> None:
         ("Gemm <transB: int = 1> (b, w)", 1, False),
     ]:
         model = onnx.parser.parse_model(
-            f'<ir_version: 9, opset_import: ["" : 19]> g ({HALF.replace("1,3,8,8", "1,3")}) => (float[1,3] y) '
-            f"{{ {PAIR} w = DequantizeLinear <axis: int = {axis}> (matrix, scales, zeros) c = {op} {END} }}"
+            f'<ir_version: 9, opset_import: ["" : 19]> '
+            f"g ({HALF.replace('1,3,8,8', '1,3')}) => (float[1,3] y) {{ {PAIR} "
+            f"w = DequantizeLinear <axis: int = {axis}> (matrix, scales, zeros) c = {op} {END} }}"
         )
         matrix = np.arange(9, dtype=np.int8).reshape(3, 3)
         for name, value in {**CONSTANTS, "matrix": matrix}.items():

@@ -1,4 +1,4 @@
-"""An .mlpackage read back by its protobuf, for the tests of what was written."""
+"""Read an .mlpackage by its protobuf, for tests of the written file."""
 
 import tempfile
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dermedge_export.exporters.coreml.export import PATH
+from dermedge_export.exporters.coreml.package import PATH
 from dermedge_export.exporters.coreml.ranges import original
 from dermedge_export.toolchain import silence
 
@@ -18,7 +18,7 @@ WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator; its name is the one from before the conversion to fp16."""
+    """An operator with its name from before the conversion to fp16."""
 
     kind: str
     name: str
@@ -27,7 +27,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Weight:
-    """A compressed weight: how, its values, and how many scales it has."""
+    """A compressed weight: the method, the values, and the number of scales."""
 
     kind: str
     value: np.ndarray
@@ -45,7 +45,7 @@ class Package:
 
 
 def inner(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of a bundle's package by path inside it."""
+    """Return the files of a bundle's package by path inside the package."""
     return {name.removeprefix(f"{PATH}/"): content for name, content in files.items()}
 
 
@@ -77,7 +77,7 @@ def read(files: Mapping[str, bytes]) -> Package:
 
 
 def _values(files: Mapping[str, bytes]) -> tuple[list[Weight], dict[str, float]]:
-    """Compressed weights, and the scales of quantized activations by the name of what is quantized."""
+    """Return compressed weights, and the scale of each quantized activation by name."""
     with tempfile.TemporaryDirectory() as folder, silence():
         import coremltools
         from coremltools.converters.mil.frontend.milproto.load import load

@@ -197,7 +197,7 @@ def test_it_can_be_exported(student: TrainedModel, data: Path, tmp_path: Path) -
         return trained[0]
 
     context = ExportContext(student, calibration_source=lambda: calibration, retrain=retrain)
-    graph, _ = qat_graph(context, CPU, CANDIDATE)
+    graph = qat_graph(context, CPU, CANDIDATE)
     engine = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     images = calibration.images[:16]
     found = np.concatenate(

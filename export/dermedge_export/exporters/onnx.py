@@ -1,8 +1,10 @@
-"""ONNX: one graph from uint8 pixels to named logits, the same bytes for the same weights and versions."""
+"""Export ONNX graphs from uint8 pixels to named logits.
+
+The same weights and tool versions give the same bytes.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext, unsupported_candidate
@@ -15,31 +17,54 @@ TOOLS = ("dermedge", "torch", "onnx", "onnxscript")
 
 
 def export_onnx(context: ExportContext, target: Target, candidate: Candidate) -> BuiltArtifact:
-    """Make an ONNX artifact: input `image` uint8 [N, S, S, 3], one float32 output per task, normalisation inside.
+    """Build an ONNX artifact in fp32 or int8.
+
+    The graph has the input `image` uint8 [N, S, S, 3] and one float32 output per task.
+    It contains the normalization of pixels.
 
     Raises:
-        MissingExtraError: torch, onnx or what quantizes is not installed.
-        DermedgeError: a quantizer fails on this model.
+        MissingExtraError: torch, onnx or the quantizer's package is not installed.
+        UsageError: The candidate is unknown, or ONNX lacks an operator of the network.
+        DermedgeError: A quantizer fails on this model.
+
+    Example:
+        >>> from dermedge.models import load_model_folder
+        >>> from dermedge_export.target import CPU
+        >>> context = ExportContext(load_model_folder("student"))
+        >>> built = export_onnx(context, CPU, Candidate("fp32", "onnx"))
+        >>> list(built.files), built.artifact.details["opset"]
+        (['model.onnx'], 18)
     """
     if candidate.precision == "fp32":
-        return artifact(context, target, candidate, context.graph(target.opset), TOOLS)
+        return describe_onnx(context, target, candidate, context.graph(target.opset), TOOLS)
     if candidate.precision != "int8":
         raise unsupported_candidate(candidate)
     from dermedge_export.quantization.ptq import quantize_onnx
 
     graph, tools, kept = quantize_onnx(context, target, candidate)
-    return artifact(context, target, candidate, graph, (*TOOLS, *tools), {"kept_fp32": list(kept)})
+    details = {"kept_fp32": list(kept)}
+    return describe_onnx(context, target, candidate, graph, (*TOOLS, *tools), details)
 
 
-def artifact(
+def describe_onnx(
     context: ExportContext,
     target: Target,
     candidate: Candidate,
     graph: bytes,
     tools: Sequence[str],
-    details: Mapping[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> BuiltArtifact:
-    """An ONNX file with the description that its manifest carries; `tools` are the distributions that made it."""
+    """Return an ONNX file with the description that the bundle's manifest contains.
+
+    Args:
+        context: The student and its calibration.
+        target: The target that the file is built for.
+        candidate: The precision, method and options that the file was built with.
+        graph: The ONNX model.
+        tools: Names of the installed packages that built it; the manifest lists their
+            versions.
+        details: Further facts for the manifest.
+    """
     described = Artifact(
         target=target.name,
         format=candidate.format,

@@ -1,39 +1,52 @@
-"""Half precision with every tensor typed: fp16 where its range suffices, fp32 with explicit casts elsewhere."""
+"""Convert ONNX graphs to fp16, except for nodes whose values fp16 cannot hold."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_runtime.signature import INPUT
-from dermedge_runtime.telemetry import import_silently
+from dermedge_export.graph.read import name_of, read_graph
 
-LARGEST = 65504.0  # of fp16
-SMALLEST = 2.0**-14  # normal fp16; engines may flush what is smaller to zero
-MARGIN = 0.5  # share of the largest value that calibration images may use, others reach higher
-PROBED = 32  # images; the range of a tensor is far from the limit or far beyond it
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir
 
-WIDE = frozenset(
-    (
-        *(
-            "BatchNormalization",
-            "GroupNormalization",
-            "InstanceNormalization",
-            "LayerNormalization",
-        ),
-        *("LpNormalization", "MeanVarianceNormalization", "RMSNormalization"),
-        *("ReduceL2", "ReduceLogSumExp", "ReduceSumSquare", "Softmax", "LogSoftmax"),
-    )
-)
+LARGEST = 65504.0  # the largest fp16 number
+SMALLEST = 2.0**-14  # the smallest normal fp16 number; engines may flush smaller ones to zero
+# Calibration images may use half of the range of fp16; other images reach higher.
+MARGIN = 0.5
+
+# Operators that add up squares or exponentials, which overflow or lose precision in
+# fp16.
+_TABLE = """
+BatchNormalization GroupNormalization InstanceNormalization LayerNormalization
+LpNormalization MeanVarianceNormalization RMSNormalization
+ReduceL2 ReduceLogSumExp ReduceSumSquare Softmax LogSoftmax
+"""
+WIDE = frozenset(_TABLE.split())
 HEAVY = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "QuantizeLinear", "DequantizeLinear"))
 
 
-def typed_fp16(model: Any, keep: Collection[str]) -> Any:
-    """A copy of an fp32 onnx.ModelProto whose float tensors are fp16, but for those of the nodes named in `keep`.
+def typed_fp16(model: "onnx.ModelProto", keep: Collection[str]) -> "onnx.ModelProto":
+    """Return a copy of an fp32 model with fp16 tensors, except around `keep`.
 
-    Inputs and outputs of the graph keep their names and types. Where two types meet there is one Cast per tensor; a
-    light node between kept ones is kept as well, being cheaper in fp32 than two casts.
+    Inputs and outputs of the graph keep their names and types. A tensor that is used
+    in both types gets one Cast. A light node between kept nodes stays fp32 as well,
+    because that costs less than two casts.
+
+    Args:
+        model: The fp32 model, shapes inferred; it is not changed.
+        keep: Names of the nodes that compute in fp32.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 9, opset_import: ["" : 19]>
+        ...     g (float[2] x) => (float[2] y) { a = Relu (x) y = Neg (a) }''')
+        >>> model = onnx.shape_inference.infer_shapes(model)
+        >>> [node.op_type for node in typed_fp16(model, []).graph.node]
+        ['Cast', 'Relu', 'Neg', 'Cast']
     """
     import onnx
 
@@ -42,77 +55,67 @@ def typed_fp16(model: Any, keep: Collection[str]) -> Any:
     graph = typed.graph
     floats = float_tensors(typed)
     writer = _Writer({tensor.name: tensor for tensor in graph.initializer if tensor.name in floats})
-    wide = _without_islands(graph, floats - writer.constants.keys(), keep)
+    wide = _add_islands(read_graph(model), floats - writer.constants.keys(), keep)
     for node in graph.node:
-        writer.add(
-            node, floats, onnx.TensorProto.FLOAT if node.name in wide else onnx.TensorProto.FLOAT16
-        )
+        kind = onnx.TensorProto.FLOAT if node.name in wide else onnx.TensorProto.FLOAT16
+        writer.add(node, floats, kind)
     writer.restore({output.name for output in graph.output})
     others = [tensor for tensor in graph.initializer if tensor.name not in writer.constants]
-    for field, values in (
-        ("node", writer.nodes),
-        ("initializer", [*others, *writer.written.values()]),
-    ):
-        graph.ClearField(field)
-        getattr(graph, field).extend(values)
+    graph.ClearField("node")
+    graph.node.extend(writer.nodes)
+    graph.ClearField("initializer")
+    graph.initializer.extend([*others, *writer.written.values()])
     graph.ClearField("value_info")
     return typed
 
 
 class _Writer:
-    """The nodes of the typed graph, in order, and the types of the tensors that they make."""
+    """The nodes of a typed graph in order, and the types of their outputs."""
 
-    def __init__(self, constants: dict[str, Any]) -> None:
+    def __init__(self, constants: Mapping[str, "onnx.TensorProto"]) -> None:
         self.constants = constants
-        self.nodes: list[Any] = []
-        self.written: dict[str, Any] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.written: dict[str, onnx.TensorProto] = {}
         self._types: dict[str, int] = {}
         self._cast: set[str] = set()
 
-    def add(self, node: Any, floats: Collection[str], kind: int) -> None:
-        """Append a node that computes in `kind`, its inputs cast where they are of another type."""
+    def add(self, node: "onnx.NodeProto", floats: Collection[str], kind: int) -> None:
+        """Append a node that computes in `kind`, and casts of its inputs."""
         import onnx
 
         fixed = _fixed_inputs(node)
         for position, name in enumerate(node.input):
             if name in floats:
-                node.input[position] = self._as(
-                    name, onnx.TensorProto.FLOAT if position in fixed else kind
-                )
+                wanted = onnx.TensorProto.FLOAT if position in fixed else kind
+                node.input[position] = self._in_type(name, wanted)
         for attribute in node.attribute:
-            if (
-                node.op_type == "Cast"
-                and attribute.name == "to"
-                and attribute.i == onnx.TensorProto.FLOAT
-            ):
+            to_float = attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT
+            if node.op_type == "Cast" and to_float:
                 attribute.i = kind
             elif attribute.type == onnx.AttributeProto.TENSOR:
-                attribute.t.CopyFrom(_converted(attribute.t, attribute.t.name, kind))
+                attribute.t.CopyFrom(_convert(attribute.t, attribute.t.name, kind))
         self._types.update((name, kind) for name in node.output if name in floats)
         self.nodes.append(node)
 
     def restore(self, outputs: Collection[str]) -> None:
-        """Give the graph's outputs their type back, under their names."""
+        """Cast the fp16 outputs of the graph back to float32, under their own names."""
         import onnx
 
-        halved = {
-            name: f"{name}.fp16"
-            for name in outputs
-            if self._types.get(name) == onnx.TensorProto.FLOAT16
-        }
+        half = onnx.TensorProto.FLOAT16
+        renamed = {name: f"{name}.fp16" for name in outputs if self._types.get(name) == half}
         for node in self.nodes:
             for names in (node.input, node.output):
-                names[:] = [halved.get(name, name) for name in names]
-        for name, half in sorted(halved.items()):
-            self.nodes.append(_cast(half, name, onnx.TensorProto.FLOAT))
+                names[:] = [renamed.get(name, name) for name in names]
+        for name, half_name in sorted(renamed.items()):
+            self.nodes.append(_cast(half_name, name, onnx.TensorProto.FLOAT))
 
-    def _as(self, name: str, kind: int) -> str:
-        """The name under which a tensor is to be had in `kind`."""
+    def _in_type(self, name: str, kind: int) -> str:
+        """Return the name of a tensor as `kind`; append a cast if there is none."""
         import onnx
 
         suffixed = f"{name}.{'fp32' if kind == onnx.TensorProto.FLOAT else 'fp16'}"
         if name in self.constants:
-            self.written.setdefault(suffixed, _converted(self.constants[name], suffixed, kind))
+            self.written.setdefault(suffixed, _convert(self.constants[name], suffixed, kind))
             return suffixed
         if self._types.get(name, onnx.TensorProto.FLOAT) == kind:
             return name
@@ -122,23 +125,37 @@ class _Writer:
         return suffixed
 
 
-def fragile(model: Any, peaks: dict[str, float]) -> list[str]:
-    """Names of the nodes that must stay fp32, in the graph's order: normalisations (whole or taken apart), softmax,
-    and whatever reads or writes a tensor that leaves, or nearly leaves, the range of fp16.
+def fragile_nodes(model: "onnx.ModelProto", peaks: Mapping[str, float]) -> list[str]:
+    """List the nodes that must stay fp32, in the order of the graph.
+
+    These are softmax, normalizations (as one operator or as several), and every node
+    that reads or writes a tensor which leaves, or nearly leaves, the range of fp16.
 
     Args:
-        model: fp32 onnx.ModelProto.
-        peaks: the largest magnitude of each activation on calibration images, as `activation_peaks` finds it.
+        model: The fp32 model.
+        peaks: The largest magnitude of each activation on calibration images, as
+            `dermedge_export.graph.run.activation_peaks` measures it.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 9, opset_import: ["" : 19]>
+        ...     g (float[2] x) => (float[2] y) { a = Relu (x) y = Neg (a) }''')
+        >>> for node in model.graph.node:
+        ...     node.name = node.op_type
+        >>> fragile_nodes(model, {"x": 10.0, "a": 10.0, "y": 60000.0})
+        ['Neg']
     """
     import onnx
 
+    # A NaN compares as False, so it counts as out of range.
     beyond = {name for name, value in peaks.items() if not value <= MARGIN * LARGEST}
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and _out_of_range(
             onnx.numpy_helper.to_array(tensor)
         ):
             beyond.add(tensor.name)
-    statistics = _statistics(model.graph)
+    statistics = _statistics(read_graph(model))
     return [
         node.name
         for node in model.graph.node
@@ -146,161 +163,92 @@ def fragile(model: Any, peaks: dict[str, float]) -> list[str]:
     ]
 
 
-def activation_peaks(graph: bytes, images: NDArray[np.uint8]) -> dict[str, float]:
-    """The largest magnitude of every float activation of an fp32 ONNX graph, over at most 32 of `images`
-    uint8 [N, S, S, 3], spread evenly. NaN where a tensor holds one.
+def float_tensors(model: "onnx.ModelProto", kind: int = 1) -> set[str]:
+    """Return the names of all tensors with the element type `kind`.
+
+    Args:
+        model: The model, shapes inferred.
+        kind: An `onnx.TensorProto.DataType`; float32 by default.
     """
-    import onnx
-
-    model = onnx.load_model_from_string(graph)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    names = sorted(float_tensors(model) - constants)
-    chosen = images[
-        np.unique(np.linspace(0, len(images) - 1, min(PROBED, len(images))).astype(int))
-    ]
-    peaks = np.zeros(len(names), np.float32)
-    for values in watched(graph, names, chosen):
-        peaks = np.maximum(peaks, [peak(value) for value in values])
-    return {name: float(value) for name, value in zip(names, peaks, strict=True)}
-
-
-def peak(values: NDArray[np.float32]) -> np.float32:
-    """The largest magnitude, NaN where there is one."""
-    return np.float32(np.maximum(values.max(initial=0), -values.min(initial=0)))
-
-
-def watched(
-    graph: bytes, names: Sequence[str], images: NDArray[np.uint8]
-) -> Iterator[list[NDArray[np.float32]]]:
-    """The tensors called `names` for each image in turn: one image's worth of them is held at a time."""
-    import onnx
-
-    model = onnx.load_model_from_string(graph)
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in names
-        if name not in known
-    )
-    session = _session(model.SerializeToString(), optimised=True)
-    for image in images:
-        yield session.run(list(names), {INPUT: image[None]})
-
-
-def rounded_run(graph: bytes) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
-    """A typed graph as a function from uint8 [N, S, S, 3] to float32 outputs by task, in which every fp16 tensor really
-    is rounded to fp16 and overflows.
-
-    onnxruntime's CPU kernels compute most fp16 operators in fp32 and drop the casts between them, at every level of
-    optimisation, which hides an overflow. What it cannot drop, once its optimisers are off, is a tensor that two
-    operators with fp16 kernels of their own hand on; one alone it would turn back into fp32.
-    """
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph))
-    halves = float_tensors(model, onnx.TensorProto.FLOAT16)
-    nodes = []
-    for node in model.graph.node:
-        made = [name for name in node.output if name in halves]
-        node.output[:] = [f"{name}.exact" if name in made else name for name in node.output]
-        nodes.append(node)
-        for name in made:
-            nodes.append(onnx.helper.make_node("Identity", [f"{name}.exact"], [f"{name}.held"]))
-            nodes.append(onnx.helper.make_node("Identity", [f"{name}.held"], [name]))
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
-    names = [output.name for output in model.graph.output]
-    session = _session(model.SerializeToString(), optimised=False)
-
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        rows = [session.run(names, {INPUT: image[None]}) for image in images]
-        return {
-            name: np.concatenate(column)
-            for name, column in zip(names, zip(*rows, strict=True), strict=True)
-        }
-
-    return run
-
-
-def float_tensors(model: Any, kind: int = 1) -> set[str]:
-    """Names of all tensors of a shape-inferred model that have the element type `kind`, float32 if not given."""
     graph = model.graph
-    found = {tensor.name for tensor in graph.initializer if tensor.data_type == kind}
+    names = {tensor.name for tensor in graph.initializer if tensor.data_type == kind}
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == kind:
-            found.add(value.name)
-    return found
+            names.add(value.name)
+    return names
 
 
-def _without_islands(graph: Any, activations: Collection[str], keep: Collection[str]) -> set[str]:
-    """`keep`, with the light nodes all of whose float neighbours are in it."""
+def _add_islands(
+    graph: "onnx_ir.Graph", activations: Collection[str], keep: Collection[str]
+) -> set[str]:
+    """Return `keep` plus the light nodes whose float neighbours are all kept."""
+    # A ReLU between two fp32 norms would need a cast before it and one behind it.
+    # Convolutions and matrix products are never added: their time in fp32 is worth more
+    # than two casts. A chain of two or more light nodes is not added; it is rare, and
+    # only costs casts.
     wide = set(keep)
-    makers = {name: node.name for node in graph.node for name in node.output}
-    readers: dict[str, list[str]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node.name)
-    for node in graph.node:
-        before = [makers[name] for name in node.input if name in activations and name in makers]
+    for node in graph:
+        producers = [
+            value.producer()
+            for value in node.inputs
+            if value is not None and value.name in activations
+        ]
+        before = [name_of(producer) for producer in producers if producer is not None]
         after = [
-            reader
-            for name in node.output
-            if name in activations
-            for reader in readers.get(name, [])
+            name_of(consumer)
+            for value in node.outputs
+            if value.name in activations
+            for consumer in value.consumers()
         ]
         if node.op_type not in HEAVY and before and after and wide.issuperset([*before, *after]):
-            wide.add(node.name)
+            wide.add(name_of(node))
     return wide
 
 
-def _statistics(graph: Any) -> set[str]:
-    """Nodes of normalisations that were taken apart: from the mean of squares to the division by its square root."""
-    makers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+def _statistics(graph: "onnx_ir.Graph") -> set[str]:
+    """Return the nodes of normalizations that are spelled out as single operators."""
+    # Exporters write a norm without an operator of its own as
+    #   mean(x) -> x - mean -> square -> mean -> + epsilon -> Sqrt -> Div
+    # or with Reciprocal and Mul at the end.
+    # The squares overflow fp16 above 256 and the epsilon underflows, so the whole chain
+    # must stay fp32. Every Sqrt that is fed by a sum marks such a chain: walk up from
+    # it to the sum of squares, from there up to the mean, and down to the division.
     found: set[str] = set()
-    for root in graph.node:
+    for root in graph:
         if root.op_type != "Sqrt":
             continue
-        path = [*_above(root, makers, ("Add", "Clip", "Max", "Mul", "ReduceMean", "ReduceSum"))]
+        path = [*_above(root, ("Add", "Clip", "Max", "Mul", "ReduceMean", "ReduceSum"))]
         sums = [node for node in path if node.op_type in ("ReduceMean", "ReduceSum")]
         if not sums:
             continue
-        path += [
-            node
-            for total in sums
-            for node in _above(total, makers, ("Mul", "Pow", "Sub", "ReduceMean"))
+        for total in sums:
+            path += _above(total, ("Mul", "Pow", "Sub", "ReduceMean"))
+        divisions = [
+            node for node in root.outputs[0].consumers() if node.op_type in ("Div", "Reciprocal")
         ]
-        below = [
+        products = [
             node
-            for node in readers.get(root.output[0], [])
-            if node.op_type in ("Div", "Reciprocal")
-        ]
-        below += [
-            node
-            for inverse in below
-            if inverse.op_type == "Reciprocal"
-            for node in readers.get(inverse.output[0], [])
+            for division in divisions
+            if division.op_type == "Reciprocal"
+            for node in division.outputs[0].consumers()
             if node.op_type == "Mul"
         ]
-        found.update(node.name for node in (root, *path, *below))
+        found.update(name_of(node) for node in (root, *path, *divisions, *products))
     return found
 
 
-def _above(node: Any, makers: dict[str, Any], kinds: Collection[str]) -> Iterator[Any]:
-    """Nodes that `node` depends on through operators in `kinds` only, up to the first sum on each way."""
-    for name in node.input:
-        maker = makers.get(name)
-        if maker is not None and maker.op_type in kinds:
-            yield maker
-            if not maker.op_type.startswith("Reduce"):
-                yield from _above(maker, makers, kinds)
+def _above(node: "onnx_ir.Node", kinds: Collection[str]) -> Iterator["onnx_ir.Node"]:
+    """Yield the nodes above `node` through operators in `kinds`, up to a sum."""
+    for value in node.inputs:
+        producer = None if value is None else value.producer()
+        if producer is not None and producer.op_type in kinds:
+            yield producer
+            if not producer.op_type.startswith("Reduce"):
+                yield from _above(producer, kinds)
 
 
-def _fixed_inputs(node: Any) -> set[int]:
-    """Inputs whose type the operator fixes at float32, such as the scales of a Resize."""
+def _fixed_inputs(node: "onnx.NodeProto") -> set[int]:
+    """Return the inputs that must be float32, such as the scales of Resize."""
     import onnx
 
     inputs = onnx.defs.get_schema(node.op_type, node.domain).inputs
@@ -310,15 +258,17 @@ def _fixed_inputs(node: Any) -> set[int]:
 
 
 def _out_of_range(values: NDArray[np.float32]) -> bool:
-    """Whether a constant is too large for fp16, or, being a single number such as an epsilon, too small."""
-    size = np.abs(values[np.isfinite(values)])
-    return bool(
-        size.max(initial=0) > LARGEST or (values.size == 1 and 0 < size.max(initial=0) < SMALLEST)
-    )
+    """Return whether a constant is too large for fp16, or a single number too small.
+
+    A single small number is an epsilon, which becomes 0 in fp16; small weights among
+    others may become 0.
+    """
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0)
+    return bool(largest > LARGEST or (values.size == 1 and 0 < largest < SMALLEST))
 
 
-def _converted(tensor: Any, name: str, kind: int) -> Any:
-    """A float32 tensor as one of `kind` called `name`; a tensor of another type as it is."""
+def _convert(tensor: "onnx.TensorProto", name: str, kind: int) -> "onnx.TensorProto":
+    """Return a float32 tensor as `kind`, and tensors of other types unchanged."""
     import onnx
 
     if tensor.data_type != onnx.TensorProto.FLOAT:
@@ -327,19 +277,8 @@ def _converted(tensor: Any, name: str, kind: int) -> Any:
     return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(dtype), name)
 
 
-def _cast(source: str, target: str, kind: int) -> Any:
+def _cast(source: str, target: str, kind: int) -> "onnx.NodeProto":
+    """Return a node that casts `source` to `kind` under the name `target`."""
     import onnx
 
     return onnx.helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=kind)
-
-
-def _session(graph: bytes, *, optimised: bool) -> Any:
-    onnxruntime = import_silently("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = (
-        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    )
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,14 +1,23 @@
-"""Quantization-aware training: a student with fake quantizers where onnxruntime computes in int8, and its int8 graph.
+"""Insert trainable fake quantizers into a student, where onnxruntime computes in int8.
 
-They stand on weights, at what convolutions and linear layers read, and at what convolutions write. Not NNCF's: those
-leave what convolutions write before a GELU or SiLU in float, so that onnxruntime computes the convolutions in float too
-(repvit_m0_9: 14.0 ms, against 7.3 ms so and 11.7 ms in fp32), and they compile C++ on the user's machine.
+Fake quantizers are on weights, on the inputs of convolutions and linear layers, and on
+the outputs of convolutions. Two libraries offer the same, and neither fits:
+
+- NNCF leaves the output of a convolution before a GELU or SiLU in float, so onnxruntime
+  computes the convolution in float as well. For repvit_m0_9 that takes 14.0 ms, against
+  7.3 ms with the placement here and 11.7 ms in fp32. NNCF also compiles C++ on the
+  user's machine.
+- PT2E (`torchao.quantization.pt2e.prepare_qat_pt2e`) takes scales from moving averages.
+  Measured with torchao 0.18 and torch 2.15 on two convolutions and a linear layer: no
+  scale is a parameter, so scales cannot be trained along with the weights. The graph of
+  `convert_pt2e` keeps biases in float, so onnxruntime 1.32 computes the linear layer in
+  float. Before torch 2.15, `torch.onnx.export` had no translation for that graph at all
+  (pytorch/pytorch#143954). Try it again once it can train scales and quantize biases.
 """
 
 import copy
-import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,81 +25,108 @@ from numpy.typing import NDArray
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext
-from dermedge_export.graph.trace import trace
+from dermedge_export.quantization.fx import (
+    CHANNEL,
+    TENSOR,
+    add_tensor,
+    aten_name,
+    node_at,
+    optional_node_at,
+    stored_tensor,
+)
+from dermedge_export.quantization.integer import integer_graph
 from dermedge_export.target import Target
 from dermedge_export.toolchain import quiet
 from dermedge_runtime.errors import DermedgeError, MissingExtraError, UsageError
-from dermedge_runtime.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
 
 LAYERS = ("conv2d", "linear")
-CLIPS = ("relu", "relu6", "hardtanh", "clamp")  # computed by the int8 convolution before them
+CLIPS = ("relu", "relu6", "hardtanh", "clamp")  # the int8 convolution before them computes them
 IDENTITIES = ("dropout", "feature_dropout", "alpha_dropout")  # in eval mode
-TENSOR, CHANNEL = (
-    "_fake_quantize_learnable_per_tensor_affine",
-    "_fake_quantize_learnable_per_channel_affine",
-)
 BATCH = 16
-FLOOR, TINY = (
-    2.0**-12,
-    1e-6,
-)  # of a channel's scale, against the greatest of its layer: else no bias fits into int32
-LIMIT = 2.0**31 - 128  # the greatest float32 that fits into int32
-# Adam moves every parameter alike, a weight of 0.05 by a large share of itself, a scale's logarithm by a small one.
+# The least scale of a channel, as a share of the greatest of its layer, and in absolute
+# terms. The int32 bias of a channel with a smaller scale would overflow.
+LEAST_SHARE, LEAST_SCALE = 2.0**-12, 1e-6
+# Adam moves every parameter by about the learning rate: a weight of 0.05 by a large
+# share of itself, the logarithm of a scale by a small one. The parameter is therefore
+# log(scale) / RATE.
 RATE = 10.0
 
 
-def qat_graph(
-    context: ExportContext, target: Target, candidate: Candidate
-) -> tuple[bytes, tuple[str, ...]]:
-    """Train the student with fake quantizers and export it as int8.
-
-    Returns:
-        The sealed graph, and the distributions that made it beside those of every ONNX artifact.
+def qat_graph(context: ExportContext, target: Target, candidate: Candidate) -> bytes:
+    """Train the student with fake quantizers, and return its sealed int8 graph.
 
     Raises:
-        UsageError: there is nothing to train on.
-        DermedgeError: torch.export cannot follow this network.
+        UsageError: There is no data to train on.
+        DermedgeError: torch.export cannot trace this network.
         MissingExtraError: torch is not installed.
     """
     if context.retrain is None:
         raise UsageError(
-            "Quantization-aware training needs labelled images: pass --data with the student's table."
+            "Quantization-aware training needs labelled images. Pass --data with the student's "
+            "table."
         )
     module = fake_quantized(context.module, context.calibration, **candidate.options)
-    trained = context.retrain(module, context.calibration, candidate)
-    return integer_graph(
-        trained, context.spec, target.opset, dynamic_batch=context.dynamic_batch
-    ), ()
+    # Training changes the module's parameters, never its graph.
+    trained = cast("torch.fx.GraphModule", context.retrain(module, context.calibration, candidate))
+    return integer_graph(trained, context.spec, target.opset, dynamic_batch=context.dynamic_batch)
 
 
 def fake_quantized(
-    module: Any, calibration: Calibration, *, activations: str = "u8", reduce_range: bool = False
-) -> Any:
-    """A trainable twin of a module in eval mode: batch norms folded, fake quantizers inserted.
+    module: "torch.nn.Module",
+    calibration: Calibration,
+    *,
+    activations: Literal["u8", "s8"] = "u8",
+    reduce_range: bool = False,
+) -> "torch.fx.GraphModule":
+    """Return a trainable copy of a module with folded batch norms and fake quantizers.
 
-    Weights are quantized symmetrically per output channel, activations per tensor over their range on the calibration
-    images. Scales are trained along with the weights (Esser et al., "Learned step size quantization", ICLR 2020), by
-    their logarithms, so that one learning rate suits all of them; zero points stay.
+    Weights are quantized symmetrically per output channel, activations per tensor over
+    their range on the calibration images. Scales are trained along with the weights
+    (Esser et al., "Learned step size quantization", ICLR 2020). Their logarithms are
+    the parameters, so that one learning rate suits all of them. Zero points stay.
 
     Args:
-        module: from uint8 [N, S, S, 3] to logits by task; left alone.
-        calibration: the images.
-        activations: `u8` or `s8`.
-        reduce_range: give weights 7 bits.
+        module: Maps uint8 [N, S, S, 3] to logits by task, in eval mode; it is not
+            changed.
+        calibration: The images.
+        activations: `u8` for x86, `s8` for ARM.
+        reduce_range: Quantize weights to 7 bits, for CPUs without VNNI, on which sums
+            of 8-bit products saturate.
 
     Returns:
-        A torch.fx.GraphModule of the same signature.
+        A module with the same signature.
 
     Raises:
-        DermedgeError: torch.export cannot follow this network.
+        DermedgeError: torch.export cannot trace this network.
         MissingExtraError: torch is not installed.
+
+    Example:
+        >>> import torch
+        >>> from dermedge_export.calibration import synthetic_calibration
+        >>> from dermedge_runtime.spec import Preprocess
+        >>> class Linear(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.head = torch.nn.Linear(3, 1)
+        ...     def forward(self, image):
+        ...         return {"malignancy": self.head(image.float().mean((1, 2)))}
+        >>> images = synthetic_calibration(Preprocess(32), 2)
+        >>> module = fake_quantized(Linear().eval(), images)
+        >>> sorted(name for name, _ in module.named_parameters() if "log_scale" in name)
+        ['linear_weight_log_scale', 'mean_log_scale']
     """
-    twin = _captured(module, calibration.images.shape[1:])
+    twin = _capture(module, calibration.images.shape[1:])
     _fold_norms(twin)
     layers = [
-        node for node in twin.graph.nodes if _kind(node) in LAYERS and node.args[1].op == "get_attr"
+        node
+        for node in twin.graph.nodes
+        if aten_name(node) in LAYERS and node_at(node, 1).op == "get_attr"
     ]
-    for place, bounds in _ranges(twin, _places(layers), calibration.images).items():
+    ranges = _measure_ranges(twin, _activation_places(layers), calibration.images)
+    for place, bounds in ranges.items():
         _quantize_activation(twin, place, bounds, signed=activations == "s8")
     for layer in layers:
         _quantize_weight(twin, layer, limit=63 if reduce_range else 127)
@@ -100,8 +136,8 @@ def fake_quantized(
     return twin
 
 
-def _captured(module: Any, shape: tuple[int, ...]) -> Any:
-    """The module as a graph of ATen operators, none of them in place, its batch size open."""
+def _capture(module: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.fx.GraphModule":
+    """Return the module as a graph of functional ATen operators, batch size open."""
     try:
         import torch
     except ImportError as error:
@@ -111,53 +147,68 @@ def _captured(module: Any, shape: tuple[int, ...]) -> Any:
     example, batch = torch.zeros(2, *shape, dtype=torch.uint8), torch.export.Dim("batch", min=1)
     try:
         with quiet():
-            # Another deep copy, for its parameters become the twin's.
+            # The exported module shares its parameters with its source, hence the copy.
             program = torch.export.export(
                 copy.deepcopy(module), (example,), dynamic_shapes=({0: batch},)
             )
-            exported: Any = program.module(check_guards=False)
-    except Exception as error:  # torch.export has no common error
+            exported = program.module(check_guards=False)
+    except Exception as error:  # torch.export has no base class for its errors
         raise DermedgeError(
-            f"torch.export cannot follow this network ({error}): choose another int8 method."
+            f"torch.export cannot trace this network ({error}). Choose another int8 method."
         ) from error
-    # A new one, for an exported module refuses train() and eval().
+    # An exported module refuses train() and eval(); a GraphModule made from its graph
+    # does not.
+    assert isinstance(exported, torch.fx.GraphModule)
     twin = torch.fx.GraphModule(exported, exported.graph)
     for node in list(twin.graph.nodes):
-        if _kind(node) == "_assert_tensor_metadata":  # it names the device that was exported on
+        kind = aten_name(node)
+        if kind == "_assert_tensor_metadata":  # it fixes the device that was exported on
             twin.graph.erase_node(node)
-        elif _kind(node) in IDENTITIES:
-            node.replace_all_uses_with(node.args[0])
-        elif _kind(node).endswith("_"):
-            _out_of_place(node)
+        elif kind in IDENTITIES:
+            node.replace_all_uses_with(node_at(node, 0))
+        elif kind.endswith("_"):
+            _make_functional(node)
     return twin
 
 
-def _out_of_place(node: Any) -> None:
-    """Swap an operator that overwrites its first argument for one that does not; what comes after reads the result."""
+def _make_functional(node: "torch.fx.Node") -> None:
+    """Replace an in-place operator; later users of its input read its result."""
     import torch
 
     overload = str(node.target).rsplit(".", 1)[-1]
-    node.target = getattr(getattr(torch.ops.aten, _kind(node)[:-1]), overload)
-    for user in list(node.args[0].users):
+    node.target = getattr(getattr(torch.ops.aten, aten_name(node)[:-1]), overload)
+    overwritten = node_at(node, 0)
+    for user in list(overwritten.users):
         if node < user:
-            user.replace_input_with(node.args[0], node)
+            user.replace_input_with(overwritten, node)
 
 
-def _fold_norms(twin: Any) -> None:
-    """Fold every BatchNorm that follows a convolution into it; others stay as they are, their statistics frozen."""
+def _fold_norms(twin: "torch.fx.GraphModule") -> None:
+    """Fold batch norms into the convolutions before them; others stay, frozen."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-    for norm in [node for node in twin.graph.nodes if _kind(node) == "batch_norm"]:
-        conv = norm.args[0]
-        if _kind(conv) != "conv2d" or len(conv.users) > 1 or conv.args[1].op != "get_attr":
+    for norm in [node for node in twin.graph.nodes if aten_name(node) == "batch_norm"]:
+        conv = node_at(norm, 0)
+        # A convolution with a second user would pass that user the normalized values.
+        if aten_name(conv) != "conv2d" or len(conv.users) > 1 or node_at(conv, 1).op != "get_attr":
             continue
-        weight, bias = (_tensor(twin, node) for node in (*conv.args[1:3], None)[:2])
-        gamma, beta, mean, variance = (_tensor(twin, node) for node in norm.args[1:5])
-        weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.args[7], gamma, beta)
+        bias_node = optional_node_at(conv, 2)
+        gamma, beta, mean, variance = (
+            stored_tensor(twin, node_at(norm, position)) for position in range(1, 5)
+        )
+        weight, bias = fuse_conv_bn_weights(
+            stored_tensor(twin, node_at(conv, 1)),
+            None if bias_node is None else stored_tensor(twin, bias_node),
+            mean,
+            variance,
+            float(str(norm.args[7])),
+            gamma,
+            beta,
+        )
         with twin.graph.inserting_before(conv):
             parts = [
-                _attribute(twin, f"{conv.name}_{kind}", torch.nn.Parameter(value.detach().clone()))
+                add_tensor(twin, f"{conv.name}_{kind}", torch.nn.Parameter(value.detach().clone()))
                 for kind, value in (("weight", weight), ("bias", bias))
             ]
         conv.args = (conv.args[0], *parts, *conv.args[3:])
@@ -165,44 +216,54 @@ def _fold_norms(twin: Any) -> None:
         twin.graph.erase_node(norm)
 
 
-def _places(layers: Iterable[Any]) -> list[Any]:
-    """Where activations are quantized: what layers read, and what convolutions and their clips write."""
-    places: dict[Any, None] = {}
+def _activation_places(layers: Iterable["torch.fx.Node"]) -> list["torch.fx.Node"]:
+    """Return the nodes whose output is quantized.
+
+    These are the inputs of the layers, and the outputs of convolutions, behind the clip
+    if one follows directly. The outputs of the model stay in float.
+    """
+    places: dict[torch.fx.Node, None] = {}
     for layer in layers:
-        places[layer.args[0]] = None
-        if _kind(layer) == "conv2d":
+        places[node_at(layer, 0)] = None
+        if aten_name(layer) == "conv2d":
             after = next(iter(layer.users))
-            result = after if len(layer.users) == 1 and _kind(after) in CLIPS else layer
+            result = after if len(layer.users) == 1 and aten_name(after) in CLIPS else layer
             if any(user.op != "output" for user in result.users):
                 places[result] = None
     return list(places)
 
 
-def _ranges(
-    twin: Any, places: list[Any], images: NDArray[np.uint8]
-) -> dict[Any, tuple[float, float]]:
-    """The least and the greatest value at every place over the images; 0 is always between them."""
+def _measure_ranges(
+    twin: "torch.fx.GraphModule", places: list["torch.fx.Node"], images: NDArray[np.uint8]
+) -> Mapping["torch.fx.Node", tuple[float, float]]:
+    """Return the least and the greatest value at every place; the range includes 0."""
     import torch
 
-    wanted = dict.fromkeys(places, (0.0, 0.0))
+    ranges = dict.fromkeys(places, (0.0, 0.0))
 
     class Watcher(torch.fx.Interpreter):
-        def run_node(self, n: Any) -> Any:
+        def run_node(self, n: torch.fx.Node) -> object:
             value = super().run_node(n)
-            if n in wanted:
-                low, high = wanted[n]
-                wanted[n] = min(low, value.min().item()), max(high, value.max().item())
+            if n in ranges:
+                low, high = ranges[n]
+                ranges[n] = min(low, value.min().item()), max(high, value.max().item())
             return value
 
     with torch.no_grad():
         for start in range(0, len(images), BATCH):
-            Watcher(twin).run(torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH])))
-    return wanted
+            batch = np.ascontiguousarray(images[start : start + BATCH])
+            Watcher(twin).run(torch.from_numpy(batch))
+    return ranges
 
 
 def _quantize_activation(
-    twin: Any, place: Any, bounds: tuple[float, float], *, signed: bool
+    twin: "torch.fx.GraphModule",
+    place: "torch.fx.Node",
+    bounds: tuple[float, float],
+    *,
+    signed: bool,
 ) -> None:
+    """Let all users of a node read its output through a fake quantizer."""
     import torch
 
     low, high = bounds
@@ -210,167 +271,42 @@ def _quantize_activation(
     scale = torch.tensor([(high - low or 1.0) / 255])
     zero = least + (-low / scale).round()
     with twin.graph.inserting_before(place.next):
-        fake = _fake(twin, place, place.name, scale, zero, (least, least + 255))
+        fake = _add_fake_quantizer(twin, place, place.name, scale, zero, (least, least + 255))
     place.replace_all_uses_with(fake, delete_user_cb=lambda user: user is not fake)
 
 
-def _quantize_weight(twin: Any, layer: Any, limit: int) -> None:
+def _quantize_weight(twin: "torch.fx.GraphModule", layer: "torch.fx.Node", limit: int) -> None:
+    """Let a layer read its weights through a fake quantizer, -limit to limit."""
     import torch
 
-    weight = _tensor(twin, layer.args[1]).detach()
-    scale = weight.abs().flatten(1).amax(1) / limit
-    scale = scale.clamp_min(max(scale.max().item() * FLOOR, TINY))
+    source = node_at(layer, 1)
+    scale = stored_tensor(twin, source).detach().abs().flatten(1).amax(1) / limit
+    scale = scale.clamp_min(max(scale.max().item() * LEAST_SHARE, LEAST_SCALE))
+    zero = torch.zeros_like(scale)
     with twin.graph.inserting_before(layer):
-        fake = _fake(
-            twin,
-            layer.args[1],
-            f"{layer.name}_weight",
-            scale,
-            torch.zeros_like(scale),
-            (0, -limit, limit),
+        fake = _add_fake_quantizer(
+            twin, source, f"{layer.name}_weight", scale, zero, (0, -limit, limit)
         )
     layer.args = (layer.args[0], fake, *layer.args[2:])
 
 
-def _fake(twin: Any, value: Any, name: str, scale: Any, zero: Any, levels: tuple[int, ...]) -> Any:
-    """A fake quantizer of `value` at the graph's insertion point; `levels` are the axis, if any, and the bounds."""
+def _add_fake_quantizer(
+    twin: "torch.fx.GraphModule",
+    value: "torch.fx.Node",
+    name: str,
+    scale: "torch.Tensor",
+    zero: "torch.Tensor",
+    levels: tuple[int, ...],
+) -> "torch.fx.Node":
+    """Return a fake quantizer of `value` at the graph's insertion point.
+
+    `levels` are the axis, if there is one, and the least and greatest level.
+    """
     import torch
 
     operation = getattr(torch, TENSOR if len(levels) == 2 else CHANNEL)
-    log_scale = _attribute(twin, f"{name}_log_scale", torch.nn.Parameter(scale.log() / RATE))
-    zero_point = _attribute(twin, f"{name}_zero_point", zero)
-    step = twin.graph.call_function(
-        torch.exp, (twin.graph.call_function(torch.mul, (log_scale, RATE)),)
-    )
+    log_scale = add_tensor(twin, f"{name}_log_scale", torch.nn.Parameter(scale.log() / RATE))
+    zero_point = add_tensor(twin, f"{name}_zero_point", zero)
+    exponent = twin.graph.call_function(torch.mul, (log_scale, RATE))
+    step = twin.graph.call_function(torch.exp, (exponent,))
     return twin.graph.call_function(operation, (value, step, zero_point, *levels))
-
-
-def integer_graph(trained: Any, spec: Spec, opset: int, *, dynamic_batch: bool = False) -> bytes:
-    """What `fake_quantized` made, trained or not, as a sealed ONNX graph with int8 weights and int32 biases."""
-    return trace(_with_integers(trained), spec, opset, dynamic_batch=dynamic_batch)
-
-
-def _with_integers(trained: Any) -> Any:
-    """A copy that only torch.onnx.export can run: QuantizeLinear and DequantizeLinear in place of fake quantizers."""
-    import torch
-
-    twin = copy.deepcopy(trained).cpu().eval()
-    for node in list(twin.graph.nodes):
-        if getattr(node.target, "__name__", "") == TENSOR:
-            value, scale, zero, (low, _) = node.args[0], *_parameters(twin, node), node.args[3:]
-            zero = zero.to(torch.int8 if low < 0 else torch.uint8)
-            with twin.graph.inserting_before(node):
-                parts = [
-                    _attribute(twin, f"{node.name}_{i}", part.squeeze())
-                    for i, part in enumerate((scale, zero))
-                ]
-                quantized = twin.graph.call_function(_rounded, (value, *parts))
-            node.replace_all_uses_with(quantized)
-            twin.graph.erase_node(node)
-    for node in list(twin.graph.nodes):
-        if getattr(node.target, "__name__", "") == CHANNEL:
-            _integer_layer(twin, next(iter(node.users)), node)
-    twin.graph.eliminate_dead_code()
-    twin.recompile()
-    return twin
-
-
-def _integer_layer(twin: Any, layer: Any, fake: Any) -> None:
-    """Give a layer int8 weights, and an int32 bias in steps of its sums, without which engines compute it in float."""
-    import torch
-
-    scale = _parameters(twin, fake)[0]
-    low, high = fake.args[4:]
-    weight = _tensor(twin, fake.args[0]).detach()
-    bias = _tensor(twin, (*layer.args[2:3], None)[0])
-    levels = (
-        (weight / scale.view(-1, *(1,) * (weight.ndim - 1))).round().clamp(low, high).to(torch.int8)
-    )
-    linear = _kind(layer) == "linear"
-    with twin.graph.inserting_before(layer):
-        weights = _stored(
-            twin, f"{layer.name}_weight", levels.T if linear else levels, scale, axis=int(linear)
-        )
-        biases = None
-        if bias is not None:
-            step = _tensor(twin, layer.args[0].args[1]) * scale
-            biases = _stored(
-                twin,
-                f"{layer.name}_bias",
-                (bias.detach() / step).round().clamp(-LIMIT, LIMIT).int(),
-                step,
-                axis=0,
-            )
-        if linear:
-            # As torch.onnx.export writes it itself, but for a transpose that would hide the weights from engines.
-            result = twin.graph.call_function(torch.matmul, (layer.args[0], weights))
-            result = (
-                twin.graph.call_function(torch.add, (result, biases))
-                if biases is not None
-                else result
-            )
-        else:
-            result = twin.graph.call_function(
-                layer.target, (layer.args[0], weights, biases, *layer.args[3:])
-            )
-    layer.replace_all_uses_with(result)
-    twin.graph.erase_node(layer)
-
-
-def _stored(twin: Any, name: str, levels: Any, scale: Any, axis: int) -> Any:
-    """A node for a constant that is stored as integers."""
-    parts = [
-        _attribute(twin, f"{name}_{kind}", value)
-        for kind, value in (
-            ("levels", levels.contiguous()),
-            ("step", scale),
-            ("zero", (scale * 0).to(levels.dtype)),
-        )
-    ]
-    return twin.graph.call_function(_dequantized, (*parts, axis))
-
-
-def _rounded(value: Any, scale: Any, zero: Any) -> Any:
-    from torch.onnx.ops import symbolic
-
-    levels = symbolic("QuantizeLinear", (value, scale, zero), dtype=zero.dtype, shape=value.shape)
-    return symbolic("DequantizeLinear", (levels, scale, zero), dtype=scale.dtype, shape=value.shape)
-
-
-def _dequantized(levels: Any, scale: Any, zero: Any, axis: int) -> Any:
-    from torch.onnx.ops import symbolic
-
-    return symbolic(
-        "DequantizeLinear",
-        (levels, scale, zero),
-        {"axis": axis},
-        dtype=scale.dtype,
-        shape=levels.shape,
-    )
-
-
-def _parameters(twin: Any, fake: Any) -> tuple[Any, Any]:
-    """Scale and zero point of a fake quantizer."""
-    _, step, zero, *_ = fake.args
-    log_scale = _tensor(twin, step.args[0].args[0]).detach()
-    return (log_scale * RATE).exp(), _tensor(twin, zero)
-
-
-def _kind(node: Any) -> str:
-    """The name of an ATen operator, empty for other nodes."""
-    return str(getattr(getattr(node.target, "overloadpacket", None), "__name__", ""))
-
-
-def _tensor(twin: Any, node: Any) -> Any:
-    return None if node is None else operator.attrgetter(node.target)(twin)
-
-
-def _attribute(twin: Any, name: str, tensor: Any) -> Any:
-    """A node, at the graph's insertion point, for a new parameter or buffer."""
-    import torch
-
-    register = (
-        twin.register_parameter if isinstance(tensor, torch.nn.Parameter) else twin.register_buffer
-    )
-    register(name, tensor)
-    return twin.graph.get_attr(name)

@@ -1,28 +1,31 @@
-"""Which layers quantize badly, and the shortest list of them that is better left in fp32."""
+"""Rank layers by the drift of their quantization, and choose those kept in fp32."""
 
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge_export.graph.read import name_of, producer_type, read_graph
+from dermedge_export.graph.run import open_session
+from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_runtime.errors import DermedgeError
-from dermedge_runtime.progress import Progress
+from dermedge_runtime.progress import Progress, no_progress
 from dermedge_runtime.signature import INPUT
-from dermedge_runtime.telemetry import import_silently
 
 Quantize = Callable[[Collection[str]], bytes]
 Outputs = dict[str, NDArray[np.float64]]
 
-MAX_CALLS = 64  # quantized graphs that a sweep may ask for
+MAX_CALLS = 64  # quantized graphs that a sweep may build
 MAX_IMAGES = 16  # images that a drift is measured on
 REMAINING = 0.1
-NEARLY = 1.1  # a list that leaves so many times the least drift is as good as the longer one that leaves the least
-# Where quantization starts. Other operators pass quantized values on, or only read them.
+# A list whose drift is at most 1.1 times the least is as good as the longer list with
+# the least.
+NEARLY = 1.1
+# The layers that start from quantized values. Other operators only pass them on.
 LAYERS = frozenset(
     ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "GlobalAveragePool", "LeakyRelu")
 )
@@ -30,10 +33,10 @@ LAYERS = frozenset(
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How far the outputs drift when this layer alone is quantized.
+    """The drift of the outputs when this layer alone is quantized.
 
-    `score` is that drift, as `drift_from` measures it. `shared` counts the layers that it was measured for together and
-    dealt out to evenly; 1 is a layer that was measured by itself.
+    `score` is the drift, as `drift_from` measures it. `shared` counts the layers that
+    were measured together and share the drift evenly; 1 means a measurement of its own.
     """
 
     node: str
@@ -48,49 +51,60 @@ def sweep(
     images: NDArray[np.uint8],
     *,
     calls: int = MAX_CALLS,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[Sensitivity, ...]:
-    """Rank the layers that are quantized by the drift that each causes alone, the worst first.
+    """Rank the quantized layers by the drift that each causes alone, the worst first.
 
-    Quantizing one layer at a time, and not keeping one, ranks rightly also where several layers each ruin the outputs.
-    Of a graph with more layers than `calls`, neighbours are measured together first, and then one by one where they
-    are worst.
+    The sweep quantizes one layer at a time. Keeping one layer at a time instead would
+    rank wrongly where several layers each ruin the outputs. If there are more layers
+    than `calls`, neighbours are measured together, then the worst groups layer by
+    layer.
 
     Args:
-        graph: the fp32 ONNX model.
-        quantize: gives that model quantized, the nodes that it is told left in fp32.
-        images: uint8 [N, S, S, 3]; at most 16 of them are looked at.
-        calls: how often `quantize` may be called, 8 or more.
-        progress: told how many of the calls are done.
+        graph: The fp32 ONNX model.
+        quantize: Returns that model quantized, except for the nodes that it is given.
+        images: uint8 [N, S, S, 3]; at most 16, evenly spaced, are used.
+        calls: How often `quantize` may be called, 8 or more.
+        progress: Receives the number of calls done, their total and the layer's name.
 
     Raises:
-        DermedgeError: the model as such gives NaN or Inf.
+        DermedgeError: The fp32 model gives NaN or Inf.
+
+    Example:
+        >>> from dermedge_export.calibration import synthetic_calibration
+        >>> from dermedge_export.quantization.ptq import Quantizer
+        >>> from dermedge_runtime.bundle import Bundle
+        >>> bundle = Bundle.open("toy.dermedge")
+        >>> graph = bundle.read(bundle.artifact.path)
+        >>> calibration = synthetic_calibration(bundle.spec.preprocess, 4)
+        >>> ranking = sweep(graph, Quantizer(graph, calibration), calibration.images)
+        >>> ranking[0].score >= ranking[-1].score
+        True
     """
-    drift, nodes = drift_from(graph, images), _nodes(graph)
-    layers = _quantized(nodes, quantize(()))
+    drift, nodes = drift_from(graph, images), _node_types(graph)
+    layers = _quantized_layers(nodes, quantize(()))
     spent, total = 1, min(calls, len(layers) + 1)
 
-    def alone(group: Sequence[str]) -> float:
+    def drift_of(group: Sequence[str]) -> float:
         nonlocal spent
-        found = drift(quantize(sorted(set(nodes) - set(group))))
+        score = drift(quantize(sorted(set(nodes) - set(group))))
         spent += 1
-        if progress is not None:
-            progress(spent, total, group[0])
-        return found
+        progress(spent, total, f"sensitivity of {group[0]}")
+        return score
 
+    # With more layers than calls, a third of the calls measures groups, and the rest is
+    # left to take the worst groups apart.
     size = 1 if len(layers) < calls else math.ceil(3 * len(layers) / calls)
     groups = [layers[start : start + size] for start in range(0, len(layers), size)]
+    scores = [(group, drift_of(group)) for group in groups]
     ranked = []
-    for group, score in sorted(
-        [(group, alone(group)) for group in groups], key=lambda pair: -pair[1]
-    ):
+    for group, score in sorted(scores, key=lambda pair: -pair[1]):
         if len(group) > 1 and spent + len(group) <= calls:
-            ranked += [Sensitivity(layer, nodes[layer], alone([layer])) for layer in group]
+            ranked += [Sensitivity(layer, nodes[layer], drift_of([layer])) for layer in group]
         else:
-            ranked += [
-                Sensitivity(layer, nodes[layer], score / len(group), len(group)) for layer in group
-            ]
-    return tuple(sorted(ranked, key=lambda found: -found.score))
+            share = score / len(group)
+            ranked += [Sensitivity(layer, nodes[layer], share, len(group)) for layer in group]
+    return tuple(sorted(ranked, key=lambda entry: -entry.score))
 
 
 def choose_kept(
@@ -99,39 +113,37 @@ def choose_kept(
     images: NDArray[np.uint8],
     *,
     remaining: float = REMAINING,
-    calls: int = MAX_CALLS,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[str, ...]:
-    """The shortest head of the ranking whose nodes, left in fp32, bring the drift down to what may remain.
+    """Return the fewest layers to keep in fp32 so that little of the drift remains.
 
-    At most half of the layers are kept: with more, little is left of the speed. Where that does not suffice, the
-    answer is the shortest list that does about as well as the best one; it is empty where keeping layers does not help.
+    The layers are taken from the head of the ranking of `sweep`. At most half of them
+    are kept, because with more, little of the speed is left. If half does not suffice,
+    the result is the shortest list that does about as well as the best one. It is empty
+    if keeping layers does not help.
 
     Args:
-        quantize: gives the model quantized, the nodes that it is told left in fp32.
-        graph: the fp32 ONNX model.
-        images: uint8 [N, S, S, 3]; at most 16 of them are looked at.
-        remaining: share of the drift of the wholly quantized model that may remain.
-        calls: how often the sweep may call `quantize`; choosing among its ranking takes a few calls more.
-        progress: told how many of the sweep's calls are done.
+        quantize: Returns the model quantized, except for the nodes that it is given.
+        graph: The fp32 ONNX model.
+        images: uint8 [N, S, S, 3]; at most 16, evenly spaced, are used.
+        remaining: The share of the drift of the fully quantized model that may remain.
+        progress: Receives the progress of the sweep, which takes most of the time.
 
     Raises:
-        DermedgeError: the model as such gives NaN or Inf.
+        DermedgeError: The fp32 model gives NaN or Inf.
     """
     drift = drift_from(graph, images)
     everything = drift(quantize(()))
     if everything == 0:
         return ()
-    order = [
-        found.node
-        for found in sweep(graph, quantize, images, calls=calls, progress=progress)
-        if found.score > 0
-    ]
+    ranking = sweep(graph, quantize, images, progress=progress)
+    order = [entry.node for entry in ranking if entry.score > 0]
 
     @cache
     def left(count: int) -> float:
         return drift(quantize(order[:count])) if count else everything
 
+    # Double the list until it suffices, then search between the last two lengths.
     goal, most = remaining * everything, (len(order) + 1) // 2
     tried = [0]
     while tried[-1] < most and left(tried[-1]) > goal:
@@ -147,31 +159,41 @@ def choose_kept(
 
 
 def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], float]:
-    """A function that tells how far another ONNX model's outputs are from those of `graph`: the KL divergence in nats
-    of what is read as probabilities, plus the squared error of other outputs as a share of their power. It is infinite
-    where they are not finite.
+    """Return a function that measures how far another model is from `graph`.
+
+    The drift is the KL divergence in nats of outputs that are read as probabilities,
+    plus the squared error of other outputs as a share of their power. It is infinite if
+    an output is not finite.
 
     Args:
-        graph: the fp32 ONNX model; its metadata tell how each output is read.
-        images: uint8 [N, S, S, 3]; at most 16 of them, evenly spaced, are looked at.
+        graph: The fp32 ONNX model; its metadata say how each output is read.
+        images: uint8 [N, S, S, 3]; at most 16, evenly spaced, are used.
 
     Raises:
-        DermedgeError: the outputs of `graph` itself are not finite.
+        DermedgeError: The outputs of `graph` itself are not finite.
+
+    Example:
+        >>> from dermedge_export.calibration import synthetic_calibration
+        >>> from dermedge_runtime.bundle import Bundle
+        >>> bundle = Bundle.open("toy.dermedge")
+        >>> graph = bundle.read(bundle.artifact.path)
+        >>> images = synthetic_calibration(bundle.spec.preprocess, 4).images
+        >>> drift_from(graph, images)(graph)
+        0.0
     """
-    chosen = images[
-        np.unique(np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).astype(int))
-    ]
-    reference, kinds = _outputs(graph, chosen), _kinds(graph)
+    count = min(len(images), MAX_IMAGES)
+    chosen = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
+    reference, kinds = _run(graph, chosen), _output_kinds(graph)
     if bad := [name for name, values in reference.items() if not np.isfinite(values).all()]:
         raise DermedgeError(
-            f"The fp32 model gives NaN or Inf in {', '.join(bad)}: train or export it again."
+            f"The fp32 model gives NaN or Inf in {', '.join(bad)}. Train or export it again."
         )
 
     def drift(candidate: bytes) -> float:
-        found = _outputs(candidate, chosen)
+        outputs = _run(candidate, chosen)
         with np.errstate(invalid="ignore", over="ignore"):
             parts = [
-                _distance(kinds.get(name), values, found[name])
+                _distance(kinds.get(name), values, outputs[name])
                 for name, values in reference.items()
             ]
         return float(np.nan_to_num(sum(parts), nan=math.inf))
@@ -182,32 +204,28 @@ def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], flo
 def _distance(
     kind: str | None, reference: NDArray[np.float64], candidate: NDArray[np.float64]
 ) -> float:
+    """Return the drift of one output of the given task kind."""
     if kind == "classify":
         return _divergence(reference, candidate)
-    if kind in ("binary", "ordinal", "segment"):  # a sigmoid is a softmax over its logit and zero
-        return _divergence(
-            *(np.stack([side, np.zeros_like(side)], axis=1) for side in (reference, candidate))
-        )
-    return float(
-        np.square(reference - candidate).sum()
-        / max(np.square(reference).sum(), np.finfo(np.float64).tiny)
-    )
+    if kind in ("binary", "ordinal", "segment"):
+        # A sigmoid is a softmax over its logit and zero.
+        pairs = (np.stack([side, np.zeros_like(side)], axis=1) for side in (reference, candidate))
+        return _divergence(*pairs)
+    power = max(np.square(reference).sum(), np.finfo(np.float64).tiny)
+    return float(np.square(reference - candidate).sum() / power)
 
 
 def _divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
-    """Mean KL divergence in nats of the softmax of logits [N, K, ...]."""
+    """Return the mean KL divergence in nats of the softmax of logits [N, K, ...]."""
     first, second = (
         side - np.logaddexp.reduce(side, axis=1, keepdims=True) for side in (reference, candidate)
     )
     return float(np.maximum(0.0, (np.exp(first) * (first - second)).sum(axis=1).mean()))
 
 
-def _outputs(model: bytes, images: NDArray[np.uint8]) -> Outputs:
-    """Outputs [N, ...] by name; image by image, which a graph with a batch of one needs."""
-    onnxruntime = import_silently("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def _run(model: bytes, images: NDArray[np.uint8]) -> Outputs:
+    """Return the outputs [N, ...] by name; images run in batches of 1."""
+    session = open_session(model, optimized=True)
     names = [output.name for output in session.get_outputs()]
     rows = [session.run(names, {INPUT: image[None]}) for image in images]
     return {
@@ -216,11 +234,9 @@ def _outputs(model: bytes, images: NDArray[np.uint8]) -> Outputs:
     }
 
 
-def _kinds(graph: bytes) -> dict[str, str]:
-    """How each output is read, as far as the model's metadata tell."""
+def _output_kinds(graph: bytes) -> dict[str, str]:
+    """Return the task kind of each output, as far as the model's metadata say."""
     import onnx
-
-    from dermedge_export.graph.seal import METADATA_KEY
 
     for entry in onnx.load_model_from_string(graph).metadata_props:
         if entry.key == METADATA_KEY:
@@ -228,18 +244,20 @@ def _kinds(graph: bytes) -> dict[str, str]:
     return {}
 
 
-def _nodes(graph: bytes) -> dict[str, str]:
-    """The operators of an ONNX model by node name, in the order of the graph."""
+def _node_types(graph: bytes) -> dict[str, str]:
+    """Return the operator type of each node by its name, in the order of the graph."""
     import onnx
 
     return {node.name: node.op_type for node in onnx.load_model_from_string(graph).graph.node}
 
 
-def _quantized(nodes: dict[str, str], quantized: bytes) -> list[str]:
-    """The layers of the fp32 graph that read quantized values in the other, in the order of the graph."""
+def _quantized_layers(nodes: dict[str, str], quantized: bytes) -> list[str]:
+    """Return the fp32 graph's layers that read quantized values in the other."""
     import onnx
 
-    graph: Any = onnx.load_model_from_string(quantized).graph
-    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    reading = {node.name for node in graph.node if dequantized & set(node.input)}
+    reading = {
+        name_of(node)
+        for node in read_graph(onnx.load_model_from_string(quantized))
+        if any(producer_type(value) == "DequantizeLinear" for value in node.inputs)
+    }
     return [name for name, op in nodes.items() if name in reading and op in LAYERS]

@@ -1,55 +1,89 @@
-"""The operators of a Core ML program in torch, one image at a time, computed in fp32.
+"""Compute the operators of a Core ML program with torch, one image at a time, in fp32.
 
-Names and parameters are those of Core ML's Model Intermediate Language (MIL). Constants that describe come as plain
-numbers, lists and strings; constants that are computed with, and all that flows, come as float32 tensors.
+Names and parameters are those of Core ML's Model Intermediate Language (MIL). Constants
+that describe an operator are plain numbers, lists and strings. Constants that are
+computed with, and all other values, are float32 tensors.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-Operator = Callable[..., Any]
-# What only moves numbers about or chooses among them needs no rounding: they are rounded already.
-MOVING = frozenset(
-    (
-        *(
-            "concat",
-            "expand_dims",
-            "gather",
-            "identity",
-            "max_pool",
-            "maximum",
-            "minimum",
-            "pad",
-            "pixel_shuffle",
-        ),
-        *(
-            "reduce_max",
-            "reduce_min",
-            "relu",
-            "reshape",
-            "reverse",
-            "select",
-            "slice_by_index",
-            "slice_by_size",
-        ),
-        *(
-            "split",
-            "squeeze",
-            "stack",
-            "tile",
-            "transpose",
-            "upsample_nearest_neighbor",
-            "argmax",
-            "reduce_argmax",
-        ),
+from dermedge_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Operator = Callable[..., "torch.Tensor | Sequence[torch.Tensor]"]
+# These operators only move or select numbers, which are rounded already.
+_TABLE = """
+concat expand_dims gather identity max_pool maximum minimum pad pixel_shuffle reduce_max
+reduce_min relu reshape reverse select slice_by_index slice_by_size split squeeze stack
+tile transpose upsample_nearest_neighbor argmax reduce_argmax
+"""
+MOVING = frozenset(_TABLE.split())
+# The values of arguments that are implemented, where an operator does not implement
+# all. The simulation refuses a program with another value, as it does with unknown
+# operators.
+IMPLEMENTED: Mapping[str, Mapping[str, Sequence[object]]] = {
+    "cast": {"dtype": ("fp16", "fp32", "int8", "int16", "int32", "uint8", "uint16")},
+    "concat": {"interleave": (False,)},
+    "gather": {"batch_dims": (0,), "validate_indices": (False,)},
+    "gelu": {"mode": ("EXACT", "TANH_APPROXIMATION")},
+    "pad": {"mode": ("constant", "reflect", "replicate")},
+    "quantize": {"output_dtype": ("int8", "uint8")},
+}
+
+
+def check_arguments(kind: str, name: str, arguments: Mapping[str, object]) -> Operator:
+    """Return the implementation of an operator, if it implements all of the arguments.
+
+    Args:
+        kind: The operator's MIL name.
+        name: The operator's name in the program, for messages.
+        arguments: Every argument by parameter. A tensor or its name stands for a value
+            that flows; everything else is a plain constant.
+
+    Raises:
+        UsageError: The operator, a parameter, or a parameter's value is not
+            implemented.
+
+    Example:
+        >>> arguments = {"values": ("a", "b"), "axis": 1, "interleave": True}
+        >>> try:
+        ...     check_arguments("concat", "join", arguments)
+        ... except UsageError as error:
+        ...     print(str(error).partition(",")[0])
+        The simulation of Core ML lacks interleave=True of concat (join)
+    """
+    known = operators()
+    if kind not in known:
+        raise _not_simulated(f"the operator {kind!r}")
+    accepted = inspect.signature(known[kind]).parameters
+    implemented = IMPLEMENTED.get(kind, {})
+    for parameter, value in arguments.items():
+        if parameter not in accepted:
+            raise _not_simulated(f"{parameter} of {kind} ({name})")
+        if parameter in implemented and value not in implemented[parameter]:
+            raise _not_simulated(f"{parameter}={value!r} of {kind} ({name})")
+    corners = bool(arguments.get("align_corners", True))
+    if arguments.get("half_pixel_centers", not corners) is corners:
+        # torch samples at pixel centres exactly when it does not align corners.
+        raise _not_simulated(f"half_pixel_centers={corners} of {kind} ({name})")
+    return known[kind]
+
+
+def _not_simulated(what: str) -> UsageError:
+    return UsageError(
+        f"The simulation of Core ML lacks {what}, so the artifact's accuracy cannot be checked. "
+        "Export for android or cpu, or take another backbone."
     )
-)
 
 
 @cache
 def operators() -> Mapping[str, Operator]:
-    """Operators by MIL name."""
+    """Return the implemented operators by MIL name."""
     import torch
     from torch.nn import functional
 
@@ -151,14 +185,7 @@ def operators() -> Mapping[str, Operator]:
         "thresholded_relu": lambda x, alpha=1.0: torch.where(x >= alpha, x, 0.0),
         "tile": lambda x, reps: x.tile(reps),
         "transpose": lambda x, perm: x.permute(perm),
-        "upsample_bilinear": lambda x, scale_factor_height=1, scale_factor_width=1, align_corners=True, **_: (
-            functional.interpolate(
-                x,
-                scale_factor=(float(scale_factor_height), float(scale_factor_width)),
-                mode="bilinear",
-                align_corners=align_corners,
-            )
-        ),
+        "upsample_bilinear": _upsample_bilinear,
         "upsample_nearest_neighbor": lambda x, scale_factor_height=1, scale_factor_width=1: (
             functional.interpolate(
                 x,
@@ -170,22 +197,33 @@ def operators() -> Mapping[str, Operator]:
 
 
 def _reduce(compute: Operator) -> Operator:
-    def reduce(x: Any, axes: list[int] | None = None, keep_dims: bool = False) -> Any:
+    """Return a reduction over `axes`, over all axes by default."""
+
+    def reduce(
+        x: "torch.Tensor", axes: list[int] | None = None, keep_dims: bool = False
+    ) -> "torch.Tensor | Sequence[torch.Tensor]":
         return compute(x, list(axes) if axes is not None else list(range(x.ndim)), keep_dims)
 
     return reduce
 
 
-def _along(value: Any, x: Any, axis: int | None) -> Any:
-    """A scale or zero point, one number or one per channel along `axis`, broadcast over `x`."""
-    if axis is None or not getattr(value, "ndim", 0):
+def _along(
+    value: "torch.Tensor | float", x: "torch.Tensor", axis: int | None
+) -> "torch.Tensor | float":
+    """Return a scale or zero point, for all channels or one each, shaped as `x`."""
+    if axis is None or isinstance(value, (int, float)) or not value.ndim:
         return value
     return value.reshape([-1 if index == axis % x.ndim else 1 for index in range(x.ndim)])
 
 
 def _quantize(
-    input: Any, scale: Any, output_dtype: str, zero_point: Any = 0, axis: int | None = None
-) -> Any:
+    input: "torch.Tensor",
+    scale: "torch.Tensor | float",
+    output_dtype: str,
+    zero_point: "torch.Tensor | float" = 0,
+    axis: int | None = None,
+) -> "torch.Tensor":
+    """Return quantized levels, as float32."""
     low, high = (-128, 127) if output_dtype == "int8" else (0, 255)
     return ((input / _along(scale, input, axis)).round() + _along(zero_point, input, axis)).clamp(
         low, high
@@ -193,28 +231,28 @@ def _quantize(
 
 
 def _padding(
-    x: Any,
-    kernel: list[int],
-    strides: list[int],
+    x: "torch.Tensor",
+    kernel: Sequence[int],
+    strides: Sequence[int],
     pad_type: str,
-    pad: list[int] | None,
-    dilations: Any,
+    pad: Sequence[int] | None,
+    dilations: Sequence[int],
 ) -> list[int]:
-    """Begin and end of each spatial axis, in MIL's order."""
+    """Return the padding before and behind each spatial axis, in MIL's order."""
     if pad_type == "custom":
         return list(pad or [0] * 2 * len(kernel))
     if pad_type == "valid":
         return [0] * 2 * len(kernel)
-    found: list[int] = []
+    pads: list[int] = []
     for size, width, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True):
         total = max(0, (-(-size // stride) - 1) * stride + (width - 1) * dilation + 1 - size)
         less, more = total // 2, total - total // 2
-        found += (more, less) if pad_type == "same_lower" else (less, more)
-    return found
+        pads += (more, less) if pad_type == "same_lower" else (less, more)
+    return pads
 
 
-def _padded(x: Any, pad: list[int], value: float = 0.0) -> Any:
-    """`x` padded as MIL says it: begin and end of the first spatial axis first, where torch begins with the last."""
+def _padded(x: "torch.Tensor", pad: list[int], value: float = 0.0) -> "torch.Tensor":
+    """Pad `x`; MIL lists the first spatial axis first, and torch the last."""
     from torch.nn import functional
 
     if not any(pad):
@@ -224,15 +262,16 @@ def _padded(x: Any, pad: list[int], value: float = 0.0) -> Any:
 
 
 def _conv(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None" = None,
     strides: list[int] | None = None,
     pad_type: str = "valid",
     pad: list[int] | None = None,
     dilations: list[int] | None = None,
     groups: int = 1,
-) -> Any:
+) -> "torch.Tensor":
+    """Convolve; unequal padding goes before, because torch pads both sides alike."""
     from torch.nn import functional
 
     kernel = weight.shape[2:]
@@ -246,16 +285,17 @@ def _conv(
 
 
 def _conv_transpose(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None" = None,
     pad: list[int] | None = None,
     output_shape: list[int] | None = None,
     pad_type: str = "valid",
     strides: list[int] | None = None,
     dilations: list[int] | None = None,
     groups: int = 1,
-) -> Any:
+) -> "torch.Tensor":
+    """Convolve transposed without padding, then crop to the size that MIL states."""
     from torch.nn import functional
 
     strides, dilations = strides or [1, 1], dilations or [1, 1]
@@ -270,14 +310,15 @@ def _conv_transpose(
 
 
 def _avg_pool(
-    x: Any,
+    x: "torch.Tensor",
     kernel_sizes: list[int],
     strides: list[int] | None = None,
     pad_type: str = "valid",
     pad: list[int] | None = None,
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
-) -> Any:
+) -> "torch.Tensor":
+    """Pool averages; padding counts as zeros unless it is excluded."""
     import torch
     from torch.nn import functional
 
@@ -291,13 +332,14 @@ def _avg_pool(
 
 
 def _max_pool(
-    x: Any,
+    x: "torch.Tensor",
     kernel_sizes: list[int],
     strides: list[int] | None = None,
     pad_type: str = "valid",
     pad: list[int] | None = None,
     ceil_mode: bool = False,
-) -> Any:
+) -> "torch.Tensor":
+    """Pool maxima; padding never wins."""
     from torch.nn import functional
 
     strides = strides or [1] * len(kernel_sizes)
@@ -308,12 +350,13 @@ def _max_pool(
 
 
 def _layer_norm(
-    x: Any,
+    x: "torch.Tensor",
     axes: list[int] | None = None,
-    gamma: Any = None,
-    beta: Any = None,
+    gamma: "torch.Tensor | None" = None,
+    beta: "torch.Tensor | None" = None,
     epsilon: float = 1e-5,
-) -> Any:
+) -> "torch.Tensor":
+    """Normalize over `axes`, over all axes by default."""
     axes = list(axes) if axes is not None else list(range(x.ndim))
     centred = x - x.mean(axes, keepdim=True)
     normal = centred * (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
@@ -323,7 +366,8 @@ def _layer_norm(
     return normal if beta is None else normal + beta.reshape(shape)
 
 
-def _expand_dims(x: Any, axes: list[int]) -> Any:
+def _expand_dims(x: "torch.Tensor", axes: list[int]) -> "torch.Tensor":
+    """Insert axes of size 1 at the positions that they have in the result."""
     rank = x.ndim + len(axes)
     for axis in sorted(axis % rank for axis in axes):
         x = x.unsqueeze(axis)
@@ -331,8 +375,13 @@ def _expand_dims(x: Any, axes: list[int]) -> Any:
 
 
 def _gather(
-    x: Any, indices: Any, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
-) -> Any:
+    x: "torch.Tensor",
+    indices: "torch.Tensor | Sequence[int] | int",
+    axis: int = 0,
+    batch_dims: int = 0,
+    validate_indices: bool = False,
+) -> "torch.Tensor":
+    """Select slices along an axis; negative indices count from the end."""
     import torch
 
     chosen = torch.as_tensor(indices).long()
@@ -341,27 +390,33 @@ def _gather(
     return rows.reshape([*x.shape[:axis], *chosen.shape, *x.shape[axis + 1 :]])
 
 
-def _pad(x: Any, pad: list[int], mode: str = "constant", constant_val: float = 0.0) -> Any:
+def _pad(
+    x: "torch.Tensor", pad: list[int], mode: str = "constant", constant_val: float = 0.0
+) -> "torch.Tensor":
+    """Pad the last axes; MIL lists the first of them first, and torch the last."""
     from torch.nn import functional
 
     pairs = [pad[index : index + 2] for index in range(0, len(pad), 2)]
     flat = [number for pair in reversed(pairs) for number in pair]
     if mode == "constant":
         return functional.pad(x, flat, value=constant_val)
-    while flat[-2:] == [0, 0] and len(flat) > 2:  # torch reflects and replicates spatial axes only
+    # torch reflects and replicates spatial axes only, so unpadded outer axes are left
+    # out.
+    while flat[-2:] == [0, 0] and len(flat) > 2:
         flat = flat[:-2]
     return functional.pad(x, flat, mode="reflect" if mode == "reflect" else "replicate")
 
 
 def _slice_by_index(
-    x: Any,
+    x: "torch.Tensor",
     begin: list[int],
     end: list[int],
     stride: list[int] | None = None,
     begin_mask: list[bool] | None = None,
     end_mask: list[bool] | None = None,
     squeeze_mask: list[bool] | None = None,
-) -> Any:
+) -> "torch.Tensor":
+    """Slice each axis as `begin:end:stride`; a mask opens an end or drops the axis."""
     never = [False] * x.ndim
     begin_mask, end_mask, squeeze_mask = (
         begin_mask or never,
@@ -385,7 +440,26 @@ def _slice_by_index(
     return x.squeeze(tuple(axis for axis in range(x.ndim) if squeeze_mask[axis]))
 
 
-def _indices(chosen: range) -> Any:
+def _upsample_bilinear(
+    x: "torch.Tensor",
+    scale_factor_height: float = 1,
+    scale_factor_width: float = 1,
+    align_corners: bool = True,
+    half_pixel_centers: bool | None = None,
+) -> "torch.Tensor":
+    """Upsample [N, C, H, W]; `check_arguments` has checked `half_pixel_centers`."""
+    from torch.nn import functional
+
+    return functional.interpolate(
+        x,
+        scale_factor=(float(scale_factor_height), float(scale_factor_width)),
+        mode="bilinear",
+        align_corners=align_corners,
+    )
+
+
+def _indices(chosen: range) -> "torch.Tensor":
+    """Return the positions of a range as a tensor."""
     import torch
 
     return torch.tensor(list(chosen), dtype=torch.long)

@@ -1,31 +1,46 @@
-"""The ranges of a Core ML program's values: what leaves fp16 stays fp32, what is quantized needs a scale."""
+"""Measure the ranges of a Core ML program's values.
+
+A value that leaves fp16 stays fp32, and a value that is quantized needs a scale.
+"""
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge_export.exporters.coreml.simulation import Program, Step, pixels
+from dermedge_export.exporters.coreml.simulation import Arguments, Program, Step, pixels
+from dermedge_export.graph.fp16 import LARGEST
 from dermedge_runtime.signature import INPUT
 
-LARGEST = 65504.0  # the largest number in fp16
-MARGIN = 2.0  # other images reach further than those that were looked at
-UNSELECTABLE = ("cast",)  # it follows from the precision of its neighbours
+if TYPE_CHECKING:
+    import torch
+
+MARGIN = 2.0  # other images reach further than the images that were measured
+UNSELECTABLE = ("cast",)  # its precision follows from its neighbours
 
 
 @dataclass
 class Range:
-    """Least and greatest of a value over all images."""
+    """The least and the greatest number of a value over all images.
+
+    Example:
+        >>> import torch
+        >>> seen = Range()
+        >>> seen.widen(torch.tensor([-2.0, 1.0]))
+        >>> seen.widen(torch.tensor([0.0, 1.5]))
+        >>> seen.low, seen.high, seen.reach
+        (-2.0, 1.5, 2.0)
+    """
 
     low: float = math.inf
     high: float = -math.inf
 
-    def widen(self, value: Any) -> None:
-        """Take in what a tensor holds; NaN counts as infinite."""
+    def widen(self, value: "torch.Tensor") -> None:
+        """Include the numbers of a tensor; NaN counts as infinite."""
         low, high = (float(bound) for bound in value.aminmax())
         nan = math.isnan(low) or math.isnan(high)
         self.low, self.high = (
@@ -41,24 +56,30 @@ class Range:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The range of every value by name, and the largest magnitude that an operator passes through by its name.
+    """The range of each value by name, and the largest inner result by operator.
 
-    A norm squares its centred input and a mean is a sum first; both may overflow where input and output do not.
+    A norm squares its centred input, and a mean is a sum first. Both may overflow where
+    input and output do not.
     """
 
     values: Mapping[str, Range]
     inner: Mapping[str, float]
 
 
-def ranges(program: Program, images: NDArray[np.uint8]) -> Ranges:
-    """Ranges over images uint8 [N, S, S, 3], computed in fp32 so that an overflow shows as a number."""
+def measure_ranges(program: Program, images: NDArray[np.uint8]) -> Ranges:
+    """Measure the ranges of a program's values.
+
+    Args:
+        program: The program; it runs in fp32, so that an overflow shows as a number.
+        images: uint8 [N, S, S, 3].
+    """
     import torch
 
     values: defaultdict[str, Range] = defaultdict(Range)
     inner: defaultdict[str, float] = defaultdict(float)
 
-    def note(step: Step, taken: Mapping[str, Any], results: tuple[Any, ...]) -> None:
-        inner[step.name] = max(inner[step.name], _inner(step, taken, results[0]))
+    def note(step: Step, arguments: Arguments, results: "tuple[torch.Tensor, ...]") -> None:
+        inner[step.name] = max(inner[step.name], _inner_peak(step, arguments, results[0]))
         for name, value in zip(step.outputs, results, strict=True):
             values[name].widen(value)
 
@@ -69,11 +90,14 @@ def ranges(program: Program, images: NDArray[np.uint8]) -> Ranges:
     return Ranges(values, inner)
 
 
-def overflowing(program: Program, found: Ranges) -> set[str]:
-    """Names from before the conversion to fp16, of operators and of their outputs, where a number is taken, given or
-    passed through which fp16 cannot hold with a margin. Some passes rename the one, some the other.
+def overflowing(program: Program, ranges: Ranges) -> set[str]:
+    """Return the operators and outputs whose numbers fp16 cannot hold.
+
+    These are numbers that an operator reads, computes on the way, or returns. The names
+    are those from before the conversion to fp16. Both kinds of names are returned,
+    because some passes of coremltools rename the operator and some its output.
     """
-    far = {name for name, value in found.values.items() if value.reach * MARGIN > LARGEST}
+    far = {name for name, value in ranges.values.items() if value.reach * MARGIN > LARGEST}
     return {
         original(name)
         for step in program.steps
@@ -81,21 +105,24 @@ def overflowing(program: Program, found: Ranges) -> set[str]:
         and any(step.half)
         and (
             far.intersection((*step.outputs, *step.inputs))
-            or found.inner[step.name] * MARGIN > LARGEST
+            or ranges.inner[step.name] * MARGIN > LARGEST
         )
         for name in (step.name, *step.outputs)
     }
 
 
 def original(name: str) -> str:
-    """An operator's or output's name before coremltools cast it to fp16."""
+    """Return the name of an operator or output from before the conversion to fp16."""
     return name.replace("_cast_fp16", "")
 
 
-def _inner(step: Step, taken: Mapping[str, Any], result: Any) -> float:
-    x: Any = taken.get("x")
+def _inner_peak(step: Step, arguments: Arguments, result: "torch.Tensor") -> float:
+    """Return the largest magnitude between an operator's input and its result."""
+    x = arguments.get("x")
+    if x is None or isinstance(x, list):
+        return 0.0
     if step.kind in ("layer_norm", "instance_norm"):
-        axes = step.constants.get("axes") or list(range(2, x.ndim))
+        axes = cast("list[int] | None", step.constants.get("axes")) or list(range(2, x.ndim))
         return float((x - x.mean(axes, keepdim=True)).square().max())
     if step.kind in ("l2_norm", "reduce_l2_norm"):
         return float(x.square().max())

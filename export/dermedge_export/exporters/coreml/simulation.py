@@ -1,104 +1,111 @@
-"""A Core ML program without Core ML: read from the file that is shipped, computed in torch, rounded as it says.
+"""Run a Core ML program without Core ML: read its file, compute it with torch.
 
-Core ML exists on Apple's systems only, so what is measured elsewhere is this. The program is taken from the
-.mlpackage, not from the network that it was converted from: compressed weights, operators left in fp32, quantized
-activations and a converter's mistakes are all in what is measured. Every output that the file declares fp16 is rounded
-to fp16; what remains unknown is in which order, and how wide, the accelerator sums.
+Core ML exists only on Apple's systems; on other systems this simulation is measured. It
+takes the program from the .mlpackage, not from the network that was converted. So
+compressed weights, operators left in fp32, quantized activations and mistakes of the
+converter are all part of the measurement. Every output that the file declares fp16 is
+rounded to fp16. The order and the width in which an accelerator sums remain unknown.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from dermedge_export.exporters.coreml.operators import MOVING, Operator, operators
-from dermedge_export.toolchain import quiet
-from dermedge_runtime.errors import UsageError
+from dermedge_export.exporters.coreml.operators import MOVING, Operator, check_arguments
+from dermedge_export.toolchain import silence
 from dermedge_runtime.signature import INPUT
 
-Observe = Callable[["Step", Mapping[str, Any], tuple[Any, ...]], None]
+if TYPE_CHECKING:
+    import torch
+    from coremltools.converters.mil.mil import Function, Operation, Var
+
+# Values that flow into an operator, by parameter: a tensor, or a list of them.
+Arguments: TypeAlias = "Mapping[str, torch.Tensor | list[torch.Tensor]]"
+Observe: TypeAlias = "Callable[[Step, Arguments, tuple[torch.Tensor, ...]], None]"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of a program: what it computes from which values, and what its outputs are called.
+    """An operator of a program with its arguments and the names of its outputs.
 
-    `constants` are bound by parameter; `values` names what flows in, one name or a tuple of them. `half` says which
-    outputs are fp16.
+    `constants` holds plain arguments by parameter. `values` names the tensors that flow
+    in by parameter, one name or a tuple of names. `half` says which outputs are fp16.
     """
 
     kind: str
     name: str
     compute: Operator
-    constants: Mapping[str, Any]
+    constants: Mapping[str, object]
     values: Mapping[str, str | tuple[str, ...]]
     outputs: tuple[str, ...]
     half: tuple[bool, ...]
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of all that flows in."""
-        found: list[str] = []
+        """Names of all tensors that flow in."""
+        inputs: list[str] = []
         for names in self.values.values():
-            found += [names] if isinstance(names, str) else names
-        return tuple(found)
+            inputs += [names] if isinstance(names, str) else names
+        return tuple(inputs)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program's operators in the order of their computation, and its constant values and outputs by name."""
+    """The operators of a program in the order of computation, and its constants."""
 
     steps: tuple[Step, ...]
-    constants: Mapping[str, Any]
+    constants: "Mapping[str, torch.Tensor]"
     outputs: tuple[str, ...]
 
     def run(
-        self, image: Any, *, rounded: bool = True, observe: Observe | None = None
-    ) -> dict[str, Any]:
-        """Outputs [1, ...] of `image`, float32 [1, 3, S, S] of 0..255.
+        self, image: "torch.Tensor", *, rounded: bool = True, observe: "Observe | None" = None
+    ) -> "dict[str, torch.Tensor]":
+        """Return the outputs [1, ...] of one image by name.
 
         Args:
-            image: the torch tensor.
-            rounded: round what the program declares fp16; otherwise everything is fp32.
-            observe: shown every operator with what went in, by parameter, and what came out.
+            image: float32 [1, 3, S, S], 0 to 255.
+            rounded: Round the values that the program declares fp16; otherwise
+                everything is fp32.
+            observe: Receives every operator with its arguments and its results.
         """
         values = {**self.constants, INPUT: image}
         for step in self.steps:
-            taken = {
-                parameter: values[name]
-                if isinstance(name, str)
-                else [values[each] for each in name]
-                for parameter, name in step.values.items()
+            arguments = {
+                parameter: values[names]
+                if isinstance(names, str)
+                else [values[name] for name in names]
+                for parameter, names in step.values.items()
             }
-            found = step.compute(**taken, **step.constants)
-            results = (
-                (found,)
-                if len(step.outputs) == 1 and not isinstance(found, (tuple, list))
-                else tuple(found)
-            )
+            computed = step.compute(**arguments, **step.constants)
+            single = not isinstance(computed, (tuple, list))
+            results = (computed,) if single else tuple(computed)
             if observe is not None:
-                observe(step, taken, results)
+                observe(step, arguments, results)
             for name, value, half in zip(step.outputs, results, step.half, strict=True):
-                values[name] = (
-                    value.half().float() if rounded and half and step.kind not in MOVING else value
-                )
+                round_it = rounded and half and step.kind not in MOVING
+                values[name] = value.half().float() if round_it else value
         return {name: values[name] for name in self.outputs}
 
 
 def read_program(files: Mapping[str, bytes]) -> Program:
-    """The program in an .mlpackage, given as path inside the package -> content.
+    """Read the program of an .mlpackage.
+
+    Args:
+        files: The content of the package's files by path inside the package.
 
     Raises:
-        UsageError: the program has an operator that is not known here.
+        UsageError: The simulation lacks an operator of the program, or an argument's
+            value.
     """
     import coremltools
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    with tempfile.TemporaryDirectory(prefix="dermedge-") as folder, quiet():
+    with tempfile.TemporaryDirectory(prefix="dermedge-") as folder, silence():
         package = Path(folder) / "model.mlpackage"
         for name, content in files.items():
             (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,13 +113,16 @@ def read_program(files: Mapping[str, bytes]) -> Program:
         model = coremltools.models.MLModel(str(package), skip_model_load=True)
         spec = model.get_spec()
         read = load(spec, spec.specificationVersion, model.weights_dir)
-    return _program(read.functions["main"])
+    return _convert_program(read.functions["main"])
 
 
-def simulated_run(
+def simulated_runner(
     program: Program,
 ) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
-    """The program as a function from uint8 [N, S, S, 3] to float32 outputs [N, ...] by task, one image at a time."""
+    """Return a function from uint8 [N, S, S, 3] to float32 outputs [N, ...] by task.
+
+    Images run one at a time.
+    """
     import torch
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -125,8 +135,8 @@ def simulated_run(
     return run
 
 
-def pixels(images: NDArray[np.uint8]) -> Iterator[Any]:
-    """Images uint8 [N, S, S, 3] as Core ML hands them over, one by one: float32 tensors [1, 3, S, S] of 0..255."""
+def pixels(images: NDArray[np.uint8]) -> "Iterator[torch.Tensor]":
+    """Yield images uint8 [N, S, S, 3] as float32 [1, 3, S, S], 0 to 255."""
     import torch
 
     for image in images:
@@ -135,41 +145,44 @@ def pixels(images: NDArray[np.uint8]) -> Iterator[Any]:
         )
 
 
-def _program(function: Any) -> Program:
-    constants: dict[str, Any] = {}
+def _convert_program(function: "Function") -> Program:
+    """Return a program of coremltools as steps; compressed weights are decompressed."""
+    constants: dict[str, torch.Tensor] = {}
     steps = []
     for operation in function.operations:
         if operation.op_type == "const":
-            constants[operation.outputs[0].name] = _tensor(operation.outputs[0].val)
+            # Text describes an operator, so no operator reads it as a tensor.
+            if np.asarray(operation.outputs[0].val).dtype.kind not in "USO":
+                constants[operation.outputs[0].name] = _to_tensor(operation.outputs[0].val)
         elif operation.op_type.startswith("constexpr_"):
-            constants[operation.outputs[0].name] = _tensor(operation.materialized_val_inference())
+            value = operation.materialized_val_inference()
+            constants[operation.outputs[0].name] = _to_tensor(value)
         else:
-            steps.append(_step(operation))
+            steps.append(_convert_step(operation))
     used = {name for step in steps for name in step.inputs}
     kept = {name: value for name, value in constants.items() if name in used}
     return Program(tuple(steps), kept, tuple(output.name for output in function.outputs))
 
 
-def _step(operation: Any) -> Step:
-    known = operators()
-    if operation.op_type not in known:
-        raise UsageError(
-            f"Operator {operation.op_type!r} of Core ML is not simulated, so nobody could tell whether the artifact is "
-            "still the same model: export for android or cpu, or take another backbone."
-        )
-    constants: dict[str, Any] = {}
+def _convert_step(operation: "Operation") -> Step:
+    """Return an operation of coremltools as a step.
+
+    Raises:
+        UsageError: The simulation lacks the operator, or an argument's value.
+    """
+    constants: dict[str, object] = {}
     values: dict[str, str | tuple[str, ...]] = {}
     for parameter, variable in operation.inputs.items():
         if isinstance(variable, (tuple, list)):
             values[parameter] = tuple(each.name for each in variable)
         elif _describes(parameter, variable):
-            constants[parameter] = _plain(variable.val)
+            constants[parameter] = _to_plain(variable.val)
         else:
             values[parameter] = variable.name
     return Step(
         kind=operation.op_type,
         name=operation.name,
-        compute=known[operation.op_type],
+        compute=check_arguments(operation.op_type, operation.name, {**values, **constants}),
         constants=constants,
         values=values,
         outputs=tuple(output.name for output in operation.outputs),
@@ -177,23 +190,23 @@ def _step(operation: Any) -> Step:
     )
 
 
-def _describes(parameter: str, variable: Any) -> bool:
-    """Whether a constant says how to compute (a stride, a mode) rather than being computed with (a weight)."""
+def _describes(parameter: str, variable: "Var") -> bool:
+    """Return whether a constant describes the operator (a stride, a mode).
+
+    Other constants, such as weights, are computed with.
+    """
     if variable.val is None or parameter in ("x", "y", "indices"):
         return False
     return np.ndim(variable.val) == 0 or np.asarray(variable.val).dtype.kind != "f"
 
 
-def _plain(value: Any) -> Any:
-    """A constant as plain numbers and lists."""
+def _to_plain(value: object) -> object:
+    """Return a constant as plain numbers, lists and strings."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _tensor(value: Any) -> Any:
-    """A constant as a float32 tensor, or as it is where it is text."""
+def _to_tensor(value: ArrayLike) -> "torch.Tensor":
+    """Return a constant as a float32 tensor."""
     import torch
 
-    array = np.asarray(value)
-    return (
-        value if array.dtype.kind in "USO" else torch.from_numpy(np.array(array, dtype=np.float32))
-    )
+    return torch.from_numpy(np.array(value, dtype=np.float32))
