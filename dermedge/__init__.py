@@ -132,18 +132,25 @@ else:
         ),
         "dermedge_runtime.verify": ("verify",),
     }
-    from dermedge_runtime.lazy import lazy_names
-
-    _load, __dir__ = lazy_names(__name__, _MODULES)
+    _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
     def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'dermedge' has no attribute {name!r}")
+        from importlib import import_module
+
         try:
-            return _load(name)
+            value = getattr(import_module(_HOMES[name]), name)
         except ModuleNotFoundError as error:
             from dermedge.workflows.extras import missing_extra
 
             # `check_data` belongs to the verb `data`, `import_teacher` to `teacher`.
             raise missing_extra(error, name, name.rpartition("_")[2]) or error from error
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 __all__ = [

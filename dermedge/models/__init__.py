@@ -10,19 +10,24 @@ if TYPE_CHECKING:
     from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
     from dermedge.models.network import Network
 else:
-    from dermedge_runtime.lazy import lazy_names
+    _HOMES = {
+        "Network": "network",
+        "TrainedModel": "model_folder",
+        "load_model_folder": "model_folder",
+        "save_model_folder": "model_folder",
+    }
 
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "dermedge.models.model_folder": (
-                "TrainedModel",
-                "load_model_folder",
-                "save_model_folder",
-            ),
-            "dermedge.models.network": ("Network",),
-        },
-    )
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'dermedge.models' has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"dermedge.models.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 __all__ = ["Network", "TrainedModel", "load_model_folder", "save_model_folder"]

@@ -148,10 +148,10 @@ def join_registers(weights: Weights) -> Weights:
 # `blocks.CHUNK.INDEX`, where the index counts through all chunks. The giant has a
 # SwiGLU of w12 and w3. Sources: Oquab et al., 2023; registers: Darcet et al., 2023.
 # Tested on synthetic files of these layouts, against a forward pass written from the
-# architecture.
-# Without registers, DINOv2 resizes positions with an offset of 0.1; with registers, it
-# resizes with antialiasing (`interpolate_offset` and `interpolate_antialias` of its
-# vision transformer; facebookresearch/dinov2#378 discusses the offset).
+# architecture. Without registers, DINOv2 resizes positions with an offset of 0.1; with
+# registers, it resizes with antialiasing (https://github.com/facebookresearch/dinov2,
+# the arguments `interpolate_offset` and `interpolate_antialias` of its vision
+# transformer).
 DINOV2 = Format(
     name="dinov2",
     branches=("teacher", "teacher_ema", "model_ema", "ema", "", "student"),

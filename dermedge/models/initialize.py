@@ -255,8 +255,9 @@ def prune(wide: nn.Module, narrower: nn.Module, size: int) -> None:
     try:
         with warnings.catch_warnings():
             # Torch-Pruning warns that it prunes the last dimension of parameters
-            # outside of modules, such as a class token. That dimension is the width,
-            # so this is right: https://github.com/VainF/Torch-Pruning/issues/167
+            # outside of modules, such as a class token. That dimension is the width, so
+            # this is right (https://github.com/VainF/Torch-Pruning,
+            # `_detect_unwrapped_parameters`).
             warnings.filterwarnings("ignore", "Unwrapped parameters", UserWarning)
             graph = tp.DependencyGraph().build_dependency(wide, torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Record a training run in `run.json`, and recognise a run that a folder holds."""
+"""`run.json`: what a training was asked, what it saw, what came out; and whether a folder already holds that run."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dermedge.models.folder_metadata import Role
 from dermedge.models.model_folder import TrainedModel, load_model_folder
@@ -18,10 +18,6 @@ from dermedge_runtime.canonical_json import canonical_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_write, sha256_hex
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-# Their versions are recorded: each can change what a training computes.
 PACKAGES = (
     "dermedge",
     "torch",
@@ -39,25 +35,7 @@ CACHE = "cache"
 
 @dataclass
 class RunRecord:
-    """One training run in one folder: opened before the work, closed after it.
-
-    Attributes:
-        folder: Folder of the run.
-        command: Name of the command.
-        role: Role of the model that is trained.
-        settings: Everything that determines the result, data and initial weights
-            included.
-        images: Digest of the image files.
-        started: Start of the run on the monotonic clock; earlier attempts count.
-        cpu_started: The same in CPU seconds.
-
-    Example:
-        >>> settings = {"seed": 0}
-        >>> run = RunRecord(Path("run"), "finetune", "teacher", settings, "")
-        >>> run.open(overwrite=False)
-        >>> read_json(Path("run/run.json"), DataError)["finished"]
-        False
-    """
+    """One training in one folder: opened before the work, closed after it. `images` identifies the image files."""
 
     folder: Path
     command: str
@@ -73,38 +51,31 @@ class RunRecord:
         return sha256_hex(canonical_json({"command": self.command, **self.settings}))
 
     def finished(self, *, overwrite: bool) -> TrainedModel | None:
-        """Return the model of this run if the folder holds it, or None.
-
-        Args:
-            overwrite: Ignore what the folder holds.
+        """The model that this very run left here earlier, or None if there is work to do. Nothing is written.
 
         Raises:
-            UsageError: The folder holds another run, and `overwrite` is false.
+            UsageError: the folder holds another run, and `overwrite` is not given.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder} is a file. Choose a folder with -o.")
+            raise UsageError(f"{self.folder} is a file: choose a folder with -o.")
         if overwrite:
             return None
         earlier = self._earlier()
         if earlier is not None and earlier.get("finished"):
             return load_model_folder(self.folder)
-        # A kill in the first write leaves an unfinished run.json under a hidden name.
-        others = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
-        if earlier is None and others:
+        # A kill in the very first write leaves an unfinished run.json under a hidden name.
+        found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
+        if earlier is None and found:
             raise UsageError(
-                f"{self.folder} already holds {self._describe_other()}. Choose another folder, or "
+                f"{self.folder} already holds {self._describe_other()}: choose another folder, or "
                 "pass --overwrite."
             )
         return None
 
     def open(self, *, overwrite: bool) -> None:
-        """Claim the folder by writing an unfinished `run.json`.
-
-        Args:
-            overwrite: Start from the beginning, even if the folder holds this run.
+        """Claim the folder. What another run left goes first, so that no kill mixes the two; a killed run's own
+        checkpoint and cache stay.
         """
-        # Files of another run are deleted first, so that no kill can mix two runs. The
-        # checkpoint and the cache of this run stay: a killed run continues from them.
         earlier = None if overwrite else self._earlier()
         if earlier is None:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -118,12 +89,7 @@ class RunRecord:
             (self.folder / name).unlink(missing_ok=True)
 
     def write(self, *, finished: bool, **results: Any) -> None:
-        """Write `run.json`.
-
-        Args:
-            finished: False while the run works, so that a killed run is recognised.
-            results: Further entries.
-        """
+        """Write run.json; what a kill leaves says `finished: false`."""
         data = {
             "schema": "dermedge.run/1",
             "command": self.command,
@@ -142,19 +108,16 @@ class RunRecord:
             self.folder / RUN, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
         )
 
-    def close(self, outcome: "DataclassInstance", **results: Any) -> None:
-        """Record the results, and delete the checkpoint and the cache.
-
-        Args:
-            outcome: Its fields become entries of `run.json`.
-            results: Further entries.
+    def close(self, outcome: Any, **results: Any) -> None:
+        """Record the results, the fields of the dataclass `outcome` among them, and delete what only a resumed run
+        needs.
         """
         self.write(finished=True, **asdict(outcome), **results)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         shutil.rmtree(self.folder / CACHE, ignore_errors=True)
 
     def _describe_other(self) -> str:
-        """Describe the run that the folder holds, by the settings that differ."""
+        """Return the contents of a folder that holds another run, with the settings that differ."""
         path = self.folder / RUN
         data = read_json(path, DataError) if path.is_file() else None
         if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
@@ -171,7 +134,7 @@ class RunRecord:
         return f"another run ({'; '.join(changes[:4])}{more})"
 
     def _earlier(self) -> dict[str, Any] | None:
-        """Return the record of this run, if the folder holds it."""
+        """The record of this very run, if the folder holds it."""
         path = self.folder / RUN
         data = read_json(path, DataError) if path.is_file() else None
         if not isinstance(data, dict) or data.get("fingerprint") != self.fingerprint:
@@ -182,12 +145,10 @@ class RunRecord:
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield settings that differ between two runs: (name, value there, value here).
+    """Yield the settings that differ between two runs, as (name, value there, value here).
 
-    Example:
-        >>> there = {"seed": 0, "recipe": {"lr": 0.1}}
-        >>> list(differences(there, {"seed": 0, "recipe": {"lr": 0.2}}))
-        [('recipe.lr', '0.1', '0.2')]
+    >>> list(differences({"seed": 0, "recipe": {"lr": 0.1}}, {"seed": 0, "recipe": {"lr": 0.2}}))
+    [('recipe.lr', '0.1', '0.2')]
     """
     for name in dict.fromkeys((*here, *there)):
         old, new = there.get(name), here.get(name)

@@ -328,9 +328,9 @@ def make_augmentation(size: int) -> Transform:
     Args:
         size: Side of the output in pixels.
     """
-    # Importing albumentations contacts the network to look for a newer version. Its
-    # authors advise libraries to switch that off, until a release drops the check:
-    # https://github.com/albumentations-team/albumentations/issues/2206
+    # Without this, importing albumentations asks the network for its newest version.
+    # Upstream: https://github.com/albumentations-team/albumentations
+    # (NO_ALBUMENTATIONS_UPDATE).
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
     import cv2

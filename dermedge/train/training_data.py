@@ -140,7 +140,7 @@ class TrainingData:
         return prefetch(make_batch, self.batch_rows(epoch))
 
     def log_prior(self, *, balance: bool) -> Tensor:
-        """Return log frequencies of train diagnoses [K]; zeros without `balance`."""
+        """Return log frequencies of the train diagnoses [K]; zeros without `balance`."""
         diagnosis = self.spec.diagnosis
         classes = len(diagnosis.labels) if diagnosis else 0
         if not balance:

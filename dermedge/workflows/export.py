@@ -171,7 +171,6 @@ def export_all(
     errors: dict[str, DermedgeError] = {}
     for target in targets:
         steps.start(target if len(targets) > 1 else "")
-        # One target may need a toolchain that is missing here; the others go on.
         try:
             bundles.append(session.export(target, out))
         except DermedgeError as error:
@@ -210,7 +209,6 @@ def find_model(path: Path | str) -> Path:
 
 def folder_beside(model: Path) -> Path:
     """Return the folder that contains a model folder, also for `.` and `..`."""
-    # Path.parent of "." is "." itself, and resolve() would print an absolute path.
     return Path(os.path.normpath(model / ".."))
 
 

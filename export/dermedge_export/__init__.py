@@ -25,30 +25,38 @@ if TYPE_CHECKING:
     from dermedge_export.parity.evaluator import EvaluationData, ParityEvaluator
     from dermedge_export.target import TARGETS, Target, all_targets, find_target
 else:
-    from dermedge_runtime.lazy import lazy_names
+    _HOMES = {
+        "build": ("DeviceReport", "LabelledImages", "build_engine"),
+        "calibration": ("Calibration",),
+        "candidate": ("Candidate", "list_candidates", "select_candidates"),
+        "context": (
+            "BuiltArtifact",
+            "ExportContext",
+            "Exportable",
+            "Exporter",
+            "Retrain",
+            "Simulation",
+        ),
+        "debug": ("DebugReport", "NodeDrift", "debug_parity"),
+        "export": ("ExportSession",),
+        "exporters.registry": ("EXPORTERS", "find_exporter"),
+        "options": ("ExportOptions",),
+        "parity.evaluator": ("EvaluationData", "ParityEvaluator"),
+        "target": ("TARGETS", "Target", "all_targets", "find_target"),
+    }
 
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "dermedge_export.build": ("DeviceReport", "LabelledImages", "build_engine"),
-            "dermedge_export.calibration": ("Calibration",),
-            "dermedge_export.candidate": ("Candidate", "list_candidates", "select_candidates"),
-            "dermedge_export.context": (
-                "BuiltArtifact",
-                "ExportContext",
-                "Exportable",
-                "Exporter",
-                "Retrain",
-                "Simulation",
-            ),
-            "dermedge_export.debug": ("DebugReport", "NodeDrift", "debug_parity"),
-            "dermedge_export.export": ("ExportSession",),
-            "dermedge_export.exporters.registry": ("EXPORTERS", "find_exporter"),
-            "dermedge_export.options": ("ExportOptions",),
-            "dermedge_export.parity.evaluator": ("EvaluationData", "ParityEvaluator"),
-            "dermedge_export.target": ("TARGETS", "Target", "all_targets", "find_target"),
-        },
-    )
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                from importlib import import_module
+
+                value = getattr(import_module(f"dermedge_export.{home}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module 'dermedge_export' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 __all__ = [

@@ -143,14 +143,11 @@ def build_engine(
             f"{opened.path} needs no engine: its {opened.artifact.format} artifact runs as it is. "
             "Give a bundle that was exported for a jetson target."
         )
-    # Read the predictions first: a build takes minutes, and without them it is in vain.
     reference = _read_reference(opened) if images is not None else None
     machine = machine or TensorRt.open(opened.path)
     file, engine = _load_or_build(opened, machine, workspace_mb, rebuild, report_step)
     runtime = TensorRtRuntime(engine, opened.spec, machine.version)
     try:
-        # TensorRT may silently fall back to fp32, so the precision is read from the
-        # engine.
         precision = read_precision(engine.layers(), opened.artifact.precision)
         report_step("verifying")
         checks = verify(opened, runtime=runtime)
@@ -163,8 +160,6 @@ def build_engine(
         latency = _measure_latency(opened, runtime)
     finally:
         runtime.close()
-    # The record is written in any case: the runtime refuses an engine whose record
-    # failed.
     failed = "failed" in (checks.status, compared.status)
     report = DeviceReport(
         bundle=opened.id,
@@ -214,7 +209,6 @@ def _load_or_build(
             if file is not None:
                 return file, machine.load(read_plan(bundle.path, file))
         except EngineError as error:
-            # A damaged or foreign engine file is not an error; it is built again.
             report_step(f"building again: {error}")
     report_step(
         f"building for {machine.gpu.name} with TensorRT {machine.version}; this takes minutes"
@@ -250,8 +244,6 @@ class _Tables:
 
 def _image_tables(reference: Reference, images: LabelledImages, run: Run) -> _Tables:
     """Return the predictions on those test images that the student has predicted."""
-    # The device may hold only some of the test images, in another order. The sha256 of
-    # each file finds its row in the predictions that the bundle carries.
     places = reference.locate(images.digests("test"))
     known = places >= 0
     if not known.any():
@@ -311,7 +303,6 @@ def _measure_latency(bundle: Bundle, runtime: TensorRtRuntime) -> Percentiles:
     """Return the latency of one image, with its copies to and from the GPU."""
     image = bundle.golden()[0].tensor[None]
     taken = []
-    # The first calls include lazy initialization of the GPU.
     for _ in range(WARMUP + RUNS):
         start = perf_counter()
         runtime.run(image)

@@ -15,7 +15,6 @@ from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Json, Preprocess
 
-# Images that a data set contributes, and the fewest that an export accepts.
 COUNT = 300
 MINIMUM = 32
 SYNTHETIC_COUNT = 64
@@ -109,7 +108,6 @@ def check_calibration(
             f"{name} has only {len(calibration)} calibration images; {MINIMUM} are needed. "
             "Add train images, or export in fp32, which needs none."
         )
-    # Unlabelled images may be of any class, so only a fully labelled set is refused.
     known = [label for label, count in calibration.classes.items() if count]
     if len(known) == 1 and sum(calibration.classes.values()) == len(calibration):
         raise DataError(
@@ -128,8 +126,6 @@ def balanced_choice(labels: Sequence[str], count: int) -> list[int]:
         labels: Label of each row.
         count: Largest number of rows.
     """
-    # A fixed seed selects the same images, and so the same artifact, for the same
-    # table.
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
     rows: dict[str, list[int]] = {}

@@ -102,7 +102,6 @@ def select_candidates(
             f"{advice} another precision of {', '.join(target.precisions)}."
         )
     if precision is None:
-        # Reversed, so that the first candidate of each precision is the one that stays.
         first = {candidate.precision: candidate for candidate in reversed(selected)}
         return [first[name] for name in target.precisions if name in first]
     return selected
@@ -120,8 +119,6 @@ def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     seven_bits = {"reduce_range": ranges["reduce_range"]}
     candidates = [Candidate("fp32", "onnx")]
     if target.native:
-        # OpenVINO is a candidate only where this machine is the device: other targets
-        # run ONNX.
         candidates.append(Candidate("fp32", "openvino"))
         if {"avx512_bf16", "amx_bf16"} & set(flags):
             candidates.append(Candidate("bf16", "openvino"))

@@ -145,8 +145,6 @@ class ExportContext:
             key: Name of the value; every input that the value depends on belongs in it.
             make: Function that computes the value.
         """
-        # Candidates of one session share traces, ranges and sensitivities: computing
-        # these takes most of the time of an export.
         if key not in self._cache:
             self._cache[key] = make()
         value: T = self._cache[key]
@@ -156,8 +154,8 @@ class ExportContext:
 class Exporter(Protocol):
     """A function that builds artifacts in one format.
 
-    Each exporter has its own file. It is named in `EXPORTERS` of
-    `exporters/registry.py`, or by an entry point in the group `dermedge.exporters`.
+    Each exporter has its own file. It is named in `EXPORTERS` of `exporters/registry.py`,
+    or by an entry point in the group `dermedge.exporters`.
     """
 
     def __call__(
@@ -193,7 +191,6 @@ def module_runner(module: "nn.Module") -> Run:
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
-            # torch cannot wrap an array with negative strides, such as a flipped image.
             outputs = module(torch.from_numpy(np.ascontiguousarray(images)))
         return {name: output.float().numpy() for name, output in outputs.items()}
 

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.context import Exportable, ExportContext
-from dermedge_export.graph.inspect import InspectableGraph, Node, inspect_bundle, inspect_onnx
-from dermedge_export.graph.noise import (
-    CEILING,
-    WEIGHTED_OPS,
-    compare_tensors,
-    compare_weights,
-    decibels,
+from dermedge_export.graph.inspect import (
+    InspectableGraph,
+    Node,
+    ProbeTensors,
+    inspect_bundle,
+    inspect_onnx,
 )
 from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
@@ -25,7 +24,9 @@ from dermedge_runtime.errors import UsageError
 from dermedge_runtime.preprocess import preprocess
 
 THRESHOLD = 20.0  # dB: the noise has a tenth of the signal's amplitude
+CEILING = 150.0  # dB: more than float32 can resolve
 LESIONS = 4
+WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ROUNDING_OPS = ("Cast", "DequantizeLinear", "FakeQuantize", "QuantizeLinear")
 
 
@@ -133,19 +134,17 @@ def debug_parity(
     candidate = inspect_bundle(bundle)
     student = inspect_onnx(_student_graph(bundle, against))
     images = _default_images(bundle) if images is None else images
-    # The tensor after a rounding step is compared, because its consumers read that one.
     pairs = _match_tensors(bundle, student, candidate, images[:1])
     probes = (
         student.probe_tensors([pair.tensor for pair in pairs]),
         candidate.probe_tensors([pair.rounded for pair in pairs]),
     )
-    ratios, peaks = compare_tensors(*probes, images)
+    ratios, peaks = _compare_tensors(*probes, images)
     drifts = _node_drifts(pairs, candidate, ratios, peaks)
     first = next((drift for drift in drifts if drift.snr_db < threshold), None)
-    # Nodes at the ceiling add no measurable noise.
     noisy = [drift for drift in drifts if drift.own_db < CEILING]
     worst = sorted(noisy, key=lambda drift: drift.own_db)[:nodes]
-    weights = compare_weights(
+    weights = _compare_weights(
         student,
         candidate,
         [drift.node for drift in (*worst, *([first] if first else []))],
@@ -237,8 +236,6 @@ def _match_tensors(
         )
         for name in common
     ]
-    # Run one image through both graphs, because shapes and types of intermediate
-    # tensors are not stored in them.
     values = (
         student.probe_tensors(common)(image),
         candidate.probe_tensors([pair.rounded for pair in pairs])(image),
@@ -274,6 +271,43 @@ def _find_producer(
     return node if node.name in known else replace(node, name=own.name, op=own.op)
 
 
+def _compare_tensors(
+    student: ProbeTensors, candidate: ProbeTensors, images: NDArray[np.uint8]
+) -> tuple[list[float], list[float | None]]:
+    """Return the signal-to-noise ratio in dB and the largest difference per tensor.
+
+    The tensors of only one image are in memory at a time.
+    """
+    sums: list[Any] = []
+    for image in images:
+        rows = [
+            _powers(*values)
+            for values in zip(student(image[None]), candidate(image[None]), strict=True)
+        ]
+        sums.append(rows)
+    table = np.array(sums)
+    ratios = [_decibels(signal, noise) for signal, noise in table[:, :, :2].sum(axis=0)]
+    peaks = table[:, :, 2].max(axis=0)
+    return ratios, [float(peak) if np.isfinite(peak) else None for peak in peaks]
+
+
+def _powers(reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float, float]:
+    """Return the powers of signal and noise, and the largest absolute difference."""
+    signal = reference.astype(np.float64).ravel()
+    with np.errstate(invalid="ignore"):
+        noise = candidate.astype(np.float64).ravel() - signal
+    return float(signal @ signal), float(noise @ noise), float(np.abs(noise).max(initial=0.0))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    """Return a ratio of powers in dB within -150..150; infinite noise gives -150."""
+    if not np.isfinite(noise):
+        return -CEILING
+    tiny = np.finfo(np.float64).tiny
+    ratio = 10 * (np.log10(max(signal, tiny)) - np.log10(max(noise, tiny)))
+    return float(np.clip(ratio, -CEILING, CEILING))
+
+
 def _node_drifts(
     pairs: Sequence[_Pair],
     candidate: InspectableGraph,
@@ -299,7 +333,7 @@ def _node_drifts(
                 tensor=pair.tensor,
                 snr_db=ratio,
                 inherited_db=inherited,
-                own_db=decibels(1.0, max(added, 0.0)),
+                own_db=_decibels(1.0, max(added, 0.0)),
                 weights_db=None,
                 max_abs=peak,
                 quantized=bool(rounded & set(pair.producer.inputs)),
@@ -320,3 +354,35 @@ def _sources(node: Node, producers: Mapping[str, Node], compared: Collection[str
             visited.add(name)
             pending += producers[name].inputs
     return sources
+
+
+def _compare_weights(
+    student: InspectableGraph,
+    candidate: InspectableGraph,
+    nodes: Sequence[str],
+    image: NDArray[np.uint8],
+) -> dict[str, float]:
+    """Return the signal-to-noise ratio in dB of the weights of the named nodes.
+
+    Nodes without weights in both graphs are left out.
+    """
+    ours = {node.name: node for node in student.nodes}
+    theirs = {node.name: node for node in candidate.nodes if candidate.constants}
+    stored = {}
+    for name in dict.fromkeys(nodes):
+        ranks = [len(student.constants.get(of, ())) for of in ours[name].inputs]
+        place = next(
+            (i for i, rank in enumerate(ranks) if rank > 1 and ours[name].op in WEIGHTED_OPS), None
+        )
+        if place is not None and name in theirs:
+            stored[name] = ours[name].inputs[place], theirs[name].inputs[place]
+    if not stored:
+        return {}
+    first, second = zip(*stored.values(), strict=True)
+    values = zip(
+        stored,
+        student.probe_tensors(first)(image),
+        candidate.probe_tensors(second)(image),
+        strict=True,
+    )
+    return {name: _decibels(*_powers(a, b)[:2]) for name, a, b in values if a.shape == b.shape}

@@ -138,17 +138,13 @@ class ExportSession:
         """
         target = target if isinstance(target, Target) else find_target(target)
         options = self.options
-        # int8 candidates depend on the instruction set, so the flags of this CPU count.
         candidates = select_candidates(
             target, options.precision, options.engine, describe_device()["flags"].split()
         )
         path = Path(out) / f"{self.context.spec.name}-{target.name}.dermedge"
-        # An export may take minutes: refuse an existing bundle before, not after it.
         check_free(path, overwrite=options.overwrite, marker=MANIFEST)
         path.parent.mkdir(parents=True, exist_ok=True)
         delete_leftovers(path)
-        # The staging folder lies beside the bundle, so that one rename moves it into
-        # place.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             staged = StagedBundles(
                 self.context,
@@ -260,8 +256,6 @@ class ExportSession:
     def _training_images(self, selection: Selection) -> list[str]:
         """Return the sorted sha256 of every image that the artifact was trained on."""
         images, data = set(self.training_images), self.evaluator.data
-        # Quantization-aware training saw all images of its table, val for early
-        # stopping.
         if data is not None and selection.built.artifact.details.get("method") == "qat":
             retrained = [*data.digests("train"), *data.digests("val")]
             check_leakage(data, retrained)
@@ -339,7 +333,6 @@ def _parity_entries(result: _TestResult, target: Target, name: str) -> dict[str,
         "hardware": report.hardware,
         "report": PARITY_REPORT,
     }
-    # A failed artifact gets here only if the caller allowed it; the manifest says so.
     if result.failures:
         entry["allowed_failures"] = result.failures
     if target.native:

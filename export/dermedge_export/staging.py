@@ -58,7 +58,6 @@ class StagedBundles:
             return
         # This machine may not have the device's engine; the target names a replacement.
         engine = self.target.host if built.artifact.format == self.target.format else None
-        # A draft bundle is enough for the runtime: it reads the artifact and the spec.
         with (
             tempfile.TemporaryDirectory(dir=self.folder) as folder,
             load(

@@ -249,7 +249,7 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
     assert "data check" in message
     ran = dermedge("data", "check", table)
     assert ran.code == 1
-    assert "error: 1 image cannot be read" in ran.out
+    assert "error: 1 images cannot be read" in ran.out
     assert "images/3.png" in ran.out
 
 
@@ -274,7 +274,7 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
         (("bench", TOY, "--runs", "many"), "'many' is not a valid integer"),
         (
             ("data", "add", "csv", "x", "-o", "out", "--column", "dx"),
-            "'dx' does not have the form KEY=VALUE",
+            "'dx' is not of the form KEY=VALUE",
         ),
     ],
     ids=lambda value: (
@@ -335,7 +335,7 @@ def test_a_bundle_is_not_exported_again(bundle: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     message = refused(dermedge("export", bundle, "--target", "web", "-o", tmp_path / "out"), 2)
     assert "is a bundle for cpu" in message
-    assert "the model 'toy'" in message
+    assert "student 'toy'" in message
     assert snapshot(tmp_path) == before
 
 

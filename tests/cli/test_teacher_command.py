@@ -1,4 +1,4 @@
-"""`dermedge teacher import` on the command line."""
+"""`dermedge teacher import` as it is typed."""
 
 import inspect
 import json
@@ -47,12 +47,9 @@ def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
         *command, "--size", "42", "--pos-embed", "bicubic", "--licence", "mine", "--json"
     )
     assert done.code == 0, done.err
-    printed = done.json()
-    assert (printed["weights of"], printed["positions"]) == (
-        "teacher.backbone",
-        "resized (bicubic)",
-    )
-    assert printed["dropped tensors"] == "1 of mask_token, 1 of teacher.dino_head"
+    said = done.json()
+    assert (said["weights of"], said["positions"]) == ("teacher.backbone", "resized (bicubic)")
+    assert said["dropped tensors"] == "1 of mask_token, 1 of teacher.dino_head"
     teacher = load_model_folder(tmp_path / "teacher")
     assert teacher.spec.preprocess.size == 42
     assert teacher.spec.lineage["teacher"]["licence"] == "mine"
@@ -65,7 +62,7 @@ def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
     assert "positions        as they were" in again.out
 
 
-def test_a_failed_import_is_one_line(tmp_path, checkpoint):
+def test_what_cannot_be_imported_is_one_line(tmp_path, checkpoint):
     before = snapshot(tmp_path)
     out = ("-o", tmp_path / "teacher")
     deeper = (*NET, *ARGS, "--backbone-arg", "depth=5")
@@ -84,7 +81,7 @@ def test_a_failed_import_is_one_line(tmp_path, checkpoint):
     assert snapshot(tmp_path) == before
 
 
-def test_the_options_are_the_keywords_of_the_function():
+def test_the_command_offers_what_the_function_knows():
     options = {option.name: option for option in import_command.params}
     assert sorted(options["format"].type.choices) == sorted(FORMATS)
     assert tuple(options["pos_embed"].type.choices) == tuple(RESIZES)

@@ -1,4 +1,4 @@
-"""`finetune`, `distill` and `export` on the command line."""
+"""`finetune`, `distill` and `export` as they are typed."""
 
 import json
 

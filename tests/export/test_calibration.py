@@ -65,7 +65,7 @@ def test_lesions_for_calibration_do_not_measure_agreement() -> None:
         seen.extend(image.tobytes() for image in images)
         return {"diagnosis": np.zeros((len(images), 2), np.float32)}
 
-    predict_synthetic(run, ParityEvaluator(Spec("toy", "1", (), spec), run, None)._lesions)
+    predict_synthetic(run, ParityEvaluator(Spec("toy", "1", (), spec), run, None).lesions)
     calibration = synthetic_calibration(spec, 16)
     assert calibration.split == "procedural"
     assert not {image.tobytes() for image in calibration.images} & set(seen)

@@ -472,8 +472,8 @@ class TestKill:
             os.utime(out / name, (long_ago, long_ago))
         made = export_model(student, "prebuilt", out, data=evaluation_data)
         assert verify(made).status == "passed"
-        # A young folder may belong to another export; a bundle that was renamed aside
-        # may be the only copy.
+        # A young folder may belong to another export; a bundle that was renamed aside may be
+        # the only copy.
         assert hidden(out) == sorted([left[0], bystander.name, aside.name])
 
     def test_the_old_bundle_stays_whole_until_the_new_one_is(

@@ -24,6 +24,7 @@ def report(*limits):
 
 
 def test_the_table_of_limits():
+    """The limits are a contract: a change here must be meant."""
     table = {
         name: tuple(row[precision] for precision in ("fp32", "fp16", "int8"))
         for name, row in LIMITS.items()
@@ -43,6 +44,23 @@ def test_the_table_of_limits():
         "dice": (0.001, 0.005, 0.01),
         "embedding_cosine": (1e-4, 0.005, 0.02),
     }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("metric", LIMITS)
+def test_just_inside_a_limit_passes_and_just_outside_fails(metric, precision):
+    allowed = limits_for(precision).get(metric)
+    if allowed is None:  # reported only
+        return
+    inside = measured(metric, loss=allowed * (1 - 1e-6), bound=0.0)
+    outside = measured(metric, loss=allowed * (1 + 1e-6) + 1e-9, bound=1e-9)
+    assert check_limit(inside, allowed).status == "passed"
+    assert check_limit(measured(metric, loss=allowed), allowed).status == "passed"
+    assert check_limit(outside, allowed).status == "failed"
+    assert failure_messages(report(check_limit(outside, allowed)))[0].startswith(f"{metric}: ")
+    uncertain = dataclasses.replace(outside, bound=-1e-9)
+    exact = metric in ("non_finite", "max_abs")
+    assert check_limit(uncertain, allowed).status == ("failed" if exact else "warn")
 
 
 @pytest.mark.parametrize(

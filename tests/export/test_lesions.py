@@ -153,13 +153,13 @@ def test_other_sizes(height: int, width: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "bad", "advice"),
     [
-        ({"seed": -1}, "-1", "use 0 or more."),
-        ({"seed": 0, "dx": "akiec"}, "'akiec'", "use one of nv, mel, bkl, bcc, vasc, df."),
-        ({"seed": 0, "fitzpatrick": 0}, "0", "use 1 to 6."),
-        ({"seed": 0, "fitzpatrick": 7}, "7", "use 1 to 6."),
-        ({"seed": 0, "severity": 4}, "4", "use 0 to 3."),
-        ({"seed": 0, "height": 31}, "31x256", "use at least 32 for both."),
-        ({"seed": 0, "width": 0}, "192x0", "use at least 32 for both."),
+        ({"seed": -1}, "-1", "Use 0 or more."),
+        ({"seed": 0, "dx": "akiec"}, "'akiec'", "Use one of nv, mel, bkl, bcc, vasc, df."),
+        ({"seed": 0, "fitzpatrick": 0}, "0", "Use 1 to 6."),
+        ({"seed": 0, "fitzpatrick": 7}, "7", "Use 1 to 6."),
+        ({"seed": 0, "severity": 4}, "4", "Use 0 to 3."),
+        ({"seed": 0, "height": 31}, "31x256", "Use at least 32 for height and width."),
+        ({"seed": 0, "width": 0}, "192x0", "Use at least 32 for height and width."),
     ],
 )
 def test_errors_name_the_value_and_what_to_do(

@@ -117,7 +117,7 @@ def test_ece_by_hand():
 
 def test_confidence_bins_are_closed_above():
     np.testing.assert_array_equal(
-        metrics.confidence_bins(np.array([0.0, 0.25, 0.5, 0.51, 1.0]), 4), [0, 0, 1, 2, 3]
+        metrics.confidence_bins(np.array([0.0, 0.2, 0.6, 0.601, 1.0])), [0, 2, 8, 9, 14]
     )
 
 

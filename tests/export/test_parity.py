@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from dermedge_export.evaluation.metrics import output_scale
 from dermedge_export.evaluation.postprocessing import fit_postprocessing
 from dermedge_export.evaluation.predictions import Predictions, predict_table
 from dermedge_export.parity.compare import parity
@@ -155,12 +156,59 @@ def test_one_changed_class_at_fp32_is_a_warning_and_ten_are_a_failure():
 def test_max_abs_is_judged_at_fp32_only():
     report = compare(lambda logits: logits + 1e-3, "fp32")
     assert limit(report, "max_abs").status == "failed"
-    assert failure_messages(report) == [
-        "max_abs: outputs differ by up to 0.001 where 0.0001 is allowed."
-    ]
+    [message] = failure_messages(report)
+    assert message.startswith("max_abs: outputs differ by up to 0.000")
+    assert "of their scale where 0.0001 is allowed (600 cases, output 'diagnosis' of" in message
     reported = compare(lambda logits: logits + 1e-3, "int8")
     assert all(entry.metric != "max_abs" for entry in reported.limits)
     assert reported.agreement["max_abs"] == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 30.0, 1000.0])
+def test_the_largest_difference_is_relative_to_the_scale_of_the_logits(factor):
+    """The limit is 1e-4 of the scale; below a scale of 1 it is 1e-4 itself."""
+    table = changed(student(200), lambda logits: factor * logits)
+    scale = output_scale(table.outputs["diagnosis"])
+    assert scale == pytest.approx(
+        max(1.0, factor * output_scale(student(200).outputs["diagnosis"]))
+    )
+
+    def shift(part):
+        outputs = {k: v.astype(np.float64) + part * 1e-4 * scale for k, v in table.outputs.items()}
+        candidate = dataclasses.replace(table, outputs=outputs)
+        spec = dataclasses.replace(SPEC, tasks=(DIAGNOSIS,))
+        only = [
+            dataclasses.replace(side, outputs={"diagnosis": side.outputs["diagnosis"]})
+            for side in (table, candidate)
+        ]
+        return limit(
+            parity(*only, spec, {}, {}, precision="fp32", replicates=10, **ABOUT), "max_abs"
+        )
+
+    assert shift(0.95).status == "passed"
+    assert shift(0.95).loss.value == pytest.approx(0.95e-4)
+    assert shift(1.05).status == "failed"
+
+
+def test_one_extreme_image_does_not_widen_the_limit():
+    logits = student(200).outputs["diagnosis"]
+    extreme = logits.copy()
+    extreme[7] *= 1e4
+    assert output_scale(extreme) < 1.1 * output_scale(logits)
+
+
+def test_each_output_is_compared_at_its_own_scale():
+    """Large logits of one task do not hide an error in the small outputs of another."""
+    table = student(200)
+    large = 1000 * table.outputs["diagnosis"]
+    table = dataclasses.replace(
+        table, outputs={"diagnosis": large, "malignancy": large[:, :1] / 1e3}
+    )
+    outputs = {"diagnosis": large, "malignancy": table.outputs["malignancy"] + 0.01}
+    candidate = dataclasses.replace(table, outputs=outputs)
+    report = parity(table, candidate, SPEC, {}, {}, precision="fp32", replicates=10, **ABOUT)
+    assert limit(report, "max_abs").status == "failed"
+    assert "'malignancy'" in limit(report, "max_abs").note
 
 
 def test_nan_or_infinity_fails_whatever_the_rest():
@@ -303,9 +351,9 @@ def test_pairing_makes_the_loss_surer_than_either_side():
 
 def test_tables_of_other_images_are_refused():
     test = student()
-    with pytest.raises(DataError, match="same order"):
+    with pytest.raises(DataError, match="their order differs"):
         parity(test, test.rows(np.arange(600)[::-1]), SPEC, {}, {}, precision="int8", **ABOUT)
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="no images to compare"):
         empty = test.rows(np.zeros(600, bool))
         parity(empty, empty, SPEC, {}, {}, precision="int8", **ABOUT)
     cut = dataclasses.replace(test, outputs={"diagnosis": test.outputs["diagnosis"][:, :4]})

@@ -105,14 +105,14 @@ def test_a_student_that_is_not_finite_is_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "dermedge.reference/2"}, "upgrade dermedge"),
+        ({"schema": "dermedge.reference/2"}, "Upgrade dermedge"),
         ({"images": None}, "has no 'images'"),
         ({"images": ["00" * 8]}, r"'diagnosis' .* has shape \(50, 3\) for 1 images"),
         (
             {"outputs": {"diagnosis": [[1.0, 2.0], [3.0]] * 25}},
-            "'diagnosis' .* is no table of numbers",
+            "'diagnosis' .* is not a table of numbers",
         ),
-        ({"outputs": {"diagnosis": ["a"] * 50}}, "'diagnosis' .* is no table of numbers"),
+        ({"outputs": {"diagnosis": ["a"] * 50}}, "'diagnosis' .* is not a table of numbers"),
         ({"postprocessing": {"diagnosis": {"temperature": -1}}}, "Temperature -1"),
     ],
 )

@@ -156,7 +156,7 @@ def test_evaluate_measures_the_masks_that_the_device_draws(
     )
 
 
-def test_the_command_line_shows_only_the_tasks_of_the_model(
+def test_the_command_line_shows_what_the_model_does_and_nothing_else(
     data: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     image = data / read_table(data).frame["image"].iloc[0]
@@ -184,7 +184,7 @@ def test_the_command_line_shows_only_the_tasks_of_the_model(
         word in measured
         for word in ("severity_kappa", "severity_mae", "dice", "severity kappa", "Dice")
     )
-    assert "The model predicts no classes" in measured
+    assert "the model classifies nothing" in measured
     for word in ("accuracy", "class ", "AUROC"):
         assert word not in measured
 

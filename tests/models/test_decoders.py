@@ -1,4 +1,4 @@
-"""Decoders read the right feature maps and are linear, or a pyramid, of them."""
+"""Decoders of frozen feature maps, and which maps they read."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_a_pyramid_reads_the_quarters_of_a_plain_transformer_and_the_last_stages
     assert decoder(maps[:-1]).shape == (2, 2, int(sides[0]), int(sides[0]))
 
 
-def test_of_a_truncated_backbone_only_kept_stages_are_read():
+def test_a_truncated_backbone_is_read_as_far_as_it_goes():
     own = network("mobilenetv2_035", stages=3)
     levels, scales = decoder_levels(own, 3)
     assert levels == (0, 1, 2)
@@ -73,7 +73,7 @@ def test_a_family_without_intermediate_maps_is_refused_by_name():
         decoder_levels(own, None)
 
 
-def test_every_level_of_a_pyramid_changes_the_logits_and_is_learned():
+def test_every_level_of_a_pyramid_has_a_say_and_is_learned():
     maps = [torch.randn(2, width, side, side) for width, side in ((4, 16), (6, 8), (8, 4), (10, 2))]
     decoder = UPerNet([4, 6, 8, 10], 3, channels=8).eval()
     for number in range(4):
@@ -88,11 +88,11 @@ def test_every_level_of_a_pyramid_changes_the_logits_and_is_learned():
     assert silent == []
 
 
-def test_coarse_levels_are_merged_into_the_finest():
+def test_coarse_levels_reach_the_finest_one_from_above():
     maps = [torch.randn(2, width, side, side) for width, side in ((4, 16), (6, 8), (8, 4))]
     decoder = UPerNet([4, 6, 8], 2, channels=8).eval()
     with torch.no_grad():
-        decoder.fuse[0].weight[:, 8:] = 0  # remove the direct path of the other levels
+        decoder.fuse[0].weight[:, 8:] = 0  # what the finest level says alone
     assert not torch.allclose(decoder(maps), decoder([*maps[:-1], maps[-1] + 1]))
 
 

@@ -1,4 +1,4 @@
-"""Imported teachers compute the features of the original; bad files leave nothing."""
+"""What a published checkpoint computes, the imported teacher computes; what is no such checkpoint leaves nothing."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ CAE = {
 
 
 def as_seen(images: Tensor, std: tuple[float, float, float] = STD) -> Tensor:
-    """uint8 [N, S, S, 3] as the normalised input of the original models."""
+    """uint8 [N, S, S, 3] as the original models take it."""
     mean, deviation = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
     return (images.permute(0, 3, 1, 2) / 255 - mean) / deviation
 
@@ -53,7 +53,7 @@ def features(teacher: TrainedModel) -> Tensor:
         return teacher.module.features(pixels(3, teacher.spec.preprocess.size))
 
 
-def distance(one: Tensor, other: Tensor) -> float:
+def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
@@ -103,10 +103,10 @@ class TestDinoV2:
             **{**options, "backbone_args": {**SMALL, "embed_dim": width}},
         )
         assert teacher.spec.preprocess.size == 4 * 14
-        assert distance(features(teacher), expected(original, 56)) < 1e-4
+        assert apart(features(teacher), expected(original, 56)) < 1e-4
         assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
 
-    def test_names_are_translated_as_timm_translates_them(self) -> None:
+    def test_names_become_what_timm_makes_of_them(self) -> None:
         original = randomised(DinoV2(registers=4))
         net = create_backbone(Backbone("vit_small_patch14_reg4_dinov2", {**SMALL, "img_size": 56}))
         theirs = checkpoint_filter_fn(dict(original.state_dict()), net)
@@ -139,11 +139,9 @@ class TestDinoV2:
         )
         with torch.no_grad():
             answer = again.module(pixels(3, 56))["features"]
-        assert distance(answer, nn.functional.normalize(expected(dino, 56), dim=1)) < 1e-5
+        assert apart(answer, nn.functional.normalize(expected(dino, 56), dim=1)) < 1e-5
 
-    def test_the_lineage_names_file_branch_and_dropped_tensors(
-        self, tmp_path: Path, dino: nn.Module
-    ) -> None:
+    def test_the_lineage_says_where_it_comes_from(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "dino.pth", dino.state_dict())
         entry = lineage(import_teacher(file, tmp_path / "teacher", **PLAIN))
         assert entry == {
@@ -169,9 +167,7 @@ class TestDinoV2:
         else:
             save_file(dino.state_dict(), file)
         assert (
-            distance(
-                features(import_teacher(file, tmp_path / "teacher", **PLAIN)), expected(dino, 56)
-            )
+            apart(features(import_teacher(file, tmp_path / "teacher", **PLAIN)), expected(dino, 56))
             < 1e-4
         )
 
@@ -182,7 +178,7 @@ class TestDinoV2:
         )
         teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
         assert {tensor.dtype for tensor in teacher.module.state_dict().values()} == {torch.float32}
-        assert distance(features(teacher), expected(dino, 56)) < 0.05
+        assert apart(features(teacher), expected(dino, 56)) < 0.05
 
     @pytest.mark.parametrize(
         ("width", "depth", "registers", "name"),
@@ -209,12 +205,12 @@ class TestDinoV2:
         teacher = import_teacher(file, tmp_path / "teacher", format="dermnio")
         assert teacher.backbone.name == "vit_small_patch14_reg4_dinov2"
         assert dict(teacher.backbone.args) == {"img_size": 56}
-        difference = distance(features(teacher), expected(original, 56))
+        difference = apart(features(teacher), expected(original, 56))
         assert difference < 1e-4
 
 
-class TestBranches:
-    """A checkpoint holds several networks; the averaged teacher is published."""
+class TestWhoseWeights:
+    """Checkpoints of trainings hold several networks; the averaged teacher is the one that is published."""
 
     @pytest.mark.parametrize(
         ("arrange", "path"),
@@ -266,7 +262,7 @@ class TestBranches:
             "one network, wrapped",
         ],
     )
-    def test_the_averaged_teacher_is_preferred(
+    def test_the_teacher_is_taken(
         self,
         tmp_path: Path,
         dino: nn.Module,
@@ -278,12 +274,12 @@ class TestBranches:
         teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
         assert lineage(teacher)["branch"] == path
         assert (
-            distance(features(teacher), expected(dino, 56))
+            apart(features(teacher), expected(dino, 56))
             < 1e-4
-            < distance(features(teacher), expected(student, 56))
+            < apart(features(teacher), expected(student, 56))
         )
 
-    def test_dropped_tensors_are_counted(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_what_was_left_out_is_counted(self, tmp_path: Path, dino: nn.Module) -> None:
         student = branch(randomised(DinoV2(), seed=1), "backbone.")
         taught = {
             **branch(dino, "backbone."),
@@ -308,12 +304,12 @@ class TestBranches:
         entry = lineage(import_teacher(file, tmp_path / "teacher", **PLAIN))
         assert entry["dropped"] == {"dino_head": 1, "head": 2, "mask_token": 1}
 
-    def test_two_equally_good_networks_are_refused(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_two_that_are_equally_good_are_refused(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "two.pth", {"one": dino.state_dict(), "two": dino.state_dict()})
         with pytest.raises(DataError, match="several networks, 'one', 'two'"):
             import_teacher(file, tmp_path / "teacher", **PLAIN)
 
-    def test_dermnio_names_its_training_sets(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_dermnio_says_what_it_has_seen(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "dermnio.pth", {"teacher": branch(dino, "backbone.")})
         entry = lineage(
             import_teacher(file, tmp_path / "teacher", **{**PLAIN, "format": "dermnio"})
@@ -343,7 +339,7 @@ class TestAnotherSize:
         ],
     )
     @pytest.mark.parametrize("registers", [0, 4])
-    def test_positions_are_resized_by_the_given_method(
+    def test_positions_are_resized_as_asked(
         self,
         tmp_path: Path,
         grid: int,
@@ -359,9 +355,7 @@ class TestAnotherSize:
             file, tmp_path / "teacher", **options, size=14 * grid, pos_embed=pos_embed
         )
         assert (
-            distance(
-                features(teacher), expected(self.by_hand(original, grid, **how(grid)), 14 * grid)
-            )
+            apart(features(teacher), expected(self.by_hand(original, grid, **how(grid)), 14 * grid))
             < 1e-4
         )
         assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
@@ -403,13 +397,13 @@ class TestAnotherSize:
         theirs = resample_abs_pos_embed(original.pos_embed.detach(), [3, 3])
         assert torch.allclose(teacher.module.backbone.pos_embed, theirs, atol=1e-6)
 
-    def test_another_method_gives_other_features(self, tmp_path: Path) -> None:
+    def test_another_way_gives_other_features(self, tmp_path: Path) -> None:
         file = saved(tmp_path / "dino.pth", randomised(DinoV2(5)).state_dict())
         one, other = (
             features(import_teacher(file, tmp_path / way, **PLAIN, size=42, pos_embed=way))
             for way in ("bicubic", "bicubic-offset")
         )
-        assert distance(one, other) > 1e-3
+        assert apart(one, other) > 1e-3
 
 
 class TestPanDerm:
@@ -435,7 +429,7 @@ class TestPanDerm:
         teacher = import_teacher(file, tmp_path / "teacher", **CAE)
         assert teacher.spec.preprocess.size == size
         assert teacher.backbone.std == PANDERM_STD
-        assert distance(features(teacher), expected(original, size, PANDERM_STD)) < 1e-4
+        assert apart(features(teacher), expected(original, size, PANDERM_STD)) < 1e-4
         assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
         assert lineage(teacher)["branch"] == ("model.encoder" if prefix else "")
         assert "NC-ND" in lineage(teacher)["licence"]
@@ -481,7 +475,7 @@ class TestTimm:
         images = (pixels(3, 48).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
         with torch.no_grad():
             theirs = net.forward_head(net.forward_features(images), pre_logits=True)
-        assert distance(features(teacher), theirs) < 1e-4
+        assert apart(features(teacher), theirs) < 1e-4
 
     def test_a_convolutional_networks_average(self, tmp_path: Path) -> None:
         args = {
@@ -503,7 +497,7 @@ class TestTimm:
             theirs = average.forward_head(
                 average.forward_features(as_seen(pixels(3, 40))), pre_logits=True
             )
-        assert distance(features(teacher), theirs) < 1e-4 * float(theirs.abs().max())
+        assert apart(features(teacher), theirs) < 1e-4 * float(theirs.abs().max())
 
     def test_the_files_own_metadata_names_the_model(self, tmp_path: Path) -> None:
         net = randomised(timm.create_model("test_vit", num_classes=0))
@@ -515,7 +509,7 @@ class TestTimm:
 
 
 class Touch:
-    """An object that runs code when it is unpickled."""
+    """What runs when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -564,15 +558,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "content", [b"", b"not a checkpoint at all", b"PK\x03\x04 cut off", pickle.dumps({"a": 1})]
     )
-    def test_a_file_that_is_not_a_checkpoint(
+    def test_what_is_no_checkpoint(
         self, tmp_path: Path, refuse: Callable[..., str], name: str, content: bytes
     ) -> None:
         (tmp_path / name).write_bytes(content)
         assert name in refuse(DataError, tmp_path / name, **PLAIN)
 
-    def test_a_torchscript_program_is_refused(
-        self, tmp_path: Path, refuse: Callable[..., str]
-    ) -> None:
+    def test_a_program_is_no_checkpoint(self, tmp_path: Path, refuse: Callable[..., str]) -> None:
         with warnings.catch_warnings(action="ignore"):
             torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "bad.pth"))
         assert "without running code" in refuse(DataError, tmp_path / "bad.pth", **PLAIN)
@@ -652,7 +644,7 @@ class TestRefusals:
     def test_another_width_without_a_number_of_heads(
         self, tmp_path: Path, refuse: Callable[..., str]
     ) -> None:
-        """With timm's 6 heads the weights load, but the features are wrong."""
+        """With timm's default of 6 heads the weights would load, and the features be wrong."""
         file = saved(tmp_path / "dino.pth", randomised(DinoV2(width=36)).state_dict())
         without = {"embed_dim": 36, "depth": 4}
         message = refuse(UsageError, file, **{**PLAIN, "backbone_args": without})
@@ -661,7 +653,7 @@ class TestRefusals:
         assert "width 36" in message
         assert "num_heads" in message
 
-    def test_an_unknown_shape(
+    def test_a_shape_that_nothing_is_known_of(
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
     ) -> None:
         file = saved(tmp_path / "bad.pth", dino.state_dict())
@@ -690,7 +682,7 @@ class TestRefusals:
             ({"format": "timm", "backbone": None}, "Name it with --backbone"),
         ],
     )
-    def test_invalid_arguments(
+    def test_arguments_that_make_no_sense(
         self,
         tmp_path: Path,
         dino: nn.Module,
@@ -708,7 +700,7 @@ class TestRefusals:
         weights["pos_embed"] = weights["pos_embed"][:, :13]
         assert "12 patches" in refuse(DataError, saved(tmp_path / "bad.pth", weights), **PLAIN)
 
-    def test_an_existing_teacher_is_replaced_only_with_overwrite(
+    def test_what_stands_there_stays_until_it_is_asked_for(
         self, tmp_path: Path, dino: nn.Module
     ) -> None:
         file, out = saved(tmp_path / "dino.pth", dino.state_dict()), tmp_path / "teacher"

@@ -26,9 +26,8 @@ TASKS = (
 )
 SEGMENT = TASKS[3:4]
 
-# Name, arguments, side. The layouts of the last map are NCHW, NCHW with features widened
-# after pooling, NHWC, tokens after a class token, and tokens after a class token and four
-# register tokens.
+# Name, arguments, side: layouts of the last map are NCHW, NCHW with features widened after pooling, NHWC, tokens behind
+# a class token, and tokens behind a class and four register tokens.
 BACKBONES: tuple[tuple[str, Mapping[str, Any], int], ...] = (
     ("test_efficientnet", {}, 64),
     ("mobilenetv3_small_050", {}, 64),
@@ -107,7 +106,7 @@ def test_one_pass_through_the_backbone_serves_maps_and_pooled_features(
 def test_a_map_made_of_tokens_or_channels_last_keeps_places(
     name: str, args: Mapping[str, Any], size: int, down: int, right: int
 ) -> None:
-    """A change in one corner of the image changes the map most in that corner."""
+    """What changes in one corner of the image changes the map there most."""
     model, image = network(name, args, SEGMENT), pixels(1, size)
     other, side = image.clone(), size // 4
     corner = other[:, down * (size - side) :, right * (size - side) :][:, :side, :side]
@@ -142,7 +141,7 @@ def test_classification_heads_keep_the_names_that_students_on_disk_have() -> Non
     }
 
 
-def test_severity_outputs_share_one_score_and_start_in_order() -> None:
+def test_severity_questions_share_one_score_and_start_in_order() -> None:
     head = Coral(8, 5)
     logits = head(torch.randn(6, 8) * 3)
     assert logits.shape == (6, 4)
@@ -164,7 +163,7 @@ def test_a_truncated_backbone_segments_on_the_stage_that_is_left() -> None:
 
 
 class TestRefusals:
-    def test_a_side_not_divisible_by_four(self) -> None:
+    def test_a_side_that_cannot_be_quartered(self) -> None:
         model = network("test_efficientnet", {}, SEGMENT)
         with pytest.raises(UsageError, match="divisible by 4, not 66"):
             check_input(model, "test_efficientnet", 66)

@@ -1,4 +1,4 @@
-"""Small versions of published architectures, with the tensor names of their checkpoints."""
+"""Published architectures, written small from their papers, with the names that their checkpoints have."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every weight a random value, so that a missing or misplaced one changes the output."""
+    """The module with no weight at its initial value, so that one which is not loaded, or at a wrong place, shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -96,10 +96,9 @@ class DinoBlock(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """DINOv2 (Oquab et al., 2023), optionally with registers (Darcet et al., 2023).
+    """DINOv2 (Oquab et al., 2023), with registers (Darcet et al., 2023): the normalised class token of [N, 3, S, S].
 
-    The output is the normalised class token of images [N, 3, S, S]. With `chunks`, blocks
-    are named blocks.CHUNK.INDEX, and the index counts through all chunks.
+    With `chunks`, blocks are named blocks.CHUNK.INDEX, the index counting through all chunks.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class DinoV2(nn.Module):
 
 
 class BiasedAttention(nn.Module):
-    """Attention with biases of query and value, and optionally one per offset of patches."""
+    """Attention with biases of query and value only, and optionally one for every distance between two patches."""
 
     def __init__(self, width: int, heads: int, grid: int | None) -> None:
         super().__init__()
@@ -177,11 +176,7 @@ class BiasedAttention(nn.Module):
 
 
 def distances(grid: int) -> Tensor:
-    """Return the index of the bias of two tokens.
-
-    There is one bias per offset of patches; the last three are from, to and between class
-    tokens.
-    """
+    """Which bias two tokens have: one per offset of patches; the last three from, to and between class tokens."""
     side, tokens = 2 * grid - 1, grid**2 + 1
     index = torch.zeros(tokens, tokens, dtype=torch.long)
     for one in range(grid**2):
@@ -208,10 +203,9 @@ class CaeBlock(nn.Module):
 
 
 class PanDerm(nn.Module):
-    """PanDerm's encoder (Yan et al., 2025), made of BEiT's blocks.
+    """PanDerm's encoder (Yan et al., 2025): BEiT's blocks, the normalised class token of [N, 3, S, S].
 
-    The output is the normalised class token of images [N, 3, S, S]. The fine-tuned form,
-    `mean_pooled`, averages the patches and then normalises them.
+    `mean_pooled` is its fine-tuned form, whose patches are averaged and then normalised.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Untrained teachers, and images whose colour is their diagnosis, for the tests of probes."""
+"""Teachers that have learned nothing, and pictures whose colour is their diagnosis, for the tests of probes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def teacher(
     fit: str = "crop",
     **extra: Any,
 ) -> Path:
-    """A folder with random weights; `extra` are fields of `Backbone` and `TrainedModel`."""
+    """A folder with random weights; `extra` are fields of `Backbone` and of `Student`."""
     torch.manual_seed(seed)
     chosen = Backbone(backbone, extra.pop("args", {}), stages=extra.pop("stages", None))
     tasks = (Task("embedding", "embed"),)
@@ -40,10 +40,8 @@ def teacher(
 
 
 def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[str, Any]]:
-    """Rows of a table, for `data_set`.
-
-    The diagnoses alternate. Each lesion has `lesion` images, and half of the lesions are in
-    train. `severity` follows the diagnosis.
+    """Rows of a table: diagnoses in turn, each `lesion` times in a row as photographs of one lesion, two of three in
+    train; `malignant` follows the diagnosis, `severity` the look.
     """
     rng, names = np.random.default_rng(seed), list(COLOURS)
     rows = []
@@ -66,10 +64,7 @@ def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[st
 
 
 def data_set(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A folder with one noise image per row, in the colour of its `looks`.
-
-    The other keys of a row are columns of the table.
-    """
+    """A folder with a picture of noise per row in the colour of its `looks`; the other keys are columns."""
     (folder / "images").mkdir(parents=True)
     rng, table = np.random.default_rng(7), []
     for number, row in enumerate(rows):

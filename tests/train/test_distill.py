@@ -51,10 +51,10 @@ def student(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 class TestResult:
-    def test_the_student_is_smaller_and_has_the_tasks_and_preprocessing_of_its_teacher(
+    def test_the_student_is_a_smaller_model_with_its_teachers_contract(
         self, teacher: Path, data: Path, student: Path
     ) -> None:
-        model, teacher_model = load_model_folder(student), load_model_folder(teacher)
+        model, master = load_model_folder(student), load_model_folder(teacher)
         assert {path.name for path in student.iterdir()} == {
             "run.json",
             "split.csv",
@@ -62,12 +62,12 @@ class TestResult:
             "weights.safetensors",
         }
         assert model.role == "student"
-        assert model.spec.tasks == teacher_model.spec.tasks
-        assert model.spec.preprocess == teacher_model.spec.preprocess
+        assert model.spec.tasks == master.spec.tasks
+        assert model.spec.preprocess == master.spec.preprocess
         assert model.backbone.name == NARROW
         assert model.metrics["parameters"] == sum(p.numel() for p in model.module.parameters())
-        assert model.metrics["parameters"] < teacher_model.metrics["parameters"]
-        assert model.split == teacher_model.split
+        assert model.metrics["parameters"] < master.metrics["parameters"]
+        assert model.split == master.split
         with torch.no_grad():
             assert flat(model.module(pixels(3))).shape == (3, 7)
 
@@ -99,9 +99,9 @@ class TestResult:
     ) -> None:
         still = replace(SHORT, lr=1e-12)
         model = learn(teacher, data, tmp_path / "pruned", views=1, schedule=still)
-        teacher_model = load_model_folder(teacher)
-        expected = Network(replace(teacher_model.backbone, name=NARROW), teacher_model.spec.tasks)
-        narrow(teacher_model, expected, SIZE)
+        master = load_model_folder(teacher)
+        expected = Network(replace(master.backbone, name=NARROW), master.spec.tasks)
+        narrow(master, expected, SIZE)
         for (name, one), other in zip(
             model.module.named_parameters(), expected.parameters(), strict=True
         ):
@@ -140,7 +140,7 @@ def killed_distillation(teacher: Path, data: Path, out: Path, place: str | int, 
 
 
 class TestKill:
-    def test_a_killed_run_does_not_repeat_the_teachers_passes_and_ends_with_the_same_weights(
+    def test_the_teacher_does_not_look_twice_and_the_bits_are_the_same(
         self, teacher: Path, data: Path, student: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "student"
@@ -162,7 +162,7 @@ class TestKill:
         assert record(out)["finished"] is True
         assert not (out / "cache").exists()
 
-    def test_the_teacher_outputs_of_another_run_are_not_used(
+    def test_what_another_runs_teacher_saw_is_not_used(
         self, teacher: Path, data: Path, student: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "student"
@@ -183,7 +183,7 @@ class TestKill:
 
 @pytest.fixture(scope="module")
 def further(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 new images, and some that the main table has in train, val and test."""
+    """12 new pictures, and some that the main table has in train, val and test."""
     folder = tmp_path_factory.mktemp("further") / "clinic"
     draw_data_set(folder, count=12, seed=77, size=(64, 48))
     frame = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(
@@ -214,7 +214,7 @@ def taught(
 
 
 class TestUnlabelled:
-    def test_its_new_images_are_trained_on_but_not_those_of_val_and_test(
+    def test_its_new_pictures_are_learned_from_but_none_that_is_measured_on(
         self, data: Path, further: Path, taught: Path
     ) -> None:
         main, model = read_table(data), load_model_folder(taught)
@@ -242,13 +242,13 @@ class TestUnlabelled:
         learn(teacher, data, tmp_path / "without", views=1, schedule=SHORT)
         assert weights(tmp_path / "without") != weights(taught)
 
-    def test_a_missing_table_is_an_error(self, teacher: Path, data: Path, tmp_path: Path) -> None:
+    def test_a_table_that_is_not_there(self, teacher: Path, data: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nowhere"):
             learn(teacher, data, tmp_path / "out", unlabelled=[tmp_path / "nowhere"])
         assert not (tmp_path / "out").exists()
 
 
-def test_with_a_soft_weight_of_one_labels_have_no_effect(
+def test_without_a_labelled_share_only_the_teacher_is_heard(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:
     def lie(frame: pd.DataFrame) -> pd.DataFrame:
@@ -267,10 +267,10 @@ def test_with_a_soft_weight_of_one_labels_have_no_effect(
     assert alike == {1.0: True, 0.5: False}
 
 
-def test_the_teachers_training_images_count_as_the_students(
+def test_what_its_teacher_has_seen_counts_as_seen(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Otherwise a student could be evaluated on its teacher's training images."""
+    """Else a student could be measured on its teacher's training images."""
 
     def resplit(frame: pd.DataFrame) -> pd.DataFrame:
         frame.loc[frame.index[frame["split"] == "train"][:3], "split"] = "test"
@@ -309,7 +309,7 @@ def test_the_teachers_training_images_count_as_the_students(
         ({"name": "a/b"}, "cannot name a model"),
     ],
 )
-def test_invalid_options_are_refused(
+def test_arguments_that_make_no_sense(
     teacher: Path, data: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     if "init" in changes:
@@ -320,7 +320,7 @@ def test_invalid_options_are_refused(
 
 
 def test_the_recorded_settings_keep_their_form(student: Path, teacher: Path) -> None:
-    """The digest of these settings finds a run of an earlier version."""
+    """A run that an earlier version finished is found by the digest of these settings."""
     settings = record(student)["settings"]
     assert list(settings) == [
         "data",
@@ -341,12 +341,12 @@ def test_the_recorded_settings_keep_their_form(student: Path, teacher: Path) -> 
     assert record(student)["fingerprint"] == sha256_hex(identity)
 
 
-def test_a_missing_teacher_is_an_error(data: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_is_not_there(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"neither student\.json nor teacher\.json"):
         learn(tmp_path, data, tmp_path / "out")
 
 
-def test_the_eight_symmetries_of_the_square() -> None:
+def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
     image = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
     turns = [apply_symmetry(image, turn) for turn in range(8)]
     assert len({turn.tobytes() for turn in turns}) == 8

@@ -81,7 +81,7 @@ class TestResult:
         assert set(best) >= {"accuracy", "malignant_auroc", "loss"}
 
     def test_the_recorded_settings_keep_their_form(self, data: Path, teacher: Path) -> None:
-        """The digest of these settings finds a run of an earlier version."""
+        """A run that an earlier version finished is found by the digest of these settings."""
         run, spec = record(teacher), load_model_folder(teacher).spec
         settings = {
             "data": table_digest(read_table(data)),
@@ -134,7 +134,7 @@ class TestResult:
         assert float(score) == pytest.approx(record(teacher)["metrics"]["balanced_accuracy"])
         assert model.metrics["val"] == record(teacher)["metrics"]
 
-    def test_it_records_the_images_that_it_was_trained_on(self, data: Path, teacher: Path) -> None:
+    def test_it_keeps_what_it_has_learned_from(self, data: Path, teacher: Path) -> None:
         table = read_table(data)
         files = digests(table)
         model = load_model_folder(teacher)
@@ -146,13 +146,13 @@ class TestResult:
         assert model.training_images == tuple(sorted(files[list(seen)]))
         assert len(model.training_images) < len(table)
 
-    def test_no_file_contains_an_absolute_path(self, data: Path, teacher: Path) -> None:
+    def test_nothing_on_disk_names_this_machines_folders(self, data: Path, teacher: Path) -> None:
         for name, content in folder_bytes(teacher).items():
             assert str(data.parent).encode() not in content, name
 
 
 class TestRepetition:
-    def test_the_same_seed_gives_the_same_weights(
+    def test_the_same_seed_gives_the_same_bits(
         self, data: Path, teacher: Path, tmp_path: Path
     ) -> None:
         torch.manual_seed(99)
@@ -220,7 +220,7 @@ def killed_training(data: Path, out: Path, place: str | int, time: int) -> None:
     train(data, out, progress=lambda done, total, note: die() if done == place else None)
 
 
-def test_a_run_that_is_killed_five_times_ends_with_the_same_weights(
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "teacher"
@@ -230,7 +230,7 @@ def test_a_run_that_is_killed_five_times_ends_with_the_same_weights(
     places: list[tuple[str | int, int]] = [
         ("run.json", 1),  # the first write of all
         ("checkpoint.ckpt", 1),
-        (steps // SCHEDULE.epochs + 2, 0),  # in the middle of the second epoch
+        (steps // SCHEDULE.epochs + 2, 0),  # amid the second epoch
         (steps, 0),  # the last step
         ("teacher.json", 1),  # trained, and its weights are written
     ]
@@ -243,9 +243,9 @@ def test_a_run_that_is_killed_five_times_ends_with_the_same_weights(
             assert record(out)["finished"] is False
     spent = record(out)["wall_seconds"]
     assert spent > 0
-    steps_done: list[int] = []
-    train(data, out, progress=lambda done, total, note: steps_done.append(done))
-    assert steps_done == []
+    told: list[int] = []
+    train(data, out, progress=lambda done, total, note: told.append(done))
+    assert told == []
     assert weights(out) == weights(teacher)
     run = record(out)
     assert run["finished"] is True
@@ -265,17 +265,17 @@ def test_a_resumed_run_does_not_repeat_finished_epochs(
         (read_table(data).frame["split"] == "train").sum() // SCHEDULE.batch_size + 1,
     )
     assert in_process(killed_training, data, out, int(half), 0) == -9
-    steps_done: list[int] = []
-    train(data, out, progress=lambda done, total, note: steps_done.append(done))
-    assert steps_done[0] == half
+    told: list[int] = []
+    train(data, out, progress=lambda done, total, note: told.append(done))
+    assert told[0] == half
     assert record(out)["resumed_from"] == 1
     assert weights(out) == weights(teacher)
 
 
-def test_a_library_call_does_not_tune_the_allocator(
+def test_training_as_a_library_leaves_the_process_as_it_was(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the command line tunes it, through `ctypes.CDLL(None)`."""
+    """Only the command line may tune the allocator, which is reached by `ctypes.CDLL(None)`."""
     opened: list[Any] = []
     load = ctypes.CDLL
 
@@ -329,7 +329,7 @@ class TestBadInput:
             ({"name": "my model"}, "'my model' cannot name a model"),
         ],
     )
-    def test_invalid_options_are_refused(
+    def test_arguments_that_make_no_sense(
         self, data: Path, tmp_path: Path, changes: dict[str, Any], message: str
     ) -> None:
         with pytest.raises(UsageError, match=message):
@@ -339,11 +339,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "changes", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"precision": "17-bit"}]
     )
-    def test_a_schedule_without_a_training_step_is_refused(self, changes: dict[str, Any]) -> None:
+    def test_a_schedule_that_trains_nothing(self, changes: dict[str, Any]) -> None:
         with pytest.raises(UsageError):
             Schedule(**changes)
 
-    def test_a_broken_image_stops_the_run_and_leaves_it_unfinished(
+    def test_a_broken_image_stops_the_run_and_nothing_claims_to_be_done(
         self, data: Path, tmp_path: Path
     ) -> None:
         bad = edited(data, tmp_path / "bad", lambda frame: frame)
@@ -356,7 +356,9 @@ class TestBadInput:
         with pytest.raises(DataError):
             load_model_folder(tmp_path / "out")
 
-    def test_metrics_that_val_cannot_give_are_left_out(self, data: Path, tmp_path: Path) -> None:
+    def test_what_val_cannot_tell_is_left_out_and_the_run_stays_readable(
+        self, data: Path, tmp_path: Path
+    ) -> None:
         def benign(frame: pd.DataFrame) -> pd.DataFrame:
             return frame[(frame["split"] != "val") | frame["dx"].isin(["nv", "bkl", "df", "vasc"])]
 
@@ -409,7 +411,7 @@ class TestDamage:
 
 
 class TestLoop:
-    """The loop trains one linear layer, and the test supplies the scores."""
+    """The loop on one linear layer, so that what it does with scores can be told to it."""
 
     def fit(
         self, folder: Path, scores: Iterator[float], seen: list[torch.Tensor], **changes: Any
@@ -457,7 +459,7 @@ class TestLoop:
         with pytest.raises(DataError, match="other settings or data"):
             self.fit(tmp_path, iter([0.5] * 8), [], fingerprint="that")
 
-    def test_a_loss_of_nan_is_an_error(self, tmp_path: Path) -> None:
+    def test_a_loss_that_explodes_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"The loss became nan in epoch 1\. Lower --lr"):
             self.fit(
                 tmp_path,

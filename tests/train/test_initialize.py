@@ -35,56 +35,56 @@ def network(name: str = NARROW, seed: int = 0) -> Network:
 
 
 def folded(seed: int = 0) -> Network:
-    """A network whose BatchNorms were folded: each only adds a bias."""
-    model = network(seed=seed)
-    for module in model.modules():
+    """A network whose BatchNorms were folded into its convolutions: each adds a bias and does nothing else."""
+    made = network(seed=seed)
+    for module in made.modules():
         if isinstance(module, BATCH_NORMS):
             torch.nn.init.normal_(module.bias, std=0.3)
             module.running_var.fill_(1 - module.eps)
-    return model
+    return made
 
 
-def run(model: Network, images: torch.Tensor) -> torch.Tensor:
+def answers(made: Network, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return flat(model(images))
+        return flat(made(images))
 
 
-def relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 class TestRecalibration:
-    def test_it_keeps_the_function_in_eval_mode_and_in_training_mode(self) -> None:
-        model, images = folded(), pixels(48)
-        before = run(model, images)
-        assert has_identity_norms(model)
-        recalibrate_norms(model, images.split(16))
-        assert not has_identity_norms(model)
-        assert relative_error(run(model, images), before) < 1e-4
-        assert relative_error(run(model.train(), images), before) < 1e-2
+    def test_it_keeps_the_function_and_makes_training_statistics_true(self) -> None:
+        made, images = folded(), pixels(48)
+        before = answers(made, images)
+        assert has_identity_norms(made)
+        recalibrate_norms(made, images.split(16))
+        assert not has_identity_norms(made)
+        assert apart(answers(made, images), before) < 1e-4
+        assert apart(answers(made.train(), images), before) < 1e-2
 
     def test_without_it_training_would_start_from_another_function(self) -> None:
-        model, images = folded(), pixels(48)
-        assert relative_error(run(model.train(), images), run(folded(), images)) > 0.5
+        made, images = folded(), pixels(48)
+        assert apart(answers(made.train(), images), answers(folded(), images)) > 0.5
 
     def test_it_keeps_the_function_of_norms_that_have_statistics_too(self) -> None:
-        model, images = network(), pixels(48)
-        for module in model.modules():
+        made, images = network(), pixels(48)
+        for module in made.modules():
             if isinstance(module, BATCH_NORMS):
                 torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
                 torch.nn.init.uniform_(module.running_var, 0.5, 2)
                 torch.nn.init.uniform_(module.weight, 0.5, 2)
-        before = run(model, images)
-        assert not has_identity_norms(model)
-        recalibrate_norms(model, [images])
-        assert relative_error(run(model, images), before) < 1e-4
-        assert relative_error(run(model.train(), images), before) < 1e-2
+        before = answers(made, images)
+        assert not has_identity_norms(made)
+        recalibrate_norms(made, [images])
+        assert apart(answers(made, images), before) < 1e-4
+        assert apart(answers(made.train(), images), before) < 1e-2
 
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="needs ../shared/weights")
 class TestSharedWeights:
-    def test_the_file_names_its_backbone(self) -> None:
+    def test_the_file_says_what_it_is(self) -> None:
         backbone = read_backbone(SHARED, None)
         assert backbone == Backbone(
             "mobilenetv2_100", {"pad_type": "same"}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -92,21 +92,21 @@ class TestSharedWeights:
         own = read_backbone(SHARED, Backbone("mobilenetv2_100", {"pad_type": "", "drop_rate": 0.2}))
         assert own.args == {"pad_type": "", "drop_rate": 0.2}
 
-    def test_features_equal_the_original_models_before_and_after_recalibration(self) -> None:
+    def test_its_features_are_the_original_models_also_after_recalibration(self) -> None:
         backbone = read_backbone(SHARED, None)
-        model = Network(backbone, TASKS).eval()
-        load_backbone(model, SHARED)
+        made = Network(backbone, TASKS).eval()
+        load_backbone(made, SHARED)
         original = timm.create_model("mobilenetv2_100", num_classes=1001, pad_type="same").eval()
         original.load_state_dict(load_file(SHARED))
         images = lesions(8, 96)
         with torch.no_grad():
             scaled = images.permute(0, 3, 1, 2) / 127.5 - 1
             expected = original.forward_head(original.forward_features(scaled), pre_logits=True)
-            assert relative_error(model.features(images), expected) < 1e-5
-            assert has_identity_norms(model)
-            recalibrate_norms(model, images.split(4))
-            assert relative_error(model.features(images), expected) < 1e-4
-            assert relative_error(model.train().features(images), expected) < 1e-2
+            assert apart(made.features(images), expected) < 1e-5
+            assert has_identity_norms(made)
+            recalibrate_norms(made, images.split(4))
+            assert apart(made.features(images), expected) < 1e-4
+            assert apart(made.train().features(images), expected) < 1e-2
 
 
 def lesions(count: int, size: int) -> torch.Tensor:
@@ -121,27 +121,27 @@ def lesions(count: int, size: int) -> torch.Tensor:
 
 class TestFiles:
     def test_a_models_own_weights_file_starts_another(self, tmp_path: Path) -> None:
-        source, model = network(seed=1), network(seed=2)
+        source, made = network(seed=1), network(seed=2)
         save_file(source.state_dict(), tmp_path / "weights.safetensors")
-        load_backbone(model, tmp_path / "weights.safetensors")
+        load_backbone(made, tmp_path / "weights.safetensors")
         with torch.no_grad():
             torch.testing.assert_close(
-                model.features(pixels(2)), source.features(pixels(2)), rtol=0, atol=0
+                made.features(pixels(2)), source.features(pixels(2)), rtol=0, atol=0
             )
 
     def test_weights_of_another_architecture_are_refused(self, tmp_path: Path) -> None:
-        model = network()
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        made = network()
+        before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
         save_file(network(WIDE).backbone.state_dict(), tmp_path / "wide.safetensors")
         with pytest.raises(
             DataError, match=r"wide\.safetensors does not fit the backbone: blocks\.1.*--backbone"
         ):
-            load_backbone(model, tmp_path / "wide.safetensors")
-        some = dict(list(model.backbone.state_dict().items())[:-3])
+            load_backbone(made, tmp_path / "wide.safetensors")
+        some = dict(list(made.backbone.state_dict().items())[:-3])
         save_file(some, tmp_path / "some.safetensors")
         with pytest.raises(DataError, match="missing or of another shape"):
-            load_backbone(model, tmp_path / "some.safetensors")
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+            load_backbone(made, tmp_path / "some.safetensors")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
     def test_a_file_that_is_no_safetensors_or_names_nothing(self, tmp_path: Path) -> None:
         torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
@@ -153,17 +153,17 @@ class TestFiles:
 
 
 class TestPruning:
-    def teacher(self, model: Network, name: str) -> TrainedModel:
-        return TrainedModel(model, SPEC, Backbone(name), "teacher")
+    def teacher(self, made: Network, name: str) -> TrainedModel:
+        return TrainedModel(made, SPEC, Backbone(name), "teacher")
 
     def test_to_the_same_width_is_the_identity(self) -> None:
-        wide, model = network(WIDE, seed=1), network(WIDE, seed=2)
-        narrow(self.teacher(wide, WIDE), model, SIZE)
-        assert torch.equal(run(model, pixels(4)), run(wide, pixels(4)))
+        wide, made = network(WIDE, seed=1), network(WIDE, seed=2)
+        narrow(self.teacher(wide, WIDE), made, SIZE)
+        assert torch.equal(answers(made, pixels(4)), answers(wide, pixels(4)))
 
-    def test_the_channels_with_the_smallest_norms_are_removed(self) -> None:
-        """Zero channels make a narrow network wider; pruning restores it."""
-        small, wide, model = network(NARROW, seed=1), network(WIDE, seed=2), network(NARROW, seed=3)
+    def test_the_channels_that_matter_least_go(self) -> None:
+        """A narrow network, padded with channels that do nothing to the width of a wider one, comes back whole."""
+        small, wide, made = network(NARROW, seed=1), network(WIDE, seed=2), network(NARROW, seed=3)
         inside = small.state_dict()
         with torch.no_grad():
             for name, tensor in wide.state_dict().items():
@@ -171,35 +171,35 @@ class TestPruning:
                 tensor.mul_(0)
                 tensor[block] = inside[name]
         before = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
-        torch.testing.assert_close(run(wide, pixels(4)), run(small, pixels(4)))
-        narrow(self.teacher(wide, WIDE), model, SIZE)
-        for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(answers(wide, pixels(4)), answers(small, pixels(4)))
+        narrow(self.teacher(wide, WIDE), made, SIZE)
+        for name, tensor in made.state_dict().items():
             assert torch.equal(tensor, inside[name]), name
         assert all(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
 
-    def test_heads_of_equal_tasks_are_copied_and_others_are_not(self) -> None:
+    def test_heads_of_equal_tasks_come_along_and_others_do_not(self) -> None:
         wide = network(WIDE, seed=1)
         three = replace(TASKS[0], labels=(*TASKS[0].labels, Label("bkl", "keratosis", False)))
         torch.manual_seed(4)
-        model = Network(Backbone(NARROW), (three,))
-        own = model.heads["diagnosis"].weight.clone()
-        narrow(self.teacher(wide, WIDE), model, SIZE)
-        assert torch.equal(model.heads["diagnosis"].weight, own)
+        made = Network(Backbone(NARROW), (three,))
+        own = made.heads["diagnosis"].weight.clone()
+        narrow(self.teacher(wide, WIDE), made, SIZE)
+        assert torch.equal(made.heads["diagnosis"].weight, own)
         same = network(NARROW, seed=4)
         narrow(self.teacher(wide, WIDE), same, SIZE)
         assert torch.equal(same.heads["diagnosis"].weight, wide.heads["diagnosis"].weight)
 
-    def test_a_truncated_student_starts_as_its_teachers_first_stages(self) -> None:
+    def test_a_shorter_student_starts_as_its_teachers_first_stages(self) -> None:
         wide = network(WIDE, seed=1)
-        model = Network(Backbone(WIDE, stages=3), TASKS).eval()
-        narrow(self.teacher(wide, WIDE), model, SIZE, stages=3)
+        made = Network(Backbone(WIDE, stages=3), TASKS).eval()
+        narrow(self.teacher(wide, WIDE), made, SIZE, stages=3)
         images = pixels(4)
         scaled = (images.permute(0, 3, 1, 2) - wide.mean) * wide.scale
         with torch.no_grad():
             inner = wide.backbone.forward_intermediates(
                 scaled, indices=[2], intermediates_only=True
             )[0]
-            torch.testing.assert_close(model.features(images), inner.mean((2, 3)))
+            torch.testing.assert_close(made.features(images), inner.mean((2, 3)))
         with pytest.raises(UsageError, match="5 stages to keep, not 9"):
             Network(Backbone(WIDE, stages=9), TASKS)
 
@@ -220,18 +220,18 @@ class TestPruning:
         return backbone, Network(backbone, TASKS).eval()
 
     def test_a_transformer_starts_from_a_teacher_of_another_input_size(self) -> None:
-        """Positions are resized as timm resizes them; other weights are copied."""
-        (backbone, wide), (_, model) = self.vit(64, seed=1), self.vit(32, seed=2)
+        """Its positions are resized as timm resizes them; all other weights are copied."""
+        (backbone, wide), (_, made) = self.vit(64, seed=1), self.vit(32, seed=2)
         before = wide.backbone.pos_embed.detach().clone()
-        narrow(TrainedModel(wide, SPEC, backbone, "teacher"), model, 32)
+        narrow(TrainedModel(wide, SPEC, backbone, "teacher"), made, 32)
         assert torch.equal(wide.backbone.pos_embed, before)
         resized = timm.layers.resample_abs_pos_embed(before, [2, 2])
-        torch.testing.assert_close(model.backbone.pos_embed.detach(), resized)
+        torch.testing.assert_close(made.backbone.pos_embed.detach(), resized)
         kept = wide.backbone.state_dict()
-        for name, tensor in model.backbone.state_dict().items():
+        for name, tensor in made.backbone.state_dict().items():
             assert name == "pos_embed" or torch.equal(tensor, kept[name]), name
 
     def test_a_network_that_refuses_the_size_is_an_error_of_one_line(self) -> None:
-        (_, wide), (_, model) = self.vit(64), self.vit(32)
+        (_, wide), (_, made) = self.vit(64), self.vit(32)
         with pytest.raises(UsageError, match=r"cannot be pruned at 32 x 32 pixels.*--init none"):
-            prune(wide.backbone, model.backbone, 32)
+            prune(wide.backbone, made.backbone, 32)

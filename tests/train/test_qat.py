@@ -34,7 +34,7 @@ SHORT = replace(SCHEDULE, epochs=2)
 
 
 def make(data: Path, seed: int = 0) -> TrainedModel:
-    """A network of random weights whose outputs differ from image to image."""
+    """A network of random weights whose answers differ from picture to picture."""
     samples, tasks = read_samples(data)
     backbone, spec = Backbone("test_resnet"), Spec("random", "1", tasks, Preprocess(SIZE))
     torch.manual_seed(seed)
@@ -43,7 +43,7 @@ def make(data: Path, seed: int = 0) -> TrainedModel:
     pixels = torch.from_numpy(np.stack([frames.centred(row) for row in samples.rows("train")]))
     with torch.no_grad():
         for _ in range(30):
-            features = network.features(pixels)  # updates the statistics of the norms
+            features = network.features(pixels)  # gives the norms statistics
         network.eval()
         features = network.features(pixels)
         for head in network.heads.values():
@@ -53,7 +53,7 @@ def make(data: Path, seed: int = 0) -> TrainedModel:
 
 
 def quantized(student: TrainedModel, data: Path, widened: float = 16.0) -> tuple[Any, Calibration]:
-    """The student with fake quantizers of too wide ranges, as outliers cause."""
+    """The student with fake quantizers whose ranges are too wide, as an outlier in calibration leaves them."""
     samples, _ = read_samples(data, student.spec.tasks)
     rows, frames = samples.rows("train")[:32], Frames(samples.paths, student.spec.preprocess)
     images = np.stack([frames.centred(int(row)) for row in rows])
@@ -155,13 +155,13 @@ class TestResult:
         ]
         assert 0 < len(set(scales) & set(moved)) < len(moved)
 
-    def test_the_student_is_not_changed(
+    def test_the_student_itself_is_left_alone(
         self, student: TrainedModel, data: Path, run: tuple[Any, Path]
     ) -> None:
         assert same(student.module, make(data).module)
         assert not student.module.training
 
-    def test_its_record_holds_candidate_schedule_and_start(self, run: tuple[Any, Path]) -> None:
+    def test_its_record_says_what_was_done(self, run: tuple[Any, Path]) -> None:
         written = record(run[1])
         assert (written["command"], written["finished"]) == ("qat", True)
         assert written["settings"]["candidate"]["options"] == CANDIDATE.options
@@ -170,7 +170,7 @@ class TestResult:
         )
         assert set(written["before"]) == {"score", "kl", "top1"}
 
-    def test_the_start_is_kept_if_training_does_harm(
+    def test_where_training_does_harm_the_start_is_kept(
         self, student: TrainedModel, data: Path, tmp_path: Path
     ) -> None:
         module = qat(student, data, tmp_path, schedule=replace(SHORT, lr=0.3))
@@ -224,7 +224,7 @@ class TestData:
         )
         assert same(module, short[0])
 
-    def test_a_teacher_changes_the_result_by_its_weight(
+    def test_a_teacher_takes_part(
         self, student: TrainedModel, data: Path, short: tuple[Any, Path], tmp_path: Path
     ) -> None:
         save_model_folder(replace(make(data, seed=4), role="teacher"), tmp_path / "teacher")
@@ -237,7 +237,7 @@ class TestData:
         settings = record(tmp_path / "taught")["settings"]
         assert settings["teacher"] is not None
 
-    def test_a_teacher_of_another_input_size_is_refused(
+    def test_a_teacher_of_something_else_is_refused(
         self, student: TrainedModel, data: Path, tmp_path: Path
     ) -> None:
         other = make(data)
@@ -273,11 +273,11 @@ class TestKill:
             schedule=SHORT,
             progress=lambda done, total, note: seen.append(done),
         )
-        assert seen[0] == steps + 1  # the first epoch is not repeated
+        assert seen[0] == steps + 1  # the first epoch is not done again
         assert same(module, short[0])
         assert record(tmp_path)["resumed_from"] == 1
 
-    def test_a_finished_run_is_read_from_its_folder(
+    def test_a_finished_run_is_read(
         self, student: TrainedModel, data: Path, short: tuple[Any, Path]
     ) -> None:
         seen: list[str] = []

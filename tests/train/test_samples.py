@@ -38,7 +38,7 @@ class TestViews:
         self, data: Path, expected: np.ndarray, tmp_path: Path
     ) -> None:
         made = views(data)
-        np.random.seed(1)  # noqa: NPY002  global generators must have no effect
+        np.random.seed(1)  # noqa: NPY002  the global generators of others must not reach in
         made.view(7, 3)
         with ThreadPoolExecutor(3) as pool:
             threaded = list(pool.map(lambda key: made.view(*key), [*KEYS[::-1], *KEYS]))
@@ -64,7 +64,7 @@ class TestViews:
             [again.view(last - row, number) for row, number in KEYS], expected
         )
 
-    def test_they_are_different_crops_of_the_lesion(self, data: Path, expected: np.ndarray) -> None:
+    def test_they_show_the_lesion_in_other_framings(self, data: Path, expected: np.ndarray) -> None:
         assert expected.shape == (len(KEYS), SIZE, SIZE, 3)
         assert expected.dtype == np.uint8
         originals = views(data).frames
@@ -73,7 +73,7 @@ class TestViews:
 
 
 class TestFrames:
-    def test_a_large_image_is_kept_as_a_small_frame(self, tmp_path: Path) -> None:
+    def test_a_photograph_is_kept_small(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         photograph = Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).resize(
             (1000, 750)
@@ -85,12 +85,12 @@ class TestFrames:
         (tmp_path / "large.jpg").unlink()
         assert frames[0] is frame
 
-    def test_a_small_image_is_not_enlarged(self, tmp_path: Path) -> None:
+    def test_a_small_picture_is_not_enlarged(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "small.png")
         np.testing.assert_array_equal(Frames([tmp_path / "small.png"], Preprocess(SIZE))[0], pixels)
 
-    def test_centred_images_have_the_preprocessing_of_the_device(self, data: Path) -> None:
+    def test_validation_sees_the_contracted_preprocessing(self, data: Path) -> None:
         samples, _ = read_samples(data)
         spec = Preprocess(SIZE, fit="pad", background=(9, 8, 7))
         expected = preprocess(samples.paths[3].read_bytes(), spec, exact=True)
@@ -159,7 +159,7 @@ def frame(
 
 
 class TestTasks:
-    def test_labels_have_the_order_names_and_codes_of_the_taxonomy(self) -> None:
+    def test_labels_stand_in_the_taxonomys_order_with_what_it_knows(self) -> None:
         one = derive_tasks(
             frame(["vasc", "", "mel", "akiec", "nv"], [0, np.nan, 1, np.nan, 0]), "t"
         )
@@ -173,7 +173,7 @@ class TestTasks:
         ]
         assert one[0].labels[1].codes == {"icd11": "2C30"}
 
-    def test_malignancy_is_a_task_if_both_values_occur(self) -> None:
+    def test_malignancy_is_a_task_where_both_answers_occur(self) -> None:
         both = derive_tasks(frame(["nv", "mel"], [0, 1]), "t")
         assert [(task.name, task.kind) for task in both] == [
             ("diagnosis", "classify"),
@@ -182,7 +182,7 @@ class TestTasks:
         benign = derive_tasks(frame(["nv", "df"], [0, 0]), "t")
         assert [task.name for task in benign] == ["diagnosis"]
 
-    def test_one_diagnosis_is_no_task(self) -> None:
+    def test_one_diagnosis_cannot_be_told_apart(self) -> None:
         with pytest.raises(
             DataError, match=r"lesions have 1 diagnoses, two are needed.*no task can be derived"
         ):
@@ -190,7 +190,7 @@ class TestTasks:
         either = derive_tasks(frame(["nv", "nv", ""], [0, 1, np.nan]), "lesions")
         assert [task.name for task in either] == ["malignancy"]
 
-    def test_severity_is_a_task_if_it_is_wanted_or_nothing_else_is_there(self) -> None:
+    def test_severity_is_a_task_where_it_is_asked_for_or_all_that_there_is(self) -> None:
         both = frame(["nv", "mel", "nv", "nv"], [0, 1, 0, 0]).assign(severity=[3, 1, np.nan, 10])
         assert [task.name for task in derive_tasks(both, "t")] == ["diagnosis", "malignancy"]
         severity = derive_tasks(both, "t", ["severity", "malignancy"])[1]
@@ -199,7 +199,7 @@ class TestTasks:
         faces = both.assign(dx="acne", malignant=0.0)
         assert derive_tasks(faces, "t") == (severity,)
 
-    def test_segmentation_is_a_task_only_if_it_is_wanted(self) -> None:
+    def test_a_lesion_is_segmented_only_where_that_is_asked_for(self) -> None:
         masked = frame(["nv", "mel"], [0, 1], mask="a.png")
         assert [task.kind for task in derive_tasks(masked, "t")] == ["classify", "binary"]
         found = derive_tasks(masked, "t", ("segmentation", "diagnosis"))
@@ -235,7 +235,7 @@ class TestTasks:
 def disc(
     folder: Path, name: str, centre: tuple[float, float], size: tuple[int, int]
 ) -> tuple[Path, Path]:
-    """An image that is red inside a disc, and the disc's mask."""
+    """A picture that is red inside a disc, and the disc's mask."""
     y, x = np.mgrid[: size[0], : size[1]]
     inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < (min(size) / 5) ** 2
     pixels = np.where(inside[..., None], (200, 20, 20), (90, 90, 90)).astype(np.uint8)
@@ -257,7 +257,7 @@ class TestMasks:
     def red(self, pixels: np.ndarray) -> np.ndarray:
         return pixels[..., 0].astype(int) - pixels[..., 1] > 60
 
-    def test_a_view_and_its_mask_get_the_same_crop_and_symmetry(self, masks: Masks) -> None:
+    def test_a_view_and_its_mask_are_cut_and_turned_alike(self, masks: Masks) -> None:
         made = Views(masks.frames, ["a", "b", "c"], 0, masks)
         for row in (0, 1):
             for number in range(24):
@@ -281,7 +281,9 @@ class TestMasks:
         assert np.isnan(masks.centred(2)).all()
 
     @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-    def test_centred_masks_match_the_preprocessed_image(self, masks: Masks, fit: str) -> None:
+    def test_validation_sees_the_mask_where_the_preprocessing_puts_the_lesion(
+        self, masks: Masks, fit: str
+    ) -> None:
         masks.frames.spec = Preprocess(64, fit=fit)  # type: ignore[arg-type]
         for row in (0, 1):
             seen = self.red(masks.frames.centred(row)).reshape(16, 4, 16, 4).mean((1, 3))
@@ -294,10 +296,10 @@ class TestMasks:
         with pytest.raises(DataError, match=r"wide-mask\.png has 90 x 120 pixels.*data check"):
             masks.framed(0)
         (tmp_path / "tall-mask.png").unlink()
-        with pytest.raises(DataError, match=r"tall-mask\.png.*Repair the file, or empty its cell"):
+        with pytest.raises(DataError, match=r"tall-mask\.png.*Repair it, or empty its cell"):
             masks.centred(1)
 
-    def test_rows_have_masks_and_levels(self, data: Path, tmp_path: Path) -> None:
+    def test_rows_know_their_masks_and_levels(self, data: Path, tmp_path: Path) -> None:
         def fewer(table: pd.DataFrame) -> pd.DataFrame:
             table.loc[[0, 1], "mask"] = ""
             table.loc[[2, 3], "severity"] = ["", "77"]

@@ -1,4 +1,4 @@
-"""Severity and segmentation are learned and distilled."""
+"""Severity and segmentation, learned and distilled."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.many_tasks_folder(tmp_path_factory.getbasetemp())
 
 
-def run_model(
+def answers(
     model: TrainedModel, data: Path, split: str
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     table = read_table(data).select_split(split)
@@ -49,12 +49,12 @@ def run_model(
         return table.frame, {name: output.numpy() for name, output in model.module(seen).items()}
 
 
-def test_the_recorded_scores_equal_those_of_decoded_predictions(
+def test_the_recorded_scores_are_those_of_what_the_device_decodes(
     data: Path, everything: Path
 ) -> None:
     model = load_model_folder(everything)
     assert [task.kind for task in model.spec.tasks] == ["classify", "binary", "ordinal", "segment"]
-    frame, outputs = run_model(model, data, "val")
+    frame, outputs = answers(model, data, "val")
     found = record(everything)["metrics"]
     assert found["score"] == found["balanced_accuracy"]
     names = [label.id for label in model.spec.tasks[2].labels]
@@ -77,8 +77,8 @@ def best(folder: Path, score: str) -> float:
 
 
 def overlap(model: TrainedModel, data: Path, shift: int) -> float:
-    """Dice coefficient on train, against the masks `shift` rows away."""
-    frame, outputs = run_model(model, data, "train")
+    """Dice coefficient on train, each answer beside the mask of the image `shift` rows away."""
+    frame, outputs = answers(model, data, "train")
     masks = np.stack(
         [read_mask(data / mask, output_grid(model.spec.preprocess)) for mask in frame["mask"]]
     )
@@ -95,7 +95,9 @@ def test_severity_and_masks_are_learned(data: Path, tmp_path: Path) -> None:
     assert overlap(model, data, 0) > overlap(model, data, 7) + 0.1
 
 
-def test_a_student_is_distilled_in_all_tasks(data: Path, everything: Path, tmp_path: Path) -> None:
+def test_a_student_is_distilled_in_all_tasks_from_turned_views(
+    data: Path, everything: Path, tmp_path: Path
+) -> None:
     student = learn(everything, data, tmp_path / "student", schedule=LONG, init="none", **SMALL)
     assert student.spec.tasks == load_model_folder(everything).spec.tasks
     assert overlap(student, data, 0) > overlap(student, data, 7) + 0.1
@@ -121,7 +123,7 @@ def test_targets_are_those_of_their_rows(data: Path) -> None:
 
 
 class Redness(torch.nn.Module):
-    """Segments pixels that are more red than green."""
+    """Segments what is redder than green."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,8 +134,8 @@ class Redness(torch.nn.Module):
         return {"lesion": (torch.nn.functional.avg_pool2d(redder[:, None], 4) - 0.5) * self.weight}
 
 
-def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> None:
-    """The images are red discs off the centre, so that each symmetry changes them."""
+def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
+    """Red discs off the centre, so that every turn shows."""
     y, x = np.mgrid[:48, :64]
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -161,7 +163,7 @@ def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> N
     assert turns > 12
 
 
-def test_all_heads_of_a_teacher_are_copied(data: Path, everything: Path, tmp_path: Path) -> None:
+def test_all_heads_of_a_teacher_come_along(data: Path, everything: Path, tmp_path: Path) -> None:
     slow = Schedule(epochs=1, batch_size=16, lr=1e-9)
     copied = learn(everything, data, tmp_path / "copy", schedule=slow, **SMALL)
     own, taught = (
@@ -179,7 +181,7 @@ def test_all_heads_of_a_teacher_are_copied(data: Path, everything: Path, tmp_pat
         (("segmentation",), "dice"),
     ],
 )
-def test_the_first_supervised_task_selects_the_epoch(
+def test_the_first_task_that_there_is_decides_when_to_stop(
     data: Path, tmp_path: Path, wanted: tuple[str, ...], score: str
 ) -> None:
     model = train(data, tmp_path / "out", tasks=wanted, **QUICK)
@@ -214,7 +216,9 @@ def test_rows_without_level_or_mask_are_left_out(data: Path, tmp_path: Path) -> 
     assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
 
 
-def test_other_masks_are_another_run_only_if_masks_are_learned(data: Path, tmp_path: Path) -> None:
+def test_other_masks_are_another_run_only_where_masks_are_learned(
+    data: Path, tmp_path: Path
+) -> None:
     changed = edited(data, tmp_path / "changed", lambda frame: frame)
     for tasks, name in ((("segmentation",), "masked"), (("severity",), "graded")):
         train(data, tmp_path / name, tasks=tasks, **QUICK)
@@ -249,7 +253,7 @@ def test_other_masks_are_another_run_only_if_masks_are_learned(data: Path, tmp_p
         ),
     ],
 )
-def test_a_val_split_that_cannot_rank_epochs_is_refused(
+def test_a_val_split_that_cannot_tell_models_apart_is_refused(
     data: Path, tmp_path: Path, tasks: tuple[str, ...], edit: Any, message: str
 ) -> None:
     column = {"malignancy": "malignant", "severity": "severity", "segmentation": "mask"}[tasks[0]]
@@ -263,7 +267,7 @@ def test_a_val_split_that_cannot_rank_epochs_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_side_not_divisible_by_four_is_refused_before_anything_is_written(
+def test_a_side_that_cannot_be_quartered_is_refused_before_anything_is_written(
     data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="divisible by 4, not 34"):

@@ -1,6 +1,4 @@
-"""What is fitted on validation data for one artifact: a temperature per task, and the thresholds of malignancy and of
-masks.
-"""
+"""Fit temperatures and decision thresholds of one artifact on validation data."""
 
 import math
 
@@ -17,22 +15,30 @@ from dermedge_export.evaluation.predictions import (
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Postprocessing, Spec
 
-TEMPERATURES = (0.05, 20.0)
-SENSITIVITY = 0.90
-MARGIN = 1e-6
+TEMPERATURES = (0.05, 20.0)  # range of the fit
+SENSITIVITY = 0.90  # of malignant images, at the fitted threshold
+MARGIN = 1e-6  # relative; more than the rounding of a score in float32
 MASK_THRESHOLDS = (0.5, *(0.5 + sign * step / 20 for step in range(1, 10) for sign in (-1, 1)))
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
-    """The temperature in 0.05..20 that minimises the negative log likelihood of `labels`.
+    """Fit the temperature that minimises the negative log likelihood of labels.
 
     Args:
         logits: [N, K] of a `classify` task, or [N, 1] of a `binary` task.
-        labels: [N] class indices, or 1 / 0 for a binary task; rows with -1 or NaN, or with logits that are not finite,
-            are left out.
+        labels: Class indices [N], or 1 / 0 for a binary task. Rows with -1 or NaN, or
+            with logits that are not finite, are left out.
+
+    Returns:
+        The temperature, from 0.05 to 20.
 
     Raises:
-        DataError: no row is left.
+        DataError: No row is left.
+
+    Examples:
+        >>> logits = np.array([[4.0, 0.0]] * 3 + [[0.0, 4.0]])
+        >>> round(fit_temperature(logits, np.zeros(4)), 2)  # 3 of 4 are right, not 98 %
+        3.64
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
@@ -41,36 +47,45 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     scores, truth = scores[usable], wanted[usable].astype(np.int64)
     if len(scores) == 0:
         raise DataError(
-            "No labelled row with finite logits to fit a temperature on; give labelled validation images."
+            "The val split has no labelled image with finite logits to fit a temperature on. "
+            "Give labelled validation images."
         )
     if scores.shape[1] == 1:
         scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
-    # Relative to the true class, the loss is log(1 + sum over the others of exp(difference / T)).
+    # Relative to the true class, the loss is log(1 + sum over the others of
+    # exp(difference / T)). The search runs over log T, in which the loss is nearly
+    # symmetric around its minimum.
     against = scores - scores[np.arange(len(scores)), truth][:, None]
 
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp.reduce(against / math.exp(log_temperature), axis=1).mean())
 
     low, high = (math.log(bound) for bound in TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
-    return float(np.clip(math.exp(found.x), *TEMPERATURES))
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
+    return float(np.clip(math.exp(best.x), *TEMPERATURES))
 
 
 def fit_threshold(
     scores: Array, malignant: Array, sensitivity: float = SENSITIVITY
 ) -> float | None:
-    """The highest threshold at which at least `sensitivity` of the malignant have score >= threshold.
+    """Fit the highest threshold that keeps a sensitivity on malignant images.
 
-    It is the score of one malignant image, lowered by one part in a million: that image stays malignant where a device
-    computes its score in float32.
+    The threshold is the score of one malignant image, lowered by one part in a million.
+    That image then stays malignant on a device that computes its score in float32.
 
     Args:
-        scores: [N] malignancy scores in 0..1.
-        malignant: [N] 1, 0 or NaN; rows with NaN, and scores that are not finite, are left out.
-        sensitivity: the share of malignant images to find.
+        scores: Malignancy scores in 0..1, [N].
+        malignant: 1, 0 or NaN for unknown, [N]. Rows with NaN, and scores that are not
+            finite, are left out.
+        sensitivity: Smallest share of malignant images with score >= threshold.
 
     Returns:
         The threshold, or None without a malignant image.
+
+    Examples:
+        >>> scores, malignant = np.array([0.9, 0.8, 0.3, 0.6]), np.array([1, 1, 1, 0])
+        >>> round(fit_threshold(scores, malignant, sensitivity=0.6), 3)
+        0.8
     """
     scores, malignant = np.asarray(scores, np.float64), np.asarray(malignant, np.float64)
     positives = np.sort(scores[(malignant == 1) & np.isfinite(scores)])[::-1]
@@ -81,14 +96,20 @@ def fit_threshold(
 
 
 def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
-    """The threshold of MASK_THRESHOLDS with the highest mean Dice coefficient; of equal ones the nearest to 0.5.
+    """Select the threshold of `MASK_THRESHOLDS` with the highest mean Dice coefficient.
+
+    Of equal thresholds, the nearest to 0.5 is selected.
 
     Args:
         probabilities: [N, h, w]; rows that are not finite are left out.
-        masks: [N, h, w], 1 inside the lesion and 0 outside; rows with -1 are left out.
+        masks: 1 inside the lesion and 0 outside, [N, h, w]; rows with -1 are left out.
 
     Returns:
-        The threshold, or None where no row is left.
+        The threshold, or None if no row is left.
+
+    Examples:
+        >>> fit_mask_threshold(np.array([[[0.3, 0.1]]]), np.array([[[1, 0]]]))
+        0.3
     """
     rows = np.isfinite(probabilities).all(axis=(1, 2)) & (masks >= 0).all(axis=(1, 2))
     if not rows.any():
@@ -100,7 +121,15 @@ def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
 
 
 def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postprocessing]:
-    """What validation `predictions` allow to fit, for every task of `spec`; the rest stays None."""
+    """Fit what labelled validation predictions allow, for every task of a model.
+
+    Args:
+        predictions: Predictions of one artifact for the val split.
+        spec: Tasks and labels of the model.
+
+    Returns:
+        Postprocessing by task. A field is None if no image is labelled for it.
+    """
     fitted = {task.name: Postprocessing() for task in spec.tasks}
     truths: list[tuple[str, NDArray[np.float64]]] = []
     if spec.diagnosis is not None:

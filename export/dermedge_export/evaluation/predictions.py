@@ -1,4 +1,4 @@
-"""Tables of predictions: what a model answered for many images, and what is known about those images."""
+"""Hold and decode tables of predictions: outputs for many images, and their labels."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,18 +14,38 @@ from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Kind, Postprocessing, Spec, Task
 
 Array = NDArray[Any]
+PostprocessingByTask = Mapping[str, Postprocessing]
 Run = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Raw outputs of one model over N images, with what is known about each image.
+    """Raw outputs of one model for N images, with what is known about each image.
 
-    `outputs` are logits float32 [N, ...] keyed by task; `labels` int64 [N] indexes the diagnosis task's labels, -1 if
-    unknown; `malignant` float64 [N] is 1, 0 or NaN; `groups` [N] names the lesion or patient; `subgroups` maps a column
-    (`fitzpatrick`, `sex`, `age_band`, `site`) to text [N], "" where unknown. `levels` int64 [N] indexes the ordinal
-    task's labels, -1 if unknown; `masks` int8 [N, S/4, S/4] is 1 inside the lesion and 0 outside, -1 throughout if
-    unknown. None tells nothing of any image.
+    An optional column that is None holds nothing about any image.
+
+    Attributes:
+        image_ids: Names of the images.
+        outputs: Logits by task, float32 [N, ...]; shapes as in `Task`.
+        labels: Index of the diagnosis task's label, int64 [N]; -1 if unknown.
+        malignant: 1, 0 or NaN for unknown, float64 [N].
+        groups: Lesion or patient of each image, text [N]; the bootstrap resamples them.
+        subgroups: Column (`fitzpatrick`, `sex`, `age_band`, `site`) -> text [N]; "" if
+            unknown.
+        levels: Index of the ordinal task's label, int64 [N]; -1 if unknown.
+        masks: 1 inside the lesion and 0 outside, int8 [N, S/4, S/4]; -1 throughout if
+            unknown.
+
+    Examples:
+        >>> table = Predictions(
+        ...     image_ids=("a", "b"),
+        ...     outputs={"malignancy": np.array([[2.0], [-1.0]], np.float32)},
+        ...     labels=np.array([-1, -1]),
+        ...     malignant=np.array([1.0, 0.0]),
+        ...     groups=np.array(["lesion 1", "lesion 2"]),
+        ... )
+        >>> table.rows(np.array([True, False])).image_ids
+        ('a',)
     """
 
     image_ids: tuple[str, ...]
@@ -48,14 +68,15 @@ class Predictions:
         for name, column in (columns | dict(self.outputs) | dict(self.subgroups)).items():
             if len(column) != len(self.image_ids):
                 raise DataError(
-                    f"Column {name!r} has {len(column)} rows for {len(self.image_ids)} images; give one each."
+                    f"Column {name!r} has {len(column)} rows for {len(self.image_ids)} images. "
+                    "Give one row per image."
                 )
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def rows(self, mask: Array) -> "Predictions":
-        """The rows that `mask` (boolean [N], or indices) selects."""
+        """Return the rows that `mask` (bool [N], or indices) selects."""
         chosen = np.arange(len(self))[mask]
         return Predictions(
             image_ids=tuple(self.image_ids[i] for i in chosen),
@@ -71,21 +92,29 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class Graded:
-    """The severity by an ordinal task: the `predicted` and the true `levels` int64 [N], -1 where unknown."""
+    """Severity levels of an ordinal task.
+
+    Attributes:
+        predicted: Predicted levels, int64 [N].
+        levels: True levels, int64 [N]; -1 if unknown.
+    """
 
     predicted: NDArray[np.int64]
     levels: NDArray[np.int64]
 
     @property
     def rows(self) -> NDArray[np.bool_]:
-        """The images whose level is known, [N]."""
+        """Images whose level is known, bool [N]."""
         return self.levels >= 0
 
 
 @dataclass(frozen=True, eq=False)
 class Outlined:
-    """The masks by a `segment` task: what is `inside` bool [N, S/4, S/4], and the `dice` coefficient float64 [N] with
-    the true mask, NaN where that is unknown.
+    """Masks of a `segment` task.
+
+    Attributes:
+        inside: Predicted masks, bool [N, S/4, S/4].
+        dice: Dice coefficient with the true mask, float64 [N]; NaN if that is unknown.
     """
 
     inside: NDArray[np.bool_]
@@ -93,18 +122,26 @@ class Outlined:
 
     @property
     def rows(self) -> NDArray[np.bool_]:
-        """The images whose mask is known, [N]."""
+        """Images whose mask is known, bool [N]."""
         return np.isfinite(self.dice)
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A table of predictions, decoded: what metrics are computed from.
+    """A decoded table of predictions, from which metrics are computed.
 
-    A model without a diagnosis task is read as a classifier of benign and malignant; `names` holds its K classes, none
-    for a model that classifies nothing. `labels` int64 [N] is -1 where unknown, `predicted` is int64 [N],
-    `probabilities` float64 [N, K], `scores` float64 [N] of malignancy, NaN for a model that says nothing of it.
-    `graded`, `outlined` and `embedding` float32 [N, D] are None for a model without such a task.
+    A model without a diagnosis task counts as a classifier of benign and malignant.
+
+    Attributes:
+        names: The K classes; empty for a model that classifies nothing.
+        labels: True classes, int64 [N]; -1 if unknown.
+        predicted: Predicted classes, int64 [N].
+        probabilities: Class probabilities, float64 [N, K].
+        scores: Malignancy scores, float64 [N]; NaN for a model without such a score.
+        threshold: Threshold of the malignancy score; None if not fitted.
+        graded: Severity levels; None for a model without an ordinal task.
+        outlined: Masks; None for a model without a `segment` task.
+        embedding: Embeddings, float32 [N, D]; None for a model without an `embed` task.
     """
 
     names: tuple[str, ...]
@@ -121,7 +158,22 @@ class Decoded:
 def predict_table(
     run: Run, images: Iterable[NDArray[np.uint8]], *, batch: int = 32
 ) -> dict[str, NDArray[np.float32]]:
-    """Outputs [N, ...] of `run` over preprocessed `images` uint8 [S, S, 3], in batches of at most `batch`."""
+    """Run a model on preprocessed images, batch by batch.
+
+    Args:
+        run: The model, from uint8 [B, S, S, 3] to outputs [B, ...] by task.
+        images: Preprocessed images, uint8 [S, S, 3] each.
+        batch: Largest number of images in one call.
+
+    Returns:
+        Outputs by task, float32 [N, ...].
+
+    Examples:
+        >>> images = [np.full((4, 4, 3), level, np.uint8) for level in (0, 50, 100)]
+        >>> run = lambda batch: {"mean": batch.mean((1, 2, 3), np.float32)[:, None]}
+        >>> predict_table(run, images, batch=2)["mean"].ravel().tolist()
+        [0.0, 50.0, 100.0]
+    """
     parts: dict[str, list[NDArray[np.float32]]] = {}
     for chunk in _batches(images, batch):
         for name, output in run(np.stack(chunk)).items():
@@ -130,9 +182,15 @@ def predict_table(
 
 
 def probabilities(
-    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+    predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask
 ) -> NDArray[np.float64]:
-    """Diagnosis probabilities [N, K], softmax(z / T); [N, 0] for a model without a diagnosis task."""
+    """Return diagnosis probabilities, softmax(z / T).
+
+    NaN and infinity pass through; the gate counts them.
+
+    Returns:
+        Probabilities, float64 [N, K]; [N, 0] for a model without a diagnosis task.
+    """
     task = spec.diagnosis
     if task is None:
         return np.empty((len(predictions), 0))
@@ -141,10 +199,15 @@ def probabilities(
 
 
 def malignancy_scores(
-    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+    predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask
 ) -> NDArray[np.float64]:
-    """Malignancy score [N]: sigmoid(z / T) of the `malignancy` task where there is one, else the summed probability of
-    the malignant labels; NaN for a model that has neither.
+    """Return malignancy scores.
+
+    The score is sigmoid(z / T) of a binary malignancy task, else the summed probability
+    of the malignant labels.
+
+    Returns:
+        Scores in 0..1, float64 [N]; NaN for a model without either.
     """
     task = spec.malignancy
     if task is None:
@@ -159,10 +222,38 @@ def malignancy_scores(
 
 
 def decode_table(
-    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+    predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask
 ) -> Decoded:
-    """Classes, probabilities and malignancy scores of a table of predictions, its levels, masks and embeddings."""
-    embed = _answered(predictions, spec, "embed")
+    """Decode a table of predictions, as `dermedge_runtime.decode` does per image.
+
+    Masks stay on the output's own grid [S/4, S/4], where the device enlarges them
+    first.
+
+    Args:
+        predictions: Outputs for N images.
+        spec: Tasks and labels of the model.
+        postprocessing: Fitted for the model, by task; a task that is missing is not
+            fitted.
+
+    Raises:
+        DataError: The output of a diagnosis or malignancy task is missing.
+
+    Examples:
+        >>> from dermedge_runtime.spec import Preprocess
+        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(8))
+        >>> table = Predictions(
+        ...     ("a", "b"),
+        ...     {"malignancy": np.array([[0.0], [-4.0]], np.float32)},
+        ...     np.array([-1, -1]),
+        ...     np.array([1.0, 0.0]),
+        ...     np.array(["a", "b"]),
+        ... )
+        >>> fitted = {"malignancy": Postprocessing(temperature=2.0, threshold=0.4)}
+        >>> decoded = decode_table(table, spec, fitted)
+        >>> decoded.scores.round(3).tolist(), decoded.predicted.tolist()
+        ([0.5, 0.119], [1, 0])
+    """
+    embed = _first_task(predictions, spec, "embed")
     return replace(
         _classes(predictions, spec, postprocessing),
         graded=graded(predictions, spec, postprocessing),
@@ -171,9 +262,7 @@ def decode_table(
     )
 
 
-def _classes(
-    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
-) -> Decoded:
+def _classes(predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask) -> Decoded:
     scores = malignancy_scores(predictions, spec, postprocessing)
     fitted = postprocessing.get(spec.malignancy.name) if spec.malignancy is not None else None
     threshold = fitted.threshold if fitted is not None else None
@@ -193,10 +282,10 @@ def _classes(
 
 
 def graded(
-    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+    predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask
 ) -> Graded | None:
-    """The severity by the first ordinal task; None where there is no such output."""
-    task = _answered(predictions, spec, "ordinal")
+    """Decode the levels of the first ordinal task; None if there is no such output."""
+    task = _first_task(predictions, spec, "ordinal")
     if task is None:
         return None
     levels = (
@@ -217,12 +306,13 @@ def ordinal_levels(logits: Array, temperature: float = 1.0) -> NDArray[np.int64]
 
 
 def outlined(
-    predictions: Predictions, spec: Spec, postprocessing: Mapping[str, Postprocessing]
+    predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask
 ) -> Outlined | None:
-    """The masks by the first `segment` task, on the output's own grid, at its threshold or where none was fitted at
-    0.5; None where there is no such output.
+    """Decode the masks of the first `segment` task; None if there is no such output.
+
+    The masks stay on the output's own grid. The threshold is the fitted one, or 0.5.
     """
-    task = _answered(predictions, spec, "segment")
+    task = _first_task(predictions, spec, "segment")
     if task is None:
         return None
     fitted = postprocessing.get(task.name)
@@ -236,15 +326,18 @@ def outlined(
 
 
 def mask_probabilities(
-    predictions: Predictions, task: str, postprocessing: Mapping[str, Postprocessing]
+    predictions: Predictions, task: str, postprocessing: PostprocessingByTask
 ) -> NDArray[np.float64]:
-    """Of every cell [N, S/4, S/4] of a `segment` output: sigmoid(z / T)."""
+    """Return sigmoid(z / T) of a `segment` output, float64 [N, S/4, S/4]."""
     logits = _read_logits(predictions, task)[:, 0]
     return sigmoid(logits / _temperature(task, postprocessing))
 
 
-def _answered(predictions: Predictions, spec: Spec, kind: Kind) -> Task | None:
-    """The first task of a kind whose outputs are there: a reference that travels in a bundle leaves large ones out."""
+def _first_task(predictions: Predictions, spec: Spec, kind: Kind) -> Task | None:
+    """Return the first task of a kind that has an output.
+
+    A reference that is stored in a bundle lacks the large outputs.
+    """
     return next(
         (task for task in spec.tasks if task.kind == kind and task.name in predictions.outputs),
         None,
@@ -255,12 +348,13 @@ def _read_logits(predictions: Predictions, task: str) -> NDArray[np.float64]:
     """Return a task's logits in float64, as the device decodes them."""
     if task not in predictions.outputs:
         raise DataError(
-            f"The model gave no output {task!r}, only {sorted(predictions.outputs)}; export it again."
+            f"The model gave no output {task!r}, only {sorted(predictions.outputs)}. "
+            "Export it again."
         )
     return predictions.outputs[task].astype(np.float64)
 
 
-def _temperature(task: str, postprocessing: Mapping[str, Postprocessing]) -> float:
+def _temperature(task: str, postprocessing: PostprocessingByTask) -> float:
     fitted = postprocessing.get(task)
     return 1.0 if fitted is None or fitted.temperature is None else fitted.temperature
 

@@ -1,4 +1,4 @@
-"""Two tables of predictions over the same images, compared: what a candidate lost, and for whom."""
+"""Compare two tables of predictions for the same images, overall and by subgroup."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Array, Floats, Statistic
-from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
+from dermedge_export.evaluation.predictions import (
+    Decoded,
+    PostprocessingByTask,
+    Predictions,
+    decode_table,
+)
 from dermedge_export.parity import gate
 from dermedge_export.parity.comparisons import (
     MetricComparison,
@@ -20,15 +25,17 @@ from dermedge_export.parity.comparisons import (
 from dermedge_export.parity.gate import MINIMUM_CASES, RELATIVE, Measurement
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.report import Interval, ParityReport, Subgroup
-from dermedge_runtime.spec import Postprocessing, Spec
+from dermedge_runtime.spec import Spec
+
+Sides = tuple[Decoded, Decoded]
 
 
 def parity(
     reference: Predictions,
     candidate: Predictions,
     spec: Spec,
-    reference_post: Mapping[str, Postprocessing],
-    candidate_post: Mapping[str, Postprocessing],
+    reference_post: PostprocessingByTask,
+    candidate_post: PostprocessingByTask,
     *,
     precision: str,
     basis: str,
@@ -38,28 +45,49 @@ def parity(
     replicates: int = 1000,
     seed: int = 0,
 ) -> ParityReport:
-    """Compares a candidate's predictions with its reference's, and judges the losses.
+    """Compare a candidate's predictions with its reference's, and check the limits.
 
-    Each side is decoded with its own fitted postprocessing, as it will be on a device. Losses come with intervals of a
-    paired bootstrap over lesions or patients. Without a labelled image only agreement is judged, and the basis says so.
+    Each side is decoded with its own fitted postprocessing, as it will be on a device.
+    Losses come with intervals of a paired bootstrap over lesions or patients. Without
+    labelled images only agreement is checked, and the basis says so.
 
     Args:
-        reference: of the fp32 student.
-        candidate: of the artifact, over the same images in the same order.
-        spec: of both.
-        reference_post: fitted on the reference's validation predictions.
-        candidate_post: fitted on the candidate's.
-        precision: of the candidate; picks the limits.
-        basis: on what is compared, such as `test split of ham10000`.
-        engine: that ran the candidate.
-        hardware: that the engine ran on.
-        limits: a target's tighter limits, by metric.
-        replicates: bootstrap replicates.
-        seed: of the bootstrap.
+        reference: Predictions of the fp32 student.
+        candidate: Predictions of the artifact for the same images in the same order.
+        spec: Tasks and labels of both.
+        reference_post: Postprocessing fitted on the reference's val predictions.
+        candidate_post: Postprocessing fitted on the candidate's val predictions.
+        precision: Precision of the candidate; it selects the limits.
+        basis: The images that are compared, such as `test split of ham10000`.
+        engine: Engine that ran the candidate.
+        hardware: Hardware that the engine ran on.
+        limits: Tighter limits of a target, by metric.
+        replicates: Number of bootstrap replicates.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The report, with the status of every limit.
 
     Raises:
-        DataError: the tables are not over the same images, or the reference itself gives NaN or Inf.
-        UsageError: an unknown precision or limit.
+        DataError: The tables are not over the same images, or the reference gives NaN
+            or Inf.
+        UsageError: The precision or a limit is unknown.
+
+    Examples:
+        >>> from dermedge_runtime.spec import Label, Preprocess, Task
+        >>> labels = (Label("nv", "nevus", False), Label("mel", "melanoma", True))
+        >>> tasks = (Task("diagnosis", "classify", labels),)
+        >>> spec = Spec("toy", "1", tasks, Preprocess(32))
+        >>> truth = np.arange(200) % 2
+        >>> logits = np.eye(2, dtype=np.float32)[truth]
+        >>> names = tuple(str(n) for n in range(200))
+        >>> table = Predictions(
+        ...     names, {"diagnosis": logits}, truth, truth * 1.0, np.array(names)
+        ... )
+        >>> names = {"basis": "toy", "engine": "numpy", "hardware": "cpu"}
+        >>> report = parity(table, table, spec, {}, {}, precision="fp32", **names)
+        >>> report.agreement["top1"], report.agreement["max_abs"]
+        (1.0, 0.0)
     """
     allowed = gate.limits_for(precision, limits)
     broken = _check_pair(reference, candidate)
@@ -67,10 +95,8 @@ def parity(
         decode_table(reference, spec, reference_post),
         decode_table(candidate, spec, candidate_post),
     )
-    comparisons, within = (
-        list_comparisons(sides, reference),
-        subgroup_comparisons(sides[0], reference),
-    )
+    comparisons = list_comparisons(sides, reference)
+    within = subgroup_comparisons(sides[0], reference)
     by_class = class_comparisons(sides[0])
     measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
     subgroups: list[Measurement] = []
@@ -78,36 +104,38 @@ def parity(
     agreement: dict[str, float] = {}
     if broken:
         measured += [
-            Measurement(q.metric, None, note="outputs are not finite") for q in comparisons
+            Measurement(comparison.metric, None, note="outputs are not finite")
+            for comparison in comparisons
         ]
     else:
         agreement = _agreement(reference, candidate, sides)
-        measured.append(Measurement("max_abs", len(candidate), Interval(agreement["max_abs"])))
-        asked = [*comparisons, *within.values(), *by_class.values()]
-        found = iter(_compare(asked, sides, reference.groups, replicates, seed))
-        measured += islice(found, len(comparisons))
-        subgroups, classes = list(islice(found, len(within))), list(found)
+        measured.append(_relative_difference(reference, candidate))
+        # One bootstrap serves all comparisons, so that they share their replicates.
+        every = [*comparisons, *within.values(), *by_class.values()]
+        results = iter(_measure(every, sides, reference.groups, replicates, seed))
+        measured += islice(results, len(comparisons))
+        subgroups, classes = list(islice(results, len(within))), list(results)
         if (sides[0].labels >= 0).any():
-            measured.append(_worst(subgroups))
-        elif not _told(sides[0], reference):
+            measured.append(_worst_subgroup(subgroups))
+        elif not _has_other_truth(sides[0], reference):
             basis += " (no labels: agreement only)"
-    judged = tuple(gate.check_limit(m, allowed[m.metric]) for m in measured if m.metric in allowed)
+    checked = tuple(gate.check_limit(m, allowed[m.metric]) for m in measured if m.metric in allowed)
     return ParityReport(
-        status=gate.overall_status(judged),
+        status=gate.overall_status(checked),
         basis=basis,
         cases=len(candidate),
         engine=engine,
         hardware=hardware,
         precision=precision,
-        limits=judged,
-        subgroups=_named(within, subgroups),
+        limits=checked,
+        subgroups=_by_subgroup(within, subgroups),
         agreement=agreement | {"non_finite": float(broken)},
-        classes=_named(by_class, classes),
+        classes=_by_subgroup(by_class, classes),
     )
 
 
-def _told(first: Decoded, table: Predictions) -> bool:
-    """Whether anything but a diagnosis is known of any image."""
+def _has_other_truth(first: Decoded, table: Predictions) -> bool:
+    """Return whether anything but a diagnosis is known of any image."""
     known = [np.isfinite(table.malignant)] + [
         task.rows for task in (first.graded, first.outlined) if task is not None
     ]
@@ -115,25 +143,31 @@ def _told(first: Decoded, table: Predictions) -> bool:
 
 
 def _check_pair(reference: Predictions, candidate: Predictions) -> int:
-    """How many of the candidate's images have an output that is not finite."""
+    """Return the number of images for which the candidate gives NaN or Inf.
+
+    Raises:
+        DataError: The two tables cannot be compared.
+    """
     if reference.image_ids != candidate.image_ids:
         raise DataError(
-            f"The reference predicts {len(reference)} images and the candidate {len(candidate)}, not the same in the "
-            "same order; run both on one table."
+            f"The reference has {len(reference)} images and the candidate {len(candidate)}, or "
+            "their order differs. Run both on the same table."
         )
     if len(reference) == 0:
-        raise DataError("No image to compare on: the table is empty; name a split that has images.")
+        raise DataError("The table has no images to compare. Name a split that has images.")
     for name, output in reference.outputs.items():
         shape = candidate.outputs[name].shape if name in candidate.outputs else None
         if shape != output.shape:
             raise DataError(
-                f"Output {name!r} is {output.shape} of the reference and {shape} of the candidate; export again."
+                f"Output {name!r} has shape {output.shape} in the reference and {shape} in the "
+                "candidate. Export the model again."
             )
     bad = _not_finite(reference)
     if bad.any():
         example = reference.image_ids[int(bad.argmax())]
         raise DataError(
-            f"The reference itself gives NaN or Inf for image {example!r}; train or export it again."
+            f"The reference itself gives NaN or Inf for image {example!r}. Train or export the "
+            "model again."
         )
     return int(_not_finite(candidate).sum())
 
@@ -145,66 +179,83 @@ def _not_finite(table: Predictions) -> NDArray[np.bool_]:
     return bad
 
 
-def _named(keys: Iterable[tuple[str, str]], found: list[Measurement]) -> tuple[Subgroup, ...]:
-    """What was found by (column, value); nothing where nothing was measured."""
+def _by_subgroup(
+    keys: Iterable[tuple[str, str]], measurements: list[Measurement]
+) -> tuple[Subgroup, ...]:
+    """Return the measurements by (column, value); empty if nothing was measured."""
     return tuple(
         Subgroup(column, value, m.cases or 0, m.reference, m.candidate, m.loss)
-        for (column, value), m in zip(keys, found, strict=False)
+        for (column, value), m in zip(keys, measurements, strict=False)
     )
 
 
-def _compare(
+def _measure(
     comparisons: list[MetricComparison],
-    sides: tuple[Decoded, Decoded],
+    sides: Sides,
     groups: Array,
     replicates: int,
     seed: int,
 ) -> list[Measurement]:
-    """Both sides' values and the loss of every question, with intervals over the same replicates."""
+    """Measure each comparison on both sides, over the same bootstrap replicates."""
 
-    def both(question: MetricComparison, weights: Floats | None) -> Floats:
-        chosen = None if weights is None else weights[:, question.rows]
-        return np.stack([question.measure(side, question.rows, chosen) for side in sides], axis=-1)
+    def both(comparison: MetricComparison, weights: Floats | None) -> Floats:
+        chosen = None if weights is None else weights[:, comparison.rows]
+        values = [comparison.measure(side, comparison.rows, chosen) for side in sides]
+        return np.stack(values, axis=-1)
 
     statistics: dict[int, Statistic] = {
-        index: partial(both, question)
-        for index, question in enumerate(comparisons)
-        if not question.absent and question.rows.any()
+        index: partial(both, comparison)
+        for index, comparison in enumerate(comparisons)
+        if not comparison.absent and comparison.rows.any()
     }
     drawn = metrics.bootstrap(groups, statistics, replicates=replicates, seed=seed)
-    found = []
-    for index, question in enumerate(comparisons):
-        if index not in drawn:
-            cases = None if question.absent else 0
-            found.append(Measurement(question.metric, cases, note=question.absent or question.note))
-            continue
-        point, pairs = both(question, None), drawn[index]
-        losses = _loss(question.metric, pairs)
-        spread = metrics.interval(_loss(question.metric, point), losses)
-        found.append(
-            Measurement(
-                metric=question.metric,
-                cases=int(question.rows.sum()),
-                loss=spread,
-                reference=metrics.interval(point[0], pairs[:, 0]),
-                candidate=metrics.interval(point[1], pairs[:, 1]),
-                bound=None
-                if spread.low is None
-                else float(np.nanquantile(losses, 0.05 / question.comparisons)),
-                note=question.note,
-            )
-        )
-    return found
+    measurements = []
+    for index, comparison in enumerate(comparisons):
+        if index in drawn:
+            measurements.append(_with_interval(comparison, both(comparison, None), drawn[index]))
+        else:
+            cases = None if comparison.absent else 0
+            note = comparison.absent or comparison.note
+            measurements.append(Measurement(comparison.metric, cases, note=note))
+    return measurements
+
+
+def _with_interval(comparison: MetricComparison, point: Floats, pairs: Floats) -> Measurement:
+    """Return one comparison's measurement.
+
+    Args:
+        comparison: The metric and its images.
+        point: Values of reference and candidate over all images, [2].
+        pairs: The same in each bootstrap replicate, [R, 2].
+    """
+    # Both sides are measured on the same replicate, so the images that are hard for
+    # both cancel in its loss. The interval of the loss is much narrower than two
+    # separate ones.
+    losses = _loss(comparison.metric, pairs)
+    loss = metrics.interval(_loss(comparison.metric, point), losses)
+    # The lower bound is the 5 % quantile of the losses, one-sided at 95 %. The worst of
+    # k subgroups is selected for its loss, so its bound is taken at 5 % / k
+    # (Bonferroni): then the bounds of all k hold together with 95 %.
+    level = 0.05 / comparison.comparisons
+    return Measurement(
+        metric=comparison.metric,
+        cases=int(comparison.rows.sum()),
+        loss=loss,
+        reference=metrics.interval(point[0], pairs[:, 0]),
+        candidate=metrics.interval(point[1], pairs[:, 1]),
+        bound=None if loss.low is None else float(np.nanquantile(losses, level)),
+        note=comparison.note,
+    )
 
 
 def _loss(metric: str, pair: Floats) -> Floats:
-    """How much worse the candidate is: [..., 2] -> [...]."""
+    """Return how much worse the candidate is: [..., 2] -> [...]."""
     loss = pair[..., 1] - pair[..., 0] if metric == "ece" else pair[..., 0] - pair[..., 1]
     return metrics.ratio(loss, pair[..., 0]) if metric in RELATIVE else loss
 
 
-def _worst(subgroups: list[Measurement]) -> Measurement:
-    """The largest loss among the subgroups of 100 cases or more."""
+def _worst_subgroup(subgroups: list[Measurement]) -> Measurement:
+    """Return the largest loss among the subgroups of 100 cases or more."""
     large = [
         (m.loss.value, m)
         for m in subgroups
@@ -221,33 +272,52 @@ def _worst(subgroups: list[Measurement]) -> Measurement:
     return Measurement("worst_subgroup", min(most, MINIMUM_CASES - 1), note=note)
 
 
-def _agreement(
-    reference: Predictions, candidate: Predictions, sides: tuple[Decoded, Decoded]
-) -> dict[str, float]:
-    """Numbers that need no labels, and the loss of recall of each class, which is reported but not judged."""
-    found: dict[str, float] = {}
+def _relative_difference(reference: Predictions, candidate: Predictions) -> Measurement:
+    """Measure `max_abs`: the largest difference of an output, relative to its scale.
+
+    Each output has a scale of its own, because a model's tasks differ in theirs. The
+    note names the output with the largest relative difference, and that scale.
+    """
+    relative = {
+        name: metrics.relative_difference(output, candidate.outputs[name])
+        for name, output in reference.outputs.items()
+    }
+    worst = max(relative, key=lambda name: relative[name])
+    scale = metrics.output_scale(reference.outputs[worst])
+    note = f"output {worst!r} of scale {scale:.3g}"
+    return Measurement("max_abs", len(candidate), Interval(relative[worst]), note=note)
+
+
+def _agreement(reference: Predictions, candidate: Predictions, sides: Sides) -> dict[str, float]:
+    """Return numbers that need no labels, and the loss of recall of each class.
+
+    They are reported and not checked. `max_abs` and `max_abs:TASK` are absolute.
+    """
+    numbers: dict[str, float] = {}
     for name, output in reference.outputs.items():
         other = candidate.outputs[name]
-        found[f"max_abs:{name}"] = float(
+        numbers[f"max_abs:{name}"] = float(
             np.abs(output.astype(np.float64) - other.astype(np.float64)).max()
         )
         if output[0].size > 1:
-            found[f"cosine:{name}"] = float(metrics.logit_cosine(output, other).mean())
-    found["max_abs"] = max(value for name, value in found.items() if name.startswith("max_abs:"))
-    cosines = [value for name, value in found.items() if name.startswith("cosine:")]
+            numbers[f"cosine:{name}"] = float(metrics.logit_cosine(output, other).mean())
+    numbers["max_abs"] = max(
+        value for name, value in numbers.items() if name.startswith("max_abs:")
+    )
+    cosines = [value for name, value in numbers.items() if name.startswith("cosine:")]
     if cosines:
-        found["cosine"] = min(cosines)
+        numbers["cosine"] = min(cosines)
     first, second = sides
     if not first.names:
-        return found
-    found["top1"] = float(metrics.top1_agreement(first.predicted, second.predicted))
-    found["kl"] = float(metrics.kl_divergence(first.probabilities, second.probabilities).mean())
+        return numbers
+    numbers["top1"] = float(metrics.top1_agreement(first.predicted, second.predicted))
+    numbers["kl"] = float(metrics.kl_divergence(first.probabilities, second.probabilities).mean())
     known = first.labels >= 0
     recall = [
         metrics.recalls(first.labels[known], side.predicted[known], len(first.names))
         for side in sides
     ]
     losses = zip(first.names, recall[0] - recall[1], strict=True)
-    return found | {
+    return numbers | {
         f"recall_loss:{name}": float(loss) for name, loss in losses if np.isfinite(loss)
     }

@@ -1,4 +1,4 @@
-"""What is asked of two tables of predictions: the metrics that are compared, and the images that each counts."""
+"""List the metrics that compare two tables of predictions, and the images of each."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +17,23 @@ Metric = Callable[[Decoded, Array, Floats | None], Floats]
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """One metric to compare, over the `rows` [N] that it counts. `absent` says why it is not asked at all.
+    """One metric to compare, over the images that it counts.
 
-    `comparisons` is how many questions it is the worst answer of: a 95 % bound that holds for all of them at once
-    (Bonferroni) is needed there, else one subgroup of many looks worse by chance.
+    Attributes:
+        metric: A key of `gate.LIMITS`.
+        measure: Function of a decoded side, the images' indices or mask, and bootstrap
+            weights, that returns the metric.
+        rows: Images that the metric counts, bool [N].
+        absent: Reason why the metric does not apply; empty if it does.
+        note: Text for the report.
+        comparisons: Number of comparisons of which the worst one is reported. The 95 %
+            bound has to hold for all of them at once (Bonferroni), else one subgroup of
+            many looks worse by chance.
+
+    Examples:
+        >>> rows = np.ones(3, bool)
+        >>> MetricComparison("ece", _ece, rows, absent="no labelled image").absent
+        'no labelled image'
     """
 
     metric: str
@@ -32,15 +45,18 @@ class MetricComparison:
 
 
 def list_comparisons(sides: tuple[Decoded, Decoded], table: Predictions) -> list[MetricComparison]:
-    """The metrics that a bootstrap is drawn for, in the order of the report."""
+    """Return the comparisons of a model, in the order of the report.
+
+    Args:
+        sides: Reference and candidate, decoded.
+        table: Predictions of the reference, for what is known about the images.
+    """
     first, second = sides
-    everything, labelled, positive = (
-        np.ones(len(table), bool),
-        first.labels >= 0,
-        table.malignant == 1,
-    )
-    silent = "" if first.names else "the model classifies nothing"
-    unlabelled = silent or ("" if labelled.any() else "no labelled image")
+    everything = np.ones(len(table), bool)
+    labelled = first.labels >= 0
+    positive = table.malignant == 1
+    no_classes = "" if first.names else "the model classifies nothing"
+    unlabelled = no_classes or ("" if labelled.any() else "no labelled image")
     unscored = "the model gives no malignancy score" if np.isnan(first.scores).all() else ""
     unknown = unscored or (
         "" if np.isfinite(table.malignant).any() else "no image known as malignant or benign"
@@ -49,8 +65,9 @@ def list_comparisons(sides: tuple[Decoded, Decoded], table: Predictions) -> list
         "no threshold was fitted" if first.threshold is None or second.threshold is None else ""
     )
     return [
-        # Against itself the reference agrees everywhere, so the candidate's loss is its share of changed classes.
-        MetricComparison("top1_agreement", partial(_agrees, first), everything, silent),
+        # The reference agrees with itself everywhere. So the candidate's loss is its
+        # share of changed classes, and it has an interval like any other metric.
+        MetricComparison("top1_agreement", partial(_agrees, first), everything, no_classes),
         MetricComparison("balanced_accuracy", _balanced_accuracy, labelled, unlabelled),
         MetricComparison("macro_auroc", _macro_auroc, labelled, unlabelled),
         MetricComparison(
@@ -68,7 +85,7 @@ def list_comparisons(sides: tuple[Decoded, Decoded], table: Predictions) -> list
 def _task_comparisons(
     sides: tuple[Decoded, Decoded], everything: NDArray[np.bool_]
 ) -> Iterator[MetricComparison]:
-    """Of the tasks that only some models have; nothing is asked of the others."""
+    """Yield the comparisons of tasks that only some models have."""
     first, second = sides
     same = np.ones(len(everything))
     if first.graded is not None and second.graded is not None:
@@ -87,9 +104,9 @@ def _task_comparisons(
             "dice", dice, rows, "" if rows.any() else "no image with a known mask"
         )
     if first.embedding is not None and second.embedding is not None:
-        centre = first.embedding.mean(
-            0
-        )  # what all images have in common would hide what tells them apart
+        # Embeddings share a large common part. Without centring, the cosine would be
+        # near 1 even where the differences between images are lost.
+        centre = first.embedding.mean(0)
         cosine = metrics.logit_cosine(first.embedding - centre, second.embedding - centre)
         yield MetricComparison("embedding_cosine", _mean_of(sides, same, cosine), everything)
 
@@ -97,12 +114,22 @@ def _task_comparisons(
 def subgroup_comparisons(
     first: Decoded, table: Predictions
 ) -> dict[tuple[str, str], MetricComparison]:
-    """Balanced accuracy within every (column, value) that a labelled image is known to belong to."""
+    """Return a comparison of balanced accuracy for each subgroup of labelled images.
+
+    Args:
+        first: The decoded reference.
+        table: Predictions of the reference, with the subgroup columns.
+
+    Returns:
+        (column, value) -> comparison, for each value that a labelled image has.
+    """
     rows = {
         (column, value): (values == value) & (first.labels >= 0)
         for column, values in table.subgroups.items()
         for value in sorted(set(values.tolist()) - {""})
     }
+    # Only subgroups of MINIMUM_CASES or more can become the worst one, so only these
+    # count in the Bonferroni correction.
     comparisons = sum(int(chosen.sum()) >= MINIMUM_CASES for chosen in rows.values())
     return {
         (column, value): MetricComparison(
@@ -118,7 +145,13 @@ def subgroup_comparisons(
 
 
 def class_comparisons(first: Decoded) -> dict[tuple[str, str], MetricComparison]:
-    """Recall of every class that a labelled image belongs to; among images of one class it is the balanced accuracy."""
+    """Return a comparison of recall for each class with a labelled image.
+
+    Among images of one class, recall is the balanced accuracy.
+
+    Returns:
+        ("class", label) -> comparison.
+    """
     rows = {("class", name): first.labels == index for index, name in enumerate(first.names)}
     return {
         key: MetricComparison("balanced_accuracy", _balanced_accuracy, chosen)
@@ -155,7 +188,7 @@ def _undefined(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
 
 
 def _mean_of(sides: tuple[Decoded, Decoded], first: Array, second: Array) -> Metric:
-    """The mean over images of what is known of each of them, [N], by side."""
+    """Return a metric: the mean over images of `first` or `second` [N], by side."""
     return lambda side, rows, weights: metrics.weighted_mean(
         (first if side is sides[0] else second)[rows], weights
     )

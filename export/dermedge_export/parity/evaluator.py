@@ -1,6 +1,6 @@
-"""The jury: what the student answers, against which every candidate is held."""
+"""Compare the candidates of an export with their student, split by split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from dermedge_export.calibration import Calibration
 from dermedge_export.evaluation.postprocessing import fit_postprocessing
-from dermedge_export.evaluation.predictions import Predictions, Run, predict_table
+from dermedge_export.evaluation.predictions import (
+    PostprocessingByTask,
+    Predictions,
+    Run,
+    predict_table,
+)
 from dermedge_export.parity.compare import parity
 from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
@@ -22,68 +27,103 @@ from dermedge_runtime.report import ParityReport
 from dermedge_runtime.spec import Postprocessing, Spec
 
 SYNTHETIC = "procedural"
-SYNTHETIC_COUNT = 128  # lesions that agreement is gated on where there is no labelled data
-PostprocessingByTask = Mapping[str, Postprocessing]
+SYNTHETIC_COUNT = 128  # drawn lesions for an agreement-only comparison; the gate needs 100
 
 
 class EvaluationData(Protocol):
-    """Labelled images to calibrate on, to fit and to judge on; `name` says whose they are."""
+    """Labelled images to calibrate, fit and compare on; `name` is the data set's."""
 
     @property
     def name(self) -> str: ...
 
     def predictions(self, split: str, run: Run) -> Predictions:
-        """What `run` answers for every image of a split."""
+        """Run a model on every image of a split."""
 
     def digests(self, split: str) -> Sequence[str]:
-        """sha256 of every image file of a split, in the order of its predictions."""
+        """Return the SHA-256 of a split's image files, in the order of `predictions`."""
 
     def calibration(self) -> Calibration:
-        """Images of the train split for quantization."""
+        """Return images of the train split for quantization."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ParityEvaluator:
-    """The student's answers on a split, asked for once, and the verdict on whoever claims to be the same model.
+    """Comparison of candidates with their fp32 student on the splits of a data set.
 
-    Candidates are chosen on val; test is for the winner alone. Postprocessing is fitted on val, for each side its own.
-    Without evidence both splits are the same procedural lesions, on which only agreement can be judged.
+    The student's predictions are computed once per split. Candidates are selected on
+    val; test is only for the selected one. Postprocessing is fitted on val, for each
+    side its own. Without data both splits are the same drawn lesions, and only
+    agreement is checked.
+
+    Attributes:
+        spec: Tasks, labels and preprocessing of the student.
+        reference: The fp32 student, from uint8 [N, S, S, 3] to outputs by task.
+        data: Labelled images; None for drawn lesions.
+
+    Examples:
+        >>> from dermedge_runtime.spec import Preprocess, Task
+        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(8))
+        >>> def run(images):
+        ...     return {"malignancy": images.mean((1, 2, 3), np.float32)[:, None] - 128}
+        >>> evaluator = ParityEvaluator(spec, run, None)
+        >>> evaluator.basis("test")
+        '128 procedural lesions'
+        >>> len(evaluator.reference_predictions("test"))
+        128
     """
 
     spec: Spec
     reference: Run
     data: EvaluationData | None
-    _answers: dict[str, Predictions] = field(default_factory=dict)
+    _predictions: dict[str, Predictions] = field(default_factory=dict, init=False, repr=False)
 
     def reference_predictions(self, split: str) -> Predictions:
-        """What the fp32 student answers on a split."""
+        """Return the student's predictions for a split, computed at the first call."""
         split = SYNTHETIC if self.data is None else split
-        if split not in self._answers:
-            self._answers[split] = self.run(split, self.reference)
-        return self._answers[split]
+        if split not in self._predictions:
+            self._predictions[split] = self.run(split, self.reference)
+        return self._predictions[split]
 
     @cached_property
-    def _lesions(self) -> list[NDArray[np.uint8]]:
+    def reference_postprocessing(self) -> PostprocessingByTask:
+        """The student's own postprocessing, fitted on its predictions for val."""
+        return self.fit_postprocessing(self.reference_predictions("val"))
+
+    @cached_property
+    def lesions(self) -> list[NDArray[np.uint8]]:
+        """Preprocessed drawn lesions, which replace a split if there is no data."""
         return [
             preprocess(draw_lesion(seed).image, self.spec.preprocess)
             for seed in seeds.AGREEMENT[:SYNTHETIC_COUNT]
         ]
 
     def run(self, split: str, run: Run) -> Predictions:
-        """What `run` answers on a split."""
+        """Run a model on a split; nothing is cached.
+
+        Args:
+            split: `val` or `test`.
+            run: The model, from uint8 [N, S, S, 3] to outputs by task.
+
+        Returns:
+            Predictions, with what is known about the images.
+        """
         if self.data is None:
-            return predict_synthetic(run, self._lesions)
+            return predict_synthetic(run, self.lesions)
         return self.data.predictions(split, run)
 
     def fit_postprocessing(self, val: Predictions) -> PostprocessingByTask:
-        """What val allows to fit, None for every task where nothing is labelled."""
+        """Fit temperatures and thresholds on a model's predictions for val.
+
+        Returns:
+            Postprocessing of each task; its fields are None where no image is labelled.
+        """
         unfitted = {task.name: Postprocessing() for task in self.spec.tasks}
-        return (
-            unfitted if self.data is None else unfitted | dict(fit_postprocessing(val, self.spec))
-        )
+        if self.data is None:
+            return unfitted
+        return unfitted | dict(fit_postprocessing(val, self.spec))
 
     def basis(self, split: str) -> str:
-        """On what a split's verdict rests."""
+        """Name the images of a split, for reports."""
         if self.data is None:
             return f"{SYNTHETIC_COUNT} procedural lesions"
         return f"{split} split of {self.data.name}"
@@ -91,18 +131,27 @@ class ParityEvaluator:
     def compare(
         self,
         split: str,
-        answers: Predictions,
+        candidate: Predictions,
         fitted: PostprocessingByTask,
         precision: str,
         runtime: Runtime,
         target: Target,
     ) -> ParityReport:
-        """The parity of a candidate's `answers` on a split, decoded with what was `fitted` for it."""
+        """Compare a candidate's predictions for a split with the student's.
+
+        Args:
+            split: `val` or `test`.
+            candidate: Predictions of the candidate, as `run` returns them.
+            fitted: Postprocessing of the candidate, fitted on its predictions for val.
+            precision: Precision of the candidate; it selects the limits.
+            runtime: Engine that ran the candidate, for the report.
+            target: Target whose limits may be tighter than those of the precision.
+        """
         return parity(
             self.reference_predictions(split),
-            answers,
+            candidate,
             self.spec,
-            self.fit_postprocessing(self.reference_predictions("val")),
+            self.reference_postprocessing,
             fitted,
             precision=precision,
             basis=self.basis(split),
@@ -113,7 +162,15 @@ class ParityEvaluator:
 
 
 def predict_synthetic(run: Run, lesions: Sequence[NDArray[np.uint8]]) -> Predictions:
-    """What `run` answers for drawn lesions; nothing is known about them, so only agreement can be judged."""
+    """Run a model on drawn lesions, about which nothing is known.
+
+    Args:
+        run: The model, from uint8 [N, S, S, 3] to outputs by task.
+        lesions: Preprocessed lesions, uint8 [S, S, 3] each.
+
+    Returns:
+        Predictions without labels; they allow comparisons of agreement only.
+    """
     count = len(lesions)
     names = tuple(f"procedural-{seed}" for seed in range(count))
     return Predictions(
@@ -126,6 +183,6 @@ def predict_synthetic(run: Run, lesions: Sequence[NDArray[np.uint8]]) -> Predict
 
 
 def describe_hardware() -> str:
-    """The CPU and the instruction sets that decide what its numbers are."""
-    this = describe_device()
-    return f"{this['cpu']} ({this['flags']})" if this["flags"] else this["cpu"]
+    """Return the CPU's name and the instruction sets that affect its rounding."""
+    device = describe_device()
+    return f"{device['cpu']} ({device['flags']})" if device["flags"] else device["cpu"]

@@ -1,4 +1,4 @@
-"""The gate: how much of its fp32 student an artifact must keep, and what happens where it does not."""
+"""Hold an artifact's losses against the limits of its precision: the accuracy gate."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.report import Interval, Limit, ParityReport, Status
 
-# Loss allowed at each precision; None is reported, not judged. Those in RELATIVE are shares of the reference's value
-# (0.01 keeps 99 %), the others are differences. A loss is positive where the candidate is worse.
+# Largest loss allowed at each precision; None is reported, not checked. A loss is
+# positive where the candidate is worse. Losses in RELATIVE are shares of the
+# reference's value (0.01 keeps 99 %); `max_abs` is in units of the reference's scale,
+# see `metrics.output_scale`; the others are differences.
 LIMITS: Mapping[str, Mapping[str, float | None]] = {
     "non_finite": {"fp32": 0.0, "fp16": 0.0, "int8": 0.0},
     "max_abs": {"fp32": 1e-4, "fp16": None, "int8": None},
@@ -34,22 +36,34 @@ FAMILIES = {
     "palettized": "int8",
     "w8a8": "int8",
 }
-DETERMINISTIC = ("non_finite", "max_abs")  # no sample of cases, so neither a bound nor a minimum
+DETERMINISTIC = ("non_finite", "max_abs")  # not estimated from a sample: no bound, no minimum
 RELATIVE = ("balanced_accuracy", "macro_auroc", "worst_subgroup", "dice")
 AGREEMENTS = ("top1_agreement", "level_agreement", "mask_overlap", "embedding_cosine")
 MINIMUM_CASES = 100
 SEVERITY: tuple[Status, ...] = ("failed", "warn", "insufficient", "passed")
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # a loss that equals its limit must not fail for a rounding of float64
 QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
 UNKNOWN = Interval(None)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric on both sides with its intervals, before it is judged.
+    """One metric of both sides with its intervals, before it is held against a limit.
 
-    `bound` is the one-sided 95 % lower bound of the loss. `cases` counts what the metric counts: images, or malignant
-    images; None where there is nothing to ask (no labels, no such output).
+    Attributes:
+        metric: A key of `LIMITS`.
+        cases: Number of images that the metric counts: all, the labelled, or the
+            malignant ones. None if the metric does not apply (no labels, no such
+            output).
+        loss: How much worse the candidate is, with a 95 % interval.
+        reference: The metric of the reference.
+        candidate: The metric of the candidate.
+        bound: One-sided 95 % lower bound of the loss; None if there is no interval.
+        note: Text for the report.
+
+    Examples:
+        >>> Measurement("ece", 400, Interval(0.01, -0.01, 0.03), bound=-0.005).cases
+        400
     """
 
     metric: str
@@ -62,10 +76,25 @@ class Measurement:
 
 
 def limits_for(precision: str, tighter: Mapping[str, float] | None = None) -> dict[str, float]:
-    """The losses allowed at `precision`, each the smaller of the table's and of `tighter`, which cannot loosen any.
+    """Return the losses allowed at a precision, by metric.
+
+    Args:
+        precision: A key of `FAMILIES`.
+        tighter: Limits of a target. The smaller of the two holds, so a target cannot
+            loosen a limit.
+
+    Returns:
+        Metric -> allowed loss; metrics that are only reported are missing.
 
     Raises:
-        UsageError: an unknown precision or metric, or a limit that is not a number >= 0.
+        UsageError: The precision or a metric is unknown, or a limit is not a number >=
+            0.
+
+    Examples:
+        >>> limits_for("int8", {"ece": 0.01, "top1_agreement": 0.5})["ece"]
+        0.01
+        >>> limits_for("int8", {"top1_agreement": 0.5})["top1_agreement"]
+        0.02
     """
     if precision not in FAMILIES:
         raise UsageError(
@@ -83,10 +112,24 @@ def limits_for(precision: str, tighter: Mapping[str, float] | None = None) -> di
 
 
 def check_limit(measurement: Measurement, allowed: float) -> Limit:
-    """Holds one measurement against the loss that is allowed.
+    """Hold one measurement against the loss that is allowed.
 
-    `failed`: the point estimate breaks the limit and the bound shows a loss above zero. `warn`: it breaks it, but
-    such a loss may be chance on that few cases. `insufficient`: fewer than 100 cases.
+    The status is:
+
+    - `failed` if the loss exceeds the limit and its one-sided bound is above zero.
+    - `warn` if the loss exceeds the limit but may be chance in a sample of this size.
+    - `insufficient` if there are fewer than 100 cases, or the loss is undefined.
+    - `not_run` if the metric does not apply.
+
+    `non_finite` and `max_abs` are not estimates: they pass or fail on any number of
+    cases.
+
+    Examples:
+        >>> loss = Interval(0.03)
+        >>> check_limit(Measurement("ece", 400, loss, bound=0.01), 0.02).status
+        'failed'
+        >>> check_limit(Measurement("ece", 400, loss, bound=-0.01), 0.02).status
+        'warn'
     """
     loss, note = measurement.loss.value, measurement.note
     broken = loss is not None and loss > allowed + ROUNDING
@@ -101,6 +144,9 @@ def check_limit(measurement: Measurement, allowed: float) -> Limit:
         status = "insufficient"
     elif not broken:
         status = "passed"
+    # The bound is one-sided because only a loss matters here, not a gain. It is held
+    # against zero, not against the limit: the point estimate already exceeds the limit,
+    # and the bound only has to exclude that there is no loss at all.
     elif measurement.bound is not None and measurement.bound > ROUNDING:
         status = "failed"
     else:
@@ -118,27 +164,40 @@ def check_limit(measurement: Measurement, allowed: float) -> Limit:
 
 
 def overall_status(limits: Iterable[Limit]) -> Status:
-    """The worst status of all limits that were asked; `not_run` where none was.
+    """Return the worst status of all limits that were checked; `not_run` if none was.
 
-    Finite outputs alone prove nothing: an artifact of which no limit asks more, as of a rounded one that only embeds,
-    is `insufficient`.
+    Finite outputs alone prove nothing. If `non_finite` is the only limit that was
+    checked, as for a rounded model that only embeds, the status is `insufficient`.
+
+    Examples:
+        >>> good = check_limit(Measurement("ece", 400, Interval(0.0)), 0.02)
+        >>> few = check_limit(Measurement("ece", 40, Interval(0.0)), 0.02)
+        >>> overall_status([good, few])
+        'insufficient'
     """
-    asked = [limit for limit in limits if limit.status != "not_run"]
-    found = {limit.status for limit in asked}
-    if found == {"passed"} and all(limit.metric == "non_finite" for limit in asked):
+    checked = [limit for limit in limits if limit.status != "not_run"]
+    statuses = {limit.status for limit in checked}
+    if statuses == {"passed"} and all(limit.metric == "non_finite" for limit in checked):
         return "insufficient"
-    return next((status for status in SEVERITY if status in found), "not_run")
+    return next((status for status in SEVERITY if status in statuses), "not_run")
 
 
 def failure_messages(report: ParityReport) -> list[str]:
-    """Why the gate stays shut: a sentence for each failed limit, none where it opens."""
-    return [_sentence(limit) for limit in report.limits if limit.status == "failed"]
+    """Return one message per failed limit; empty if the gate passes."""
+    return [_failure_message(limit) for limit in report.limits if limit.status == "failed"]
 
 
 def pass_probability(report: ParityReport) -> float:
-    """How likely an artifact that passes on these images passes on as many others, by its agreement: the one metric
-    that so few images resolve. The difference of two such shares is taken as normal, with twice the variance of one.
-    A model of several tasks is as likely to pass as the task that is the likeliest to fail.
+    """Estimate the probability that the artifact also passes on an independent sample.
+
+    Only agreement metrics count, the ones that so few images resolve. A model of
+    several tasks is as likely to pass as the task that is most likely to fail.
+
+    Args:
+        report: Comparison on the val split.
+
+    Returns:
+        Probability for a sample of the same size; 1 if no agreement was checked.
     """
     return min(
         (_limit_pass_probability(limit) for limit in report.limits if limit.metric in AGREEMENTS),
@@ -149,20 +208,32 @@ def pass_probability(report: ParityReport) -> float:
 def _limit_pass_probability(limit: Limit) -> float:
     if limit.allowed is None or limit.loss.value is None or limit.loss.high is None:
         return 1.0
-    spread = (limit.loss.high - (limit.loss.low or 0.0)) / (2 * QUANTILE) * math.sqrt(2)
-    room = limit.allowed - limit.loss.value
-    return 1.0 if spread == 0 else 0.5 * (1 + math.erf(room / spread / math.sqrt(2)))
+    # The loss on the new sample differs from the one measured here by two sampling
+    # errors, this sample's and the new one's. So its variance is twice that of one, and
+    # the difference is taken as normal. The 95 % interval gives the standard error: its
+    # half width is 1.96 of it.
+    standard_error = (limit.loss.high - (limit.loss.low or 0.0)) / (2 * QUANTILE)
+    spread = standard_error * math.sqrt(2)
+    margin = limit.allowed - limit.loss.value
+    return 1.0 if spread == 0 else 0.5 * (1 + math.erf(margin / spread / math.sqrt(2)))
 
 
-def _sentence(limit: Limit) -> str:
+def _failure_message(limit: Limit) -> str:
     loss, allowed = limit.loss.value, limit.allowed
     if limit.metric == "non_finite":
-        return f"non_finite: {0 if loss is None else loss:.0f} of {limit.cases} images give NaN or Inf."
+        return (
+            f"non_finite: {0 if loss is None else loss:.0f} of {limit.cases} images give NaN "
+            "or Inf."
+        )
+    note = f", {limit.note}" if limit.note else ""
     if limit.metric == "max_abs":
-        return f"max_abs: outputs differ by up to {loss:.3g} where {allowed:.3g} is allowed."
+        return (
+            f"max_abs: outputs differ by up to {loss:.3g} of their scale where {allowed:.3g} "
+            f"is allowed ({limit.cases} cases{note})."
+        )
     kind = "relative loss" if limit.metric in RELATIVE else "loss"
-    where = f"{limit.cases} cases, {limit.note}" if limit.note else f"{limit.cases} cases"
     sides = f"{limit.reference:.4f} -> {limit.candidate:.4f}"
     return (
-        f"{limit.metric}: {sides}, a {kind} of {loss:.4f} where {allowed:.4f} is allowed ({where})."
+        f"{limit.metric}: {sides}, a {kind} of {loss:.4f} where {allowed:.4f} is allowed "
+        f"({limit.cases} cases{note})."
     )

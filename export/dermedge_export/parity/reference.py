@@ -1,11 +1,11 @@
-"""The student's own answers, which travel in the bundle: a device that has the images can be gated without torch.
+"""Read and write the student's predictions that a bundle carries.
 
-Images are named by the first digits of their SHA-256, so the file holds no picture and no patient.
+A device that has the images can compare its engine with them, without torch. Images are
+named by the first digits of their SHA-256, so the file holds no picture and no patient.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,28 @@ from dermedge_runtime.errors import BundleError
 from dermedge_runtime.report import DIGEST_PREFIX, REFERENCE_REPORT
 from dermedge_runtime.spec import Json, Postprocessing, take, to_json
 
+Rows = list[list[float]]
+
 SCHEMA = "dermedge.reference/1"
-WIDEST = 512
-AGAIN = "export the model again."
+WIDEST = 512  # values per image of an output that is still stored
+AGAIN = "Export the model again."
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the fp32 student answered for N images.
+    """Predictions of the fp32 student for N images.
 
-    `images` are the first 16 hexadecimal digits of each image file's SHA-256, `outputs` logits float32 [N, ...] by
-    task, `postprocessing` what was fitted for the student, `basis` names the images (`test split of ham10000`).
+    Attributes:
+        basis: Name of the images, such as `test split of ham10000`.
+        images: First 16 hexadecimal digits of each image file's SHA-256.
+        outputs: Logits by task, float32 [N, K].
+        postprocessing: Fitted for the student, by task.
+
+    Examples:
+        >>> logits = {"diagnosis": np.zeros((1, 2), np.float32)}
+        >>> reference = Reference("test split", ("0123456789abcdef",), logits, {})
+        >>> reference.locate(["0123456789abcdef" + "0" * 48, "f" * 64]).tolist()
+        [0, -1]
     """
 
     basis: str
@@ -35,9 +46,16 @@ class Reference:
     postprocessing: Mapping[str, Postprocessing]
 
     def locate(self, digests: Sequence[str]) -> NDArray[np.int64]:
-        """Where each image, named by its SHA-256, stands in this reference, int64 [len(digests)]; -1 if nowhere."""
-        place = {image: index for index, image in enumerate(self.images)}
-        return np.array([place.get(digest[:DIGEST_PREFIX], -1) for digest in digests], np.int64)
+        """Return the row of each image in this reference.
+
+        Args:
+            digests: SHA-256 of each image file, in hexadecimal.
+
+        Returns:
+            Rows, int64 [len(digests)]; -1 for an image that the reference lacks.
+        """
+        rows = {image: index for index, image in enumerate(self.images)}
+        return np.array([rows.get(digest[:DIGEST_PREFIX], -1) for digest in digests], np.int64)
 
 
 def reference_file(
@@ -46,47 +64,54 @@ def reference_file(
     fitted: Mapping[str, Postprocessing],
     basis: str,
 ) -> bytes:
-    """The student's answers as the file `reports/reference.json`, the same bytes for the same answers.
+    """Return the student's predictions as the file `reports/reference.json`.
+
+    The same predictions give the same bytes. Outputs of more than 512 values per image
+    (masks, most embeddings) would take megabytes and are left out. A device is not
+    checked by these tasks.
 
     Args:
-        predictions: of the student.
+        predictions: Predictions of the student.
         digests: SHA-256 of each image's file, in the order of the predictions.
-        fitted: the student's own postprocessing. The tasks that it names travel, but for those of more than 512 values
-            per image, masks and most embeddings, which would be megabytes; a device cannot be gated by these.
-        basis: what the images are.
+        fitted: Postprocessing of the student; the tasks that it names are stored.
+        basis: Name of the images.
+
+    Returns:
+        Canonical JSON.
 
     Raises:
-        UsageError: an output is NaN or infinite.
+        UsageError: An output is NaN or infinite.
     """
-    tasks = [task for task in fitted if _travels(predictions.outputs[task])]
+    tasks = [task for task in fitted if _is_small(predictions.outputs[task])]
     content = {
         "schema": SCHEMA,
         "basis": basis,
         "images": [digest[:DIGEST_PREFIX] for digest in digests],
-        "outputs": {task: _rows(predictions.outputs[task]) for task in tasks},
+        "outputs": {task: _list_rows(predictions.outputs[task]) for task in tasks},
         "postprocessing": {task: to_json(fitted[task]) for task in tasks},
     }
     return canonical_json(content)
 
 
 def read_reference(data: bytes) -> Reference:
-    """The content of `reports/reference.json`.
+    """Read the content of `reports/reference.json`.
 
     Raises:
-        BundleError: another schema, or outputs that do not fit the images.
+        BundleError: The schema is unknown, or an output does not fit the images.
     """
     content: Json = parse_json(data, REFERENCE_REPORT, BundleError)
     schema = take(content, "schema", str, REFERENCE_REPORT)
     if schema != SCHEMA:
         raise BundleError(
-            f"{REFERENCE_REPORT} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+            f"{REFERENCE_REPORT} has schema {schema!r}, and this dermedge reads {SCHEMA!r}. "
+            "Upgrade dermedge."
         )
     images = tuple(take(content, "images", list, REFERENCE_REPORT))
     return Reference(
         basis=take(content, "basis", str, REFERENCE_REPORT),
         images=images,
         outputs={
-            task: _array(task, rows, len(images))
+            task: _read_array(task, rows, len(images))
             for task, rows in take(content, "outputs", dict, REFERENCE_REPORT).items()
         },
         postprocessing={
@@ -96,29 +121,31 @@ def read_reference(data: bytes) -> Reference:
     )
 
 
-def _travels(output: NDArray[np.float32]) -> bool:
+def _is_small(output: NDArray[np.float32]) -> bool:
     return output.ndim == 2 and output.shape[1] <= WIDEST
 
 
-def _rows(output: NDArray[np.float32]) -> list[list[float]]:
+def _list_rows(output: NDArray[np.float32]) -> Rows:
     return [[_shortest(value) for value in row] for row in np.asarray(output, np.float32)]
 
 
 def _shortest(value: np.float32) -> float:
-    """A double that reads back as this very float32, and that is written with few digits where there is one."""
+    """Return the double with the fewest digits that reads back as this float32."""
     short = float(str(value))
     return short if np.float32(short) == value else float(value)
 
 
-def _array(task: str, rows: Any, count: int) -> NDArray[np.float32]:
+def _read_array(task: str, rows: Rows, count: int) -> NDArray[np.float32]:
     try:
         array = np.array(rows, np.float32)
     except (TypeError, ValueError) as error:
         raise BundleError(
-            f"The output {task!r} in {REFERENCE_REPORT} is no table of numbers ({error}); {AGAIN}"
+            f"The output {task!r} in {REFERENCE_REPORT} is not a table of numbers ({error}). "
+            f"{AGAIN}"
         ) from error
     if array.ndim != 2 or len(array) != count:
         raise BundleError(
-            f"The output {task!r} in {REFERENCE_REPORT} has shape {array.shape} for {count} images; {AGAIN}"
+            f"The output {task!r} in {REFERENCE_REPORT} has shape {array.shape} for {count} "
+            f"images. {AGAIN}"
         )
     return array

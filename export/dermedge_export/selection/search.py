@@ -138,8 +138,6 @@ class _Search:
             try:
                 self.evaluated.append(self._evaluate(candidate, index, len(candidates)))
             except DermedgeError as error:
-                # A toolchain that refuses this model must not stop the other
-                # candidates.
                 self.errors.append(error)
                 self.unbuilt[candidate.name] = CandidateResult.unbuilt(
                     candidate, "refused", str(error)
@@ -183,7 +181,6 @@ class _Search:
         return Comparison(select_winner(passed, costs), latencies, costs, len(passed))
 
     def _latencies(self, passed: Sequence[EvaluatedCandidate]) -> dict[str, float]:
-        # All engines are open at once, because they are timed in turns.
         image = preprocess(draw_lesion(0).image, self.evaluator.spec.preprocess)[None]
         with ExitStack() as stack:
             runtimes = {
@@ -233,7 +230,6 @@ def select_winner(
         passed: The candidates that passed on val.
         costs: Expected cost by name.
     """
-    # Measured latencies of equal engines differ by chance; rounding decides among them.
     best = min(costs.values())
     equal = [entry for entry in passed if costs[entry.candidate.name] <= best * (1 + NOISE)]
     return min(equal, key=lambda entry: (rounding_rank(entry.candidate.precision), entry.kl))

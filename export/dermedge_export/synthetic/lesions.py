@@ -1,12 +1,13 @@
-"""Procedural skin lesions that look like dermoscopy, drawn from a seed.
+"""Draw procedural skin lesions that look like dermoscopy, from a seed.
 
-They stand in for patients wherever no patient's image may go: golden images, the demo data set, tests. Colour is made
-as in skin, by light lost to melanin and haemoglobin on its way (the two-chromophore model of Tsumura, Haneishi and
-Miyake, "Independent-component analysis of skin color image", JOSA A 16(9), 1999), so one lesion stays plausible on
-every tone. The look of each class follows the usual dermoscopic criteria; amounts are tuned by eye, and no pixel comes
-from a photograph.
+They replace patients' images wherever none may be used: golden images, the demo data
+set, tests. Colour arises as in skin, from light that melanin and haemoglobin absorb.
+This is the two-chromophore model of Tsumura, Haneishi and Miyake,
+"Independent-component analysis of skin color image", JOSA A 16(9), 1999. So one lesion
+stays plausible on every skin tone. The look of each class follows the usual dermoscopic
+criteria. Amounts are tuned by eye, and no pixel comes from a photograph.
 
-They prove that a pipeline works. They say nothing about accuracy on patients.
+Drawn lesions prove that a pipeline works. They say nothing about accuracy on patients.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,8 @@ Field = NDArray[np.float64]
 
 CLASSES: tuple[str, ...] = ("nv", "mel", "bkl", "bcc", "vasc", "df")
 
-# Optical density per unit of pigment, for R, G, B.
+# Optical density per unit of pigment, for R, G, B: melanin absorbs blue most, blood
+# green.
 _MELANIN = (0.51, 0.94, 1.19)
 _BLOOD = (0.10, 0.78, 0.46)
 _SKIN = (
@@ -41,12 +43,18 @@ class Lesion:
     """One drawn lesion and everything that is known about it.
 
     Attributes:
-        image: uint8 [H, W, 3], RGB.
-        mask: bool [H, W], True inside the lesion's border (where its soft edge has half its strength).
-        dx: one of `CLASSES`.
+        image: RGB, uint8 [H, W, 3].
+        mask: True inside the lesion's border, bool [H, W]. The border is where the soft
+            edge has half its strength.
+        dx: One of `CLASSES`.
         severity: 0 (mild) to 3; see `draw_lesion`.
-        fitzpatrick: skin type, 1 (lightest) to 6 (darkest).
-        seed: what it was drawn from.
+        fitzpatrick: Skin type, 1 (lightest) to 6 (darkest).
+        seed: Seed of the drawing.
+
+    Examples:
+        >>> lesion = draw_lesion(4, dx="nv", height=64, width=64)
+        >>> bool(lesion.mask.any()), lesion.seed
+        (True, 4)
     """
 
     image: NDArray[np.uint8]
@@ -59,7 +67,10 @@ class Lesion:
 
 @dataclass(frozen=True)
 class _Form:
-    """Outline of a class, in units of the lesion's radius: (mild, severe) for what severity drives."""
+    """Outline of a class, in units of the lesion's radius.
+
+    A pair is (mild, severe); severity interpolates between the two.
+    """
 
     warp: tuple[float, float]
     ragged: float
@@ -82,7 +93,7 @@ _FORMS = {
 
 @dataclass
 class _Canvas:
-    """A lesion being drawn; fields are [H, W], coordinates in units of the lesion's radius."""
+    """State of a drawing; fields are [H, W], `u` and `v` in units of the radius."""
 
     rng: np.random.Generator
     level: float  # severity / 3
@@ -107,36 +118,49 @@ def draw_lesion(
     height: int = 192,
     width: int = 256,
 ) -> Lesion:
-    """Draw a lesion; what is None is drawn from the seed, each value equally likely.
+    """Draw a lesion; a property that is None is drawn from the seed.
 
-    Severity drives, in every class and on average over seeds, the lesion's area and how asymmetric and irregular its
-    border is; also how much there is of what marks the class (in mel: black, blue-grey veil, white regression; in df:
-    the scar). One seed keeps its skin, hairs and camera when dx or severity change, and everything but its colour when
+    With severity grow, on average over seeds, the lesion's area and the asymmetry and
+    irregularity of its border. So do the signs of the class, such as black, blue-grey
+    veil and white regression in mel, or the scar in df. A seed keeps its skin, hairs
+    and camera when dx or severity change. It keeps everything but its colour when
     fitzpatrick changes.
 
     Args:
-        seed: not negative. The same arguments give the same bytes in every process (under one version of numpy).
-        dx: one of `CLASSES`.
-        fitzpatrick: 1 to 6.
+        seed: Zero or more. The same arguments give the same bytes in every process,
+            under one version of numpy.
+        dx: One of `CLASSES`.
+        fitzpatrick: Skin type, 1 to 6.
         severity: 0 to 3.
-        height: pixels, at least 32.
-        width: pixels, at least 32.
+        height: Height in pixels, at least 32.
+        width: Width in pixels, at least 32.
+
+    Returns:
+        The image with its mask and properties.
 
     Raises:
-        UsageError: an argument is outside these values.
+        UsageError: An argument is outside these values.
+
+    Examples:
+        >>> lesion = draw_lesion(7, dx="mel", fitzpatrick=5)
+        >>> lesion.image.shape, lesion.dx, lesion.fitzpatrick
+        ((192, 256, 3), 'mel', 5)
     """
     if seed < 0:
-        raise UsageError(f"seed {seed} is negative: use 0 or more.")
+        raise UsageError(f"Seed {seed} is negative. Use 0 or more.")
     if dx is not None and dx not in CLASSES:
-        raise UsageError(f"dx {dx!r} cannot be drawn: use one of {', '.join(CLASSES)}.")
+        raise UsageError(f"Unknown class dx {dx!r}. Use one of {', '.join(CLASSES)}.")
     if fitzpatrick is not None and fitzpatrick not in range(1, 7):
-        raise UsageError(f"fitzpatrick {fitzpatrick} is no skin type: use 1 to 6.")
+        raise UsageError(f"Unknown skin type fitzpatrick {fitzpatrick}. Use 1 to 6.")
     if severity is not None and severity not in range(4):
-        raise UsageError(f"severity {severity} is unknown: use 0 to 3.")
+        raise UsageError(f"Unknown severity {severity}. Use 0 to 3.")
     if min(height, width) < _SMALLEST:
         raise UsageError(
-            f"height x width of {height}x{width} is too small: use at least {_SMALLEST} for both."
+            f"Size {height}x{width} is too small. Use at least {_SMALLEST} for height and width."
         )
+    # Each part of the drawing has a random stream of its own. A part that draws more or
+    # fewer numbers, because dx or severity changed, leaves the other parts as they
+    # were.
     pick, form, inner, skin, camera = (
         np.random.Generator(np.random.PCG64([seed, part])) for part in range(5)
     )
@@ -155,7 +179,7 @@ def draw_lesion(
 
 
 def _spline(cells: int, size: int) -> Field:
-    """Weights [size, cells + 3] of a uniform cubic B-spline over `cells` intervals."""
+    """Return weights [size, cells + 3] of a cubic B-spline over `cells` intervals."""
     at = (np.arange(size) + 0.5) * cells / size
     first = at.astype(np.int64)
     t = at - first
@@ -169,7 +193,10 @@ def _spline(cells: int, size: int) -> Field:
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], cell: float) -> Field:
-    """Smooth noise [H, W]: mean 0, standard deviation near 0.55, features about `cell` pixels wide."""
+    """Draw smooth noise [H, W] with features about `cell` pixels wide.
+
+    Its mean is 0 and its standard deviation near 0.55.
+    """
     height, width = shape
     rows, columns = (max(1, round(n / cell)) for n in shape)
     grid = rng.uniform(-2.0, 2.0, (rows + 3, columns + 3))
@@ -177,13 +204,16 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], cell: float) -> Fie
 
 
 def _step(x: Field, low: float, high: float) -> Field:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Return 0 below `low`, 1 above `high`, and a smooth transition between."""
     t = np.minimum(np.maximum((x - low) * (1.0 / (high - low)), 0.0), 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 def _stamp(shape: tuple[int, ...], points: Field, radius: Field, soft: float = 1.0) -> Field:
-    """Union of discs at `points` [2, N] (x, y in pixels), each falling from 1 to 0 over its outer `soft` pixels."""
+    """Draw the union of discs at `points` [2, N] (x, y in pixels).
+
+    Each disc falls from 1 to 0 over its outer `soft` pixels.
+    """
     height, width = shape
     flat = np.zeros(height * width)
     reach = int(np.ceil(radius.max(initial=0.5))) + 1
@@ -197,7 +227,7 @@ def _stamp(shape: tuple[int, ...], points: Field, radius: Field, soft: float = 1
 
 
 def _scatter(c: _Canvas, count: int, reach: float, hollow: float = 0.0) -> Field:
-    """`count` points [2, N] in pixels, spread over the lesion from `hollow` to `reach` radii."""
+    """Draw `count` points [2, N] in pixels, from `hollow` to `reach` lesion radii."""
     angle = c.rng.uniform(0.0, 2.0 * np.pi, count)
     away = np.sqrt(c.rng.uniform(hollow**2, reach**2, count))
     points: Field = c.to_pixel @ np.stack(
@@ -214,14 +244,17 @@ def _dots(
     hollow: float = 0.0,
     soft: float = 1.5,
 ) -> Field:
-    """Round spots inside the lesion; `size` is the range of radii in pixels of a 192-pixel image."""
+    """Draw round spots inside the lesion.
+
+    `size` is the range of radii, in pixels of an image 192 high.
+    """
     points = _scatter(c, count, reach, hollow)
     radius = c.rng.uniform(*size, count) * c.scale
     return _stamp(c.u.shape, points, radius, soft * c.scale)
 
 
 def _curve(rng: np.random.Generator, start: Field, end: Field, bend: float) -> Field:
-    """A bent line from start to end as points [2, N] less than a pixel apart."""
+    """Draw a bent line from start to end as points [2, N] less than a pixel apart."""
     along = end - start
     length = float(np.sqrt((along**2).sum()))
     side = np.stack([-along[1], along[0]]) * rng.normal(0.0, bend)
@@ -231,7 +264,11 @@ def _curve(rng: np.random.Generator, start: Field, end: Field, bend: float) -> F
 
 
 def _network(c: _Canvas, period: float, warp: float) -> Field:
-    """Pigment network: 1 on the lines, 0 in the holes of a bent honeycomb, 0.4 where it fades out."""
+    """Draw a pigment network.
+
+    It is 1 on the lines, 0 in the holes of a bent honeycomb, and 0.4 where it fades
+    out.
+    """
     k = 2.0 * np.pi / (period * c.scale)
     cell = 2.2 * period * c.scale
     x = c.u * c.radius + warp * period * c.scale * _noise(c.rng, c.u.shape, cell)
@@ -290,7 +327,7 @@ def _outline(
 
 
 def _lobes(rng: np.random.Generator, form: _Form, level: float, u: Field, v: Field) -> Field:
-    """Depth of a disc, at times with side lobes grown on (asymmetry) or bites taken out (notches)."""
+    """Return the depth inside a disc with random side lobes and notches."""
     chance, angle, size = (
         rng.uniform(0.0, 1.0, 4),
         rng.uniform(0.0, 2.0 * np.pi, 4),
@@ -318,13 +355,13 @@ def _lobes(rng: np.random.Generator, form: _Form, level: float, u: Field, v: Fie
     return depth
 
 
-# ---- what each class looks like inside
+# ---- the look of each class inside its border
 
 
 def _base(
     c: _Canvas, melanin: tuple[float, float], blood: tuple[float, float], patchy: float = 0.3
 ) -> Field:
-    """Even pigment and redness with slow variation; returns that variation (mean 0) for what follows."""
+    """Add even pigment and redness with slow variation; return the variation."""
     slow = _noise(c.rng, c.u.shape, 0.5 * c.radius)
     fine = _noise(c.rng, c.u.shape, max(3.0, 5.0 * c.scale))
     shape = c.inside * (1.0 + patchy * slow + 0.16 * fine)
@@ -370,7 +407,7 @@ def _mel(c: _Canvas) -> None:
 
 
 def _streaks(c: _Canvas, count: int) -> None:
-    """Radial lines that leave a part of the border."""
+    """Draw radial lines that leave a part of the border."""
     first = c.rng.uniform(0.0, 2.0 * np.pi)
     angle = first + c.rng.uniform(0.0, 2.6, count)
     inner, outer = c.rng.uniform(0.5, 0.85, count), c.rng.uniform(0.9, 1.15, count)
@@ -431,7 +468,7 @@ def _bcc(c: _Canvas) -> None:
 
 
 def _vessels(c: _Canvas, count: int) -> Field:
-    """Arborising vessels: trunks that come in from the border and split."""
+    """Draw arborising vessels: trunks that enter from the border and split."""
     starts, ends = _scatter(c, count, 1.1, 0.8), _scatter(c, count, 0.5)
     points, radii = [], []
     for start, end in zip(starts.T, ends.T, strict=True):
@@ -493,7 +530,7 @@ _PAINTERS: dict[str, Callable[[_Canvas], None]] = {
 
 
 def _tone(rng: np.random.Generator, fitzpatrick: int) -> Field:
-    """Colour of bare skin [3]; people of one type differ by about a third of a type."""
+    """Draw the colour of bare skin [3]; it varies by about a third of a type."""
     at = np.clip(fitzpatrick - 1 + rng.uniform(-0.35, 0.35), 0, 5)
     return np.array(
         [np.interp(at, np.arange(6), channel) for channel in np.array(_SKIN, dtype=np.float64).T]
@@ -501,7 +538,7 @@ def _tone(rng: np.random.Generator, fitzpatrick: int) -> Field:
 
 
 def _skin(c: _Canvas, rng: np.random.Generator) -> None:
-    """Mottling, creases, pores, redness around the lesion and a few freckles, added to the pigments."""
+    """Add mottling, creases, pores, redness around the lesion and a few freckles."""
     shape, s = c.u.shape, c.scale
     mottle, fine = _noise(rng, shape, 26.0 * s), _noise(rng, shape, 3.0 * s)
     angle, k = rng.uniform(0.0, np.pi), 2.0 * np.pi / (rng.uniform(5.0, 10.0) * s)
@@ -525,7 +562,7 @@ def _skin(c: _Canvas, rng: np.random.Generator) -> None:
 
 
 def _hairs(rng: np.random.Generator, shape: tuple[int, ...], s: float) -> Field:
-    """Opacity of bent, tapering hairs; most share a direction."""
+    """Draw the opacity of bent, tapering hairs; most share a direction."""
     height, width = shape
     few = rng.uniform() < 0.7
     count = int(rng.integers(1, 8) if few else rng.integers(8, 20))
@@ -543,7 +580,7 @@ def _hairs(rng: np.random.Generator, shape: tuple[int, ...], s: float) -> Field:
 
 
 def _photograph(c: _Canvas, rng: np.random.Generator, tone: Field) -> NDArray[np.uint8]:
-    """What the camera makes of skin, hairs, gel and lamp: uint8 [H, W, 3]."""
+    """Photograph skin, hairs, gel and lamp: return uint8 [H, W, 3]."""
     shape, s = c.u.shape, c.scale
     light = float((tone.mean() / 205.0) ** 0.8)
     if rng.uniform() < 0.4:
@@ -571,6 +608,8 @@ def _photograph(c: _Canvas, rng: np.random.Generator, tone: Field) -> NDArray[np
     grain = noise * rng.standard_normal((2, *shape), dtype=np.float32).astype(np.float64)
     image = np.empty((*shape, 3), dtype=np.uint8)
     for k, tint in enumerate((0.5, 0.0, -0.8)):
+        # Light passes the skin twice; the law of Lambert and Beer gives what remains of
+        # it.
         plane = tone[k] * np.exp(-_MELANIN[k] * c.melanin - _BLOOD[k] * c.blood)
         for alpha, colour in c.layers:
             plane += alpha * (light * colour[k] - plane)
@@ -582,7 +621,7 @@ def _photograph(c: _Canvas, rng: np.random.Generator, tone: Field) -> NDArray[np
 
 
 def _blur(plane: Field, weight: float) -> Field:
-    """Three-tap blur [H, W] along both axes; `weight` (0 to 1/3) is that of each neighbour."""
+    """Blur [H, W] with three taps along both axes; `weight` is each neighbour's."""
     edged = np.concatenate([plane[:1], plane, plane[-1:]])
     plane = (1.0 - 2.0 * weight) * plane + weight * (edged[:-2] + edged[2:])
     edged = np.concatenate([plane[:, :1], plane, plane[:, -1:]], axis=1)
@@ -591,7 +630,10 @@ def _blur(plane: Field, weight: float) -> Field:
 
 
 def _glints(rng: np.random.Generator, shape: tuple[int, ...], s: float) -> Field:
-    """Strength of the lamp's reflections on gel and scales: specks around one place, some drawn out to short lines."""
+    """Draw the strength of the lamp's reflections on gel and scales.
+
+    They are specks around one place, some of them stretched to short lines.
+    """
     place = np.array([[shape[1]], [shape[0]]], dtype=np.float64)
     count, long = int(rng.integers(8, 50)), rng.uniform(0.0, 5.0) * s
     patch = rng.uniform(0.0, 1.0, (2, 1)) + rng.normal(0.0, rng.uniform(0.06, 0.3), (2, count))
