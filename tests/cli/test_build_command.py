@@ -52,7 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> TensorRt:
     return device
 
 
-def test_on_a_machine_without_tensorrt_it_says_what_to_type_where(
+def test_without_tensorrt_the_message_names_the_command_and_the_device(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -116,18 +116,16 @@ def test_an_engine_that_lost_accuracy_is_exit_code_3(
     assert dermedge("predict", bundle, image).code == 0
 
 
-def test_an_engine_that_is_another_model_is_exit_code_5(bundle: Path, machine: TensorRt) -> None:
+def test_an_engine_that_does_not_verify_is_exit_code_5(bundle: Path, machine: TensorRt) -> None:
     machine.trt.miscompile = lambda values: -values
     assert "not the model that was exported" in refused(dermedge("build", bundle), 5)
 
 
-def test_a_bundle_of_another_engine_has_nothing_to_build(machine: TensorRt) -> None:
+def test_a_bundle_of_another_format_needs_no_engine(machine: TensorRt) -> None:
     assert "needs no engine" in refused(dermedge("build", TOY), 2)
     assert "no bundle at" in refused(dermedge("build", "nowhere.dermedge"), 2)
 
 
-def test_a_verb_that_needs_the_engine_before_it_is_built_names_the_verb(
-    bundle: Path, machine: TensorRt
-) -> None:
+def test_predict_before_build_names_the_build_command(bundle: Path, machine: TensorRt) -> None:
     assert "`dermedge build" in refused(dermedge("predict", bundle, "image.jpg"), 1)
     assert Bundle.open(bundle).parity["device"]["status"] == "not_run"

@@ -110,7 +110,7 @@ class TestSeveralTargets:
     def targets(
         self, prebuilt: None, monkeypatch: pytest.MonkeyPatch
     ) -> dict[str, DataError | GateError]:
-        """`all` is two targets that succeed and, after `fail`, some that do not."""
+        """`all` is three targets; those that this mapping names raise its errors."""
         errors: dict[str, Any] = {}
         names = ["prebuilt", "missing", "failing"]
         monkeypatch.setattr("dermedge.workflows.export.families", lambda: names)

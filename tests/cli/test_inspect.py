@@ -45,7 +45,7 @@ def bundle(tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "toy.dermedge", **content).path
 
 
-def test_inspect_shows_the_candidates_and_what_remains_to_do(bundle: Path) -> None:
+def test_inspect_shows_the_candidates_and_the_next_step(bundle: Path) -> None:
     lines = [line.split() for line in dermedge("inspect", bundle).out.splitlines()]
     assert ["int8", "onnx", "entropy", "won", "4.12", "9.60", "-", "-", "fastest"] in lines
     assert ["int8", "onnx", "qat", "skipped", "-", "-", "-", "-", "not", "needed"] in lines

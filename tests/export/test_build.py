@@ -60,7 +60,7 @@ class Lesions:
 
 @pytest.fixture(scope="module")
 def lesions() -> Lesions:
-    """Tinted noise: the toy network tells colours apart, and little else."""
+    """Tinted noise, because the toy network distinguishes little more than colours."""
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0, 255, (COUNT, 48, 48, 3)) * rng.uniform(0.1, 1, (COUNT, 1, 1, 3))
     return Lesions(list(pixels.astype(np.uint8)))
@@ -101,7 +101,7 @@ def more_of_the_first_class(values: Array) -> Array:
 
 
 class TestPassing:
-    def test_an_engine_that_is_the_model_passes_and_is_used(
+    def test_an_engine_that_agrees_with_the_student_passes_and_is_used(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         before = folder_bytes(bundle.path)
@@ -119,7 +119,7 @@ class TestPassing:
         assert folder_bytes(bundle.path) == before
         assert TensorRtRuntime.open(bundle, machine=machine)
 
-    def test_the_record_says_what_was_found_on_what(
+    def test_the_record_holds_the_report_and_the_facts_of_the_device(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         report = build_engine(bundle, images=lesions, machine=machine)
@@ -167,7 +167,7 @@ class TestPassing:
 
 
 class TestRefusal:
-    def test_a_gate_that_fails_records_it_and_shuts_the_engine_out(
+    def test_an_engine_that_fails_the_gate_is_recorded_and_not_used(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         machine.trt.miscompile = more_of_the_first_class
@@ -180,7 +180,7 @@ class TestRefusal:
         with pytest.raises(EngineError, match="failed its gate"):
             TensorRtRuntime.open(bundle, machine=machine)
 
-    def test_it_may_be_used_all_the_same_which_is_recorded(
+    def test_an_allowed_failure_is_recorded_and_the_engine_is_used(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         machine.trt.miscompile = more_of_the_first_class
@@ -189,7 +189,7 @@ class TestRefusal:
         assert recorded(bundle)["allowed_failures"][0].startswith("top1_agreement")
         assert TensorRtRuntime.open(bundle, machine=machine)
 
-    def test_a_pass_after_a_failure_opens_it_again(
+    def test_a_rebuilt_engine_that_passes_is_used(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         right, machine.trt.miscompile = machine.trt.miscompile, more_of_the_first_class
@@ -239,7 +239,7 @@ class TestRefusal:
         ):
             build_engine(bundle, images=strangers, machine=machine)
 
-    def test_what_makes_no_sense_is_refused_before_anything_is_built(
+    def test_wrong_arguments_are_refused_before_a_build(
         self, bundle: Bundle, machine: TensorRt, lesions: Lesions
     ) -> None:
         silent = replace(
@@ -264,9 +264,7 @@ class TestCache:
         assert build_engine(bundle.path, machine=machine).engine == first.engine
         assert len(machine.trt.builds) == 1
 
-    def test_a_rebuild_starts_without_what_was_learned(
-        self, bundle: Bundle, machine: TensorRt
-    ) -> None:
+    def test_a_rebuild_ignores_the_timing_cache(self, bundle: Bundle, machine: TensorRt) -> None:
         build_engine(bundle, machine=machine)
         build_engine(bundle, workspace_mb=64, machine=machine)
         build_engine(bundle, rebuild=True, machine=machine)
@@ -299,7 +297,7 @@ class TestCache:
 
 
 @pytest.mark.slow
-def test_what_is_exported_for_a_jetson_is_built_in_int8_and_is_still_the_model(
+def test_an_exported_jetson_artifact_is_built_in_int8_and_verifies(
     tmp_path: Path,
 ) -> None:
     import torch

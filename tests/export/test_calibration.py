@@ -48,7 +48,7 @@ class TestRefusal:
         check_calibration(made(classes={"nv": 8}), {}, "lesions")
 
 
-def test_classes_are_taken_in_turn_so_that_rare_ones_are_seen() -> None:
+def test_classes_take_turns_so_that_rare_ones_are_included() -> None:
     labels = ["nv"] * 900 + ["mel"] * 90 + ["df"] * 10
     chosen = balanced_choice(labels, 60)
     assert Counter(labels[index] for index in chosen) == {"nv": 25, "mel": 25, "df": 10}

@@ -246,7 +246,7 @@ class TestQuantized:
         assert report.first.snr_db < report.threshold_db == 60
         assert len(report.worst) == 2
 
-    def test_an_output_that_is_rounded_is_put_down_to_the_layer_before(
+    def test_the_noise_of_a_rounded_output_belongs_to_the_layer_before(
         self, source: TrainedModel, quantized: bytes, make: Make
     ) -> None:
         report = debug_parity(
@@ -260,7 +260,7 @@ class TestQuantized:
         )
         assert report.first == report.worst[0]
 
-    def test_only_the_images_given_are_looked_at(
+    def test_only_the_given_images_are_compared(
         self, source: TrainedModel, quantized: bytes, make: Make
     ) -> None:
         images = synthetic_calibration(SPEC.preprocess, 2).images
@@ -299,7 +299,7 @@ class TestRefused:
             ({"preprocess": Preprocess(48)}, "its preprocess is Preprocess"),
         ],
     )
-    def test_a_student_of_another_contract(
+    def test_a_student_with_another_spec(
         self, source: TrainedModel, graph: bytes, make: Make, changes: dict[str, Any], message: str
     ) -> None:
         bundle = make(graph)

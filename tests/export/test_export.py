@@ -3,7 +3,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from dermedge.models import TrainedModel, load_model_folder
 from dermedge_export import export as exporter
 from dermedge_export import staging, target
 from dermedge_export.context import BuiltArtifact, module_runner
+from dermedge_export.export import ExportSession
 from dermedge_export.exporters import registry
+from dermedge_export.options import ExportOptions
 from dermedge_export.parity import evaluator
 from dermedge_export.parity.gate import LIMITS
 from dermedge_export.target import Target
@@ -102,7 +104,7 @@ def hidden(out: Path) -> list[str]:
 
 
 class TestWithData:
-    def test_the_bundle_verifies_and_computes_what_the_student_computes(
+    def test_the_bundle_verifies_and_agrees_with_the_student(
         self, student: TrainedModel, with_data: tuple[Bundle, list[str]]
     ) -> None:
         made, notes = with_data
@@ -146,7 +148,7 @@ class TestWithData:
             losses.append(-log_p[np.arange(len(val)), val.labels].mean())
         assert losses[1] == min(losses)
 
-    def test_parity_on_test_stands_in_the_manifest(
+    def test_the_manifest_holds_the_parity_on_test(
         self, data: Path, evaluation_data: TableEvaluationData, with_data: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = with_data
@@ -167,7 +169,7 @@ class TestWithData:
         assert limits["balanced_accuracy"]["status"] == "insufficient"
         assert limits["balanced_accuracy"]["candidate"] == limits["balanced_accuracy"]["reference"]
 
-    def test_it_carries_what_a_reader_needs_and_no_image_of_the_table(
+    def test_the_bundle_has_card_and_licences_and_no_image_of_the_table(
         self, data: Path, folder: Path, student: TrainedModel, with_data: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = with_data
@@ -190,7 +192,7 @@ class TestWithData:
             for trace in (folder.parent, Path.home(), made.path.parent):
                 assert str(trace).encode() not in content, name
 
-    def test_golden_cases_hold_both_sides_and_decode_with_what_was_fitted(
+    def test_golden_cases_hold_both_outputs_and_the_decoded_prediction(
         self, student: TrainedModel, with_data: tuple[Bundle, list[str]]
     ) -> None:
         made, _ = with_data
@@ -202,6 +204,21 @@ class TestWithData:
             decoded = decode(case.expected, made.spec, made.postprocessing)
             assert case.prediction == drop_volatile(decoded.to_json())
             assert case.prediction["threshold"] == made.postprocessing["malignancy"].threshold
+
+
+def test_a_session_is_complete_after_construction(
+    student: TrainedModel, evaluation_data: TableEvaluationData
+) -> None:
+    def report(done: int, total: int, note: str) -> None: ...
+
+    options = ExportOptions(dynamic_batch=True)
+    session = ExportSession.open(student, options, data=evaluation_data, progress=report)
+    # The exporters report slow steps, such as a sensitivity sweep, to the same function.
+    assert session.context.progress is session.progress is report
+    assert session.context.dynamic_batch
+    assert session.context.calibration.split == "train"
+    with pytest.raises(FrozenInstanceError):
+        session.context.calibration_source = None  # type: ignore[misc]
 
 
 class TestWithoutData:
@@ -229,7 +246,7 @@ class TestWithoutData:
 
 @pytest.mark.parametrize("broken", [small.with_noise, small.with_bgr])
 class TestGate:
-    """An exporter that makes another model of the student."""
+    """The artifact of an exporter computes another function than the student."""
 
     @pytest.fixture(autouse=True)
     def distorted(
@@ -240,7 +257,7 @@ class TestGate:
     ) -> None:
         prepared(broken(small.built(folder)))
 
-    def test_another_model_is_not_written(
+    def test_the_artifact_is_not_written(
         self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
         with pytest.raises(
@@ -250,7 +267,7 @@ class TestGate:
             export_model(student, "prebuilt", tmp_path / "out", data=evaluation_data)
         assert list((tmp_path / "out").iterdir()) == []
 
-    def test_the_command_ends_with_three(
+    def test_the_exit_code_of_the_command_is_3(
         self, folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         command = [
@@ -273,7 +290,7 @@ class TestGate:
         )
         assert list((tmp_path / "out").iterdir()) == []
 
-    def test_it_is_written_on_demand_and_never_called_passed(
+    def test_an_allowed_failure_is_written_and_never_called_passed(
         self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
         made = export_model(
@@ -287,11 +304,9 @@ class TestGate:
                 "max_abs: outputs differ by up to"
             )
         assert "**failed**" in made.read("modelcard.md").decode()
-        assert (
-            verify(made).status == "passed"
-        )  # intact, and what it computes is what its golden cases say
+        assert verify(made).status == "passed"  # the artifact agrees with its own golden cases
 
-    def test_without_data_it_is_not_written_either(
+    def test_without_data_the_artifact_is_not_written_either(
         self, student: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(evaluator, "SYNTHETIC_COUNT", 6)
@@ -366,7 +381,7 @@ class TestRefusal:
             export_model(student, "prebuild", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_an_artifact_that_no_engine_takes_leaves_nothing(
+    def test_an_artifact_that_no_engine_loads_leaves_no_file(
         self,
         student: TrainedModel,
         evaluation_data: TableEvaluationData,
@@ -379,7 +394,7 @@ class TestRefusal:
             export_model(student, "prebuilt", tmp_path, data=evaluation_data)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_bundle_that_would_not_verify_is_not_shown(
+    def test_a_bundle_that_does_not_verify_is_not_written(
         self,
         student: TrainedModel,
         evaluation_data: TableEvaluationData,
@@ -433,7 +448,7 @@ def export_to_a_full_disk(student: Path, out: Path, artifact: BuiltArtifact) -> 
     os._exit(91)
 
 
-def test_a_full_disk_is_one_message_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_message_and_leaves_no_file(folder: Path, tmp_path: Path) -> None:
     assert in_process(export_to_a_full_disk, folder, tmp_path / "out", small.built(folder)) == 1
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -450,7 +465,7 @@ class TestKill:
             path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")
         ] == [NAME]
 
-    def test_nothing_stands_there_and_the_next_export_succeeds_and_cleans_up(
+    def test_after_a_kill_there_is_no_bundle_and_the_next_export_cleans_up(
         self,
         kill: Callable[..., None],
         student: TrainedModel,
@@ -580,7 +595,7 @@ class TestWinnerThatFailsOnTest:
         monkeypatch.setattr(evaluator.ParityEvaluator, "compare", harsh)
         return replace(small.PREBUILT, precisions=("int8", "fp32"))
 
-    def test_fp32_takes_its_place_and_the_bundle_says_why(
+    def test_fp32_replaces_it_and_the_bundle_says_why(
         self,
         student: TrainedModel,
         evaluation_data: TableEvaluationData,
@@ -598,7 +613,7 @@ class TestWinnerThatFailsOnTest:
         assert tried["fp32"]["status"] == "won"
         assert verify(made).status == "passed"
 
-    def test_where_int8_was_insisted_on_nothing_is_written(
+    def test_with_precision_int8_no_bundle_is_written(
         self,
         student: TrainedModel,
         evaluation_data: TableEvaluationData,

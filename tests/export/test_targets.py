@@ -54,7 +54,7 @@ def test_names_do_not_clash_and_variants_belong_to_a_family() -> None:
         ("ios-17", "ios-18"),
     ],
 )
-def test_a_target_that_is_not_known_is_answered_with_the_nearest(wrong: str, near: str) -> None:
+def test_an_unknown_target_is_refused_with_the_closest_name(wrong: str, near: str) -> None:
     with pytest.raises(UsageError, match=rf"Unknown target '{wrong}'\. Did you mean '{near}'"):
         find_target(wrong)
 
@@ -66,7 +66,7 @@ def test_a_precision_that_the_target_lacks_is_refused_with_those_it_has() -> Non
         select_candidates(find_target("ios"), "fp16", "openvino")
 
 
-def test_without_a_precision_the_first_method_of_each_is_tried_in_the_targets_order() -> None:
+def test_without_a_precision_the_first_method_of_each_is_tried_in_order() -> None:
     names = [candidate.name for candidate in select_candidates(find_target("android"), None)]
     assert names == ["int8 onnx minmax", "fp32 onnx plain"]
     assert [
@@ -89,7 +89,7 @@ def test_candidates_of_one_engine() -> None:
 
 
 class TestInstructionSet:
-    """int8 is rounded as the device multiplies it."""
+    """int8 candidates fit the instruction set of the device."""
 
     @pytest.mark.parametrize(
         ("machine", "flags", "expected"),
@@ -100,7 +100,7 @@ class TestInstructionSet:
             ("aarch64", [], "arm"),
         ],
     )
-    def test_of_a_native_target_it_is_this_machines(
+    def test_a_native_target_has_the_instruction_set_of_this_machine(
         self, machine: str, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("platform.machine", lambda: machine)

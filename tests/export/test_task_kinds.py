@@ -72,7 +72,7 @@ def test_a_student_of_any_kinds_is_exported_and_verified_without_data(
     assert (prediction.embedding is not None) == (len(tasks) == 5)
 
 
-def test_a_map_made_of_tokens_leaves_the_batch_open() -> None:
+def test_a_mask_head_on_tokens_supports_a_dynamic_batch() -> None:
     backbone = Backbone("test_vit", {"img_size": 64})
     student = TrainedModel(
         Network(backbone, KINDS).eval(), make_spec("open", KINDS, Preprocess(64), {}), backbone
@@ -106,7 +106,7 @@ def predicted(bundle: Bundle, data: Path, frame: pd.DataFrame) -> list[Any]:
         return [model.predict(data / image, exact=True) for image in frame["image"]]
 
 
-def test_evaluate_measures_severity_as_the_device_says_it(
+def test_evaluate_measures_the_severity_that_the_device_predicts(
     data: Path, bundle: Bundle, report: EvaluationReport
 ) -> None:
     table = read_table(data).frame
@@ -249,7 +249,7 @@ def table(**changes: Any) -> Predictions:
 
 
 class TestTables:
-    def test_levels_are_decoded_as_one_by_one(self) -> None:
+    def test_a_table_decodes_levels_as_one_row_does(self) -> None:
         logits = np.random.default_rng(1).normal(0, 1, (200, 4)).astype(np.float32)
         assert ordinal_levels(logits).tolist() == [ordinal_level(row.tolist()) for row in logits]
         assert len(set(ordinal_levels(logits).tolist())) == 5
@@ -272,7 +272,7 @@ class TestTables:
         assert part.graded is not None
         assert part.graded.levels.tolist() == [0, -1, 2]
 
-    def test_masks_are_cut_at_what_was_fitted(self) -> None:
+    def test_masks_use_the_fitted_threshold(self) -> None:
         some = table(masks=np.ones((6, 4, 4), np.int8))
         loose, strict = (
             decode_table(some, SPEC, {"lesion": Postprocessing(threshold=threshold)}).outlined
@@ -282,7 +282,7 @@ class TestTables:
         assert strict is not None
         assert (loose.dice > strict.dice).all()
 
-    def test_nothing_is_compared_where_nothing_is_known_or_answered(self) -> None:
+    def test_nothing_is_compared_without_labels_or_outputs(self) -> None:
         blank = decode_table(table(), SPEC, {})
         unknown = decode_table(
             table(levels=np.full(6, -1), masks=np.full((6, 4, 4), -1, np.int8)), SPEC, {}
@@ -307,7 +307,7 @@ class TestMaskThreshold:
         masks = np.array([[[0, 0], [1, 1]], [[0, 0], [1, 0]]])
         assert fit_mask_threshold(likely, masks) == pytest.approx(0.3)
 
-    def test_among_equals_it_is_the_nearest_to_a_half(self) -> None:
+    def test_among_equal_thresholds_the_closest_to_a_half_is_fitted(self) -> None:
         assert fit_mask_threshold(np.array([[[0.01, 0.99]]]), np.array([[[0, 1]]])) == 0.5
 
     def test_unknown_and_broken_rows_do_not_count(self) -> None:
