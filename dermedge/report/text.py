@@ -273,7 +273,7 @@ EVALUATION_METRICS: Mapping[str, MetricText] = {
 
 GATE_METRICS: Mapping[str, MetricText] = {
     "non_finite": MetricText("Images with NaN or infinity", "whole", "whole"),
-    "max_abs": MetricText("Largest difference of an output"),
+    "max_abs": MetricText("Largest difference of an output, relative to its scale"),
     "top1_agreement": MetricText("Same first diagnosis", "percent_fine", "points"),
     "balanced_accuracy": MetricText("Balanced accuracy", "percent_fine", "percent_fine"),
     "macro_auroc": MetricText("Macro AUROC", "decimal_fine", "percent_fine"),

@@ -1,11 +1,13 @@
 """Measures false alarms of the fp32 gate on good exports, and which faults it catches.
 
-    python tests/benchmarks/gate_false_alarms.py OUT.jsonl [--seeds 200] [--faults-every 20]
+    python tests/benchmarks/gate_false_alarms.py OUT.jsonl [--seeds 200] [--faults-every
+    20]
 
 Each case is a network of random weights, exported to ONNX and run by onnxruntime, and
-compared with torch by the gate's own measure of `max_abs`. Every `--faults-every`-th seed
-also exports the network with each fault. OUT.jsonl gets a line per case; a run that was
-interrupted goes on where it stopped. The table is printed at the end, or by --table alone.
+compared with torch by the gate's own measure of `max_abs`. Every `--faults-every`-th
+seed also exports the network with each fault. OUT.jsonl gets a line per case; a run
+that was interrupted goes on where it stopped. The table is printed at the end, or by
+--table alone.
 """
 
 import argparse
@@ -38,7 +40,7 @@ NO_EFFECT = 1e-5
 
 
 def differences(reference: Outputs, candidate: Outputs) -> dict[str, float]:
-    """The gate's relative difference of every task, and the largest absolute one."""
+    """Return each task's relative difference, and the largest absolute one."""
     measured = {name: relative_difference(reference[name], candidate[name]) for name in reference}
     largest = max(
         float(np.abs(reference[name].astype(np.float64) - candidate[name]).max())
@@ -56,7 +58,7 @@ def measure(
     good = differences(reference, correct)
     case: Case = {"backbone": backbone, "seed": seed, "fault": "", "differences": good}
     if faults:
-        # The distance of torch's float32 from its own float64 is rounding and nothing else.
+        # The difference of torch's float32 from its own float64 is rounding only.
         with torch.no_grad():
             exact = inference_copy(model.module).double()(torch.from_numpy(images))
         wide = {name: output.numpy() for name, output in exact.items()}
@@ -65,7 +67,7 @@ def measure(
     for number, fault in enumerate(FAULTS if faults else ()):
         graph = template.graph(model, fault, np.random.default_rng([seed, number]))
         faulty = Answers(graph)(images)
-        # A weight that these images do not use, such as one that only meets padding, changes nothing.
+        # A weight that only meets padding, for example, changes nothing.
         effect = max(relative_difference(correct[name], faulty[name]) for name in correct)
         yield {
             "backbone": backbone,
@@ -94,7 +96,8 @@ def table(cases: Sequence[Case]) -> str:
             alarms = sum(value > limit for value in values)
             absolute = sum(case["differences"]["absolute"] > limit for case in chosen)
             lines.append(
-                f"{name:22} {len(chosen):4} {median:8.1e} {high:8.1e} {top:8.1e} {alarms:3} {absolute:4}"
+                f"{name:22} {len(chosen):4} {median:8.1e} {high:8.1e} {top:8.1e}"
+                f" {alarms:4} {absolute:4}"
             )
     lines += [
         "",
@@ -114,7 +117,8 @@ def table(cases: Sequence[Case]) -> str:
                 values = [largest(case) for case in chosen]
                 caught = sum(value > limit for value in values)
                 lines.append(
-                    f"  {name:20} {len(chosen):4} {min(values):8.1e} {np.median(values):8.1e} {caught:4}"
+                    f"  {name:20} {len(chosen):4} {min(values):8.1e}"
+                    f" {np.median(values):8.1e} {caught:4}"
                 )
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
-"""The fp32 gate passes good exports of any logit scale, and fails exports with one fault.
+"""The fp32 gate passes good exports of any logit scale, and fails faulty ones.
 
-`tests/benchmarks/gate_false_alarms.py` measures the same on five backbones and 200 seeds.
+`tests/benchmarks/gate_false_alarms.py` measures it on five backbones and many seeds.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def template(backbone: str) -> GraphTemplate:
 
 
 def compare(model: TrainedModel, graph: bytes) -> Limit:
-    """The gate's `max_abs` limit of a graph."""
+    """Return the gate's `max_abs` limit of a graph."""
     sides = [
         predict_synthetic(run, list(IMAGES))
         for run in (module_runner(model.module), Answers(graph))
@@ -60,7 +60,7 @@ def test_a_good_export_passes_with_logits_of_any_scale(
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_caught(template: GraphTemplate, backbone: str, fault: Fault) -> None:
     model = varied_model(backbone, 0, IMAGES)
-    # Seed 1 draws weights that matter. The effect of one weight may also lie below the limit.
+    # Seed 1 draws weights that matter; one weight's effect may also be below the limit.
     graph = template.graph(model, fault, np.random.default_rng(1))
     limit = compare(model, graph)
     assert limit.status == "failed"

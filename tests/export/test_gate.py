@@ -66,7 +66,7 @@ def test_just_inside_a_limit_passes_and_just_outside_fails(metric, precision):
 @pytest.mark.parametrize(
     ("measurement", "status"),
     [
-        (measured(loss=0.009, bound=0.005), "passed"),  # a loss for sure, but an allowed one
+        (measured(loss=0.009, bound=0.005), "passed"),  # a certain loss within the limit
         (measured(loss=-0.02, bound=-0.03), "passed"),
         (measured(loss=0.01, bound=0.004), "passed"),  # exactly what is allowed
         (measured(loss=0.012, bound=0.001), "failed"),
@@ -97,7 +97,7 @@ def test_one_nan_among_few_images_fails():
     assert check_limit(Measurement("non_finite", 4, Interval(0.0)), 0.0).status == "passed"
 
 
-def test_the_worst_status_of_what_was_asked_counts():
+def test_the_overall_status_is_the_worst_one():
     by_status = {
         status: dataclasses.replace(check_limit(measured(), 0.01), status=status)
         for status in ("failed", "warn", "insufficient", "passed", "not_run")
@@ -112,10 +112,10 @@ def test_the_worst_status_of_what_was_asked_counts():
     assert overall_status([by_status["not_run"]]) == "not_run"
 
 
-def test_finite_outputs_alone_are_not_called_passed():
+def test_finite_outputs_alone_are_insufficient():
     finite = check_limit(Measurement("non_finite", 500, Interval(0.0)), 0.0)
-    unasked = check_limit(measured("top1_agreement", cases=None, loss=None, bound=None), 0.02)
-    assert overall_status([finite, unasked]) == "insufficient"
+    not_run = check_limit(measured("top1_agreement", cases=None, loss=None, bound=None), 0.02)
+    assert overall_status([finite, not_run]) == "insufficient"
     assert overall_status([finite, check_limit(measured("top1_agreement"), 0.02)]) == "passed"
 
 
@@ -167,12 +167,12 @@ def test_low_precisions_are_held_to_the_limits_of_int8(precision):
         ("int8", {"ece": float("nan")}),
     ],
 )
-def test_what_the_gate_does_not_know_is_refused(precision, limits):
+def test_unknown_precisions_and_limits_are_refused(precision, limits):
     with pytest.raises(UsageError):
         limits_for(precision, limits)
 
 
-def test_a_limit_carries_what_was_measured():
+def test_a_limit_holds_its_measurement():
     limit = check_limit(measured(loss=0.005, note="x"), 0.01)
     assert limit == Limit(
         "balanced_accuracy", "passed", 0.7, 0.7 * 0.995, Interval(0.005), 0.01, 500, "x"

@@ -28,7 +28,7 @@ def pictures(cases: list[Case]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(case.image)) for case in cases]
 
 
-def test_they_cover_what_photographs_look_like(cases: list[Case]) -> None:
+def test_cases_cover_classes_shapes_and_tones(cases: list[Case]) -> None:
     shapes = [picture.size for picture in pictures(cases)]
     assert {picture.format for picture in pictures(cases)} == {"PNG"}
     assert any(width > height for width, height in shapes)
@@ -40,7 +40,7 @@ def test_they_cover_what_photographs_look_like(cases: list[Case]) -> None:
     assert {case.name.partition("-")[0] for case in cases} == set(CLASSES)
 
 
-def test_no_two_are_alike(cases: list[Case]) -> None:
+def test_all_cases_differ(cases: list[Case]) -> None:
     for part in ("name", "image"):
         assert len({getattr(case, part) for case in cases}) == len(cases)
     assert len({case.tensor.tobytes() for case in cases}) == len(cases)

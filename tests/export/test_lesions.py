@@ -1,4 +1,4 @@
-"""Procedural lesions: deterministic, plausible, and monotone in what they document."""
+"""Drawn lesions are deterministic and plausible, and follow their parameters."""
 
 import hashlib
 import itertools
@@ -57,7 +57,7 @@ def test_different_seeds_differ() -> None:
     assert len({digest(draw_lesion(seed)) for seed in range(24)}) == 24
 
 
-def test_what_is_not_given_is_drawn_from_the_seed() -> None:
+def test_missing_properties_are_drawn_from_the_seed() -> None:
     lesions = [draw_lesion(seed, height=48, width=64) for seed in range(80)]
     assert {lesion.dx for lesion in lesions} == set(CLASSES)
     assert {lesion.fitzpatrick for lesion in lesions} == set(range(1, 7))
@@ -93,7 +93,7 @@ def test_every_class_on_every_tone(dx: str, fitzpatrick: int) -> None:
 
 
 def test_mask_follows_the_border() -> None:
-    """The step in brightness lies at the mask's edge: a shifted mask separates lesion from skin less well."""
+    """A shifted mask separates lesion and skin less well: the edge is in place."""
     for seed in range(12):
         lesion = draw_lesion(seed, dx="nv", severity=2, fitzpatrick=2)
         green = lesion.image[..., 1].astype(np.float64)

@@ -17,7 +17,7 @@ K = 4
 
 @pytest.fixture
 def case():
-    """Labels, tied scores and integer weights of several replicates, one of which has lost a class."""
+    """Make labels, tied scores and weights of replicates; one has lost a class."""
     rng = np.random.default_rng(3)
     labels = rng.integers(K, size=120)
     logits = rng.normal(size=(120, K)).round(1) + 1.2 * np.eye(K)[labels]
@@ -110,7 +110,8 @@ def test_sensitivity_counts_a_score_on_the_threshold_as_malignant():
 
 
 def test_ece_by_hand():
-    # Two images at .8 with one right, two at .6 with both right: (2 |.5 - .8| + 2 |1 - .6|) / 4.
+    # Two images at .8 with one right, two at .6 with both right:
+    # (2 |.5 - .8| + 2 |1 - .6|) / 4.
     probabilities = np.array([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4], [0.6, 0.4]])
     assert metrics.ece(np.array([0, 1, 0, 0]), probabilities) == pytest.approx(0.35)
 
@@ -175,7 +176,7 @@ def _mean(values):
     return {"mean": lambda weights: metrics.weighted_mean(values, weights)}
 
 
-def test_bootstrap_is_not_fooled_by_more_photographs_of_the_same_lesions():
+def test_more_photographs_of_the_same_lesions_do_not_narrow_the_interval():
     hit = np.random.default_rng(0).random(60) < 0.7
     lesions = np.array([f"lesion-{i:02}" for i in range(60)])
     cached = metrics.bootstrap(lesions, _mean(hit), seed=1)["mean"]
@@ -203,7 +204,7 @@ def test_bootstrap_is_seeded_and_independent_of_its_chunks(monkeypatch):
 
 
 def test_paired_bootstrap_covers_the_true_difference():
-    """Two models on the same clustered images: their true difference lies in most of the 95 % intervals."""
+    """Most 95 % intervals hold the true difference of two models on these images."""
     rng, inside, trials = np.random.default_rng(5), 0, 200
     for trial in range(trials):
         lesions = np.repeat(np.arange(120), 2)
@@ -223,7 +224,7 @@ def test_paired_bootstrap_covers_the_true_difference():
     assert 0.89 <= inside / trials <= 0.99
 
 
-def test_one_group_tells_no_spread():
+def test_one_group_gives_no_interval():
     drawn = metrics.bootstrap(np.array(["a", "a"]), _mean(np.array([0.0, 1.0])), replicates=20)[
         "mean"
     ]

@@ -23,7 +23,7 @@ ABOUT = {"engine": "onnxruntime 1", "hardware": "cpu", "basis": "test split"}
 
 
 def student(n=600, seed=0):
-    """A fair classifier of imbalanced lesions, with one or two photographs of each."""
+    """Make predictions for imbalanced lesions, with one or two photographs of each."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(5, n, p=PRIOR)
     logits = (1.5 * rng.normal(size=(n, 5)) + 3 * np.eye(5)[labels]).astype(np.float32)
@@ -53,7 +53,10 @@ def noise(scale, seed):
 
 
 def compare(change, precision="int8", n=600, seed=0, spec=SPEC, test=None, **options):
-    """Parity of a student with the candidate that `change` makes of its logits, on val for the fits and on test."""
+    """Compare a student with a candidate whose logits are `change` of its own.
+
+    Postprocessing is fitted on val and the comparison made on test.
+    """
     val, test = student(n, seed=2 * seed + 1), test or student(n, seed=2 * seed)
     fits = [fit_postprocessing(table, spec) for table in (val, changed(val, change))]
     options = {"replicates": 300} | options
@@ -153,7 +156,7 @@ def test_one_changed_class_at_fp32_is_a_warning_and_ten_are_a_failure():
     assert limit(compare(swapped(10), "fp32"), "top1_agreement").status == "failed"
 
 
-def test_max_abs_is_judged_at_fp32_only():
+def test_max_abs_is_limited_at_fp32_only():
     report = compare(lambda logits: logits + 1e-3, "fp32")
     assert limit(report, "max_abs").status == "failed"
     [message] = failure_messages(report)
@@ -245,7 +248,7 @@ def test_sensitivity_counts_malignant_images():
     assert limit(report, "balanced_accuracy").status == "passed"
 
 
-def test_only_subgroups_of_a_hundred_cases_are_judged_but_all_are_reported():
+def test_only_subgroups_of_a_hundred_cases_are_checked_but_all_are_reported():
     test = student()
 
     def bad_for_type_v_and_worse_for_men(logits):
@@ -297,7 +300,7 @@ def test_without_a_known_subgroup_nobody_can_say_for_whom_it_is_worse():
     assert "known" in entry.note
 
 
-def test_without_labels_only_agreement_is_judged_and_the_basis_says_so():
+def test_without_labels_only_agreement_is_checked_and_the_basis_says_so():
     blank = dataclasses.replace(student(), labels=np.full(600, -1), malignant=np.full(600, np.nan))
     report = parity(blank, blank, SPEC, {}, {}, precision="int8", **ABOUT)
     assert "agreement only" in report.basis
@@ -321,7 +324,7 @@ def test_each_side_is_calibrated_with_its_own_fit():
     assert limit(stale, "ece").status == "failed"
 
 
-def test_a_binary_model_is_judged_as_benign_against_malignant():
+def test_a_binary_model_is_compared_as_benign_against_malignant():
     kept = compare(noise(1e-6, 0), "fp32", spec=BINARY, n=1000)
     assert kept.status == "passed"
     lost = compare(lambda logits: -logits, spec=BINARY)

@@ -47,7 +47,7 @@ def student(n=400, seed=0):
 
 
 def compare(change, precision="int8", post=None, test=None):
-    """Parity with a candidate that answers what `change` makes of some outputs."""
+    """Compare a student with a candidate of which some outputs are changed."""
     test = test or student()
     outputs = dict(test.outputs) | {name: made(test.outputs[name]) for name, made in change.items()}
     candidate = dataclasses.replace(
@@ -64,7 +64,7 @@ def limits(report):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_the_same_answers_pass_at_every_precision(precision):
+def test_identical_predictions_pass_at_every_precision(precision):
     report = compare({}, precision)
     found = limits(report)
     assert report.status == "passed"
@@ -147,7 +147,7 @@ def test_a_mask_is_cut_at_the_candidates_own_threshold():
     )
 
 
-def test_without_the_truth_only_agreement_is_judged_and_the_basis_says_so():
+def test_without_the_truth_only_agreement_is_checked_and_the_basis_says_so():
     blank = dataclasses.replace(student(), levels=None, masks=None)
     report = compare({}, test=blank)
     found = limits(report)

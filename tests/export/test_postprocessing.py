@@ -111,7 +111,7 @@ def test_threshold_with_ties_and_without_malignant_images():
 
 
 @pytest.mark.parametrize("spec", [BOTH, ONLY_DIAGNOSIS], ids=lambda spec: spec.name)
-def test_postprocessing_stands_where_decode_looks_for_it(spec):
+def test_decode_uses_the_fitted_postprocessing(spec):
     predictions = table()
     fitted = fit_postprocessing(predictions, spec)
     assert set(fitted) == {task.name for task in spec.tasks}
@@ -138,7 +138,7 @@ def test_scores_of_a_table_equal_those_of_decode(spec):
         assert scores[row] == pytest.approx(single.malignancy, abs=1e-12)
 
 
-def test_what_nothing_is_known_about_is_not_fitted():
+def test_tasks_without_labels_are_not_fitted():
     known = table()
     blank = Predictions(
         known.image_ids,

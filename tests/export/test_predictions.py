@@ -1,4 +1,4 @@
-"""The vectorised decoding of tables equals the scalar decoding that ships to devices."""
+"""Decoding a table equals the scalar decoding that ships to devices."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def table(tasks: tuple[Task, ...], count: int, draw: st.DrawFn) -> Predictions:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Spec, Predictions, dict[str, Postprocessing]]:
-    """A model of any subset of the tasks, its outputs for up to four images, and a fit."""
+    """Draw a model of some tasks, its outputs for up to four images, and a fit."""
     chosen = draw(st.sets(st.sampled_from(range(len(TASKS))), min_size=1))
     tasks = tuple(TASKS[index] for index in sorted(chosen))
     spec = Spec("model", "1", tasks, Preprocess(SIZE))
@@ -107,7 +107,7 @@ def test_a_decoded_table_equals_the_prediction_of_each_image(
             assert decoded.embedding is not None
             assert tuple(decoded.embedding[row].tolist()) == one.embedding
         if "lesion" in fitted and fitted["lesion"].threshold is not None:
-            # The gate compares masks on the output's own grid, where enlarging changes nothing.
+            # The gate compares masks on the output's own grid.
             temperature = fitted["lesion"].temperature or 1.0
             expected_mask = segment_mask(
                 outputs["lesion"][0], CELLS, temperature, fitted["lesion"].threshold

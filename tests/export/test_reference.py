@@ -63,7 +63,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return (values + np.float32(0)).view(np.uint32)
 
 
-def test_the_fitted_tasks_travel_but_no_mask_and_nothing_else(data: bytes) -> None:
+def test_fitted_tasks_are_stored_without_masks(data: bytes) -> None:
     found = read_reference(data)
     assert set(found.outputs) == {"diagnosis", "malignancy", "grade"}
     assert found.postprocessing == {name: FITTED[name] for name in found.outputs}
@@ -72,7 +72,7 @@ def test_the_fitted_tasks_travel_but_no_mask_and_nothing_else(data: bytes) -> No
     assert len(data) < COUNT * 6 * 14 + COUNT * 20 + 400, "shorter than the doubles would be"
 
 
-def test_embeddings_travel_while_they_are_short() -> None:
+def test_short_embeddings_are_stored() -> None:
     table = predictions()
     kept = {}
     for width in (512, 513):
@@ -82,15 +82,15 @@ def test_embeddings_travel_while_they_are_short() -> None:
     assert kept == {512: {"features"}, 513: set()}
 
 
-def test_the_same_answers_give_the_same_bytes(data: bytes) -> None:
+def test_the_same_predictions_give_the_same_bytes(data: bytes) -> None:
     assert reference_file(predictions(), DIGESTS, FITTED, "test split of somewhere") == data
     assert reference_file(predictions(1), DIGESTS, FITTED, "test split of somewhere") != data
 
 
 def test_images_are_found_by_their_files_digest_in_any_order(data: bytes) -> None:
     found = read_reference(data)
-    asked = [DIGESTS[7], "f" * 64, DIGESTS[0], DIGESTS[COUNT - 1]]
-    assert found.locate(asked).tolist() == [7, -1, 0, COUNT - 1]
+    wanted = [DIGESTS[7], "f" * 64, DIGESTS[0], DIGESTS[COUNT - 1]]
+    assert found.locate(wanted).tolist() == [7, -1, 0, COUNT - 1]
     assert found.locate([]).shape == (0,)
 
 
@@ -116,8 +116,6 @@ def test_a_student_that_is_not_finite_is_refused(value: float) -> None:
         ({"postprocessing": {"diagnosis": {"temperature": -1}}}, "Temperature -1"),
     ],
 )
-def test_a_file_that_is_not_understood_is_refused(
-    data: bytes, change: dict[str, object], message: str
-) -> None:
+def test_a_malformed_file_is_refused(data: bytes, change: dict[str, object], message: str) -> None:
     with pytest.raises(BundleError, match=message):
         read_reference(canonical_json(json.loads(data) | change))

@@ -55,7 +55,7 @@ def lesions(count: int) -> NDArray[np.uint8]:
 
 
 def augmented(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The images with random gain and offset of each colour, turned, and with noise."""
+    """Change each image's colours at random, turn it, and add noise."""
     shape = (len(images), 1, 1, 3)
     changed = images * rng.uniform(0.4, 1.3, shape) + rng.uniform(-60, 60, shape)
     changed = changed + rng.normal(0, 1, images.shape) * rng.uniform(0, 40, (len(images), 1, 1, 1))
@@ -66,7 +66,7 @@ def augmented(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np
 def varied_model(
     backbone: str, seed: int, images: NDArray[np.uint8], *, narrow: bool = False
 ) -> TrainedModel:
-    """A model of five tasks with random weights, and logits of a random scale.
+    """Make a model of five tasks with random weights and logits of a random scale.
 
     Batch norms hold the statistics of augmented `images`, as after training with
     augmentation. The standard deviation of each head's logits over `images` is drawn
@@ -89,7 +89,8 @@ def varied_model(
     with torch.no_grad():
         for module in network.backbone.modules():
             if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-                # Some families start the last gain of a branch at zero, which hides the branch.
+                # Some families start the last gain of a branch at zero, which hides the
+                # branch.
                 module.weight.copy_(torch.exp(0.3 * torch.randn_like(module.weight)))
                 module.bias.add_(0.2 * torch.randn_like(module.bias))
             gamma = getattr(module, "gamma", None)
@@ -121,10 +122,10 @@ def _rescale(head: nn.Module, logits: torch.Tensor, target: float, *, centred: b
 
 
 class GraphTemplate:
-    """A backbone's graph, traced once; `graph` fills in a model's weights and optimises.
+    """A backbone's graph, traced once and filled with the weights of many models.
 
-    Tracing takes most of an export's time and does not depend on the weights. The result
-    has the nodes and weights that `dermedge_export.graph.trace.trace` gives.
+    Tracing takes most of an export's time and does not depend on the weights. The
+    result has the nodes and weights that `dermedge_export.graph.trace.trace` gives.
     """
 
     def __init__(self, model: TrainedModel) -> None:
@@ -151,7 +152,7 @@ class GraphTemplate:
         fault: "Fault | None" = None,
         rng: np.random.Generator | None = None,
     ) -> bytes:
-        """The fp32 graph of a model, with a fault put in before batch norms are folded."""
+        """Return a model's fp32 graph, with a fault put in before folding."""
         rng = rng or np.random.default_rng(0)
         state = _state(model, fault, rng)
         proto = onnx.load_model_from_string(self.traced)
@@ -202,7 +203,7 @@ class Answers:
 
 
 def _weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """The initializers of 1000 numbers or more: weights of convolutions and products."""
+    """Return the initializers of 1000 numbers or more: the large weights."""
     return [tensor for tensor in proto.graph.initializer if np.prod(tensor.dims) >= 1000]
 
 
@@ -280,7 +281,7 @@ def _drop_mean(module: nn.Module, rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """An exporter's mistake, made in the torch module, in the ONNX graph, or in both."""
+    """An exporter's mistake, made in the torch module, the ONNX graph, or both."""
 
     name: str
     in_module: Callable[[nn.Module, np.random.Generator], None] | None = None

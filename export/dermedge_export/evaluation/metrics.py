@@ -363,8 +363,8 @@ def interval(value: Array | float, replicates: Array, level: float = 0.95) -> In
         level: Confidence level.
 
     Examples:
-        >>> interval(50, np.arange(101.0), level=0.8)
-        Interval(value=50.0, low=10.0, high=90.0)
+        >>> interval(0.5, np.full(1000, 0.5))
+        Interval(value=0.5, low=0.5, high=0.5)
     """
     point = float(value)
     defined = replicates[np.isfinite(replicates)]

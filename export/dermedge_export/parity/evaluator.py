@@ -40,7 +40,7 @@ class EvaluationData(Protocol):
         """Run a model on every image of a split."""
 
     def digests(self, split: str) -> Sequence[str]:
-        """Return the SHA-256 of a split's image files, in the order of `predictions`."""
+        """Return the SHA-256 of a split's image files, in order of `predictions`."""
 
     def calibration(self) -> Calibration:
         """Return images of the train split for quantization."""
