@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from dermedge.data.split import split_data
     from dermedge.data.table import read_table
     from dermedge.evaluation.evaluate import evaluate
-    from dermedge.hybrid_recipe import HybridRecipe
     from dermedge.models.import_teacher import import_teacher
     from dermedge.models.model_folder import TrainedModel, load_model_folder
     from dermedge.probing.options import ProbeOptions
     from dermedge.probing.probe import probe
-    from dermedge.report import write_report
+    from dermedge.report.html import write_report
     from dermedge.train.distill import DistillOptions, distill
     from dermedge.train.finetune import FinetuneOptions, finetune
     from dermedge.train.hybrid.pretrain import pretrain
+    from dermedge.train.hybrid.recipe import HybridRecipe
     from dermedge.train.loop import Schedule
     from dermedge.workflows.build import build
     from dermedge.workflows.debug_parity import debug_parity
@@ -75,7 +75,7 @@ else:
         ),
         "dermedge.probing.options": ("ProbeOptions",),
         "dermedge.probing.probe": ("probe",),
-        "dermedge.report": ("write_report",),
+        "dermedge.report.html": ("write_report",),
         "dermedge.train.distill": (
             "DistillOptions",
             "distill",
@@ -85,7 +85,7 @@ else:
             "finetune",
         ),
         "dermedge.train.hybrid.pretrain": ("pretrain",),
-        "dermedge.hybrid_recipe": ("HybridRecipe",),
+        "dermedge.train.hybrid.recipe": ("HybridRecipe",),
         "dermedge.train.loop": ("Schedule",),
         "dermedge.workflows.build": ("build",),
         "dermedge.workflows.debug_parity": ("debug_parity",),

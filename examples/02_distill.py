@@ -6,8 +6,10 @@ python examples/02_distill.py OUT [IMAGES] [EPOCHS]
 import sys
 from pathlib import Path
 
-from dermedge.data import draw_data_set
-from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
+from dermedge.data.draw import draw_data_set
+from dermedge.train.distill import DistillOptions, distill
+from dermedge.train.finetune import FinetuneOptions, finetune
+from dermedge.train.loop import Schedule
 
 
 def main(out: Path, images: int = 400, epochs: int = 8) -> None:

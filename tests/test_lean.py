@@ -167,7 +167,7 @@ print(json.dumps(answers))
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    from dermedge.data import draw_data_set
+    from dermedge.data.draw import draw_data_set
 
     folder = tmp_path / "lesions"
     draw_data_set(folder, count=2 * len(CLASSES), size=(64, 48))

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dermedge.data import draw_data_set, read_table, with_split
-from dermedge.evaluation import evaluate
-from dermedge.train.hybrid import PRESETS
+from dermedge.data.draw import draw_data_set
+from dermedge.data.split import with_split
+from dermedge.data.table import read_table
+from dermedge.evaluation.evaluate import evaluate
+from dermedge.train.hybrid.recipe import PRESETS
 from dermedge.workflows.run import RunOptions, default_pretrain_epochs, run
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import DataError, UsageError

@@ -16,7 +16,9 @@ from dermedge.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from dermedge.data import AddReport, CheckReport, DataSetInfo, SplitReport
+    from dermedge.data.check import CheckReport
+    from dermedge.data.importing.add import AddReport, DataSetInfo
+    from dermedge.data.split import SplitReport
 
 SHOWN = 5
 """Number of examples that are printed for a finding."""
@@ -76,7 +78,7 @@ def add_command(
     Some sets have several labels. `--column dx=nine_partition_label` reads the nine-way
     labels of Fitzpatrick17k, and three_partition_label the three-way ones.
     """
-    from dermedge.data import add_data
+    from dermedge.data.importing.add import add_data
 
     with progress(f"add {layout}") as report_progress:
         report = add_data(
@@ -100,7 +102,7 @@ def sets_command(as_json: bool) -> None:
     The list gives their contents and licences. A layout is verified if someone has run
     it on the real download.
     """
-    from dermedge.data import list_data_sets
+    from dermedge.data.importing.add import list_data_sets
 
     emit(list_data_sets(), as_json, show_sets)
 
@@ -119,7 +121,7 @@ def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
 
     The exit code is 1 if there are errors.
     """
-    from dermedge.data import check_data
+    from dermedge.data.check import check_data
 
     with progress("check") as report_progress:
         report = check_data(data, teacher=teacher, progress=report_progress)
@@ -167,7 +169,7 @@ def split_command(
     No lesion and no patient is in two splits, and every diagnosis with three lesions or
     patients is in all of them.
     """
-    from dermedge.data import split_data
+    from dermedge.data.split import split_data
 
     report = split_data(data, out, fractions=fractions, seed=seed, redo=redo, overwrite=overwrite)
     emit(report, as_json, show_split)

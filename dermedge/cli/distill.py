@@ -54,7 +54,7 @@ def command(
 
     A killed run continues. A finished run with the same settings is not repeated.
     """
-    from dermedge.train import DistillOptions, distill
+    from dermedge.train.distill import DistillOptions, distill
 
     training = DistillOptions(**gather_schedule(options))
     with progress("distill") as report_progress:

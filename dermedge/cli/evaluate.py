@@ -18,7 +18,7 @@ from dermedge.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from dermedge.evaluation import EvaluationReport, Fairness
+    from dermedge.evaluation.report import EvaluationReport, Fairness
 
 
 SUBGROUP_COLUMNS = {
@@ -70,7 +70,7 @@ def command(
     differences between randomly assigned groups. Only a difference above the 95th
     percentile is more than chance.
     """
-    from dermedge.evaluation import evaluate
+    from dermedge.evaluation.evaluate import evaluate
 
     with progress("evaluate") as report_progress:
         report = evaluate(

@@ -55,7 +55,7 @@ def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: An
 
     A killed run continues. A finished run with the same settings is not repeated.
     """
-    from dermedge.train import FinetuneOptions, finetune
+    from dermedge.train.finetune import FinetuneOptions, finetune
 
     tasks = options.pop("tasks") or None
     training = FinetuneOptions(tasks=tasks, **gather_schedule(options))
@@ -66,7 +66,7 @@ def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: An
 
 def gather_schedule(options: dict[str, Any]) -> dict[str, Any]:
     """Replace the schedule's options of a command line by one `Schedule`."""
-    from dermedge.train import Schedule
+    from dermedge.train.loop import Schedule
 
     schedule = Schedule(**{name: options[name] for name in SCHEDULE_OPTIONS})
     rest = {name: value for name, value in options.items() if name not in SCHEDULE_OPTIONS}

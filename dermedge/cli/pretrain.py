@@ -19,7 +19,7 @@ from dermedge.cli.console import (
     pairs,
     progress,
 )
-from dermedge.hybrid_recipe import (
+from dermedge.train.hybrid.recipe import (
     LIMITS,
     PRESETS,
     STRATEGIES,
@@ -29,7 +29,7 @@ from dermedge.hybrid_recipe import (
     make_recipe,
     option_name,
 )
-from dermedge.precisions import PRECISIONS
+from dermedge.train.precisions import PRECISIONS
 from dermedge_runtime.canonical_json import read_json
 from dermedge_runtime.errors import DataError
 
@@ -150,8 +150,8 @@ def command(
     A killed run continues with the same command. A finished run is not repeated.
     """
     report(f"Loading PyTorch to pretrain on {', '.join(map(str, data))}.")
-    from dermedge.train.hybrid import pretrain
     from dermedge.train.hybrid.distributed import rank, torchrun_layout
+    from dermedge.train.hybrid.pretrain import pretrain
 
     recipe = make_recipe(preset, **take(options, HybridRecipe))
     execution = ExecutionOptions(**take(options, ExecutionOptions))

@@ -9,7 +9,7 @@ from dermedge.cli.console import emit, interval, json_option, overwrite_option, 
 from dermedge.cli.evaluate import show_fairness
 
 if TYPE_CHECKING:
-    from dermedge.probing import ProbeReport
+    from dermedge.probing.report import ProbeReport
 
 
 @click.command("probe")
@@ -106,7 +106,8 @@ def command(
     model's own. Features are cached by content, so that ten probes of the same images
     cost one pass through the network.
     """
-    from dermedge.probing import ProbeOptions, probe
+    from dermedge.probing.options import ProbeOptions
+    from dermedge.probing.probe import probe
 
     with progress("probe") as report_progress:
         report = probe(

@@ -22,7 +22,7 @@ class Diagnosis:
         parent: Id of the next wider diagnosis, None at the root of a branch.
 
     Examples:
-        >>> from dermedge.data import TAXONOMY
+        >>> from dermedge.data.taxonomy import TAXONOMY
         >>> TAXONOMY["sk"].parent, TAXONOMY["sk"].malignant
         ('bkl', False)
     """

@@ -54,7 +54,7 @@ class ImageInspection:
         missing: The file does not exist.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> inspection = inspect_images(read_table("lesions"))[0]
         >>> inspection.problem, inspection.thumbnail.shape
         ('', (1024,))

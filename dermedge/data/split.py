@@ -47,7 +47,7 @@ def assign_splits(
         UsageError: The fractions are not three shares that sum to 1.
 
     Examples:
-        >>> from dermedge.data import groups, read_table
+        >>> from dermedge.data.table import groups, read_table
         >>> frame = read_table("lesions").frame
         >>> splits = assign_splits(frame, fractions=(0.5, 0.25, 0.25), seed=1)
         >>> int(splits.groupby(groups(frame)).nunique().max())
@@ -172,7 +172,7 @@ def with_split(table: Table, seed: int = 0) -> Table:
         DataError: An image is missing.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> sorted(set(with_split(read_table("lesions")).frame["split"]))
         ['test', 'train', 'val']
     """
@@ -235,7 +235,7 @@ def split_data(
             suffix, or `out` exists and `overwrite` is False.
 
     Examples:
-        >>> from dermedge.data import draw_data_set
+        >>> from dermedge.data.draw import draw_data_set
         >>> _ = draw_data_set("few", count=12, size=(32, 32))
         >>> report = split_data("few", "few/split.csv", seed=1)
         >>> report.images, report.kept, sorted(report.counts)

@@ -37,7 +37,7 @@ def subgroup_columns(frame: pd.DataFrame) -> dict[str, NDArray[np.str_]]:
         unknown.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> columns = subgroup_columns(read_table("lesions").frame)
         >>> sorted(set(columns["age_band"].tolist()))
         ['0-29', '30-49', '50-69', '70+']

@@ -67,7 +67,7 @@ def evaluate(
         EngineError: The engine failed, or returned NaN or infinity.
 
     Examples:
-        >>> from dermedge.evaluation import evaluate
+        >>> from dermedge.evaluation.evaluate import evaluate
         >>> report = evaluate("toy.dermedge", "lesions", split="all", replicates=10)
         >>> report.overall.cases, report.labels
         (80, ('nv', 'mel', 'bcc'))

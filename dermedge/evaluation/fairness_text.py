@@ -33,7 +33,7 @@ def summarize(
 
     Examples:
         >>> import numpy as np
-        >>> from dermedge.evaluation import fairness
+        >>> from dermedge.evaluation.fairness import fairness
         >>> labels, sex = np.tile([0, 1], 60), np.repeat(["female", "male"], 60)
         >>> predicted = np.where(sex == "male", 0, labels)
         >>> (by_sex,) = fairness(labels, predicted, 2, {"sex": sex}, np.arange(120))

@@ -45,7 +45,8 @@ def find_known_images(bundle: Bundle, table: Table) -> KnownImages:
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.data.split import with_split
         >>> table = with_split(read_table("lesions"))
         >>> known = find_known_images(Bundle.open("toy.dermedge"), table)
         >>> int(known.training.sum())  # The toy was trained on other lesions.

@@ -224,7 +224,7 @@ class EvaluationReport:
             it.
 
     Examples:
-        >>> from dermedge.evaluation import evaluate
+        >>> from dermedge.evaluation.evaluate import evaluate
         >>> report = evaluate("toy.dermedge", "lesions", replicates=10)
         >>> report.split, len(report.images) == report.overall.cases
         ('test', True)

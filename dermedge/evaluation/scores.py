@@ -53,9 +53,10 @@ def score_images(
         seed: Random seed of the bootstrap.
 
     Examples:
-        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.data.split import with_split
         >>> from dermedge_export.evaluation.predictions import decode_table
-        >>> from dermedge.evaluation import table_predictions
+        >>> from dermedge.evaluation.table_predictions import table_predictions
         >>> import dermedge
         >>> with dermedge.load("toy.dermedge") as model:
         ...     spec = model.bundle.spec

@@ -51,8 +51,8 @@ def table_predictions(
 
     Examples:
         >>> import dermedge
-        >>> from dermedge.data import read_table
-        >>> from dermedge.evaluation import table_predictions
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.evaluation.table_predictions import table_predictions
         >>> with dermedge.load("toy.dermedge") as model:
         ...     predictions = table_predictions(
         ...         read_table("lesions"), model.bundle.spec, model.run
@@ -135,7 +135,7 @@ def lesion_masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
 
     Examples:
         >>> from dermedge import Preprocess, Spec, Task
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> spec = Spec("segmenter", "1", (Task("lesion", "segment"),), Preprocess(32))
         >>> lesion_masks(read_table("lesions"), spec).shape
         (80, 8, 8)
@@ -182,7 +182,7 @@ def preprocess_table(table: Table, spec: Preprocess) -> Iterator[NDArray[np.uint
 
     Examples:
         >>> from dermedge import Preprocess
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> next(preprocess_table(read_table("lesions"), Preprocess(64))).shape
         (64, 64, 3)
     """

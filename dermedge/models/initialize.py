@@ -5,18 +5,67 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dermedge.models.backbone import Backbone
+from dermedge.models.backbone import Backbone, read_backbone, with_hub_normalization
+from dermedge.models.folder_metadata import read_metadata
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network, TimmModel, create_backbone, truncate
 from dermedge_runtime.errors import DataError, UsageError
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def choose_backbone(
+    name: str | None, args: Mapping[str, Any], init: str, stages: int | None = None
+) -> Backbone:
+    """Combine a name, arguments and initial weights into one backbone.
+
+    A model folder or a weights file can name the architecture itself. An explicit
+    name and explicit arguments override what they say.
+
+    Args:
+        name: timm name, or None to take the one of `init`.
+        args: Arguments of `timm.create_model`.
+        init: `none`, `hub`, a safetensors file, or a model folder.
+        stages: Number of stages to keep; None keeps what `init` has.
+
+    Raises:
+        UsageError: Nothing names an architecture, or `init` is neither a keyword, a
+            file nor a folder.
+
+    Example:
+        >>> choose_backbone("mobilenetv2_050", {}, "none", stages=4).stages
+        4
+    """
+    requested = Backbone(name, dict(args), stages=stages) if name else None
+    if init in ("none", "hub"):
+        if requested is None:
+            raise UsageError(
+                "No backbone is named. Pass --backbone with a timm name, for example "
+                "mobilenetv4_conv_small."
+            )
+        return requested if init == "none" else with_hub_normalization(requested)
+    path = Path(init)
+    if path.is_dir():
+        source = read_metadata(path).backbone
+        return replace(
+            source,
+            name=name or source.name,
+            args={**source.args, **args},
+            stages=stages or source.stages,
+        )
+    if path.is_file():
+        return replace(read_backbone(path, requested), stages=stages)
+    raise UsageError(
+        f"--init {init!r} is neither 'none', 'hub', a safetensors file nor a model folder. "
+        "Check the path."
+    )
 
 
 def initialise(

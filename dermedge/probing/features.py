@@ -71,7 +71,7 @@ def extract_features(
         DermedgeError: The cache cannot be written.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> from dermedge.models import load_model_folder
         >>> teacher, table = load_model_folder("teacher"), read_table("lesions")
         >>> cache = Path("features")

@@ -90,7 +90,7 @@ class ProbeOptions:
                 )
             return None
         if self.protocol == "finetune":
-            from dermedge.train import Schedule
+            from dermedge.train.loop import Schedule
 
             # The defaults of fine-tuning are those of `finetune`, whatever they become.
             schedule = Schedule()

@@ -76,7 +76,8 @@ def probe(
     Source: DermINO (arXiv:2508.12190).
 
     Examples:
-        >>> from dermedge.probing import ProbeOptions, probe
+        >>> from dermedge.probing.options import ProbeOptions
+        >>> from dermedge.probing.probe import probe
         >>> options = ProbeOptions(protocol="knn", replicates=10)
         >>> report = probe("teacher", "lesions", options, cache="features")
         >>> report.results[0].name, report.images["test"] > 0
@@ -122,7 +123,7 @@ def _list_settings(context: ProbeContext) -> Json:
     settings: Json = {"seed": options.seed, "replicates": options.replicates}
     settings["preprocess"] = to_json(context.teacher.spec.preprocess)
     if protocol == "finetune":
-        from dermedge.train import Schedule
+        from dermedge.train.loop import Schedule
 
         settings |= {"optimizer": "AdamW", **asdict(Schedule(**training))}
     elif training:

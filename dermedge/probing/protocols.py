@@ -95,7 +95,8 @@ def _run_knn(context: ProbeContext) -> tuple[ProbeResult, ...]:
 
 def _run_finetune(context: ProbeContext) -> tuple[ProbeResult, ...]:
     """Train the whole network from the teacher's weights, in a temporary folder."""
-    from dermedge.train import FinetuneOptions, Schedule, finetune
+    from dermedge.train.finetune import FinetuneOptions, finetune
+    from dermedge.train.loop import Schedule
 
     task, spec = context.task, context.teacher.spec.preprocess
     train, val = task.select("train"), context.threshold_split()

@@ -62,7 +62,8 @@ class ProbeReport:
         schema: Schema of this report as JSON.
 
     Examples:
-        >>> from dermedge.probing import ProbeOptions, probe
+        >>> from dermedge.probing.options import ProbeOptions
+        >>> from dermedge.probing.probe import probe
         >>> options = ProbeOptions(protocol="knn", replicates=10)
         >>> report = probe("teacher", "lesions", options, cache="features")
         >>> report.settings["neighbours"], report.schema

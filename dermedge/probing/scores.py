@@ -64,7 +64,8 @@ def score_probabilities(
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.data.split import with_split
         >>> from dermedge.probing.task import make_probe_task
         >>> table = with_split(read_table("lesions"))
         >>> spec = Bundle.open("toy.dermedge").spec
@@ -108,7 +109,8 @@ def predict_classes(task: ProbeTask, probabilities: Floats, threshold: float | N
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.data.split import with_split
         >>> from dermedge.probing.task import make_probe_task
         >>> table = with_split(read_table("lesions"))
         >>> spec = Bundle.open("toy.dermedge").spec

@@ -39,7 +39,7 @@ class FeatureMaps:
         room: Bytes of memory for maps.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> from dermedge.models import load_model_folder
         >>> maps = FeatureMaps(load_model_folder("teacher"), (), read_table("lesions"))
         >>> (last,) = next(maps.batches([np.array([0, 1])]))
@@ -118,7 +118,7 @@ def read_masks(table: Table, spec: Preprocess) -> NDArray[np.bool_]:
 
     Examples:
         >>> from dermedge import Preprocess
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> read_masks(read_table("lesions"), Preprocess(32)).shape
         (80, 32, 32)
     """
@@ -202,7 +202,7 @@ def fit_decoders(
         progress: Called after every batch.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> from dermedge.models import load_model_folder
         >>> teacher, table = load_model_folder("teacher"), read_table("lesions")
         >>> decoders, levels = make_decoders(teacher, ("linear",), seed=0)
@@ -264,7 +264,7 @@ def count_pixels(
         decoder.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> from dermedge.models import load_model_folder
         >>> teacher, table = load_model_folder("teacher"), read_table("lesions")
         >>> decoders, levels = make_decoders(teacher, ("linear",), seed=0)

@@ -33,7 +33,7 @@ class ProbeSplit:
         groups: Lesion or patient [N] of each row.
 
     Examples:
-        >>> from dermedge.data import read_table
+        >>> from dermedge.data.table import read_table
         >>> table = read_table("lesions")
         >>> part = ProbeSplit(table, np.zeros(80, np.int64), np.arange(80).astype(str))
         >>> len(part), len(part.rows(np.array([3, 5])))
@@ -71,7 +71,8 @@ class ProbeTask:
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.data.split import with_split
         >>> table = with_split(read_table("lesions"))
         >>> spec = Bundle.open("toy.dermedge").spec
         >>> task = make_probe_task("malignancy", table, spec)
@@ -130,7 +131,8 @@ def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.data.split import with_split
         >>> table = with_split(read_table("lesions"))
         >>> make_probe_task("segment", table, Bundle.open("toy.dermedge").spec).classes
         ('background', 'lesion')
@@ -211,7 +213,8 @@ def find_shared_groups(task: ProbeTask) -> list[str]:
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.data import read_table, with_split
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.data.split import with_split
         >>> table = with_split(read_table("lesions"))
         >>> spec = Bundle.open("toy.dermedge").spec
         >>> find_shared_groups(make_probe_task("segment", table, spec))

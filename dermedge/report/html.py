@@ -106,8 +106,8 @@ def write_report(
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.evaluation import evaluate
-        >>> from dermedge.report import write_report
+        >>> from dermedge.evaluation.evaluate import evaluate
+        >>> from dermedge.report.html import write_report
         >>> evaluation = evaluate("toy.dermedge", "lesions", replicates=10)
         >>> bundle = Bundle.open("toy.dermedge")
         >>> write_report(Path("report.html"), bundle=bundle, evaluation=evaluation).name

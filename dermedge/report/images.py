@@ -58,7 +58,7 @@ def choose_examples(evaluation: EvaluationReport) -> list[Examples]:
         evaluation: The report.
 
     Examples:
-        >>> from dermedge.evaluation import evaluate
+        >>> from dermedge.evaluation.evaluate import evaluate
         >>> kinds = choose_examples(evaluate("toy.dermedge", "lesions", replicates=10))
         >>> all(0 < len(kind.images) <= 6 for kind in kinds)
         True
@@ -187,8 +187,8 @@ def make_thumbnails(
 
     Examples:
         >>> from dermedge import Preprocess
-        >>> from dermedge.data import read_table
-        >>> from dermedge.evaluation import evaluate
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.evaluation.evaluate import evaluate
         >>> kinds = choose_examples(evaluate("toy.dermedge", "lesions", replicates=10))
         >>> urls = make_thumbnails(read_table("lesions"), kinds, Preprocess(48))
         >>> all(url.startswith("data:image/jpeg") for url in urls.values())

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dermedge.models.backbone import Backbone, choose_backbone
+from dermedge.models.backbone import Backbone
 from dermedge.models.folder_metadata import WEIGHTS
-from dermedge.models.initialize import is_prunable
+from dermedge.models.initialize import choose_backbone, is_prunable
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network
 from dermedge.models.new_spec import make_spec
@@ -127,7 +127,7 @@ def distill(
         UsageError: The backbone, the initial weights or `out` cannot be used.
 
     Example:
-        >>> from dermedge.train import Schedule
+        >>> from dermedge.train.loop import Schedule
         >>> options = DistillOptions(
         ...     backbone="test_efficientnet", views=1, schedule=Schedule(epochs=1)
         ... )

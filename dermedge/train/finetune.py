@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dermedge.models.backbone import Backbone, choose_backbone
+from dermedge.models.backbone import Backbone
 from dermedge.models.folder_metadata import Role
+from dermedge.models.initialize import choose_backbone
 from dermedge.models.model_folder import TrainedModel, save_model_folder
 from dermedge.models.network import count_parameters
 from dermedge.models.new_spec import make_preprocess, make_spec
@@ -88,7 +89,7 @@ def finetune(
         UsageError: The backbone, the initial weights or `out` cannot be used.
 
     Example:
-        >>> from dermedge.train import Schedule
+        >>> from dermedge.train.loop import Schedule
         >>> options = FinetuneOptions(
         ...     backbone="test_efficientnet", size=32, schedule=Schedule(epochs=1)
         ... )

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from dermedge.precisions import check_precision
+from dermedge.train.precisions import check_precision
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_file
 from dermedge_runtime.progress import Progress

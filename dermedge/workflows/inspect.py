@@ -37,7 +37,7 @@ def inspect(
     if html is not None:
         check_free(Path(html), overwrite=overwrite)
         try:
-            from dermedge.report import write_report
+            from dermedge.report.html import write_report
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 error.name or "jinja2", "report", "`dermedge inspect --html`"

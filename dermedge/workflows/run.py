@@ -11,10 +11,13 @@ from dermedge.data.check import CheckReport, check_data
 from dermedge.data.draw import draw_data_set
 from dermedge.data.split import split_data
 from dermedge.data.table import digests, read_table, table_digest
-from dermedge.evaluation import EvaluationReport, evaluate
-from dermedge.models.backbone import choose_backbone
-from dermedge.report import write_report
-from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
+from dermedge.evaluation.evaluate import evaluate
+from dermedge.evaluation.report import EvaluationReport
+from dermedge.models.initialize import choose_backbone
+from dermedge.report.html import write_report
+from dermedge.train.distill import DistillOptions, distill
+from dermedge.train.finetune import FinetuneOptions, finetune
+from dermedge.train.loop import Schedule
 from dermedge.workflows.export import export
 from dermedge_export.options import ExportOptions
 from dermedge_export.target import find_target
@@ -29,7 +32,7 @@ from dermedge_runtime.spec import to_json
 from dermedge_runtime.verify import verify
 
 if TYPE_CHECKING:
-    from dermedge.train.hybrid import HybridRecipe
+    from dermedge.train.hybrid.recipe import HybridRecipe
 
 # Takes the title of a stage; returns a context that yields the stage's progress callback.
 Show = Callable[[str], AbstractContextManager[Progress]]
@@ -264,8 +267,8 @@ def default_pretrain_epochs(backbone: str | None, init: str) -> int:
     """
     if init == "none" or Path(init).is_dir():
         return 0
-    from dermedge.train.hybrid import PRESETS
     from dermedge.train.hybrid.model import has_patches
+    from dermedge.train.hybrid.recipe import PRESETS
 
     chosen = choose_backbone(_teacher_backbone(backbone, init), {}, init)
     return 0 if has_patches(chosen) else PRESETS["mobile"].epochs
@@ -355,7 +358,8 @@ def _pretrain(
     overwrite: bool,
     progress: Progress,
 ) -> None:
-    from dermedge.train.hybrid import PRESETS, pretrain
+    from dermedge.train.hybrid.pretrain import pretrain
+    from dermedge.train.hybrid.recipe import PRESETS
 
     name = _teacher_backbone(options.backbone, options.init)
     backbone = choose_backbone(name, options.backbone_args or {}, options.init)

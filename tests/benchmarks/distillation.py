@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from dermedge.cli.allocator import keep_freed_memory
-from dermedge.data import read_table, with_split
-from dermedge.evaluation import evaluate
+from dermedge.data.split import with_split
+from dermedge.data.table import read_table
+from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.table_predictions import table_predictions
 from dermedge.models import load_model_folder
 from dermedge.models.network import count_macs
-from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
+from dermedge.train.distill import DistillOptions, distill
+from dermedge.train.finetune import FinetuneOptions, finetune
+from dermedge.train.loop import Schedule
 from dermedge.workflows.export import export
 from dermedge_export.evaluation.metrics import auroc, balanced_accuracy, bootstrap, macro_auroc
 from dermedge_export.evaluation.metrics import interval as interval_of

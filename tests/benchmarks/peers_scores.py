@@ -10,8 +10,8 @@ import numpy as np
 from peers_contenders import OURS, Work
 from peers_engine import SPLITS
 
-from dermedge.data import read_table, with_split
-from dermedge.data.table import Table
+from dermedge.data.split import with_split
+from dermedge.data.table import Table, read_table
 from dermedge.evaluation.table_predictions import table_predictions
 from dermedge.models import load_model_folder
 from dermedge_export.context import module_runner

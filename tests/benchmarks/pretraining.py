@@ -24,9 +24,12 @@ import numpy as np
 from pretraining_naive import naive_images_per_second
 
 from dermedge.models.backbone import read_backbone
-from dermedge.probing import ProbeOptions, probe
-from dermedge.train import FinetuneOptions, Schedule, finetune
-from dermedge.train.hybrid import PRESETS, HybridRecipe, pretrain
+from dermedge.probing.options import ProbeOptions
+from dermedge.probing.probe import probe
+from dermedge.train.finetune import FinetuneOptions, finetune
+from dermedge.train.hybrid.pretrain import pretrain
+from dermedge.train.hybrid.recipe import PRESETS, HybridRecipe
+from dermedge.train.loop import Schedule
 from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import atomic_write

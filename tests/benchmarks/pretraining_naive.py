@@ -11,13 +11,13 @@ import torch
 from lightly.transforms.dino_transform import DINOViewTransform
 from PIL import Image
 
-from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.models.initialize import load_backbone, recalibrate_norms
 from dermedge.models.network import Backbone, Network
 from dermedge.train.hybrid.label_space import label_space
 from dermedge.train.hybrid.losses import dino_loss, koleo_loss, label_loss, sinkhorn_knopp
 from dermedge.train.hybrid.model import LabelHead, make_projection_head
 from dermedge.train.hybrid.prototypes import make_prototypes
+from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.sources import read_sources
 from dermedge_runtime.spec import Task
 

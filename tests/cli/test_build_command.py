@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dermedge.data import draw_data_set
+from dermedge.data.draw import draw_data_set
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge_export.parity.reference import reference_file
 from dermedge_runtime.bundle import Bundle

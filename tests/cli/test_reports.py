@@ -19,8 +19,11 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 import dermedge as library
 from dermedge.cli import COMMANDS
-from dermedge.data import add_data, check_data, draw_data_set, split_data
-from dermedge.evaluation import evaluate
+from dermedge.data.check import check_data
+from dermedge.data.draw import draw_data_set
+from dermedge.data.importing.add import add_data
+from dermedge.data.split import split_data
+from dermedge.evaluation.evaluate import evaluate
 from dermedge_export.context import module_runner
 from dermedge_export.synthetic.golden import SHAPES
 from dermedge_export.synthetic.lesions import draw_lesion

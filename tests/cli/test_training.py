@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dermedge.data import draw_data_set
+from dermedge.data.draw import draw_data_set
 from support.command import dermedge, refused
 
 SMALL = (

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dermedge.data import digests, draw_data_set, project, read_table, split_data
+from dermedge.data.draw import draw_data_set
+from dermedge.data.split import split_data
+from dermedge.data.table import digests, read_table
+from dermedge.data.taxonomy import project
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge_export import ExportSession
 from dermedge_runtime.preprocess import preprocess

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from conftest import folder_bytes
-from dermedge.data import LAYOUTS, Layout, Part, add_data, read_table
+from dermedge.data.importing.add import add_data
 from dermedge.data.importing.archive import flatten_path
+from dermedge.data.layouts import LAYOUTS, Layout, Part
+from dermedge.data.table import read_table
 from dermedge_runtime.errors import DataError, UsageError
 from support.published_folders import FOLDERS
 from support.tables import save, write_csv

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermedge.data import add_data
+from dermedge.data.importing.add import add_data
 from dermedge.data.importing.archive import Archive, ImageIndex, flatten_path, strip_suffix
 from dermedge_runtime.errors import DataError
 from support.tables import save, write_csv

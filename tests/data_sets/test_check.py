@@ -11,9 +11,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermedge.data import CheckReport, Finding, check_data, images, read_table, with_split
+from dermedge.data import images
+from dermedge.data.check import CheckReport, check_data
+from dermedge.data.findings import Finding
 from dermedge.data.images import ImageInspection, find_near_duplicates
 from dermedge.data.leaks import find_missing_value_leaks, find_value_leaks
+from dermedge.data.split import with_split
+from dermedge.data.table import read_table
 from dermedge_runtime.spec import to_json
 from support.tables import picture, save, shared, write_csv
 

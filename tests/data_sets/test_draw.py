@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from conftest import folder_bytes
-from dermedge.data import check_data, draw_data_set, groups, read_table, with_split
+from dermedge.data.check import check_data
+from dermedge.data.draw import draw_data_set
+from dermedge.data.split import with_split
+from dermedge.data.table import groups, read_table
 from dermedge_export.synthetic.lesions import CLASSES
 from dermedge_runtime.errors import UsageError
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dermedge.data import CONTAINS, LAYOUTS, check_data
+from dermedge.data.check import check_data
+from dermedge.data.layouts import CONTAINS, LAYOUTS
 from dermedge.data.overlap import read_teacher_images, share_images
 from dermedge.models.backbone import Backbone
 from dermedge.models.folder_metadata import ModelMetadata, write_metadata
@@ -111,7 +112,7 @@ def test_checking_against_a_teacher_imports_no_torch(tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", ["isic2017"])
     folder = teacher(tmp_path / "teacher", {"teacher": {"pretrained_on": ["isic*"]}})
     code = (
-        "import sys; from dermedge.data import check_data; "
+        "import sys; from dermedge.data.check import check_data; "
         "report = check_data(sys.argv[1], teacher=sys.argv[2]); "
         "print([f.code for f in report.findings if f.code == 'pretrained_on'], "
         "sorted({'torch', 'timm'} & set(sys.modules)))"

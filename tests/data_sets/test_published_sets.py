@@ -5,16 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dermedge.data import (
-    LAYOUTS,
-    TAXONOMY,
-    add_data,
-    list_data_sets,
-    read_table,
-    resolve,
-    skin_tones,
-)
-from dermedge.data.taxonomy import SOURCE_ALIASES
+from dermedge.data.importing.add import add_data, list_data_sets
+from dermedge.data.layouts import LAYOUTS
+from dermedge.data.subgroups import skin_tones
+from dermedge.data.table import read_table
+from dermedge.data.taxonomy import SOURCE_ALIASES, TAXONOMY, resolve
 from dermedge_runtime.errors import DataError
 from support import published_labels
 from support.command import dermedge

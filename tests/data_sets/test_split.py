@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from dermedge.cli.data import split_command
-from dermedge.data import assign_splits, digests, groups, read_table, split_data, with_split
-from dermedge.data.split import FRACTIONS
+from dermedge.data.split import FRACTIONS, assign_splits, split_data, with_split
+from dermedge.data.table import digests, groups, read_table
 from dermedge_runtime.errors import DataError, UsageError
 from support.tables import save, shared, write_csv
 

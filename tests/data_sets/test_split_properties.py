@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermedge.data import SPLITS, assign_splits, groups
+from dermedge.data.split import assign_splits
+from dermedge.data.table import SPLITS, groups
 
 SETTINGS = settings(max_examples=30, deadline=None)
 

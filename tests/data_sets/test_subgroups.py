@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dermedge.data import check_data, read_table
+from dermedge.data.check import check_data
 from dermedge.data.subgroups import SUBGROUP_COLUMNS, age_band
+from dermedge.data.table import read_table
 from dermedge.evaluation.table_predictions import table_predictions
 from dermedge_export.evaluation.predictions import decode_table
 from dermedge_export.parity.comparisons import subgroup_comparisons

@@ -2,8 +2,7 @@
 
 import pytest
 
-from dermedge.data import TAXONOMY, lineage, project, resolve
-from dermedge.data.taxonomy import ALIASES, SOURCE_ALIASES
+from dermedge.data.taxonomy import ALIASES, SOURCE_ALIASES, TAXONOMY, lineage, project, resolve
 from dermedge_runtime.errors import DataError
 
 

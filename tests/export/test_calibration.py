@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dermedge.data import digests
+from dermedge.data.table import digests
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import load_model_folder
 from dermedge_export.calibration import (

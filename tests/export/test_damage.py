@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from dermedge.data import draw_data_set
+from dermedge.data.draw import draw_data_set
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import TrainedModel, load_model_folder
 from dermedge_export.context import BuiltArtifact, Simulation, module_runner

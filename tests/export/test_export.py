@@ -12,7 +12,7 @@ import pytest
 
 from conftest import folder_bytes
 from dermedge.cli import main
-from dermedge.data import digests, read_table
+from dermedge.data.table import digests, read_table
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import TrainedModel, load_model_folder
 from dermedge_export import export as exporter

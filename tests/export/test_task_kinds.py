@@ -12,9 +12,10 @@ import torch
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
 from conftest import toy_content
-from dermedge.data import read_table
 from dermedge.data.masks import read_mask
-from dermedge.evaluation import EvaluationReport, evaluate
+from dermedge.data.table import read_table
+from dermedge.evaluation.evaluate import evaluate
+from dermedge.evaluation.report import EvaluationReport
 from dermedge.models import Network, TrainedModel, save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_spec

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermedge.data import digests, read_table
+from dermedge.data.table import digests, read_table
 from dermedge.models import Network
-from dermedge.probing import PROTOCOLS, ProbeOptions, probe
+from dermedge.probing.options import PROTOCOLS, ProbeOptions
+from dermedge.probing.probe import probe
 from dermedge.probing.protocols import RUN_PROTOCOL
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import to_json

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermedge.data import draw_data_set, read_table, with_split
+from dermedge.data.draw import draw_data_set
 from dermedge.data.masks import read_mask
+from dermedge.data.split import with_split
+from dermedge.data.table import read_table
 from dermedge.models import load_model_folder
-from dermedge.probing import ProbeOptions, probe
 from dermedge.probing.linear import LinearRecipe
+from dermedge.probing.options import ProbeOptions
+from dermedge.probing.probe import probe
 from dermedge.probing.segment import (
     FeatureMaps,
     count_pixels,

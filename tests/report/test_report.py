@@ -22,7 +22,8 @@ from dermedge.evaluation.report import (
     Scores,
     SubgroupScores,
 )
-from dermedge.report import html, text, write_report
+from dermedge.report import html, text
+from dermedge.report.html import write_report
 from dermedge.report.images import choose_examples
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle, write_bundle

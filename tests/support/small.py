@@ -14,9 +14,13 @@ import pandas as pd
 import torch
 from onnx import helper, numpy_helper
 
-from dermedge.data import draw_data_set, read_table, with_split
+from dermedge.data.draw import draw_data_set
+from dermedge.data.split import with_split
+from dermedge.data.table import read_table
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge.train import DistillOptions, FinetuneOptions, Schedule, distill, finetune
+from dermedge.train.distill import DistillOptions, distill
+from dermedge.train.finetune import FinetuneOptions, finetune
+from dermedge.train.loop import Schedule
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, Exportable, ExportContext
 from dermedge_export.export import ExportSession

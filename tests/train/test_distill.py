@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from dermedge.data import digests, draw_data_set, read_table
+from dermedge.data.draw import draw_data_set
+from dermedge.data.table import digests, read_table
 from dermedge.models import Network, load_model_folder
 from dermedge.models.initialize import narrow
-from dermedge.train import Schedule
 from dermedge.train.distill import apply_symmetry
+from dermedge.train.loop import Schedule
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import sha256_file, sha256_hex

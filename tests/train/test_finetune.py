@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 from conftest import folder_bytes
-from dermedge.data import digests, read_table, table_digest
+from dermedge.data.table import digests, read_table, table_digest
 from dermedge.models import load_model_folder
-from dermedge.train import Schedule
-from dermedge.train.loop import FitResult, fit
+from dermedge.train.loop import FitResult, Schedule, fit
 from dermedge.train.losses import adjusted_cross_entropy
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError

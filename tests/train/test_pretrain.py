@@ -22,18 +22,13 @@ import torch
 
 from dermedge.data.taxonomy import TAXONOMY
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge.train import FinetuneOptions, Schedule, finetune
-from dermedge.train.hybrid import (
-    PRESETS,
-    ExecutionOptions,
-    HybridRecipe,
-    estimate,
-    loss_log,
-    pretrain,
-    trainer,
-)
+from dermedge.train.finetune import FinetuneOptions, finetune
+from dermedge.train.hybrid import estimate, loss_log, trainer
 from dermedge.train.hybrid.crops import CropDataset, RankSampler, collate, step_keys
 from dermedge.train.hybrid.model import Branch, HybridStudent
+from dermedge.train.hybrid.pretrain import pretrain
+from dermedge.train.hybrid.recipe import PRESETS, ExecutionOptions, HybridRecipe
+from dermedge.train.loop import Schedule
 from dermedge_runtime.errors import DataError, UsageError
 from support import small
 

@@ -14,9 +14,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from dermedge.cli.pretrain import command
-from dermedge.hybrid_recipe import LIMITS, PRESETS, ExecutionOptions, HybridRecipe, make_recipe
 from dermedge.models.backbone import Backbone
-from dermedge.train.hybrid import pretrain
 from dermedge.train.hybrid.crops import make_transforms
 from dermedge.train.hybrid.loss_log import (
     STEPS_BEFORE_WARNING,
@@ -25,6 +23,14 @@ from dermedge.train.hybrid.loss_log import (
     format_speed,
 )
 from dermedge.train.hybrid.model import Branch, HybridStudent, LabelHead
+from dermedge.train.hybrid.pretrain import pretrain
+from dermedge.train.hybrid.recipe import (
+    LIMITS,
+    PRESETS,
+    ExecutionOptions,
+    HybridRecipe,
+    make_recipe,
+)
 from dermedge.train.hybrid.schedule import rates
 from dermedge.train.hybrid.sources import Sources
 from dermedge.train.hybrid.step import Learner, clip_gradients, make_learner

@@ -13,7 +13,7 @@ import torch
 from dermedge.models import Network, TrainedModel
 from dermedge.models.model_folder import save_model_folder
 from dermedge.models.network import Backbone
-from dermedge.train import Schedule
+from dermedge.train.loop import Schedule
 from dermedge.train.qat import QatOptions, train_quantized
 from dermedge.train.samples import Frames, read_samples
 from dermedge_export.calibration import Calibration

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermedge.data import read_table
+from dermedge.data.table import read_table
 from dermedge.train.samples import Frames, Masks, Views, read_samples
 from dermedge.train.tasks import derive_tasks
 from dermedge_runtime.errors import DataError, UsageError

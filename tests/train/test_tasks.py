@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
-from dermedge.data import read_table
 from dermedge.data.masks import output_grid, read_mask
+from dermedge.data.table import read_table
 from dermedge.models import TrainedModel, load_model_folder
 from dermedge.models.new_spec import make_spec
-from dermedge.train import Schedule
 from dermedge.train.distill import distillation_batches, run_teacher
+from dermedge.train.loop import Schedule
 from dermedge.train.samples import Frames, read_samples
 from dermedge.train.supervision import training_target
 from dermedge.train.training_data import TrainingData

@@ -24,7 +24,7 @@ Examples:
     ...     columns={"image": "id", "dx": "diagnosis"},
     ...     labels={"brown spot": "solar_lentigo"},
     ... )
-    >>> from dermedge.data import add_data
+    >>> from dermedge.data.importing.add import add_data
     >>> add_data(layout, "download", "clinic").labels
     {'solar_lentigo': 1}
 """

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.train.hybrid.crops import CropBatch
+from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.step import Learner, add_up, assign_targets, compute_losses
 
 SAMPLE = 2  # Images of the small step; the label loss and KoLeo need two.
@@ -39,7 +39,7 @@ class Estimate:
     def memory(self, recipe: HybridRecipe, accumulate: int | None = None) -> int:
         """Return the memory of the process in bytes, with `accumulate` parts per step.
 
-        >>> from dermedge.hybrid_recipe import PRESETS
+        >>> from dermedge.train.hybrid.recipe import PRESETS
         >>> Estimate(100, 10, 1.0).memory(PRESETS["tiny"])
         740
         """

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.train.hybrid.distributed import world_sum
+from dermedge.train.hybrid.recipe import HybridRecipe
 
 LOSSES = ("dino", "ibot", "koleo", "label", "pull")
 # The iBOT loss counts unmasked crops as 0. Divided by the share of masked crops it is

@@ -12,9 +12,9 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.models.backbone import Backbone
 from dermedge.models.network import create_backbone
+from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge_runtime.errors import UsageError
 
 Grid = tuple[int, int]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import update_bn
 
-from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.models.backbone import Backbone
 from dermedge.models.initialize import BATCH_NORMS, initialise
 from dermedge.models.network import Network
@@ -16,6 +15,7 @@ from dermedge.models.new_spec import check_input, make_preprocess
 from dermedge.train.hybrid.label_space import label_space
 from dermedge.train.hybrid.model import Branch, HybridStudent, LabelHead, patch_size
 from dermedge.train.hybrid.prototypes import make_prototypes
+from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.sources import Sources
 from dermedge.train.samples import Frames
 from dermedge_runtime.errors import DataError, UsageError

@@ -11,8 +11,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, FSDPStrategy
 
 from dermedge.data.table import SPLITS
-from dermedge.hybrid_recipe import PRESETS, ExecutionOptions, HybridRecipe
-from dermedge.models.backbone import Backbone, choose_backbone
+from dermedge.models.backbone import Backbone
+from dermedge.models.initialize import choose_backbone
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
 from dermedge.models.new_spec import make_preprocess, make_spec
@@ -32,6 +32,7 @@ from dermedge.train.hybrid.prepare import (
     settle_norms,
     starting_network,
 )
+from dermedge.train.hybrid.recipe import PRESETS, ExecutionOptions, HybridRecipe
 from dermedge.train.hybrid.sources import Sources, read_sources
 from dermedge.train.hybrid.step import Learner, check_batch_norms, export_teacher, make_learner
 from dermedge.train.hybrid.trainer import train, unreadable_names
@@ -95,7 +96,7 @@ def pretrain(
     continues from its last checkpoint to the same weights. `out` receives the teacher's
     folder with one `embed` task, run.json, and log.jsonl with the losses of every step.
 
-    >>> from dermedge.hybrid_recipe import make_recipe
+    >>> from dermedge.train.hybrid.recipe import make_recipe
     >>> vit = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2}
     >>> recipe = make_recipe("tiny", backbone_args={**vit, "depth": 1}, size=32,
     ...     local_size=16, local_crops=1, outputs=32, hidden=24, bottleneck=16,

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 from torch import nn
 from torch.optim import Optimizer
 
-from dermedge.hybrid_recipe import HybridRecipe
+from dermedge.train.hybrid.recipe import HybridRecipe
 
 WITHOUT_DECAY = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
@@ -35,7 +35,7 @@ def rates(recipe: HybridRecipe, step: int) -> Rates:
     follow cosines over the whole run, and the temperature a line over its warm-up. A
     warm-up longer than the run is cut to its length.
 
-    >>> from dermedge.hybrid_recipe import PRESETS
+    >>> from dermedge.train.hybrid.recipe import PRESETS
     >>> round(rates(PRESETS["dermnio-base"], 4_000).lr, 6)
     0.002828
 

@@ -9,7 +9,6 @@ from lightly.models.utils import update_momentum
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from dermedge.hybrid_recipe import HybridRecipe
 from dermedge.models.initialize import BATCH_NORMS
 from dermedge.train.hybrid.crops import CropBatch
 from dermedge.train.hybrid.distributed import world_sum
@@ -22,6 +21,7 @@ from dermedge.train.hybrid.losses import (
     sinkhorn_knopp,
 )
 from dermedge.train.hybrid.model import Branch, HybridStudent
+from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.schedule import Rates, apply_rates, parameter_groups
 from dermedge.train.hybrid.sources import Sources
 from dermedge_runtime.errors import UsageError

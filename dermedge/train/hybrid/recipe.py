@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from dermedge.precisions import check_precision
+from dermedge.train.precisions import check_precision
 from dermedge_runtime.errors import UsageError
 
 PrototypeMode = Literal["frozen", "learnable", "pulled"]
