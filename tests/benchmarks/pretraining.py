@@ -1,15 +1,19 @@
-"""What each part of hybrid pretraining is worth on real images, at one and the same number of steps and images.
+"""Measure the effect of each part of hybrid pretraining, at equal steps and images.
 
-    python tests/benchmarks/pretraining.py ablation --data ../shared/data/ham10000 --data ../shared/data/isic2017 \
-        --data ../shared/data/pad_ufes_20 --probe ../shared/data/ham10000 \
+    python tests/benchmarks/pretraining.py ablation --data ../shared/data/ham10000 \
+        --data ../shared/data/isic2017 --data ../shared/data/pad_ufes_20 \
+        --probe ../shared/data/ham10000 \
         --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/pretraining
     python tests/benchmarks/pretraining.py tuned ...as above...
-    python tests/benchmarks/pretraining.py speed --data ../shared/data/pad_ufes_20 --init ... -o runs/pretraining
+    python tests/benchmarks/pretraining.py speed --data ../shared/data/pad_ufes_20 \
+        --init ... -o runs/pretraining
 
-`ablation` pretrains (a) by labels alone, (b) by self-supervision alone, (c) hybrid with random prototypes and (d)
-hybrid with prototypes that know the tree of diagnoses, for every seed, and probes each teacher's frozen features on the
-test split of a table, linearly with all labels and with a tenth of them. What is done is kept, so a killed run goes on.
-`tuned` fine-tunes the whole network from the initial weights and from (d), for every seed, and reports each on val.
+`ablation` pretrains by (a) labels alone, (b) self-supervision alone, (c) hybrid with random
+prototypes and (d) hybrid with prototypes of the taxonomy, for every seed. It probes each
+teacher's frozen features on the test split of a table, linearly with all labels and with a
+tenth of them. A killed run continues.
+`tuned` fine-tunes the whole network from the initial weights and from (d), for every seed,
+and reports both on val.
 `speed` compares a step of `pretrain` with the same step written naively.
 """
 
@@ -34,17 +38,17 @@ from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import atomic_write
 from dermedge_runtime.hardware import describe_device
+from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
 
-RECIPE = PRESETS[
-    "mobile"
-]  # a MobileNetV2 from ImageNet weights, at 96 pixels, without the patch term
+# A MobileNetV2 from ImageNet weights at 96 pixels, without the iBOT loss.
+RECIPE = PRESETS["mobile"]
 TUNING = Schedule(epochs=8)
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "a label loss alone": {"dino": 0.0, "koleo": 0.0},
-    "b self-supervised terms alone": {"label": 0.0},
+    "b self-supervised losses alone": {"label": 0.0},
     "c hybrid, random prototypes": {"prototypes": "random"},
-    "d hybrid, knowledge-guided prototypes": {},
+    "d hybrid, prototypes of the taxonomy": {},
 }
 
 
@@ -52,9 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["ablation", "tuned", "speed"])
+    parser.add_argument("benchmark", choices=["ablation", "tuned", "speed"])
     parser.add_argument(
-        "--data", type=Path, action="append", required=True, help="table to pretrain on, often"
+        "--data", type=Path, action="append", required=True, help="table to pretrain on; repeatable"
     )
     parser.add_argument("--probe", type=Path, help="table to probe on")
     parser.add_argument(
@@ -75,13 +79,17 @@ def main() -> None:
         epochs=options.epochs,
         lr=options.lr,
     )
-    answer = {"ablation": ablation, "tuned": tuned, "speed": speed}[options.what](options, recipe)
-    atomic_write(options.out / f"{options.what}.json", pretty_json(answer))
-    print(table(answer["rows"]) if options.what == "ablation" else pretty_json(answer).decode())
+    results = {"ablation": ablation, "tuned": tuned, "speed": speed}[options.benchmark](
+        options, recipe
+    )
+    atomic_write(options.out / f"{options.benchmark}.json", pretty_json(results))
+    print(
+        table(results["rows"]) if options.benchmark == "ablation" else pretty_json(results).decode()
+    )
 
 
 def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
-    """Every arm with every seed, and the initial weights themselves."""
+    """Measure the initial weights, and every arm with every seed."""
     rows = []
     start = pretrain(
         options.data,
@@ -90,7 +98,7 @@ def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any
         init=str(options.init),
     )
     del start
-    rows.append(measured("initial weights", 0, options.out / "start", options))
+    rows.append(measure("initial weights", 0, options.out / "start", options))
     for seed in options.seeds:
         for arm, changes in ARMS.items():
             folder = options.out / f"{arm[0]}-{seed}"
@@ -100,9 +108,9 @@ def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any
                 recipe=replace(recipe, **changes),
                 init=str(options.init),
                 seed=seed,
-                progress=say(folder.name),
+                progress=print_progress(folder.name),
             )
-            rows.append(measured(arm, seed, folder, options))
+            rows.append(measure(arm, seed, folder, options))
             atomic_write(options.out / "ablation.partial.json", pretty_json({"rows": rows}))
     return {
         "machine": dict(describe_device()),
@@ -113,8 +121,8 @@ def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any
     }
 
 
-def measured(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """A teacher's row."""
+def measure(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Probe a teacher and return its row of the table."""
     record = folder / "probe.json"
     if record.exists():
         return dict(read_json(record, DataError))
@@ -137,7 +145,7 @@ def measured(arm: str, seed: int, folder: Path, options: argparse.Namespace) -> 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: balanced accuracy and macro AUROC, per seed with its interval."""
+    """Return a Markdown table of balanced accuracy and macro AUROC with intervals."""
     lines = [
         "| arm | seed | linear, balanced accuracy | linear, macro AUROC | 10 % of labels, balanced accuracy |"
     ]
@@ -155,7 +163,7 @@ def interval(value: Mapping[str, float]) -> str:
 
 
 def tuned(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
-    """Val metrics of teachers fine-tuned from the initial weights, and from those that arm d pretrained."""
+    """Measure teachers on val, fine-tuned from the initial weights and from arm d."""
     rows = []
     for seed in options.seeds:
         for start, init in (("initial", options.init), ("d", options.out / f"d-{seed}")):
@@ -164,7 +172,7 @@ def tuned(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
                 options.probe,
                 folder,
                 FinetuneOptions(init=str(init), size=recipe.size, schedule=TUNING, seed=seed),
-                progress=say(folder.name),
+                progress=print_progress(folder.name),
             )
             wall = read_json(folder / "run.json", DataError)["wall_seconds"]
             rows.append(
@@ -175,7 +183,7 @@ def tuned(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
 
 
 def speed(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
-    """Images per second of both, in turns in one run; the first turn of each warms up."""
+    """Measure images per second of both, in turns; the first turn of each warms up."""
     ours, naive = [], []
     for turn in range(4):
         folder = options.out / f"speed-{turn}"
@@ -197,15 +205,16 @@ def speed(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
     }
 
 
-def say(title: str) -> Any:
+def print_progress(title: str) -> Progress:
+    """Return a callback that prints a line every 15 seconds."""
     last = [0.0]
 
-    def tell(done: int, total: int, note: str) -> None:
+    def report_progress(done: int, total: int, note: str) -> None:
         if time.monotonic() - last[0] > 15:
             last[0] = time.monotonic()
             print(f"{title}: {done}/{total} {note}", flush=True)
 
-    return tell
+    return report_progress
 
 
 if __name__ == "__main__":

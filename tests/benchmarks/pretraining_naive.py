@@ -1,5 +1,7 @@
-"""The step of hybrid pretraining as one would write it first: every picture decoded anew in the loop, every crop
-through the network on its own, default memory format, fp32.
+"""Time a naive step of hybrid pretraining, for comparison.
+
+It decodes every image in the loop, passes every crop through the network by itself, and
+uses the default memory format and fp32.
 """
 
 import time
@@ -25,7 +27,7 @@ from dermedge_runtime.spec import Task
 def naive_images_per_second(
     data: Sequence[Path], recipe: HybridRecipe, init: Path, steps: int
 ) -> float:
-    """Images per second over `steps` steps, after two that warm up."""
+    """Return images per second over `steps` steps, after two warm-up steps."""
     sources = read_sources(data)
     torch.manual_seed(0)
     backbone = Backbone(recipe.backbone, recipe.backbone_args)

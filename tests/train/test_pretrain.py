@@ -49,7 +49,7 @@ RECIPE = replace(
     steps=2,
     lr=0.01,
 )
-# What two processes must not see differently.
+# Two processes compute the same without stochastic depth, whose draws differ by rank.
 EXACT = replace(RECIPE, drop_path=0.0, epochs=2, steps=3)
 
 
@@ -95,8 +95,8 @@ def table(lesions: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]
     return small.edited(lesions, out, edit)
 
 
-class TestWhatItLeaves:
-    def test_a_teacher_that_embeds_and_that_finetune_starts_from(
+class TestResult:
+    def test_the_teacher_embeds_images_and_finetune_starts_from_it(
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         train("teacher")
@@ -146,7 +146,7 @@ class TestWhatItLeaves:
         assert f"The {head} loss ended at" in warning
         assert "A head that answers alike for every image scores 3.47" in warning
 
-    def test_a_finished_run_is_not_done_again(
+    def test_a_finished_run_is_not_repeated_and_another_is_refused(
         self, train: Callable[..., TrainedModel], tmp_path: Path
     ) -> None:
         train("teacher")
@@ -170,7 +170,7 @@ class TestWhatItLeaves:
         ).all()
 
     @pytest.mark.parametrize("mode", ["frozen", "learnable", "pulled"])
-    def test_prototypes_stay_or_move_as_asked(
+    def test_prototypes_stay_or_move_by_their_mode(
         self, train: Callable[..., TrainedModel], monkeypatch: pytest.MonkeyPatch, mode: str
     ) -> None:
         heads: list[Any] = []
@@ -243,7 +243,7 @@ class TestViews:
             seed,
         )
 
-    def test_a_view_is_the_same_whenever_it_is_made_and_leaves_the_generators_alone(
+    def test_a_view_depends_on_its_key_only_and_leaves_the_generators_unchanged(
         self, lesions: Path
     ) -> None:
         state = torch.get_rng_state()
@@ -259,7 +259,7 @@ class TestViews:
         assert not torch.equal(first.global_crops, self.crops(lesions, seed=1)[3, 1].global_crops)
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_masks_hide_a_tenth_to_a_half_of_about_half_the_crops(self, lesions: Path) -> None:
+    def test_masks_hide_their_share_of_about_half_the_crops(self, lesions: Path) -> None:
         crops = self.crops(lesions, replace(RECIPE, mask_ratio=(0.3, 0.5)))
         crops.grid = (8, 8)
         hidden = (
@@ -277,7 +277,7 @@ class TestViews:
         assert torch.equal(batch.global_crops[2], crops[0, 0].global_crops[1])
         assert torch.equal(batch.local_crops[1], crops[1, 0].local_crops[0])
 
-    def test_every_row_comes_once_a_pass_and_ranks_share_a_step(self) -> None:
+    def test_every_row_comes_once_per_pass_and_ranks_share_a_step(self) -> None:
         seen = [key for step in range(5) for key in step_keys(20, 8, step, seed=0)]
         assert (
             sorted(seen) == [(row, number) for row in range(20) for number in range(2)]
@@ -290,7 +290,7 @@ class TestViews:
 
 
 class TestBrokenImages:
-    def test_one_that_does_not_decode_is_skipped_counted_and_reported(
+    def test_an_image_that_cannot_be_decoded_is_replaced_and_reported(
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         broken = table(lesions, tmp_path / "broken", lambda f: f)
@@ -409,7 +409,7 @@ class TestReport:
 
 
 class TestKills:
-    def test_a_killed_run_goes_on_to_the_same_curve_and_weights(
+    def test_a_killed_run_continues_to_the_same_curve_and_weights(
         self, train: Callable[..., TrainedModel], tmp_path: Path
     ) -> None:
         whole = train("whole")
@@ -484,7 +484,7 @@ class TestKills:
 def launch(
     processes: int, lesions: Path, out: Path, recipe: HybridRecipe, **extra: str
 ) -> subprocess.Popen[str]:
-    """`torchrun ... -m dermedge pretrain`, as a user starts it."""
+    """Start `torchrun ... -m dermedge pretrain`, as a user does."""
     options = {
         "data": lesions, "out": out, "preset": "tiny", "size": recipe.size, "local-size": recipe.local_size,
         "local-crops": recipe.local_crops, "drop-path": recipe.drop_path, "warmup": recipe.warmup,
@@ -520,8 +520,8 @@ class TestTwoProcesses:
     ) -> None:
         for processes in (1, 2):
             run = launch(processes, lesions, tmp_path / str(processes), EXACT)
-            said, _ = run.communicate(timeout=300)
-            assert run.returncode == 0, said
+            output, _ = run.communicate(timeout=300)
+            assert run.returncode == 0, output
         one, two = log(tmp_path / "1"), log(tmp_path / "2")
         assert len(one) == len(two) == 6
         for alone, together in zip(one, two, strict=True):
@@ -530,7 +530,7 @@ class TestTwoProcesses:
         for name, tensor in weights[0].items():
             assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
 
-    def test_a_rank_that_dies_takes_the_others_along_and_is_named(
+    def test_a_rank_that_dies_stops_the_others_and_is_named(
         self, lesions: Path, tmp_path: Path
     ) -> None:
         run = launch(2, lesions, tmp_path / "out", replace(EXACT, epochs=5000))
@@ -540,16 +540,16 @@ class TestTwoProcesses:
             assert run.poll() is None, run.communicate()[0]
         os.kill(rank_process(run.pid, 1), signal.SIGKILL)
         started = time.monotonic()
-        said, _ = run.communicate(timeout=60)
+        output, _ = run.communicate(timeout=60)
         assert run.returncode != 0
         assert time.monotonic() - started < 60
-        assert "rank" in said
-        assert "1" in said
+        assert "rank" in output
+        assert "1" in output
         shutil.rmtree(tmp_path / "out")
 
 
 def rank_process(parent: int, rank: int) -> int:
-    """The process of a rank among a launcher's children."""
+    """Return the process id of a rank among a launcher's children."""
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split():
         if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
             return int(child)
