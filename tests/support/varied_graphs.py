@@ -265,7 +265,7 @@ def _one_wrong_epsilon_in_graph(proto: onnx.ModelProto, rng: np.random.Generator
 
 
 def _swap_channels(proto: onnx.ModelProto, rng: np.random.Generator) -> None:
-    chosen = _weights(proto)
+    chosen = [tensor for tensor in _weights(proto) if tensor.dims[0] > 1]
 
     def swap(array: NDArray[np.float32]) -> None:
         first, second = rng.choice(array.shape[0], 2, replace=False)
