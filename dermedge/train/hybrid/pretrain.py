@@ -254,6 +254,7 @@ def report_start(learner: Learner, state: TrainingState, say: Report) -> None:
     left = recipe.total - state.step
     # The losses are collective, so one rank alone cannot measure a step.
     if learner.fabric.device.type == "cpu" and learner.fabric.world_size == 1 and left:
+        say("Measuring a step of two images, to estimate memory and time.")
         found = estimate.measure_small_step(learner)
         available = estimate.machine_memory()
         for line in estimate.describe_estimate(found, recipe, left, available):
