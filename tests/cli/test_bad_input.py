@@ -249,7 +249,7 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
     assert "data check" in message
     ran = dermedge("data", "check", table)
     assert ran.code == 1
-    assert "error: 1 images cannot be read" in ran.out
+    assert "error: 1 image cannot be read" in ran.out
     assert "images/3.png" in ran.out
 
 
