@@ -79,7 +79,8 @@ def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:
         return missing_extra(error, f"dermedge {verb}", verb)
     if isinstance(error, OSError) and error.filename is not None:
         return DermedgeError(
-            f"{error.filename}: {error.strerror}. Check the path, its permissions and the free space."
+            f"{error.filename}: {error.strerror}. "
+            "Check the path, its permissions and the free space."
         )
     return None
 

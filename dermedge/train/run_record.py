@@ -1,4 +1,4 @@
-"""`run.json`: what a training was asked, what it saw, what came out; and whether a folder already holds that run."""
+"""Write `run.json`, the record of a training, and recognise a run that is already done."""
 
 import json
 import os
@@ -35,7 +35,17 @@ CACHE = "cache"
 
 @dataclass
 class RunRecord:
-    """One training in one folder: opened before the work, closed after it. `images` identifies the image files."""
+    """Record of one training in its folder, opened before the work and closed after it.
+
+    Attributes:
+        folder: Folder of the run.
+        command: Name of the verb.
+        role: `teacher` or `student`.
+        settings: Settings, and digests of the data and the initial weights.
+        images: Digest of the image files.
+        started: Value of `time.perf_counter` at the start.
+        cpu_started: Processor seconds of this process at the start.
+    """
 
     folder: Path
     command: str
@@ -47,17 +57,17 @@ class RunRecord:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the command and its settings, data and initial weights included."""
+        """Digest of the command and its settings, including data and initial weights."""
         return sha256_hex(canonical_json({"command": self.command, **self.settings}))
 
     def finished(self, *, overwrite: bool) -> TrainedModel | None:
-        """The model that this very run left here earlier, or None if there is work to do. Nothing is written.
+        """Return the model of this run if the folder holds it, else None; write nothing.
 
         Raises:
-            UsageError: the folder holds another run, and `overwrite` is not given.
+            UsageError: The folder holds another run, and `overwrite` is false.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder} is a file: choose a folder with -o.")
+            raise UsageError(f"{self.folder} is a file. Choose a folder with -o.")
         if overwrite:
             return None
         earlier = self._earlier()
@@ -67,14 +77,16 @@ class RunRecord:
         found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
         if earlier is None and found:
             raise UsageError(
-                f"{self.folder} already holds {self._describe_other()}: choose another folder, or "
-                "pass --overwrite."
+                f"{self.folder} already holds {self._describe_other()}. Choose another folder, "
+                "or pass --overwrite."
             )
         return None
 
     def open(self, *, overwrite: bool) -> None:
-        """Claim the folder. What another run left goes first, so that no kill mixes the two; a killed run's own
-        checkpoint and cache stay.
+        """Claim the folder for this run, and delete the results of another run.
+
+        The checkpoint and the cache of this run stay. Another run's are deleted first, so
+        that a kill never leaves a mixture of the two.
         """
         earlier = None if overwrite else self._earlier()
         if earlier is None:
@@ -89,7 +101,7 @@ class RunRecord:
             (self.folder / name).unlink(missing_ok=True)
 
     def write(self, *, finished: bool, **results: Any) -> None:
-        """Write run.json; what a kill leaves says `finished: false`."""
+        """Write run.json; `finished` stays false until the run is closed."""
         data = {
             "schema": "dermedge.run/1",
             "command": self.command,
@@ -109,8 +121,11 @@ class RunRecord:
         )
 
     def close(self, outcome: Any, **results: Any) -> None:
-        """Record the results, the fields of the dataclass `outcome` among them, and delete what only a resumed run
-        needs.
+        """Record the results and delete the files that only a resumed run needs.
+
+        Args:
+            outcome: A dataclass, whose fields are recorded.
+            results: Further results by name.
         """
         self.write(finished=True, **asdict(outcome), **results)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -134,7 +149,7 @@ class RunRecord:
         return f"another run ({'; '.join(changes[:4])}{more})"
 
     def _earlier(self) -> dict[str, Any] | None:
-        """The record of this very run, if the folder holds it."""
+        """Return the record of this run if the folder holds it."""
         path = self.folder / RUN
         data = read_json(path, DataError) if path.is_file() else None
         if not isinstance(data, dict) or data.get("fingerprint") != self.fingerprint:

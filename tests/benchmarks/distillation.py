@@ -1,11 +1,12 @@
-"""What distillation is worth at equal wall time, on real images.
+"""Measure the gain of distillation at equal training time, on real images.
 
     python tests/benchmarks/distillation.py ../shared/data/ham10000 \
         --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/ham10000
 
-Trains a teacher from the given weights and two students of one architecture, both pruned from the teacher: one learns
-from labels alone, one is distilled. The distilled one gets fewer epochs, as the teacher's passes are paid for out of
-its time. Each is exported and measured on the test split. A run resumes after a kill and is skipped when it is done.
+The script trains a teacher from the given weights, and two students of one architecture that
+are pruned from it. One student trains on labels alone, the other is distilled for fewer
+epochs, because the teacher's predictions count as its training time. Each model is exported
+and measured on the test split. A killed run continues; a finished one is skipped.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import to_json
 
 SIZE = 128  # of the square input; the images are 150 pixels high
-# The teacher without its last two stages: 0.54 of its 2.2 million parameters, and features that are already good.
+# The teacher without its last two stages has 0.54 of its 2.2 million parameters.
 STUDENT, STAGES = "mobilenetv2_100", 4
 METRICS = (
     "balanced_accuracy",
@@ -66,7 +67,7 @@ def main() -> None:
     names = {
         "teacher": "teacher",
         "student-pruned": "student alone: pruned from the teacher, labels only",
-        "student-distilled": "student distilled: pruned likewise, teacher's logits and labels",
+        "student-distilled": "student distilled: cut from the teacher, logits and labels",
     }
     rows = [measure(out / folder, arguments.data, title) for folder, title in names.items()]
     gain = distillation_gain(out, arguments.data)
@@ -137,7 +138,7 @@ def measure(folder: Path, data: Path, title: str) -> dict[str, Any]:
 
 
 def distillation_gain(out: Path, data: Path) -> dict[str, Interval]:
-    """Distilled minus alone on the test split, with paired 95 % intervals of a bootstrap over lesions."""
+    """Return distilled minus alone on test, with paired 95 % intervals over lesions."""
     table = with_split(read_table(data)).select_split("test")
     sides: list[Any] = []
     for folder in ("student-distilled", "student-pruned"):

@@ -392,7 +392,12 @@ def test_a_missing_extra_is_named_with_what_to_type(table: Path, tmp_path: Path)
 
 
 def test_a_defect_keeps_its_traceback() -> None:
-    code = "from dermedge.cli import cli, main\n@cli.result_callback()\ndef fail(*_): return 1 / 0\nmain(['targets'])"
+    code = (
+        "from dermedge.cli import cli, main\n"
+        "@cli.result_callback()\n"
+        "def fail(*_): return 1 / 0\n"
+        "main(['targets'])"
+    )
     ran = process(code=code)
     assert ran.code == 1
     assert "ZeroDivisionError" in ran.err

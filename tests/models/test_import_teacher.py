@@ -1,4 +1,4 @@
-"""What a published checkpoint computes, the imported teacher computes; what is no such checkpoint leaves nothing."""
+"""An imported teacher computes what its checkpoint computes; a wrong file writes nothing."""
 
 import argparse
 import json
@@ -210,7 +210,7 @@ class TestDinoV2:
 
 
 class TestWhoseWeights:
-    """Checkpoints of trainings hold several networks; the averaged teacher is the one that is published."""
+    """Training checkpoints hold several networks; the averaged teacher is imported."""
 
     @pytest.mark.parametrize(
         ("arrange", "path"),
@@ -509,7 +509,7 @@ class TestTimm:
 
 
 class Touch:
-    """What runs when it is unpickled."""
+    """An object that touches a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

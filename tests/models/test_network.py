@@ -26,8 +26,8 @@ TASKS = (
 )
 SEGMENT = TASKS[3:4]
 
-# Name, arguments, side: layouts of the last map are NCHW, NCHW with features widened after pooling, NHWC, tokens behind
-# a class token, and tokens behind a class and four register tokens.
+# Name, arguments, side. The layouts of the last map are NCHW, NCHW with features widened after
+# pooling, NHWC, tokens after a class token, and tokens after a class and four register tokens.
 BACKBONES: tuple[tuple[str, Mapping[str, Any], int], ...] = (
     ("test_efficientnet", {}, 64),
     ("mobilenetv3_small_050", {}, 64),
@@ -106,7 +106,7 @@ def test_one_pass_through_the_backbone_serves_maps_and_pooled_features(
 def test_a_map_made_of_tokens_or_channels_last_keeps_places(
     name: str, args: Mapping[str, Any], size: int, down: int, right: int
 ) -> None:
-    """What changes in one corner of the image changes the map there most."""
+    """A change in one corner of the image changes the map most in that corner."""
     model, image = network(name, args, SEGMENT), pixels(1, size)
     other, side = image.clone(), size // 4
     corner = other[:, down * (size - side) :, right * (size - side) :][:, :side, :side]

@@ -1,4 +1,4 @@
-"""The command line as the tests call it: in this process, which is fast, or in one of its own."""
+"""Run the command line in this process, which is fast, or in a new one."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ class Ran:
 
 
 def strict(text: str) -> Any:
-    """JSON as every language reads it: without NaN and infinities."""
+    """Parse JSON without NaN and infinities, as every language reads it."""
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
@@ -42,7 +42,7 @@ def strict(text: str) -> Any:
 
 
 def dermedge(*args: object, stdin: bytes = b"") -> Ran:
-    """`dermedge ARGS` in this process."""
+    """Run `dermedge ARGS` in this process."""
     out, err = io.StringIO(), io.StringIO()
     own, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
     try:
@@ -57,7 +57,7 @@ def dermedge(*args: object, stdin: bytes = b"") -> Ran:
 
 
 def process(*args: object, code: str | None = None, stdin: bytes = b"", **environment: str) -> Ran:
-    """`dermedge ARGS` in a process of its own, or Python code there that finds ARGS in `sys.argv[1:]`."""
+    """Run `dermedge ARGS`, or Python code with ARGS in `sys.argv[1:]`, in a new process."""
     start = ["-m", "dermedge"] if code is None else ["-c", code]
     done = subprocess.run(
         [sys.executable, *start, *map(str, args)],
@@ -81,7 +81,10 @@ class Absent:
 absent = set(sys.argv.pop(1).split(","))
 import importlib.util
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in absent else real(name, package)
+def find_spec(name, package=None):
+    return None if name in absent else real(name, package)
+
+importlib.util.find_spec = find_spec
 sys.meta_path.insert(0, Absent())
 exec(sys.argv.pop(1))
 """
@@ -93,7 +96,7 @@ def without_modules(code: str, *modules: str, arguments: Sequence[object] = ()) 
 
 
 def refused(ran: Ran, code: int) -> str:
-    """The one message of a refusal: on standard error, the exit code as promised, no traceback, nothing printed."""
+    """Return the only message of a refusal, after checking the exit code and the outputs."""
     assert ran.code == code, f"exit code {ran.code}\n{ran.out}\n{ran.err}"
     assert "Traceback" not in ran.err
     assert ran.out == ""
@@ -104,13 +107,13 @@ def refused(ran: Ran, code: int) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder, to see that nothing was written."""
+    """Return every file below a folder, to check that nothing was written."""
     paths = sorted(folder.rglob("*"))
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
 
 
 def rewrite_manifest(bundle: Path, change: Mapping[str, Any]) -> None:
-    """Changes keys of a bundle's manifest and gives it the id that fits, as an attacker or a newer version would."""
+    """Change keys of a bundle's manifest and give it a matching id, as an attacker would."""
     manifest = json.loads((bundle / MANIFEST).read_bytes()) | dict(change)
     del manifest["id"]
     manifest["id"] = sha256_hex(canonical_json(manifest))

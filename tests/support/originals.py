@@ -1,4 +1,4 @@
-"""Published architectures, written small from their papers, with the names that their checkpoints have."""
+"""Small versions of published architectures, with the names of their checkpoints."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module with no weight at its initial value, so that one which is not loaded, or at a wrong place, shows."""
+    """Change every weight of a module, so that a missing or misplaced weight shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -96,7 +96,9 @@ class DinoBlock(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """DINOv2 (Oquab et al., 2023), with registers (Darcet et al., 2023): the normalised class token of [N, 3, S, S].
+    """DINOv2 (Oquab et al., 2023) with registers (Darcet et al., 2023).
+
+    It maps [N, 3, S, S] to the normalised class token.
 
     With `chunks`, blocks are named blocks.CHUNK.INDEX, the index counting through all chunks.
     """
@@ -148,7 +150,7 @@ class DinoV2(nn.Module):
 
 
 class BiasedAttention(nn.Module):
-    """Attention with biases of query and value only, and optionally one for every distance between two patches."""
+    """Attention with biases of query and value, and optionally a relative position bias."""
 
     def __init__(self, width: int, heads: int, grid: int | None) -> None:
         super().__init__()
@@ -176,7 +178,7 @@ class BiasedAttention(nn.Module):
 
 
 def distances(grid: int) -> Tensor:
-    """Which bias two tokens have: one per offset of patches; the last three from, to and between class tokens."""
+    """Return the index of the bias of two tokens: one per offset, three for class tokens."""
     side, tokens = 2 * grid - 1, grid**2 + 1
     index = torch.zeros(tokens, tokens, dtype=torch.long)
     for one in range(grid**2):
@@ -203,7 +205,9 @@ class CaeBlock(nn.Module):
 
 
 class PanDerm(nn.Module):
-    """PanDerm's encoder (Yan et al., 2025): BEiT's blocks, the normalised class token of [N, 3, S, S].
+    """PanDerm's encoder (Yan et al., 2025), built of BEiT's blocks.
+
+    It maps [N, 3, S, S] to the normalised class token.
 
     `mean_pooled` is its fine-tuned form, whose patches are averaged and then normalised.
     """

@@ -161,7 +161,8 @@ def med_node(root: Path) -> Path:
 def ph2(root: Path) -> Path:
     lines = [
         "||   Name || Histological Diagnosis || Clinical Diagnosis || Asymmetry | "
-        "Pigment Network | Dots/Globules | Streaks | Regression Areas | Blue-Whitish Veil ||           Colors ||"
+        "Pigment Network | Dots/Globules | Streaks | Regression Areas | Blue-Whitish Veil "
+        "||           Colors ||"
     ]
     for n, (histology, code) in enumerate([("", 0), ("Compound nevus", 1), ("Melanoma", 2)]):
         name = f"IMD{n + 2:03}"

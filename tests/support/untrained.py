@@ -1,4 +1,4 @@
-"""Teachers that have learned nothing, and pictures whose colour is their diagnosis, for the tests of probes."""
+"""Untrained teachers, and images whose colour is their diagnosis, for tests of probes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,8 +40,9 @@ def teacher(
 
 
 def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[str, Any]]:
-    """Rows of a table: diagnoses in turn, each `lesion` times in a row as photographs of one lesion, two of three in
-    train; `malignant` follows the diagnosis, `severity` the look.
+    """Return rows of a table with alternating diagnoses, `lesion` images of each lesion.
+
+    Half of the lesions are in train. `severity` follows the colour.
     """
     rng, names = np.random.default_rng(seed), list(COLOURS)
     rows = []
@@ -64,7 +65,7 @@ def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[st
 
 
 def data_set(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """A folder with a picture of noise per row in the colour of its `looks`; the other keys are columns."""
+    """Write a noise image per row in the colour of `looks`; other keys become columns."""
     (folder / "images").mkdir(parents=True)
     rng, table = np.random.default_rng(7), []
     for number, row in enumerate(rows):

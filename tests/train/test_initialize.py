@@ -35,7 +35,7 @@ def network(name: str = NARROW, seed: int = 0) -> Network:
 
 
 def folded(seed: int = 0) -> Network:
-    """A network whose BatchNorms were folded into its convolutions: each adds a bias and does nothing else."""
+    """Return a network whose BatchNorms only add a bias, as after folding."""
     made = network(seed=seed)
     for module in made.modules():
         if isinstance(module, BATCH_NORMS):
@@ -162,7 +162,7 @@ class TestPruning:
         assert torch.equal(answers(made, pixels(4)), answers(wide, pixels(4)))
 
     def test_the_channels_that_matter_least_go(self) -> None:
-        """A narrow network, padded with channels that do nothing to the width of a wider one, comes back whole."""
+        """A narrow network, padded with unused channels, is restored exactly."""
         small, wide, made = network(NARROW, seed=1), network(WIDE, seed=2), network(NARROW, seed=3)
         inside = small.state_dict()
         with torch.no_grad():

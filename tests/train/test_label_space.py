@@ -134,7 +134,7 @@ class TestPrototypes:
 
 
 def bert(folder: Path) -> Path:
-    """A BERT of two layers with random weights and the taxonomy's own words, as Hugging Face stores one."""
+    """Save a random two-layer BERT with the taxonomy's words, as Hugging Face stores it."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     words = sorted({word for name in SPACE for word in TAXONOMY[name].name.casefold().split()})

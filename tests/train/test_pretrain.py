@@ -487,11 +487,22 @@ def launch(
 ) -> subprocess.Popen[str]:
     """Start `torchrun ... -m dermedge pretrain`, as a user does."""
     options = {
-        "data": lesions, "out": out, "preset": "tiny", "size": recipe.size, "local-size": recipe.local_size,
-        "local-crops": recipe.local_crops, "drop-path": recipe.drop_path, "warmup": recipe.warmup,
-        "batch-size": recipe.batch_size, "epochs": recipe.epochs, "steps": recipe.steps, "lr": recipe.lr,
-        "workers": 0, "accelerator": "cpu", **extra,
-    }  # fmt: skip
+        "data": lesions,
+        "out": out,
+        "preset": "tiny",
+        "size": recipe.size,
+        "local-size": recipe.local_size,
+        "local-crops": recipe.local_crops,
+        "drop-path": recipe.drop_path,
+        "warmup": recipe.warmup,
+        "batch-size": recipe.batch_size,
+        "epochs": recipe.epochs,
+        "steps": recipe.steps,
+        "lr": recipe.lr,
+        "workers": 0,
+        "accelerator": "cpu",
+        **extra,
+    }
     command = [
         sys.executable,
         "-m",

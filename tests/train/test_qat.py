@@ -53,7 +53,7 @@ def make(data: Path, seed: int = 0) -> TrainedModel:
 
 
 def quantized(student: TrainedModel, data: Path, widened: float = 16.0) -> tuple[Any, Calibration]:
-    """The student with fake quantizers whose ranges are too wide, as an outlier in calibration leaves them."""
+    """Return the student with too wide fake quantizers, as an outlier would cause."""
     samples, _ = read_samples(data, student.spec.tasks)
     rows, frames = samples.rows("train")[:32], Frames(samples.paths, student.spec.preprocess)
     images = np.stack([frames.centred(int(row)) for row in rows])
