@@ -375,7 +375,7 @@ class TestReport:
         assert lines[0].startswith("Device: cpu with")
         assert lines[1] == f"Reading {lesions}."
         assert "train images: procedural" in lines[2]
-        assert re.fullmatch(r"Estimate: \d+ MB of memory and .*: 6 steps of .*\.", lines[4])
+        assert re.fullmatch(r"Estimate: [\d.]+ [MG]B of memory and .*: 6 steps of .*\.", lines[4])
         assert lines[3].startswith("Measuring a step of two images")
         assert len(lines) == 5
         assert losses(tmp_path / "spoken") == losses(tmp_path / "silent")

@@ -62,6 +62,8 @@ def measure_small_step(
         clock: Time in seconds.
     """
     recipe = learner.recipe
+    # Read before the step, because the allocator keeps the memory that a step frees.
+    weights = weight_bytes(learner)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         part = draw_part(recipe, learner.teacher.trunk.grid)
@@ -75,7 +77,7 @@ def measure_small_step(
     crops = sum(tensor.nbytes for tensor in (part.global_crops, part.local_crops))
     logits = teacher_logits(learner) * steps
     return Estimate(
-        fixed=int(weight_bytes(learner) + logits),
+        fixed=int(weights + logits),
         # A batch waits in the loader while the one before it trains.
         per_image=math.ceil((activations + 2 * crops) / SAMPLE),
         step_seconds=seconds * steps,
@@ -136,11 +138,24 @@ def saved_bytes(module: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def weight_bytes(learner: Learner) -> int:
-    """Return the bytes of weights, gradients, both AdamW moments, and the teacher."""
+    """Return the bytes of this process, gradients, AdamW moments and its temporaries.
+
+    The process already holds the weights of student and teacher.
+    """
     student = list(learner.student.parameters())
     trained = sum(p.numel() for p in student if p.requires_grad)
     teacher = sum(p.numel() for p in learner.teacher.parameters())
-    return FLOAT * (sum(p.numel() for p in student) + 3 * trained + teacher)
+    weights = FLOAT * (sum(p.numel() for p in student) + teacher)
+    return max(weights, resident_bytes()) + 4 * FLOAT * trained
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process in bytes, or 0 if unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def teacher_logits(learner: Learner) -> int:
