@@ -1,37 +1,36 @@
-"""Draw lesions, train a teacher, distil a student from it. Needs `pip install 'dermedge[train]'`.
+"""Draw synthetic lesions, train a teacher, and distil a student from it.
 
 python examples/02_distill.py OUT [IMAGES] [EPOCHS]
+
+It needs `pip install 'dermedge[train]'`.
 """
 
 import sys
 from pathlib import Path
 
-from dermedge.data.draw import draw_data_set
-from dermedge.train.distill import DistillOptions, distill
-from dermedge.train.finetune import FinetuneOptions, finetune
-from dermedge.train.loop import Schedule
+import dermedge
 
 
 def main(out: Path, images: int = 400, epochs: int = 8) -> None:
     data = out / "data"
     if not data.exists():
-        draw_data_set(data, count=images)
+        dermedge.draw_data_set(data, count=images)
 
-    schedule = Schedule(epochs=epochs, batch_size=32, lr=2e-3)
-    teacher = finetune(
+    schedule = dermedge.Schedule(epochs=epochs, batch_size=32, lr=2e-3)
+    teacher = dermedge.finetune(
         data,
         out / "teacher",
-        FinetuneOptions(backbone="mobilenetv2_050", size=64, schedule=schedule),
+        dermedge.FinetuneOptions(backbone="mobilenetv2_050", size=64, schedule=schedule),
     )
     print("teacher:", teacher.metrics)
 
     # mobilenetv2_035 is a narrower model of the same family, so the student starts as a pruned
     # copy of the teacher.
-    student = distill(
+    student = dermedge.distill(
         out / "teacher",
         data,
         out / "student",
-        DistillOptions(backbone="mobilenetv2_035", views=2, schedule=schedule),
+        dermedge.DistillOptions(backbone="mobilenetv2_035", views=2, schedule=schedule),
     )
     print("student:", student.metrics)
 

@@ -1,4 +1,4 @@
-"""Measures false alarms of the fp32 gate on good exports, and which faults it catches.
+"""Measure false alarms of the fp32 gate on good exports, and which faults it catches.
 
     python tests/benchmarks/gate_false_alarms.py OUT.jsonl [--seeds 200] [--faults-every
     20]
