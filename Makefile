@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/dermedge demo -o runs/demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report term
 
 check: $(STAMP)
 	$(BIN)/ruff check .
