@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from dermedge.train.distill import DistillOptions, distill
     from dermedge.train.finetune import FinetuneOptions, finetune
     from dermedge.train.hybrid.pretrain import pretrain
-    from dermedge.train.hybrid.recipe import HybridRecipe
+    from dermedge.train.hybrid.recipe import ExecutionOptions, HybridRecipe
     from dermedge.train.loop import Schedule
     from dermedge.workflows.build import build
     from dermedge.workflows.debug_parity import debug_parity
     from dermedge.workflows.doctor import doctor
-    from dermedge.workflows.export import export, export_all
+    from dermedge.workflows.export import ExportSummary, export, export_all
     from dermedge.workflows.inspect import inspect
     from dermedge.workflows.run import RunOptions, demo, run
     from dermedge.workflows.targets import targets
@@ -85,7 +85,7 @@ else:
             "finetune",
         ),
         "dermedge.train.hybrid.pretrain": ("pretrain",),
-        "dermedge.train.hybrid.recipe": ("HybridRecipe",),
+        "dermedge.train.hybrid.recipe": ("ExecutionOptions", "HybridRecipe"),
         "dermedge.train.loop": ("Schedule",),
         "dermedge.workflows.build": ("build",),
         "dermedge.workflows.debug_parity": ("debug_parity",),
@@ -162,7 +162,9 @@ __all__ = [
     "DistillOptions",
     "ElsewhereError",
     "EngineError",
+    "ExecutionOptions",
     "ExportOptions",
+    "ExportSummary",
     "FinetuneOptions",
     "GateError",
     "HybridRecipe",
