@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dermedge.data.split import split_data
     from dermedge.data.table import read_table
     from dermedge.evaluation.evaluate import evaluate
-    from dermedge.models.import_teacher import import_teacher
+    from dermedge.models.import_teacher import ImportOptions, import_teacher
     from dermedge.models.model_folder import TrainedModel, load_model_folder
     from dermedge.probing.options import ProbeOptions
     from dermedge.probing.probe import probe
@@ -68,7 +68,7 @@ else:
         "dermedge.data.split": ("split_data",),
         "dermedge.data.table": ("read_table",),
         "dermedge.evaluation.evaluate": ("evaluate",),
-        "dermedge.models.import_teacher": ("import_teacher",),
+        "dermedge.models.import_teacher": ("ImportOptions", "import_teacher"),
         "dermedge.models.model_folder": (
             "TrainedModel",
             "load_model_folder",
@@ -91,6 +91,7 @@ else:
         "dermedge.workflows.debug_parity": ("debug_parity",),
         "dermedge.workflows.doctor": ("doctor",),
         "dermedge.workflows.export": (
+            "ExportSummary",
             "export",
             "export_all",
         ),
@@ -169,6 +170,7 @@ __all__ = [
     "GateError",
     "HybridRecipe",
     "ImageError",
+    "ImportOptions",
     "Label",
     "MissingExtraError",
     "Model",

@@ -56,16 +56,18 @@ def command() -> None:
 )
 @overwrite_option
 @json_option
-def import_command(file: Path, out: Path, as_json: bool, **options: Any) -> None:
+def import_command(
+    file: Path, out: Path, format: str, overwrite: bool, as_json: bool, **options: Any
+) -> None:
     """Convert FILE, a published checkpoint, to a teacher folder for `finetune --init`.
 
     If FILE holds an averaged teacher and its student, the teacher is taken. Heads are
     dropped. Any other tensor that is missing or left over is an error, and nothing is
     written. FILE is read as tensors only: a checkpoint that would run code is refused.
     """
-    from dermedge.models.import_teacher import import_teacher
+    from dermedge.models.import_teacher import ImportOptions, import_teacher
 
-    teacher = import_teacher(file, out, **options)
+    teacher = import_teacher(file, out, format, ImportOptions(**options), overwrite=overwrite)
     emit(summarize(teacher, out), as_json, pairs)
 
 

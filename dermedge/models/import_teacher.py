@@ -55,18 +55,45 @@ RESIZES: Mapping[str, Resize] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of `import_teacher`.
+
+    Attributes:
+        backbone: timm name. None derives it from the shapes of the tensors.
+        backbone_args: Arguments of `timm.create_model`. The number of attention heads
+            is one of them, because no tensor's shape shows it.
+        size: Side of the network's square input in pixels. None is the size that its
+            positions were trained for.
+        fit: Conversion of a rectangle to a square: `crop`, `pad` or `stretch`.
+        pos_embed: Resizing of the positions for another size: `bicubic-antialias`,
+            `bicubic` or `bicubic-offset`. None is the method of the code that trained
+            the weights: `bicubic-offset` for `dermnio` and for `dinov2` without
+            registers, otherwise `bicubic-antialias`.
+        name: Name of the model. None derives it from the backbone's.
+        licence: Licence of the weights. None is the published one of the format, if it
+            is known.
+
+    Example:
+        >>> ImportOptions(backbone="vit_small_patch14_dinov2", size=224).fit
+        'crop'
+    """
+
+    backbone: str | None = None
+    backbone_args: Mapping[str, Any] | None = None
+    size: int | None = None
+    fit: str = "crop"
+    pos_embed: str | None = None
+    name: str | None = None
+    licence: str | None = None
+
+
 def import_teacher(
     file: Path | str,
     out: Path | str,
-    *,
     format: str,
-    backbone: str | None = None,
-    backbone_args: Mapping[str, Any] | None = None,
-    size: int | None = None,
-    fit: str = "crop",
-    pos_embed: str | None = None,
-    name: str | None = None,
-    licence: str | None = None,
+    options: ImportOptions | None = None,
+    *,
     overwrite: bool = False,
 ) -> TrainedModel:
     """Convert a published checkpoint to a teacher folder with one `embed` task.
@@ -80,19 +107,7 @@ def import_teacher(
         file: A `.safetensors` file, or a file of `torch.save`.
         out: Folder for the teacher.
         format: `dermnio`, `dinov2`, `panderm`, or `timm` for a state dict of timm.
-        backbone: timm name; by default derived from the shapes of the tensors.
-        backbone_args: Arguments of `timm.create_model`, such as the number of attention
-            heads, which no shape shows.
-        size: Side of the network's square input in pixels; by default the size that its
-            positions were trained for.
-        fit: `crop`, `pad` or `stretch`.
-        pos_embed: Resizing of the positions for another size: `bicubic-antialias`,
-            `bicubic` or `bicubic-offset`. By default the method of the code that
-            trained the weights: `bicubic-offset` for `dermnio` and for `dinov2` without
-            registers, otherwise `bicubic-antialias`.
-        name: Name of the model; by default derived from the backbone's.
-        licence: Licence of the weights; by default the published one of the format, if
-            it is known.
+        options: Backbone, input size and record of the model.
         overwrite: Replace another teacher in `out`.
 
     Raises:
@@ -106,19 +121,20 @@ def import_teacher(
         >>> weights = timm.create_model("test_vit", num_classes=0).state_dict()
         >>> torch.save(weights, "vit.pth")
         >>> teacher = import_teacher(
-        ...     "vit.pth", "imported", format="timm", backbone="test_vit"
+        ...     "vit.pth", "imported", "timm", ImportOptions(backbone="test_vit")
         ... )
         >>> teacher.spec.preprocess.size
         160
     """
     file, out = Path(file), Path(out)
+    options = options or ImportOptions()
     layout = _look_up(FORMATS, format, "format")
-    if pos_embed is not None:
-        _look_up(RESIZES, pos_embed, "resizing of positions")
+    if options.pos_embed is not None:
+        _look_up(RESIZES, options.pos_embed, "resizing of positions")
     # Everything is checked before anything is written, because a checkpoint may be
     # large.
     check_free(out, overwrite=overwrite, marker=MARKER)
-    requested = _request_backbone(file, layout, backbone, backbone_args or {})
+    requested = _request_backbone(file, layout, options)
     anchor = layout.anchor or next(iter(_make_skeleton(requested).state_dict()))
     branch, weights, dropped = pick(read_tensors(file), layout.branches, anchor, file)
     weights = layout.translate(weights)
@@ -128,16 +144,16 @@ def import_teacher(
     weights, heads = drop_heads(weights, skeleton, layout)
     check_shape(weights, skeleton, chosen.name, file)
     native = native_grid(weights, skeleton, file)
-    size, grid = _choose_size(size, native, weights, skeleton)
-    preprocess = make_preprocess(size, fit)
-    method = pos_embed or layout.resize_method(weights)
+    size, grid = _choose_size(options.size, native, weights, skeleton)
+    preprocess = make_preprocess(size, options.fit)
+    method = options.pos_embed or layout.resize_method(weights)
     if native is not None and grid is not None and native != grid:
         positions = resize_positions(weights["pos_embed"], native, grid, RESIZES[method])
         weights["pos_embed"] = positions
     # A transformer is created for its input size; timm stores it as an argument.
     if hasattr(skeleton, "set_input_size"):
         chosen = replace(chosen, args={**chosen.args, "img_size": size})
-    lineage = _make_lineage(file, layout, licence) | {
+    lineage = _make_lineage(file, layout, options.licence) | {
         "backbone": f"timm {chosen.name}",
         "branch": branch,
         "dropped": dict(sorted((dropped + heads).items())),
@@ -145,7 +161,8 @@ def import_teacher(
         "grid": grid,
         "pos_embed": {"method": method, **asdict(RESIZES[method])} if native != grid else None,
     }
-    spec = make_spec(name or f"{chosen.name}-teacher", TASKS, preprocess, {"teacher": lineage})
+    name = options.name or f"{chosen.name}-teacher"
+    spec = make_spec(name, TASKS, preprocess, {"teacher": lineage})
     network = make_network(chosen, weights, size, file)
     metrics = {"parameters": count_parameters(network)}
     teacher = TrainedModel(network, spec, chosen, "teacher", metrics)
@@ -304,15 +321,14 @@ def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def _request_backbone(
-    file: Path, layout: Format, backbone: str | None, args: Mapping[str, Any]
-) -> Backbone:
-    """Return the backbone that the caller or the file names; else an empty name."""
+def _request_backbone(file: Path, layout: Format, options: ImportOptions) -> Backbone:
+    """Return the backbone that the options or the file name, else one without a name."""
+    name, args = options.backbone, options.backbone_args or {}
     if "img_size" in args:
         raise UsageError("img_size is not an argument of the backbone here. Give it as --size.")
     if layout.anchor is not None:
-        return Backbone(backbone or "", args, layout.mean, layout.std)
-    named = with_hub_normalization(Backbone(backbone, args)) if backbone else None
+        return Backbone(name or "", args, layout.mean, layout.std)
+    named = with_hub_normalization(Backbone(name, args)) if name else None
     if file.suffix == SAFETENSORS:
         return read_backbone(file, named)
     if named is None:

@@ -81,7 +81,7 @@ def test_every_option_is_a_keyword_of_the_function_of_that_name(name: str) -> No
     assert options <= keywords(function), options - keywords(function)
 
 
-def test_no_function_has_more_than_eleven_parameters() -> None:
+def test_no_function_has_more_than_ten_parameters() -> None:
     for name in COMMANDS:
         function = getattr(dermedge, FUNCTIONS.get(name, name))
-        assert len(inspect.signature(function).parameters) <= 11, name
+        assert len(inspect.signature(function).parameters) <= 10, name

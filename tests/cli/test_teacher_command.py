@@ -1,6 +1,6 @@
 """`dermedge teacher import` as it is typed."""
 
-import inspect
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from dermedge.cli.teacher import import_command
 from dermedge.models import load_model_folder
 from dermedge.models.formats import FORMATS
-from dermedge.models.import_teacher import RESIZES, import_teacher
+from dermedge.models.import_teacher import RESIZES, ImportOptions
 from support.command import dermedge, refused, snapshot
 from support.originals import DinoV2, randomised
 
@@ -86,9 +86,7 @@ def test_the_command_offers_what_the_function_knows():
     assert sorted(options["format"].type.choices) == sorted(FORMATS)
     assert tuple(options["pos_embed"].type.choices) == tuple(RESIZES)
     given = import_command.make_context("import", ["f", "--format", "timm", "-o", "o"]).params
-    arguments = inspect.signature(import_teacher).parameters
-    assert given.keys() - {"as_json"} == arguments.keys()
-    for name in given.keys() - {"as_json", "file", "out", "format"}:
-        assert (given[name] or None) == arguments[name].default or given[name] == arguments[
-            name
-        ].default, name
+    defaults = {field.name: field.default for field in dataclasses.fields(ImportOptions)}
+    assert given.keys() - {"as_json", "file", "out", "format", "overwrite"} == defaults.keys()
+    for name, default in defaults.items():
+        assert given[name] == default or (given[name] or None) == default, name

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dermedge.models import Network, TrainedModel, load_model_folder
 from dermedge.models.formats import DINOV2, PANDERM, Shape, measure
-from dermedge.models.import_teacher import import_teacher
+from dermedge.models.import_teacher import ImportOptions, import_teacher
 from dermedge.models.network import Backbone, create_backbone
 from dermedge_runtime.errors import DataError, DermedgeError, UsageError
 from dermedge_runtime.files import sha256_file
@@ -35,6 +35,12 @@ CAE = {
     "backbone": "beit_base_patch16_224",
     "backbone_args": {**SMALL, "depth": 3},
 }
+
+
+def import_with(
+    file: Path, out: Path, *, format: str, overwrite: bool = False, **options: Any
+) -> TrainedModel:
+    return import_teacher(file, out, format, ImportOptions(**options), overwrite=overwrite)
 
 
 def as_seen(images: Tensor, std: tuple[float, float, float] = STD) -> Tensor:
@@ -97,7 +103,7 @@ class TestDinoV2:
         original = randomised(DinoV2(**architecture))
         file = saved(tmp_path / "dino.pth", original.state_dict())
         width = architecture.get("width", 32)
-        teacher = import_teacher(
+        teacher = import_with(
             file,
             tmp_path / "teacher",
             **{**options, "backbone_args": {**SMALL, "embed_dim": width}},
@@ -118,7 +124,7 @@ class TestDinoV2:
         self, tmp_path: Path, dino: nn.Module
     ) -> None:
         file = saved(tmp_path / "dino.pth", dino.state_dict())
-        teacher = import_teacher(
+        teacher = import_with(
             file, tmp_path / "teacher", **PLAIN, fit="pad", name="mine", licence="Apache-2.0"
         )
         assert {path.name for path in (tmp_path / "teacher").iterdir()} == {
@@ -143,7 +149,7 @@ class TestDinoV2:
 
     def test_the_lineage_says_where_it_comes_from(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "dino.pth", dino.state_dict())
-        entry = lineage(import_teacher(file, tmp_path / "teacher", **PLAIN))
+        entry = lineage(import_with(file, tmp_path / "teacher", **PLAIN))
         assert entry == {
             "backbone": "timm vit_small_patch14_dinov2",
             "licence": "not stated",
@@ -167,7 +173,7 @@ class TestDinoV2:
         else:
             save_file(dino.state_dict(), file)
         assert (
-            apart(features(import_teacher(file, tmp_path / "teacher", **PLAIN)), expected(dino, 56))
+            apart(features(import_with(file, tmp_path / "teacher", **PLAIN)), expected(dino, 56))
             < 1e-4
         )
 
@@ -176,7 +182,7 @@ class TestDinoV2:
             tmp_path / "dino.pth",
             {name: tensor.half() for name, tensor in dino.state_dict().items()},
         )
-        teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
+        teacher = import_with(file, tmp_path / "teacher", **PLAIN)
         assert {tensor.dtype for tensor in teacher.module.state_dict().values()} == {torch.float32}
         assert apart(features(teacher), expected(dino, 56)) < 0.05
 
@@ -202,7 +208,7 @@ class TestDinoV2:
         file = saved(
             tmp_path / "teacher_checkpoint.pth", {"teacher": branch(original, "backbone.")}
         )
-        teacher = import_teacher(file, tmp_path / "teacher", format="dermnio")
+        teacher = import_with(file, tmp_path / "teacher", format="dermnio")
         assert teacher.backbone.name == "vit_small_patch14_reg4_dinov2"
         assert dict(teacher.backbone.args) == {"img_size": 56}
         difference = apart(features(teacher), expected(original, 56))
@@ -271,7 +277,7 @@ class TestWhoseWeights:
     ) -> None:
         student = randomised(DinoV2(), seed=1)
         file = saved(tmp_path / "training.pth", arrange(dino, student))
-        teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
+        teacher = import_with(file, tmp_path / "teacher", **PLAIN)
         assert lineage(teacher)["branch"] == path
         assert (
             apart(features(teacher), expected(dino, 56))
@@ -287,7 +293,7 @@ class TestWhoseWeights:
             "ibot_head.0.bias": torch.ones(2),
         }
         file = saved(tmp_path / "training.pth", {"teacher": taught, "student": student})
-        assert lineage(import_teacher(file, tmp_path / "teacher", **PLAIN))["dropped"] == {
+        assert lineage(import_with(file, tmp_path / "teacher", **PLAIN))["dropped"] == {
             "mask_token": 1,
             "student.backbone": len(student),
             "teacher.dino_head": 1,
@@ -301,19 +307,17 @@ class TestWhoseWeights:
             "head.bias": torch.ones(2),
         }
         file = saved(tmp_path / "dino.pth", dino.state_dict() | head)
-        entry = lineage(import_teacher(file, tmp_path / "teacher", **PLAIN))
+        entry = lineage(import_with(file, tmp_path / "teacher", **PLAIN))
         assert entry["dropped"] == {"dino_head": 1, "head": 2, "mask_token": 1}
 
     def test_two_that_are_equally_good_are_refused(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "two.pth", {"one": dino.state_dict(), "two": dino.state_dict()})
         with pytest.raises(DataError, match="several networks, 'one', 'two'"):
-            import_teacher(file, tmp_path / "teacher", **PLAIN)
+            import_with(file, tmp_path / "teacher", **PLAIN)
 
     def test_dermnio_says_what_it_has_seen(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "dermnio.pth", {"teacher": branch(dino, "backbone.")})
-        entry = lineage(
-            import_teacher(file, tmp_path / "teacher", **{**PLAIN, "format": "dermnio"})
-        )
+        entry = lineage(import_with(file, tmp_path / "teacher", **{**PLAIN, "format": "dermnio"}))
         assert {"isic*", "ham10000", "pad_ufes_20"} <= set(entry["pretrained_on"])
 
 
@@ -351,7 +355,7 @@ class TestAnotherSize:
         original = randomised(DinoV2(5, registers=registers))
         file = saved(tmp_path / "dino.pth", original.state_dict())
         options = WITH_REGISTERS if registers else PLAIN
-        teacher = import_teacher(
+        teacher = import_with(
             file, tmp_path / "teacher", **options, size=14 * grid, pos_embed=pos_embed
         )
         assert (
@@ -384,8 +388,8 @@ class TestAnotherSize:
         original = randomised(DinoV2(5, registers=registers))
         file = saved(tmp_path / "dino.pth", original.state_dict())
         options = {**(WITH_REGISTERS if registers else PLAIN), "format": format, "size": 42}
-        default = import_teacher(file, tmp_path / "default", **options)
-        explicit = import_teacher(file, tmp_path / "explicit", **options, pos_embed=method)
+        default = import_with(file, tmp_path / "default", **options)
+        explicit = import_with(file, tmp_path / "explicit", **options, pos_embed=method)
         assert torch.equal(default.module.backbone.pos_embed, explicit.module.backbone.pos_embed)
         assert lineage(default)["pos_embed"]["method"] == method
 
@@ -393,14 +397,14 @@ class TestAnotherSize:
         original = create_backbone(Backbone("vit_small_patch14_dinov2", {**SMALL, "img_size": 70}))
         file = saved(tmp_path / "vit.pth", original.state_dict())
         options = {**PLAIN, "format": "timm", "size": 42}
-        teacher = import_teacher(file, tmp_path / "teacher", **options)
+        teacher = import_with(file, tmp_path / "teacher", **options)
         theirs = resample_abs_pos_embed(original.pos_embed.detach(), [3, 3])
         assert torch.allclose(teacher.module.backbone.pos_embed, theirs, atol=1e-6)
 
     def test_another_way_gives_other_features(self, tmp_path: Path) -> None:
         file = saved(tmp_path / "dino.pth", randomised(DinoV2(5)).state_dict())
         one, other = (
-            features(import_teacher(file, tmp_path / way, **PLAIN, size=42, pos_embed=way))
+            features(import_with(file, tmp_path / way, **PLAIN, size=42, pos_embed=way))
             for way in ("bicubic", "bicubic-offset")
         )
         assert apart(one, other) > 1e-3
@@ -426,7 +430,7 @@ class TestPanDerm:
         }
         weights = branch(original, prefix) | (others if prefix else {})
         file = saved(tmp_path / "panderm.pth", {"model": weights} if prefix else weights)
-        teacher = import_teacher(file, tmp_path / "teacher", **CAE)
+        teacher = import_with(file, tmp_path / "teacher", **CAE)
         assert teacher.spec.preprocess.size == size
         assert teacher.backbone.std == PANDERM_STD
         assert apart(features(teacher), expected(original, size, PANDERM_STD)) < 1e-4
@@ -437,7 +441,7 @@ class TestPanDerm:
     def test_absolute_positions_are_resized(self, tmp_path: Path) -> None:
         original = randomised(PanDerm(5))
         file = saved(tmp_path / "panderm.pth", original.state_dict())
-        teacher = import_teacher(file, tmp_path / "teacher", **CAE, size=64)
+        teacher = import_with(file, tmp_path / "teacher", **CAE, size=64)
         theirs = resample_abs_pos_embed(original.pos_embed.detach(), [4, 4])
         assert torch.allclose(teacher.module.backbone.pos_embed, theirs, atol=1e-6)
 
@@ -450,7 +454,7 @@ class TestPanDerm:
         with pytest.raises(
             DataError, match=r"relative_position_bias_table.*of another shape.*--size"
         ):
-            import_teacher(file, tmp_path / "teacher", **CAE, size=64)
+            import_with(file, tmp_path / "teacher", **CAE, size=64)
 
     def test_without_positions_it_is_refused(self, tmp_path: Path) -> None:
         weights = {
@@ -458,7 +462,7 @@ class TestPanDerm:
         }
         file = saved(tmp_path / "panderm.pth", weights)
         with pytest.raises(DataError, match="neither pos_embed nor a relative position bias"):
-            import_teacher(file, tmp_path / "teacher", **CAE)
+            import_with(file, tmp_path / "teacher", **CAE)
 
 
 class TestTimm:
@@ -468,7 +472,7 @@ class TestTimm:
         )
         file = saved(tmp_path / "vit.pth", {"state_dict": net.state_dict(), "epoch": 3})
         options = {"format": "timm", "backbone": "vit_tiny_patch16_224", "backbone_args": SMALL}
-        teacher = import_teacher(file, tmp_path / "teacher", **options)
+        teacher = import_with(file, tmp_path / "teacher", **options)
         assert teacher.spec.preprocess.size == 48
         assert teacher.backbone.mean == (0.5, 0.5, 0.5)
         assert lineage(teacher)["dropped"] == {"head": 2}
@@ -490,7 +494,7 @@ class TestTimm:
             {"state_dict": net.state_dict(), "state_dict_ema": branch(average, "module.")},
         )
         options = {"format": "timm", "backbone": "resnet10t", "backbone_args": args}
-        teacher = import_teacher(file, tmp_path / "teacher", **options, size=40)
+        teacher = import_with(file, tmp_path / "teacher", **options, size=40)
         assert lineage(teacher)["branch"] == "state_dict_ema.module"
         assert lineage(teacher)["grid"] is None
         with torch.no_grad():
@@ -503,7 +507,7 @@ class TestTimm:
         net = randomised(timm.create_model("test_vit", num_classes=0))
         metadata = {"architecture": "timm test_vit", "mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"}
         save_file(net.state_dict(), tmp_path / "vit.safetensors", metadata)
-        teacher = import_teacher(tmp_path / "vit.safetensors", tmp_path / "teacher", format="timm")
+        teacher = import_with(tmp_path / "vit.safetensors", tmp_path / "teacher", format="timm")
         assert teacher.backbone.name == "test_vit"
         assert (teacher.backbone.mean, teacher.backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -523,7 +527,7 @@ class TestRefusals:
     def refuse(self, tmp_path: Path) -> Callable[..., str]:
         def refuse(error: type[DermedgeError], file: Path, **options: Any) -> str:
             with pytest.raises(error) as refusal:
-                import_teacher(file, tmp_path / "teacher", **options)
+                import_with(file, tmp_path / "teacher", **options)
             left = {path for path in tmp_path.iterdir() if path != file}
             assert not left, "nothing is written"
             message = str(refusal.value)
@@ -704,14 +708,14 @@ class TestRefusals:
         self, tmp_path: Path, dino: nn.Module
     ) -> None:
         file, out = saved(tmp_path / "dino.pth", dino.state_dict()), tmp_path / "teacher"
-        import_teacher(file, out, **PLAIN)
+        import_with(file, out, **PLAIN)
         before = (out / "teacher.json").read_bytes()
         with pytest.raises(UsageError, match="--overwrite"):
-            import_teacher(file, out, **PLAIN, name="other")
+            import_with(file, out, **PLAIN, name="other")
         with pytest.raises(DataError):
-            import_teacher(tmp_path / "absent.pth", out, **PLAIN, overwrite=True)
+            import_with(tmp_path / "absent.pth", out, **PLAIN, overwrite=True)
         assert (out / "teacher.json").read_bytes() == before
-        import_teacher(file, out, **PLAIN, name="other", overwrite=True)
+        import_with(file, out, **PLAIN, name="other", overwrite=True)
         assert json.loads((out / "teacher.json").read_text("utf-8"))["spec"]["name"] == "other"
 
 
@@ -719,7 +723,7 @@ def test_an_imported_teacher_starts_another_network(tmp_path: Path, dino: nn.Mod
     from dermedge.models.initialize import narrow
 
     file = saved(tmp_path / "dino.pth", dino.state_dict())
-    teacher = import_teacher(file, tmp_path / "teacher", **PLAIN)
+    teacher = import_with(file, tmp_path / "teacher", **PLAIN)
     network = Network(teacher.backbone, teacher.spec.tasks).eval()
     narrow(load_model_folder(tmp_path / "teacher"), network, 56)
     with torch.no_grad():
