@@ -24,8 +24,8 @@ def main(out: Path, images: int = 400, epochs: int = 8) -> None:
     )
     print("teacher:", teacher.metrics)
 
-    # mobilenetv2_035 is a narrower model of the same family, so the student starts as a pruned
-    # copy of the teacher.
+    # mobilenetv2_035 is a narrower model of the same family, so the student starts as a
+    # pruned copy of the teacher.
     student = dermedge.distill(
         out / "teacher",
         data,

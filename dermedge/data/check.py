@@ -24,10 +24,10 @@ class CheckReport:
 
     Attributes:
         data: Name of the data set.
-        status: Gravest level among the findings; "ok" if there are only "info"
+        status: Most severe level among the findings; "ok" if there are only "info"
             findings.
         images: Number of rows.
-        groups: Number of sets of rows that share a lesion or a patient.
+        groups: Number of groups: rows that share a lesion or a patient.
         findings: All findings, errors first.
         classes: Images per diagnosis; "" counts those without one.
         splits: Split -> diagnosis -> images; "" counts rows without a split.

@@ -1,4 +1,4 @@
-"""Draw a data set of procedural lesions, with all columns of a real table."""
+"""Draw a data set of synthetic lesions, with all columns of a real table."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def draw_data_set(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Table:
-    """Write a folder of drawn lesions with masks and a full table.
+    """Write a folder of synthetic lesions with masks and a full table.
 
     The same arguments give the same bytes. Every class occurs, and nevi are the most
     frequent, as in a clinic. Some lesions are photographed two or three times with
@@ -84,8 +84,8 @@ def draw_data_set(
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
         lines: list[dict[str, str]] = []
-        for view in _photograph_patients(count, seed, size):
-            lines.append(_save(folder, len(lines), view))
+        for photograph in _photograph_patients(count, seed, size):
+            lines.append(_save(folder, len(lines), photograph))
             if progress:
                 progress(len(lines), count, lines[-1]["image_id"])
         buffer = io.StringIO()
@@ -166,7 +166,7 @@ def _photograph_patients(count: int, seed: int, size: tuple[int, int]) -> Iterat
 def _photograph(
     lesion: Lesion, shot: int, rng: np.random.Generator, cells: dict[str, str]
 ) -> _Photograph:
-    """Return the drawing, or for `shot` > 0 a view with other framing and light."""
+    """Return the drawing; for `shot` > 0, change its framing, light and compression."""
     if shot == 0:
         return _Photograph(lesion.image, lesion.mask, 92, cells)
     height, width = lesion.mask.shape
@@ -197,14 +197,16 @@ def _photograph(
     )
 
 
-def _save(folder: Path, number: int, view: _Photograph) -> dict[str, str]:
+def _save(folder: Path, number: int, photograph: _Photograph) -> dict[str, str]:
     """Write image and mask, and return the cells of the row."""
     name = f"D{number:06d}"
     image, mask = f"images/{name}.jpg", f"masks/{name}.png"
-    Image.fromarray(view.image).save(folder / image, quality=view.quality, subsampling=0)
-    Image.fromarray(view.mask.astype(np.uint8) * 255).convert("1").save(folder / mask)
+    Image.fromarray(photograph.image).save(
+        folder / image, quality=photograph.quality, subsampling=0
+    )
+    Image.fromarray(photograph.mask.astype(np.uint8) * 255).convert("1").save(folder / mask)
     return {
-        **view.cells,
+        **photograph.cells,
         "image_id": name,
         "image": image,
         "mask": mask,

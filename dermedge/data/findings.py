@@ -21,12 +21,13 @@ from dermedge.data.taxonomy import TAXONOMY
 
 Level = Literal["error", "warning", "info"]
 EXAMPLES = 5
+"""Largest number of examples that a finding lists."""
 SMALL_SUBGROUP = 30
-"""Smallest subgroup that is not reported; `evaluate` compares skin types from it on."""
+"""Number of images below which a subgroup is reported; `evaluate` compares no smaller."""
 TINY = 32
-"""Shortest side in pixels that is not reported as tiny."""
+"""Side in pixels below which an image is reported as tiny."""
 FEWEST_GROUPS = len(SPLITS)
-"""Fewest groups of a class with which it can be in every split."""
+"""Number of groups that a class needs to be in every split."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Finding:
         level: "error", "warning" or "info".
         code: Identifier of the kind of finding, for programs.
         message: Sentences for a person: what is wrong, then what to do.
-        count: Number of rows, pairs, classes or subgroups concerned.
-        examples: A few of them.
+        count: Number of affected rows, pairs, classes or subgroups.
+        examples: Names of the first few of these.
 
     Examples:
         >>> Finding("info", "empty_split", "The split 'val' has no rows.", 0).level
@@ -154,7 +155,7 @@ def _check_pairs(
     description: str,
     pairs: Sequence[tuple[int, int]],
 ) -> Iterator[Finding]:
-    """Report pairs of one kind by what their rows share.
+    """Report the pairs of one kind, by the split and the group of their two images.
 
     Args:
         frame: Rows of the table.
@@ -163,13 +164,13 @@ def _check_pairs(
         description: Words for the kind.
         pairs: Pairs of row numbers.
     """
-    ids, splits, owners = frame["image_id"].tolist(), frame["split"].tolist(), group.tolist()
+    ids, splits, groups = frame["image_id"].tolist(), frame["split"].tolist(), group.tolist()
     leaking, unrelated, related = [], [], []
     for a, b in pairs:
         name = f"{ids[a]} = {ids[b]}"
         if splits[a] and splits[b] and splits[a] != splits[b]:
             leaking.append(name)
-        elif owners[a] != owners[b]:
+        elif groups[a] != groups[b]:
             unrelated.append(name)
         else:
             related.append(name)
@@ -248,7 +249,7 @@ def check_teacher(
     """Find rows that a teacher was trained on: by digest, and by the name of their set.
 
     A digest proves that the teacher was trained on the image. The name of a set only
-    makes it likely, because the teacher may have used a part of that set.
+    makes this likely, because the teacher may have used only a part of that set.
 
     Args:
         frame: Rows of the table.

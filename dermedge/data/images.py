@@ -17,9 +17,9 @@ from dermedge.data.table import Table
 from dermedge_runtime.errors import MissingExtraError
 from dermedge_runtime.progress import Progress
 
-# Both limits were chosen on lesions that were photographed several times. Among the
-# 8,062 images of HAM10000, 103 pairs of one lesion and 1 pair of two lesions are this
-# similar. The hash alone, at the same distance, finds 1,028 pairs of two lesions.
+# Both limits were chosen on lesions that were photographed several times. Among 8,062
+# images of HAM10000, 103 pairs of one lesion and 1 pair of two lesions are within both
+# limits. The hash alone, at the same distance, finds 1,028 pairs of two lesions.
 HASH_DISTANCE = 6
 CORRELATION = 0.975
 WORKERS = 8
@@ -109,8 +109,8 @@ def inspect_images(table: Table, *, progress: Progress | None = None) -> list[Im
 
     inspections = []
     # Pillow only warns about an image with too many pixels. Here it is an error,
-    # because such a file could fill the memory; all other warnings of damaged files are
-    # noise.
+    # because such a file could fill the memory. Other warnings are ignored: a damaged
+    # file raises an error anyway.
     with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -206,7 +206,7 @@ def find_near_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[i
 
 
 def find_unlisted_files(table: Table) -> list[str]:
-    """Return the image files beside the table's images that no row lists.
+    """Return the image files in the folders of the table's images that no row lists.
 
     Only files with a suffix that a listed image has are returned; hidden files are not.
     """

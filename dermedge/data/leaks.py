@@ -32,8 +32,8 @@ class LabelLeak:
 
     Attributes:
         column: Name of the column.
-        message: Sentence that says how it predicts the label, without a full stop.
-        count: Number of rows concerned.
+        message: Sentence, without a full stop, on how the column predicts the label.
+        count: Number of affected rows.
 
     Examples:
         >>> leak = LabelLeak("age", "age separates malignant from benign", 30)

@@ -1,4 +1,4 @@
-"""Read the lesion masks of a table in the frame that the network sees."""
+"""Read lesion masks, cropped and resized like the preprocessed images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ _BLACK = (0, 0, 0)
 
 
 def decode_mask(path: Path) -> NDArray[np.bool_]:
-    """Read a mask [H, W] as it is stored; True inside the lesion.
+    """Read a mask [H, W] at its stored size; True inside the lesion.
 
     Pixels brighter than half of white are inside. In a file without a value above 1,
     all pixels that are not black are inside.
@@ -34,13 +34,13 @@ def decode_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def read_mask(path: Path, spec: Preprocess) -> NDArray[np.bool_]:
-    """Read a mask [S, S] in the frame of the preprocessed image.
+    """Read a mask bool [S, S], cropped and resized like its preprocessed image.
 
     A pixel is inside if the lesion covers at least half of it.
 
     Args:
         path: The mask file.
-        spec: Preprocessing of the image; the mask is cut and resized alike.
+        spec: Preprocessing of the image, which is applied to the mask too.
 
     Raises:
         DataError: The file is missing or unreadable.

@@ -55,7 +55,7 @@ def read_teacher_images(teacher: Path | str) -> TeacherImages:
 
 
 def share_images(source: str, pattern: str) -> bool:
-    """Return True if two data sets have images in common, according to `CONTAINS`.
+    """Return True if `CONTAINS` says that two data sets have images in common.
 
     Args:
         source: Name of a data set.

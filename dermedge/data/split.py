@@ -89,7 +89,7 @@ def _summarize_groups(rows: pd.DataFrame) -> pd.DataFrame:
         .agg(
             rank=("rank", "min"),
             size=("rank", "size"),
-            owner=("split", _find_existing_split),
+            existing=("split", _find_existing_split),
             labels=("dx", frozenset),
         )
     )
@@ -104,9 +104,9 @@ def _assign_groups(
 ) -> dict[str, str]:
     """Return the split of each group.
 
-    A split without any image of the group's label comes first, the one with the largest
-    share before the others. Otherwise the group goes to the split that lacks most of
-    its share of the stratum.
+    A group goes to a split that has no image of the group's label yet. Of several such
+    splits, the one with the largest share is taken. If every split has one, the group
+    goes to the split that lacks most of its share of the stratum.
 
     Args:
         by_group: One row per group, sorted by stratum, then in random order.
@@ -116,19 +116,19 @@ def _assign_groups(
     # `covered` holds (label, split) of every image that has a split. The first groups
     # of a stratum go to splits that it does not cover, so that three groups reach all
     # splits.
-    owned = by_group[by_group["owner"] != ""]
-    assigned = {str(group): str(owner) for group, owner in owned["owner"].items()}
+    fixed = by_group[by_group["existing"] != ""]
+    assigned = {str(group): str(split) for group, split in fixed["existing"].items()}
     covered = {
-        (label, owner)
-        for labels, owner in zip(owned["labels"], owned["owner"], strict=True)
+        (label, split)
+        for labels, split in zip(fixed["labels"], fixed["existing"], strict=True)
         for label in labels
     }
     for _, stratum in by_group.groupby("rank"):
-        sizes = stratum.groupby("owner")["size"].sum()
+        sizes = stratum.groupby("existing")["size"].sum()
         lacking = {
             name: share[name] * float(sizes.sum()) - float(sizes.get(name, 0)) for name in SPLITS
         }
-        for group, row in stratum[stratum["owner"] == ""].iterrows():
+        for group, row in stratum[stratum["existing"] == ""].iterrows():
             uncovered = [name for name in open_splits if (row["label"], name) not in covered]
             split = (
                 max(uncovered, key=share.__getitem__)
@@ -191,7 +191,7 @@ class SplitReport:
     Attributes:
         out: Table file that was written.
         images: Number of rows.
-        groups: Number of sets of rows that share a lesion, a patient or an image.
+        groups: Number of groups: rows that share a lesion, a patient or an image file.
         kept: Number of rows that had a split and kept it.
         counts: Split -> diagnosis -> images.
 
@@ -226,7 +226,7 @@ def split_data(
             paths are relative to that folder. None writes to the table itself.
         fractions: Shares of train, val and test.
         seed: Random seed of the order in which groups are assigned.
-        redo: Discard the existing splits, also official ones.
+        redo: Discard all existing splits, including official ones.
         overwrite: Replace `out` if it exists.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Form the subgroups by which data are checked and models are compared.
+"""Form the subgroups for checks of data, evaluation and the accuracy gate.
 
 `dermedge data check`, `dermedge evaluate` and the accuracy gate all call
-`subgroup_columns`, so that they name and count the same subgroups.
+`subgroup_columns`, so they name and count the same subgroups.
 """
 
 import math
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 SUBGROUP_COLUMNS = ("fitzpatrick", "sex", "age_band", "site")
-"""The columns that subgroups are formed by, in the order of the reports."""
+"""Columns of `subgroup_columns`, in the order of the reports."""
 
 AGE_BANDS = ((0, "0-29"), (30, "30-49"), (50, "50-69"), (70, "70+"))
 """First age of a band in years, and the name of the band."""

@@ -1,4 +1,4 @@
-"""Read the one table form that every data set has.
+"""Read the table of a data set, in the form that all data sets share.
 
 A data set is a folder with `metadata.csv` (or `metadata.parquet`), or such a file.
 Image paths are relative to its folder. Only `image_id` and `image` are required.
@@ -76,11 +76,11 @@ class Table:
         return self.root.resolve().name
 
     def path(self, image: str) -> Path:
-        """Return the path of an image or mask of the table."""
+        """Return the path of an image or mask, from its cell in the table."""
         return self.root / image
 
     def replace(self, frame: pd.DataFrame) -> "Table":
-        """Return the data set with other rows or values, indexed 0..n-1."""
+        """Return the table with other rows or values, indexed 0..n-1."""
         return Table(self.root, frame.reset_index(drop=True), self.file)
 
     def select_split(self, split: str) -> "Table":
@@ -188,8 +188,8 @@ def _check_paths(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> 
                     "every image has one."
                 )
             seen[key] = at
-    # A table may come from a stranger: a path must not lead to files outside its
-    # folder.
+    # A table may come from an untrusted source, so a path must not lead to files
+    # outside its folder.
     for name in ("image", "mask"):
         for cell, at in zip(columns[name], where, strict=True):
             path = PurePosixPath(cell)
@@ -241,8 +241,8 @@ def _fill_malignant(own: float, dx: str) -> float:
     """Return the row's own value if it has one, otherwise that of its diagnosis."""
     if not math.isnan(own) or not dx:
         return own
-    of_label = TAXONOMY[dx].malignant
-    return math.nan if of_label is None else float(of_label)
+    malignant = TAXONOMY[dx].malignant
+    return math.nan if malignant is None else float(malignant)
 
 
 def groups(frame: pd.DataFrame, content: "pd.Series[str] | None" = None) -> "pd.Series[str]":
@@ -320,9 +320,9 @@ def digests(table: Table) -> "pd.Series[str]":
 
 
 def table_digest(table: Table) -> str:
-    """Return the sha256 (hex) of the table's cells, in whatever order of rows.
+    """Return the sha256 (hex) of the table's cells, independent of the order of rows.
 
-    Only `COLUMNS` count. The bytes of the images do not; use `digests` for these.
+    Only the cells of `COLUMNS` count, and not the image files. `digests` covers those.
     """
     rows = sorted(_encode_rows(table.frame))
     return sha256("\n".join(rows).encode()).hexdigest()

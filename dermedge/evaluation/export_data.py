@@ -1,4 +1,4 @@
-"""Serve the images of a table to an export: calibration, selection, and the gate."""
+"""Provide the images of a table to an export: calibration, selection and the gate."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ KEPT_BYTES = 1 << 30
 
 
 class TableEvaluationData:
-    """Images of one table, for the export of one model.
+    """Images and labels of one table, for the export of one model.
 
     An export calibrates on train, selects candidates and fits postprocessing on val,
     and decides the gate on test. Satisfies

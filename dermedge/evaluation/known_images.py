@@ -1,4 +1,4 @@
-"""Find the images of a table that trained, selected or calibrated a bundle's model."""
+"""Find known images: those that a bundle's model was trained or selected on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from dermedge_runtime.report import DIGEST_PREFIX, TRAINING_IMAGES, VALIDATION_I
 
 @dataclass(frozen=True, eq=False)
 class KnownImages:
-    """Rows of a table of N images whose files the model has used before.
+    """Known images among the N images of a table: the model has used their files.
 
     Attributes:
         training: True [N] for images that the model was trained on. The images that
             decided when training stopped count. None if the bundle does not list them.
-        validation: True [N] for images that selected or calibrated the model. None if
-            the bundle lists neither these nor its training images.
+        validation: True [N] for images that selected the model or fitted its
+            postprocessing. None if the bundle lists neither these nor its training
+            images.
 
     Examples:
         >>> import numpy as np
@@ -88,8 +89,8 @@ def describe_known_images(known: KnownImages, count: int) -> Iterator[str]:
         )
     if known.validation is not None and known.validation.any():
         yield (
-            f"{int(known.validation.sum())} of these {count} images selected and calibrated the "
-            "model, so its scores on them are too high. Report the test split instead."
+            f"{int(known.validation.sum())} of these {count} images selected the model or fitted "
+            "its postprocessing, so its scores on them are too high. Report the test split instead."
         )
 
 
@@ -115,6 +116,6 @@ def _match_list(bundle: Bundle, path: str, prefixes: Sequence[str]) -> RowMask |
     """Compare digest prefixes with a list in the bundle; None if it has none."""
     if path not in bundle.files:
         return None
-    # `read` verifies the checksum, so a changed list is refused, not believed.
+    # `read` verifies the checksum, so a changed list raises an error.
     listed = set(bundle.read(path).decode("ascii", "replace").split())
     return np.array([prefix in listed for prefix in prefixes], bool)

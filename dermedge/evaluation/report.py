@@ -1,4 +1,4 @@
-"""Report types of `evaluate`: plain data, enough to draw every plot."""
+"""Define the report types of `evaluate`, with the data of every plot."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class GroupScore:
 
     Attributes:
         cases: Images of the group with a known class.
-        malignant: Malignant images of the group, whatever their diagnosis.
+        malignant: Malignant images of the group, with or without a known class.
         score: The comparison's metric.
         tpr: True positive rate: share of the malignant images that the model calls
             malignant at the decision threshold.
@@ -102,7 +102,7 @@ class Fairness:
             diagnoses. For `malignant_balanced_accuracy`, 0 is benign and 1 malignant.
         groups: Groups with at least 30 cases.
         insufficient: Number of cases of each smaller group. No other field counts them.
-        unknown: Number of cases whose group the data do not record. They form no group.
+        unknown: Number of cases without a recorded group. They form no group.
         worst: Group with the lowest score. None if nothing can be compared, or if no
             group is below another.
         gap: Score of the best group minus that of the worst. It has no value if fewer
@@ -173,7 +173,7 @@ class EvaluatedImage:
         probability: Probability of the predicted label.
         malignant: True class. None if unknown.
         malignancy: Predicted malignancy score.
-        trained_on: True if the model was trained on this very file.
+        trained_on: True if the model was trained on an identical file.
 
     Examples:
         >>> image = EvaluatedImage(

@@ -47,7 +47,7 @@ def score_images(
     All metrics share the same bootstrap replicates, so each replicate is drawn once.
 
     Args:
-        predictions: Predictions for N images, with what the table records of them.
+        predictions: Predictions for N images, with their labels, groups and subgroups.
         decoded: The same predictions, decoded.
         replicates: Bootstrap replicates over lesions or patients.
         seed: Random seed of the bootstrap.

@@ -1,4 +1,4 @@
-"""Collect what a protocol works on: the loaded teacher, the task and the options."""
+"""Load the inputs of a protocol: the teacher, the task and the options."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class ProbeContext:
         weights: SHA-256 of the weights file.
         data: Folder or file of the table.
         task: The task on that table.
-        test: The test rows with a known answer.
+        test: The test rows with a known label.
         options: The options of the probe.
         recipe: The training recipe; None for knn.
         cache: Folder of the cached features.

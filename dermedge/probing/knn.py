@@ -37,7 +37,7 @@ def vote(
         labels: Classes [N] of the train images, 0 to K-1.
         queries: Features [M, D] of the images to classify.
         classes: K.
-        neighbours: Number of voters; all train images if there are fewer.
+        neighbours: Number of neighbours that vote; all train images if there are fewer.
 
     Examples:
         >>> import numpy as np

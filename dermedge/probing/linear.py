@@ -68,9 +68,9 @@ def fit_linear(
 ) -> FittedClassifier:
     """Fit a linear layer to features by Adam at a constant rate.
 
-    Nothing is selected, so no validation data are needed. Weights start at N(0,
-    0.01^2), biases at 0. It always runs on the CPU, so that the same arguments give the
-    same layer.
+    Nothing is selected, so no validation data are needed. Weights start from a normal
+    distribution with standard deviation 0.01, biases at 0. The layer is always trained
+    on the CPU, so the same arguments give the same layer.
 
     Args:
         kind: `classify` (cross entropy), `binary` (binary cross entropy) or `ordinal`
@@ -79,14 +79,13 @@ def fit_linear(
         features: Features [N, D].
         labels: Class index [N], 0 to K-1.
         recipe: Length and learning rate. Batches have equal size, as near as possible,
-            so that the last one is not a small rest. The rate is `lr` times the images
+            so that no small last batch remains. The rate is `lr` times the images
             of a batch over 256.
-        normalise: Subtract the train features' mean and divide by their standard
-            deviation, feature by feature, as a batch norm without weights before the
-            layer does (He et al., MAE, CVPR 2022). The published protocol does not: its
-            rate suits the features of a vision transformer, which its last norm scales
-            to about 1. Features of a network that pools after a ReLU may be too small
-            for 50 epochs.
+        normalise: Standardize each feature by its mean and standard deviation over the
+            train images, like a batch norm without weights (He et al., MAE, CVPR 2022).
+            The published protocol does not. Its rate suits a vision transformer, whose
+            last norm scales the features to about 1. Features of a network that pools
+            after a ReLU may be too small to be learned in 50 epochs.
         seed: Random seed for initialization and shuffling.
 
     Returns:
@@ -106,10 +105,9 @@ def fit_linear(
 
     shift = features.mean(axis=0) if normalise else np.zeros(features.shape[1], np.float32)
     scale = features.std(axis=0) + EPSILON if normalise else np.ones(features.shape[1], np.float32)
-    inputs, answers = torch.from_numpy((features - shift) / scale), torch.from_numpy(labels)
-    # The published recipe scales its rate by batch / 256. Batches of equal size keep
-    # one rate valid for all of them: a rest of a few images would take a step as large
-    # as the others.
+    inputs, targets = torch.from_numpy((features - shift) / scale), torch.from_numpy(labels)
+    # The published recipe scales its rate by batch / 256. Batches of equal size share
+    # one rate. A small last batch would take as large a step as the others.
     batches = max(1, round(len(inputs) / recipe.batch_size))
     rate = recipe.lr * len(inputs) / batches / BASE_BATCH
     # The global generator keeps its state, so a probe does not change what follows it.
@@ -119,7 +117,7 @@ def fit_linear(
         optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
         for _ in range(recipe.epochs):
             for rows in torch.randperm(len(inputs)).tensor_split(batches):
-                loss = _compute_loss(kind, layer(inputs[rows]), answers[rows])
+                loss = _compute_loss(kind, layer(inputs[rows]), targets[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -150,7 +148,8 @@ def class_probabilities(kind: Kind, logits: Probabilities) -> Probabilities:
         return np.asarray(softmax(logits), np.float64)
     above = np.minimum.accumulate(sigmoid(logits), axis=1)
     certain, impossible = np.ones((len(logits), 1)), np.zeros((len(logits), 1))
-    # P(y = k) = P(y > k - 1) - P(y > k), with P(y > -1) = 1 and P(y > K - 1) = 0.
+    # The probability of a level is the difference of two neighbouring exceedances:
+    # P(y = k) = P(y > k - 1) - P(y > k). At the ends, P(y > -1) = 1, P(y > K - 1) = 0.
     return np.asarray(-np.diff(np.concatenate([certain, above, impossible], axis=1), axis=1))
 
 

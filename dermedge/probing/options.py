@@ -92,7 +92,7 @@ class ProbeOptions:
         if self.protocol == "finetune":
             from dermedge.train.loop import Schedule
 
-            # The defaults of fine-tuning are those of `finetune`, whatever they become.
+            # Read from `finetune`, so that both always have the same defaults.
             schedule = Schedule()
             default = LinearRecipe(schedule.epochs, schedule.batch_size, schedule.lr)
         else:

@@ -48,8 +48,8 @@ def probe(
     - `segment`: decoders on the frozen feature maps; Adam, rate 1e-3, batches of 64, 20
       epochs. `linear` is batch norm, dropout and a 1x1 convolution on the last map;
       `upernet` reads several maps.
-    - `finetune`: `dermedge.train.finetune` trains the whole network, with that
-      function's own settings, in a folder that is deleted afterwards.
+    - `finetune`: `dermedge.finetune` trains the whole network, with its own default
+      settings, in a folder that is deleted afterwards.
 
     Args:
         teacher: Folder of a teacher or student.
@@ -57,10 +57,10 @@ def probe(
             patient.
         options: Task, protocol and settings; by default the linear probe of the
             diagnosis.
-        cache: Folder of features by content of weights and images, so that ten probes
-            of the same images cost one forward pass. By default `TEACHER.features`
-            beside the teacher's folder. Feature maps for `segment` are large: they stay
-            in memory, as far as they fit, while the probe runs.
+        cache: Folder of cached features, by digest of weights and images: ten probes of
+            the same images cost one forward pass. By default `TEACHER.features` beside
+            the teacher's folder. Feature maps for `segment` are too large for it. They
+            stay in memory, as far as they fit.
         out: File to write the report to, as JSON; by default none.
         overwrite: Replace `out` if it exists.
         progress: Called with the steps done.
@@ -85,7 +85,7 @@ def probe(
     """
     options = options or ProbeOptions()
     if out is not None:
-        # Checked before the work, which may take hours.
+        # The probe may take hours, so the file is checked first.
         check_free(Path(out), overwrite=overwrite)
     context = load_context(teacher, data, options, cache=cache, progress=progress)
     report = _make_report(context, RUN_PROTOCOL[options.protocol](context))
@@ -166,6 +166,6 @@ def _list_warnings(context: ProbeContext) -> Iterator[str]:
         )
     if unlabelled := task.count_unlabelled("test"):
         yield (
-            f"Left out: {unlabelled} test images whose answer is unknown, or whose class is not in "
+            f"Left out: {unlabelled} test images whose label is unknown, or whose class is not in "
             "train."
         )

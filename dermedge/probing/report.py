@@ -1,4 +1,4 @@
-"""Report types of `probe`, as plain data."""
+"""Define the report types of `probe`, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class ProbeResult:
     """Scores on test of one classifier or decoder, or of one fine-tuned network.
 
     Attributes:
-        name: `linear`, `knn`, `finetune`, `upernet`, or a fraction of the labels (`5
-            %`).
+        name: `linear`, `knn`, `finetune`, `upernet`, or a fraction of the labels, such
+            as `5 %`.
         fraction: Requested fraction of the train labels.
         train_images: Number of images that it was fitted on.
         train_groups: Number of lesions or patients of these images.
@@ -52,7 +52,7 @@ class ProbeReport:
         teacher_weights: SHA-256 of its weights file.
         data: Name of the table.
         data_digest: Digest of the table's content, splits included.
-        images: Number of images with a known answer, by split.
+        images: Number of images with a known label, by split.
         test_groups: Number of lesions or patients of the test split.
         labels: The classes.
         support: Number of test images by class; empty for a segmentation.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HEADS = ("linear", "upernet")
 SEGMENT_RECIPE = LinearRecipe(epochs=20, batch_size=64, lr=1e-3)
 CLASSES = 2
-# Memory for feature maps. What does not fit is computed again in every epoch.
+# Memory for feature maps. Maps that do not fit are computed again in every epoch.
 MAPS_BYTES = 2 << 30
 LARGEST_HALF = 65504.0
 RowIndices = NDArray[np.intp]
@@ -30,7 +30,8 @@ RowIndices = NDArray[np.intp]
 class FeatureMaps:
     """Feature maps of a frozen network, for the images of a table.
 
-    Each image's maps are computed once, as long as they fit into memory.
+    Maps are kept in memory up to `room` bytes. Those of other images are computed again
+    for each batch.
 
     Args:
         teacher: The model; its own preprocessing is used.
@@ -158,9 +159,8 @@ def make_decoders(
     )
     device = next(network.parameters()).device
     with torch.inference_mode():
+        # The spec does not state the widths of the maps, so one black image is run.
         maps = frozen_maps(
-            # The widths of the maps are not known from the spec, so one empty image is
-            # run.
             network,
             torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device),
             levels,

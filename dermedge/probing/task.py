@@ -14,7 +14,7 @@ from dermedge_runtime.spec import Kind, Spec
 Labels = NDArray[np.int64]
 Groups = NDArray[np.str_]
 
-# Task -> (kind of its output, column of the table that holds the answer)
+# Task -> (kind of its output, column of the table that holds the label)
 TASKS: dict[str, tuple[Kind, str]] = {
     "diagnosis": ("classify", "dx"),
     "malignancy": ("binary", "malignant"),
@@ -25,7 +25,7 @@ TASKS: dict[str, tuple[Kind, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class ProbeSplit:
-    """Rows of one split with a known answer.
+    """Rows of one split with a known label.
 
     Attributes:
         table: The N rows.
@@ -64,7 +64,7 @@ class ProbeTask:
         name: One of `TASKS`.
         classes: Names of the classes.
         table: The N rows.
-        labels: Class index [N] of each row, -1 if the answer is unknown or no class
+        labels: Class index [N] of each row, -1 if the label is unknown or no class
             covers it. For a segmentation, 0 for a row with a mask and -1 for a row
             without one.
         groups: Lesion or patient [N] of each row.
@@ -92,10 +92,10 @@ class ProbeTask:
         return TASKS[self.name][0]
 
     def select(self, split: str) -> ProbeSplit:
-        """Return the rows of a split whose answer is known.
+        """Return the rows of a split whose label is known.
 
         Raises:
-            DataError: The split is empty, or no answer in it is known.
+            DataError: The split is empty, or none of its labels is known.
         """
         self.table.select_split(split)  # Its error lists the splits of the table.
         chosen = np.flatnonzero(
@@ -124,10 +124,10 @@ def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
     Args:
         name: One of `TASKS`.
         table: The rows, all in a split.
-        spec: The spec of any model.
+        spec: Spec of any model; its tasks are not used.
 
     Raises:
-        DataError: The train split has fewer than two different answers.
+        DataError: The train split has fewer than two different labels, or no mask.
 
     Examples:
         >>> from dermedge import Bundle
@@ -155,10 +155,10 @@ def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
         classes = (
             ("benign", "malignant") if name == "malignancy" else tuple(map(str, range(levels)))
         )
-    answers = len(set(labels[train & (labels >= 0)].tolist()))
-    if answers < (1 if name == "segment" else 2):
+    different = len(set(labels[train & (labels >= 0)].tolist()))
+    if different < (1 if name == "segment" else 2):
         raise DataError(
-            f"The train rows of {table.file} have {answers} different answers in the column "
+            f"The train rows of {table.file} have {different} different labels in the column "
             f"{column!r}, too few for the task {name}. Fill the column, or choose another task."
         )
     return ProbeTask(name, classes, table, labels, groups(frame).to_numpy(str))

@@ -1,8 +1,8 @@
 """Draw the forest plot of a parity report: losses overall, by group and by diagnosis.
 
-Each row draws its own SVG line in a table cell, so that names and numbers stay text
-that can be selected, read aloud and reflowed on a phone. See `plots` for the reasons to
-draw SVG without a plotting library.
+Each row draws its own SVG line in a table cell. Names and numbers stay text, so readers
+can select them, screen readers can read them, and a phone can wrap them. `plots` gives
+the reasons to draw SVG without a plotting library.
 """
 
 import math
@@ -27,7 +27,7 @@ from dermedge_runtime.report import Interval
 MIDDLE = 17
 STEPS = (1, 2, 5, 10)
 MOST_TICKS = 6
-# Smallest range of a scale. Without it a loss of nearly nothing would fill the plot.
+# Smallest range of a scale. Without it, a negligible loss would fill the plot.
 NARROWEST = 0.001
 
 
@@ -82,7 +82,7 @@ class Scale:
         if value.low is not None and value.high is not None:
             ends = {"x1": self._position(value.low), "x2": self._position(value.high)}
             parts.append(node("line", y1=MIDDLE, y2=MIDDLE, class_="whisker", **ends))
-            # A stop at the border would show an end of the interval that is not there.
+            # A stop at the border would show a wrong end of the interval.
             inside = [end for end in (value.low, value.high) if self.low <= end <= self.high]
             for end in inside:
                 x = self._position(end)
@@ -117,7 +117,7 @@ class Row:
         name: Name of the group or diagnosis.
         cases: Number of its images.
         reference: Balanced accuracy of the student; for a diagnosis, its recall.
-        candidate: The same of the artifact.
+        candidate: The same metric of the artifact.
         loss: Loss as a share of the student's value.
         few: True for fewer than 100 cases, too few to decide.
         plot: Line of the drawing.

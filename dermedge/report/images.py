@@ -28,8 +28,8 @@ class Examples:
         meaning: Explanation in one sentence.
         word: Label on each image.
         tone: CSS class of that label.
-        total: Number of images of this kind.
-        among: The images that were searched, such as "143 malignant images".
+        total: Number of all images of this kind, shown or not.
+        among: Images that the kind is a part of, such as "143 malignant images".
         images: The shown images.
 
     Examples:
@@ -65,8 +65,8 @@ def choose_examples(evaluation: EvaluationReport) -> list[Examples]:
     """
     used: set[str] = set()
     kinds = []
-    # The kinds are in order of their importance for patients: an image that is of two
-    # kinds is shown for the worse one.
+    # The kinds are sorted by their importance for patients, so an image of two kinds is
+    # shown under the worse one.
     for kind in _sort_kinds(evaluation):
         images = _spread_diagnoses((i for i in kind.images if i.image_id not in used), SHOWN)
         used.update(image.image_id for image in images)

@@ -1,4 +1,4 @@
-"""Summarize a bundle's reports in sentences: key numbers, and reasons for doubt."""
+"""Summarize a bundle's reports in sentences: key numbers and warnings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -89,7 +89,7 @@ def balanced_accuracy_loss(parity: Mapping[str, Any]) -> Interval:
 def is_classifier(evaluation: EvaluationReport) -> bool:
     """Return True if the page shows classification metrics.
 
-    It does for a model that has classes, and if no metric of another task was measured.
+    This holds for a model with classes, and if no metric of another task was measured.
 
     Examples:
         >>> from dermedge.evaluation.evaluate import evaluate

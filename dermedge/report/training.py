@@ -8,6 +8,16 @@ from markupsafe import Markup
 
 from dermedge.report import plots, text
 
+LOSS_NAMES: Mapping[str, str] = {
+    "dino": "DINO",
+    "ibot": "iBOT",
+    "ibot_per_masked_crop": "iBOT, per masked crop",
+    "koleo": "KoLeo",
+    "pull": "pull of prototypes",
+    "loss": "total",
+}
+"""Key of a loss in the history of a pretraining -> its name on the page."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -110,7 +120,7 @@ def _list_facts(
         ("Initial weights", _initial_weights(settings.get("init"))),
         ("Epochs", f"{ran} of {planned} planned" if planned else ran or None),
         ("Kept epoch", best + 1 if isinstance(best, int) and best >= 0 else None),
-        ("Optimiser", _optimiser(schedule)),
+        ("Optimizer", _optimizer(schedule)),
         ("Distillation", _distillation(settings)),
         ("Losses of the last epoch", _losses(run) if run.get("command") == "pretrain" else None),
         ("Warnings", " ".join(map(str, run.get("warnings") or ()))),
@@ -141,7 +151,7 @@ def _initial_weights(init: object) -> str | None:
     return None if init is None else known.get(str(init), str(init))
 
 
-def _optimiser(schedule: Mapping[str, Any]) -> str:
+def _optimizer(schedule: Mapping[str, Any]) -> str:
     named = (
         ("batch_size", "batch"),
         ("lr", "learning rate"),
@@ -171,8 +181,10 @@ def _distillation(settings: Mapping[str, Any]) -> str:
 
 def _losses(run: Mapping[str, Any]) -> str:
     last = _mapping(next(reversed(run.get("history") or ()), None))
-    return ", ".join(
-        f"{name} {value:.3f}" for name, value in last.items() if name != "images_per_second"
+    return "; ".join(
+        f"{LOSS_NAMES.get(name, name)} {value:.3f}"
+        for name, value in last.items()
+        if name != "images_per_second"
     )
 
 

@@ -41,7 +41,7 @@ def test_acne04_in_folders_by_severity(tmp_path: Path) -> None:
     frame = read_table(tmp_path / "out").frame
     assert frame["severity"].tolist() == [0, 1, 2, 3]
     assert frame["image_id"].tolist() == [f"acne{level}_1024_levle{level}_7" for level in range(4)]
-    assert not any("is not there" in note for note in report.notes)
+    assert not any("is missing" in note for note in report.notes)
 
 
 def test_ddi_keeps_its_range_of_skin_tone_and_guesses_no_type(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_derm7pt_without_or_with_a_wrong_index_file(tmp_path: Path) -> None:
     index = next(source.rglob("valid_indexes.csv"))
     index.unlink()
     report = add_data("derm7pt", source, tmp_path / "out")
-    assert any("valid_indexes.csv is not there" in note for note in report.notes)
+    assert any("valid_indexes.csv is missing" in note for note in report.notes)
     assert report.splits == {"": 2, "test": 2, "train": 4}
     write_csv(index, [{"indexes": 4}])
     with pytest.raises(DataError, match=r"valid_indexes\.csv lists row '4'"):
@@ -207,7 +207,7 @@ def test_ph2_has_diagnoses_and_masks(tmp_path: Path) -> None:
     for n, mask in enumerate(frame["mask"]):
         original = next((tmp_path / "raw").rglob(f"IMD{n + 2:03}_lesion.bmp"))
         assert (tmp_path / "out" / mask).read_bytes() == original.read_bytes()
-    assert any("lines of PH2_dataset.txt are no rows" in note for note in report.notes)
+    assert any("lines of PH2_dataset.txt are not rows" in note for note in report.notes)
     text = next((tmp_path / "raw").rglob("PH2_dataset.txt"))
     text.write_text("something else\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"PH2_dataset\.txt has no row like"):

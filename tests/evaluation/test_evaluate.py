@@ -289,8 +289,8 @@ def test_images_that_selected_the_model_are_flagged_in_any_split(data, tmp_path)
     assert report.split == "test"
     assert report.trained_on == ()
     assert report.warnings == (
-        "3 of these 60 images selected and calibrated the model, so its scores on them are too "
-        "high. Report the test split instead.",
+        "3 of these 60 images selected the model or fitted its postprocessing, so its scores on "
+        "them are too high. Report the test split instead.",
     )
 
 
@@ -301,7 +301,7 @@ def test_val_images_of_the_training_are_flagged_for_bundles_without_a_validation
     bundle = make_bundle(tmp_path / "b.dermedge", files={LISTS[0]: prefixes(data, [0, 1])})
     trained, selected = evaluate(bundle, data, split="val", replicates=20).warnings
     assert "TRAINED ON 2 of these 70 images" in trained
-    assert "2 of these 70 images selected and calibrated" in selected
+    assert "2 of these 70 images selected the model" in selected
 
 
 def test_a_bundle_without_a_list_of_training_images_is_flagged(data, toy_bundle_path, tmp_path):
@@ -356,9 +356,8 @@ def test_a_table_without_splits_gets_one_and_only_its_test_part_is_read(tmp_path
     assert 10 <= first.overall.cases <= 30
     assert first.overall.cases == 2 * first.overall.groups
     images = [{row.image_id for row in report.images} for report in (first, other)]
-    assert (
-        images[0] == images[1]
-    )  # the seed is the bootstrap's: other images would be ones that a model has learned from
+    # `seed` is that of the bootstrap. Another seed of the splits would evaluate training images.
+    assert images[0] == images[1]
 
 
 def test_without_a_threshold_there_is_no_sensitivity(data, tmp_path):

@@ -42,7 +42,8 @@ def test_a_draw_takes_whole_groups_and_its_fraction_of_every_class(fraction):
     assert set(groups[rows]).isdisjoint(np.delete(groups, rows))
     for label, count in enumerate(np.bincount(labels)):
         drawn, wanted = int((labels[rows] == label).sum()), max(1, round(fraction * count))
-        assert wanted <= drawn <= wanted + 2  # the last lesion may bring two images too many
+        # The last lesion may add two images more than the fraction.
+        assert wanted <= drawn <= wanted + 2
 
 
 def test_a_draw_holds_the_rarest_class_even_if_its_fraction_is_less_than_one_image():
@@ -93,15 +94,15 @@ def test_a_narrower_diagnosis_counts_as_the_class_that_covers_it(tmp_path):
     assert task.count_unlabelled("test") == 1
 
 
-def test_a_task_with_one_answer_in_train_is_refused(tmp_path):
+def test_a_task_with_one_label_in_train_is_refused(tmp_path):
     rows = [
         row | {"severity": 2 if row["split"] == "train" else row["severity"]}
         for row in coloured(36)
     ]
     table = with_split(read_table(data_set(tmp_path / "data", rows)))
-    with pytest.raises(DataError, match="1 different answers in the column 'severity'"):
+    with pytest.raises(DataError, match="1 different labels in the column 'severity'"):
         make_probe_task("severity", table, SPEC)
-    with pytest.raises(DataError, match="0 different answers in the column 'mask'"):
+    with pytest.raises(DataError, match="0 different labels in the column 'mask'"):
         make_probe_task("segment", table, SPEC)
 
 
@@ -136,7 +137,7 @@ def test_retrieval_metrics_agree_with_a_ranking_by_hand():
     found = measure_retrieval(
         AROUND, OF, np.array([[1, 0.02], [1, 0.02], [1, 0.02]], np.float32), np.array([0, 1, 3])
     )
-    # The ranking is 0 0 1 1 2: class 1 stands third and fourth, class 3 nowhere.
+    # The ranking is 0 0 1 1 2: class 1 is third and fourth, class 3 is missing.
     assert found["hit_at_1"].tolist() == [1, 0, 0]
     assert found["hit_at_5"].tolist() == [1, 1, 0]
     np.testing.assert_allclose(found["mean_average_precision"], [1, (1 / 3 + 2 / 4) / 2, np.nan])

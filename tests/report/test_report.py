@@ -670,13 +670,15 @@ def test_a_pretraining_shows_its_losses_and_warnings(tmp_path, bundle):
                 "weight_decay": [0.04, 0.2],
             },
         },
-        "history": [{"dino": 5.5431, "label": 0.31, "images_per_second": 50.0}],
+        "history": [
+            {"dino": 5.5431, "label": 0.31, "ibot_per_masked_crop": 7.4, "images_per_second": 50.0}
+        ],
         "warnings": ["The dino loss taught nothing."],
     }
     found = page(tmp_path, bundle, runs=[pretraining]).text
     assert "Pretraining: mobilenetv2_100 Pretraining has no validation metrics" in found
     assert "No epochs are recorded" not in found
-    assert "Losses of the last epoch dino 5.543, label 0.310" in found
+    assert "Losses of the last epoch DINO 5.543; label 0.310; iBOT, per masked crop 7.400" in found
     assert "Warnings The dino loss taught nothing." in found
     assert "weight decay 0.04 to 0.2" in found
     assert "Input 96 x 96 pixels, crops" in found

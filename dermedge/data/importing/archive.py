@@ -109,10 +109,10 @@ class ImageIndex:
                 self._by_name.setdefault("/".join(parts[-depth:]), []).append(path)
 
     def find(self, name: str) -> Path | None:
-        """Return the image of a name, None if there is none.
+        """Return the image with a name, None if there is none.
 
-        As many folders of the name are compared as have a match, so that a table may
-        name folders that the archive does not have.
+        The name is compared with its last folders first, then with fewer of them: a
+        table may name folders that the archive does not have.
 
         Raises:
             DataError: Different images have that name.

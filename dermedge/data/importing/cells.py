@@ -13,13 +13,13 @@ from dermedge_runtime.errors import DataError
 def translate_cells(
     layout: Layout, columns: Mapping[str, str], record: Record, unknown: Counter[str]
 ) -> dict[str, str]:
-    """Return the cells of a row by the names of our columns.
+    """Return the cells of a row by column of our table.
 
     Args:
         layout: Layout of the set.
         columns: Column of our table -> column of the set.
         record: The row as published.
-        unknown: Counts labels that the taxonomy does not know; it is updated.
+        unknown: Counts of the labels that the taxonomy does not know; updated in place.
 
     Raises:
         DataError: The label is unknown and the layout does not allow that, or the cells

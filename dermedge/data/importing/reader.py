@@ -102,7 +102,7 @@ def read_parts(layout: Layout, archive: Archive) -> ReadResult:
         archive: All files of the set.
 
     Raises:
-        DataError: No part of the set is there, a table cannot be read, or a label is
+        DataError: No part of the set is found, a table cannot be read, or a label is
             unknown.
     """
     result = ReadResult()
@@ -110,13 +110,13 @@ def read_parts(layout: Layout, archive: Archive) -> ReadResult:
     complete = False
     for part in layout.parts:
         if part.instead:
-            # Read only if no part before it is there; it then stands for all of these.
+            # It is read only if all parts before it are missing, and replaces them.
             if not complete and _read_part(layout, part, archive, result):
                 complete, missing = True, []
         elif _read_part(layout, part, archive, result):
             complete = True
         else:
-            missing.append(f"{part.name} is not there: its images are left out.")
+            missing.append(f"{part.name} is missing: its images are left out.")
     if not complete:
         raise DataError(
             f"{archive.root} holds no {layout.parts[0].name}. Give the folder that {layout.title} "
@@ -135,7 +135,7 @@ def read_parts(layout: Layout, archive: Archive) -> ReadResult:
 
 
 def _read_part(layout: Layout, part: Part, archive: Archive, result: ReadResult) -> bool:
-    """Read one part into `result`; return False if it is not there."""
+    """Read one part into `result`; return False if its files are missing."""
     images = archive.find_images(part.images, layout.ignore)
     path = archive.find_table(part.table) if part.table else None
     if path is None and (part.table or not images):
@@ -151,7 +151,7 @@ def _read_part(layout: Layout, part: Part, archive: Archive, result: ReadResult)
     else:
         table = SourceTable.read(path)
         if not part.images:
-            # A table of one's own: its columns have our names already, others are kept.
+            # A user's own table has our column names already; other columns are kept.
             columns = {name: name for name in COLUMNS if name in table.frame} | columns
             others = (name for name in table.frame.columns if name not in columns.values())
             layout = replace(layout, keep=tuple(others))

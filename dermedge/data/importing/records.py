@@ -104,7 +104,7 @@ def read_lines(part: Part, path: Path, notes: list[str]) -> Iterator[Record]:
         raise DataError(f"{path} has no row like {part.line!r}. Give the file as it is published.")
     if other:
         notes.append(
-            f"{len(other)} lines of {path.name} are no rows and were skipped, the first: "
+            f"{len(other)} lines of {path.name} are not rows and were skipped, the first: "
             f"{other[0]!r}."
         )
     for number, line in enumerate(lines, start=1):
@@ -181,7 +181,7 @@ def add_splits(table: SourceTable, part: Part, archive: Archive, notes: list[str
     for split, name in part.splits.items():
         path = archive.find_table((name,))
         if path is None:
-            notes.append(f"{name} is not there: its rows have no official split.")
+            notes.append(f"{name} is missing: its rows have no official split.")
             continue
         rows = SourceTable.read(path).frame
         for cell in rows[rows.columns[0]]:
@@ -199,7 +199,7 @@ def _join_table(
 ) -> pd.DataFrame:
     path = archive.find_table((join.table,))
     if path is None:
-        notes.append(f"{join.table} is not there: its columns are empty.")
+        notes.append(f"{join.table} is missing: its columns are empty.")
         return frame
     other = SourceTable.read(path).frame
     if join.key not in other:

@@ -64,11 +64,11 @@ The papers of the sets are the source. Digests were not compared.
 
 @dataclass(frozen=True)
 class Join:
-    """A further table about the same images, joined if it is there.
+    """A further table about the same images, joined if its file exists.
 
     Attributes:
-        table: Name of its file.
-        key: Its column that names the image, or the value of `on`.
+        table: Name of the further table's file.
+        key: Column of the further table that names the image, or the value of `on`.
         on: Column of the part's table that `key` refers to; by default the column that
             names the image.
 
@@ -107,7 +107,7 @@ class Part:
             without a table. The image's name starts where the match starts, and the
             named groups are the columns. `(?<![^/])` stands for the start of a folder's
             name.
-        instead: Read only if no part before it is there.
+        instead: The part is read only if all parts before it are missing.
 
     Examples:
         >>> Part(table=("labels.csv",), images=("photos*",)).name
@@ -127,7 +127,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Name of the file or folder that shows that this part is there."""
+        """Name of the file or folder by which this part is found."""
         return (self.table or self.images)[0]
 
 
@@ -142,7 +142,7 @@ class Layout:
         licence: Licence of the set, as an SPDX id if there is one.
         citation: Reference that a user of the set must cite.
         homepage: Address where the set is published.
-        parts: Downloads of the set; those that are not there are left out.
+        parts: Downloads of the set; missing ones are left out.
         columns: Column of our table -> column of the set. `image` names the image, by
             its file name with or without suffix.
         views: Column of the set that names an image -> the view that it shows, for rows
@@ -150,7 +150,7 @@ class Layout:
         keep: Columns of the set that are copied under their own name. They are for
             people and are never used as inputs.
         one_hot: Columns that hold 1 for the label of a row, instead of one column `dx`.
-        otherwise: Label of a row without any.
+        otherwise: Label of a row without a label.
         weighted: `dx` holds weights by label, such as `{'Eczema': 0.6, 'Psoriasis':
             0.4}`. The label with the largest weight is read, the first among equals.
         values: Column of our table -> cell of the set -> cell of ours; case does not
