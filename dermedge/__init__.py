@@ -1,8 +1,8 @@
-"""Dermatology models on phones, Jetsons, browsers and CPUs, exported behind an accuracy gate.
+"""Export dermatology models to phones, Jetsons, browsers and CPUs, with an accuracy gate.
 
-Every verb of the command line is a function here, with the same name and keywords:
-`dermedge export` is `dermedge.export`. A name is imported when it is first used, so
-`import dermedge` loads neither torch nor an engine.
+Every verb of the command line is a function here: `dermedge export` is
+`dermedge.export`. Its options are keywords, or fields of an options class. A name is
+imported when it is first used, so `import dermedge` loads no torch and no engine.
 
 Example:
     >>> import dermedge
@@ -133,6 +133,7 @@ else:
         ),
         "dermedge_runtime.verify": ("verify",),
     }
+    # Imported on first use: a device has neither torch nor the training packages.
     _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
     def __getattr__(name: str) -> object:
@@ -145,7 +146,8 @@ else:
         except ModuleNotFoundError as error:
             from dermedge.workflows.extras import missing_extra
 
-            # `check_data` belongs to the verb `data`, `import_teacher` to `teacher`.
+            # The verb is the last word: `check_data` belongs to `data`, `import_teacher`
+            # to `teacher`.
             raise missing_extra(error, name, name.rpartition("_")[2]) or error from error
         globals()[name] = value
         return value

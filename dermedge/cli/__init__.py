@@ -1,7 +1,7 @@
 """Command line of dermedge: one module per command, imported when the command runs.
 
-A command declares its options, calls the Python function of the same name and prints the
-result.
+A command declares its options, calls the Python function of the same name and prints
+the result. It imports torch inside its function, so that `--help` stays fast.
 """
 
 import difflib
@@ -25,7 +25,7 @@ COMMANDS = {
     "finetune": "Train a teacher, or a student without a teacher, on labelled images.",
     "distill": "Train a compact student from a teacher.",
     "export": "Export a student as a bundle, if it passes the accuracy gate.",
-    "build": "Build a bundle's TensorRT engine on this device, and gate it.",
+    "build": "Build a bundle's TensorRT engine on this device, and run the gate.",
     "verify": "Check that a bundle is intact and computes correctly here.",
     "evaluate": "Evaluate a bundle on labelled images, overall and per subgroup.",
     "bench": "Measure a bundle's latency and memory on this machine.",
@@ -80,9 +80,10 @@ class LazyCommands(click.Group):
 @click.version_option(package_name="dermedge", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Export dermatology models to phones, Jetsons, browsers and CPUs, behind an accuracy gate.
+    """Export dermatology models to edge devices, with an accuracy gate.
 
-    Start with `dermedge demo`, or `dermedge run --data FOLDER -o OUT` for your own images.
+    Start with `dermedge demo`, or `dermedge run --data FOLDER -o OUT` for your own
+    images.
     """
     if context.invoked_subcommand in TRAINING_COMMANDS:
         keep_freed_memory()
@@ -92,17 +93,22 @@ def main(args: list[str] | None = None) -> None:
     """Run a command; print an expected error as one line and exit with its code."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns about odd EXIF data. An unusable image raises an error instead.
+            # Pillow warns about odd EXIF data. An unusable image raises an error
+            # instead.
             warnings.filterwarnings("ignore", module=r"PIL\.")
+            # Without standalone mode click raises its errors and returns the command's
+            # value, so the exit codes are set here.
             status: Any = cli.main(args=args, prog_name="dermedge", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. Finished results are kept.", err=True)
-        sys.exit(130)
+        sys.exit(130)  # As shells report a process that SIGINT ended: 128 + 2.
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe is gone, so nobody would see a message
+        # The reader of the pipe is gone. Closing stderr hides Python's own message
+        # about that at exit.
+        sys.stderr.close()
         sys.exit(1)
     except Exception as error:
         known = explain(error, sys.argv[1:] if args is None else args)

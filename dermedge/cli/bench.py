@@ -1,4 +1,4 @@
-"""Define `dermedge bench`."""
+"""`dermedge bench`: options and printing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ from dermedge_runtime.report import LatencyReport
 @click.option(
     "--image",
     type=click.Path(path_type=Path),
-    help="Image to time; by default a 12 MP JPEG of a procedural lesion.",
+    help="Image to time. Default: a 12 MP JPEG of a synthetic lesion.",
 )
 @click.option(
     "--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed predictions."
@@ -41,7 +41,7 @@ from dermedge_runtime.report import LatencyReport
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Predict without a pause for so long, which shows throttling; 0 skips it.",
+    help="Also predict without a pause for this time, to show throttling. 0 skips it.",
 )
 @engine_option
 @threads_option
@@ -76,7 +76,7 @@ def command(
 
 
 def show(report: LatencyReport) -> None:
-    """Print the times, then the machine they were measured on."""
+    """Print the times, then the machine on which they were measured."""
     rows = [
         (name, f"{part.p50:.2f}", f"{part.p90:.2f}", f"{part.p99:.2f}", part.count)
         for name, part in (
@@ -110,7 +110,7 @@ def show(report: LatencyReport) -> None:
 
 
 def _describe_device(device: Mapping[str, str]) -> list[str]:
-    """Return the parts of a device's description, without flags if it lists none."""
+    """Return a device's description in parts. CPU flags are left out if there are none."""
     processor = f"{device['cpu']} ({device['flags']})" if device["flags"] else device["cpu"]
     system = f"{device['system']} {device['machine']}"
     return [f"{processor}, {device['cores']} cores", system, f"Python {device['python']}"]

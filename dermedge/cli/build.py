@@ -1,4 +1,4 @@
-"""Define `dermedge build`."""
+"""`dermedge build`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Data set. The gate compares engine and student on those test images that the student has "
-    "predicted.",
+    help="Data set. The gate compares engine and student on the test images whose predictions by "
+    "the student the bundle holds.",
 )
 @click.option(
     "--workspace",
     "workspace_mb",
     type=click.IntRange(min=1),
-    help="Memory in MB that one layer may use; all of the GPU's by default.",
+    help="Memory in MB that one layer may use. Default: all of the GPU's.",
 )
 @click.option("--rebuild", is_flag=True, help="Build the engine even if the cache holds it.")
 @click.option(
     "--allow-parity-failure",
     is_flag=True,
-    help="Use the engine even if the gate fails; the record keeps the failures.",
+    help="Use the engine even if the gate fails. The record keeps the failures.",
 )
 @json_option
 def command(
@@ -42,22 +42,23 @@ def command(
 ) -> None:
     """Build the engine of BUNDLE on this device, and compare it with the student.
 
-    The engine is verified, too. BUNDLE is a bundle for a jetson target; it stays as it
-    is. The command writes NAME.device.json and NAME.cache next to it. If the engine
-    lost more accuracy than the target allows, the exit code is 3; if the engine does
-    not verify, it is 5. Such an engine is not used. Without --data only the golden
-    cases are compared, which are too few for the gate.
+    BUNDLE is a bundle for a jetson target. It stays unchanged: the command writes
+    NAME.device.json and NAME.cache next to it.
+
+    The exit code is 3 if the engine loses more accuracy than the target allows, and 5
+    if the engine does not verify. Such an engine is not used. Without --data only the
+    golden cases are compared, which are too few for the gate.
     """
     from dermedge.workflows.build import build
 
-    with progress("build") as steps:
+    with progress("build") as report_progress:
         report = build(
             bundle,
             data=data,
             workspace_mb=workspace_mb,
             rebuild=rebuild,
             allow_parity_failure=allow_parity_failure,
-            progress=steps,
+            progress=report_progress,
         )
     emit(report, as_json, show)
 

@@ -1,4 +1,4 @@
-"""Print the candidates of an export, for `dermedge export` and `inspect`."""
+"""Print the candidates of an export, for `dermedge export` and `dermedge inspect`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ COLUMNS = ("candidate", "status", "MB", "ms", "top-1", "KL", "why")
 
 
 def show_candidates(bundle: Bundle) -> None:
-    """Print one line per candidate: size, latency, agreement, and the reason."""
+    """Print one line per candidate: status, size, latency, agreement and reason."""
     candidates = read_report(bundle, CANDIDATES_REPORT).get("candidates") or ()
     if candidates:
         table(COLUMNS, [_row(candidate) for candidate in candidates])

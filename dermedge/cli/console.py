@@ -26,8 +26,8 @@ COLOURS = {
     "failed": "red",
     "error": "red",
 }
-PLAIN_SECONDS = 10
-UNWRAPPED = 10_000
+PLAIN_SECONDS = 10  # Shortest time between two lines of progress in a log file.
+UNWRAPPED = 10_000  # Columns in a pipe, so that scripts read one row per line.
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 threads_option = click.option(
@@ -67,11 +67,25 @@ seed_option = click.option(
     show_default=True,
     help="Random seed for shuffling, augmentation and initialization.",
 )
+data_option = click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Data set: its folder or its table file.",
+)
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:
-    """Return an error as a `DermedgeError`, or None if it is a defect that needs a traceback."""
+    """Convert an expected error to a `DermedgeError`.
+
+    Args:
+        error: The error that a command raised.
+        args: The command line, whose first word names the verb.
+
+    Returns:
+        The error to print, or None for a defect, whose traceback must stay visible.
+    """
     if isinstance(error, DermedgeError):
         return error
     if isinstance(error, ModuleNotFoundError):
@@ -102,12 +116,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
 
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        word = max(map(len, column.split()))
+        # rich may wrap a header between words, but must not break a word.
+        longest_word = max(map(len, column.split()))
         numeric = index > 0 and all(
-            isinstance(row[index], (int, float)) or _numeric(row[index]) for row in rows
+            isinstance(row[index], (int, float)) or _is_numeric(row[index]) for row in rows
         )
         grid.add_column(
-            column, justify="right" if numeric else "left", overflow="fold", min_width=word
+            column, justify="right" if numeric else "left", overflow="fold", min_width=longest_word
         )
     for row in rows:
         grid.add_row(*(status(cell) for cell in row))
@@ -130,7 +145,10 @@ def pairs(rows: Mapping[str, Any]) -> None:
 
 
 def status(cell: Any) -> Any:
-    """Return a status word in its colour; among the gate's statuses only `passed` is green."""
+    """Return a cell for rich: a status in its colour, any other text unchanged.
+
+    Among the statuses of the gate only `passed` is green.
+    """
     from rich.markup import escape
     from rich.text import Text
 
@@ -145,7 +163,7 @@ def file_size(size: int) -> str:
 
 
 def interval(value: Any) -> str:
-    """Format an interval, such as `0.712 (0.655-0.768)`."""
+    """Format a value with its 95 % interval, such as `0.712 (0.655-0.768)`."""
     if value is None or value.value is None:
         return "-"
     if value.low is None or value.high is None:
@@ -171,7 +189,7 @@ def progress(title: str) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(title)
+        yield _print_lines(title)
         return
     layout = (
         TextColumn("[bold]{task.description}"),
@@ -181,7 +199,8 @@ def progress(title: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    # Standard output may be a file while the bar is on a terminal, so rich must not redirect it.
+    # Standard output may be a file while the bar is on a terminal, so rich must not
+    # redirect it.
     with Bar(*layout, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(title, total=None, note="")
 
@@ -191,7 +210,8 @@ def progress(title: str) -> Iterator[Progress]:
         yield report_progress
 
 
-def _lines(title: str) -> Progress:
+def _print_lines(title: str) -> Progress:
+    """Return a progress callback that prints a line every ten seconds."""
     last = time.monotonic()
 
     def report_progress(done: int, total: int, note: str = "") -> None:
@@ -204,20 +224,20 @@ def _lines(title: str) -> Progress:
 
 
 def known_target(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Check the value of --target before any slow import."""
+    """Return the name of a target; refuse an unknown one before any slow import."""
     from dermedge_export.target import find_target
 
     return find_target(value).name
 
 
-def _numeric(cell: Any) -> bool:
+def _is_numeric(cell: Any) -> bool:
     return bool(str(cell).strip()[:1].isdigit()) or str(cell) in ("", "-")
 
 
 def key_values(
     ctx: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> dict[str, Any]:
-    """Parse `KEY=VALUE` options; a value that is valid JSON is parsed, else it stays text."""
+    """Parse `KEY=VALUE` options. A value that is not valid JSON stays text."""
     values_by_key: dict[str, Any] = {}
     for value in values:
         key, separator, text = value.partition("=")
@@ -294,4 +314,5 @@ def training_options(command: F) -> F:
         overwrite_option,
         json_option,
     )
+    # The last decorator comes first in --help, so they are applied in reverse.
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)

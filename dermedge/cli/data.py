@@ -1,4 +1,4 @@
-"""Declare the commands `dermedge data add|sets|check|split` and print their reports."""
+"""`dermedge data add|sets|check|split`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from dermedge.data.importing.add import AddReport, DataSetInfo
     from dermedge.data.split import SplitReport
 
-SHOWN = 5
-"""Number of examples that are printed for a finding."""
+SHOWN = 5  # Examples that are printed for a finding.
 
 
 @click.group("data")
 def command() -> None:
     """Add, check or split a data set, or list the public ones.
 
-    A data set is a folder with images and one table, metadata.csv.
+    A data set is a folder with images and a table, metadata.csv.
     """
 
 
@@ -44,7 +43,7 @@ def command() -> None:
     multiple=True,
     metavar="OURS=THEIRS",
     callback=key_values,
-    help="Column of the set that fills a column of our table.",
+    help="Column of the data set that fills a column of the table.",
 )
 @click.option(
     "--label",
@@ -52,7 +51,7 @@ def command() -> None:
     multiple=True,
     metavar="THEIRS=ID",
     callback=key_values,
-    help="Diagnosis of a label that the taxonomy does not know, or reads differently.",
+    help="Diagnosis for a label that the taxonomy does not know or maps to another one.",
 )
 @click.option("--link", is_flag=True, help="Hard-link images instead of copying them.")
 @overwrite_option
@@ -69,13 +68,13 @@ def add_command(
 ) -> None:
     """Import a public data set, or a table of your own.
 
-    SOURCE is the folder that the set was unpacked into, and LAYOUT is its name:
-    `dermedge data sets` lists the names. The layout csv reads a table of your own.
+    LAYOUT is the name of the data set. `dermedge data sets` lists the names, and the
+    layout csv reads a table of your own. SOURCE is the folder of the unpacked download.
 
     Most layouts are unverified: they follow published descriptions and were never run
     on the real download. Compare the printed counts with those of the paper.
 
-    Some sets have several labels. `--column dx=nine_partition_label` reads the nine-way
+    Some data sets have several labels. `--column dx=nine_partition_label` reads the nine-way
     labels of Fitzpatrick17k, and three_partition_label the three-way ones.
     """
     from dermedge.data.importing.add import add_data
@@ -99,8 +98,8 @@ def add_command(
 def sets_command(as_json: bool) -> None:
     """List the public data sets that `dermedge data add` can import.
 
-    The list gives their contents and licences. A layout is verified if someone has run
-    it on the real download.
+    The list gives their contents and licences. A verified layout was run on the real
+    download.
     """
     from dermedge.data.importing.add import list_data_sets
 
@@ -113,7 +112,7 @@ def sets_command(as_json: bool) -> None:
     "--teacher",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Model folder; warn of images and sets that this model was trained on.",
+    help="Model folder. Warn about images and data sets that this model was trained on.",
 )
 @json_option
 def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
@@ -135,7 +134,7 @@ def check_command(data: Path, teacher: Path | None, as_json: bool) -> int:
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Table to write, in the same folder; by default DATA itself.",
+    help="Table to write, in the same folder. Default: DATA itself.",
 )
 @click.option(
     "--fractions",
@@ -166,8 +165,8 @@ def split_command(
 ) -> None:
     """Assign every row of DATA to train, val or test.
 
-    No lesion and no patient is in two splits, and every diagnosis with three lesions or
-    patients is in all of them.
+    No lesion and no patient is in two splits. A diagnosis with at least three lesions
+    or patients is in all of them.
     """
     from dermedge.data.split import split_data
 
@@ -176,7 +175,7 @@ def split_command(
 
 
 def show_added(report: "AddReport") -> None:
-    """Print the counts of imported images and of those left out."""
+    """Print the counts of imported images and of those that were left out."""
     pairs(
         {
             "layout": report.layout,
@@ -199,7 +198,7 @@ def show_added(report: "AddReport") -> None:
 
 
 def show_sets(report: "tuple[DataSetInfo, ...]") -> None:
-    """Print one line per set."""
+    """Print one line per data set."""
     rows = [
         (
             info.name,

@@ -1,4 +1,4 @@
-"""`dermedge demo`."""
+"""`dermedge demo`: options and printing."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from dermedge.cli.run import show, stage
 @overwrite_option
 @json_option
 def command(out: Path, overwrite: bool, as_json: bool) -> None:
-    """Run every stage on synthetic lesions that are drawn for it.
+    """Draw synthetic lesions, and run every stage on them.
 
-    It needs no data set and no download, and takes a few minutes on two cores.
+    The demo needs no data set and no download. It takes a few minutes on two cores.
     """
     from dermedge.workflows.run import demo
 

@@ -5,19 +5,17 @@ from typing import Any
 
 import click
 
-from dermedge.cli.console import emit, pairs, progress, training_options, views_option
+from dermedge.cli.console import data_option, emit, pairs, progress, training_options, views_option
 from dermedge.cli.finetune import gather_schedule, summarize
 
 
 @click.command("distill")
 @click.argument("teacher", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
-)
+@data_option
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the student."
 )
-@click.option("--backbone", help="timm name of the student; may be omitted if --init names it.")
+@click.option("--backbone", help="timm name of the student. May be omitted if --init names it.")
 @click.option(
     "--init",
     default="auto",
@@ -29,7 +27,7 @@ from dermedge.cli.finetune import gather_schedule, summarize
     "--unlabelled",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Further table, used without its labels; repeat for several.",
+    help="Further data set, used without its labels: its folder or table file. Can be repeated.",
 )
 @click.option(
     "--temperature",
@@ -43,7 +41,7 @@ from dermedge.cli.finetune import gather_schedule, summarize
     type=click.FloatRange(0, 1),
     default=0.7,
     show_default=True,
-    help="Share of the distillation loss; the labelled loss has the rest.",
+    help="Share of the distillation loss. The labelled loss has the rest.",
 )
 @views_option
 @training_options

@@ -1,4 +1,4 @@
-"""`dermedge doctor`."""
+"""`dermedge doctor`: options and printing."""
 
 import click
 

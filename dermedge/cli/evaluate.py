@@ -1,4 +1,4 @@
-"""Declare the command `dermedge evaluate`, and print its report."""
+"""`dermedge evaluate`: options and printing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import click
 
 from dermedge.cli.console import (
     bundle_argument,
+    data_option,
     emit,
     engine_option,
     interval,
@@ -33,9 +34,7 @@ CHANCE = "by chance (1 in 20 above)"
 
 @click.command("evaluate")
 @bundle_argument
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
-)
+@data_option
 @click.option("--split", default="test", show_default=True, help="train, val, test or all.")
 @click.option(
     "--replicates",
@@ -64,11 +63,13 @@ def command(
 
     Metrics have 95 % intervals over lesions or patients, overall and per subgroup.
 
-    Skin types (I-II, III-IV, V-VI) and sexes with at least 30 images are compared: the
-    worst group, its gap to the best group, and the equalised-odds difference at the
-    threshold. Next to each difference are the median and the 95th percentile of
-    differences between randomly assigned groups. Only a difference above the 95th
-    percentile is more than chance.
+    Skin types (I-II, III-IV, V-VI) and sexes with at least 30 images are compared. The
+    report names the worst subgroup, its gap to the best one, and the equalised-odds
+    difference at the decision threshold.
+
+    Next to each difference are the median and the 95th percentile of differences
+    between randomly assigned groups. Only a difference above the 95th percentile is
+    more than chance.
     """
     from dermedge.evaluation.evaluate import evaluate
 
@@ -87,7 +88,7 @@ def command(
 
 
 def show(report: "EvaluationReport") -> None:
-    """Print warnings, metrics, classes, subgroups and the comparison of groups."""
+    """Print warnings, metrics, classes, subgroups and their comparison."""
     for warning in report.warnings:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     scores = report.overall
@@ -106,8 +107,8 @@ def show(report: "EvaluationReport") -> None:
             ],
         )
     if report.subgroups:
-        # A grader has no sensitivity and a classifier no Dice: only measured columns
-        # are shown.
+        # A model of severity has no sensitivity and a classifier no Dice, so only
+        # measured columns are shown.
         shown = {name: title for name, title in SUBGROUP_COLUMNS.items() if name in measured}
         rows = [
             (
@@ -122,7 +123,7 @@ def show(report: "EvaluationReport") -> None:
 
 
 def show_fairness(comparisons: "Sequence[Fairness]", labels: Sequence[str]) -> None:
-    """Print comparisons of groups with the differences by chance, then a summary."""
+    """Print comparisons of subgroups with the differences by chance, then a summary."""
     from dermedge.evaluation.fairness_text import COLUMN_NAMES, summarize
 
     if not comparisons:

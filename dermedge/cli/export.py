@@ -1,4 +1,4 @@
-"""Define `dermedge export`."""
+"""`dermedge export`: options and printing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,13 +43,13 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder to write NAME-TARGET.dermedge into. By default the folder that contains the "
+    help="Folder to write NAME-TARGET.dermedge into. Default: the folder that contains the "
     "model folder.",
 )
 @click.option(
     "--precision",
     help="One of the target's precisions, or auto: build all candidates, drop those that lose "
-    "accuracy, time the others, and keep the best. By default the target's precisions are tried "
+    "accuracy, time the others, and keep the best. Default: the target's precisions are tried "
     "in order, and the first that passes is written.",
 )
 @click.option("--engine", help="Build only artifacts for this engine.")
@@ -96,15 +96,28 @@ def command(
     from dermedge_export.options import ExportOptions
 
     options = ExportOptions(**settings)
-    with progress("export") as steps:
+    with progress("export") as report_progress:
         if target != ALL:
             bundle = export(
-                student, target, out, data=data, teacher=teacher, options=options, progress=steps
+                student,
+                target,
+                out,
+                data=data,
+                teacher=teacher,
+                options=options,
+                progress=report_progress,
             )
         else:
             summary = export_all(
-                student, None, out, data=data, teacher=teacher, options=options, progress=steps
+                student,
+                None,
+                out,
+                data=data,
+                teacher=teacher,
+                options=options,
+                progress=report_progress,
             )
+    # Reports are printed after the progress bar is gone.
     if target != ALL:
         emit(bundle, as_json, show)
         return
@@ -138,6 +151,9 @@ def show_all(bundles: list[Bundle]) -> None:
 
 
 def _parity(side: Mapping[str, Any], command: str) -> str:
-    """Return one side of the parity, without a to-do that is the next command."""
+    """Return the status of one side, with its basis or its command in parentheses.
+
+    A command that is printed as `next` is left out.
+    """
     note = side.get("basis") or side.get("todo")
     return side["status"] if note in (None, "", command) else f"{side['status']} ({note})"

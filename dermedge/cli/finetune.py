@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import emit, fit_option, pairs, progress, size_option, training_options
+from dermedge.cli.console import (
+    data_option,
+    emit,
+    fit_option,
+    pairs,
+    progress,
+    size_option,
+    training_options,
+)
 
 if TYPE_CHECKING:
     from dermedge.models import TrainedModel
@@ -14,9 +22,7 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
 
 
 @click.command("finetune")
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
-)
+@data_option
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the model."
 )
@@ -25,10 +31,10 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
     "tasks",
     multiple=True,
     type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation"]),
-    help="Task to learn; repeat for several. By default the diagnosis and the malignancy, if the "
+    help="Task to learn. Can be repeated. Default: the diagnosis and the malignancy, if the "
     "table has them, and otherwise the severity.",
 )
-@click.option("--backbone", help="timm name; may be omitted if --init names it.")
+@click.option("--backbone", help="timm name. May be omitted if --init names it.")
 @click.option(
     "--init",
     default="none",
@@ -43,15 +49,15 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
     type=click.Choice(["teacher", "student"]),
     default="teacher",
     show_default=True,
-    help="Role of the model; it names the JSON file of the model folder.",
+    help="Role of the model. It names the JSON file of the model folder.",
 )
 @training_options
 def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Train a backbone with a head for each task that the table has labels for.
 
-    Training stops early on val: on the balanced accuracy of the diagnosis. Without a
-    diagnosis, it stops on that of the malignancy, the quadratic weighted kappa of the
-    severity, or the Dice coefficient of the segmentation.
+    Training stops when a metric on val no longer improves. That is the first of these
+    that the model has: balanced accuracy of the diagnosis, balanced accuracy of the
+    malignancy, quadratic weighted kappa of the severity, Dice coefficient of the masks.
 
     A killed run continues. A finished run with the same settings is not repeated.
     """
@@ -65,7 +71,7 @@ def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: An
 
 
 def gather_schedule(options: dict[str, Any]) -> dict[str, Any]:
-    """Replace the schedule's options of a command line by one `Schedule`."""
+    """Return the options of a command with the fields of `Schedule` as one object."""
     from dermedge.train.loop import Schedule
 
     schedule = Schedule(**{name: options[name] for name in SCHEDULE_OPTIONS})

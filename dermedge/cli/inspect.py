@@ -1,4 +1,4 @@
-"""Define `dermedge inspect`."""
+"""`dermedge inspect`: options and printing."""
 
 from pathlib import Path
 
@@ -25,16 +25,16 @@ NAMES_SHOWN = 5
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
-    help="Also write everything that the bundle carries as one page: parity by subgroup and "
-    "class, and why this candidate was selected.",
+    help="Also write all contents of the bundle as one page: parity by subgroup and class, and "
+    "the reason why this candidate was selected.",
 )
 @overwrite_option
 @json_option
 def command(bundle: Path, html: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Show the content of BUNDLE.
+    """Check every file of BUNDLE, and show its content.
 
-    The command shows the model, its tasks and preprocessing, the artifact, its parity
-    and its files, and checks every file.
+    The content is the model, its tasks and preprocessing, the artifact, its parity and
+    its candidates.
     """
     from dermedge.workflows.inspect import inspect
 
@@ -42,7 +42,7 @@ def command(bundle: Path, html: Path | None, overwrite: bool, as_json: bool) -> 
 
 
 def show(bundle: Bundle) -> None:
-    """Print a bundle as text."""
+    """Print the model, the artifact, the tasks, the parity and the candidates."""
     spec, artifact = bundle.spec, bundle.artifact
     size = spec.preprocess.size
     file_bytes = sum(len(bundle.read(name)) for name in artifact_files(bundle))

@@ -1,4 +1,4 @@
-"""Define `dermedge parity debug`."""
+"""`dermedge parity debug`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.group("parity")
 def command() -> None:
-    """Find where an artifact drifts from its student."""
+    """Find the layers in which an artifact drifts from its student."""
 
 
 @command.command("debug", short_help="Show the nodes at which an artifact drifts from its student.")
@@ -30,7 +30,7 @@ def command() -> None:
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Number of nodes to show, those that add the most noise first.",
+    help="Number of nodes to show, the noisiest first.",
 )
 @click.option(
     "--threshold",
@@ -41,7 +41,7 @@ def command() -> None:
 )
 @json_option
 def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_json: bool) -> None:
-    """Show where BUNDLE first drifts from its student, and the noisiest nodes.
+    """Show the node at which BUNDLE first drifts from its student, and the noisiest nodes.
 
     The golden images and four synthetic lesions run through both graphs. Every tensor
     that both graphs hold is compared.

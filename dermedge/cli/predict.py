@@ -1,4 +1,4 @@
-"""Define `dermedge predict`."""
+"""`dermedge predict`: options and printing."""
 
 import json
 import sys
@@ -34,18 +34,18 @@ def command(
     exact: bool,
     as_json: bool,
 ) -> int:
-    """Run BUNDLE on IMAGES: files, folders (all images below them), or - (stdin).
+    """Run BUNDLE on IMAGES: files, folders (with all sub-folders), or - (stdin).
 
-    A bad image is reported and the others are still predicted; the exit code is 1.
+    A bad image is reported, the others are predicted, and the exit code is 1.
     """
     opened = Bundle.open(bundle)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     rows: list[dict[str, str]] = []
     failed = 0
-    # JSON lines on a terminal show the progress themselves.
+    # On a terminal the JSON lines show the progress, and a bar would cut into them.
     bar = nullcontext(no_progress) if as_json and sys.stdout.isatty() else progress("predict")
     with bar as report_progress:
-        for name, answer in predict(
+        for name, result in predict(
             opened,
             sources,
             engine=engine,
@@ -53,21 +53,21 @@ def command(
             exact=exact,
             progress=report_progress,
         ):
-            if isinstance(answer, ImageError):
+            if isinstance(result, ImageError):
                 failed += 1
                 # print, because click.echo would write across the progress bar.
-                print(f"Error: {answer}", file=sys.stderr)
+                print(f"Error: {result}", file=sys.stderr)
             if as_json:
-                _print_line(name, answer)
-            elif isinstance(answer, Prediction):
-                rows.append({"image": name, **_cells(answer, opened.spec.tasks)})
+                _print_line(name, result)
+            elif isinstance(result, Prediction):
+                rows.append({"image": name, **_cells(result, opened.spec.tasks)})
     if rows:
         table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     return 1 if failed else 0
 
 
-def _print_line(name: str, answer: Prediction | ImageError) -> None:
-    content = {"error": str(answer)} if isinstance(answer, ImageError) else answer.to_json()
+def _print_line(name: str, result: Prediction | ImageError) -> None:
+    content = {"error": str(result)} if isinstance(result, ImageError) else result.to_json()
     click.echo(json.dumps({"image": name, **content}, ensure_ascii=False))
 
 

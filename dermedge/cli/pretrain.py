@@ -51,7 +51,7 @@ def recipe_options(command: F) -> F:
 
 
 def recipe_option(name: str, kind: object) -> Callable[[F], F]:
-    """Return the click option of a recipe field of some type."""
+    """Return the click option of a recipe field, by the field's type."""
     limits, flag = LIMITS[name], option_name(name)
     if kind is bool:
         both = f"{flag}/--no-{flag.removeprefix('--')}"
@@ -82,7 +82,8 @@ def number_type(kind: object, limits: Limits) -> "click.ParamType[Any]":
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Folder or file of a table. Repeat it for several sources, each with classes of its own.",
+    help="Data set: its folder or its table file. Can be repeated for several sources, each with "
+    "classes of its own.",
 )
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher."
@@ -110,7 +111,7 @@ def number_type(kind: object, limits: Limits) -> "click.ParamType[Any]":
     type=click.Choice(STRATEGIES),
     default="auto",
     show_default=True,
-    help="How several processes share the model.",
+    help="Strategy by which several processes share the model.",
 )
 @click.option("--accelerator", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option(
@@ -118,7 +119,7 @@ def number_type(kind: object, limits: Limits) -> "click.ParamType[Any]":
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
-    help="Longest time between two checkpoints; one is also written after each epoch.",
+    help="Longest time between two checkpoints. One is also written after each epoch.",
 )
 @click.option(
     "--seed",
@@ -127,7 +128,7 @@ def number_type(kind: object, limits: Limits) -> "click.ParamType[Any]":
     show_default=True,
     help="Random seed of order, crops, masks and initial weights.",
 )
-@click.option("--name", help="Name of the teacher; by default its backbone's.")
+@click.option("--name", help="Name of the teacher. Default: the name of its backbone.")
 @overwrite_option
 @json_option
 @click.pass_context
@@ -140,15 +141,17 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Pretrain a teacher on tables with labels, with some labels, or with none.
+    """Pretrain a teacher on images with and without labels.
 
-    DINO, iBOT and KoLeo train on all images. A label loss trains where there are
-    labels, in one space of diagnoses whose prototypes follow the taxonomy of diseases.
+    The losses DINO, iBOT and KoLeo train on all images. A label loss trains on the
+    labelled ones, over the diagnoses of all data sets together. Its prototypes follow
+    the taxonomy.
 
-    Several processes: torchrun --nproc-per-node N -m dermedge pretrain ...
+    With several processes: torchrun --nproc-per-node N -m dermedge pretrain ...
 
     A killed run continues with the same command. A finished run is not repeated.
     """
+    # Loading takes seconds, so the first line of output comes before it.
     report(f"Loading PyTorch to pretrain on {', '.join(map(str, data))}.")
     from dermedge.train.hybrid.distributed import rank, torchrun_layout
     from dermedge.train.hybrid.pretrain import pretrain
@@ -168,6 +171,7 @@ def command(
             )
     except KeyboardInterrupt:
         if rank() == 0:
+            # torchrun's own options are not visible from here.
             alone = torchrun_layout() == (1, 1)
             report(explain_interrupt(out, repeat_command(ctx) if alone else "the same torchrun"))
         ctx.exit(INTERRUPTED)
@@ -185,8 +189,8 @@ def report(line: str) -> None:
 
 def take(options: dict[str, Any], kind: type[HybridRecipe | ExecutionOptions]) -> dict[str, Any]:
     """Remove a dataclass's fields from the options, and return the given ones."""
-    found = {item.name: options.pop(item.name) for item in fields(kind)}
-    return {name: value for name, value in found.items() if value not in (None, {})}
+    taken = {item.name: options.pop(item.name) for item in fields(kind)}
+    return {name: value for name, value in taken.items() if value not in (None, {})}
 
 
 def repeat_command(ctx: click.Context) -> str:
@@ -195,7 +199,8 @@ def repeat_command(ctx: click.Context) -> str:
     for parameter in ctx.command.params:
         name = parameter.name or ""
         given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if not given or name == "overwrite":  # which would delete the checkpoint
+        # --overwrite would delete the checkpoint.
+        if not given or name == "overwrite":
             continue
         value = ctx.params[name]
         if isinstance(value, bool):
@@ -229,7 +234,7 @@ def explain_interrupt(out: Path, again: str) -> str:
 def summarize(
     teacher: "TrainedModel", out: Path, data: Path, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the results of a run, for a person or as JSON."""
+    """Return the results of a run, for printing or as JSON."""
     from dermedge.train.hybrid.loss_log import format_losses
 
     history = run.get("history") or [{}]

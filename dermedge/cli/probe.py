@@ -1,11 +1,19 @@
-"""Declare the command `dermedge probe`, and print its report."""
+"""`dermedge probe`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dermedge.cli.console import emit, interval, json_option, overwrite_option, progress, table
+from dermedge.cli.console import (
+    data_option,
+    emit,
+    interval,
+    json_option,
+    overwrite_option,
+    progress,
+    table,
+)
 from dermedge.cli.evaluate import show_fairness
 
 if TYPE_CHECKING:
@@ -14,13 +22,11 @@ if TYPE_CHECKING:
 
 @click.command("probe")
 @click.argument("teacher", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Folder or file of a table."
-)
+@data_option
 @click.option(
     "--task",
     type=click.Choice(["diagnosis", "malignancy", "severity", "segment"]),
-    help="Task to probe; by default diagnosis, or segment for the protocol segment.",
+    help="Task to probe. Default: diagnosis, or segment for the protocol segment.",
 )
 @click.option(
     "--protocol",
@@ -35,34 +41,34 @@ if TYPE_CHECKING:
     "fractions",
     type=click.FloatRange(0, 1, min_open=True),
     multiple=True,
-    help="Fraction of the train labels for fewshot; repeatable; by default 0.01, 0.05 and 0.1.",
+    help="Fraction of the train labels for fewshot. Can be repeated. Default: 0.01, 0.05 and 0.1.",
 )
 @click.option(
     "--head",
     "heads",
     type=click.Choice(["linear", "upernet"]),
     multiple=True,
-    help="Decoder for segment; repeatable; both by default.",
+    help="Decoder for segment. Can be repeated. Default: both.",
 )
 @click.option(
     "--normalise",
     is_flag=True,
-    help="Standardize each feature before a linear layer; for small features.",
+    help="Standardize each feature before a linear layer. Use it for features of small values.",
 )
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    help="Number of epochs; by default 50, or 20 for segment.",
+    help="Number of epochs. Default: 50, or 20 for segment.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=2),
-    help="Images per batch; by default 256, or 64 for segment.",
+    help="Images per batch. Default: 256, or 64 for segment.",
 )
 @click.option(
     "--lr",
     type=click.FloatRange(min=0, min_open=True),
-    help="Learning rate; by default 5e-3 for batches of 256, or 1e-3 for segment.",
+    help="Learning rate. Default: 5e-3 for batches of 256, or 1e-3 for segment.",
 )
 @click.option(
     "--seed",
@@ -81,7 +87,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    help="Folder for the features, so that further probes run no network; by default "
+    help="Folder for the features, so that further probes run no network. Default: "
     "TEACHER.features.",
 )
 @click.option(
@@ -98,12 +104,14 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Evaluate the frozen features of TEACHER, a teacher's or student's folder.
+    """Evaluate the frozen features of TEACHER, the model folder of a teacher or student.
 
-    The probe is fitted on train and measured on test, with 95 % intervals over lesions
-    or patients, and compares skin types and sexes. val only chooses the threshold of
-    malignancy. The settings are DermINO's (arXiv:2508.12190), the preprocessing is the
-    model's own. Features are cached by content, so that ten probes of the same images
+    The probe is fitted on train and measured on test. Val only chooses the decision
+    threshold of malignancy. Metrics have 95 % intervals over lesions or patients, and
+    skin types and sexes are compared.
+
+    The settings are those of DermINO (arXiv:2508.12190). The preprocessing is that of
+    the model. Features are cached by content, so that ten probes of the same images
     cost one pass through the network.
     """
     from dermedge.probing.options import ProbeOptions
@@ -123,7 +131,7 @@ def command(
 
 
 def show(report: "ProbeReport") -> None:
-    """Print the warnings, the metrics, the classes and the comparison of groups."""
+    """Print the warnings, the metrics, the classes and the comparison of subgroups."""
     for warning in report.warnings:
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     results = report.results
@@ -155,7 +163,7 @@ def show(report: "ProbeReport") -> None:
 
 
 def _show_classes(report: "ProbeReport") -> None:
-    """Print the recall of each class, and the comparison of groups."""
+    """Print the recall of each class, and the comparison of subgroups."""
     results = report.results
     table(
         ("recall of class (95 % interval)", "images", *(result.name for result in results)),

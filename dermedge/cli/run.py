@@ -1,4 +1,4 @@
-"""`dermedge run`."""
+"""`dermedge run`: options and printing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dermedge.cli.console import (
+    data_option,
     emit,
     fit_option,
     interval,
@@ -28,12 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder or file of a table.",
-)
+@data_option
 @click.option(
     "--target",
     default="cpu",
@@ -85,7 +81,7 @@ if TYPE_CHECKING:
     "--pretrain-on",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Folder or file of a further table for pretraining. Can be repeated.",
+    help="Further data set for pretraining: its folder or table file. Can be repeated.",
 )
 @size_option
 @fit_option
@@ -129,12 +125,13 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train on DATA, export, verify, evaluate, time and report in one command.
+    """Train on a data set, export, verify, evaluate, time and report in one command.
 
-    The stages are: check the data, train a teacher, distil a student, export it for
-    TARGET, verify the bundle, evaluate it, time it, write report.html.
+    The stages are: check the data, train a teacher, distil a student, export it,
+    verify the bundle, evaluate it, time it, write report.html.
 
-    A stage whose result is already in OUT is skipped. A killed training continues.
+    A training or an export whose result is already in OUT is skipped. A killed training
+    continues.
     """
     from dermedge.workflows.run import RunOptions, run
 

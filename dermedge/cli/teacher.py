@@ -49,7 +49,7 @@ def command() -> None:
     "bicubic-offset for dermnio and for dinov2 without registers, and otherwise "
     "bicubic-antialias.",
 )
-@click.option("--name", help="Name of the model. Default: derived from its backbone's.")
+@click.option("--name", help="Name of the model. Default: derived from the name of its backbone.")
 @click.option(
     "--licence",
     help="Licence of the weights, for the record. Default: the published one of the format.",
@@ -61,7 +61,7 @@ def import_command(
 ) -> None:
     """Convert FILE, a published checkpoint, to a teacher folder for `finetune --init`.
 
-    If FILE holds an averaged teacher and its student, the teacher is taken. Heads are
+    If FILE holds an averaged teacher and its student, the teacher is imported. Heads are
     dropped. Any other tensor that is missing or left over is an error, and nothing is
     written. FILE is read as tensors only: a checkpoint that would run code is refused.
     """

@@ -1,4 +1,4 @@
-"""Define `dermedge verify`."""
+"""`dermedge verify`: options and printing."""
 
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dermedge_runtime.errors import BundleError, ElsewhereError
 from dermedge_runtime.report import VerifyReport
 from dermedge_runtime.verify import verify
 
+# Any other status is a failed check.
 EXIT_CODES = {"passed": 0, "not_run": ElsewhereError.exit_code}
 
 
@@ -28,9 +29,9 @@ EXIT_CODES = {"passed": 0, "not_run": ElsewhereError.exit_code}
 def command(bundle: Path, engine: str | None, threads: int | None, as_json: bool) -> int:
     """Verify that BUNDLE computes here what it computed when it was exported.
 
-    Checks the files, preprocessing, the engine's outputs and decoding. Needs neither
-    torch nor data nor a network. Exit code 5 if a check fails; 4 if this machine cannot
-    have the engine, so that only the other checks run.
+    The command checks the files, preprocessing, the engine's outputs and decoding. It
+    needs no torch, no data and no network. The exit code is 5 if a check fails, and 4
+    if this machine cannot have the engine, so that only the other checks run.
     """
     report = verify(bundle, engine=engine, threads=threads)
     emit(report, as_json, show)

@@ -1,4 +1,4 @@
-"""Write `run.json`, the record of a training, and recognise a run that is already done."""
+"""Write `run.json`, the record of a training run, and recognise a finished run."""
 
 import json
 import os
@@ -35,7 +35,7 @@ CACHE = "cache"
 
 @dataclass
 class RunRecord:
-    """Record of one training in its folder, opened before the work and closed after it.
+    """Record of one training run, opened before the work and closed after it.
 
     Attributes:
         folder: Folder of the run.
@@ -57,11 +57,11 @@ class RunRecord:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the command and its settings, including data and initial weights."""
+        """Digest of the command and its settings, data and initial weights included."""
         return sha256_hex(canonical_json({"command": self.command, **self.settings}))
 
     def finished(self, *, overwrite: bool) -> TrainedModel | None:
-        """Return the model of this run if the folder holds it, else None; write nothing.
+        """Return the finished model of this run, or None. Nothing is written.
 
         Raises:
             UsageError: The folder holds another run, and `overwrite` is false.
@@ -73,9 +73,10 @@ class RunRecord:
         earlier = self._earlier()
         if earlier is not None and earlier.get("finished"):
             return load_model_folder(self.folder)
-        # A kill in the very first write leaves an unfinished run.json under a hidden name.
-        found = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
-        if earlier is None and found:
+        # A kill in the very first write leaves an unfinished run.json under a hidden
+        # name.
+        content = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
+        if earlier is None and content:
             raise UsageError(
                 f"{self.folder} already holds {self._describe_other()}. Choose another folder, "
                 "or pass --overwrite."
@@ -85,14 +86,15 @@ class RunRecord:
     def open(self, *, overwrite: bool) -> None:
         """Claim the folder for this run, and delete the results of another run.
 
-        The checkpoint and the cache of this run stay. Another run's are deleted first, so
-        that a kill never leaves a mixture of the two.
+        The checkpoint and the cache of this run stay. Those of another run are deleted
+        first, so that a kill never leaves a mixture of both.
         """
         earlier = None if overwrite else self._earlier()
         if earlier is None:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
             shutil.rmtree(self.folder / CACHE, ignore_errors=True)
         else:
+            # The recorded time covers all attempts of a run.
             self.started -= earlier.get("wall_seconds", 0.0)
             self.cpu_started -= earlier.get("cpu_seconds", 0.0)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ class RunRecord:
             (self.folder / name).unlink(missing_ok=True)
 
     def write(self, *, finished: bool, **results: Any) -> None:
-        """Write run.json; `finished` stays false until the run is closed."""
+        """Write `run.json`. `finished` stays false until the run is closed."""
         data = {
             "schema": "dermedge.run/1",
             "command": self.command,
@@ -132,7 +134,7 @@ class RunRecord:
         shutil.rmtree(self.folder / CACHE, ignore_errors=True)
 
     def _describe_other(self) -> str:
-        """Return the contents of a folder that holds another run, with the settings that differ."""
+        """Describe the other content of the folder, with the settings that differ."""
         path = self.folder / RUN
         data = read_json(path, DataError) if path.is_file() else None
         if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
@@ -160,20 +162,29 @@ class RunRecord:
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield the settings that differ between two runs, as (name, value there, value here).
+    """Yield the settings that differ between two runs.
 
-    >>> list(differences({"seed": 0, "recipe": {"lr": 0.1}}, {"seed": 0, "recipe": {"lr": 0.2}}))
-    [('recipe.lr', '0.1', '0.2')]
+    Args:
+        there: Recorded settings of the run in the folder.
+        here: Settings of this run.
+        prefix: Start of every name; used for nested settings.
+
+    Returns:
+        Tuples (dotted name, value there, value here).
+
+    Example:
+        >>> list(differences({"seed": 0, "loss": {"lr": 1}}, {"seed": 0, "loss": {"lr": 2}}))
+        [('loss.lr', '1', '2')]
     """
     for name in dict.fromkeys((*here, *there)):
         old, new = there.get(name), here.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differences(old, new, f"{prefix}{name}.")
         elif canonical_json(old) != canonical_json(new):
-            yield f"{prefix}{name}", _short(old), _short(new)
+            yield f"{prefix}{name}", _shorten(old), _shorten(new)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:37]}..."
 

@@ -1,4 +1,4 @@
-"""Build the engine of a bundle on this device."""
+"""`build`: build the engine of a bundle on this device."""
 
 from pathlib import Path
 
@@ -16,16 +16,18 @@ def build(
     allow_parity_failure: bool = False,
     progress: Progress | None = None,
 ) -> DeviceReport:
-    """Build the engine of a TensorRT bundle on this device, and gate it.
+    """Build the engine of a TensorRT bundle on this device, and run the gate.
 
-    `NAME.device.json` and `NAME.cache` appear next to the bundle, which stays as it is.
+    The bundle stays unchanged. `NAME.device.json` and `NAME.cache` are written next to
+    it.
 
     Args:
         bundle: A bundle for a jetson target, or its path.
-        data: A data set's folder or table. The gate compares the engine with the
-            student on those test images that the student has predicted. Without data
-            only the golden cases are compared, which are too few to pass the gate.
-        workspace_mb: Memory in MB that one layer may use; all of the GPU's by default.
+        data: Folder or table file of a data set. The gate compares the engine with the
+            student on the test images whose predictions by the student the bundle
+            holds. Without data only the golden cases are compared, which are too few
+            to pass the gate.
+        workspace_mb: Memory in MB that one layer may use. None allows all of the GPU's.
         rebuild: Build the engine even if the cache holds it.
         allow_parity_failure: Use the engine even if the gate fails.
         progress: Receives the name of each step.
@@ -47,6 +49,7 @@ def build(
     report_progress = progress or no_progress
     images = None
     if data is not None:
+        # The import needs pandas, which a Jetson may lack.
         from dermedge.evaluation.export_data import TableEvaluationData
 
         images = TableEvaluationData(data, opened.spec, progress)

@@ -23,8 +23,9 @@ def debug_parity(
 
     Args:
         bundle: A bundle or its path.
-        student: The model folder that the bundle was exported from, or a run's folder.
-        nodes: Number of nodes to report, those that add the most noise first.
+        student: The model folder that the bundle was exported from, or the output
+            folder of `run`.
+        nodes: Number of nodes to report, the noisiest first.
         threshold: Signal-to-noise ratio in dB below which a node has drifted.
 
     Raises:

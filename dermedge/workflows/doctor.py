@@ -1,4 +1,4 @@
-"""Report what this machine can do, and which extras are missing."""
+"""`doctor`: report this machine, and the installed and missing extras."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +34,7 @@ class DoctorReport:
 
 
 def doctor() -> DoctorReport:
-    """Look at this machine and its packages without importing an engine.
+    """Report this machine and its packages without importing an engine.
 
     Example:
         >>> [extra.enables for extra in doctor().extras if extra.name == "evaluate"]
@@ -44,17 +44,17 @@ def doctor() -> DoctorReport:
         version("dermedge"),
         dict(describe_device()),
         tuple(sorted(list_entries(RUNTIMES, GROUP))),
-        tuple(_state(extra, sorted(packages)) for extra, packages in extras().items()),
+        tuple(_describe_extra(extra, sorted(packages)) for extra, packages in extras().items()),
     )
 
 
-def _state(extra: str, packages: list[str]) -> ExtraState:
-    versions = {name: found for name in packages if (found := _version(name))}
+def _describe_extra(extra: str, packages: list[str]) -> ExtraState:
+    versions = {name: text for name in packages if (text := _find_version(name))}
     missing = tuple(name for name in packages if name not in versions)
     return ExtraState(extra, purpose(extra), "missing" if missing else "ok", versions, missing)
 
 
-def _version(name: str) -> str | None:
+def _find_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

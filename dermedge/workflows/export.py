@@ -1,4 +1,4 @@
-"""Export a trained model's folder as bundles."""
+"""`export` and `export_all`: export a model folder as bundles."""
 
 import os
 import shlex
@@ -55,7 +55,7 @@ class ExportSummary:
 
 
 class ExportError(DermedgeError):
-    """The error of an export in which at least one of several targets failed."""
+    """An error of `export_all`: at least one of several targets failed."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -80,18 +80,19 @@ def export(
     Args:
         student: A model folder, or the output folder of `run`.
         target: Name of a target.
-        out: Folder of the bundle; by default the folder that contains the model folder.
-        data: A data set's folder or table. Its train split calibrates quantization, val
-            fits postprocessing and selects the candidate, and test is read once, for
-            the gate. Without data the gate measures only agreement on synthetic
-            lesions.
+        out: Folder of the bundle. None is the folder that contains the model folder.
+        data: Folder or table file of a data set. Its train split calibrates
+            quantization, val fits postprocessing and selects the candidate, and test is
+            read once, for the gate. Without data the gate measures only agreement on
+            synthetic lesions.
         teacher: Model folder that quantization-aware training learns from, besides the
             model itself.
         options: Settings of the export.
         progress: Receives the name of each step.
 
     Raises:
-        UsageError: An argument makes no sense, or the bundle exists already.
+        UsageError: The target or an option is unknown, a teacher is given without
+            data, `student` is a bundle, or the bundle already exists.
         DataError: `student` holds no model, or the model was trained on test images.
         GateError: The artifact lost more accuracy than the target allows.
         MissingExtraError: A toolchain is not installed.
@@ -121,13 +122,14 @@ def export_all(
     options: ExportOptions | None = None,
     progress: Progress | None = None,
 ) -> ExportSummary:
-    """Export a trained model for several targets, which share traces and predictions.
+    """Export a trained model for several targets.
 
-    An error of one target does not stop the others.
+    The targets share traces and predictions. An error of one target does not stop the
+    others.
 
     Args:
         student: As in `export`.
-        targets: Names of targets; by default one of each family.
+        targets: Names of targets. None takes one of each family.
         out: As in `export`.
         data: As in `export`.
         teacher: As in `export`.
@@ -170,6 +172,7 @@ def export_all(
     bundles: list[Bundle] = []
     errors: dict[str, DermedgeError] = {}
     for target in targets:
+        # One target alone is not named, because its name would be on every line.
         steps.start(target if len(targets) > 1 else "")
         try:
             bundles.append(session.export(target, out))
@@ -192,7 +195,7 @@ def find_model(path: Path | str) -> Path:
     if path.is_file() or (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
         raise UsageError(
-            f"{path} is a bundle for {bundle.artifact.target}; a bundle is never exported again. "
+            f"{path} is a bundle for {bundle.artifact.target}, which cannot be exported again. "
             f"Give the folder of the model {bundle.spec.name!r}."
         )
     for folder in (path, path / STUDENT):
@@ -208,7 +211,8 @@ def find_model(path: Path | str) -> Path:
 
 
 def folder_beside(model: Path) -> Path:
-    """Return the folder that contains a model folder, also for `.` and `..`."""
+    """Return the folder that contains a model folder, relative if `model` is."""
+    # `Path(".").parent` is `.`, and `resolve` would make a relative path absolute.
     return Path(os.path.normpath(model / ".."))
 
 
@@ -225,9 +229,10 @@ def next_command(bundle: Bundle) -> str:
 
 @dataclass(frozen=True)
 class _DeferredTraining:
-    """Quantization-aware training that is imported on first use; satisfies `Retrain`.
+    """Quantization-aware training that is imported on first use.
 
-    Most exports never train, and training needs the extra `train`.
+    Most exports never train, and training needs the extra `train`. The object is a
+    `dermedge_export.context.Retrain`.
     """
 
     model: TrainedModel
@@ -258,7 +263,7 @@ class _DeferredTraining:
 
 
 class _Steps:
-    """Progress that joins the name of the current step with its count of images."""
+    """A progress callback that shows a count of images under the current step's name."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._report = progress or no_progress

@@ -1,7 +1,7 @@
 """Look up the extra that a verb needs and the packages that an extra installs.
 
 The packages come from the metadata of the installed distribution, so pyproject.toml is
-their only list. The extra of each verb stands here, and nowhere else.
+their only list. The extra of each verb is listed here only.
 """
 
 import re
@@ -37,9 +37,10 @@ PURPOSES: Mapping[str, str] = {
     "pretrain": "run with pretraining",
     "text": "pretrain with prototypes of a text encoder",
 }
-# Not for users: what the tests need.
+# Extras for the tests, which users do not need.
 INTERNAL = ("test",)
-# Import names that differ from the distribution's name, or that another distribution requires.
+# Distributions by import name, where the names differ or where another distribution
+# requires the module.
 DISTRIBUTIONS: Mapping[str, str] = {
     "cv2": "albumentations",
     "markupsafe": "jinja2",
@@ -50,16 +51,18 @@ DISTRIBUTIONS: Mapping[str, str] = {
 
 @cache
 def extras() -> dict[str, frozenset[str]]:
-    """Return the distributions that each extra installs, with those of the extras it includes.
+    """Return the distributions that each extra installs.
 
     Returns:
-        Normalised distribution names by extra, in the order of pyproject.toml. Empty if
-        dermedge is not installed as a distribution.
+        Normalised distribution names by extra, in the order of pyproject.toml, with the
+        names of the extras that it includes. Empty if dermedge is not installed as a
+        distribution.
 
     Example:
         >>> sorted(extras()["evaluate"])
         ['pandas', 'scikit-learn', 'scipy']
     """
+    # `Provides-Extra` lists only names; the requirements carry their extra as a marker.
     named: dict[str, list[str]] = {}
     for requirement in _requirements():
         if extra := re.search(r"extra == ['\"]([\w-]+)['\"]", requirement):
@@ -97,28 +100,28 @@ def extra_of(module: str, verb: str = "") -> str | None:
 
     Args:
         module: Top-level module that could not be imported.
-        verb: Verb that needs it. Its own extra is preferred if that brings the module.
+        verb: Verb that needs it. Its own extra is preferred if that installs the module.
 
     Returns:
-        The verb's extra, else the smallest extra that brings the module, else None.
+        The verb's extra, else the smallest extra that installs the module, else None.
 
     Example:
         >>> extra_of("torch"), extra_of("torch", "finetune"), extra_of("no_such_module")
         ('export', 'train', None)
     """
     name = distribution_of(module)
-    able = {extra: brings for extra, brings in extras().items() if name in brings}
-    if VERBS.get(verb) in able:
+    sizes = {extra: len(names) for extra, names in extras().items() if name in names}
+    if VERBS.get(verb) in sizes:
         return VERBS[verb]
-    return min(able, key=lambda extra: len(able[extra]), default=None)
+    return min(sizes, key=lambda extra: sizes[extra], default=None)
 
 
 def missing_extra(error: ModuleNotFoundError, name: str, verb: str) -> MissingExtraError | None:
     """Return the error to show if a package of an extra is missing, else None.
 
     Args:
-        error: Failed import.
-        name: Name that the user called, such as `dermedge export`.
+        error: The failed import.
+        name: Name of the command or function, such as `dermedge export`.
         verb: Verb whose extra is preferred; see `extra_of`.
     """
     package = (error.name or "").partition(".")[0]
@@ -134,6 +137,7 @@ def purpose(extra: str) -> str:
         'evaluate, build'
     """
     verbs = [verb for verb, needed in VERBS.items() if needed == extra]
+    # The verb of the same name comes first; the sort is stable.
     verbs.sort(key=lambda verb: verb != extra)
     return ", ".join([*verbs, *([PURPOSES[extra]] if extra in PURPOSES else [])])
 

@@ -1,4 +1,4 @@
-"""Open a bundle to inspect it, and write its content as one HTML page."""
+"""`inspect`: open a bundle, and write its content as one HTML page."""
 
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from dermedge_runtime.files import check_free
 def inspect(
     bundle: Path | str | Bundle, *, html: Path | str | None = None, overwrite: bool = False
 ) -> Bundle:
-    """Open a bundle and check all of its files; optionally write a page about it.
+    """Open a bundle, check all of its files, and optionally write a page about it.
 
     Args:
         bundle: A bundle or its path.
-        html: File of the page. It shows everything that the bundle carries: the parity
-            by subgroup and class, and why this candidate was selected.
+        html: File of the page. It shows all contents of the bundle: the parity by
+            subgroup and class, and the reason why this candidate was selected. None
+            writes no page.
         overwrite: Replace an existing page.
 
     Returns:
@@ -24,8 +25,7 @@ def inspect(
     Raises:
         BundleError: The bundle is damaged.
         UsageError: The page exists, and `overwrite` is not set.
-        MissingExtraError: The page is asked for, and the extra `report` is not
-            installed.
+        MissingExtraError: `html` is given, and the extra `report` is not installed.
 
     Example:
         >>> from dermedge.workflows.inspect import inspect

@@ -1,4 +1,4 @@
-"""Run every stage from images to a verified bundle and a report: `run` and `demo`."""
+"""`run` and `demo`: every stage from images to a verified bundle and a report."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +34,8 @@ from dermedge_runtime.verify import verify
 if TYPE_CHECKING:
     from dermedge.train.hybrid.recipe import HybridRecipe
 
-# Takes the title of a stage; returns a context that yields the stage's progress callback.
+# Takes the title of a stage, returns a context that yields the stage's progress
+# callback.
 Show = Callable[[str], AbstractContextManager[Progress]]
 
 DEFAULT_BACKBONE = "mobilenetv2_100"
@@ -62,11 +63,11 @@ class RunOptions:
             `none`, `hub`, a file or a folder.
         pretrain_epochs: Epochs of hybrid pretraining before fine-tuning; 0 skips it.
             None is `default_pretrain_epochs(backbone, init)`.
-        pretrain_on: Further tables for pretraining.
+        pretrain_on: Folders or table files of further data sets for pretraining.
         pretrain_recipe: Recipe of the pretraining; None is the preset `mobile`. Its
             backbone, size and epochs come from these options.
         size: Side of the input in pixels.
-        fit: `crop`, `pad` or `stretch`.
+        fit: Conversion of a rectangle to a square: `crop`, `pad` or `stretch`.
         epochs: Epochs of the teacher.
         student_epochs: Epochs of the student.
         batch_size: Images per step.
@@ -113,7 +114,8 @@ class RunOptions:
         return replace(self.teacher_schedule, epochs=self.student_epochs)
 
 
-# Residual networks this small learn from a few hundred lesions in two minutes on two cores.
+# Residual networks of this size learn from a few hundred lesions in two minutes on two
+# cores.
 DEMO = RunOptions(
     backbone="resnet10t",
     backbone_args={"channels": (32, 64, 128, 256), "stem_width": 16},
@@ -129,7 +131,7 @@ DEMO = RunOptions(
     name="demo",
 )
 DEMO_IMAGES = 1200
-# The test split needs over 100 malignant lesions, or the gate reports `insufficient`.
+# The gate reports `insufficient` unless test holds at least 100 malignant lesions.
 DEMO_SPLIT = (0.5, 0.15, 0.35)
 
 
@@ -162,14 +164,15 @@ def run(
 ) -> RunReport:
     """Train a teacher, distil a student, export it, measure it, and write `report.html`.
 
-    Every stage keeps its result in `out`. A training or an export with the same inputs is
-    not repeated; a killed training continues. Checks and measurements always run again.
+    Every stage keeps its result in `out`. A training or an export with the same inputs
+    is not repeated. A killed training continues. Checks and measurements always run
+    again.
 
     Args:
-        data: Folder or file of a table.
+        data: Folder or table file of a data set.
         out: Folder for all results.
         target: Name of a target.
-        options: Training settings; None takes the defaults.
+        options: Settings of the trainings. None takes the defaults.
         images: Show example images from `data` in the report.
         overwrite: Replace results in `out` that other settings or data produced.
         show: Called with the title of each stage; see `Show`.
@@ -179,8 +182,9 @@ def run(
 
     Raises:
         DataError: The table has errors; `dermedge data check` lists them.
-        UsageError: `out` holds results of other settings, and `overwrite` is false.
-        GateError: The exported model lost too much accuracy.
+        UsageError: The target, a backbone or the initial weights cannot be used, or
+            `out` holds results of other settings and `overwrite` is false.
+        GateError: The artifact lost more accuracy than the target allows.
         DermedgeError: The written bundle does not verify.
 
     Example:
@@ -189,6 +193,7 @@ def run(
         'out/mobilenetv2_100-student-cpu.dermedge'
     """
     options, out, show = options or RunOptions(), Path(out), show or _silent
+    # An unknown target fails here, not after the trainings.
     find_target(target)
     epochs = _pretrain_epochs(options)
     with show("check the data") as report_progress:
@@ -213,6 +218,7 @@ def run(
             data=Path(data),
             images=images,
         )
+    # The report is written first, because it shows the check that failed.
     if verified.status != "passed":
         raise DermedgeError(
             f"{bundle.path} does not verify. Run `dermedge verify {bundle.path}` to see the cause."
@@ -230,7 +236,7 @@ def run(
 
 
 def demo(out: Path | str, *, overwrite: bool = False, show: Show | None = None) -> RunReport:
-    """Draw a data set of synthetic lesions into `out/lesions`, then `run` on it.
+    """Draw a data set of synthetic lesions into `out/lesions`, and call `run` on it.
 
     Args:
         out: Folder for all results.
@@ -239,6 +245,11 @@ def demo(out: Path | str, *, overwrite: bool = False, show: Show | None = None) 
 
     Raises:
         UsageError: `out` holds other results, and `overwrite` is false.
+
+    Example:
+        >>> report = demo("runs/demo")  # doctest: +SKIP
+        >>> report.bundle  # doctest: +SKIP
+        'runs/demo/demo-cpu.dermedge'
     """
     out = Path(out)
     data = out / "lesions"
@@ -254,8 +265,8 @@ def default_pretrain_epochs(backbone: str | None, init: str) -> int:
     """Return the epochs that `run` pretrains for by default.
 
     Published weights of a network without patch tokens are pretrained with the preset
-    `mobile`, which did no harm in the comparison of docs/pretraining.md. Random weights,
-    a model folder and transformers are not pretrained.
+    `mobile`, which did no harm in the comparison of docs/pretraining.md. Random
+    weights, a model folder and transformers are not pretrained.
 
     Args:
         backbone: timm name of the teacher, or None.
@@ -326,7 +337,8 @@ def _train(
             overwrite=overwrite,
             progress=stages["teacher"],
         )
-    # The default student is cut to four stages; a student that the user names is kept whole.
+    # The default student is cut to four stages. A student that the user names is kept
+    # whole.
     stages_kept = options.student_stages or (None if options.student else 4)
     with show("distil the student") as report_progress:
         stages["student"] = _StageProgress(report_progress)
@@ -358,6 +370,7 @@ def _pretrain(
     overwrite: bool,
     progress: Progress,
 ) -> None:
+    # These imports need the extra `pretrain`, which `run` can do without.
     from dermedge.train.hybrid.pretrain import pretrain
     from dermedge.train.hybrid.recipe import PRESETS
 
@@ -397,7 +410,10 @@ def _measure(
 
 
 class _StageProgress:
-    """A progress callback that records whether its stage had work to do."""
+    """A progress callback that records if its stage had work to do.
+
+    A training that is already finished never calls it, which marks a skipped stage.
+    """
 
     def __init__(self, report_progress: Progress) -> None:
         self.report_progress, self.worked = report_progress, False
@@ -416,7 +432,8 @@ def _export_once(
 ) -> Bundle:
     """Export the student, or open the bundle that `out` already holds for these inputs.
 
-    `export.json` records the inputs of the bundle.
+    `export.json` records the inputs of the bundle. The version of dermedge is one of
+    them, because another version may export other graphs.
     """
     table = read_table(data)
     inputs = {
@@ -432,6 +449,7 @@ def _export_once(
         path = out / str(earlier.get("bundle"))
         if earlier.get("inputs") == inputs and path.is_dir():
             return Bundle.open(path)
+    # The folder belongs to this run, so a bundle of earlier inputs is replaced.
     bundle = export(
         student, target, out, data=data, options=ExportOptions(overwrite=True), progress=progress
     )

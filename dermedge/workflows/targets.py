@@ -1,4 +1,4 @@
-"""Report which targets this machine can build, run and check."""
+"""`targets`: report the targets that this machine can build, run and check."""
 
 import sys
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "openvino": (*TRACING, "openvino"),
     "coreml": ("torch", "timm", "coremltools"),
 }
-# Modules that a quantization method imports besides. The quantizers of `qat` are ours; only
-# its training loop needs another package.
+# Further modules that a quantization method imports. `qat` has quantizers of its own,
+# so only its training loop needs another package.
 METHODS: Mapping[str, tuple[str, ...]] = {
     "nncf": ("nncf",),
     "accuracy-control": ("nncf",),
     "qat": ("lightning_fabric",),
 }
-# Engines that are named unlike the format, engines that are named unlike their module, and
-# engines that exist on one operating system only.
+# Engine by format, module by engine, and `sys.platform` by engine; each lists only the
+# exceptions.
 ENGINES = {"onnx": "onnxruntime"}
 MODULES = {"coreml": "coremltools"}
 SYSTEMS = {"coreml": "darwin"}
@@ -34,14 +34,14 @@ SIMULATED = "torch simulation"
 
 @dataclass(frozen=True)
 class TargetState:
-    """A target, and what this machine can do for it.
+    """A target, and the abilities of this machine for it.
 
     Attributes:
         target: The target.
-        build: Missing modules by precision: empty if the precision can be built here, None
-            if no exporter makes it for this CPU.
+        build: Missing modules by precision. Empty means that the precision can be built
+            here, None that no exporter makes it for this CPU.
         run: Engines of the target's devices that are installed here.
-        check: Engine or simulation that measures the artifact here, or None.
+        check: Engine or simulation that computes the artifact here, or None.
     """
 
     target: Target
@@ -57,38 +57,42 @@ def targets() -> list[TargetState]:
         >>> [state.target.name for state in targets()][:2]
         ['cpu', 'jetson']
     """
+    # Some candidates need instructions that not every CPU has, such as VNNI.
     flags = describe_device()["flags"].split()
-    return [_state(target, list_candidates(target, flags)) for target in all_targets()]
+    return [_describe_target(target, list_candidates(target, flags)) for target in all_targets()]
 
 
-def _state(target: Target, candidates: list[Candidate]) -> TargetState:
+def _describe_target(target: Target, candidates: list[Candidate]) -> TargetState:
     build: dict[str, tuple[str, ...] | None] = {}
     for precision in target.precisions:
-        missing = [_missing(each) for each in candidates if each.precision == precision]
+        missing = [_find_missing(each) for each in candidates if each.precision == precision]
+        # Any of the candidates is enough, so the one with the fewest gaps counts.
         build[precision] = min(missing, key=len, default=None)
-    run = tuple(engine for engine in _own_engines(target, candidates) if _is_here(engine))
-    simulated = SIMULATED if _installed("torch") else None
-    host = target.host if target.host is not None and _is_here(target.host) else None
+    run = tuple(engine for engine in _own_engines(target, candidates) if _runs_here(engine))
+    # The engine of the device checks best, then the target's host engine. A target
+    # without a host engine is simulated.
+    simulated = SIMULATED if _is_installed("torch") else None
+    host = target.host if target.host is not None and _runs_here(target.host) else None
     check = simulated if target.host is None else host
     return TargetState(target, build, run, " or ".join(run) or check)
 
 
 def _own_engines(target: Target, candidates: list[Candidate]) -> list[str]:
-    """Return the engines of dermedge that a device of this target runs its artifacts with."""
+    """Return the engines that run this target's artifacts on a device through dermedge."""
     formats = [each.format for each in candidates] if target.native else [target.format]
     engines = dict.fromkeys(ENGINES.get(name, name) for name in formats)
     return [engine for engine in engines if engine in target.engine.split()]
 
 
-def _is_here(engine: str) -> bool:
+def _runs_here(engine: str) -> bool:
     right_system = SYSTEMS.get(engine, sys.platform) == sys.platform
-    return right_system and _installed(MODULES.get(engine, engine))
+    return right_system and _is_installed(MODULES.get(engine, engine))
 
 
-def _missing(candidate: Candidate) -> tuple[str, ...]:
+def _find_missing(candidate: Candidate) -> tuple[str, ...]:
     needed = (*FORMATS.get(candidate.format, ()), *METHODS.get(candidate.method, ()))
-    return tuple(name for name in needed if not _installed(name))
+    return tuple(name for name in needed if not _is_installed(name))
 
 
-def _installed(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     return find_spec(module) is not None

@@ -274,7 +274,7 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
         (("bench", TOY, "--runs", "many"), "'many' is not a valid integer"),
         (
             ("data", "add", "csv", "x", "-o", "out", "--column", "dx"),
-            "'dx' is not of the form KEY=VALUE",
+            "'dx' does not have the form KEY=VALUE",
         ),
     ],
     ids=lambda value: (
@@ -335,7 +335,7 @@ def test_a_bundle_is_not_exported_again(bundle: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     message = refused(dermedge("export", bundle, "--target", "web", "-o", tmp_path / "out"), 2)
     assert "is a bundle for cpu" in message
-    assert "student 'toy'" in message
+    assert "model 'toy'" in message
     assert snapshot(tmp_path) == before
 
 

@@ -96,7 +96,7 @@ def test_a_folder_without_a_model_is_refused_with_one_message(tmp_path: Path) ->
 
 def test_a_bundle_is_not_exported_again(tmp_path: Path) -> None:
     message = refused(dermedge("export", TOY, "--target", "cpu", "-o", tmp_path), 2)
-    assert "a bundle is never exported again" in message
+    assert "which cannot be exported again" in message
     assert "the model 'toy'" in message
 
 

@@ -80,12 +80,12 @@ class TestPrototypes:
     def test_a_vector_file_that_lacks_a_diagnosis_names_it(self, tmp_path: Path) -> None:
         path = tmp_path / "vectors.npz"
         np.savez(path, **{name: np.ones(4) for name in SPACE if name != "mel"})
-        with pytest.raises(DataError, match=r"vectors.npz lacks mel: it must hold one vector"):
+        with pytest.raises(DataError, match=r"vectors.npz lacks mel. It must hold one vector"):
             make_prototypes(str(path), SPACE, 8)
 
     def test_an_unknown_source_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(
-            DataError, match=r"no text encoder.*give its folder or hub name, a vector file"
+            DataError, match=r"no text encoder.*Give its folder or hub name, a vector file"
         ):
             make_prototypes(str(tmp_path / "nothing"), SPACE, 8)
 

@@ -327,7 +327,7 @@ class TestRefusals:
     def test_local_crops_that_are_no_multiple_of_the_patch(
         self, train: Callable[..., TrainedModel], tmp_path: Path
     ) -> None:
-        message = r"--local-size 20 is no multiple of the 8-pixel patches.*use 16 or 24\."
+        message = r"--local-size 20 is no multiple of the 8-pixel patches.*Use 16 or 24\."
         with pytest.raises(UsageError, match=message):
             train("out", local_size=20)
         assert not (tmp_path / "out").exists()

@@ -60,11 +60,11 @@ class TestFields:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"epochs": 0}, "--epochs cannot be 0: give a value at least 1"),
-            ({"lr": 0.0}, "--lr cannot be 0.0: give a value above 0"),
-            ({"blur": (0.5, 1.5, 0.5)}, "--blur cannot be 1.5: give a value at least 0"),
-            ({"mask_ratio": (0.5, 0.1)}, "give the smaller value first"),
-            ({"clip_per": "head"}, "--clip-per cannot be 'head': use one of module, model"),
+            ({"epochs": 0}, "--epochs cannot be 0. Give a value at least 1"),
+            ({"lr": 0.0}, "--lr cannot be 0.0. Give a value above 0"),
+            ({"blur": (0.5, 1.5, 0.5)}, "--blur cannot be 1.5. Give a value at least 0"),
+            ({"mask_ratio": (0.5, 0.1)}, "Give the smaller value first"),
+            ({"clip_per": "head"}, "--clip-per cannot be 'head'. Use one of module, model"),
             ({"accumulate": 3}, "2048 images has no 3 equal parts"),
             ({"dino": 0.0, "ibot": 0.0, "label": 0.0}, "All losses have weight 0"),
             ({"precision": "fp8"}, "Unknown precision 'fp8'"),
@@ -99,7 +99,7 @@ class TestTemperature:
         assert {rates(PRESETS[preset], step).temperature for step in steps} == {0.02}
 
     def test_two_temperatures_without_a_warm_up_are_refused(self) -> None:
-        with pytest.raises(UsageError, match="give --temperature-warmup"):
+        with pytest.raises(UsageError, match="Give --temperature-warmup"):
             make_recipe("tiny", temperature=(0.04, 0.07), temperature_warmup=0.0)
 
 

@@ -76,12 +76,12 @@ def load_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> N
             facts = learner.fabric.load(path, _modules(learner), weights_only=True)["facts"]
         except Exception as error:  # torch raises pickle, zip and runtime errors alike
             raise DataError(
-                f"{path} is not a checkpoint of this run ({error}): delete it, or train into "
+                f"{path} is not a checkpoint of this run ({error}). Delete it, or train into "
                 "another folder."
             ) from error
         if facts["fingerprint"] != run.fingerprint:
             raise DataError(
-                f"{path} belongs to a run with other settings or data: train into another "
+                f"{path} belongs to a run with other settings or data. Train into another "
                 "folder, or pass --overwrite."
             )
         # Steps after the checkpoint run again and write their lines again.

@@ -185,8 +185,9 @@ def step_keys(rows: int, batch: int, step: int, seed: int) -> list[Key]:
 
     Every row comes once per pass, in an order of that pass.
 
-    >>> sorted(step_keys(rows=4, batch=4, step=0, seed=0))
-    [(0, 0), (1, 0), (2, 0), (3, 0)]
+    Example:
+        >>> sorted(step_keys(rows=4, batch=4, step=0, seed=0))
+        [(0, 0), (1, 0), (2, 0), (3, 0)]
     """
     found: list[Key] = []
     # A step may cross the end of a pass, as passes are not cut to whole steps.

@@ -109,7 +109,7 @@ def explain_lost_rank(error: RuntimeError) -> DermedgeError:
         else "a collective failed on every rank"
     )
     return DermedgeError(
-        f"Rank {own} stops, {reason} ({str(error).strip().splitlines()[0][:200]}): read that "
+        f"Rank {own} stops, {reason} ({str(error).strip().splitlines()[0][:200]}). Read that "
         "process's output, then start all ranks again with the same command. Training "
         "continues from the last checkpoint."
     )

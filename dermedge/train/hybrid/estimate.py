@@ -39,9 +39,10 @@ class Estimate:
     def memory(self, recipe: HybridRecipe, accumulate: int | None = None) -> int:
         """Return the memory of the process in bytes, with `accumulate` parts per step.
 
-        >>> from dermedge.train.hybrid.recipe import PRESETS
-        >>> Estimate(100, 10, 1.0).memory(PRESETS["tiny"])
-        740
+        Example:
+            >>> from dermedge.train.hybrid.recipe import PRESETS
+            >>> Estimate(100, 10, 1.0).memory(PRESETS["tiny"])
+            740
         """
         images = recipe.batch_size // (accumulate or recipe.accumulate)
         return self.fixed + self.per_image * images
@@ -220,8 +221,9 @@ def _advise(estimate: Estimate, recipe: HybridRecipe, available: int) -> str:
 def format_bytes(count: float) -> str:
     """Return a number of bytes for a person.
 
-    >>> format_bytes(6.44e9), format_bytes(3.2e8)
-    ('6.4 GB', '320 MB')
+    Example:
+        >>> format_bytes(6.44e9), format_bytes(3.2e8)
+        ('6.4 GB', '320 MB')
     """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
@@ -229,8 +231,9 @@ def format_bytes(count: float) -> str:
 def format_seconds(seconds: float) -> str:
     """Return a duration for a person.
 
-    >>> [format_seconds(seconds) for seconds in (0.34, 90, 7_500, 3e6)]
-    ['0.34 s', '1.5 min', '2.1 h', '35 days']
+    Example:
+        >>> [format_seconds(seconds) for seconds in (0.34, 90, 7_500, 3e6)]
+        ['0.34 s', '1.5 min', '2.1 h', '35 days']
     """
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

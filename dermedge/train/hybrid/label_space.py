@@ -13,8 +13,9 @@ Flags = NDArray[np.bool_]
 def label_space() -> tuple[str, ...]:
     """Return the ids of all diagnoses, in the order of the label head's outputs.
 
-    >>> "mel" in label_space()
-    True
+    Example:
+        >>> "mel" in label_space()
+        True
     """
     return tuple(TAXONOMY)
 
@@ -22,11 +23,12 @@ def label_space() -> tuple[str, ...]:
 def source_vocabulary(diagnoses: Collection[str]) -> frozenset[str]:
     """Return the classes that a source can label: its diagnoses and their ancestors.
 
-    >>> sorted(source_vocabulary(["sk", ""]))
-    ['bkl', 'keratinocytic', 'sk']
-
     Args:
         diagnoses: Ids of the diagnoses that occur in the source; "" is ignored.
+
+    Example:
+        >>> sorted(source_vocabulary(["sk", ""]))
+        ['bkl', 'keratinocytic', 'sk']
     """
     return frozenset(wider for dx in diagnoses if dx for wider in lineage(dx))
 
@@ -41,14 +43,6 @@ def label_targets(
     descendants of a row's diagnosis, which may or may not be true. Rows without a
     diagnosis have no allowed entry.
 
-    >>> space = ["keratinocytic", "bkl", "sk", "mel"]
-    >>> vocabulary = ["keratinocytic", "bkl", "sk"]
-    >>> positive, allowed = label_targets(["bkl"], vocabulary, space)
-    >>> positive[0].tolist()
-    [True, True, False, False]
-    >>> allowed[0].tolist()
-    [True, True, False, False]
-
     Args:
         diagnoses: Ids of the taxonomy, "" for unknown.
         vocabulary: Classes that the source can label.
@@ -56,6 +50,15 @@ def label_targets(
 
     Returns:
         Targets and allowed entries, bool [N, C] each.
+
+    Example:
+        >>> space = ["keratinocytic", "bkl", "sk", "mel"]
+        >>> vocabulary = ["keratinocytic", "bkl", "sk"]
+        >>> positive, allowed = label_targets(["bkl"], vocabulary, space)
+        >>> positive[0].tolist()
+        [True, True, False, False]
+        >>> allowed[0].tolist()
+        [True, True, False, False]
     """
     column = {name: index for index, name in enumerate(space)}
     ancestors = {name: set(lineage(name)) for name in space}

@@ -79,9 +79,10 @@ def loss_weights(recipe: HybridRecipe) -> dict[str, float]:
 def format_losses(losses: Mapping[str, float]) -> str:
     """Return losses as one line for a person.
 
-    >>> losses = {"ibot": 3.7, "label": 0.11, "loss": 3.81, "ibot_per_masked_crop": 7.4}
-    >>> format_losses(losses)
-    'ibot 7.40 per masked crop, label 0.11, loss 3.81'
+    Example:
+        >>> losses = {"ibot": 3.7, "label": 0.11, "loss": 3.81, "ibot_per_masked_crop": 7.4}
+        >>> format_losses(losses)
+        'ibot 7.40 per masked crop, label 0.11, loss 3.81'
     """
     words = []
     for name, value in losses.items():
@@ -95,8 +96,9 @@ def format_losses(losses: Mapping[str, float]) -> str:
 def format_speed(images_per_second: float) -> str:
     """Return a speed with as many decimals as it needs.
 
-    >>> format_speed(52.4), format_speed(3.14), format_speed(0.0312)
-    ('52 images/s', '3.1 images/s', '0.031 images/s')
+    Example:
+        >>> format_speed(52.4), format_speed(3.14), format_speed(0.0312)
+        ('52 images/s', '3.1 images/s', '0.031 images/s')
     """
     if images_per_second >= 10:
         return f"{images_per_second:.0f} images/s"

@@ -24,11 +24,8 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, rounds: int = SINKHORN_RO
     Rows sum to one, and all prototypes are used about equally over all processes. The
     number of rows may differ between processes, and be zero on some.
 
-    >>> found = sinkhorn_knopp(torch.tensor([[5.0, 1.0], [4.0, 1.0]]), temperature=1.0)
-    >>> [round(float(total), 3) for total in found.sum(1)]
-    [1.0, 1.0]
-    >>> bool(found[0, 0] > found[1, 0])
-    True
+    Source: Caron et al., SwAV, NeurIPS 2020, after Cuturi, Sinkhorn distances, NeurIPS
+    2013; as used in DINOv2.
 
     Args:
         logits: The teacher's logits, [N, K].
@@ -38,8 +35,12 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, rounds: int = SINKHORN_RO
     Returns:
         Assignments, [N, K]; float64 for float64 logits, else float32.
 
-    Source: Caron et al., SwAV, NeurIPS 2020, after Cuturi, Sinkhorn distances, NeurIPS
-    2013; as used in DINOv2.
+    Example:
+        >>> found = sinkhorn_knopp(torch.tensor([[5.0, 1.0], [4.0, 1.0]]), temperature=1.0)
+        >>> [round(float(total), 3) for total in found.sum(1)]
+        [1.0, 1.0]
+        >>> bool(found[0, 0] > found[1, 0])
+        True
     """
     count, width = logits.shape
     scores = logits.double() if logits.dtype == torch.float64 else logits.float()
@@ -68,13 +69,13 @@ def dino_loss(
     A pair is a global crop of the teacher and any other crop of the student. With two
     global and L local crops there are 2 + 2 L pairs.
 
+    Source: Caron et al., DINO, ICCV 2021.
+
     Args:
         student_global: The student's logits of both global crops, [2, N, K].
         student_local: The student's logits of the local crops, [L, N, K]; L may be 0.
         target: The teacher's assignments of both global crops, [2, N, K].
         temperature: Temperature of the student's softmax.
-
-    Source: Caron et al., DINO, ICCV 2021.
     """
     pairs = [cross_entropy(student_global[1 - t], target[t], temperature).mean() for t in (0, 1)]
     pairs += [
@@ -91,14 +92,14 @@ def ibot_loss(
     Crops without a mask count as 0, as in the released code. The cross entropy per
     masked crop is this value divided by the share of masked crops.
 
+    Source: Zhou et al., iBOT, ICLR 2022.
+
     Args:
         student: The student's logits of masked patches, [M, K].
         target: The teacher's assignments of the same patches, which it saw, [M, K].
         weight: 1 / number of masked patches in the crop of each patch, [M].
         crops: Number of global crops, masked or not.
         temperature: Temperature of the student's softmax.
-
-    Source: Zhou et al., iBOT, ICLR 2022.
     """
     return (cross_entropy(student, target, temperature) * weight).sum() / crops
 

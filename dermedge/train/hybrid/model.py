@@ -84,7 +84,7 @@ class PooledTrunk(nn.Module):
             self.timm.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:
             raise UsageError(
-                f"{type(self.timm).__name__} cannot recompute activations ({error}): leave "
+                f"{type(self.timm).__name__} cannot recompute activations ({error}). Leave "
                 "--checkpoint-activations out, or raise --accumulate."
             ) from error
 

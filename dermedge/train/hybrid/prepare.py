@@ -42,14 +42,14 @@ def fit_recipe(
     if not sources.labelled:
         if not (recipe.dino or recipe.ibot):
             raise UsageError(
-                "No table has a label, so the label loss alone cannot train: raise --dino."
+                "No table has a label, so the label loss alone cannot train. Raise --dino."
             )
         recipe = replace(recipe, label=0.0)
     share = recipe.batch_size // recipe.accumulate
     if share % world or share // world < 2:
         raise UsageError(
             f"Parts of {share} images cannot be divided among {world} processes with two or "
-            "more images each: change --batch-size or --accumulate."
+            "more images each. Change --batch-size or --accumulate."
         )
     return recipe
 
@@ -70,7 +70,7 @@ def check_crops(recipe: HybridRecipe, backbone: Backbone, patch: tuple[int, int]
                 near = [str(value) for value in (below, below + length) if value >= 16]
                 raise UsageError(
                     f"{option} {side} is no multiple of the {length}-pixel patches of "
-                    f"{backbone.name!r}: use {' or '.join(near)}."
+                    f"{backbone.name!r}. Use {' or '.join(near)}."
                 )
 
 

@@ -96,14 +96,8 @@ def pretrain(
     continues from its last checkpoint to the same weights. `out` receives the teacher's
     folder with one `embed` task, run.json, and log.jsonl with the losses of every step.
 
-    >>> from dermedge.train.hybrid.recipe import make_recipe
-    >>> vit = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2}
-    >>> recipe = make_recipe("tiny", backbone_args={**vit, "depth": 1}, size=32,
-    ...     local_size=16, local_crops=1, outputs=32, hidden=24, bottleneck=16,
-    ...     batch_size=8, epochs=1, steps=1)
-    >>> teacher = pretrain(["lesions"], "pretrained", recipe=recipe)
-    >>> teacher.spec.name
-    'vit_tiny_patch16_224-hybrid'
+    Source: "DermINO: Hybrid Pretraining for a Versatile Dermatology Foundation Model",
+    arXiv:2508.12190.
 
     Args:
         data: Folders or files of tables. Each is a source with classes of its own.
@@ -129,8 +123,15 @@ def pretrain(
         DermedgeError: Another process died.
         UsageError: Backbone, initial weights, recipe or `out` do not fit together.
 
-    Source: "DermINO: Hybrid Pretraining for a Versatile Dermatology Foundation Model",
-    arXiv:2508.12190.
+    Example:
+        >>> from dermedge.train.hybrid.recipe import make_recipe
+        >>> vit = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2}
+        >>> recipe = make_recipe("tiny", backbone_args={**vit, "depth": 1}, size=32,
+        ...     local_size=16, local_crops=1, outputs=32, hidden=24, bottleneck=16,
+        ...     batch_size=8, epochs=1, steps=1)
+        >>> teacher = pretrain(["lesions"], "pretrained", recipe=recipe)
+        >>> teacher.spec.name
+        'vit_tiny_patch16_224-hybrid'
     """
     fabric = make_fabric(options, recipe)
     say = report if report and fabric.global_rank == 0 else _ignore

@@ -30,10 +30,6 @@ def make_prototypes(
 ) -> Tensor:
     """Return one unit vector per class, [C, width], float32.
 
-    >>> rows = make_prototypes("taxonomy", ["mel", "nv", "psoriasis"], width=8)
-    >>> bool(rows[0] @ rows[1] > rows[0] @ rows[2])
-    True
-
     Args:
         source: `taxonomy`, `random`, a .safetensors or .npz file with a vector per
             class id, or the name or folder of a Hugging Face text encoder.
@@ -46,6 +42,11 @@ def make_prototypes(
     Raises:
         DataError: The file or the encoder cannot be used.
         MissingExtraError: A text encoder is named and transformers is not installed.
+
+    Example:
+        >>> rows = make_prototypes("taxonomy", ["mel", "nv", "psoriasis"], width=8)
+        >>> bool(rows[0] @ rows[1] > rows[0] @ rows[2])
+        True
     """
     sources: Mapping[str, Callable[[], Floats]] = {
         "taxonomy": lambda: taxonomy_rows(space),
@@ -92,7 +93,7 @@ def read_vectors(path: Path, space: Sequence[str]) -> Floats:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(
-            f"{path} cannot be read ({error}): give a .safetensors or .npz file of vectors."
+            f"{path} cannot be read ({error}). Give a .safetensors or .npz file of vectors."
         ) from error
     missing = [name for name in space if name not in vectors]
     widths = {array.shape for array in vectors.values()}
@@ -103,7 +104,7 @@ def read_vectors(path: Path, space: Sequence[str]) -> Floats:
             else f"has vectors of the shapes {sorted(widths)[:3]}"
         )
         raise DataError(
-            f"{path} {reason}: it must hold one vector of one length for each of "
+            f"{path} {reason}. It must hold one vector of one length for each of "
             f"{len(space)} diagnoses."
         )
     return np.stack([vectors[name] for name in space]).astype(np.float64)
@@ -134,7 +135,7 @@ def encode_names(encoder: str, names: Sequence[str], mask_padding: bool) -> Floa
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"There is no text encoder {encoder!r} ({reason}): give its folder or hub name, a "
+            f"There is no text encoder {encoder!r} ({reason}). Give its folder or hub name, a "
             "vector file, 'taxonomy' or 'random'."
         ) from error
     parts = []
@@ -152,7 +153,7 @@ def encode_names(encoder: str, names: Sequence[str], mask_padding: bool) -> Floa
             pooled = getattr(model(**tokens), "pooler_output", None)
             if pooled is None:
                 raise DataError(
-                    f"The text encoder {encoder!r} has no pooled output: give a BERT-like one."
+                    f"The text encoder {encoder!r} has no pooled output. Give a BERT-like one."
                 )
             parts.append(pooled.double().numpy())
     return np.concatenate(parts)

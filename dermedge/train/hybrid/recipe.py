@@ -62,14 +62,15 @@ class HybridRecipe:
     Lengths of schedules are in epochs of `steps` optimizer steps. Each field states its
     meaning, unit and range here; `dermedge pretrain --help` prints the same text.
 
-    >>> recipe = HybridRecipe("vit_small_patch14_dinov2", epochs=2, steps=50)
-    >>> recipe.total
-    100
-    >>> PRESETS["dermnio-base"].drop_path_mode
-    'uniform'
-
     Raises:
         UsageError: A field is out of range, or two fields contradict each other.
+
+    Example:
+        >>> recipe = HybridRecipe("vit_small_patch14_dinov2", epochs=2, steps=50)
+        >>> recipe.total
+        100
+        >>> PRESETS["dermnio-base"].drop_path_mode
+        'uniform'
     """
 
     backbone: str = field(
@@ -196,17 +197,17 @@ class HybridRecipe:
         self._check_ranges()
         if self.batch_size % self.accumulate:
             raise UsageError(
-                f"A batch of {self.batch_size} images has no {self.accumulate} equal parts: give "
+                f"A batch of {self.batch_size} images has no {self.accumulate} equal parts. Give "
                 "an --accumulate that divides --batch-size."
             )
         if not (self.dino or self.ibot or self.label):
             raise UsageError(
-                "All losses have weight 0: give --dino, --ibot or --label a weight above 0."
+                "All losses have weight 0. Give --dino, --ibot or --label a weight above 0."
             )
         if self.temperature[0] != self.temperature[1] and not self.temperature_warmup:
             raise UsageError(
                 f"The temperature cannot change from {self.temperature[0]} to "
-                f"{self.temperature[1]} in 0 epochs: give --temperature-warmup, or two equal "
+                f"{self.temperature[1]} in 0 epochs. Give --temperature-warmup, or two equal "
                 "temperatures."
             )
 
@@ -216,7 +217,7 @@ class HybridRecipe:
             options = get_args(kind) if typing.get_origin(kind) is Literal else ()
             if options and getattr(self, name) not in options:
                 raise UsageError(
-                    f"{option_name(name)} cannot be {getattr(self, name)!r}: use one of "
+                    f"{option_name(name)} cannot be {getattr(self, name)!r}. Use one of "
                     f"{', '.join(options)}."
                 )
 
@@ -227,13 +228,13 @@ class HybridRecipe:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, (int, float)) and not limits.allow(number):
                     raise UsageError(
-                        f"{option_name(name)} cannot be {number}: give a value {limits.describe()}."
+                        f"{option_name(name)} cannot be {number}. Give a value {limits.describe()}."
                     )
         for name in ("global_scale", "local_scale", "mask_ratio"):
             low, high = getattr(self, name)
             if low > high:
                 raise UsageError(
-                    f"{option_name(name)} cannot be {low} {high}: give the smaller value first."
+                    f"{option_name(name)} cannot be {low} {high}. Give the smaller value first."
                 )
 
     @property
@@ -256,9 +257,6 @@ LIMITS: Mapping[str, Limits] = MappingProxyType(
 class ExecutionOptions:
     """Settings of a pretraining run that do not change its result.
 
-    >>> ExecutionOptions(workers=2).checkpoint_minutes
-    10.0
-
     Attributes:
         workers: Processes that cut crops, per training process. None takes all cores
             but one.
@@ -269,6 +267,10 @@ class ExecutionOptions:
 
     Raises:
         UsageError: The strategy is unknown.
+
+    Example:
+        >>> ExecutionOptions(workers=2).checkpoint_minutes
+        10.0
     """
 
     workers: int | None = None
@@ -280,15 +282,16 @@ class ExecutionOptions:
         """Check the strategy."""
         if self.strategy not in STRATEGIES:
             raise UsageError(
-                f"Strategy {self.strategy!r} is unknown: use one of {', '.join(STRATEGIES)}."
+                f"Strategy {self.strategy!r} is unknown. Use one of {', '.join(STRATEGIES)}."
             )
 
 
 def option_name(name: str) -> str:
     """Return the command-line option of a recipe field.
 
-    >>> option_name("local_size")
-    '--local-size'
+    Example:
+        >>> option_name("local_size")
+        '--local-size'
     """
     return "--backbone-arg" if name == "backbone_args" else f"--{name.replace('_', '-')}"
 
@@ -299,15 +302,16 @@ def make_recipe(preset: str, **changes: Any) -> HybridRecipe:
     Another backbone drops the preset's `backbone_args`. If the preset creates its
     backbone for one image size, `size` changes that too.
 
-    >>> make_recipe("tiny", size=64).backbone_args
-    {'img_size': 64}
-
     Args:
         preset: Key of `PRESETS`.
         changes: Field name -> new value.
 
     Raises:
         UsageError: The preset is unknown, or the fields contradict each other.
+
+    Example:
+        >>> make_recipe("tiny", size=64).backbone_args
+        {'img_size': 64}
     """
     if preset not in PRESETS:
         raise UsageError(f"Preset {preset!r} is unknown: use one of {', '.join(PRESETS)}.")

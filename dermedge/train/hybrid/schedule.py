@@ -35,13 +35,14 @@ def rates(recipe: HybridRecipe, step: int) -> Rates:
     follow cosines over the whole run, and the temperature a line over its warm-up. A
     warm-up longer than the run is cut to its length.
 
-    >>> from dermedge.train.hybrid.recipe import PRESETS
-    >>> round(rates(PRESETS["dermnio-base"], 4_000).lr, 6)
-    0.002828
-
     Args:
         recipe: Settings of the run.
         step: Number of the step, from 0.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> round(rates(PRESETS["dermnio-base"], 4_000).lr, 6)
+        0.002828
     """
     total, share = recipe.total, step / max(1, recipe.total - 1)
     # The square root rule of DINOv2, at a reference batch of 1024.

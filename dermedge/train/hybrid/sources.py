@@ -65,15 +65,16 @@ def read_sources(data: Sequence[Path | str]) -> Sources:
     or test split of any table is left out of all tables, and so are byte-identical
     copies. All rows of a table without splits and labels are train rows.
 
-    >>> sources = read_sources(["lesions"])
-    >>> sources.names, sources.labelled == len(sources.paths)
-    (('procedural',), True)
-
     Args:
         data: Folders or files of tables.
 
     Raises:
         DataError: A table cannot be read, or there are no train rows.
+
+    Example:
+        >>> sources = read_sources(["lesions"])
+        >>> sources.names, sources.labelled == len(sources.paths)
+        (('procedural',), True)
     """
     parts = [_list_rows(_assign_splits(read_table(path))) for path in data]
     frame = pd.concat([part for part, _, _ in parts], ignore_index=True)
@@ -82,7 +83,7 @@ def read_sources(data: Sequence[Path | str]) -> Sources:
     train = frame[(frame["split"] == "train") & ~frame["sha256"].isin(held_out)]
     if train.empty:
         raise DataError(
-            "The tables have no train rows: run `dermedge data split`, or fill their split columns."
+            "The tables have no train rows. Run `dermedge data split`, or fill their split columns."
         )
     codes, true, known, counts = _encode_labels(train)
     return Sources(

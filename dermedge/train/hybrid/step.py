@@ -67,7 +67,7 @@ def check_batch_norms(student: HybridStudent, fabric: Fabric) -> None:
     several = fabric.world_size > 1 and fabric.device.type != "cuda"
     if several and any(isinstance(module, BATCH_NORMS) for module in student.modules()):
         raise UsageError(
-            "A backbone with BatchNorm trains in one process on CPUs: start it without torchrun."
+            "A backbone with BatchNorm trains in one process on CPUs. Start it without torchrun."
         )
 
 

@@ -112,7 +112,7 @@ def check_loss(losses: StepLosses, step: int) -> None:
     """
     if not torch.isfinite(losses.values).all():
         raise DataError(
-            f"The loss became {losses.values[-2].item()} in step {step + 1}: lower --lr and "
+            f"The loss became {losses.values[-2].item()} in step {step + 1}. Lower --lr and "
             "train again."
         )
 
@@ -141,7 +141,7 @@ def note_unreadable(
         if count > max(1, math.floor(MAX_UNREADABLE * total)):
             raise DataError(
                 f"{count} of {total} images cannot be decoded, among them "
-                f"{unreadable_names(state, sources)[0]}: run `dermedge data check` on the tables."
+                f"{unreadable_names(state, sources)[0]}. Run `dermedge data check` on the tables."
             )
     return bool(flags[1])
 
