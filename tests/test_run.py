@@ -79,7 +79,7 @@ def test_a_run_leaves_a_verified_bundle_and_a_report(first):
     assert json.loads((out / "evaluation.json").read_text("utf-8"))["split"] == "test"
     # The student has never seen a file that it is judged on.
     assert report.evaluation.trained_on == ()
-    assert any("teacher looks" in note for note in shown.notes)
+    assert any("teacher runs" in note for note in shown.notes)
 
 
 def test_a_second_run_does_no_stage_again(data, out):

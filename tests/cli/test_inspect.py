@@ -88,6 +88,6 @@ def test_verify_exits_with_4_if_this_machine_cannot_have_the_engine(
 
 
 def test_the_page_needs_the_extra_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dermedge.report", None)
+    monkeypatch.setitem(sys.modules, "dermedge.report.html", None)
     message = refused(dermedge("inspect", TOY, "--html", tmp_path / "page.html"), 4)
     assert "dermedge[report]" in message

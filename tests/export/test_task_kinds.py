@@ -185,7 +185,7 @@ def test_the_command_line_shows_what_the_model_does_and_nothing_else(
         word in measured
         for word in ("severity_kappa", "severity_mae", "dice", "severity kappa", "Dice")
     )
-    assert "the model classifies nothing" in measured
+    assert "The model predicts no classes" in measured
     for word in ("accuracy", "class ", "AUROC"):
         assert word not in measured
 

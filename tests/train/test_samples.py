@@ -296,7 +296,7 @@ class TestMasks:
         with pytest.raises(DataError, match=r"wide-mask\.png has 90 x 120 pixels.*data check"):
             masks.framed(0)
         (tmp_path / "tall-mask.png").unlink()
-        with pytest.raises(DataError, match=r"tall-mask\.png.*Repair it, or empty its cell"):
+        with pytest.raises(DataError, match=r"tall-mask\.png.*Repair the file, or empty its cell"):
             masks.centred(1)
 
     def test_rows_know_their_masks_and_levels(self, data: Path, tmp_path: Path) -> None:
