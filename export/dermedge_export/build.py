@@ -66,7 +66,7 @@ class DeviceReport:
         status: Status of the gate; also `failed` if `verify` failed.
         device: Facts about the device, such as its GPU and its board.
         engine: The engine file in the cache.
-        precision: Precisions that the engine really computes in.
+        precision: Precisions that the engine computes in, as TensorRT reports them.
         verify: Result of `verify` on this engine.
         parity: Parity of the engine with the fp32 student.
         latency: Milliseconds of the engine call alone.
@@ -100,10 +100,10 @@ def build_engine(
 ) -> DeviceReport:
     """Build the engine of a TensorRT bundle on this device, verify it, and gate it.
 
-    The result is written to `NAME.device.json` next to the bundle. With `images`, the
-    gate compares the engine with the predictions of the fp32 student that the bundle
-    carries, on those test images that are on this device. Without `images`, it compares
-    only the golden cases, which are too few to pass.
+    The result is written to `NAME.device.json` beside the bundle. With `images`, the
+    gate compares the engine with the student's predictions in the bundle. It compares
+    the test images that are on this device. Without `images`, it compares only the
+    golden cases, which are too few to pass.
 
     Args:
         bundle: A bundle or its path; the bundle stays as it is.
@@ -124,7 +124,7 @@ def build_engine(
         ElsewhereError: This machine has no TensorRT or no GPU.
         EngineError: TensorRT refuses the model, or its engine does not compute in the
             precision of the bundle.
-        DataError: The student has predicted none of the images.
+        DataError: The bundle has no prediction for any of the images.
         GateError: The engine lost more accuracy than the target allows. The record says
             so, and the engine is not used.
         BundleError: The bundle is damaged, or the engine does not verify.
@@ -224,6 +224,11 @@ def _load_or_build(
 
 
 def _read_reference(bundle: Bundle) -> Reference:
+    """Return the student's predictions in a bundle.
+
+    Raises:
+        UsageError: The bundle carries none.
+    """
     if REFERENCE_REPORT not in bundle.files:
         raise UsageError(
             f"{bundle.path} has no predictions of its student ({REFERENCE_REPORT}), so images "
@@ -243,7 +248,11 @@ class _Tables:
 
 
 def _image_tables(reference: Reference, images: LabelledImages, run: Run) -> _Tables:
-    """Return the predictions on those test images that the student has predicted."""
+    """Return both sides' predictions on the images that the reference contains.
+
+    Raises:
+        DataError: The reference contains none of the test images.
+    """
     places = reference.locate(images.digests("test"))
     known = places >= 0
     if not known.any():
@@ -323,4 +332,5 @@ def _device_facts(machine: TensorRt) -> dict[str, str]:
 
 
 def _first_line(path: Path) -> str:
+    """Return the first line of a text file without NUL bytes and spaces at its ends."""
     return path.read_text(errors="replace").partition("\n")[0].strip("\0 ")

@@ -84,7 +84,7 @@ def synthetic_calibration(spec: Preprocess, count: int = SYNTHETIC_COUNT) -> Cal
 def check_calibration(
     calibration: Calibration, held_out: Mapping[str, Collection[str]], name: str
 ) -> None:
-    """Check that calibration images are held apart from evaluation and diverse enough.
+    """Check that calibration images evaluate nothing, and are enough and diverse.
 
     Args:
         calibration: The images.
@@ -117,14 +117,17 @@ def check_calibration(
 
 
 def balanced_choice(labels: Sequence[str], count: int) -> list[int]:
-    """Return the sorted indices of a subset in which rare classes are well represented.
+    """Return the sorted indices of a subset with as many rows per class as possible.
 
-    The classes take turns, so that each gives the same number of rows until it has no
-    more.
+    The classes take turns, so each gives the same number of rows until it has no more.
+    Rows of a class are drawn at random, with a fixed seed.
 
     Args:
         labels: Label of each row.
         count: Largest number of rows.
+
+    Returns:
+        Indices of at most `count` rows.
     """
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))

@@ -1,4 +1,4 @@
-"""Types that every exporter shares: the model it reads and the artifact it returns."""
+"""Types that all exporters share: the student they read, the artifact they return."""
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
@@ -90,12 +90,12 @@ class Retrain(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ExportContext:
-    """One model during its export. Candidates share its traces and calibration images.
+    """One student during its export, with the graphs and images its candidates share.
 
     Attributes:
-        source: The model.
-        calibration_source: Function that returns the calibration images; None draws
-            lesions.
+        source: The student.
+        calibration_source: Function that returns the calibration images; None stands
+            for synthetic lesions.
         dynamic_batch: Leave the batch size of the graph open.
         retrain: Quantization-aware training; None where no data set is given.
         progress: Receives the progress of slow steps inside an exporter.
@@ -110,7 +110,7 @@ class ExportContext:
 
     @property
     def spec(self) -> Spec:
-        """Spec of the model."""
+        """Spec of the student."""
         return self.source.spec
 
     @cached_property
@@ -120,7 +120,7 @@ class ExportContext:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """Images that calibrate quantization; drawn lesions if there is no data."""
+        """Images that calibrate quantization; synthetic lesions if there is no data."""
         if self.calibration_source is None:
             return synthetic_calibration(self.spec.preprocess)
         return self.calibration_source()
@@ -154,8 +154,8 @@ class ExportContext:
 class Exporter(Protocol):
     """A function that builds artifacts in one format.
 
-    Each exporter has its own file. It is named in `EXPORTERS` of `exporters/registry.py`,
-    or by an entry point in the group `dermedge.exporters`.
+    Each exporter has its own file. `EXPORTERS` in `exporters/registry.py` lists it, or
+    an entry point in the group `dermedge.exporters` does.
     """
 
     def __call__(

@@ -126,27 +126,28 @@ def debug_parity(
 
     Raises:
         UsageError: The bundle was exported from another model, its format has no graph
-            that can be read, or an argument makes no sense.
+            that can be read, the images have another type or shape, or `nodes` is
+            below 1.
         MissingExtraError: torch, onnx or the engine is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     _check_arguments(bundle, against, images, nodes)
-    candidate = inspect_bundle(bundle)
+    artifact = inspect_bundle(bundle)
     student = inspect_onnx(_student_graph(bundle, against))
     images = _default_images(bundle) if images is None else images
-    pairs = _match_tensors(bundle, student, candidate, images[:1])
+    pairs = _match_tensors(bundle, student, artifact, images[:1])
     probes = (
         student.probe_tensors([pair.tensor for pair in pairs]),
-        candidate.probe_tensors([pair.rounded for pair in pairs]),
+        artifact.probe_tensors([pair.rounded for pair in pairs]),
     )
     ratios, peaks = _compare_tensors(*probes, images)
-    drifts = _node_drifts(pairs, candidate, ratios, peaks)
+    drifts = _list_drifts(pairs, artifact, ratios, peaks)
     first = next((drift for drift in drifts if drift.snr_db < threshold), None)
     noisy = [drift for drift in drifts if drift.own_db < CEILING]
     worst = sorted(noisy, key=lambda drift: drift.own_db)[:nodes]
     weights = _compare_weights(
         student,
-        candidate,
+        artifact,
         [drift.node for drift in (*worst, *([first] if first else []))],
         images[:1],
     )
@@ -166,11 +167,11 @@ def debug_parity(
 def _check_arguments(
     bundle: Bundle, against: Exportable, images: NDArray[np.uint8] | None, nodes: int
 ) -> None:
-    for field in ("name", "tasks", "preprocess"):
-        ours, theirs = getattr(bundle.spec, field), getattr(against.spec, field)
+    for part in ("name", "tasks", "preprocess"):
+        ours, theirs = getattr(bundle.spec, part), getattr(against.spec, part)
         if ours != theirs:
             raise _other_student_error(
-                bundle, f"its {field} is {_describe(ours)}, the student's is {_describe(theirs)}"
+                bundle, f"its {part} is {_describe(ours)}, the student's is {_describe(theirs)}"
             )
     size = bundle.spec.preprocess.size
     if images is not None and (
@@ -206,15 +207,15 @@ def _student_graph(bundle: Bundle, against: Exportable) -> bytes:
 
 
 def _default_images(bundle: Bundle) -> NDArray[np.uint8]:
-    drawn = [
+    lesions = [
         preprocess(draw_lesion(seed).image, bundle.spec.preprocess, exact=True)
         for seed in seeds.DEBUG[:LESIONS]
     ]
-    return np.stack([*(case.tensor for case in bundle.golden()), *drawn])
+    return np.stack([*(case.tensor for case in bundle.golden()), *lesions])
 
 
 def _match_tensors(
-    bundle: Bundle, student: InspectableGraph, candidate: InspectableGraph, image: NDArray[np.uint8]
+    bundle: Bundle, student: InspectableGraph, artifact: InspectableGraph, image: NDArray[np.uint8]
 ) -> list[_Pair]:
     """Return the floating-point tensors that both graphs hold, in the student's order.
 
@@ -224,21 +225,21 @@ def _match_tensors(
     Raises:
         UsageError: The graphs have different architectures.
     """
-    producers = candidate.producers
-    own = {name: node for node in student.nodes if node.inputs for name in node.outputs}
+    producers = artifact.producers
+    computed = {name: node for node in student.nodes if node.inputs for name in node.outputs}
     known = {node.name for node in student.nodes}
-    common = [name for name in own if name in producers]
+    common = [name for name in computed if name in producers]
     pairs = [
         _Pair(
             name,
-            candidate.rounded.get(name, name),
-            _find_producer(name, producers, own[name], known),
+            artifact.rounded.get(name, name),
+            _find_producer(name, producers, computed[name], known),
         )
         for name in common
     ]
     values = (
         student.probe_tensors(common)(image),
-        candidate.probe_tensors([pair.rounded for pair in pairs])(image),
+        artifact.probe_tensors([pair.rounded for pair in pairs])(image),
     )
     floats = [
         (pair, first.shape == second.shape)
@@ -248,10 +249,11 @@ def _match_tensors(
     alike = [pair for pair, same in floats if same]
     missing = {task.name for task in bundle.spec.tasks} - {pair.tensor for pair in alike}
     layers = {node.name for node in student.nodes if node.op in WEIGHTED_OPS}
-    shared = layers & {node.name for node in candidate.nodes}
+    shared = layers & {node.name for node in artifact.nodes}
     if missing or 2 * len(alike) < len(floats) or 2 * len(shared) < len(layers):
         counts = (
-            f"{len(shared)} of the {len(layers)} layers and {len(alike)} of the {len(own)} tensors"
+            f"{len(shared)} of the {len(layers)} layers "
+            f"and {len(alike)} of the {len(computed)} tensors"
         )
         raise _other_student_error(bundle, f"it has {counts} of the student's graph")
     return alike
@@ -262,8 +264,9 @@ def _find_producer(
 ) -> Node:
     """Return the artifact's node that computes a tensor, under the student's name.
 
-    A rounding step only passes on what another node computed. An exporter may also
-    merge an activation into the node before it, or split a bias off a node.
+    A rounding step only passes on the output of another node. An exporter may also
+    merge an activation into the node before it, or split a bias off a node. Such nodes
+    get the name and operator of the student's node.
     """
     node = producers[name]
     while node.op in ROUNDING_OPS and node.name not in known and node.inputs[0] in producers:
@@ -272,7 +275,7 @@ def _find_producer(
 
 
 def _compare_tensors(
-    student: ProbeTensors, candidate: ProbeTensors, images: NDArray[np.uint8]
+    student: ProbeTensors, artifact: ProbeTensors, images: NDArray[np.uint8]
 ) -> tuple[list[float], list[float | None]]:
     """Return the signal-to-noise ratio in dB and the largest difference per tensor.
 
@@ -281,25 +284,25 @@ def _compare_tensors(
     sums: list[Any] = []
     for image in images:
         rows = [
-            _powers(*values)
-            for values in zip(student(image[None]), candidate(image[None]), strict=True)
+            _measure_powers(*values)
+            for values in zip(student(image[None]), artifact(image[None]), strict=True)
         ]
         sums.append(rows)
     table = np.array(sums)
-    ratios = [_decibels(signal, noise) for signal, noise in table[:, :, :2].sum(axis=0)]
+    ratios = [_to_decibels(signal, noise) for signal, noise in table[:, :, :2].sum(axis=0)]
     peaks = table[:, :, 2].max(axis=0)
     return ratios, [float(peak) if np.isfinite(peak) else None for peak in peaks]
 
 
-def _powers(reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float, float]:
+def _measure_powers(reference: NDArray[Any], artifact: NDArray[Any]) -> tuple[float, float, float]:
     """Return the powers of signal and noise, and the largest absolute difference."""
     signal = reference.astype(np.float64).ravel()
     with np.errstate(invalid="ignore"):
-        noise = candidate.astype(np.float64).ravel() - signal
+        noise = artifact.astype(np.float64).ravel() - signal
     return float(signal @ signal), float(noise @ noise), float(np.abs(noise).max(initial=0.0))
 
 
-def _decibels(signal: float, noise: float) -> float:
+def _to_decibels(signal: float, noise: float) -> float:
     """Return a ratio of powers in dB within -150..150; infinite noise gives -150."""
     if not np.isfinite(noise):
         return -CEILING
@@ -308,23 +311,23 @@ def _decibels(signal: float, noise: float) -> float:
     return float(np.clip(ratio, -CEILING, CEILING))
 
 
-def _node_drifts(
+def _list_drifts(
     pairs: Sequence[_Pair],
-    candidate: InspectableGraph,
+    artifact: InspectableGraph,
     ratios: Sequence[float],
     peaks: Sequence[float | None],
 ) -> list[NodeDrift]:
     by_rounded = {pair.rounded: ratio for pair, ratio in zip(pairs, ratios, strict=True)}
-    producers = candidate.producers
-    rounded = set(candidate.rounded.values())
+    producers = artifact.producers
+    rounded = set(artifact.rounded.values())
     drifts = []
     for pair, ratio, peak in zip(pairs, ratios, peaks, strict=True):
         inherited = min(
-            (by_rounded[name] for name in _sources(pair.producer, producers, by_rounded)),
+            (by_rounded[name] for name in _find_sources(pair.producer, producers, by_rounded)),
             default=CEILING,
         )
-        # Noise powers relative to the signal add up, if they are independent. What
-        # exceeds the worst input is the noise of this node.
+        # Independent noise powers add up, as shares of the signal's power. So the
+        # difference between this output and the worst input is this node's own noise.
         added = 10 ** (-ratio / 10) - 10 ** (-inherited / 10)
         drifts.append(
             NodeDrift(
@@ -333,7 +336,7 @@ def _node_drifts(
                 tensor=pair.tensor,
                 snr_db=ratio,
                 inherited_db=inherited,
-                own_db=_decibels(1.0, max(added, 0.0)),
+                own_db=_to_decibels(1.0, max(added, 0.0)),
                 weights_db=None,
                 max_abs=peak,
                 quantized=bool(rounded & set(pair.producer.inputs)),
@@ -342,7 +345,7 @@ def _node_drifts(
     return drifts
 
 
-def _sources(node: Node, producers: Mapping[str, Node], compared: Collection[str]) -> set[str]:
+def _find_sources(node: Node, producers: Mapping[str, Node], compared: Collection[str]) -> set[str]:
     """Return the nearest compared tensors upstream of a node."""
     sources: set[str] = set()
     pending, visited = list(node.inputs), set()
@@ -358,7 +361,7 @@ def _sources(node: Node, producers: Mapping[str, Node], compared: Collection[str
 
 def _compare_weights(
     student: InspectableGraph,
-    candidate: InspectableGraph,
+    artifact: InspectableGraph,
     nodes: Sequence[str],
     image: NDArray[np.uint8],
 ) -> dict[str, float]:
@@ -367,7 +370,7 @@ def _compare_weights(
     Nodes without weights in both graphs are left out.
     """
     ours = {node.name: node for node in student.nodes}
-    theirs = {node.name: node for node in candidate.nodes if candidate.constants}
+    theirs = {node.name: node for node in artifact.nodes if artifact.constants}
     stored = {}
     for name in dict.fromkeys(nodes):
         ranks = [len(student.constants.get(of, ())) for of in ours[name].inputs]
@@ -382,7 +385,11 @@ def _compare_weights(
     values = zip(
         stored,
         student.probe_tensors(first)(image),
-        candidate.probe_tensors(second)(image),
+        artifact.probe_tensors(second)(image),
         strict=True,
     )
-    return {name: _decibels(*_powers(a, b)[:2]) for name, a, b in values if a.shape == b.shape}
+    return {
+        name: _to_decibels(*_measure_powers(a, b)[:2])
+        for name, a, b in values
+        if a.shape == b.shape
+    }

@@ -1,4 +1,4 @@
-"""Export a model: build an artifact, compare it with the model, and write a bundle."""
+"""Export a student: build an artifact, compare it with the student, write a bundle."""
 
 import functools
 import tempfile
@@ -50,7 +50,7 @@ CACHE = ".candidates"
 
 @dataclass(frozen=True)
 class ExportSession:
-    """One model with everything that its exports share.
+    """One student with the data and settings that its exports share.
 
     Example:
         >>> from dermedge.models import load_model_folder
@@ -62,10 +62,10 @@ class ExportSession:
         ('small-cpu.dermedge', 'passed')
 
     Attributes:
-        context: The model, for the exporters.
-        evaluator: Compares artifacts with the model.
+        context: The student, for the exporters.
+        evaluator: Compares artifacts with the student.
         options: Settings of every export.
-        training_images: sha256 of the image files that the model was trained on.
+        training_images: sha256 of the image files that the student was trained on.
         progress: Receives the name of each step.
     """
 
@@ -86,25 +86,25 @@ class ExportSession:
         retrain: Retrain | None = None,
         progress: Progress | None = None,
     ) -> "ExportSession":
-        """Return a session for one model.
+        """Return a session for one student.
 
-        With `data`, the train split calibrates quantization, the val split fits
-        postprocessing and selects the candidate, and the test split is read once, for
-        the gate. Without `data`, the gate measures only agreement with the model on
+        With `data`, the train split calibrates quantization. The val split fits
+        postprocessing and selects the candidate. The test split is read once, for the
+        gate. Without `data`, the gate measures only agreement with the student on
         synthetic lesions, and no postprocessing is fitted.
 
         Args:
-            model: The model.
+            model: The student.
             options: Settings of every export of this session.
             data: Labelled images.
-            training_images: sha256 of the image files that the model was trained on.
+            training_images: sha256 of the image files that the student was trained on.
                 Bundles keep a prefix of each.
-            retrain: Quantization-aware training, for models that lose too much
-                otherwise.
+            retrain: Quantization-aware training, for students that lose too much
+                accuracy otherwise.
             progress: Receives the name of each step.
 
         Raises:
-            DataError: The model was trained on test images of `data`.
+            DataError: The student was trained on test images of `data`.
         """
         options = options or ExportOptions()
         if data is not None:
@@ -131,7 +131,8 @@ class ExportSession:
 
         Raises:
             UsageError: The target is unknown, or the bundle exists already.
-            DataError: The calibration images are unfit.
+            DataError: The calibration images are too few, of one class, or in val or
+                test.
             GateError: The artifact lost more accuracy than its target allows.
             MissingExtraError: A toolchain is not installed.
             BundleError: The new bundle did not verify.
@@ -158,7 +159,11 @@ class ExportSession:
     def _select_and_stage(
         self, candidates: Sequence[Candidate], staged: StagedBundles, name: str
     ) -> Bundle:
-        """Return the staged bundle of the first selection that passes on test."""
+        """Return the staged bundle of the first selection that passes on test.
+
+        Raises:
+            GateError: No selection passes.
+        """
         rejected: tuple[CandidateResult, ...] = ()
         for attempt in _attempts(candidates, self.options.precision):
             selection = self._search(attempt, staged).after(rejected)
@@ -265,7 +270,7 @@ class ExportSession:
 
 @dataclass(frozen=True)
 class _TestResult:
-    """The winner's parity, postprocessing and failed limits on test."""
+    """Parity and failed limits of the winner on test, and its postprocessing."""
 
     report: ParityReport
     postprocessing: Mapping[str, Postprocessing]
@@ -273,14 +278,14 @@ class _TestResult:
 
 
 def check_leakage(data: EvaluationData, training_images: Sequence[str]) -> None:
-    """Check that the model was not trained on test images.
+    """Check that the student was not trained on test images.
 
     Args:
         data: Labelled images.
-        training_images: sha256 of the image files that the model was trained on.
+        training_images: sha256 of the image files that the student was trained on.
 
     Raises:
-        DataError: The model was trained on test images of `data`.
+        DataError: The student was trained on test images of `data`.
     """
     shared = set(training_images) & set(data.digests("test"))
     if shared:

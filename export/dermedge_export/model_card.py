@@ -109,7 +109,7 @@ def other_details(artifact: Artifact) -> str:
 
 
 def eight_bit(artifact: Artifact) -> bool:
-    """Return True if activations are 8-bit integers, which CPUs multiply differently.
+    """Return whether activations are 8-bit integers, which CPUs multiply differently.
 
     Args:
         artifact: Description of the artifact.

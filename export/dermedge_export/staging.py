@@ -20,8 +20,7 @@ from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.spec import Json, Postprocessing
 
 # Largest absolute difference of a logit that `verify` accepts on another machine.
-# Engines and CPUs add floating-point numbers in another order and round to few bits in
-# another way.
+# Engines and CPUs differ in the order of their sums, and in how they round to few bits.
 TOLERANCE = {
     "fp32": 1e-3,
     "fp16": 0.05,
@@ -52,7 +51,7 @@ class StagedBundles:
 
     @contextlib.contextmanager
     def start(self, built: BuiltArtifact) -> Iterator[Runtime]:
-        """Yield the engine that runs an artifact on this machine, or its simulation."""
+        """Yield a runtime of this machine for an artifact, or its simulation."""
         if built.simulation is not None:
             yield built.simulation
             return

@@ -1,3 +1,5 @@
+"""Test the build, the gate and the cache of engines on a device."""
+
 import json
 import shutil
 from collections.abc import Callable, Sequence

@@ -1,3 +1,5 @@
+"""Test the checks and the choice of calibration images."""
+
 from collections import Counter
 from pathlib import Path
 

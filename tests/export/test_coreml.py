@@ -1,3 +1,5 @@
+"""Test Core ML packages: contract, compression, overflow, simulation and refusals."""
+
 import json
 import os
 import re
@@ -123,7 +125,7 @@ class TestContract:
             "FLOAT32"
         }
 
-    def test_it_computes_what_the_student_computes_but_for_rounding(self) -> None:
+    def test_it_computes_what_the_student_computes_up_to_rounding(self) -> None:
         source, images = student(), images_of(4)
         assert 0 < off(built(FP16), source, images) < 0.02
         assert np.ptp(run_artifact(built(FP16), images)["diagnosis"], axis=0).max() > 0.2
@@ -140,7 +142,7 @@ class TestContract:
             > 0.05
         )
 
-    def test_all_is_fp16_between_the_image_and_the_outputs(self) -> None:
+    def test_all_tensors_between_image_and_outputs_are_fp16(self) -> None:
         operators = package(built(FP16)).operators
         assert {o.kind for o in operators if o.kind != "cast" and o.dtype != "FLOAT16"} == set()
         assert sum(o.kind == "cast" for o in operators) == 3  # the image to fp16, two outputs back
@@ -163,7 +165,7 @@ class TestContract:
         assert mirrored == to_json(spec)
         assert Spec.from_json(mirrored) == spec
 
-    def test_what_it_needs_is_recorded(self) -> None:
+    def test_the_artifact_records_its_requirements(self) -> None:
         artifact = built(FP16).artifact
         assert (artifact.format, artifact.path, artifact.precision) == (
             "coreml",
@@ -194,7 +196,7 @@ class TestContract:
 
 
 class TestCompression:
-    def test_weights_take_as_much_room_as_their_bits(self) -> None:
+    def test_the_size_of_weights_follows_from_their_bits(self) -> None:
         parameters = sum(parameter.numel() for parameter in student().module.parameters())
         share = {
             c.name: package(built(c)).weight_bytes / (4 * parameters)
@@ -214,7 +216,7 @@ class TestCompression:
             steps = 127 * row / np.abs(row).max()
             np.testing.assert_allclose(steps, steps.round(), atol=0.1)
 
-    def test_a_palette_has_as_many_colours_as_its_bits_tell(self) -> None:
+    def test_a_palette_has_at_most_two_to_the_power_of_bits_values(self) -> None:
         for candidate, colours in ((PALETTIZED, 256), (PALETTIZED_6, 64)):
             found = package(built(candidate)).compressed
             assert found
@@ -231,7 +233,7 @@ class TestCompression:
         assert losses[FP16.name] < losses[PALETTIZED.name] < losses[PALETTIZED_6.name] < 1
         assert losses[FP16.name] < losses[W8.name] < losses[W8A8.name] < 1
 
-    def test_activations_are_scaled_by_what_calibration_images_reach(self) -> None:
+    def test_activation_scales_follow_the_ranges_of_calibration_images(self) -> None:
         artifact = built(W8A8)
         seen = measure_ranges(
             read_program(coreml_package.inner(built(FP16).files)), calibration().images
@@ -241,7 +243,7 @@ class TestCompression:
         for name, scale in pairs.items():
             assert scale == pytest.approx(seen.values[name].reach / 127, rel=2e-3), name
 
-    def test_8_bit_activations_say_what_they_saw_and_where_they_pay(self) -> None:
+    def test_the_artifact_records_calibration_and_the_devices_it_is_faster_on(self) -> None:
         artifact = built(W8A8).artifact
         assert artifact.calibration == calibration().to_json()
         assert "A17 Pro" in artifact.details["faster_on"]
@@ -276,7 +278,7 @@ def reaching(times: float, name: str) -> Source:
 
 
 class TestOverflow:
-    def test_what_leaves_fp16_is_kept_in_fp32_and_nothing_else(self) -> None:
+    def test_only_operators_that_overflow_fp16_are_kept_in_fp32(self) -> None:
         source = reaching(1000, "far")
         artifact = export_coreml(ExportContext(source, calibration), IOS, FP16)
         dtypes = {(o.kind, o.dtype) for o in package(artifact).operators if o.kind != "cast"}
@@ -290,7 +292,7 @@ class TestOverflow:
         assert np.isfinite(run_artifact(artifact, images)["diagnosis"]).all()
         assert off(artifact, source, images) < 0.02
 
-    def test_the_simulation_shows_what_would_happen_in_fp16(
+    def test_the_simulation_shows_an_overflow_of_fp16(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(coreml, "overflowing", lambda program, ranges: set())
@@ -413,7 +415,7 @@ class TestArguments:
             ("topk", {"x": "a", "k": 1}, "operator 'topk'"),
         ],
     )
-    def test_what_the_simulation_would_ignore_is_refused(
+    def test_arguments_that_the_simulation_lacks_are_refused(
         self, kind: str, arguments: dict[str, object], text: str
     ) -> None:
         with pytest.raises(UsageError, match=f"simulation of Core ML lacks.*{re.escape(text)}"):
@@ -469,7 +471,7 @@ class TestReproducibility:
             c.name: digests(built(c)) for c in (W8A8, PALETTIZED_6)
         }
 
-    def test_it_names_no_folder_and_no_day(self) -> None:
+    def test_the_package_contains_no_folder_name_and_no_date(self) -> None:
         for candidate in (FP16, W8A8):
             for name, content in built(candidate).files.items():
                 for trace in (

@@ -44,7 +44,7 @@ def student(folder: Path) -> TrainedModel:
 def evaluation_data(
     student: TrainedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> TableEvaluationData:
-    """360 drawn lesions that are new to the student: a third is val, the rest test."""
+    """360 synthetic lesions that are new to the student: a third is val, the rest test."""
     data = tmp_path_factory.mktemp("damage") / "lesions"
     draw_data_set(data, count=360, seed=77, size=(64, 48))
     frame = TableEvaluationData(data, student.spec).table.frame

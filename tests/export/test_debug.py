@@ -149,7 +149,7 @@ def test_the_students_own_graph_does_not_drift(
     assert report.first is None
     assert report.worst == ()
     assert report.outputs == {"diagnosis": 150.0, "malignancy": 150.0}
-    assert report.images == 10  # six golden cases, four drawn lesions
+    assert report.images == 10  # six golden cases, four synthetic lesions
     assert report.compared > 40
 
 

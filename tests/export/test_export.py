@@ -1,3 +1,5 @@
+"""Test that an export writes a verified bundle, or leaves no file."""
+
 import json
 import os
 import resource
@@ -290,7 +292,7 @@ class TestGate:
         )
         assert list((tmp_path / "out").iterdir()) == []
 
-    def test_an_allowed_failure_is_written_and_never_called_passed(
+    def test_an_allowed_failure_is_written_and_recorded_as_failed(
         self, student: TrainedModel, evaluation_data: TableEvaluationData, tmp_path: Path
     ) -> None:
         made = export_model(

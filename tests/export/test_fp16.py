@@ -1,3 +1,5 @@
+"""Test typed fp16 graphs, the nodes that stay in fp32, and rounding to fp16."""
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -57,7 +59,7 @@ OVERFLOWING = model("a = Mul (x, x) b = Mul (a, two) y = Sqrt (b)", "float two =
 
 
 class TestRounding:
-    def test_what_overflows_in_fp16_is_hidden_by_onnxruntime_and_shown_by_rounding(self) -> None:
+    def test_onnxruntime_hides_an_fp16_overflow_that_rounding_shows(self) -> None:
         typed = typed_fp16(OVERFLOWING, [])
         assert np.isfinite(by_engine(typed)).all()
         rounded = rounded_runner(typed.SerializeToString())(IMAGES)["y"]
@@ -70,7 +72,7 @@ class TestRounding:
             rounded_runner(typed.SerializeToString())(IMAGES)["y"], expected
         )
 
-    def test_what_the_probe_keeps_does_not_overflow(self) -> None:
+    def test_with_the_fragile_nodes_in_fp32_nothing_overflows(self) -> None:
         kept = keep(OVERFLOWING)
         assert kept == ["a", "b", "y"]
         rounded = rounded_runner(checked(typed_fp16(OVERFLOWING, kept)).SerializeToString())(
@@ -103,12 +105,12 @@ class TestFragile:
             ("y = ReduceMean <keepdims: int = 1> (x, axes)", "int64[2] axes = {1, 2}", []),
         ],
     )
-    def test_what_fp16_harms_stays_fp32(
+    def test_nodes_that_lose_accuracy_in_fp16_are_fragile(
         self, nodes: str, constants: str, expected: list[str]
     ) -> None:
         assert keep(model(nodes, constants)) == expected
 
-    def test_a_normalisation_taken_apart_stays_whole(self) -> None:
+    def test_all_nodes_of_a_spelled_out_norm_are_fragile(self) -> None:
         graph = model(
             """a = Mul (x, small) mean = ReduceMean <keepdims: int = 1> (a, axes) d = Sub (a, mean)
             square = Pow (d, two) variance = ReduceMean <keepdims: int = 1> (square, axes)
@@ -157,7 +159,7 @@ class TestTyping:
         }
         assert stored == {"w.fp16": TensorProto.FLOAT16, "w.fp32": TensorProto.FLOAT}
 
-    def test_inputs_that_an_operator_wants_in_fp32_stay_so(self) -> None:
+    def test_inputs_that_an_operator_requires_in_fp32_stay_fp32(self) -> None:
         graph = model("y = Resize (x, , scales)", "float[4] scales = {1, 1, 1, 1}")
         typed = checked(typed_fp16(graph, []))
         assert float_tensors(typed) == {"scales.fp32", "y"}
@@ -167,7 +169,7 @@ class TestTyping:
         typed = checked(typed_fp16(graph, ["z"]))
         np.testing.assert_array_equal(by_engine(typed), IMAGES)
 
-    def test_the_model_that_was_given_is_left_alone(self) -> None:
+    def test_the_given_model_is_not_changed(self) -> None:
         before = OVERFLOWING.SerializeToString()
         typed_fp16(OVERFLOWING, ["a"])
         assert OVERFLOWING.SerializeToString() == before

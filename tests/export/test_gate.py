@@ -1,3 +1,5 @@
+"""Test the limits of the gate and the status of each."""
+
 import dataclasses
 
 import pytest

@@ -1,4 +1,4 @@
-"""Drawn lesions are deterministic and plausible, and follow their parameters."""
+"""Synthetic lesions are deterministic and plausible, and follow their parameters."""
 
 import hashlib
 import itertools

@@ -1,3 +1,5 @@
+"""Test metrics against scikit-learn and by hand, and the bootstrap."""
+
 import numpy as np
 import pytest
 from sklearn.metrics import (
@@ -152,7 +154,7 @@ def test_levels_are_compared_as_scikit_learn_does(case):
         )
 
 
-def test_kappa_of_one_level_is_undefined_and_of_one_stray_is_not():
+def test_kappa_is_undefined_for_one_level_and_defined_with_one_other():
     same = np.full(1000, 3)
     assert np.isnan(metrics.quadratic_weighted_kappa(same, same))
     assert np.isnan(metrics.quadratic_weighted_kappa(same[:0], same[:0]))

@@ -1,3 +1,5 @@
+"""Test ONNX artifacts: contract, reproducible bytes and batch size."""
+
 import os
 import shutil
 import subprocess
@@ -113,7 +115,7 @@ class TestContract:
         turned = run_artifact(artifact, image.flip(-1))["diagnosis"]
         assert np.abs(run_artifact(artifact, image)["diagnosis"] - turned).max() > 0.1
 
-    def test_opset_and_ir_are_those_recorded(
+    def test_opset_and_ir_version_are_the_recorded_ones(
         self, artifact: BuiltArtifact, graph: onnx.ModelProto
     ) -> None:
         details = artifact.artifact.details
@@ -148,7 +150,7 @@ class TestContract:
         assert mirrored == to_json(student.spec)
         assert Spec.from_json(mirrored) == student.spec
 
-    def test_the_students_own_mode_and_weights_are_left_alone(
+    def test_the_students_own_mode_and_weights_do_not_change(
         self, folder: Path, student: TrainedModel
     ) -> None:
         fresh = load_model_folder(folder)
@@ -256,7 +258,7 @@ def test_an_operator_that_onnx_lacks_is_named_with_what_to_try() -> None:
         export_onnx(ExportContext(source), CPU, Candidate("fp32", "onnx"))
 
 
-def test_a_graph_with_a_batch_of_one_answers_for_many(
+def test_a_graph_with_a_batch_of_one_runs_many_images(
     student: TrainedModel, artifact: BuiltArtifact, tmp_path: Path
 ) -> None:
     from dermedge_export.synthetic.golden import golden_cases

@@ -1,3 +1,5 @@
+"""Test OpenVINO artifacts: contract, int8, accuracy control and errors."""
+
 import importlib.util
 import json
 import os
@@ -180,7 +182,7 @@ class TestInt8:
             1e-4 < error < 0.1
         )  # a tenth of what images differ by; with NNCF's own ranges it is the half
 
-    def test_what_it_was_made_of_is_recorded(
+    def test_the_artifact_records_calibration_method_and_tools(
         self, context: ExportContext, int8: BuiltArtifact
     ) -> None:
         assert int8.artifact.calibration == context.calibration.to_json()
@@ -228,7 +230,7 @@ def loss(
 
 
 class TestAccuracyControl:
-    def test_what_costs_more_than_the_gate_allows_stays_in_fp32(
+    def test_layers_that_lose_more_than_the_gate_allows_stay_in_fp32(
         self, context: ExportContext, student: TrainedModel, int8: BuiltArtifact, tmp_path: Path
     ) -> None:
         expected = module_runner(student.module)(context.calibration.images)
@@ -240,7 +242,7 @@ class TestAccuracyControl:
         assert constants(built, "i8")
         assert loss(built, context, expected, tmp_path) <= allowed + 1e-4
 
-    def test_what_is_good_enough_is_left_alone(
+    def test_an_int8_model_within_the_limit_is_not_changed(
         self, toy: ExportContext, uncontrolled: BuiltArtifact, tmp_path: Path
     ) -> None:
         assert (
@@ -351,7 +353,7 @@ class TestErrors:
 
 
 class TestLikeness:
-    def test_equal_outputs_are_wholly_alike_and_opposite_ones_are_not(self) -> None:
+    def test_equal_outputs_have_likeness_one_and_opposite_ones_less(self) -> None:
         first, second = (
             np.array([9.0, -9.0, -9.0], np.float32),
             np.array([-9.0, 9.0, -9.0], np.float32),
@@ -362,7 +364,7 @@ class TestLikeness:
         assert likeness(first, second, "ordinal") == pytest.approx(1 / 3, abs=1e-3)
         assert likeness(first, -first, "embed") == pytest.approx(-1)
 
-    def test_it_is_one_minus_the_total_variation_distance(self) -> None:
+    def test_likeness_is_one_minus_the_total_variation_distance(self) -> None:
         p, q = np.array([0.5, 0.3, 0.2], np.float32), np.array([0.4, 0.3, 0.3], np.float32)
         assert likeness(np.log(p), np.log(q), "classify") == pytest.approx(0.9)
 

@@ -1,3 +1,5 @@
+"""Test the comparison of two tables of predictions."""
+
 import dataclasses
 import json
 
@@ -214,7 +216,7 @@ def test_each_output_is_compared_at_its_own_scale():
     assert "'malignancy'" in limit(report, "max_abs").note
 
 
-def test_nan_or_infinity_fails_whatever_the_rest():
+def test_nan_or_infinity_fails_whatever_other_limits_give():
     def overflow(logits):
         logits = logits.copy()
         logits[3, 0], logits[7, 0] = np.nan, np.inf
@@ -293,7 +295,7 @@ def test_the_worst_of_many_subgroups_is_not_failed_by_chance():
     assert statuses.count("warn") >= 5
 
 
-def test_without_a_known_subgroup_nobody_can_say_for_whom_it_is_worse():
+def test_without_a_known_subgroup_the_limit_is_insufficient():
     test = dataclasses.replace(student(1000), subgroups={"sex": np.full(1000, "")})
     entry = limit(compare(lambda logits: logits, test=test, n=1000), "worst_subgroup")
     assert entry.status == "insufficient"
@@ -342,7 +344,7 @@ def test_losses_and_intervals_have_the_right_sign_and_unit():
     assert ece.loss.value == pytest.approx(ece.candidate - ece.reference)
 
 
-def test_pairing_makes_the_loss_surer_than_either_side():
+def test_pairing_narrows_the_interval_of_the_loss():
     report = compare(noise(0.1, 4), n=1000)
     subgroup = report.subgroups[0]
     width = {

@@ -107,7 +107,7 @@ def test_a_broken_head_fails_by_name(output, broken, failing):
     assert {reason.partition(":")[0] for reason in failure_messages(report)} == failing
 
 
-def test_a_head_near_its_limit_makes_passing_again_unsure():
+def test_a_loss_near_its_limit_lowers_the_pass_probability():
     def one_level_up(output):  # 1.5 % of the images, where 2 % are allowed
         graded = output.copy()
         graded[np.flatnonzero(ordinal_levels(output) == 2)[:6], 2] = 1
@@ -158,7 +158,7 @@ def test_without_the_truth_only_agreement_is_checked_and_the_basis_says_so():
     assert compare({}).basis == "test split"
 
 
-def test_a_nan_in_one_head_fails_whatever_the_rest():
+def test_a_nan_in_one_head_fails_whatever_other_limits_give():
     def overflow(output):
         broken = output.copy()
         broken[7] = np.nan

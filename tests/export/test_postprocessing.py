@@ -1,3 +1,5 @@
+"""Test the fit of temperatures and thresholds."""
+
 import json
 
 import numpy as np

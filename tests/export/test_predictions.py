@@ -69,7 +69,7 @@ def cases(draw: st.DrawFn) -> tuple[Spec, Predictions, dict[str, Postprocessing]
     return spec, table(tasks, draw(st.integers(1, 4)), draw), fitted
 
 
-def leads_by_a_rounding(probabilities: np.ndarray) -> bool:
+def leads_by_rounding_only(probabilities: np.ndarray) -> bool:
     ordered = np.sort(probabilities)
     return bool(0 < ordered[-1] - ordered[-2] < ULP)
 
@@ -90,7 +90,7 @@ def test_a_decoded_table_equals_the_prediction_of_each_image(
             np.testing.assert_allclose(
                 found, [expected[name] for name in decoded.names], rtol=1e-12, atol=1e-300
             )
-            if not leads_by_a_rounding(found):
+            if not leads_by_rounding_only(found):
                 assert decoded.names[decoded.predicted[row]] == one.labels[0].id
         if one.malignancy is None:
             assert np.isnan(decoded.scores[row])

@@ -199,7 +199,7 @@ def test_the_sweep_of_an_export_reports_its_progress() -> None:
     assert all(note.startswith("sensitivity of ") for _, _, note in reports)
 
 
-def test_a_kept_layer_is_not_quantized_behind_our_back() -> None:
+def test_onnxruntime_does_not_quantize_a_kept_layer_again() -> None:
     """onnxruntime quantizes fp32 weights behind a DequantizeLinear again, per tensor."""
     labels = tuple(
         Label(name, name, malignant) for name, malignant in (("nv", False), ("mel", True))

@@ -1,3 +1,5 @@
+"""Test fake quantizers, and the integer graphs that they become."""
+
 import copy
 from pathlib import Path
 from typing import Any
@@ -131,8 +133,8 @@ def graph_outputs(
     return torch.from_numpy(np.concatenate(rows))
 
 
-class TestTwin:
-    def test_it_answers_nearly_as_its_original_which_is_left_alone(
+class TestFakeQuantized:
+    def test_the_copy_computes_nearly_the_same_and_the_source_is_unchanged(
         self, source: Source, calibration: Calibration
     ) -> None:
         before = copy.deepcopy(source.module.state_dict())
@@ -172,7 +174,7 @@ class TestTwin:
         assert len(scales) > 6 + 4
         assert all(scale.grad.abs().max() > 0 for scale in scales)
 
-    def test_a_range_holds_what_calibration_showed(self, source: Source) -> None:
+    def test_a_range_covers_the_values_of_calibration_images(self, source: Source) -> None:
         images = np.zeros((32, 32, 32, 3), np.uint8)
         images[:, 0, 0] = 192
         twin = fake_quantized(source.module, Calibration(images, ("",) * 32, "train"))
@@ -190,7 +192,7 @@ class TestTwin:
             Watcher(twin).run(torch.full((1, 32, 32, 3), 255, dtype=torch.uint8))
         assert seen[0].max().item() == pytest.approx(1, abs=0.02)  # 192 / 64 - 2, not 255 / 64 - 2
 
-    def test_a_network_that_cannot_be_followed_is_refused(self, calibration: Calibration) -> None:
+    def test_a_network_that_cannot_be_traced_is_refused(self, calibration: Calibration) -> None:
         class Capricious(Tiny):
             def forward(self, image: Tensor) -> dict[str, Tensor]:
                 return super().forward(image if image.float().mean() > 100 else image.flip(1))
@@ -200,7 +202,7 @@ class TestTwin:
 
 
 class TestGraph:
-    def test_it_answers_as_the_trained_module(
+    def test_the_graph_computes_what_the_trained_module_computes(
         self, made: tuple[dict[str, Any], Any, bytes]
     ) -> None:
         _, twin, graph = made
@@ -316,9 +318,7 @@ class TestGraph:
 
 
 class TestCandidate:
-    def test_what_is_exported_is_what_was_trained(
-        self, source: Source, calibration: Calibration
-    ) -> None:
+    def test_the_trained_module_is_exported(self, source: Source, calibration: Calibration) -> None:
         seen: list[Any] = []
 
         def retrain(module: Any, images: Calibration, candidate: Candidate) -> Any:

@@ -46,7 +46,7 @@ def data() -> bytes:
     return reference_file(predictions(), DIGESTS, FITTED, "test split of somewhere")
 
 
-def test_every_float_reads_back_as_itself() -> None:
+def test_every_float_is_read_back_exactly() -> None:
     table = predictions()
     bits = np.random.default_rng(1).integers(0, 2**32, 300, dtype=np.uint32).view(np.float32)
     odd = [0.1, -0.0, 1e-45, 9.9e14, 16777217.0, 1 / 3]

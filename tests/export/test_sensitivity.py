@@ -122,7 +122,7 @@ def test_the_layer_that_quantizes_badly_is_named_first() -> None:
     )
 
 
-def test_keeping_that_layer_takes_most_of_the_drift_away() -> None:
+def test_keeping_that_layer_removes_most_of_the_drift() -> None:
     graph = network(outliers=[2])
     quantize = Quantizer(graph)
     kept = choose_kept(quantize, graph, IMAGES)
@@ -146,7 +146,7 @@ def test_two_layers_that_each_ruin_the_outputs_are_both_found() -> None:
     assert set(choose_kept(quantize, graph, IMAGES)) == {"conv1", "conv3"}
 
 
-def test_a_list_no_longer_than_needed() -> None:
+def test_the_shortest_sufficient_list_is_chosen() -> None:
     graph = network(depth=9, outliers=[1, 3, 5])
     quantize = Quantizer(graph)
     assert set(choose_kept(quantize, graph, IMAGES)) == {
@@ -180,7 +180,7 @@ def test_a_sweep_is_reproducible_and_reports_progress() -> None:
 
 
 class TestDrift:
-    def test_of_classes_it_is_the_divergence_of_their_probabilities(self) -> None:
+    def test_the_drift_of_classes_is_the_divergence_of_probabilities(self) -> None:
         graph, other = network(), network(outliers=[4])
         logits = [run(model) for model in (graph, other)]
         p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in logits)
@@ -189,14 +189,14 @@ class TestDrift:
         )
         assert drift_from(graph, IMAGES)(graph) == 0
 
-    def test_of_sigmoids_it_is_the_divergence_of_each(self) -> None:
+    def test_the_drift_of_sigmoids_is_the_mean_divergence(self) -> None:
         graph, other = network(kind="ordinal"), network(outliers=[4], kind="ordinal")
         p, q = (1 / (1 + np.exp(-run(model))) for model in (graph, other))
         expected = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
         assert drift_from(graph, IMAGES)(other) == pytest.approx(expected.mean())
 
     @pytest.mark.parametrize("kind", ["embed", None])
-    def test_of_other_outputs_it_is_the_squared_error_as_a_share_of_their_power(
+    def test_the_drift_of_other_outputs_is_the_relative_squared_error(
         self, kind: str | None
     ) -> None:
         graph, other = network(kind=kind), network(outliers=[4], kind=kind)
@@ -205,7 +205,7 @@ class TestDrift:
             np.square(first - second).sum() / np.square(first).sum()
         )
 
-    def test_outputs_that_are_not_finite_are_the_worst(self) -> None:
+    def test_outputs_that_are_not_finite_have_infinite_drift(self) -> None:
         graph = network()
         assert drift_from(graph, IMAGES)(broken(graph)) == np.inf
 

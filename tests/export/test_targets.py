@@ -1,3 +1,5 @@
+"""Test targets and the candidates of each."""
+
 import pytest
 
 from dermedge_export.candidate import AUTO, list_candidates, select_candidates

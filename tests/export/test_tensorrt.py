@@ -1,3 +1,5 @@
+"""Test the typed ONNX files for TensorRT, with onnxruntime and a simulation."""
+
 import functools
 from collections import Counter
 
@@ -115,7 +117,7 @@ class TestArtifact:
         assert check_tensorrt(artifact.files["model.onnx"]) == ()
         assert artifact.artifact.details["tensorrt_warnings"] == []
 
-    def test_pixels_come_in_and_logits_go_out_as_everywhere(
+    def test_the_input_is_uint8_pixels_and_the_outputs_are_float32_logits(
         self, backbone: str, candidate: Candidate
     ) -> None:
         graph = loaded(built(backbone, candidate.precision)).graph
@@ -127,7 +129,7 @@ class TestArtifact:
             ("diagnosis", TensorProto.FLOAT),
         }
 
-    def test_norms_and_softmax_are_fp32_and_all_else_fp16(
+    def test_norms_and_softmax_are_fp32_and_other_nodes_fp16(
         self, backbone: str, candidate: Candidate
     ) -> None:
         model = loaded(built(backbone, candidate.precision))
@@ -144,7 +146,9 @@ class TestArtifact:
         ]
         assert built(backbone, candidate.precision).artifact.details["kept_fp32"] == kept
 
-    def test_it_is_still_the_same_model(self, backbone: str, candidate: Candidate) -> None:
+    def test_it_computes_nearly_what_the_student_computes(
+        self, backbone: str, candidate: Candidate
+    ) -> None:
         context, artifact = context_of(backbone), built(backbone, candidate.precision)
         images = context.calibration.images
         expected, limit = reference(context, images), 0.01 if candidate is FP16 else 0.2
@@ -152,9 +156,7 @@ class TestArtifact:
         assert artifact.simulation is not None
         assert deviation(flat(artifact.simulation.run(images)), expected) < limit
 
-    def test_the_file_has_shrunk_with_its_weights(
-        self, backbone: str, candidate: Candidate
-    ) -> None:
+    def test_the_file_is_as_small_as_its_weights(self, backbone: str, candidate: Candidate) -> None:
         whole = len(context_of(backbone).graph(OPSET))
         assert (
             len(built(backbone, candidate.precision).files["model.onnx"])
@@ -268,7 +270,7 @@ class TestInt8:
             }
             onnx.checker.check_model(typed_int8(graph, thresholds, keep=[layer]), full_check=True)
 
-    def test_a_sweep_chooses_what_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_sweep_chooses_the_kept_layers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         layers = list(weighted_nodes(onnx.load_model_from_string(context_of(CNN).graph(OPSET))))
         counts = []
 
@@ -294,7 +296,7 @@ class TestInt8:
 
 
 class TestThresholds:
-    def test_minmax_is_the_largest_that_was_seen(self) -> None:
+    def test_minmax_is_the_largest_magnitude_on_the_images(self) -> None:
         graph = cast_pixels_first(context_of(CNN).graph(OPSET))
         images = context_of(CNN).calibration.images[:3]
         found = activation_thresholds(graph, images, "minmax")
@@ -304,7 +306,7 @@ class TestThresholds:
         mean, std = np.array(Backbone("").mean), np.array(Backbone("").std)
         assert found[first] == pytest.approx(np.abs((images / 255 - mean) / std).max(), rel=1e-5)
 
-    def test_entropy_never_exceeds_it_and_cuts_somewhere(self) -> None:
+    def test_entropy_thresholds_are_at_most_minmax_and_some_are_smaller(self) -> None:
         graph = cast_pixels_first(context_of(CNN).graph(OPSET))
         images = context_of(CNN).calibration.images[:8]
         largest = activation_thresholds(graph, images, "minmax")
@@ -341,7 +343,7 @@ class TestTrouble:
         with pytest.raises(DermedgeError, match="NaN or Inf on calibration images"):
             export_tensorrt(with_graph("y = Sqrt (x)"), JETSON_AGX_ORIN, INT8)
 
-    def test_what_leaves_the_range_of_fp16_is_kept_in_fp32(self) -> None:
+    def test_layers_that_leave_the_range_of_fp16_stay_in_fp32(self) -> None:
         context = with_graph(
             "a = Mul (x, large) b = Mul (a, large) c = Div (b, large) y = Div (c, large)"
         )

@@ -1,3 +1,5 @@
+"""Test the static check of ONNX graphs for TensorRT."""
+
 import numpy as np
 import onnx
 import pytest
@@ -61,7 +63,7 @@ def only(found: tuple[GraphFinding, ...]) -> GraphFinding:
         f"{PAIR} f = Cast <to: int = 1> (b) s = Softmax (f) c = Cast <to: int = 10> (s) {END}",
     ],
 )
-def test_a_well_typed_graph_is_clean(nodes: str) -> None:
+def test_a_well_typed_graph_has_no_finding(nodes: str) -> None:
     assert check_tensorrt(graph(nodes, HALF)) == ()
 
 

@@ -94,7 +94,7 @@ def test_the_device_is_named():
 
 
 @pytest.mark.parametrize("options", [{"runs": 0}, {"warmup": -1}, {"sustained": -0.1}])
-def test_senseless_numbers_are_refused(bundle, options):
+def test_invalid_numbers_are_refused(bundle, options):
     with pytest.raises(UsageError, match=next(iter(options))):
         bench(bundle, **options)
 

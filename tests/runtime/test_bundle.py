@@ -60,7 +60,7 @@ def at(*keys, value=None):
     return edit
 
 
-def test_what_was_written_is_read_back(toy_bundle_path):
+def test_a_written_bundle_is_read_back(toy_bundle_path):
     bundle, content = Bundle.open(toy_bundle_path), toy_content()
     for name in ("spec", "artifact", "postprocessing", "tolerance", "parity"):
         assert getattr(bundle, name) == content[name]
@@ -416,7 +416,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("edit", BROKEN.values(), ids=BROKEN.keys())
-def test_schema_and_reader_refuse_the_same(toy_bundle_path, edit):
+def test_schema_and_reader_refuse_the_same_manifests(toy_bundle_path, edit):
     jsonschema.validate(manifest_of(toy_bundle_path), SCHEMA)
     manifest = rewrite(toy_bundle_path, edit)
     with pytest.raises(jsonschema.ValidationError):
@@ -439,7 +439,7 @@ BROKEN_BEYOND_SCHEMA = {
 
 
 @pytest.mark.parametrize("edit", BROKEN_BEYOND_SCHEMA.values(), ids=BROKEN_BEYOND_SCHEMA.keys())
-def test_reader_refuses_what_a_schema_cannot_say(toy_bundle_path, edit):
+def test_reader_refuses_faults_that_a_schema_cannot_express(toy_bundle_path, edit):
     rewrite(toy_bundle_path, edit)
     with pytest.raises(BundleError) as refused:
         Bundle.open(toy_bundle_path)
@@ -482,7 +482,7 @@ def test_a_manifest_that_would_fill_the_memory_is_refused(toy_bundle_path):
         Bundle.open(toy_bundle_path)
 
 
-def test_what_is_no_bundle_is_said(tmp_path):
+def test_a_path_that_is_no_bundle_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"gone\.dermedge"):
         Bundle.open(tmp_path / "gone.dermedge")
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07onnx")

@@ -213,7 +213,7 @@ def test_a_failure_of_core_ml_is_one_error() -> None:
         runtime.run(PIXELS[:1, ..., 0])
 
 
-def test_a_closed_model_says_so(bundle: Bundle, mac: Mac) -> None:
+def test_a_closed_model_raises_an_engine_error(bundle: Bundle, mac: Mac) -> None:
     runtime = CoreMlRuntime.open(bundle)
     runtime.close()
     runtime.close()

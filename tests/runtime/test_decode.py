@@ -83,7 +83,7 @@ def test_a_score_at_the_threshold_is_malignant():
     )
 
 
-def test_what_was_not_fitted_is_none():
+def test_fields_that_were_not_fitted_are_none():
     prediction = decode(
         {"diagnosis": LOGITS, "lesion": np.ones((1, 4, 4), np.float32)},
         spec(DIAGNOSIS, LESION),
@@ -160,7 +160,7 @@ def test_a_probability_at_the_threshold_is_in_the_mask():
     assert segment_mask(np.zeros((4, 4), np.float32), 16, 1.0, 0.5).all()
 
 
-def test_the_embedding_comes_through():
+def test_the_embedding_is_the_output_itself():
     vector = np.array([0.6, 0.8], np.float32)
     assert decode({"features": vector}, spec(EMBEDDING), {}).embedding == pytest.approx((0.6, 0.8))
 
@@ -201,7 +201,7 @@ def test_a_prediction_is_json_and_can_be_compared():
 @pytest.mark.parametrize(
     "task", [DIAGNOSIS, MALIGNANCY, SEVERITY, LESION, EMBEDDING], ids=lambda task: task.kind
 )
-def test_numbers_that_are_none_never_become_a_diagnosis(task, bad):
+def test_nan_and_infinity_are_not_decoded(task, bad):
     shapes = {
         "classify": (4,),
         "binary": (1,),

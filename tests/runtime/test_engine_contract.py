@@ -57,7 +57,7 @@ FORMS = [*HERE, *(f"{name}, any batch" for name in HERE if name in ANY_BATCH)]
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_this_engine_is_tested_too(name: str) -> None:
+def test_each_engine_of_this_machine_has_a_test_artifact(name: str) -> None:
     if reason := absent(name):
         pytest.skip(reason)
     assert name in FORMS
@@ -159,9 +159,7 @@ def equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
 
 
 class TestOutputs:
-    def test_they_are_float32_named_after_the_tasks_one_row_per_image(
-        self, runtime: Runtime
-    ) -> None:
+    def test_outputs_are_float32_by_task_with_one_row_per_image(self, runtime: Runtime) -> None:
         for count in (1, 2, 5):
             outputs = runtime.run(PIXELS[:count])
             assert {name: (values.dtype, values.shape) for name, values in outputs.items()} == {
@@ -169,7 +167,7 @@ class TestOutputs:
                 "diagnosis": (np.float32, (count, 3)),
             }
 
-    def test_they_are_those_of_the_network(self, engine: str, runtime: Runtime) -> None:
+    def test_outputs_are_those_of_the_network(self, engine: str, runtime: Runtime) -> None:
         tolerance = ENGINES[engine.partition(", ")[0]][3]
         outputs = runtime.run(PIXELS)
         for name, values in toy_onnx.forward(PIXELS).items():
@@ -178,21 +176,21 @@ class TestOutputs:
             )  # images differ by more than the engine may
             np.testing.assert_allclose(outputs[name], values, atol=tolerance)
 
-    def test_many_images_give_what_each_gives_alone(self, runtime: Runtime) -> None:
+    def test_a_batch_gives_the_outputs_of_single_images(self, runtime: Runtime) -> None:
         alone = [runtime.run(PIXELS[index : index + 1]) for index in range(len(PIXELS))]
         equal(
             runtime.run(PIXELS),
             {name: np.concatenate([row[name] for row in alone]) for name in alone[0]},
         )
 
-    def test_those_of_one_call_survive_the_next(self, runtime: Runtime) -> None:
+    def test_the_next_call_does_not_change_earlier_outputs(self, runtime: Runtime) -> None:
         first = runtime.run(PIXELS[:1])
         kept = {name: values.copy() for name, values in first.items()}
         runtime.run(PIXELS[1:2])
         for name, values in kept.items():
             np.testing.assert_array_equal(first[name], values)
 
-    def test_how_the_pixels_lie_in_memory_does_not_matter(self, runtime: Runtime) -> None:
+    def test_the_memory_layout_of_pixels_does_not_change_outputs(self, runtime: Runtime) -> None:
         scattered = np.asfortranarray(PIXELS)
         sealed = PIXELS.copy()
         sealed.setflags(write=False)
@@ -200,7 +198,7 @@ class TestOutputs:
         equal(runtime.run(scattered), expected)
         equal(runtime.run(sealed), expected)
 
-    def test_threads_that_share_a_model_get_the_numbers_of_one(self, bundle: Bundle) -> None:
+    def test_threads_that_share_a_model_get_the_outputs_of_one_thread(self, bundle: Bundle) -> None:
         with load(bundle, threads=1) as model, ThreadPoolExecutor(8) as pool:
             expected = [model.run(image[None]) for image in PIXELS]
             answers = pool.map(lambda index: model.run(PIXELS[index % 5][None]), range(200))
@@ -208,13 +206,13 @@ class TestOutputs:
                 for name, values in wanted.items():
                     np.testing.assert_array_equal(found[name], values)
 
-    def test_the_number_of_threads_does_not_change_them(self, bundle: Bundle) -> None:
+    def test_the_number_of_threads_does_not_change_outputs(self, bundle: Bundle) -> None:
         with load(bundle, threads=1) as one, load(bundle, threads=2) as two:
             equal(two.run(PIXELS), one.run(PIXELS))
 
 
 class TestErrors:
-    def test_a_closed_engine_says_so_and_closes_twice(self, bundle: Bundle) -> None:
+    def test_a_closed_engine_raises_an_error_and_can_be_closed_again(self, bundle: Bundle) -> None:
         runtime = load(bundle).runtime
         runtime.run(PIXELS[:1])
         runtime.close()
@@ -260,10 +258,10 @@ class TestErrors:
 
 
 class TestBundle:
-    def test_it_verifies(self, bundle: Bundle) -> None:
+    def test_the_bundle_verifies(self, bundle: Bundle) -> None:
         assert verify(bundle.path).status == "passed"
 
-    def test_its_zip_verifies(self, bundle: Bundle, tmp_path: Path) -> None:
+    def test_the_zipped_bundle_verifies(self, bundle: Bundle, tmp_path: Path) -> None:
         assert verify(bundle.save(tmp_path / "contract.zip", zipped=True).path).status == "passed"
 
     def test_the_engine_is_named_and_prints_nothing(

@@ -55,7 +55,7 @@ def test_canonical_numbers_are_those_of_the_rfc(bits, text):
     assert canonical_json(struct.unpack(">d", bytes.fromhex(bits))[0]) == text.encode()
 
 
-def test_canonical_json_is_that_of_the_reference_package():
+def test_canonical_json_equals_that_of_the_reference_package():
     rng = random.Random(7)
     floats = [struct.unpack("<d", rng.randbytes(8))[0] for _ in range(5000)]
     floats += [rng.uniform(-10, 10) * 10 ** rng.randint(-30, 30) for _ in range(5000)]
@@ -146,7 +146,7 @@ def read_back(data):
     return json.loads(data.decode("utf-8"))
 
 
-def test_digest_of_a_file_is_that_of_its_bytes(tmp_path):
+def test_the_digest_of_a_file_is_the_digest_of_its_bytes(tmp_path):
     data = os.urandom((1 << 20) + 17)
     (tmp_path / "x").write_bytes(data)
     assert sha256_file(tmp_path / "x") == sha256_hex(data) == hashlib.sha256(data).hexdigest()

@@ -54,7 +54,7 @@ def test_a_prediction_has_its_provenance_and_its_timing(model):
     assert prediction.timing.engine_ms > 0
 
 
-def test_batches_and_streams_give_what_single_predictions_give(model, fake_runtime):
+def test_batches_and_streams_equal_single_predictions(model, fake_runtime):
     single = [timeless(model.predict(image)) for image in IMAGES]
     assert len({prediction.malignancy for prediction in single}) == len(IMAGES)
     for size in (1, 2, 4, 6, 50):
@@ -68,7 +68,7 @@ def test_batches_and_streams_give_what_single_predictions_give(model, fake_runti
     assert model.predict_batch([]) == []
 
 
-def test_many_threads_get_the_numbers_of_one(onnx_bundle):
+def test_many_threads_get_the_predictions_of_one(onnx_bundle):
     with load(onnx_bundle, threads=1) as model:
         alone = [timeless(model.predict(image)) for image in IMAGES]
         order = [index % len(IMAGES) for index in range(96)]
@@ -136,12 +136,12 @@ def test_a_bad_image_is_returned_in_place_and_the_others_are_predicted(model, ba
     "options",
     [{"batch_size": 0}, {"workers": 0}, {"batch_size": 4, "ahead": 3}, {"on_error": "ignore"}],
 )
-def test_a_stream_refuses_senseless_options_at_once(model, options):
+def test_a_stream_refuses_invalid_options_at_once(model, options):
     with pytest.raises(UsageError, match="use"):
         model.stream(IMAGES, **options)
 
 
-def test_run_takes_only_what_the_engine_takes(model):
+def test_run_refuses_images_of_another_type_or_shape(model):
     assert model.run(np.zeros((2, 32, 32, 3), np.uint8))["diagnosis"].shape == (2, 3)
     for images in (
         np.zeros((32, 32, 3), np.uint8),
@@ -187,7 +187,7 @@ def test_load_takes_folders_zips_and_opened_bundles(onnx_bundle, tmp_path):
             assert score == pytest.approx(expected, abs=1e-5)
 
 
-def test_load_refuses_what_it_cannot_run(onnx_bundle, toy_bundle_path, tmp_path):
+def test_load_refuses_unknown_engines_wrong_threads_and_damage(onnx_bundle, toy_bundle_path, tmp_path):
     with pytest.raises(
         UsageError, match=r"Unknown engine 'onxruntime'. Did you mean 'onnxruntime'\?"
     ):

@@ -148,7 +148,7 @@ class TestPlacement:
         assert find_fallback(placement, providers) == ""
 
 
-def test_a_closed_session_says_so(bundle_of):
+def test_a_closed_session_raises_an_engine_error(bundle_of):
     runtime = OnnxRuntime.open(bundle_of(toy_onnx.graph()))
     runtime.close()
     runtime.close()

@@ -329,7 +329,7 @@ def test_an_icc_profile_changes_nothing():
 @pytest.mark.parametrize(
     ("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"]
 )
-def test_of_16_bit_png_samples_the_high_byte_counts(colour, channels):
+def test_16_bit_png_samples_keep_their_high_byte(colour, channels):
     samples = noise(40, 50, channels, top=65536)
     high = (samples >> 8).astype(np.uint8)
     expected = high[..., :3] if channels >= 3 else np.repeat(high[..., :1], 3, axis=2)
@@ -339,7 +339,7 @@ def test_of_16_bit_png_samples_the_high_byte_counts(colour, channels):
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
-def test_of_16_bit_tiff_samples_the_high_byte_counts(compression):
+def test_16_bit_tiff_samples_keep_their_high_byte(compression):
     samples = noise(40, 50, 1, top=65536)
     data = encode(Image.fromarray(samples[..., 0]), "TIFF", compression=compression)
     expected = np.repeat((samples >> 8).astype(np.uint8), 3, axis=2)
@@ -403,7 +403,7 @@ def test_bad_input_is_one_clear_error(source, message, tmp_path):
         assert "bad.jpg" in str(caught.value)
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_paths_that_are_not_files_are_errors(tmp_path):
     with pytest.raises(ImageError, match=r"missing\.jpg does not exist"):
         preprocess(tmp_path / "missing.jpg", SPEC)
     with pytest.raises(ImageError, match="is a folder"):
@@ -422,7 +422,7 @@ def test_pictures_with_frames_that_are_still_photographs():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_damaged_files_never_raise_anything_else(kind):
+def test_damaged_files_raise_only_image_errors(kind):
     data = encode(
         lesion(40, 48),
         kind,

@@ -118,7 +118,7 @@ def names_in_use() -> set[str]:
 
 
 class TestNames:
-    def test_none_was_removed_in_tensorrt_11(self):
+    def test_tensorrt_11_has_removed_none_of_the_names(self):
         used = names_in_use()
         assert {"Runtime.deserialize_cuda_engine", "BuilderFlag.TF32", "ParserError.desc"} <= used
         assert {name.partition(".")[0] for name in used} >= set(CLASSES.values())
@@ -127,7 +127,7 @@ class TestNames:
     @pytest.mark.parametrize(
         "package", ["tensorrt", "tensorrt_bindings", "tensorrt_lean", "tensorrt_lean_bindings"]
     )
-    def test_nvidias_bindings_have_them_all(self, package):
+    def test_nvidias_bindings_have_all_names(self, package):
         bindings = pytest.importorskip(
             package, reason=f"{package} is not installed", exc_type=ImportError
         )
@@ -174,13 +174,13 @@ class TestEngine:
         }
         assert second["workspace"] == 1 << 20
 
-    def test_timings_are_used_again_where_they_fit(self, machine):
+    def test_timings_of_the_same_device_are_used_again(self, machine):
         _, timings = machine.build(GRAPH, workspace=None, timings=b"")
         for data, used in ((timings, timings), (b"11.0.0 90\ntimings", b""), (b"damaged", b"")):
             machine.build(GRAPH, workspace=None, timings=data)
             assert machine.trt.builds[-1]["timings"] == used
 
-    def test_what_cannot_be_read_or_built_is_one_error_in_tensorrts_words(self, machine):
+    def test_a_model_that_tensorrt_refuses_is_one_error_with_its_reason(self, machine):
         with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 cannot read the model \(.*pars"):
             machine.build(b"no model", workspace=None, timings=b"")
         machine.trt.refuse = "Could not find any implementation for node conv"
@@ -196,13 +196,13 @@ class TestEngine:
         ):
             fake_tensorrt.machine("11.4.0.106").load(plan)
 
-    def test_a_run_that_fails_is_an_error_and_not_old_numbers(self, machine):
+    def test_a_run_that_fails_is_an_error_and_returns_no_old_outputs(self, machine):
         runtime = runtime_of(machine)
         machine.trt.refuse = "out of memory"
         with pytest.raises(EngineError, match="failed while running"):
             runtime.run(PIXELS)
 
-    def test_threads_get_the_numbers_of_one(self, machine):
+    def test_threads_get_the_outputs_of_one_thread(self, machine):
         runtime = runtime_of(machine)
         expected = runtime.run(PIXELS)
         found = {}
@@ -288,20 +288,22 @@ class TestMachine:
         ):
             fake_tensorrt.machine(version)
 
-    def test_a_machine_without_tensorrt_says_what_to_type_where(self, monkeypatch, tmp_path):
+    def test_without_tensorrt_the_error_gives_the_command_and_the_machine(
+        self, monkeypatch, tmp_path
+    ):
         monkeypatch.setitem(sys.modules, "tensorrt", None)
         with pytest.raises(ElsewhereError) as caught:
             TensorRt.open(Path("skin.dermedge"))
         assert "`dermedge build skin.dermedge`" in str(caught.value)
         assert "`dermedge verify skin.dermedge --engine onnxruntime`" in str(caught.value)
 
-    def test_a_machine_without_a_gpu_says_so(self, monkeypatch):
+    def test_a_machine_without_a_gpu_is_an_error(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.module())
         monkeypatch.setattr("ctypes.CDLL", lambda name: fake_tensorrt.Driver(devices=0))
         with pytest.raises(ElsewhereError, match="cuInit failed with CUDA_ERROR_NO_DEVICE"):
             TensorRt.open(Path("skin.dermedge"))
 
-    def test_what_the_driver_refuses_is_one_error(self, machine):
+    def test_a_call_that_the_driver_refuses_is_one_error(self, machine):
         machine.cuda.activate()
         with pytest.raises(
             EngineError, match=r"cuMemFree_v2 failed with CUDA_ERROR_INVALID_VALUE \(1\)"
@@ -371,7 +373,7 @@ class TestPrecision:
             ([], "fp16"),
         ],
     )
-    def test_an_engine_that_is_not_what_was_asked_for_is_refused(self, layers, precision):
+    def test_an_engine_in_a_wider_precision_than_requested_is_refused(self, layers, precision):
         with pytest.raises(
             EngineError, match=rf"asked for in {re.escape(precision)}, but no layer computes in"
         ):
@@ -420,14 +422,14 @@ class TestUse:
             runtime.run(PIXELS)["diagnosis"], toy_onnx.forward(PIXELS)["diagnosis"], atol=0.02
         )
 
-    def test_it_stands_beside_the_bundle_which_stays_as_it_is(self, bundle, machine):
+    def test_the_engine_is_stored_beside_the_unchanged_bundle(self, bundle, machine):
         record(bundle, machine)
         assert Bundle.open(bundle.path).id == bundle.id
         names = {path.name for path in bundle.path.parent.iterdir()}
         assert names == {"skin.dermedge", "skin.device.json", "skin.cache"}
         assert record_path(Path("a/skin.dermedge.zip")) == Path("a/skin.device.json")
 
-    def test_without_one_it_says_what_to_type(self, bundle, machine):
+    def test_without_an_engine_the_error_gives_the_command(self, bundle, machine):
         with pytest.raises(
             EngineError,
             match=r"No engine is built for this device: run `dermedge build .*skin\.dermedge`",
@@ -475,7 +477,7 @@ class TestUse:
         with pytest.raises(EngineError, match="dermedge build"):
             TensorRtRuntime.open(bundle, machine=machine)
 
-    def test_the_cache_is_keyed_by_all_that_an_engine_depends_on(self, bundle):
+    def test_the_cache_key_covers_all_inputs_of_a_build(self, bundle):
         key = EngineKey("a" * 64, "10.3.0", "87", {"batch": 1})
         engine = store_engine(bundle.path, key, b"plan")
         assert find_cached_engine(bundle.path, key) == engine

@@ -116,7 +116,7 @@ def test_an_engine_of_other_machines_is_not_run_and_the_other_checks_run(
     assert (report.bundle, report.engine) == (Bundle.open(toy_bundle_path).id, "not started")
 
 
-def test_an_engine_of_other_machines_hides_no_failure(tmp_path, absent_engine):
+def test_an_engine_of_other_machines_does_not_hide_a_failed_check(tmp_path, absent_engine):
     case = toy_cases()[0]
     path = bundle_with(
         tmp_path / "x", [replace(case, prediction={**case.prediction, "decision": "unsure"})]
@@ -128,7 +128,7 @@ def test_an_engine_of_other_machines_hides_no_failure(tmp_path, absent_engine):
     assert failed_detail(verify(path), "files")
 
 
-def test_an_engine_that_is_not_installed_is_an_error_still(toy_bundle_path, monkeypatch):
+def test_an_engine_that_is_not_installed_is_an_error(toy_bundle_path, monkeypatch):
     class Missing(FakeRuntime):
         @classmethod
         def open(cls, bundle, *, threads=None):

@@ -1,13 +1,16 @@
 """Metrics of predictions, and the bootstrap that gives their confidence intervals.
 
-Every metric takes optional `weights`: None for the point value (a 0-d array), [N] or
-[R, N] for how often each image occurs in each of R bootstrap replicates, which gives []
-or [R]. A replicate then costs a weighted sum, not a copy of the predictions, and two
-models are compared on the same replicates.
+Every metric takes optional `weights`, the number of times that each image occurs:
 
-A metric that is undefined (no case, only one class) is NaN. A class without an image in
-a replicate is left out of that replicate's mean over classes, as it is left out of the
-point value.
+- None: each image once. The metric is a 0-d array, the point value.
+- [N]: one bootstrap replicate. The metric is a 0-d array.
+- [R, N]: R bootstrap replicates. The metric has the shape [R].
+
+A replicate then costs a weighted sum, not a copy of the predictions. Two models are
+compared on the same replicates.
+
+A metric that is undefined (no case, only one class) is NaN. A mean over classes leaves
+out the classes without an image, in a replicate as in the point value.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -44,7 +47,7 @@ def ratio(part: Floats, whole: Floats) -> Floats:
 def weighted_mean(values: Array, weights: Floats | None = None) -> Floats:
     """Return the weighted mean of `values` [N].
 
-    Examples:
+    Example:
         >>> weighted_mean(np.array([1.0, 3.0]), np.array([[1, 1], [3, 1]])).tolist()
         [2.0, 1.5]
     """
@@ -69,7 +72,7 @@ def confusion(
         classes: Number of classes K.
         weights: Bootstrap weights; see the module.
 
-    Examples:
+    Example:
         >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
         [[1.0, 1.0], [0.0, 1.0]]
     """
@@ -91,7 +94,7 @@ def balanced_accuracy(
 ) -> Floats:
     """Return the mean recall over the classes that have a case.
 
-    Examples:
+    Example:
         >>> float(balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0]), 2))
         0.5
     """
@@ -109,7 +112,7 @@ def auroc(positive: Array, scores: Array, weights: Floats | None = None) -> Floa
     It is the share of (positive, negative) pairs that are in order; a tie counts half.
     It is NaN without a positive or without a negative.
 
-    Examples:
+    Example:
         >>> float(auroc(np.array([0, 1, 1]), np.array([0.2, 0.2, 0.9])))
         0.75
     """
@@ -146,7 +149,7 @@ def sensitivity(
 ) -> Floats:
     """Return the share of positives with score >= threshold.
 
-    Examples:
+    Example:
         >>> float(sensitivity(np.array([1, 1, 0]), np.array([0.9, 0.2, 0.7]), 0.5))
         0.5
     """
@@ -179,7 +182,7 @@ def ece(labels: Array, probabilities: Array, weights: Floats | None = None) -> F
     It is the gap between confidence and accuracy of the most probable class, averaged
     over 15 bins of confidence.
 
-    Examples:
+    Example:
         >>> float(ece(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]])))
         0.25
 
@@ -195,14 +198,14 @@ def ece(labels: Array, probabilities: Array, weights: Floats | None = None) -> F
 def dice(mask: Array, predicted: Array) -> Floats:
     """Return Dice coefficients [N] of boolean masks [N, H, W]; 1 where both are empty.
 
-    Examples:
+    Example:
         >>> masks = np.array([[[1, 1]], [[0, 0]]])
         >>> predicted = np.array([[[1, 0]], [[0, 0]]])
         >>> dice(masks, predicted).round(3).tolist()
         [0.667, 1.0]
 
     Source: Dice, Measures of the amount of ecologic association between species,
-        Ecology 26 (1945).
+    Ecology 26 (1945).
     """
     mask, predicted = np.asarray(mask, bool), np.asarray(predicted, bool)
     both = (mask & predicted).sum(axis=(1, 2))
@@ -225,7 +228,7 @@ def quadratic_weighted_kappa(
     It is 1 minus the ratio of two mean squared distances: the observed one, and the one
     of the same levels in random order. It is NaN if all levels are the same.
 
-    Examples:
+    Example:
         >>> float(quadratic_weighted_kappa(np.array([0, 1, 2]), np.array([0, 1, 2])))
         1.0
 
@@ -264,15 +267,20 @@ def logit_cosine(reference: Array, candidate: Array) -> Floats:
 
 
 def output_scale(reference: Array) -> float:
-    """Return the scale of an output [N, ...]: how large its values usually get.
+    """Return the scale of an output: the usual magnitude of its largest values.
 
     It is the 95th percentile over images of each image's largest absolute value, and at
-    least 1. A percentile, because one image with extreme logits must not hide errors of
-    the others. At least 1, because logits below 1 may be the small difference of large
-    sums: their rounding error does not shrink with them, and a probability does not
-    notice it. For outputs up to 1 a relative limit is therefore an absolute one.
+    least 1. A maximum instead of the percentile would let one image with extreme logits
+    hide the errors of the others.
 
-    Examples:
+    The scale is at least 1, because logits below 1 may be the small difference of large
+    sums. Their rounding error does not shrink with them, and it does not change a
+    probability noticeably. So a relative limit is absolute for outputs up to 1.
+
+    Args:
+        reference: Output of the fp32 student, [N, ...].
+
+    Example:
         >>> output_scale(np.array([[0.1, -0.2], [0.3, 0.0]]))
         1.0
         >>> output_scale(np.array([[10.0, -20.0], [-20.0, 5.0]]))
@@ -283,14 +291,18 @@ def output_scale(reference: Array) -> float:
 
 
 def relative_difference(reference: Array, candidate: Array) -> float:
-    """Return the largest absolute difference of two outputs [N, ...], in units of
-    `output_scale`.
+    """Return the largest absolute difference of two outputs as a share of their scale.
 
     Float32 rounds each product and sum to a part in 2^24 of its size, so the rounding
     errors of logits grow with the logits. An absolute limit would refuse good exports
     of models with large logits.
 
-    Examples:
+    Args:
+        reference: Output of the fp32 student, [N, ...]. `output_scale` of it is the
+            unit.
+        candidate: Output of the artifact for the same images, [N, ...].
+
+    Example:
         >>> logits = np.array([[10.0, -20.0], [20.0, 5.0]])
         >>> relative_difference(logits, logits + 0.5)
         0.025
@@ -319,16 +331,16 @@ def bootstrap(
         Name -> [replicates, ...]. With a single group all values are NaN, because one
         group gives no spread.
 
-    Examples:
+    Example:
         >>> hits = np.array([1.0, 1.0, 0.0, 1.0])
         >>> groups = np.array(["a", "a", "b", "c"])
         >>> draws = bootstrap(groups, {"accuracy": lambda w: weighted_mean(hits, w)})
         >>> draws["accuracy"].shape
         (1000,)
 
-    Source: Rutter, Bootstrap estimation of diagnostic accuracy with patient-clustered
-        data, Acad. Radiol. 7 (2000);
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
+    Sources: Rutter, Bootstrap estimation of diagnostic accuracy with patient-clustered
+    data, Acad. Radiol. 7 (2000). Efron and Tibshirani, An Introduction to the
+    Bootstrap, 1993.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     count, rng = len(names), np.random.default_rng(seed)
@@ -355,14 +367,14 @@ def interval(value: Array | float, replicates: Array, level: float = 0.95) -> In
     """Return a point value with its percentile interval.
 
     There is no interval if fewer than half of the replicates are defined, as for a
-    class with one image: the rest would be a biased sample.
+    class with one image. The defined replicates would be a biased sample.
 
     Args:
         value: Value over all images; NaN if undefined.
         replicates: Values in the bootstrap replicates [R].
         level: Confidence level.
 
-    Examples:
+    Example:
         >>> interval(0.5, np.full(1000, 0.5))
         Interval(value=0.5, low=0.5, high=0.5)
     """
@@ -375,4 +387,5 @@ def interval(value: Array | float, replicates: Array, level: float = 0.95) -> In
 
 
 def _weights(count: int, weights: Floats | None) -> Floats:
+    """Return weights as float64; None becomes one occurrence of each image, [count]."""
     return np.ones(count) if weights is None else np.asarray(weights, np.float64)

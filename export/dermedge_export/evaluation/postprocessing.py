@@ -35,7 +35,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     Raises:
         DataError: No row is left.
 
-    Examples:
+    Example:
         >>> logits = np.array([[4.0, 0.0]] * 3 + [[0.0, 4.0]])
         >>> round(fit_temperature(logits, np.zeros(4)), 2)  # 3 of 4 are right, not 98 %
         3.64
@@ -55,10 +55,10 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     # Relative to the true class, the loss is log(1 + sum over the others of
     # exp(difference / T)). The search runs over log T, in which the loss is nearly
     # symmetric around its minimum.
-    against = scores - scores[np.arange(len(scores)), truth][:, None]
+    differences = scores - scores[np.arange(len(scores)), truth][:, None]
 
     def loss(log_temperature: float) -> float:
-        return float(np.logaddexp.reduce(against / math.exp(log_temperature), axis=1).mean())
+        return float(np.logaddexp.reduce(differences / math.exp(log_temperature), axis=1).mean())
 
     low, high = (math.log(bound) for bound in TEMPERATURES)
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
@@ -82,7 +82,7 @@ def fit_threshold(
     Returns:
         The threshold, or None without a malignant image.
 
-    Examples:
+    Example:
         >>> scores, malignant = np.array([0.9, 0.8, 0.3, 0.6]), np.array([1, 1, 1, 0])
         >>> round(fit_threshold(scores, malignant, sensitivity=0.6), 3)
         0.8
@@ -107,21 +107,21 @@ def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
     Returns:
         The threshold, or None if no row is left.
 
-    Examples:
+    Example:
         >>> fit_mask_threshold(np.array([[[0.3, 0.1]]]), np.array([[[1, 0]]]))
         0.3
     """
     rows = np.isfinite(probabilities).all(axis=(1, 2)) & (masks >= 0).all(axis=(1, 2))
     if not rows.any():
         return None
-    inside, likely = masks[rows] > 0, probabilities[rows]
+    truth, usable = masks[rows] > 0, probabilities[rows]
     return max(
-        MASK_THRESHOLDS, key=lambda threshold: float(dice(inside, likely >= threshold).mean())
+        MASK_THRESHOLDS, key=lambda threshold: float(dice(truth, usable >= threshold).mean())
     )
 
 
 def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postprocessing]:
-    """Fit what labelled validation predictions allow, for every task of a model.
+    """Fit the temperature and threshold of each task, as far as labels allow.
 
     Args:
         predictions: Predictions of one artifact for the val split.
@@ -151,8 +151,8 @@ def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postpr
         and segment.name in predictions.outputs
         and predictions.masks is not None
     ):
-        likely = mask_probabilities(predictions, segment.name, fitted)
+        inside = mask_probabilities(predictions, segment.name, fitted)
         fitted[segment.name] = Postprocessing(
-            threshold=fit_mask_threshold(likely, predictions.masks)
+            threshold=fit_mask_threshold(inside, predictions.masks)
         )
     return fitted

@@ -20,9 +20,9 @@ Run = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Raw outputs of one model for N images, with what is known about each image.
+    """Raw outputs of one model for N images, with labels and groups of the images.
 
-    An optional column that is None holds nothing about any image.
+    An optional column is None if it is unknown for all images.
 
     Attributes:
         image_ids: Names of the images.
@@ -36,7 +36,7 @@ class Predictions:
         masks: 1 inside the lesion and 0 outside, int8 [N, S/4, S/4]; -1 throughout if
             unknown.
 
-    Examples:
+    Example:
         >>> table = Predictions(
         ...     image_ids=("a", "b"),
         ...     outputs={"malignancy": np.array([[2.0], [-1.0]], np.float32)},
@@ -168,7 +168,7 @@ def predict_table(
     Returns:
         Outputs by task, float32 [N, ...].
 
-    Examples:
+    Example:
         >>> images = [np.full((4, 4, 3), level, np.uint8) for level in (0, 50, 100)]
         >>> run = lambda batch: {"mean": batch.mean((1, 2, 3), np.float32)[:, None]}
         >>> predict_table(run, images, batch=2)["mean"].ravel().tolist()
@@ -238,7 +238,7 @@ def decode_table(
     Raises:
         DataError: The output of a diagnosis or malignancy task is missing.
 
-    Examples:
+    Example:
         >>> from dermedge_runtime.spec import Preprocess
         >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(8))
         >>> table = Predictions(
@@ -298,8 +298,16 @@ def graded(
 
 
 def ordinal_levels(logits: Array, temperature: float = 1.0) -> NDArray[np.int64]:
-    """Return the level [N] of cumulative `logits` [N, K-1], as the scalar
-    `dermedge_runtime.decode.ordinal_level` does.
+    """Return the severity level of each image.
+
+    `dermedge_runtime.decode.ordinal_level` gives the same level for one image.
+
+    Args:
+        logits: Cumulative logits [N, K-1] of K levels.
+        temperature: Divisor of the logits.
+
+    Returns:
+        Levels in 0..K-1, int64 [N].
     """
     above = sigmoid(np.asarray(logits, np.float64) / temperature)
     return np.asarray((np.minimum.accumulate(above, axis=1) > 0.5).sum(axis=1), np.int64)

@@ -44,9 +44,8 @@ FOLDER, XML, WEIGHTS = "model", "model/model.xml", "model/model.bin"
 REQUIRES = ("openvino>=2024.4",)
 PLAIN = ("fp32", "bf16")
 METHODS = ("nncf", "mixed", "mixed-more", "accuracy-control")
-# The names of nodes that the converter or NNCF added end in a counter over all nodes
-# that the process has created (openvinotoolkit/openvino#22208), so they differ from
-# export to export.
+# The converter and NNCF add nodes whose names end in a counter over all nodes of the
+# process (openvinotoolkit/openvino#22208). So these names differ from export to export.
 COUNTED = re.compile(r"(^|/)[A-Z][A-Za-z]*_\d+(/|$)")
 WEIGHTED = (
     "Convolution",
@@ -222,7 +221,10 @@ def _predict(
 def _agreement(
     compiled: "openvino.CompiledModel", items: Iterable[Pair], spec: Spec
 ) -> tuple[float, list[float]]:
-    """Return the mean likeness to the fp32 outputs, and the likeness per image."""
+    """Return the mean likeness to the fp32 outputs, and the likeness per image.
+
+    `nncf.quantize_with_accuracy_control` expects this pair from a validation function.
+    """
     scores = []
     for image, expected in items:
         outputs = _predict(compiled, image, spec)
@@ -234,10 +236,10 @@ def _agreement(
 def likeness(first: Output, second: Output, kind: Kind) -> float:
     """Return how alike two outputs for one image are, at most 1.
 
-    The likeness is one minus the total variation distance of the probabilities, and for
-    embeddings their cosine. The distance bounds how often decisions drawn from the
-    probabilities can differ. Other than agreement of the top label, it changes with
-    every layer, so NNCF can rank layers by it.
+    The likeness of probabilities is one minus their total variation distance; that of
+    embeddings is their cosine. The distance bounds the share of decisions, drawn from
+    the probabilities, that can differ. Unlike agreement of the top label, it changes
+    with every layer, so NNCF can rank layers by it.
 
     Args:
         first: Logits of one image.

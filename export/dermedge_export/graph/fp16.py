@@ -17,14 +17,14 @@ SMALLEST = 2.0**-14  # the smallest normal fp16 number; engines may flush smalle
 # Calibration images may use half of the range of fp16; other images reach higher.
 MARGIN = 0.5
 
-# Operators that add up squares or exponentials, which overflow or lose precision in
-# fp16.
-_TABLE = """
+# Operators that sum squares or exponentials. Such sums overflow or lose precision in
+# fp16, so these operators stay in fp32, the wide type.
+_WIDE_TABLE = """
 BatchNormalization GroupNormalization InstanceNormalization LayerNormalization
 LpNormalization MeanVarianceNormalization RMSNormalization
 ReduceL2 ReduceLogSumExp ReduceSumSquare Softmax LogSoftmax
 """
-WIDE = frozenset(_TABLE.split())
+WIDE = frozenset(_WIDE_TABLE.split())
 HEAVY = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "QuantizeLinear", "DequantizeLinear"))
 
 
@@ -55,7 +55,7 @@ def typed_fp16(model: "onnx.ModelProto", keep: Collection[str]) -> "onnx.ModelPr
     graph = typed.graph
     floats = float_tensors(typed)
     writer = _Writer({tensor.name: tensor for tensor in graph.initializer if tensor.name in floats})
-    wide = _add_islands(read_graph(model), floats - writer.constants.keys(), keep)
+    wide = _keep_light_nodes(read_graph(model), floats - writer.constants.keys(), keep)
     for node in graph.node:
         kind = onnx.TensorProto.FLOAT if node.name in wide else onnx.TensorProto.FLOAT16
         writer.add(node, floats, kind)
@@ -128,8 +128,8 @@ class _Writer:
 def fragile_nodes(model: "onnx.ModelProto", peaks: Mapping[str, float]) -> list[str]:
     """List the nodes that must stay fp32, in the order of the graph.
 
-    These are softmax, normalizations (as one operator or as several), and every node
-    that reads or writes a tensor which leaves, or nearly leaves, the range of fp16.
+    These are softmax and normalizations, as one operator or as several. Every node is
+    one of them that reads or writes a tensor whose values reach half the range of fp16.
 
     Args:
         model: The fp32 model.
@@ -178,7 +178,7 @@ def float_tensors(model: "onnx.ModelProto", kind: int = 1) -> set[str]:
     return names
 
 
-def _add_islands(
+def _keep_light_nodes(
     graph: "onnx_ir.Graph", activations: Collection[str], keep: Collection[str]
 ) -> set[str]:
     """Return `keep` plus the light nodes whose float neighbours are all kept."""
@@ -207,12 +207,12 @@ def _add_islands(
 
 def _statistics(graph: "onnx_ir.Graph") -> set[str]:
     """Return the nodes of normalizations that are spelled out as single operators."""
-    # Exporters write a norm without an operator of its own as
-    #   mean(x) -> x - mean -> square -> mean -> + epsilon -> Sqrt -> Div
-    # or with Reciprocal and Mul at the end.
-    # The squares overflow fp16 above 256 and the epsilon underflows, so the whole chain
-    # must stay fp32. Every Sqrt that is fed by a sum marks such a chain: walk up from
-    # it to the sum of squares, from there up to the mean, and down to the division.
+    # Some norms have no operator of their own. Exporters write them as
+    #   mean(x) -> x - mean -> square -> mean -> + epsilon -> Sqrt -> Div,
+    # or with Reciprocal and Mul instead of Div.
+    # Squares of values above 256 overflow fp16 and the epsilon underflows, so the whole
+    # chain must stay fp32. A Sqrt behind a sum marks such a chain. Walk up from it to
+    # the sum of squares, from there up to the mean, and down to the division.
     found: set[str] = set()
     for root in graph:
         if root.op_type != "Sqrt":

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 # suffice.
 MAX_IMAGES = 32
 
-Run = Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
-
 
 def open_session(graph: bytes, *, optimized: bool) -> "onnxruntime.InferenceSession":
     """Open an ONNX model on the CPU without log output.
@@ -65,6 +63,12 @@ def watch_tensors(
         yield session.run(list(names), {INPUT: image[None]})
 
 
+def evenly_spaced(images: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
+    """Return at most `most` of the images [N, S, S, 3], evenly spaced, in order."""
+    count = min(most, len(images))
+    return images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
+
+
 def peak(values: NDArray[np.float32]) -> np.float32:
     """Return the largest magnitude; NaN if a value is NaN."""
     return np.float32(np.maximum(values.max(initial=0), -values.min(initial=0)))
@@ -85,15 +89,16 @@ def activation_peaks(graph: bytes, images: NDArray[np.uint8]) -> dict[str, float
     model = onnx.load_model_from_string(graph)
     constants = {tensor.name for tensor in model.graph.initializer}
     names = sorted(float_tensors(model) - constants)
-    count = min(MAX_IMAGES, len(images))
-    chosen = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
+    chosen = evenly_spaced(images, MAX_IMAGES)
     peaks = np.zeros(len(names), np.float32)
     for values in watch_tensors(graph, names, chosen):
         peaks = np.maximum(peaks, [peak(value) for value in values])
     return {name: float(value) for name, value in zip(names, peaks, strict=True)}
 
 
-def rounded_runner(graph: bytes) -> Run:
+def rounded_runner(
+    graph: bytes,
+) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
     """Return a function that runs a typed graph and rounds every fp16 tensor to fp16.
 
     The function maps uint8 [N, S, S, 3] to float32 outputs [N, ...] by task. A value
@@ -101,13 +106,12 @@ def rounded_runner(graph: bytes) -> Run:
     """
     import onnx
 
-    # onnxruntime's CPU kernels compute most fp16 operators in fp32, and its InsertCast
-    # pass drops the casts between them at every optimization level, which hides an
-    # overflow (microsoft/onnxruntime#8018, #11831). With optimizers off it cannot drop
-    # a tensor that two operators with fp16 kernels pass on; one such operator alone
-    # becomes fp32 again. Hence two Identity nodes behind every fp16 tensor. Before
-    # deleting them, check that tests/export/test_fp16.py::TestRounding passes without
-    # them.
+    # onnxruntime's CPU kernels compute most fp16 operators in fp32. Its InsertCast pass
+    # drops the casts between them at every optimization level, which hides an overflow
+    # (microsoft/onnxruntime#8018, #11831). With optimizers off it cannot drop a tensor
+    # that two operators with fp16 kernels pass on. One such operator alone becomes fp32
+    # again, hence two Identity nodes behind every fp16 tensor. Before deleting them,
+    # check that tests/export/test_fp16.py::TestRounding passes without them.
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph))
     halves = float_tensors(model, onnx.TensorProto.FLOAT16)
     nodes = []

@@ -73,7 +73,7 @@ def parity(
             or Inf.
         UsageError: The precision or a limit is unknown.
 
-    Examples:
+    Example:
         >>> from dermedge_runtime.spec import Label, Preprocess, Task
         >>> labels = (Label("nv", "nevus", False), Label("mel", "melanoma", True))
         >>> tasks = (Task("diagnosis", "classify", labels),)
@@ -135,7 +135,7 @@ def parity(
 
 
 def _has_other_truth(first: Decoded, table: Predictions) -> bool:
-    """Return whether anything but a diagnosis is known of any image."""
+    """Return whether malignancy, severity or a mask is known for any image."""
     known = [np.isfinite(table.malignant)] + [
         task.rows for task in (first.graded, first.outlined) if task is not None
     ]
@@ -173,6 +173,7 @@ def _check_pair(reference: Predictions, candidate: Predictions) -> int:
 
 
 def _not_finite(table: Predictions) -> NDArray[np.bool_]:
+    """Return the images for which any output holds NaN or Inf, bool [N]."""
     bad = np.zeros(len(table), bool)
     for output in table.outputs.values():
         bad |= ~np.isfinite(output.reshape(len(table), -1)).all(axis=1)
@@ -249,7 +250,7 @@ def _with_interval(comparison: MetricComparison, point: Floats, pairs: Floats) -
 
 
 def _loss(metric: str, pair: Floats) -> Floats:
-    """Return how much worse the candidate is: [..., 2] -> [...]."""
+    """Return the loss of the candidate, [..., 2] -> [...]; positive if it is worse."""
     loss = pair[..., 1] - pair[..., 0] if metric == "ece" else pair[..., 0] - pair[..., 1]
     return metrics.ratio(loss, pair[..., 0]) if metric in RELATIVE else loss
 

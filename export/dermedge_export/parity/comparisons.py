@@ -27,10 +27,10 @@ class MetricComparison:
         absent: Reason why the metric does not apply; empty if it does.
         note: Text for the report.
         comparisons: Number of comparisons of which the worst one is reported. The 95 %
-            bound has to hold for all of them at once (Bonferroni), else one subgroup of
-            many looks worse by chance.
+            bound has to hold for all of them at once (Bonferroni). Otherwise one
+            subgroup of many looks worse by chance.
 
-    Examples:
+    Example:
         >>> rows = np.ones(3, bool)
         >>> MetricComparison("ece", _ece, rows, absent="no labelled image").absent
         'no labelled image'
@@ -184,6 +184,7 @@ def _sensitivity(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
 
 
 def _undefined(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    """Return NaN for the point value or for each replicate."""
     return np.full(() if weights is None else weights.shape[:-1], np.nan)
 
 

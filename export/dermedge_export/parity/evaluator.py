@@ -27,7 +27,7 @@ from dermedge_runtime.report import ParityReport
 from dermedge_runtime.spec import Postprocessing, Spec
 
 SYNTHETIC = "procedural"
-SYNTHETIC_COUNT = 128  # drawn lesions for an agreement-only comparison; the gate needs 100
+SYNTHETIC_COUNT = 128  # for a comparison of agreement only; the gate needs 100 cases
 
 
 class EvaluationData(Protocol):
@@ -51,16 +51,16 @@ class ParityEvaluator:
     """Comparison of candidates with their fp32 student on the splits of a data set.
 
     The student's predictions are computed once per split. Candidates are selected on
-    val; test is only for the selected one. Postprocessing is fitted on val, for each
-    side its own. Without data both splits are the same drawn lesions, and only
-    agreement is checked.
+    val; test is only for the selected one. Student and candidate each have their own
+    postprocessing, fitted on val. Without data both splits are the same synthetic
+    lesions, and only agreement is checked.
 
     Attributes:
         spec: Tasks, labels and preprocessing of the student.
         reference: The fp32 student, from uint8 [N, S, S, 3] to outputs by task.
-        data: Labelled images; None for drawn lesions.
+        data: Labelled images; None for synthetic lesions.
 
-    Examples:
+    Example:
         >>> from dermedge_runtime.spec import Preprocess, Task
         >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(8))
         >>> def run(images):
@@ -91,7 +91,7 @@ class ParityEvaluator:
 
     @cached_property
     def lesions(self) -> list[NDArray[np.uint8]]:
-        """Preprocessed drawn lesions, which replace a split if there is no data."""
+        """Preprocessed synthetic lesions, which replace a split if there is no data."""
         return [
             preprocess(draw_lesion(seed).image, self.spec.preprocess)
             for seed in seeds.AGREEMENT[:SYNTHETIC_COUNT]
@@ -144,7 +144,7 @@ class ParityEvaluator:
             candidate: Predictions of the candidate, as `run` returns them.
             fitted: Postprocessing of the candidate, fitted on its predictions for val.
             precision: Precision of the candidate; it selects the limits.
-            runtime: Engine that ran the candidate, for the report.
+            runtime: Runtime that ran the candidate, for the report.
             target: Target whose limits may be tighter than those of the precision.
         """
         return parity(
@@ -162,7 +162,7 @@ class ParityEvaluator:
 
 
 def predict_synthetic(run: Run, lesions: Sequence[NDArray[np.uint8]]) -> Predictions:
-    """Run a model on drawn lesions, about which nothing is known.
+    """Run a model on synthetic lesions, without labels.
 
     Args:
         run: The model, from uint8 [N, S, S, 3] to outputs by task.

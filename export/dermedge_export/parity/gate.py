@@ -1,4 +1,4 @@
-"""Hold an artifact's losses against the limits of its precision: the accuracy gate."""
+"""Compare an artifact's losses with the limits of its precision: the accuracy gate."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.report import Interval, Limit, ParityReport, Status
 
-# Largest loss allowed at each precision; None is reported, not checked. A loss is
-# positive where the candidate is worse. Losses in RELATIVE are shares of the
-# reference's value (0.01 keeps 99 %); `max_abs` is in units of the reference's scale,
-# see `metrics.output_scale`; the others are differences.
+# Largest loss allowed at each precision. A metric with None is reported, not checked. A
+# loss is positive if the candidate is worse. Losses in RELATIVE are shares of the
+# reference's value (0.01 keeps 99 %). `max_abs` is a share of the output's scale (see
+# `metrics.output_scale`), because float32 rounding errors grow with the logits. All
+# other losses are differences.
 LIMITS: Mapping[str, Mapping[str, float | None]] = {
     "non_finite": {"fp32": 0.0, "fp16": 0.0, "int8": 0.0},
     "max_abs": {"fp32": 1e-4, "fp16": None, "int8": None},
@@ -48,7 +49,7 @@ UNKNOWN = Interval(None)
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric of both sides with its intervals, before it is held against a limit.
+    """One metric of both sides with its intervals, before it is compared with a limit.
 
     Attributes:
         metric: A key of `LIMITS`.
@@ -61,7 +62,7 @@ class Measurement:
         bound: One-sided 95 % lower bound of the loss; None if there is no interval.
         note: Text for the report.
 
-    Examples:
+    Example:
         >>> Measurement("ece", 400, Interval(0.01, -0.01, 0.03), bound=-0.005).cases
         400
     """
@@ -90,7 +91,7 @@ def limits_for(precision: str, tighter: Mapping[str, float] | None = None) -> di
         UsageError: The precision or a metric is unknown, or a limit is not a number >=
             0.
 
-    Examples:
+    Example:
         >>> limits_for("int8", {"ece": 0.01, "top1_agreement": 0.5})["ece"]
         0.01
         >>> limits_for("int8", {"top1_agreement": 0.5})["top1_agreement"]
@@ -112,7 +113,7 @@ def limits_for(precision: str, tighter: Mapping[str, float] | None = None) -> di
 
 
 def check_limit(measurement: Measurement, allowed: float) -> Limit:
-    """Hold one measurement against the loss that is allowed.
+    """Compare one measurement with the loss that is allowed.
 
     The status is:
 
@@ -124,7 +125,7 @@ def check_limit(measurement: Measurement, allowed: float) -> Limit:
     `non_finite` and `max_abs` are not estimates: they pass or fail on any number of
     cases.
 
-    Examples:
+    Example:
         >>> loss = Interval(0.03)
         >>> check_limit(Measurement("ece", 400, loss, bound=0.01), 0.02).status
         'failed'
@@ -144,9 +145,9 @@ def check_limit(measurement: Measurement, allowed: float) -> Limit:
         status = "insufficient"
     elif not broken:
         status = "passed"
-    # The bound is one-sided because only a loss matters here, not a gain. It is held
-    # against zero, not against the limit: the point estimate already exceeds the limit,
-    # and the bound only has to exclude that there is no loss at all.
+    # The bound is one-sided because only a loss matters here, not a gain. It is
+    # compared with zero, not with the limit. The point estimate already exceeds the
+    # limit, so the bound only has to exclude that there is no loss at all.
     elif measurement.bound is not None and measurement.bound > ROUNDING:
         status = "failed"
     else:
@@ -169,7 +170,7 @@ def overall_status(limits: Iterable[Limit]) -> Status:
     Finite outputs alone prove nothing. If `non_finite` is the only limit that was
     checked, as for a rounded model that only embeds, the status is `insufficient`.
 
-    Examples:
+    Example:
         >>> good = check_limit(Measurement("ece", 400, Interval(0.0)), 0.02)
         >>> few = check_limit(Measurement("ece", 40, Interval(0.0)), 0.02)
         >>> overall_status([good, few])
@@ -190,8 +191,8 @@ def failure_messages(report: ParityReport) -> list[str]:
 def pass_probability(report: ParityReport) -> float:
     """Estimate the probability that the artifact also passes on an independent sample.
 
-    Only agreement metrics count, the ones that so few images resolve. A model of
-    several tasks is as likely to pass as the task that is most likely to fail.
+    Only agreement metrics count, because val has too few images for the others. A
+    model with several tasks gets the probability of the task most likely to fail.
 
     Args:
         report: Comparison on the val split.

@@ -33,7 +33,7 @@ class Reference:
         outputs: Logits by task, float32 [N, K].
         postprocessing: Fitted for the student, by task.
 
-    Examples:
+    Example:
         >>> logits = {"diagnosis": np.zeros((1, 2), np.float32)}
         >>> reference = Reference("test split", ("0123456789abcdef",), logits, {})
         >>> reference.locate(["0123456789abcdef" + "0" * 48, "f" * 64]).tolist()

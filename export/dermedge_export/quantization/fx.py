@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     import torch
 
+# Names of torch's fake quantizers with one scale per tensor, and one per channel.
 TENSOR = "_fake_quantize_learnable_per_tensor_affine"
 CHANNEL = "_fake_quantize_learnable_per_channel_affine"
 

@@ -19,7 +19,7 @@ from dermedge_runtime.spec import Spec
 if TYPE_CHECKING:
     import torch
 
-GREATEST = 2.0**31 - 128  # the greatest float32 that fits into int32
+LARGEST_INT32 = 2.0**31 - 128  # the largest float32 that fits into int32
 
 
 def integer_graph(
@@ -85,13 +85,17 @@ def _store_integers(
         )
         if bias_node is not None:
             # Integer kernels add the bias to sums of products of levels. One level of
-            # such a sum is worth (scale of the input) x (scale of the channel), so the
-            # bias must be stored in these steps; with a float bias, onnxruntime
+            # such a sum is worth (scale of the input) x (scale of the channel). So the
+            # bias must be stored in these steps. With a float bias, onnxruntime
             # computes the whole layer in float.
             step = stored_tensor(twin, node_at(node_at(layer, 0), 1)) * scale
             steps = (stored_tensor(twin, bias_node).detach() / step).round()
             biases = _add_stored(
-                twin, f"{layer.name}_bias", steps.clamp(-GREATEST, GREATEST).int(), step, axis=0
+                twin,
+                f"{layer.name}_bias",
+                steps.clamp(-LARGEST_INT32, LARGEST_INT32).int(),
+                step,
+                axis=0,
             )
         if linear:
             # torch.onnx.export writes the same for a linear layer, but with a Transpose

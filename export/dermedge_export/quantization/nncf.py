@@ -115,10 +115,10 @@ def nncf_onnx(graph: bytes, calibration: Calibration) -> "onnx.ModelProto":
 
     model = onnx.load_model_from_string(graph)
     operators = [node.op_type for node in model.graph.node]
-    # For depthwise convolutions NNCF quantizes activations per channel, which gives
-    # files that onnxruntime refuses ("scale must be 1D tensor", see also
-    # openvinotoolkit/nncf#1537 for the opset rule). Before deleting this, run
-    # test_ptq.py with a depthwise network without it.
+    # NNCF quantizes the activations of depthwise convolutions per channel. onnxruntime
+    # refuses such files ("scale must be 1D tensor"; openvinotoolkit/nncf#1537 has the
+    # rule on opsets). Before deleting this, run test_ptq.py with a depthwise network
+    # without it.
     advanced = nncf.AdvancedQuantizationParameters(
         activations_quantization_params=QuantizationParameters(per_channel=False),
         **range_options(),

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     import onnx_ir
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-# Elementwise products, gates and softmax stay in fp32: in int8 they cost accuracy and,
-# measured, time as well.
-_TABLE = """
+# Elementwise products, gates and softmax stay in fp32. There int8 loses accuracy and,
+# measured, also takes more time.
+_OPERATOR_TABLE = """
 Conv ConvTranspose Gemm MatMul Add Concat AveragePool GlobalAveragePool MaxPool Clip Relu
 LeakyRelu Flatten Gather Pad Reshape Resize Slice Split Squeeze Transpose Unsqueeze
 """
-OPERATORS = tuple(_TABLE.split())
+OPERATORS = tuple(_OPERATOR_TABLE.split())
 ACTIVATIONS = ("Clip", "Relu", "LeakyRelu")
 REQUANTIZED = ("Conv", "ConvTranspose", "Gemm")
 METHODS = ("minmax", "percentile", "entropy")
@@ -121,7 +121,7 @@ def _minmax_quantizer(
 
 
 class Quantizer:
-    """A function from the nodes that stay in fp32 to the quantized ONNX model.
+    """A callable that quantizes one ONNX model, except for the nodes that it is given.
 
     One pass over the calibration images measures the activation ranges, so that each
     call costs no inference.
@@ -194,9 +194,9 @@ class Quantizer:
         """Return the activation functions that directly follow kept nodes."""
         import onnx
 
-        # A kept layer may put out a range far wider than the Clip behind it lets
-        # through. Quantizing the input of the Clip would spend most of the 8 bits on
-        # values that the Clip cuts off, which loses more than keeping the layer gains.
+        # The output range of a kept layer may be far wider than the range of the Clip
+        # behind it. With a quantized Clip input, most of the 256 levels would stand for
+        # values that the Clip cuts off. That loses more than keeping the layer gains.
         nodes = onnx.load_model_from_string(self.graph).graph.node
         outputs = {name for node in nodes if node.name in keep for name in node.output}
         return {

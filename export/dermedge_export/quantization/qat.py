@@ -46,12 +46,12 @@ LAYERS = ("conv2d", "linear")
 CLIPS = ("relu", "relu6", "hardtanh", "clamp")  # the int8 convolution before them computes them
 IDENTITIES = ("dropout", "feature_dropout", "alpha_dropout")  # in eval mode
 BATCH = 16
-# The least scale of a channel, as a share of the greatest of its layer, and in absolute
-# terms. The int32 bias of a channel with a smaller scale would overflow.
+# The smallest scale of a channel: as a share of the largest in its layer, and as an
+# absolute number. The int32 bias of a channel with a smaller scale would overflow.
 LEAST_SHARE, LEAST_SCALE = 2.0**-12, 1e-6
-# Adam moves every parameter by about the learning rate: a weight of 0.05 by a large
-# share of itself, the logarithm of a scale by a small one. The parameter is therefore
-# log(scale) / RATE.
+# Adam changes every parameter by about the learning rate. That is a large relative
+# change for a weight of 0.05, and a small one for the logarithm of a scale. So the
+# parameter is log(scale) / RATE, and the logarithm changes RATE times faster.
 RATE = 10.0
 
 

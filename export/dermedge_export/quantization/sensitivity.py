@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.graph.read import name_of, producer_type, read_graph
-from dermedge_export.graph.run import open_session
+from dermedge_export.graph.run import evenly_spaced, open_session
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.progress import Progress, no_progress
@@ -22,10 +22,9 @@ Outputs = dict[str, NDArray[np.float64]]
 MAX_CALLS = 64  # quantized graphs that a sweep may build
 MAX_IMAGES = 16  # images that a drift is measured on
 REMAINING = 0.1
-# A list whose drift is at most 1.1 times the least is as good as the longer list with
-# the least.
+# A short list counts as good as a longer one up to this factor between their drifts.
 NEARLY = 1.1
-# The layers that start from quantized values. Other operators only pass them on.
+# Operators that compute with quantized values; the others only pass them on.
 LAYERS = frozenset(
     ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "GlobalAveragePool", "LeakyRelu")
 )
@@ -133,37 +132,39 @@ def choose_kept(
         DermedgeError: The fp32 model gives NaN or Inf.
     """
     drift = drift_from(graph, images)
-    everything = drift(quantize(()))
-    if everything == 0:
+    full_drift = drift(quantize(()))
+    if full_drift == 0:
         return ()
     ranking = sweep(graph, quantize, images, progress=progress)
     order = [entry.node for entry in ranking if entry.score > 0]
 
     @cache
-    def left(count: int) -> float:
-        return drift(quantize(order[:count])) if count else everything
+    def remaining_drift(count: int) -> float:
+        return drift(quantize(order[:count])) if count else full_drift
 
     # Double the list until it suffices, then search between the last two lengths.
-    goal, most = remaining * everything, (len(order) + 1) // 2
+    goal, most = remaining * full_drift, (len(order) + 1) // 2
     tried = [0]
-    while tried[-1] < most and left(tried[-1]) > goal:
+    while tried[-1] < most and remaining_drift(tried[-1]) > goal:
         tried.append(min(max(1, 2 * tried[-1]), most))
-    if left(tried[-1]) > goal:
-        least = min(left(count) for count in tried)
-        return tuple(order[: next(count for count in tried if left(count) <= NEARLY * least)])
+    if remaining_drift(tried[-1]) > goal:
+        least = min(remaining_drift(count) for count in tried)
+        return tuple(
+            order[: next(count for count in tried if remaining_drift(count) <= NEARLY * least)]
+        )
     low, high = tried[-2:]
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if left(middle) <= goal else (middle, high)
+        low, high = (low, middle) if remaining_drift(middle) <= goal else (middle, high)
     return tuple(order[:high])
 
 
 def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], float]:
     """Return a function that measures how far another model is from `graph`.
 
-    The drift is the KL divergence in nats of outputs that are read as probabilities,
-    plus the squared error of other outputs as a share of their power. It is infinite if
-    an output is not finite.
+    The drift is a sum over outputs. Outputs that are read as probabilities add their KL
+    divergence in nats. Other outputs add their squared error as a share of their power.
+    The drift is infinite if an output is not finite.
 
     Args:
         graph: The fp32 ONNX model; its metadata say how each output is read.
@@ -181,8 +182,7 @@ def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], flo
         >>> drift_from(graph, images)(graph)
         0.0
     """
-    count = min(len(images), MAX_IMAGES)
-    chosen = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
+    chosen = evenly_spaced(images, MAX_IMAGES)
     reference, kinds = _run(graph, chosen), _output_kinds(graph)
     if bad := [name for name, values in reference.items() if not np.isfinite(values).all()]:
         raise DermedgeError(

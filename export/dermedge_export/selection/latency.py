@@ -15,7 +15,7 @@ TURNS, CALLS, SETTLE_SECONDS = 12, 8, 0.05
 
 @dataclass(frozen=True)
 class Clock:
-    """A source of time; tests pass one that does not wait.
+    """A source of time; a test can pass one that does not wait.
 
     Attributes:
         now: Function that returns the time in seconds.
@@ -36,7 +36,7 @@ def measure_latencies(
     one.
 
     Args:
-        runtimes: Engines by name.
+        runtimes: Runtimes by name.
         image: One preprocessed image, uint8 [1, S, S, 3].
         clock: Source of time; the system's by default.
 

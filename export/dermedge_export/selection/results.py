@@ -30,11 +30,12 @@ class CandidateResult:
         status: `won`, `passed`, `failed` (gate), `refused` (no artifact) or `skipped`.
         reason: One sentence that explains the status.
         size_bytes: Size of the artifact's files; None if nothing was built.
-        latency_ms: Median of interleaved engine calls on this machine in milliseconds;
-            None if it was not timed.
+        latency_ms: Median latency on this machine in milliseconds, measured in turns
+            with the other candidates; None if it was not timed.
         top1: Top-1 agreement with the student on val.
         kl: Mean KL divergence from the student on val, in nats.
-        balanced_accuracy_loss: Balanced accuracy lost against the student on val.
+        balanced_accuracy_loss: Loss of balanced accuracy on val, as a share of the
+            student's.
     """
 
     name: str

@@ -50,13 +50,13 @@ class SearchSettings:
 
 
 class CandidateBuilder(Protocol):
-    """An object that builds artifacts and starts engines for them."""
+    """An object that builds artifacts and starts runtimes for them."""
 
     def build(self, candidate: Candidate) -> BuiltArtifact:
         """Return the artifact of a candidate."""
 
     def start(self, built: BuiltArtifact) -> AbstractContextManager[Runtime]:
-        """Return a context in which an engine runs the artifact on this machine."""
+        """Return a context manager for a runtime of this machine with the artifact."""
 
 
 def search(
@@ -69,14 +69,14 @@ def search(
 ) -> Selection:
     """Build candidates and select one.
 
-    An exhaustive search builds all `plain` candidates. It builds `mixed` candidates
-    only where no earlier candidate of their precision and format passed, and `trained`
-    ones only where no candidate of their precision passed.
+    An exhaustive search builds all `plain` candidates. It builds a `mixed` candidate
+    only if no earlier one of the same precision and format passed. It builds a
+    `trained` candidate only if no other one of the same precision passed.
 
     Args:
         target: The target.
         candidates: Candidates in the order of preference.
-        builder: Builds the artifacts and starts their engines.
+        builder: Builds the artifacts and starts runtimes for them.
         evaluator: Compares predictions on val with the student's.
         settings: Settings of the search.
         progress: Receives the name of each step.
@@ -106,7 +106,13 @@ def search(
 
 @dataclass(frozen=True)
 class _Search:
-    """The state of one search: what was evaluated, and what could not be built."""
+    """The state of one search.
+
+    Attributes:
+        evaluated: Candidates that were built and compared, in order.
+        unbuilt: Results of the candidates without an artifact, by name.
+        errors: Errors of the candidates that could not be built.
+    """
 
     target: Target
     builder: CandidateBuilder
@@ -223,8 +229,8 @@ def select_winner(
 ) -> EvaluatedCandidate:
     """Return the candidate with the lowest expected cost.
 
-    Among candidates whose costs differ by less than 3 %, the one with the smallest
-    rounding error wins, then the one with the lowest KL divergence.
+    Costs within 3 % of the lowest count as equal. Of equal candidates, the one with the
+    smallest rounding error wins, and then the one with the lowest KL divergence.
 
     Args:
         passed: The candidates that passed on val.

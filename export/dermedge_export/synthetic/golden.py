@@ -35,7 +35,7 @@ def golden_cases(
     Returns:
         Six cases: PNG, preprocessed tensor, both outputs, and the decoded prediction.
 
-    Examples:
+    Example:
         >>> from dermedge_runtime.spec import Preprocess, Task
         >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(32))
         >>> def run(images):

@@ -1,4 +1,4 @@
-"""Draw procedural skin lesions that look like dermoscopy, from a seed.
+"""Draw synthetic skin lesions that look like dermoscopy, from a seed.
 
 They replace patients' images wherever none may be used: golden images, the demo data
 set, tests. Colour arises as in skin, from light that melanin and haemoglobin absorb.
@@ -7,7 +7,8 @@ This is the two-chromophore model of Tsumura, Haneishi and Miyake,
 stays plausible on every skin tone. The look of each class follows the usual dermoscopic
 criteria. Amounts are tuned by eye, and no pixel comes from a photograph.
 
-Drawn lesions prove that a pipeline works. They say nothing about accuracy on patients.
+Synthetic lesions show that a pipeline works. They say nothing about accuracy on
+patients.
 """
 
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Lesion:
         fitzpatrick: Skin type, 1 (lightest) to 6 (darkest).
         seed: Seed of the drawing.
 
-    Examples:
+    Example:
         >>> lesion = draw_lesion(4, dx="nv", height=64, width=64)
         >>> bool(lesion.mask.any()), lesion.seed
         (True, 4)
@@ -120,11 +121,11 @@ def draw_lesion(
 ) -> Lesion:
     """Draw a lesion; a property that is None is drawn from the seed.
 
-    With severity grow, on average over seeds, the lesion's area and the asymmetry and
-    irregularity of its border. So do the signs of the class, such as black, blue-grey
-    veil and white regression in mel, or the scar in df. A seed keeps its skin, hairs
-    and camera when dx or severity change. It keeps everything but its colour when
-    fitzpatrick changes.
+    On average over seeds, a higher severity gives a larger area and a more asymmetric
+    and irregular border. It also gives stronger signs of the class: black, blue-grey
+    veil and white regression in mel, or the scar in df. If dx or severity changes, a
+    seed keeps its skin, hairs and camera. If fitzpatrick changes, only the colour
+    changes.
 
     Args:
         seed: Zero or more. The same arguments give the same bytes in every process,
@@ -141,7 +142,7 @@ def draw_lesion(
     Raises:
         UsageError: An argument is outside these values.
 
-    Examples:
+    Example:
         >>> lesion = draw_lesion(7, dx="mel", fitzpatrick=5)
         >>> lesion.image.shape, lesion.dx, lesion.fitzpatrick
         ((192, 256, 3), 'mel', 5)
@@ -279,6 +280,7 @@ def _network(c: _Canvas, period: float, warp: float) -> Field:
 
 
 def _veil(c: _Canvas, alpha: Field, colour: tuple[int, int, int]) -> None:
+    """Add a layer of an opaque colour with opacity `alpha` [H, W], clipped to 0..1."""
     c.layers.append((np.clip(alpha, 0.0, 1.0), colour))
 
 
@@ -293,6 +295,9 @@ def _outline(
     height: int,
     width: int,
 ) -> _Canvas:
+    """Return a canvas with the outline of a lesion that lies inside the frame."""
+    # The lesion shrinks and moves as far as needed, so that its whole border with all
+    # warps stays inside the frame.
     short = min(height, width)
     radius = min((0.15 + 0.15 * level) * form.size * rng.uniform(0.8, 1.25), 0.34) * short
     stretch, angle = np.sqrt(rng.uniform(1.0, form.stretch)), rng.uniform(-np.pi / 2, np.pi / 2)

@@ -1,6 +1,6 @@
-"""Seed ranges of the drawn lesions, one per purpose.
+"""Seed ranges of the synthetic lesions, one per purpose.
 
-No range overlaps another one, so that no drawn lesion has two purposes. A lesion that
+The ranges do not overlap, so no synthetic lesion has two purposes. A lesion that
 calibrates quantization, for example, never measures agreement.
 
 Example:

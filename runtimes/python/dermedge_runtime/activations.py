@@ -23,7 +23,7 @@ def softmax(logits: Array, temperature: float = 1.0, *, axis: int = 1) -> Array:
     Returns:
         Probabilities.
 
-    Examples:
+    Example:
         >>> softmax(np.array([[0.0, 0.0], [0.0, 800.0]])).tolist()
         [[0.5, 0.5], [0.0, 1.0]]
     """
@@ -41,7 +41,7 @@ def sigmoid(logits: Array) -> Array:
     Returns:
         Probabilities; NaN where the logit is NaN.
 
-    Examples:
+    Example:
         >>> sigmoid(np.array([-800.0, 0.0, 800.0])).tolist()
         [0.0, 0.5, 1.0]
     """

@@ -199,7 +199,7 @@ def write_bundle(
 
 
 def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool) -> Bundle:
-    """Write files as a bundle; refuse what a reader would before writing."""
+    """Write files as a bundle; check the manifest before anything is written."""
     bundle = _parse(parse_json(files[MANIFEST], MANIFEST, BundleError), out)
     try:
         if zipped:

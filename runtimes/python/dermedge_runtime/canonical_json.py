@@ -155,7 +155,7 @@ def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any
             raise ValueError(f"{text} is not a finite number")
         return value
 
-    # The length is checked first, because int() of a very long text takes quadratic time.
+    # The length is checked first: int() of a very long text takes quadratic time.
     def exact(text: str) -> int:
         if len(text) > 17 or abs(int(text)) > LARGEST_INTEGER:
             raise ValueError(f"{text[:40]} is beyond 2^53 - 1")

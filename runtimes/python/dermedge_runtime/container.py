@@ -1,4 +1,4 @@
-"""Read the two forms of a bundle, a folder and a stored zip, and trust neither."""
+"""Read the two forms of a bundle, a folder and a stored zip, and check both."""
 
 import hashlib
 import io
@@ -109,7 +109,7 @@ def _list_folder(root: Path) -> dict[str, int]:
                 mode = entry.stat(follow_symlinks=False).st_mode
                 if stat.S_ISDIR(mode):
                     pending.append(Path(entry.path))
-                # Links and devices are refused: a link could name any file of this machine.
+                # Links and devices are refused: a link could name any file.
                 elif stat.S_ISREG(mode):
                     sizes[name] = entry.stat(follow_symlinks=False).st_size
                 else:
@@ -151,7 +151,7 @@ def check_names(names: Iterable[str], where: str) -> None:
 
     Raises:
         BundleError: A name is absolute, leaves the folder, or has a character that some
-            system forbids; or two names are one file on some systems.
+            system forbids. Also if two names are one file on some systems.
 
     Example:
         >>> check_names(["golden/cases.json"], "toy.dermedge")
@@ -204,7 +204,7 @@ def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     with ZipFile(buffer, "w", ZIP_STORED) as archive:
         for name in sorted(files):
             info = ZipInfo(name, EPOCH)
-            # Unix, a regular file, mode 644. The default depends on the system that zips.
+            # Unix, regular file, mode 644. The default depends on the writing system.
             info.create_system, info.external_attr = 3, 0o100644 << 16
             archive.writestr(info, files[name])
     return buffer.getvalue()

@@ -179,8 +179,8 @@ def _describe_output(feature: Any) -> Port:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Silence coremltools' warnings about packages that are not used here."""
-    # It warns at its import, by logging, by warnings and on sys.stderr, whichever the version.
-    # All three are replaced for the whole process until the block ends.
+    # Versions of coremltools warn at import in three ways: by logging, by `warnings`
+    # and on sys.stderr. The block silences all three, for the whole process.
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)

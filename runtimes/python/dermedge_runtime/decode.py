@@ -201,7 +201,8 @@ def ordinal_level(logits: Sequence[float], temperature: float = 1.0) -> int:
         >>> ordinal_level([3.0, 1.0, -2.0])
         2
     """
-    # P(y > k) cannot grow with k, but independent outputs may; the minimum repairs that.
+    # P(y > k) cannot grow with k, but independent outputs can. The running minimum
+    # corrects that.
     level, lowest = 0, 1.0
     for logit in logits:
         lowest = min(lowest, sigmoid(logit / temperature))
@@ -232,7 +233,7 @@ def segment_mask(
 def _enlarge(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
     """Interpolate linearly along the first axis."""
     count = rows.shape[0]
-    # Clipping the centres repeats the edges: beyond the first and last sample the weight is 0.
+    # Clipping the centres repeats the edges: outside the samples the weight is 0.
     centre = np.clip((np.arange(size) + 0.5) * (count / size) - 0.5, 0, count - 1)
     low = centre.astype(np.intp)
     high = np.minimum(low + 1, count - 1)

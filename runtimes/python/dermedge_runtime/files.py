@@ -1,4 +1,4 @@
-"""Compute digests, and write files and folders that a kill cannot leave half done."""
+"""Compute digests, and write files and folders that are whole even after a kill."""
 
 import contextlib
 import errno
@@ -161,8 +161,8 @@ def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     POSIX has no rename that replaces a folder with files in it. So the old folder is
     renamed aside, and the new one renamed in: two system calls. A kill between them
     leaves both folders whole, the old one as `.NAME.old-XXXXXXXX`; nothing is lost or
-    half written. Linux can swap two paths in one step (renameat2), but no user needs
-    that moment closed.
+    half written. Linux can swap two paths in one step (renameat2). That is not used,
+    because it exists on one system only.
     """
     try:
         if overwrite and os.path.lexists(path):

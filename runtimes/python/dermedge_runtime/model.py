@@ -1,4 +1,4 @@
-"""Run a bundle on images: `load` a bundle, and predict with the `Model` it returns."""
+"""Run a bundle on images: `load` it, and call `predict` of the returned `Model`."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -32,11 +32,11 @@ GROUP = "dermedge.runtimes"
 
 
 class Runtime(Protocol):
-    """Interface of an engine that has loaded a bundle's artifact.
+    """Interface of a runtime: an object that runs a bundle's artifact in an engine.
 
-    A new engine writes this, and a classmethod `open(bundle, *, threads)` that returns
-    one (`RuntimeClass`). Several threads may call `run` at once; an engine that cannot
-    do that takes its own lock.
+    A new engine needs a class with these members and with a classmethod
+    `open(bundle, *, threads)` (`RuntimeClass`). Several threads may call `run` at once;
+    a runtime whose engine cannot do that takes a lock.
 
     Example:
         >>> class Constant:
@@ -80,14 +80,14 @@ class RuntimeClass(Protocol):
 
 
 class Model:
-    """A bundle and a running engine that predict images.
+    """An opened bundle with a runtime; `predict` is its main method.
 
     Threads may share a model; they get the same numbers as one thread. Close the model,
     or use it as a context manager, to free the engine's memory.
 
     Args:
         bundle: The opened bundle.
-        runtime: Engine that has loaded the bundle's artifact; the model closes it.
+        runtime: Runtime that has loaded the bundle's artifact; the model closes it.
 
     Example:
         >>> with load("toy.dermedge") as model:
@@ -349,7 +349,7 @@ def load(
 
     Args:
         bundle: Path of a bundle, or an opened one.
-        engine: Name of a runtime; by default the one for the artifact's format.
+        engine: Name of the engine; by default the one for the artifact's format.
         threads: Number of threads the engine computes with; by default the engine
             chooses.
 

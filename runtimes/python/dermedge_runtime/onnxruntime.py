@@ -165,8 +165,8 @@ def find_fallback(placement: Placement, providers: Sequence[str]) -> str:
         providers: Providers that the caller named.
 
     Returns:
-        A message with what to do, if nodes run on a provider that the caller did not name,
-        or if a named provider computes no node; else an empty string.
+        A message if nodes run on a provider that the caller did not name, or if a named
+        provider computes no node. Otherwise an empty string.
 
     Example:
         >>> find_fallback({CPU: {"Conv": 50}}, (CPU,))

@@ -101,11 +101,11 @@ def decode_image(source: Source, spec: Preprocess, *, exact: bool = False) -> Pi
 
 
 def reduced_scale(width: int, height: int, spec: Preprocess) -> int:
-    """Return the largest scale (8, 4, 2 or 1) at which a JPEG may be decoded.
+    """Return the largest divisor (8, 4, 2 or 1) of the size at which a JPEG is decoded.
 
     The decoded short side stays at least twice S. Width, height and the offset of the
-    crop or of the padding are multiples of the scale, so that the crop covers the same
-    pixels.
+    crop or of the padding are multiples of the divisor, so that the crop covers the
+    same pixels.
 
     Args:
         width: Width of the JPEG in pixels.
@@ -181,7 +181,7 @@ def _open_image(file: IO[bytes], name: str) -> Image.Image:
     for kind, plugin in FORMATS.items():
         import_module(f"PIL.{plugin}")
         factory, accepts = Image.OPEN[kind]
-        # A plug-in returns a text instead of True for a file that it knows but cannot read.
+        # For a file that it knows but cannot read, a plug-in returns text, not True.
         if accepts is not None and accepts(prefix) is True:
             file.seek(0)
             try:
@@ -298,8 +298,9 @@ def _square(image: Image.Image, spec: Preprocess) -> Image.Image:
     width, height = image.size
     target, kernel = (spec.size, spec.size), Image.Resampling.BILINEAR
     if spec.fit == "stretch":
-        # One pass per call, because Pillow chooses the order of the two passes by the
-        # shape of a rectangle, and the rounding between them makes the order count.
+        # Pillow chooses the order of the two passes by the shape of the rectangle. The
+        # result is rounded between the passes, so the order changes it. One pass per
+        # call fixes the order: rows first.
         return image.resize((spec.size, height), kernel).resize(target, kernel)
     if spec.fit == "pad":
         side = max(width, height)

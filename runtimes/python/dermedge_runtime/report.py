@@ -27,8 +27,8 @@ DIGEST_PREFIX = 16
 class Interval:
     """Point estimate with its 95 % interval.
 
-    `low` and `high` are None if no interval can be computed, `value` if no estimate
-    can.
+    `low` and `high` are None if no interval can be computed. `value` is None if there
+    is no estimate.
 
     Example:
         >>> Interval(0.87, 0.81, 0.92).low
@@ -102,9 +102,9 @@ class LatencyReport:
 class Limit:
     """One limit of the gate: the metric, the allowed loss and the measured loss.
 
-    `reference` and `candidate` are the metric of each side. `loss` is how much worse
-    the candidate is, in the limit's own unit, with a 95 % interval from a paired
-    bootstrap over lesions or patients.
+    `reference` and `candidate` are the metric of each side. `loss` is positive if the
+    candidate is worse, and has the unit of the limit. Its 95 % interval comes from a
+    paired bootstrap over lesions or patients.
     """
 
     metric: str

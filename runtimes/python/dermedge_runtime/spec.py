@@ -1,4 +1,4 @@
-"""Define what a model is as plain data: its tasks, its preprocessing, its artifact.
+"""Define a model as plain data: its tasks, its preprocessing and its artifact.
 
 Every type is a frozen dataclass. `to_json` turns it into JSON types; its `from_json`
 reads them back and refuses what it does not understand. No type depends on an engine.

@@ -27,9 +27,9 @@ OPENVINO = "openvino_telemetry"
 def no_telemetry() -> Iterator[None]:
     """Import onnxruntime, openvino or nncf within this block without telemetry.
 
-    They stay silent for the life of the process. The environment and `sys.modules` are
-    as before afterwards. A package that the process has already imported is not
-    changed.
+    Their telemetry stays off for the life of the process. The block restores the
+    environment and `sys.modules` at its end. A package that the process has already
+    imported is not changed.
 
     Example:
         >>> with no_telemetry():

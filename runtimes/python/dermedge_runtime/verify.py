@@ -56,10 +56,10 @@ def verify(
     Args:
         bundle: Path of a bundle, or an opened one. All files are read from the disk
             again.
-        engine: Name of a runtime; by default the one for the artifact's format.
+        engine: Name of the engine; by default the one for the artifact's format.
         threads: Number of threads the engine computes with; by default the engine
             chooses.
-        runtime: Running engine to check, instead of a new one; it stays open.
+        runtime: Runtime to check, instead of a new one; it stays open.
 
     Returns:
         The result of each check.
@@ -84,7 +84,7 @@ def verify(
         )
         results.append(("passed", _check_preprocessing(opened, cases)))
         try:
-            with _started(opened, engine, threads, runtime) as started:
+            with _open_runtime(opened, engine, threads, runtime) as started:
                 engine_name = f"{started.name} {started.version}"
                 results.append(("passed", _check_engine(opened, cases, started)))
         except ElsewhereError as error:
@@ -152,7 +152,7 @@ def _check_preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
 
 
 @contextmanager
-def _started(
+def _open_runtime(
     bundle: Bundle, engine: str | None, threads: int | None, runtime: Runtime | None
 ) -> Iterator[Runtime]:
     """Yield the given runtime, or a new one that is closed afterwards."""
@@ -172,8 +172,8 @@ def _started(
 def _check_engine(bundle: Bundle, cases: Sequence[Case], runtime: Runtime) -> str:
     """Compare the engine's outputs with `expected`.
 
-    The distance of `expected` to the fp32 student is reported, not checked: the gate of
-    the export has checked what it costs.
+    The distance of `expected` to the fp32 student is reported, not checked: the gate
+    has already checked the loss of accuracy at export.
     """
     engine = f"{runtime.name} {runtime.version}"
     largest = dict.fromkeys(bundle.tolerance, 0.0)

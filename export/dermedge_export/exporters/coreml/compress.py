@@ -9,8 +9,8 @@ from dermedge_export.exporters.coreml.ranges import Ranges
 if TYPE_CHECKING:
     from coremltools.models import MLModel
 
-# Smaller weights stay fp16. There are few of them, and coremltools clusters them from a
-# random start instead of exactly.
+# Tensors with fewer weights stay fp16. They are a small part of the file, and
+# coremltools clusters them from a random start instead of exactly.
 LEAST_PALETTIZED = 10_000
 
 Compress: TypeAlias = "Callable[[MLModel, Candidate, Ranges], MLModel]"

@@ -51,7 +51,7 @@ def conv(
     dilations: list[int] | None = None,
     groups: int = 1,
 ) -> "torch.Tensor":
-    """Convolve; unequal padding goes before, because torch pads both sides alike."""
+    """Convolve; torch pads both sides equally, so unequal padding is a step before."""
     from torch.nn import functional
 
     kernel = weight.shape[2:]
@@ -119,7 +119,7 @@ def max_pool(
     pad: list[int] | None = None,
     ceil_mode: bool = False,
 ) -> "torch.Tensor":
-    """Pool maxima; padding never wins."""
+    """Pool maxima; padding counts as minus infinity."""
     from torch.nn import functional
 
     strides = strides or [1] * len(kernel_sizes)

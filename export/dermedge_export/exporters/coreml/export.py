@@ -3,8 +3,8 @@
 The same weights and tool versions give the same bytes. The converted program is
 compressed by `coremltools.optimize.coreml`. The simulation then reads the written file,
 so the file itself is measured. `coremltools.optimize.torch` would compress the network
-before conversion, but its quantizer of activations traces symbolically, which fails on
-a network that reads the shape of its input.
+before conversion. But its activation quantizer traces symbolically, which fails on a
+network that reads the shape of its input.
 """
 
 import re
@@ -97,10 +97,11 @@ def export_coreml(context: ExportContext, target: Target, candidate: Candidate) 
 
 
 def _check(context: ExportContext, target: Target, candidate: Candidate) -> None:
-    """Check that Core ML and the target support the candidate.
+    """Check that Core ML and the target support the candidate and the tasks.
 
     Raises:
-        UsageError: They do not.
+        UsageError: The candidate is unknown, the batch size is open, the target lacks
+            8-bit activations, or Core ML cannot name a task.
     """
     if candidate.precision not in COMPRESS:
         raise unsupported_candidate(candidate)
@@ -139,13 +140,13 @@ def _details(target: Target, candidate: Candidate, images: Calibration) -> dict[
 
 
 def _range_images(context: ExportContext) -> Calibration:
-    """Return the images for measuring ranges; drawn ones if there are too few."""
+    """Return images to measure ranges on; synthetic lesions if calibration fails."""
     try:
-        found = context.calibration
+        images = context.calibration
     except DataError:
-        found = synthetic_calibration(context.spec.preprocess)
-    every = -(-len(found) // MAX_IMAGES)
-    return Calibration(found.images[::every], found.digests[::every], found.split)
+        images = synthetic_calibration(context.spec.preprocess)
+    every = -(-len(images) // MAX_IMAGES)
+    return Calibration(images.images[::every], images.digests[::every], images.split)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 Operator = Callable[..., "torch.Tensor | Sequence[torch.Tensor]"]
 # These operators only move or select numbers, which are rounded already.
-_TABLE = """
+_MOVING_TABLE = """
 concat expand_dims gather identity max_pool maximum minimum pad pixel_shuffle reduce_max
 reduce_min relu reshape reverse select slice_by_index slice_by_size split squeeze stack
 tile transpose upsample_nearest_neighbor argmax reduce_argmax
 """
-MOVING = frozenset(_TABLE.split())
+MOVING = frozenset(_MOVING_TABLE.split())
 # The values of arguments that are implemented, where an operator does not implement
 # all. The simulation refuses a program with another value, as it does with unknown
 # operators.

@@ -19,7 +19,7 @@ from dermedge_runtime.signature import INPUT
 if TYPE_CHECKING:
     import torch
 
-MARGIN = 2.0  # other images reach further than the images that were measured
+MARGIN = 2.0  # values of other images may be larger than those of the measured images
 UNSELECTABLE = ("cast",)  # its precision follows from its neighbours
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # 11.0.
 OPSETS = {10: 20, 11: 25}
 
-_TABLE = """
+_OPERATOR_TABLE = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
 BatchNormalization BlackmanWindow Cast CastLike Ceil Celu Clip Concat Constant
 ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace
@@ -52,7 +52,7 @@ ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Sof
 Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh TensorScatter
 ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
 """
-OPERATORS = frozenset(_TABLE.split())
+OPERATORS = frozenset(_OPERATOR_TABLE.split())
 CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
 RESIZE = {
     "mode": ("nearest", "linear"),
@@ -70,13 +70,13 @@ RESIZE = {
 FUSED_AFTER = frozenset(
     ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "BatchNormalization")
 )
-_INTEGER = """
+_INTEGER_TABLE = """
 Add And ArgMax ArgMin Cast CastLike Concat Constant ConstantOfShape Div Equal Expand
 Gather GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min
 Mod Mul Neg NonZero Not Or Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Shape
 Size Slice Split Squeeze Sub Tile TopK Transpose Unsqueeze Where
 """
-INTEGER = frozenset(_INTEGER.split())  # may compute in int64: shapes and indices
+INTEGER = frozenset(_INTEGER_TABLE.split())  # may compute in int64: shapes and indices
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class GraphFinding:
 
 
 Remark = tuple[Literal["error", "warning"], str]
+"""Level and message of a finding, before its node is added."""
 
 
 def check_tensorrt(graph: bytes, *, major: tuple[int, ...] = (10, 11)) -> tuple[GraphFinding, ...]:

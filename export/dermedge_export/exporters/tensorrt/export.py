@@ -46,9 +46,10 @@ def export_tensorrt(context: ExportContext, target: Target, candidate: Candidate
     and rounds every fp16 tensor, as an engine does.
 
     Raises:
-        MissingExtraError: torch, onnx or onnxruntime is not installed. UsageError:
-            TensorRT lacks an operator of this model, or the candidate is unknown.
-            DermedgeError: The student gives NaN or Inf on calibration images.
+        MissingExtraError: torch, onnx or onnxruntime is not installed.
+        UsageError: TensorRT lacks an operator of this student, or the candidate is
+            unknown.
+        DermedgeError: The student gives NaN or Inf on calibration images.
     """
     try:
         onnxruntime = import_silently("onnxruntime")
@@ -115,8 +116,8 @@ def cast_pixels_first(graph: bytes) -> bytes:
     renamed, same = {INPUT: pixels}, {pixels}
     float32 = onnx.TensorProto.FLOAT
     nodes = [onnx.helper.make_node("Cast", [INPUT], [pixels], name=f"cast_{pixels}", to=float32)]
-    # `same` holds the pixels in other layouts, which are float already: a cast of them
-    # to float is dropped, and its readers read what it read.
+    # `same` names the pixels in all layouts; they are float already. A cast of them to
+    # float does nothing, so it is dropped, and its readers read its input.
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         from_pixels = bool(node.input) and node.input[0] in same

@@ -28,8 +28,8 @@ def typed_int8(
     Args:
         graph: The fp32 ONNX model, shapes inferred.
         thresholds: The magnitude at which each quantized activation saturates.
-        wide: Names of the nodes that stay fp32.
-        keep: Names of further nodes that are not quantized, and so are fp16.
+        wide: Names of the nodes that stay fp32, the wide type.
+        keep: Names of further nodes that are not quantized; they compute in fp16.
     """
     import onnx
 
@@ -143,8 +143,8 @@ def activation_thresholds(graph: bytes, images: NDArray[np.uint8], method: str) 
     """
     model = load_graph(graph)
     nodes = {name for name, _ in activation_edges(model)}
-    # Both branches of an addition: which one is quantized depends on the nodes that are
-    # kept.
+    # Measure both branches of an addition, because the kept nodes decide which of them
+    # is quantized.
     inputs = {name for node in model.graph.node if node.name in nodes for name in node.input}
     constants = {tensor.name for tensor in model.graph.initializer}
     names = sorted((inputs & float_tensors(model)) - constants)
