@@ -187,7 +187,7 @@ def test_load_takes_folders_zips_and_opened_bundles(onnx_bundle, tmp_path):
             assert score == pytest.approx(expected, abs=1e-5)
 
 
-def test_load_refuses_unknown_engines_wrong_threads_and_damage(onnx_bundle, toy_bundle_path, tmp_path):
+def test_load_refuses_unknown_engines_and_damaged_bundles(onnx_bundle, toy_bundle_path, tmp_path):
     with pytest.raises(
         UsageError, match=r"Unknown engine 'onxruntime'. Did you mean 'onnxruntime'\?"
     ):
