@@ -66,7 +66,10 @@ def watch_tensors(
 def evenly_spaced(images: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
     """Return at most `most` of the images [N, S, S, 3], evenly spaced, in order."""
     count = min(most, len(images))
-    return images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
+    spaced: NDArray[np.uint8] = images[
+        np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+    ]
+    return spaced
 
 
 def peak(values: NDArray[np.float32]) -> np.float32:
