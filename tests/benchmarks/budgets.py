@@ -1,4 +1,4 @@
-"""Measure the budgets of the runtime against bare alternatives, and print one table.
+"""Measure the runtime's overhead over plain code, and compare it with its budgets.
 
     python tests/benchmarks/budgets.py BUNDLE [--json OUT] [--calls N] [--rounds N]
 
@@ -90,7 +90,7 @@ def in_turns(rounds: int, *sides: Callable[[], None]) -> list[float]:
     return [median(values) for values in times]
 
 
-class Clocked:
+class TimedSession:
     """An ONNX Runtime session that records the microseconds of its last call."""
 
     def __init__(self, session: Any) -> None:
@@ -111,7 +111,7 @@ def overhead(model: Model, rounds: int) -> list[Row]:
     """
     prepared = [(model.bundle.golden()[0].tensor, 0.0)]
     runtime: Any = model.runtime
-    clock = runtime._session = Clocked(runtime._session)
+    clock = runtime._session = TimedSession(runtime._session)
     engines, extras = [], []
     for _ in range(20 + 2 * rounds):
         start = thread_time()
@@ -167,8 +167,8 @@ def decoding(model: Model, rounds: int) -> list[Row]:
 
 
 def fresh(code: str, *arguments: str) -> tuple[float, int]:
-    """Return the milliseconds to a process's first prediction, and its bytes after 20 more."""
-    # An installed package has bytecode. Without this cache, only packages from wheels would.
+    """Return the time to a process's first prediction (ms) and its memory (bytes) after 20 more."""
+    # Packages from wheels have cached bytecode. This folder gives one to the checkout too.
     environment = {
         **os.environ,
         "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "dermedge-pycache"),

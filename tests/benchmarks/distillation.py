@@ -3,10 +3,11 @@
     python tests/benchmarks/distillation.py ../shared/data/ham10000 \
         --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/ham10000
 
-The script trains a teacher from the given weights, and two students of one architecture that
-are pruned from it. One student trains on labels alone, the other is distilled for fewer
-epochs, because the teacher's predictions count as its training time. Each model is exported
-and measured on the test split. A killed run continues; a finished one is skipped.
+The script trains a teacher from the given weights, and two students that are pruned from
+it. Both students have the same architecture. One trains on labels alone. The other is
+distilled for fewer epochs, because the teacher's predictions count as its training time.
+Each model is exported and measured on the test split. A killed run continues; a finished
+one is skipped.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import to_json
 
-SIZE = 128  # of the square input; the images are 150 pixels high
+SIZE = 128  # side of the input in pixels; the images are 150 pixels high
 # The teacher without its last two stages has 0.54 of its 2.2 million parameters.
 STUDENT, STAGES = "mobilenetv2_100", 4
 METRICS = (
@@ -52,7 +53,7 @@ METRICS = (
 
 
 def main() -> None:
-    """Train, export, measure, print."""
+    """Train and export the models, measure them and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +68,7 @@ def main() -> None:
     names = {
         "teacher": "teacher",
         "student-pruned": "student alone: pruned from the teacher, labels only",
-        "student-distilled": "student distilled: cut from the teacher, logits and labels",
+        "student-distilled": "student distilled: pruned from the teacher, logits and labels",
     }
     rows = [measure(out / folder, arguments.data, title) for folder, title in names.items()]
     gain = distillation_gain(out, arguments.data)
@@ -87,14 +88,14 @@ def train(data: Path, init: str, out: Path) -> None:
         data,
         teacher,
         FinetuneOptions(init=init, size=SIZE, schedule=Schedule(epochs=12)),
-        progress=say("teacher"),
+        progress=print_progress("teacher"),
     )
     distill(
         teacher,
         data,
         out / "student-distilled",
         DistillOptions(backbone=STUDENT, stages=STAGES, schedule=Schedule(epochs=8)),
-        progress=say("distilled"),
+        progress=print_progress("distilled"),
     )
     finetune(
         data,
@@ -107,18 +108,18 @@ def train(data: Path, init: str, out: Path) -> None:
             role="student",
             schedule=Schedule(epochs=10),
         ),
-        progress=say("pruned"),
+        progress=print_progress("pruned"),
     )
 
 
 def measure(folder: Path, data: Path, title: str) -> dict[str, Any]:
-    """One model's row: exported to `cpu`, evaluated on the test split, timed on one thread."""
+    """Export a model to `cpu`; return its row, with test metrics and time on one thread."""
     student = load_model_folder(folder)
     path = folder / f"{student.spec.name}-cpu.dermedge"
     bundle = Bundle.open(path) if path.exists() else export(folder, "cpu", folder, data=data)
     if bundle.spec != student.spec:
-        raise DataError(f"{path} was made of another model: delete it.")
-    scores = evaluate(bundle, data, progress=say(folder.name)).overall
+        raise DataError(f"{path} holds another model. Delete it.")
+    scores = evaluate(bundle, data, progress=print_progress(folder.name)).overall
     run = read_json(folder / "run.json", DataError)
     latency = bench(bundle, threads=1, runs=200)
     return {
@@ -164,12 +165,12 @@ def distillation_gain(out: Path, data: Path) -> dict[str, Interval]:
 
 
 def signed(value: Interval) -> str:
-    """`+0.012 (-0.030 to +0.050)`."""
+    """Format a difference as `+0.012 (-0.030 to +0.050)`."""
     return f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f})"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """Return the rows as a Markdown table."""
     lines = [
         "| model | balanced accuracy | macro AUROC | malignant AUROC "
         "| parameters | MACs | file | engine, 1 thread | training |",
@@ -190,12 +191,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def interval(value: Interval) -> str:
-    """`.712 (.655-.768)`."""
+    """Format a metric as `0.712 (0.655-0.768)`."""
     return f"{value.value:.3f} ({value.low:.3f}-{value.high:.3f})"
 
 
-def say(stage: str) -> Callable[[int, int, str], None]:
-    """Progress as a line now and then."""
+def print_progress(stage: str) -> Callable[[int, int, str], None]:
+    """Return a callback that prints a line every 20 steps."""
     started = time.perf_counter()
 
     def progress(done: int, total: int, note: str = "") -> None:

@@ -1,13 +1,12 @@
-"""Measure false alarms of the fp32 gate on good exports, and which faults it catches.
+r"""Measure false alarms of the fp32 gate on good exports, and which faults it catches.
 
-    python tests/benchmarks/gate_false_alarms.py OUT.jsonl [--seeds 200] [--faults-every
-    20]
+    python tests/benchmarks/gate_false_alarms.py OUT.jsonl [--seeds 200] \
+        [--faults-every 20]
 
-Each case is a network of random weights, exported to ONNX and run by onnxruntime, and
-compared with torch by the gate's own measure of `max_abs`. Every `--faults-every`-th
-seed also exports the network with each fault. OUT.jsonl gets a line per case; a run
-that was interrupted goes on where it stopped. The table is printed at the end, or by
---table alone.
+Each case is a network of random weights that is exported to ONNX and run by
+onnxruntime. The gate's `max_abs` compares it with torch. Every `--faults-every`-th seed
+also exports the network with each fault. OUT.jsonl gets a line per case, and an
+interrupted run continues. The table is printed at the end; `--table` prints it alone.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from dermedge_export.parity.gate import LIMITS
 from support.varied_graphs import (
     BACKBONES,
     FAULTS,
-    Answers,
+    GraphOutputs,
     GraphTemplate,
     Outputs,
     lesions,
@@ -54,7 +53,7 @@ def measure(
 ) -> Iterator[Case]:
     model = varied_model(backbone, seed, images)
     reference = module_runner(model.module)(images)
-    correct = Answers(template.graph(model))(images)
+    correct = GraphOutputs(template.graph(model))(images)
     good = differences(reference, correct)
     case: Case = {"backbone": backbone, "seed": seed, "fault": "", "differences": good}
     if faults:
@@ -66,7 +65,7 @@ def measure(
     yield case
     for number, fault in enumerate(FAULTS if faults else ()):
         graph = template.graph(model, fault, np.random.default_rng([seed, number]))
-        faulty = Answers(graph)(images)
+        faulty = GraphOutputs(graph)(images)
         # A weight that only meets padding, for example, changes nothing.
         effect = max(relative_difference(correct[name], faulty[name]) for name in correct)
         yield {

@@ -4,8 +4,8 @@
         [--olive-python PYTHON] [--executorch-python PYTHON] [--bundle BUNDLE]
 
 Every contender gets the same preprocessed pixels, and the same 300 train images for
-calibration. Each is built in its own process; if that dies, the contender's row says so. All
-are timed in turns within one process per thread count. The script writes results.json and
+calibration. Each is built in its own process. If that fails, the contender's row says so. All are
+timed in turns within one process per thread count. The script writes results.json and
 results.md, and keeps finished parts, so a killed run continues.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from peers_contenders import CONTENDERS, Work, build
-from peers_engine import CONTRACT, QUESTIONS, Contract, Inputs
+from peers_engine import CONTRACT, TIMED_CALLS, Contract, Inputs
 from peers_scores import scores, tables
 from peers_table import markdown
 from PIL import Image
@@ -128,7 +128,7 @@ def prepare(context: Work) -> None:
                 "Delete it, or give another --out."
             )
         return
-    say(f"{context.folder.name}: preparing images")
+    print_line(f"{context.folder.name}: preparing images")
     student = load_model_folder(context.student)
     spec, backbone = student.spec, student.backbone
     if spec.preprocess.fit != "crop":
@@ -163,9 +163,9 @@ def measure(context: Work, threads: list[int], rounds: int) -> dict[str, Any]:
             else:
                 rows[name].setdefault("ms", {})[str(count)] = taken[name]
     ready = [name for name in ready if rows[name]["status"] == "built"]
-    say(f"{context.folder.name}: scoring")
-    for name, found in scores(context, ready).items():
-        rows[name] = rows.get(name, {}) | found | {"status": "measured"}
+    print_line(f"{context.folder.name}: scoring")
+    for name, metrics in scores(context, ready).items():
+        rows[name] = rows.get(name, {}) | metrics | {"status": "measured"}
     return rows
 
 
@@ -176,18 +176,18 @@ def built(name: str, context: Work) -> dict[str, Any]:
         return dict(read_json(record, DataError))
     if contender.environment and contender.environment not in context.pythons:
         return {"status": "not_run", "why": f"no --{contender.environment}-python was given"}
-    say(f"{context.folder.name}: building {contender.title}")
+    print_line(f"{context.folder.name}: building {contender.title}")
     record.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    answer = isolated(partial(build, name, context), record.with_name("build.log"))
-    answer = (
-        {"status": "built", **answer}
-        if "error" not in answer
-        else {"status": "failed", "why": answer["error"]}
+    result = isolated(partial(build, name, context), record.with_name("build.log"))
+    result = (
+        {"status": "built", **result}
+        if "error" not in result
+        else {"status": "failed", "why": result["error"]}
     )
-    answer["seconds"] = round(time.perf_counter() - start, 1)
-    atomic_write(record, pretty_json(answer))
-    return answer
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    atomic_write(record, pretty_json(result))
+    return result
 
 
 def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[str, Any]:
@@ -197,37 +197,37 @@ def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[st
         document = read_json(record, DataError)
         if set(document) == set(names):
             return dict(document)
-    say(f"{context.folder.name}: timing {len(names)} contenders, threads: {threads}")
-    answer = isolated(
+    print_line(f"{context.folder.name}: timing {len(names)} contenders, threads: {threads}")
+    result = isolated(
         partial(time_in_turns, names, context, threads, rounds), record.with_suffix(".log")
     )
-    if "error" in answer:
-        raise SystemExit(f"timing failed: {answer['error']}; see {record.with_suffix('.log')}")
-    atomic_write(record, pretty_json(answer))
-    return answer
+    if "error" in result:
+        raise SystemExit(f"timing failed: {result['error']}; see {record.with_suffix('.log')}")
+    atomic_write(record, pretty_json(result))
+    return result
 
 
 def time_in_turns(names: list[str], context: Work, threads: int, rounds: int) -> dict[str, Any]:
     """Call every contender in every round; reverse the order every other round."""
-    found: dict[str, Any] = {name: {} for name in names}
+    times: dict[str, Any] = {name: {} for name in names}
     opened = {}
     for name in names:
         try:
             opened[name] = CONTENDERS[name].open(context, context.artifact(name), threads)
         except Exception as error:
-            found[name] = {"error": first_line(error)}
-    for question in QUESTIONS:
+            times[name] = {"error": first_line(error)}
+    for call_name in TIMED_CALLS:
         taken: dict[str, list[float]] = {name: [] for name in opened}
-        for turn in range(rounds if question == "engine" else max(3, rounds // 2)):
+        for turn in range(rounds if call_name == "engine" else max(3, rounds // 2)):
             for name in list(opened) if turn % 2 else reversed(opened):
                 time.sleep(SETTLE_SECONDS)
-                opened[name].times(question, 1)
-                taken[name] += opened[name].times(question, CALLS[question])
+                opened[name].times(call_name, 1)
+                taken[name] += opened[name].times(call_name, CALLS[call_name])
         for name, values in taken.items():
-            found[name][question] = vars(percentiles(values))
+            times[name][call_name] = vars(percentiles(values))
     for contender in opened.values():
         contender.close()
-    return found
+    return times
 
 
 def isolated(function: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def versions(pythons: dict[str, Path]) -> dict[str, dict[str, str]]:
     return found
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

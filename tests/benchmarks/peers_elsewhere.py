@@ -20,7 +20,7 @@ class Worker:
     """A process with ExecuTorch, which times its own calls in turn with the others."""
 
     def __init__(self, python: Path, inputs: Inputs, model: Path, threads: int) -> None:
-        self.answers = inputs.folder.resolve() / "executorch.npz"
+        self.outputs_file = inputs.folder.resolve() / "executorch.npz"
         self.log = model.parent.with_name("worker.log").open("w")
         self.process = subprocess.Popen(
             [python, SERVER, "serve", inputs.folder.resolve(), model.resolve(), str(threads)],
@@ -30,29 +30,29 @@ class Worker:
             text=True,
             env=_environment(),
         )
-        self._answer()
+        self._read_reply()
 
     def outputs(self, split: str) -> dict[str, Any]:
-        self._ask(do="outputs", split=split, to=str(self.answers))
-        with np.load(self.answers) as stored:
+        self._request(do="outputs", split=split, to=str(self.outputs_file))
+        with np.load(self.outputs_file) as stored:
             outputs = dict(stored)
-        self.answers.unlink()
+        self.outputs_file.unlink()
         return outputs
 
-    def times(self, question: str, count: int) -> list[float]:
-        taken: list[float] = self._ask(do="times", question=question, count=count)
+    def times(self, call_name: str, count: int) -> list[float]:
+        taken: list[float] = self._request(do="times", call_name=call_name, count=count)
         return taken
 
     def close(self) -> None:
         self.process.communicate()
         self.log.close()
 
-    def _ask(self, **request: Any) -> Any:
+    def _request(self, **request: Any) -> Any:
         assert self.process.stdin is not None
         print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self._answer()
+        return self._read_reply()
 
-    def _answer(self) -> Any:
+    def _read_reply(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:

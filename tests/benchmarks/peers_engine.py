@@ -1,4 +1,4 @@
-"""Inputs and timing that all contenders of the peers' benchmark share.
+"""Define the inputs and the timing of all contenders of the peers' benchmark.
 
 The worker in ExecuTorch's environment imports this module too, so it needs numpy and Pillow
 only.
@@ -17,11 +17,8 @@ from PIL import Image
 
 CONTRACT = "contract.json"
 SPLITS = ("val", "test")
-QUESTIONS = (
-    "engine",
-    "small",
-    "large",
-)  # the engine alone; a 600 x 450 JPEG and a 12 MP one, from bytes to outputs
+# The engine alone; then a 600 x 450 JPEG and a 12 MP JPEG, from bytes to outputs.
+TIMED_CALLS = ("engine", "small", "large")
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,8 @@ class Opened:
     """A contender that is ready to run, one image at a time.
 
     `prepare` turns uint8 [1, S, S, 3] into the input of `infer`, the bare engine call, which
-    returns one array [1, ...] per task. `predict` takes encoded bytes; the default is the
-    code that a peer's user writes.
+    returns one array [1, ...] per task. `predict` takes encoded bytes. By default it is the
+    usual user code: decode with Pillow, normalise, infer.
     """
 
     def __init__(
@@ -100,13 +97,15 @@ class Opened:
     ) -> None:
         self.inputs, self.infer, self.close = inputs, infer, close
         self.prepare = prepare or inputs.normalised
-        answer = predict or (lambda data: infer(inputs.normalised(inputs.decoded(data)[None])))
+        decode_and_infer = predict or (
+            lambda data: infer(inputs.normalised(inputs.decoded(data)[None]))
+        )
         prepared = self.prepare(np.array(inputs.images("test")[:1]))
         small, large = (inputs.photograph(name) for name in ("small", "large"))
         self._calls: dict[str, Callable[[], object]] = {
             "engine": lambda: infer(prepared),
-            "small": lambda: answer(small),
-            "large": lambda: answer(large),
+            "small": lambda: decode_and_infer(small),
+            "large": lambda: decode_and_infer(large),
         }
 
     def outputs(self, split: str) -> dict[str, Any]:
@@ -125,9 +124,9 @@ class Opened:
             for name, column in zip(self.inputs.contract.tasks, columns, strict=True)
         }
 
-    def times(self, question: str, count: int) -> list[float]:
-        """Milliseconds of each of `count` calls."""
-        call, taken = self._calls[question], []
+    def times(self, call_name: str, count: int) -> list[float]:
+        """Return the milliseconds of each of `count` calls."""
+        call, taken = self._calls[call_name], []
         for _ in range(count):
             start = perf_counter()
             call()

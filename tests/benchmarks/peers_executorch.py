@@ -60,16 +60,16 @@ def opened(inputs: Inputs, path: Path, threads: int) -> Opened:
     )
 
 
-def serve(contender: Opened, answers: Any) -> None:
-    """Answer requests from standard input until it ends."""
+def serve(contender: Opened, replies: Any) -> None:
+    """Serve requests from standard input until it ends."""
     for line in sys.stdin:
         request = json.loads(line)
-        answer: Any = None
+        reply: Any = None
         if request["do"] == "times":
-            answer = contender.times(request["question"], request["count"])
+            reply = contender.times(request["call_name"], request["count"])
         else:
             np.savez(request["to"], **contender.outputs(request["split"]))
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def main() -> None:
@@ -78,12 +78,12 @@ def main() -> None:
         student, inputs, out = map(Path, arguments)
         build(student, Inputs(inputs), out)
         return
-    # Libraries print to standard output too, so the answers get a descriptor of their own.
-    answers = os.fdopen(os.dup(1), "w")
+    # Libraries print to standard output too, so the replies have their own descriptor.
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     contender = opened(Inputs(Path(arguments[0])), Path(arguments[1]), int(arguments[2]))
-    print(json.dumps("ready"), file=answers, flush=True)
-    serve(contender, answers)
+    print(json.dumps("ready"), file=replies, flush=True)
+    serve(contender, replies)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ STUDENT = "student"
 
 
 def tables(context: Work) -> dict[str, Table]:
-    """Return the rows of each split, in the split of the training."""
+    """Return the rows of val and test, in the splits of the training."""
     table = with_split(read_table(context.data))
     return {
         split: (rows := table.select_split(split)).replace(
@@ -47,10 +47,13 @@ def scores(context: Work, names: list[str]) -> dict[str, dict[str, Any]]:
         split: table_predictions(rows, student.spec, run, images=context.inputs.images(split))
         for split, rows in tables(context).items()
     }
-    answers = {STUDENT: first, **{name: _stored(context.folder / name, first) for name in names}}
+    predictions = {
+        STUDENT: first,
+        **{name: _stored(context.folder / name, first) for name in names},
+    }
     decoded = {
         name: decode_table(of["test"], student.spec, fit_postprocessing(of["val"], student.spec))
-        for name, of in answers.items()
+        for name, of in predictions.items()
     }
     return _compared(first["test"], decoded)
 
@@ -64,12 +67,14 @@ def _stored(folder: Path, like: Mapping[str, Predictions]) -> dict[str, Predicti
 
 
 def _compared(truth: Predictions, decoded: Mapping[str, Decoded]) -> dict[str, dict[str, Any]]:
-    ask = {
+    measures = {
         "balanced_accuracy": _balanced_accuracy,
         "malignant_sensitivity": partial(_sensitivity, truth.malignant == 1),
     }
     statistics = {
-        (name, key): partial(f, side) for name, side in decoded.items() for key, f in ask.items()
+        (name, key): partial(f, side)
+        for name, side in decoded.items()
+        for key, f in measures.items()
     }
     drawn = metrics.bootstrap(truth.groups, statistics)
     point = {key: float(statistic(None)) for key, statistic in statistics.items()}
@@ -77,20 +82,20 @@ def _compared(truth: Predictions, decoded: Mapping[str, Decoded]) -> dict[str, d
     def minus(first: tuple[str, str], second: tuple[str, str]) -> Any:
         return to_json(metrics.interval(point[first] - point[second], drawn[first] - drawn[second]))
 
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, side in decoded.items():
         row: dict[str, Any] = {
-            key: to_json(metrics.interval(point[name, key], drawn[name, key])) for key in ask
+            key: to_json(metrics.interval(point[name, key], drawn[name, key])) for key in measures
         }
-        row |= {f"{key}_lost": minus((STUDENT, key), (name, key)) for key in ask}
+        row |= {f"{key}_lost": minus((STUDENT, key), (name, key)) for key in measures}
         if OURS in decoded:
             row["behind"] = minus((OURS, "balanced_accuracy"), (name, "balanced_accuracy"))
         student = decoded[STUDENT]
         divergence = float(metrics.kl_divergence(student.probabilities, side.probabilities).mean())
         row["agreement"] = float(metrics.top1_agreement(student.predicted, side.predicted))
         row["kl"] = divergence if np.isfinite(divergence) else None
-        found[name] = row
-    return found
+        rows[name] = row
+    return rows
 
 
 def _balanced_accuracy(side: Decoded, weights: Any) -> Any:

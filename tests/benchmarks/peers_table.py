@@ -3,7 +3,7 @@
 from typing import Any
 
 from peers_contenders import CONTENDERS, OURS, PLAIN
-from peers_engine import QUESTIONS
+from peers_engine import TIMED_CALLS
 
 WITHIN, FASTER = 1.05, 2.0
 LONGEST = 160  # characters of an error that are shown; the JSON has all
@@ -31,31 +31,31 @@ def comparisons(document: dict[str, Any]) -> list[str]:
             continue
         for threads in document["threads"]:
             lines += [
-                f"{student}, {_threads(threads)}, {against_best(rows, threads, q)}"
-                for q in QUESTIONS
+                f"{student}, {_threads(threads)}, {against_best(rows, threads, name)}"
+                for name in TIMED_CALLS
             ]
             lines.append(f"{student}, {_threads(threads)}, engine: {against_plain(rows, threads)}")
     return lines
 
 
-def against_best(rows: dict[str, Any], threads: int, question: str) -> str:
+def against_best(rows: dict[str, Any], threads: int, call_name: str) -> str:
     """Compare dermedge with the fastest equally accurate peer.
 
     A peer is equally accurate if the interval of its difference does not exclude zero.
     """
-    ours = _median(rows[OURS], threads, question)
-    rivals = {
-        name: _median(row, threads, question)
+    ours = _median(rows[OURS], threads, call_name)
+    peers = {
+        name: _median(row, threads, call_name)
         for name, row in _timed(rows).items()
         if name != OURS and not (row["behind"]["low"] or 0) > 0
     }
-    if not rivals:
-        return f"{TITLES[question]}: {ours:.2f} ms, and no peer is equally accurate: met"
-    best = min(rivals, key=lambda name: rivals[name])
-    met = ours <= WITHIN * rivals[best] and not (rows[best]["behind"]["high"] or 0) < 0
+    if not peers:
+        return f"{TITLES[call_name]}: {ours:.2f} ms, and no peer is equally accurate: met"
+    best = min(peers, key=lambda name: peers[name])
+    met = ours <= WITHIN * peers[best] and not (rows[best]["behind"]["high"] or 0) < 0
     return (
-        f"{TITLES[question]}: {ours:.2f} ms, {ours / rivals[best]:.2f} x the fastest equally "
-        f"accurate peer ({CONTENDERS[best].title}, {rivals[best]:.2f} ms), at "
+        f"{TITLES[call_name]}: {ours:.2f} ms, {ours / peers[best]:.2f} x the fastest equally "
+        f"accurate peer ({CONTENDERS[best].title}, {peers[best]:.2f} ms), at "
         f"{_signed(rows[best]['behind'])} points of balanced accuracy: "
         f"{'met' if met else 'missed'}"
     )
@@ -73,10 +73,10 @@ def against_plain(rows: dict[str, Any], threads: int) -> str:
 
 
 def _table(rows: dict[str, Any], threads: list[int]) -> list[str]:
-    columns = [(question, count) for question in QUESTIONS for count in threads]
+    columns = [(call_name, count) for call_name in TIMED_CALLS for count in threads]
     head = [
         "contender",
-        *(f"{TITLES[question]}, {_threads(count)}" for question, count in columns),
+        *(f"{TITLES[call_name]}, {_threads(count)}" for call_name, count in columns),
         "file",
         "balanced accuracy",
         "lost of it, points",
@@ -90,7 +90,7 @@ def _table(rows: dict[str, Any], threads: list[int]) -> list[str]:
         if row["status"] != "measured":
             cells += [_state(row), *[""] * (len(head) - 2)]
         else:
-            cells += [_ms(row, count, question) for question, count in columns]
+            cells += [_ms(row, count, call_name) for call_name, count in columns]
             cells += [
                 f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else "",
                 _interval(row["balanced_accuracy"]),
@@ -107,13 +107,13 @@ def _timed(rows: dict[str, Any]) -> dict[str, Any]:
     return {name: row for name, row in rows.items() if row.get("ms")}
 
 
-def _median(row: dict[str, Any], threads: int, question: str) -> float:
-    median: float = row["ms"][str(threads)][question]["p50"]
+def _median(row: dict[str, Any], threads: int, call_name: str) -> float:
+    median: float = row["ms"][str(threads)][call_name]["p50"]
     return median
 
 
-def _ms(row: dict[str, Any], threads: int, question: str) -> str:
-    return f"{_median(row, threads, question):.2f} ms" if row.get("ms") else ""
+def _ms(row: dict[str, Any], threads: int, call_name: str) -> str:
+    return f"{_median(row, threads, call_name):.2f} ms" if row.get("ms") else ""
 
 
 def _threads(count: int) -> str:

@@ -9,9 +9,9 @@
         --init ... -o runs/pretraining
 
 `ablation` pretrains by (a) labels alone, (b) self-supervision alone, (c) hybrid with random
-prototypes and (d) hybrid with prototypes of the taxonomy, for every seed. It probes each
-teacher's frozen features on the test split of a table, linearly with all labels and with a
-tenth of them. A killed run continues.
+prototypes and (d) hybrid with prototypes of the taxonomy, for every seed. Linear probes
+measure each teacher's frozen features on the test split of a table, with all labels and with
+a tenth of them. A killed run continues.
 `tuned` fine-tunes the whole network from the initial weights and from (d), for every seed,
 and reports both on val.
 `speed` compares a step of `pretrain` with the same step written naively.
@@ -91,13 +91,13 @@ def main() -> None:
 def ablation(options: argparse.Namespace, recipe: HybridRecipe) -> dict[str, Any]:
     """Measure the initial weights, and every arm with every seed."""
     rows = []
-    start = pretrain(
+    # `pretrain` writes the folder. One step at a negligible rate keeps the initial weights.
+    pretrain(
         options.data,
         options.out / "start",
         recipe=replace(recipe, epochs=1, steps=1, lr=1e-12),
         init=str(options.init),
     )
-    del start
     rows.append(measure("initial weights", 0, options.out / "start", options))
     for seed in options.seeds:
         for arm, changes in ARMS.items():

@@ -327,7 +327,7 @@ def test_an_existing_folder_is_replaced_only_with_overwrite(tmp_path: Path) -> N
             add_data("pad_ufes_20", source, target, overwrite=True)
 
 
-def test_what_cannot_be_imported_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_import_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'ham10000'"):
         add_data("ham1000", tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match=r"holds no HAM10000_metadata\.csv"):

@@ -72,7 +72,7 @@ def test_any_name_finds_a_listed_image_or_nothing(name: str) -> None:
 
 @given(NAMES)
 @SETTINGS
-def test_names_as_words_have_no_folders_and_no_image_suffix(name: str) -> None:
+def test_flattened_names_have_no_folders_and_stripped_names_no_image_suffix(name: str) -> None:
     assert not strip_suffix(name).lower().endswith((".jpg", ".png"))
     if not name.startswith("/"):
         assert "/" not in flatten_path(name)
@@ -80,7 +80,7 @@ def test_names_as_words_have_no_folders_and_no_image_suffix(name: str) -> None:
 
 @given(NAMES)
 @SETTINGS
-def test_a_table_of_ones_own_cannot_copy_a_file_outside_its_folder(name: str) -> None:
+def test_a_user_table_cannot_copy_a_file_outside_its_folder(name: str) -> None:
     """For any path in a table, the import fails or copies an image below the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

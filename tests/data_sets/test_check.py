@@ -216,7 +216,7 @@ def labelled(malignant: list[int], **columns: list[object]) -> pd.DataFrame:
     )
 
 
-def test_empty_cells_that_predict_the_label_are_found_and_chance_is_not() -> None:
+def test_empty_cells_that_predict_the_label_are_found_but_random_ones_are_not() -> None:
     rng = np.random.default_rng(0)
     malignant = rng.integers(0, 2, 300)
     pure = ["" if label == 0 and rng.random() < 0.6 else "2" for label in malignant]

@@ -32,7 +32,7 @@ def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path / "again") != folder_bytes(tmp_path / "other")
 
 
-def test_the_set_is_like_a_real_one_and_passes_its_check(folder: Path) -> None:
+def test_a_drawn_set_has_all_columns_and_passes_the_check(folder: Path) -> None:
     report = check_data(folder)
     assert [f for f in report.findings if f.level == "error"] == []
     assert not [
@@ -84,7 +84,7 @@ def test_masks_lie_on_the_lesion(folder: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"count": 5}, {"count": 6, "seed": -1}, {"count": 6, "size": (31, 64)}]
 )
-def test_impossible_sets_are_refused(options: dict[str, object], tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         draw_data_set(tmp_path / "set", **options)
     assert not list(tmp_path.iterdir())

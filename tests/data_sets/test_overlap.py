@@ -140,7 +140,9 @@ def test_checking_against_a_teacher_imports_no_torch(tmp_path: Path) -> None:
         ("isic2018", "pad_ufes_20", False),
     ],
 )
-def test_which_sets_share_images(source: str, pattern: str, expected: bool) -> None:
+def test_sets_share_images_if_one_contains_the_other(
+    source: str, pattern: str, expected: bool
+) -> None:
     assert share_images(source, pattern) is expected
 
 

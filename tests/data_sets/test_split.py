@@ -65,7 +65,7 @@ def test_a_class_reaches_as_many_splits_as_it_has_lesions(lesions: int, expected
     assert set(assign_splits(frame)[rare]) == expected
 
 
-def test_existing_splits_are_kept_and_official_ones_are_not_added_to() -> None:
+def test_existing_splits_are_kept_and_official_ones_get_no_rows() -> None:
     frame = made_up()
     member = groups(frame)
     official = member.isin(sorted(member.unique())[:3])

@@ -91,7 +91,7 @@ def test_official_splits_get_no_further_groups(rows, shares, seed) -> None:
     st.integers(0, 3),
 )
 @SETTINGS
-def test_shares_are_near_those_asked_where_groups_are_small(labels, shares, seed) -> None:
+def test_shares_are_near_the_given_ones_if_groups_are_small(labels, shares, seed) -> None:
     """With one image per group, a split misses its share by two images at most."""
     frame = pd.DataFrame({"dx": labels}).assign(
         image_id=[f"i{n:03d}" for n in range(len(labels))],

@@ -160,7 +160,7 @@ def grouped(rows: list[tuple[str, str, str]]) -> list[str]:
     return groups(frame.assign(image_id=[f"i{n}" for n in range(len(rows))])).tolist()
 
 
-def test_rows_are_joined_by_lesion_and_patient_even_through_others() -> None:
+def test_rows_are_grouped_by_lesion_and_patient_also_through_other_rows() -> None:
     rows = [
         ("L1", "", ""),
         ("L2", "P1", ""),
@@ -176,7 +176,7 @@ def test_equal_ids_of_two_sources_are_two_groups() -> None:
     assert grouped([("1", "1", "pad"), ("1", "", "ham"), ("1", "", "pad")]) == ["i0", "i1", "i0"]
 
 
-def test_digests_and_table_digest_notice_changes_and_nothing_else(tmp_path: Path) -> None:
+def test_digests_change_only_with_the_content(tmp_path: Path) -> None:
     save(tmp_path / "images/a.png", 1)
     save(tmp_path / "images/b.png", 2)
     write_csv(tmp_path / "metadata.csv", TWO)

@@ -1,3 +1,5 @@
+"""Test `evaluate`: its metrics, its subgroups, its warnings and its errors."""
+
 import dataclasses
 import json
 from hashlib import sha256
@@ -20,8 +22,9 @@ from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import Postprocessing, Spec, Task, to_json
 
-# The fake engine predicts by the mean colour: red is nv, green mel, blue akiec.
-BRIGHT = {"nv": 0, "mel": 1, "akiec": 2}
+# The fake engine predicts by the brightest colour channel: red is nv, green mel, blue
+# akiec.
+CHANNEL = {"nv": 0, "mel": 1, "akiec": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +33,7 @@ def _fake_engine(monkeypatch):
 
 
 def make_data(folder, rows):
-    """Write images of noise whose mean colour leans towards `looks`.
+    """Write images of noise whose mean colour is close to `colour`.
 
     The other keys of a row are columns of the table.
     """
@@ -39,7 +42,7 @@ def make_data(folder, rows):
     for number, row in enumerate(rows):
         row = dict(row)
         pixels = rng.integers(60, 160, (40, 48, 3), np.uint8)
-        pixels[..., BRIGHT[row.pop("looks")]] += np.uint8(row.pop("by", 30))
+        pixels[..., CHANNEL[row.pop("colour")]] += np.uint8(row.pop("by", 30))
         row = {"image_id": f"i{number}", "image": f"images/i{number}.png", "split": "test"} | row
         Image.fromarray(pixels).save(folder / row["image"])
         table.append(row)
@@ -66,17 +69,17 @@ def bundle(tmp_path):
 def data(tmp_path):
     """Write sixty test images of forty lesions, and ten training images."""
     rng = np.random.default_rng(1)
-    names = list(BRIGHT)
+    names = list(CHANNEL)
     rows = []
     for number in range(60):
         dx = names[number % 3]
-        looks = dx if rng.random() < 0.7 else names[rng.integers(3)]
+        colour = dx if rng.random() < 0.7 else names[rng.integers(3)]
         who = {"sex": ["male", "female", ""][number % 3 - 1], "age": [25, 45, 72.5, ""][number % 4]}
         skin = {"fitzpatrick": [1, 6, ""][number // 20], "site": "back" if number < 30 else ""}
         rows.append(
             {
                 "dx": dx,
-                "looks": looks,
+                "colour": colour,
                 "by": int(rng.integers(5, 40)),
                 "lesion_id": f"L{number * 2 // 3}",
             }
@@ -84,7 +87,7 @@ def data(tmp_path):
             | skin
         )
     rows += [
-        {"dx": "nv", "looks": "mel", "split": "train", "lesion_id": f"T{i}"} for i in range(10)
+        {"dx": "nv", "colour": "mel", "split": "train", "lesion_id": f"T{i}"} for i in range(10)
     ]
     return make_data(tmp_path / "data", rows)
 
@@ -189,11 +192,11 @@ def test_small_groups_are_listed_as_insufficient(data, bundle):
 
 
 def test_skin_tones_recorded_in_pairs_are_compared(tmp_path, bundle):
-    names = list(BRIGHT)
+    names = list(CHANNEL)
     rows = [
         {
             "dx": names[number % 3],
-            "looks": "nv" if number % 7 == 0 or number >= 66 else names[number % 3],
+            "colour": "nv" if number % 7 == 0 or number >= 66 else names[number % 3],
             "by": 60,
         }
         | {"skin_tone": 12 if number < 60 else 56, "sex": "", "lesion_id": f"L{number}"}
@@ -317,13 +320,13 @@ def test_a_bundle_without_a_list_of_training_images_is_flagged(data, toy_bundle_
 
 def test_diagnoses_are_mapped_up_the_taxonomy_or_left_out_of_classes(tmp_path, toy_bundle_path):
     rows = [
-        {"dx": "blue_nevus", "looks": "nv"},
-        {"dx": "nodular_melanoma", "looks": "mel"},
-        {"dx": "ak", "looks": "akiec"},
-        {"dx": "bcc", "looks": "mel"},
-        {"dx": "psoriasis", "looks": "nv"},
-        {"dx": "bcc", "looks": "nv"},
-        {"dx": "", "looks": "nv"},
+        {"dx": "blue_nevus", "colour": "nv"},
+        {"dx": "nodular_melanoma", "colour": "mel"},
+        {"dx": "ak", "colour": "akiec"},
+        {"dx": "bcc", "colour": "mel"},
+        {"dx": "psoriasis", "colour": "nv"},
+        {"dx": "bcc", "colour": "nv"},
+        {"dx": "", "colour": "nv"},
     ]
     report = evaluate(toy_bundle_path, make_data(tmp_path / "d", rows), replicates=20)
     assert [row.label for row in report.images] == ["nv", "mel", "akiec", None, None, None, None]
@@ -333,22 +336,22 @@ def test_diagnoses_are_mapped_up_the_taxonomy_or_left_out_of_classes(tmp_path, t
     assert report.overall.metrics["accuracy"].value == 1
 
 
-def test_a_row_s_own_malignancy_wins(tmp_path, toy_bundle_path):
+def test_the_malignancy_of_a_row_takes_precedence(tmp_path, toy_bundle_path):
     rows = [
-        {"dx": "akiec", "looks": "akiec", "malignant": 1},
-        {"dx": "akiec", "looks": "akiec", "malignant": ""},
-        {"dx": "nv", "looks": "nv", "malignant": 1},
-        {"dx": "nv", "looks": "nv", "malignant": ""},
+        {"dx": "akiec", "colour": "akiec", "malignant": 1},
+        {"dx": "akiec", "colour": "akiec", "malignant": ""},
+        {"dx": "nv", "colour": "nv", "malignant": 1},
+        {"dx": "nv", "colour": "nv", "malignant": ""},
     ]
     report = evaluate(toy_bundle_path, make_data(tmp_path / "d", rows), replicates=20)
     assert [row.malignant for row in report.images] == [True, None, True, False]
     assert report.overall.malignant == 2
 
 
-def test_a_table_without_splits_gets_one_and_only_its_test_part_is_read(tmp_path, toy_bundle_path):
+def test_a_table_without_splits_is_split_and_only_its_test_rows_are_read(tmp_path, toy_bundle_path):
     rows = [
-        {"dx": dx, "looks": dx, "split": "", "lesion_id": f"{dx}{i // 2}"}
-        for dx in BRIGHT
+        {"dx": dx, "colour": dx, "split": "", "lesion_id": f"{dx}{i // 2}"}
+        for dx in CHANNEL
         for i in range(40)
     ]
     data = make_data(tmp_path / "d", rows)

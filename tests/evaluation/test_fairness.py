@@ -75,7 +75,8 @@ def test_rates_gap_and_equalised_odds_are_those_counted_by_hand():
     assert men.score.value == pytest.approx((8 / 10 + 24 / 30) / 2)
     assert women.score.value == pytest.approx((12 / 20 + 36 / 40) / 2)
     assert found.gap.value == pytest.approx(0.80 - 0.75)
-    assert found.equalised_odds.value == pytest.approx(0.2)  # in TPR; in FPR it is 0.1
+    # The difference in TPR is 0.2, larger than the 0.1 in FPR.
+    assert found.equalised_odds.value == pytest.approx(0.2)
     assert (found.column, found.metric, found.classes, found.worst) == (
         "sex",
         "balanced_accuracy",
@@ -87,7 +88,7 @@ def test_rates_gap_and_equalised_odds_are_those_counted_by_hand():
         assert interval.low < interval.value < interval.high
 
 
-def test_equalised_odds_sees_false_alarms_where_the_malignant_are_found_alike():
+def test_equalised_odds_include_false_alarms_if_sensitivities_are_equal():
     found = compared(
         *table(
             *((20, 1, 1, "male"), (5, 0, 1, "male"), (15, 0, 0, "male")),
@@ -115,7 +116,7 @@ def test_skin_types_are_compared_in_pairs():
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_the_gap_of_equal_groups_is_that_of_chance(images):
+def test_the_gap_of_equal_groups_is_as_large_as_chance(images):
     gaps, chances, above = [], [], 0
     for seed in range(40):
         rows = [
@@ -127,7 +128,8 @@ def test_the_gap_of_equal_groups_is_that_of_chance(images):
         gaps.append(found.gap.value)
         chances.append(found.chance)
         above += found.gap.value > found.chance_high
-        assert found.gap.value > 0  # although nobody is served worse
+        # A gap is a maximum minus a minimum, so it is above 0 even for equal groups.
+        assert found.gap.value > 0
     assert np.mean(gaps) == pytest.approx(np.mean(chances), rel=0.2)
     assert above <= 6
 
@@ -176,17 +178,15 @@ def test_more_images_of_the_same_lesions_do_not_narrow_intervals():
     ):
         assert found(again) == pytest.approx(found(once))
     assert again.chance_high == pytest.approx(once.chance_high)
-    assert (
-        counted.chance_high < 0.7 * once.chance_high
-    )  # taken for lesions of their own, they would
+    # Counted as separate lesions, the same images narrow both.
+    assert counted.chance_high < 0.7 * once.chance_high
     assert counted.gap.high - counted.gap.low < 0.7 * (once.gap.high - once.gap.low)
 
 
 def test_images_of_unknown_group_form_no_group_and_are_counted():
     labels, predicted, groups, _ = COUNTED
-    lost = np.concatenate(
-        [groups, np.full(50, "")]
-    )  # as in PAD-UFES-20: benign throughout, and all called so
+    # As in PAD-UFES-20, all images without a group are benign, and predicted benign.
+    lost = np.concatenate([groups, np.full(50, "")])
     more = [np.concatenate([column, np.zeros(50, int)]) for column in (labels, predicted)]
     found = compared(*more, lost, np.arange(150).astype(str))
     assert found.unknown == 50
@@ -252,7 +252,8 @@ def test_a_diagnosis_that_a_group_lacks_is_left_out_for_all_groups():
 
 def test_groups_without_shared_diagnoses_are_compared_as_malignant_or_benign():
     labels, predicted, groups, clusters = COUNTED
-    apart = np.where(groups == "male", labels, labels + 2)  # each sex has diagnoses of its own
+    # Each sex has its own diagnoses.
+    apart = np.where(groups == "male", labels, labels + 2)
     malignancy = {"positive": (labels == 1).astype(float), "decision": predicted == 1}
     found = compared(apart, predicted, groups, clusters, classes=4, malignant=False, **malignancy)
     assert (found.metric, found.classes) == ("malignant_balanced_accuracy", (0, 1))

@@ -15,7 +15,7 @@ from dermedge_export.parity.evaluator import predict_synthetic
 from dermedge_export.target import CPU
 from dermedge_runtime.report import Limit
 from support import varied_graphs
-from support.varied_graphs import FAULTS, SPEC, Answers, Fault, GraphTemplate, varied_model
+from support.varied_graphs import FAULTS, SPEC, GraphOutputs, Fault, GraphTemplate, varied_model
 
 torch.set_num_threads(1)
 IMAGES = varied_graphs.lesions(16)
@@ -36,7 +36,7 @@ def compare(model: TrainedModel, graph: bytes) -> Limit:
     """Return the gate's `max_abs` limit of a graph."""
     sides = [
         predict_synthetic(run, list(IMAGES))
-        for run in (module_runner(model.module), Answers(graph))
+        for run in (module_runner(model.module), GraphOutputs(graph))
     ]
     report = parity(
         *sides, SPEC, {}, {}, precision="fp32", basis="b", engine="e", hardware="h", replicates=10
@@ -72,7 +72,7 @@ def test_the_template_gives_the_exporters_graph(template: GraphTemplate, backbon
     if backbone != "test_resnet":
         return  # one trace is enough: the template does not look at the backbone
     model = varied_model(backbone, 1, IMAGES)
-    exported = Answers(trace(inference_copy(model.module), SPEC, CPU.opset))(IMAGES)
-    filled = Answers(template.graph(model))(IMAGES)
+    exported = GraphOutputs(trace(inference_copy(model.module), SPEC, CPU.opset))(IMAGES)
+    filled = GraphOutputs(template.graph(model))(IMAGES)
     for name, output in exported.items():
         np.testing.assert_array_equal(filled[name], output)

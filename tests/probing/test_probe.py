@@ -77,7 +77,7 @@ def test_two_runs_are_identical_and_a_report_is_json(place):
     assert json.loads(first)["schema"] == "dermedge.probe/1"
 
 
-def test_every_protocol_that_is_named_runs():
+def test_every_protocol_has_a_function():
     assert tuple(RUN_PROTOCOL) == PROTOCOLS
 
 
@@ -205,7 +205,7 @@ def refuse(*_):
     raise AssertionError("the network ran")
 
 
-def test_cached_features_spare_the_network(place, tmp_path, monkeypatch):
+def test_cached_features_are_not_computed_again(place, tmp_path, monkeypatch):
     cache = tmp_path / "kept"
     first = run(place, task="malignancy", cache=cache)
     monkeypatch.setattr(Network, "features", refuse)

@@ -80,7 +80,7 @@ def test_a_narrower_diagnosis_counts_as_the_class_that_covers_it(tmp_path):
     rows = coloured(36)
     for row in rows:
         row["dx"] = "sk" if row["split"] == "test" and row["dx"] == "bkl" else row["dx"]
-    rows.append(rows[-1] | {"dx": "vasc", "looks": "nv", "split": "test"})
+    rows.append(rows[-1] | {"dx": "vasc", "colour": "nv", "split": "test"})
     task = make_probe_task(
         "diagnosis", with_split(read_table(data_set(tmp_path / "data", rows))), SPEC
     )
@@ -187,7 +187,7 @@ def test_crossing_exceedances_are_decoded_as_on_a_device():
     np.testing.assert_allclose(found, [[1 - above[0], 0, above[1] - above[2], above[2]]])
 
 
-def test_the_same_seed_gives_the_same_layer_and_leaves_the_generator_alone():
+def test_the_same_seed_gives_the_same_layer_and_keeps_the_generator_state():
     import torch
 
     labels = np.random.default_rng(0).integers(3, size=300)

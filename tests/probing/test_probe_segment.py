@@ -61,7 +61,7 @@ def test_decoders_predict_masks_better_than_any_constant_guess(place, backbone):
     assert report.images["test"] == len(masks)
 
 
-def test_two_runs_are_identical_and_one_head_is_the_same_alone(place):
+def test_two_runs_are_identical_and_a_head_does_not_depend_on_the_others(place):
     options = {"protocol": "segment", "epochs": 2, "batch_size": 16, **FEW}
     both = probe(place / "cnn", place / "lesions", ProbeOptions(**options))
     assert probe(place / "cnn", place / "lesions", ProbeOptions(**options)) == both

@@ -1,3 +1,5 @@
+"""Test the HTML report: its numbers, its warnings and its independence of the network."""
+
 import base64
 import io
 import json
@@ -877,7 +879,7 @@ def test_differences_between_groups_are_shown_with_chance(tmp_path, bundle):
     assert "up to 11.30 points by chance" in gap["aria-label"].replace(text.SPACE, " ")
 
 
-def test_a_gap_within_chance_is_neither_warned_of_nor_passed(tmp_path, bundle):
+def test_a_gap_within_chance_has_no_warning_and_no_status_passed(tmp_path, bundle):
     sex = replace(SKIN, column="sex", chance_high=0.4)
     found = page(tmp_path, bundle, evaluation=evaluation_of(bundle, fairness=(sex,)))
     assert "accuracy is lowest" not in found.text
@@ -915,7 +917,7 @@ def test_an_evaluation_without_fairness_has_a_page(tmp_path, bundle):
     assert "This does not show that the model is equally accurate for all groups." in found.text
 
 
-def test_an_unknown_skin_type_is_pointed_out(tmp_path, bundle):
+def test_data_without_skin_types_get_a_note(tmp_path, bundle):
     assert "the accuracy on dark skin is unknown" not in page(tmp_path, bundle).text
     lighter = evaluation_of(bundle, subgroups=evaluation_of(bundle).subgroups[:1])
     assert "the accuracy on dark skin is unknown" in page(tmp_path, bundle, evaluation=lighter).text

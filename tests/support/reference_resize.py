@@ -1,4 +1,6 @@
-"""Resize images as the contract says, in integer arithmetic, to check Pillow.
+"""Resize images by the rules of the bundle contract, in integer arithmetic.
+
+The tests compare Pillow with it.
 
 Triangle kernel with antialiasing: the kernel is stretched by the scale when it shrinks;
 weights are normalised and rounded to 22 bits of fraction, and each pass rounds half up
@@ -37,7 +39,7 @@ def resize_columns(pixels: np.ndarray, width: int) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """[H, W, 3] -> [size, size, 3]: the horizontal pass, then the vertical one."""
+    """Resize uint8 [H, W, 3] to [size, size, 3], columns first, then rows."""
     across = resize_columns(pixels, size) if pixels.shape[1] != size else pixels
     if across.shape[0] == size:
         return across

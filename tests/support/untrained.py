@@ -28,7 +28,10 @@ def teacher(
     fit: str = "crop",
     **extra: Any,
 ) -> Path:
-    """A folder with random weights; `extra` are fields of `Backbone` and of `Student`."""
+    """Write a model folder with random weights.
+
+    `extra` are fields of `Backbone` and of `TrainedModel`.
+    """
     torch.manual_seed(seed)
     chosen = Backbone(backbone, extra.pop("args", {}), stages=extra.pop("stages", None))
     tasks = (Task("embedding", "embed"),)
@@ -42,7 +45,7 @@ def teacher(
 def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[str, Any]]:
     """Return rows of a table with alternating diagnoses, `lesion` images of each lesion.
 
-    Half of the lesions are in train. `severity` follows the colour.
+    Half of the lesions are in train. `severity` depends on the colour.
     """
     rng, names = np.random.default_rng(seed), list(COLOURS)
     rows = []
@@ -53,7 +56,7 @@ def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[st
         rows.append(
             {
                 "dx": dx,
-                "looks": dx,
+                "colour": dx,
                 "severity": names.index(dx),
                 "lesion_id": f"L{group}",
                 "split": split,
@@ -65,13 +68,13 @@ def coloured(count: int = 90, *, seed: int = 0, lesion: int = 2) -> list[dict[st
 
 
 def data_set(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a noise image per row in the colour of `looks`; other keys become columns."""
+    """Write a noise image per row in the colour of its `colour`; other keys become columns."""
     (folder / "images").mkdir(parents=True)
     rng, table = np.random.default_rng(7), []
     for number, row in enumerate(rows):
         cells = dict(row)
         pixels = (
-            rng.normal(COLOURS[cells.pop("looks")], 8, (40, 48, 3)).clip(0, 255).astype(np.uint8)
+            rng.normal(COLOURS[cells.pop("colour")], 8, (40, 48, 3)).clip(0, 255).astype(np.uint8)
         )
         cells = {"image_id": f"i{number}", "image": f"images/i{number}.png", **cells}
         Image.fromarray(pixels).save(folder / cells["image"])

@@ -50,7 +50,7 @@ EPSILON = 1e-3
 
 
 def lesions(count: int) -> NDArray[np.uint8]:
-    """Preprocessed drawn lesions, uint8 [count, S, S, 3]."""
+    """Draw lesions and preprocess them, uint8 [count, S, S, 3]."""
     return np.stack([preprocess(draw_lesion(seed).image, SPEC.preprocess) for seed in range(count)])
 
 
@@ -75,7 +75,7 @@ def varied_model(
 
     Args:
         backbone: A key of `BACKBONES`, or any timm name.
-        seed: Of weights and scales.
+        seed: Random seed of weights and scales.
         images: Preprocessed images, uint8 [N, S, S, 3].
         narrow: Take the batch statistics of `images` without augmentation. Untrained
             features of similar images are nearly constant, and batch norms then
@@ -180,7 +180,7 @@ def _state(
     return {**dict(network.named_buffers()), **network.state_dict()}
 
 
-class Answers:
+class GraphOutputs:
     """A graph's outputs for images, by onnxruntime on one thread, image by image."""
 
     def __init__(self, graph: bytes) -> None:
