@@ -15,7 +15,7 @@ from dermedge_export.parity.evaluator import predict_synthetic
 from dermedge_export.target import CPU
 from dermedge_runtime.report import Limit
 from support import varied_graphs
-from support.varied_graphs import FAULTS, SPEC, GraphOutputs, Fault, GraphTemplate, varied_model
+from support.varied_graphs import FAULTS, SPEC, Fault, GraphOutputs, GraphTemplate, varied_model
 
 torch.set_num_threads(1)
 IMAGES = varied_graphs.lesions(16)
