@@ -1,4 +1,4 @@
-"""Find files of unpacked sets, whatever their names."""
+"""Find files of unpacked sets by name, for any name in a table."""
 
 import tempfile
 from pathlib import Path

@@ -109,10 +109,10 @@ def test_skin_types_are_compared_in_pairs():
         "III-IV": 40,
         "V-VI": 40,
     }
-    told = compared(
+    pairs = compared(
         labels, predicted, np.resize(["I-II", "V-VI"], 120), clusters, column="fitzpatrick"
     )
-    assert list(told.groups) == ["I-II", "V-VI"]
+    assert list(pairs.groups) == ["I-II", "V-VI"]
 
 
 @pytest.mark.parametrize("images", [1, 3])

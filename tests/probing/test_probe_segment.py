@@ -97,7 +97,7 @@ def test_the_amount_of_memory_does_not_change_the_maps(place):
                 np.testing.assert_allclose(one.numpy(), two.numpy(), rtol=2e-3, atol=1e-3)
 
 
-def test_pixel_counts_add_up_in_the_frame_of_the_image(place, tmp_path):
+def test_pixel_counts_add_up_to_the_size_of_the_mask(place):
     student, table = (
         load_model_folder(place / "cnn"),
         with_split(read_table(place / "lesions")).select_split("val"),

@@ -1,6 +1,6 @@
-"""Imitate TensorRT and libcuda: ONNX Runtime computes, in the computer's memory.
+"""Imitate TensorRT and libcuda with ONNX Runtime and the memory of the host.
 
-The names are those of the real libraries, and the outputs those of the real ONNX file.
+The names are those of the real libraries. The outputs are those of the ONNX file.
 Kernels, fusion and speed are not imitated.
 """
 
@@ -41,7 +41,7 @@ DTYPES = {
 
 
 class Driver:
-    """Entry points of libcuda on the computer's memory, with its checks of bounds."""
+    """Entry points of libcuda on the memory of the host, with checks of bounds."""
 
     def __init__(self, sm: str = "87", devices: int = 1) -> None:
         self.sm, self.devices = sm, devices
@@ -134,7 +134,7 @@ def module(version: str = "10.3.0", *, sm: str = "87", forgets_types: bool = Fal
     Args:
         version: Version that it reports.
         sm: Compute capability that its engines are for.
-        forgets_types: Build every network in fp32, whatever types the model has.
+        forgets_types: Build every network in fp32 and ignore the types of the model.
     """
     trt: Any = SimpleNamespace(
         __version__=version, builds=[], refuse="", miscompile=lambda values: values

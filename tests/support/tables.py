@@ -12,7 +12,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def shared(name: str) -> Path:
-    """Return a folder of real images, or skip the test if it is not there."""
+    """Return a folder of real images, or skip the test if the folder is missing."""
     path = SHARED / name
     if not (path / "metadata.csv").is_file():
         pytest.skip(f"needs the real images of ../shared/data/{name}")
@@ -29,7 +29,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """Return a picture of coloured blotches that differs from every other seed's."""
+    """Return a picture of coloured blotches that is different for each seed."""
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 

@@ -33,11 +33,11 @@ def teacher(
     `extra` are fields of `Backbone` and of `TrainedModel`.
     """
     torch.manual_seed(seed)
-    chosen = Backbone(backbone, extra.pop("args", {}), stages=extra.pop("stages", None))
+    timm_backbone = Backbone(backbone, extra.pop("args", {}), stages=extra.pop("stages", None))
     tasks = (Task("embedding", "embed"),)
     spec = make_spec("untrained", tasks, make_preprocess(size, fit), {})
     save_model_folder(
-        TrainedModel(Network(chosen, tasks), spec, chosen, "teacher", **extra), folder
+        TrainedModel(Network(timm_backbone, tasks), spec, timm_backbone, "teacher", **extra), folder
     )
     return folder
 

@@ -94,10 +94,12 @@ def varied_model(
                 module.weight.copy_(torch.exp(0.3 * torch.randn_like(module.weight)))
                 module.bias.add_(0.2 * torch.randn_like(module.bias))
             gamma = getattr(module, "gamma", None)
-            if isinstance(gamma, nn.Parameter):  # a layer scale starts at 1e-6
+            if isinstance(gamma, nn.Parameter):
+                # A layer scale starts at 1e-6, which hides the branch too.
                 gamma.copy_(0.3 * torch.exp(0.3 * torch.randn_like(gamma)))
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the running statistics become those of one pass
+                # Without momentum, the running statistics are those of one pass.
+                module.momentum = None
         network.train()
         network(pixels if narrow else torch.from_numpy(augmented(images, rng)))
         network.eval()
@@ -111,7 +113,7 @@ def varied_model(
 def _rescale(head: nn.Module, logits: torch.Tensor, target: float, *, centred: bool) -> None:
     linear = head.score if isinstance(head, Coral) else head
     if not isinstance(linear, nn.Linear | nn.Conv2d):
-        return  # an embedding has unit length whatever comes before
+        return  # An embedding has unit length, so its scale has no effect.
     factor = target / float(logits.std(dim=0).mean().clamp_min(1e-12))
     linear.weight.mul_(factor)
     bias = head.biases if isinstance(head, Coral) else linear.bias

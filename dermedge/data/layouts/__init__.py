@@ -45,15 +45,15 @@ LAYOUTS: Mapping[str, str] = {name: f"dermedge.data.layouts.{name}:LAYOUT" for n
 """Name of a published set -> module and attribute of its layout."""
 
 CONTAINS: Mapping[str, tuple[str, ...]] = {
-    # HAM10000 is the training set of 2018. It is part of 2019's, as are the MSK images,
-    # which 2017 contains too.
+    # HAM10000 is the training set of ISIC 2018 and a part of ISIC 2019. MSK is a part of
+    # ISIC 2017 and of ISIC 2019.
     "isic2018": ("ham10000",),
     "isic2019": ("isic2018", "isic2017"),
     "isic2017": ("isic2017_segmentation", "isic2016_segmentation"),
     "isic2018_segmentation": ("isic2017", "ham10000"),
-    # Its images were taken from these two and encoded again, so digests do not match.
+    # SkinCAP encoded the images of these two sets again, so digests do not match.
     "skincap": ("fitzpatrick17k", "ddi"),
-    # Both took images from DermQuest.
+    # Both sets took images from DermQuest.
     "sd198": ("waterloo",),
 }
 """Set -> sets of which it contains all or some images.
@@ -87,7 +87,7 @@ class Part:
     r"""One download of a set: a table and folders of images, or images alone.
 
     Patterns are those of `fnmatch`, ignore case, and match a name at any depth, because
-    archives nest differently. "*" stands for any place below the source.
+    archives nest differently. "*" matches any folder below the source.
 
     Attributes:
         table: Names of the table's file; the first that exists is read. Empty if `path`
@@ -105,7 +105,7 @@ class Part:
             are the columns.
         path: Regular expression of an image's path below the source, with /, for images
             without a table. The image's name starts where the match starts, and the
-            named groups are the columns. `(?<![^/])` stands for the start of a folder's
+            named groups are the columns. `(?<![^/])` matches the start of a folder's
             name.
         instead: The part is read only if all parts before it are missing.
 

@@ -1,7 +1,7 @@
 """ISIC 2017, part 1: 2,000 + 150 + 600 dermoscopic images, masks, official split.
 
 The set has no diagnosis. The layout isic2017 reads the same images with their
-diagnoses, and also these masks if they are there.
+diagnoses, and these masks too if they are present.
 """
 
 from dermedge.data.layouts import Layout, Part

@@ -1,8 +1,8 @@
 """PH2: 200 dermoscopic images with masks, no official split.
 
 The set holds 80 common nevi, 80 atypical nevi and 40 melanomas. Each row has the
-diagnosis and the mask. PH2_dataset.txt is read; PH2_dataset.xlsx of the download holds
-the same.
+diagnosis and the mask. PH2_dataset.txt is read. PH2_dataset.xlsx in the download
+has the same content.
 """
 
 from dermedge.data.layouts import Layout, Part

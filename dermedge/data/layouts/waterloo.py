@@ -1,7 +1,7 @@
 """University of Waterloo skin cancer set: 206 photographs with masks, melanoma or not.
 
-The photographs are from DermIS and DermQuest. The set does not publish the diagnosis of
-lesions that are no melanoma; their diagnosis is empty and they are not malignant.
+The photographs are from DermIS and DermQuest. The set publishes no diagnosis for
+lesions that are not melanomas. Their `dx` is empty, and their `malignant` is 0.
 """
 
 from dermedge.data.layouts import Layout, Part
