@@ -23,7 +23,7 @@ Level = Literal["error", "warning", "info"]
 EXAMPLES = 5
 """Largest number of examples that a finding lists."""
 SMALL_SUBGROUP = 30
-"""Number of images below which a subgroup is reported; `evaluate` compares no smaller."""
+"""Fewest images of a subgroup that is large enough; `evaluate` compares no smaller."""
 TINY = 32
 """Side in pixels below which an image is reported as tiny."""
 FEWEST_GROUPS = len(SPLITS)

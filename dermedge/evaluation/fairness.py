@@ -90,37 +90,37 @@ def fairness(
         positive=positive,
         decision=decision,
     )
-    diagnosis = _Answers(np.asarray(labels), np.asarray(predicted), classes)
-    plans = _make_plans(subgroups, diagnosis, _malignancy_answers(positive, decision))
+    diagnosis = _Classification(np.asarray(labels), np.asarray(predicted), classes)
+    plans = _make_plans(subgroups, diagnosis, _classify_malignancy(positive, decision))
     if not plans:
         return ()
-    # All sides share one bootstrap, so that a gap and the scores that it is made of
-    # come from the same replicates.
-    sides = {
-        (plan.column, side): measured
+    # All recalls share one bootstrap, so that a gap and its scores come from the same
+    # replicates.
+    compared = {
+        (plan.column, kind): recalls
         for plan in plans
-        for side, measured in (("score", plan.score), ("odds", plan.odds))
-        if measured is not None
+        for kind, recalls in (("score", plan.score), ("odds", plan.odds))
+        if recalls is not None
     }
     drawn = metrics.bootstrap(
         clusters,
-        {key: side.recalls for key, side in sides.items()},
+        {key: group_recalls.recalls for key, group_recalls in compared.items()},
         replicates=replicates,
         seed=seed,
     )
     by_chance = {
-        # Each side has its own random stream, so that its permutations are independent
-        # of those of the others.
-        key: side.permute_groups(np.asarray(clusters), replicates, (seed, place))
-        for place, (key, side) in enumerate(sides.items())
-        if side.comparable
+        # Each comparison has its own random stream, so that its permutations are
+        # independent of those of the others.
+        key: group_recalls.permute_groups(np.asarray(clusters), replicates, (seed, place))
+        for place, (key, group_recalls) in enumerate(compared.items())
+        if group_recalls.comparable
     }
     known = np.asarray(positive) if positive is not None else np.full(len(labels), np.nan)
     return tuple(_compare(plan, drawn, by_chance, known) for plan in plans)
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
+class _Classification:
     """True classes [N], -1 if unknown, and predicted classes [N]."""
 
     truth: Array
@@ -129,14 +129,14 @@ class _Answers:
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """Recalls by group, of one kind of answers.
+class _GroupRecalls:
+    """Recalls by group, of the diagnoses or of malignant against benign.
 
     `codes` [N] indexes `groups`, -1 for an image of no group. `compared` are the
     classes with enough cases in every group.
     """
 
-    answers: _Answers
+    classification: _Classification
     groups: tuple[str, ...]
     codes: Codes
     compared: tuple[int, ...]
@@ -148,16 +148,19 @@ class _Side:
 
     def rows(self, group: int) -> Codes:
         """Return the indices of a group's images with a known class."""
-        return np.flatnonzero((self.codes == group) & (self.answers.truth >= 0))
+        return np.flatnonzero((self.codes == group) & (self.classification.truth >= 0))
 
     def recalls(self, weights: Floats) -> Floats:
         """Compute recalls [..., G, K] by group and class from weights [..., N]."""
-        answers = self.answers
-        by_group = np.empty((*weights.shape[:-1], len(self.groups), answers.classes))
+        classification = self.classification
+        by_group = np.empty((*weights.shape[:-1], len(self.groups), classification.classes))
         for group in range(len(self.groups)):
             rows = self.rows(group)
             by_group[..., group, :] = metrics.recalls(
-                answers.truth[rows], answers.predicted[rows], answers.classes, weights[..., rows]
+                classification.truth[rows],
+                classification.predicted[rows],
+                classification.classes,
+                weights[..., rows],
             )
         return by_group
 
@@ -177,9 +180,10 @@ class _Side:
         Images of one lesion or patient stay in one group, and each group keeps about as
         many cases of each class as it has. Only the members of the groups change.
         """
-        answers, rng = self.answers, np.random.default_rng(seed)
-        classes, rows = answers.classes, np.flatnonzero((self.codes >= 0) & (answers.truth >= 0))
-        truth, hit = answers.truth[rows], answers.truth[rows] == answers.predicted[rows]
+        rng, classes = np.random.default_rng(seed), self.classification.classes
+        rows = np.flatnonzero((self.codes >= 0) & (self.classification.truth >= 0))
+        truth = self.classification.truth[rows]
+        hit = truth == self.classification.predicted[rows]
         # The unit that is permuted is a lesion or patient within its group, not an
         # image: permuting single images would break up correlated ones and make chance
         # look small.
@@ -212,17 +216,17 @@ class _Side:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Groups and answers to compare by one column.
+    """Groups and classes to compare by one column.
 
-    `score` gives the metric and the gap, `odds` the true and false positive rates. They
-    are two sides, because `score` may compare diagnoses and `odds` always compares
+    `score` gives the metric and the gap, `odds` the true and false positive rates. The
+    two differ, because `score` may compare diagnoses, but `odds` always compares
     malignant with benign.
     """
 
     column: str
     metric: str
-    score: _Side
-    odds: _Side | None
+    score: _GroupRecalls
+    odds: _GroupRecalls | None
     insufficient: Mapping[str, int]
     unknown: int
 
@@ -236,11 +240,11 @@ def _check_lengths(count: int, subgroups: Mapping[str, Array], **columns: Array 
             )
 
 
-def _malignancy_answers(positive: Floats | None, decision: Array | None) -> _Answers | None:
+def _classify_malignancy(positive: Floats | None, decision: Array | None) -> _Classification | None:
     if positive is None or decision is None:
         return None
     known = np.isfinite(positive)
-    return _Answers(
+    return _Classification(
         np.where(known, np.nan_to_num(positive), -1).astype(np.int64),
         np.asarray(decision, np.int64),
         2,
@@ -248,7 +252,7 @@ def _malignancy_answers(positive: Floats | None, decision: Array | None) -> _Ans
 
 
 def _make_plans(
-    subgroups: Mapping[str, Array], diagnosis: _Answers, malignancy: _Answers | None
+    subgroups: Mapping[str, Array], diagnosis: _Classification, malignancy: _Classification | None
 ) -> list[_Plan]:
     """Plan a comparison for each column that is known for at least one image."""
     plans = []
@@ -263,7 +267,7 @@ def _make_plans(
 
 
 def _make_plan(
-    column: str, groups: Array, diagnosis: _Answers, malignancy: _Answers | None
+    column: str, groups: Array, diagnosis: _Classification, malignancy: _Classification | None
 ) -> _Plan | None:
     """Plan a comparison by diagnosis, or by malignancy if too few diagnoses are shared.
 
@@ -271,10 +275,10 @@ def _make_plan(
         The plan, None if no image with a known class has a known group.
     """
     plans: list[_Plan] = []
-    for metric, answers in ((BALANCED, diagnosis), (MALIGNANT, malignancy)):
-        if answers is None:
+    for metric, classification in ((BALANCED, diagnosis), (MALIGNANT, malignancy)):
+        if classification is None:
             continue
-        known = answers.truth >= 0
+        known = classification.truth >= 0
         cases = {
             name: int((known & (groups == name)).sum())
             for name in sorted(set(groups[known].tolist()) - {""})
@@ -283,37 +287,43 @@ def _make_plan(
             continue
         large = [name for name, count in cases.items() if count >= MINIMUM_CASES]
         small = {name: count for name, count in cases.items() if count < MINIMUM_CASES}
-        score = _make_side(answers, groups, large)
+        score = _make_group_recalls(classification, groups, large)
         # Equalised odds always compares malignant with benign, for the same groups as
         # the score.
-        odds = _make_side(malignancy, groups, large) if malignancy is not None else None
+        odds = _make_group_recalls(malignancy, groups, large) if malignancy is not None else None
         unknown = int((known & (groups == "")).sum())
         plans.append(_Plan(column, metric, score, odds, small, unknown))
     return next((plan for plan in plans if plan.score.comparable), plans[0] if plans else None)
 
 
-def _make_side(answers: _Answers, groups: Array, names: Sequence[str]) -> _Side:
+def _make_group_recalls(
+    classification: _Classification, groups: Array, names: Sequence[str]
+) -> _GroupRecalls:
     """Index the images by group; find the classes with enough cases in every group."""
     codes = np.full(len(groups), -1)
-    counts = np.zeros((len(names), answers.classes), int)
+    counts = np.zeros((len(names), classification.classes), int)
     for place, name in enumerate(names):
         codes[groups == name] = place
         counts[place] = np.bincount(
-            answers.truth[(groups == name) & (answers.truth >= 0)], minlength=answers.classes
+            classification.truth[(groups == name) & (classification.truth >= 0)],
+            minlength=classification.classes,
         )
-    enough = (counts >= MINIMUM_PER_CLASS).all(axis=0) if names else np.zeros(answers.classes, bool)
-    return _Side(answers, tuple(names), codes, tuple(np.flatnonzero(enough).tolist()))
+    # `all` over no group would be True for every class.
+    enough = (counts >= MINIMUM_PER_CLASS).all(axis=0) & bool(names)
+    shared = tuple(np.flatnonzero(enough).tolist())
+    return _GroupRecalls(classification, tuple(names), codes, shared)
 
 
 def _compare(plan: _Plan, drawn: Recalls, by_chance: Recalls, malignant: Floats) -> Fairness:
     """Compute gap and equalised odds of one plan from recalls and their replicates."""
-    side, key = plan.score, (plan.column, "score")
-    everyone = np.ones(len(side.codes))
-    scores, replicas = side.scores(side.recalls(everyone)), side.scores(drawn[key])
+    group_recalls, key = plan.score, (plan.column, "score")
+    everyone = np.ones(len(group_recalls.codes))
+    scores = group_recalls.scores(group_recalls.recalls(everyone))
+    replicas = group_recalls.scores(drawn[key])
     gap, chance, high = Interval(None), None, None
-    if side.comparable:
+    if group_recalls.comparable:
         gap = metrics.interval(_spread(scores), _spread(replicas))
-        chance, high = _chance_quantiles(_spread(side.scores(by_chance[key])))
+        chance, high = _chance_quantiles(_spread(group_recalls.scores(by_chance[key])))
     odds, odds_chance, odds_high = None, None, None
     if plan.odds is not None and plan.odds.comparable:
         key = (plan.column, "odds")
@@ -321,14 +331,16 @@ def _compare(plan: _Plan, drawn: Recalls, by_chance: Recalls, malignant: Floats)
             _odds_difference(plan.odds.recalls(everyone)), _odds_difference(drawn[key])
         )
         odds_chance, odds_high = _chance_quantiles(_odds_difference(by_chance[key]))
+    differ = (gap.value or 0) > SMALLEST_GAP
+    worst = group_recalls.groups[int(scores.argmin())] if differ else None
     return Fairness(
         column=plan.column,
         metric=plan.metric,
-        classes=side.compared,
+        classes=group_recalls.compared,
         groups=dict(_group_scores(plan, scores, replicas, drawn, malignant)),
         insufficient=plan.insufficient,
         unknown=plan.unknown,
-        worst=side.groups[int(scores.argmin())] if (gap.value or 0) > SMALLEST_GAP else None,
+        worst=worst,
         gap=gap,
         chance=chance,
         chance_high=high,
@@ -342,21 +354,21 @@ def _group_scores(
     plan: _Plan, scores: Floats, replicas: Floats, drawn: Recalls, malignant: Floats
 ) -> Iterator[tuple[str, GroupScore]]:
     """Yield each group of a plan with its scores."""
-    side, odds = plan.score, plan.odds
-    for place, name in enumerate(side.groups):
+    group_recalls, odds = plan.score, plan.odds
+    for place, name in enumerate(group_recalls.groups):
         tpr, fpr = Interval(None), Interval(None)
         if odds is not None:
             # Recall of benign is the specificity, so the false positive rate is its
             # rest.
-            specificity, sensitivity = odds.recalls(np.ones(len(side.codes)))[place]
+            specificity, sensitivity = odds.recalls(np.ones(len(group_recalls.codes)))[place]
             replicated = drawn[plan.column, "odds"][:, place]
             tpr = metrics.interval(sensitivity, replicated[:, 1])
             fpr = metrics.interval(1 - specificity, 1 - replicated[:, 0])
         yield (
             name,
             GroupScore(
-                cases=len(side.rows(place)),
-                malignant=int(((side.codes == place) & (malignant == 1)).sum()),
+                cases=len(group_recalls.rows(place)),
+                malignant=int(((group_recalls.codes == place) & (malignant == 1)).sum()),
                 score=metrics.interval(scores[place], replicas[:, place]),
                 tpr=tpr,
                 fpr=fpr,

@@ -45,8 +45,8 @@ LAYOUTS: Mapping[str, str] = {name: f"dermedge.data.layouts.{name}:LAYOUT" for n
 """Name of a published set -> module and attribute of its layout."""
 
 CONTAINS: Mapping[str, tuple[str, ...]] = {
-    # HAM10000 is the training set of ISIC 2018 and a part of ISIC 2019. MSK is a part of
-    # ISIC 2017 and of ISIC 2019.
+    # HAM10000 is the training set of ISIC 2018 and a part of ISIC 2019. MSK is a part
+    # of ISIC 2017 and of ISIC 2019.
     "isic2018": ("ham10000",),
     "isic2019": ("isic2018", "isic2017"),
     "isic2017": ("isic2017_segmentation", "isic2016_segmentation"),
