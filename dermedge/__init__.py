@@ -1,4 +1,4 @@
-"""Export dermatology models to phones, Jetsons, browsers and CPUs, with an accuracy gate.
+"""Export dermatology models to edge devices, with an accuracy gate.
 
 Every verb of the command line is a function here: `dermedge export` is
 `dermedge.export`. Its options are keywords, or fields of an options class. A name is
@@ -146,8 +146,8 @@ else:
         except ModuleNotFoundError as error:
             from dermedge.workflows.extras import missing_extra
 
-            # The verb is the last word: `check_data` belongs to `data`, `import_teacher`
-            # to `teacher`.
+            # The verb is the last word: `check_data` belongs to `data`,
+            # `import_teacher` to `teacher`.
             raise missing_extra(error, name, name.rpartition("_")[2]) or error from error
         globals()[name] = value
         return value

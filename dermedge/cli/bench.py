@@ -110,7 +110,7 @@ def show(report: LatencyReport) -> None:
 
 
 def _describe_device(device: Mapping[str, str]) -> list[str]:
-    """Return a device's description in parts. CPU flags are left out if there are none."""
+    """Return a device's description in parts, with the CPU flags if it has any."""
     processor = f"{device['cpu']} ({device['flags']})" if device["flags"] else device["cpu"]
     system = f"{device['system']} {device['machine']}"
     return [f"{processor}, {device['cores']} cores", system, f"Python {device['python']}"]

@@ -74,8 +74,8 @@ def add_command(
     Most layouts are unverified: they follow published descriptions and were never run
     on the real download. Compare the printed counts with those of the paper.
 
-    Some data sets have several labels. `--column dx=nine_partition_label` reads the nine-way
-    labels of Fitzpatrick17k, and three_partition_label the three-way ones.
+    Some data sets have several labels. `--column dx=nine_partition_label` reads the
+    nine-way labels of Fitzpatrick17k, and three_partition_label the three-way ones.
     """
     from dermedge.data.importing.add import add_data
 

@@ -55,9 +55,9 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
 def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Train a backbone with a head for each task that the table has labels for.
 
-    Training stops when a metric on val no longer improves. That is the first of these
-    that the model has: balanced accuracy of the diagnosis, balanced accuracy of the
-    malignancy, quadratic weighted kappa of the severity, Dice coefficient of the masks.
+    Training stops when a metric on val no longer improves. For a diagnosis, it is the
+    balanced accuracy. Without a diagnosis it is the balanced accuracy of the
+    malignancy, the quadratic weighted kappa of the severity, or the Dice coefficient.
 
     A killed run continues. A finished run with the same settings is not repeated.
     """

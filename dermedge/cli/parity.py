@@ -41,7 +41,7 @@ def command() -> None:
 )
 @json_option
 def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_json: bool) -> None:
-    """Show the node at which BUNDLE first drifts from its student, and the noisiest nodes.
+    """Show the node where BUNDLE first drifts from its student, and the noisiest nodes.
 
     The golden images and four synthetic lesions run through both graphs. Every tensor
     that both graphs hold is compared.

@@ -104,7 +104,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Evaluate the frozen features of TEACHER, the model folder of a teacher or student.
+    """Evaluate the frozen features of TEACHER, a model folder of a teacher or student.
 
     The probe is fitted on train and measured on test. Val only chooses the decision
     threshold of malignancy. Metrics have 95 % intervals over lesions or patients, and

@@ -13,7 +13,7 @@ from dermedge_export.target import Target
 @click.command("targets")
 @json_option
 def command(as_json: bool) -> None:
-    """List the targets, the needs of their devices, and the abilities of this machine."""
+    """List the targets, what their devices need, and what this machine can do."""
     emit(targets(), as_json, show)
 
 

@@ -61,9 +61,10 @@ def import_command(
 ) -> None:
     """Convert FILE, a published checkpoint, to a teacher folder for `finetune --init`.
 
-    If FILE holds an averaged teacher and its student, the teacher is imported. Heads are
-    dropped. Any other tensor that is missing or left over is an error, and nothing is
-    written. FILE is read as tensors only: a checkpoint that would run code is refused.
+    If FILE holds an averaged teacher and its student, the teacher is imported. Heads
+    are dropped. Any other tensor that is missing or left over is an error, and nothing
+    is written. FILE is read as tensors only. A checkpoint that would run code is
+    refused.
     """
     from dermedge.models.import_teacher import ImportOptions, import_teacher
 

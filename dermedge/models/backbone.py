@@ -38,7 +38,7 @@ class Backbone:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Backbone:
-        """Read the form that a model folder holds.
+        """Create a backbone from the JSON form in a model folder.
 
         Raises:
             KeyError: A field is missing.
@@ -53,7 +53,7 @@ class Backbone:
 
 
 def read_backbone(path: Path, requested: Backbone | None) -> Backbone:
-    """Read the backbone of a safetensors file from the file's own metadata.
+    """Read the backbone of a safetensors file from the file's metadata.
 
     The metadata keys are `architecture`, `mean`, `std` and `pad_type`, as timm writes
     them.

@@ -1,4 +1,4 @@
-"""Read the tensors of a checkpoint without running its code; pick one network."""
+"""Read the tensors of a checkpoint without running code, and pick one network."""
 
 import pickle
 import re
@@ -16,8 +16,7 @@ from dermedge.models.formats import Weights
 from dermedge_runtime.errors import DataError
 
 SAFETENSORS = ".safetensors"
-# Words in a tensor's path that describe how it was saved, not which network it belongs
-# to.
+# Words in a tensor's path that come from the way of saving, not from the network.
 WRAPPERS = frozenset(("model", "module", "state_dict", "backbone", "_orig_mod"))
 
 
@@ -63,7 +62,7 @@ def _read_pickle(path: Path) -> object:
         with warnings.catch_warnings(action="ignore"):
             content: object = torch.load(path, map_location="cpu", weights_only=True)
             return content
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
+    except Exception as error:  # a damaged file can raise any error
         # torch's message names the global that it refuses to import. A pickle of
         # torch.save has no other way to run code.
         refused = (
@@ -99,14 +98,14 @@ def _flatten(content: object, path: str) -> Iterator[tuple[str, Tensor]]:
 def pick(
     tensors: Weights, branches: tuple[str, ...], anchor: str, path: Path
 ) -> tuple[str, Weights, Counter[str]]:
-    """Pick the weights of the best network in a file.
+    """Pick the weights of one network from a file with a teacher, a student and heads.
 
-    A file may hold a teacher, its student and heads. A network is found by its
-    `anchor`.
+    Every occurrence of `anchor` marks a network. The one whose path has the most
+    preferred word of `branches` is picked.
 
     Args:
         tensors: All tensors of the file.
-        branches: Words in a network's path, the preferred first; "" means none of them.
+        branches: Words in a network's path, the preferred first. "" means none of them.
         anchor: Name of a tensor that each network has.
         path: The file, for messages.
 

@@ -18,7 +18,7 @@ PYRAMID = (4.0, 2.0, 1.0, 0.5)
 
 
 class LinearDecoder(nn.Module):
-    """A linear classifier per place: batch norm, dropout, 1x1 convolution.
+    """A linear classifier of each grid cell: batch norm, dropout, 1x1 convolution.
 
     Args:
         width: Channels of the last map.
@@ -52,8 +52,8 @@ class UPerNet(nn.Module):
     Args:
         widths: Channels of the maps, from fine to coarse.
         classes: Number of outputs K.
-        scales: Bilinear scale factor of each map; by default 1. A plain vision
-            transformer's blocks have one grid, and scaling makes a pyramid of them.
+        scales: Bilinear scale factor of each map. Empty means 1 for all. The blocks of
+            a plain vision transformer have one grid, so scaling makes the pyramid.
         channels: Channels of each level.
 
     Example:
@@ -110,8 +110,8 @@ def decoder_levels(
     """Return the stages of a backbone that `UPerNet` reads, and the scale of each map.
 
     These are the last four stages. For a plain vision transformer, they are the last
-    block of each quarter of its depth (2, 5, 8 and 11 of twelve, counted from 0),
-    scaled by 4, 2, 1 and 1/2.
+    block of each quarter of its depth, scaled by 4, 2, 1 and 1/2. With twelve blocks
+    these are blocks 2, 5, 8 and 11, counted from 0.
 
     Args:
         network: The network with the backbone.

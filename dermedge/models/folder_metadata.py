@@ -25,13 +25,13 @@ SPLIT_COLUMNS = ("image_id", "sha256", "split")
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Everything in a model folder but its weights.
+    """The contents of a model folder, without the weights.
 
     Attributes:
         spec: Tasks, preprocessing, intended use and lineage.
         backbone: The timm model and its normalization.
         role: `teacher` or `student`.
-        metrics: Values measured on validation data, and the number of parameters.
+        metrics: Metrics on val, and the number of parameters.
         split: Rows (image_id, sha256, split) of the training table, and the images
             that earlier models of the lineage were trained on.
     """
@@ -96,7 +96,7 @@ def read_metadata(folder: Path | str) -> ModelMetadata:
 def write_metadata(metadata: ModelMetadata, folder: Path) -> None:
     """Write the split table, then the JSON file, each atomically.
 
-    The JSON file comes last: a folder without it is not a model.
+    The JSON file is written last, because a folder without it is not a model.
     """
     atomic_write(folder / SPLIT, _format_split(metadata.split).encode())
     data = {

@@ -16,9 +16,9 @@ PATCHES = "patch_embed.proj.weight"
 
 
 class Shape(NamedTuple):
-    """The size of a vision transformer, as far as its tensors show it.
+    """The size of a vision transformer, read from the shapes of its tensors.
 
-    The number of attention heads changes no shape, so it is not among them.
+    The number of attention heads is missing, because it changes no shape.
 
     Attributes:
         width: Size of a token.
@@ -67,24 +67,25 @@ def no_arguments(weights: Weights) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Format:
-    """One family of published checkpoints.
+    """The layout of one family of published checkpoints.
 
     Attributes:
         name: Value of `--format`.
         branches: Words in a tensor's path that name a network in the file, the
             preferred first; "" means none of them.
-        anchor: Name of a tensor that each network of the family has. None if it depends
-            on the timm model, which must then be named.
+        anchor: Name of a tensor that each network of the family has. None means that it
+            depends on the timm model, which the user must name.
         renames: Pairs of a pattern of original names and timm's replacement.
-        convert: Changes the renamed weights where renaming is not enough.
+        convert: Function that changes the renamed weights further.
         dropped: Pattern of names that the features do not need.
         backbones: timm name by shape.
-        arguments: Returns arguments of `timm.create_model` that the weights show.
+        arguments: Function that reads arguments of `timm.create_model` from the
+            weights.
         mean: Mean of the original normalization, per RGB channel.
         std: Standard deviation of the original normalization.
         licence: Published licence of the weights.
-        pretrained_on: Data sets that the weights were trained on, as far as they are
-            published.
+        pretrained_on: Published names of the data sets that the weights were trained
+            on.
         resize: Resizing of positions in the original code, for a model without
             registers.
         resize_registers: The same for a model with registers.
@@ -148,10 +149,10 @@ def join_registers(weights: Weights) -> Weights:
 # `blocks.CHUNK.INDEX`, where the index counts through all chunks. The giant has a
 # SwiGLU of w12 and w3. Sources: Oquab et al., 2023; registers: Darcet et al., 2023.
 # Tested on synthetic files of these layouts, against a forward pass written from the
-# architecture. Without registers, DINOv2 resizes positions with an offset of 0.1; with
-# registers, it resizes with antialiasing (https://github.com/facebookresearch/dinov2,
-# the arguments `interpolate_offset` and `interpolate_antialias` of its vision
-# transformer).
+# architecture. Without registers, DINOv2 resizes positions with an offset of 0.1. With
+# registers, it resizes with antialiasing. Its vision transformer has the arguments
+# `interpolate_offset` and `interpolate_antialias` for this:
+# https://github.com/facebookresearch/dinov2
 DINOV2 = Format(
     name="dinov2",
     branches=("teacher", "teacher_ema", "model_ema", "ema", "", "student"),
@@ -230,12 +231,14 @@ def panderm_arguments(weights: Weights) -> dict[str, Any]:
 
 # PanDerm: a BEiT-like encoder pretrained with CAE v2 (Yan et al., Nature Medicine,
 # 2025), ViT-B/16 and ViT-L/16 at 224 pixels. Query and value have separate biases;
-# there is layer scale; sine positions are stored as `pos_embed`. Three layouts are
-# read: the plain tensors of the released base model, with `encoder.` beside `decoder.`
-# and `teacher.` (CAE's target network, which is not an average of the encoder); a
-# fine-tuned model with a mean-pooled `fc_norm`; and relative position biases at their
-# own grid. Attentive probes are refused, because their tensors are left over. PanDerm's
-# evaluation normalizes red with a std of 0.228. Layout and constants are those of its
+# there is layer scale; sine positions are stored as `pos_embed`.
+# Three layouts are read:
+# 1. The released base model has plain tensors, or `encoder.`, `decoder.` and
+#    `teacher.`. The last is CAE's target network, not an average of the encoder.
+# 2. A fine-tuned model has a mean-pooled `fc_norm`.
+# 3. Relative position biases are read at their own grid.
+# Attentive probes are refused, because their tensors are left over. The evaluation code
+# of PanDerm normalizes red with a std of 0.228. Layout and constants are those of its
 # published code. Tested on synthetic files only.
 PANDERM = Format(
     name="panderm",

@@ -24,8 +24,8 @@ from dermedge_runtime.files import atomic_folder, check_free, sha256_file
 from dermedge_runtime.spec import Task
 
 T = TypeVar("T")
-MARKER = "teacher.json"
-SHOWN = 3
+MARKER = "teacher.json"  # A folder with this file may be overwritten.
+SHOWN = 3  # Names of tensors in a message.
 TASKS = (Task("features", "embed"),)
 
 
@@ -35,8 +35,9 @@ class Resize:
 
     Attributes:
         interpolation: Mode of `torch.nn.functional.interpolate`.
-        antialias: Low-pass filter before shrinking.
-        offset: Added to the new side before the scale factor is computed, in patches.
+        antialias: Apply a low-pass filter when the grid shrinks.
+        offset: Patches that are added to the new side before the scale factor is
+            computed.
     """
 
     interpolation: str = "bicubic"
@@ -44,8 +45,8 @@ class Resize:
     offset: float = 0.0
 
 
-# timm resizes by the first, and so does DINOv2's code with registers. DINOv2's code
-# without registers, and DermNIO's, resize by the last.
+# The first is the method of timm, and of DINOv2's code with registers. The last is the
+# method of DermNIO's code, and of DINOv2's code without registers.
 RESIZES: Mapping[str, Resize] = MappingProxyType(
     {
         "bicubic-antialias": Resize(antialias=True),
@@ -98,10 +99,10 @@ def import_teacher(
 ) -> TrainedModel:
     """Convert a published checkpoint to a teacher folder with one `embed` task.
 
-    Every tensor of the backbone must be in the file. Only heads, and what the format
-    lists, may be left over. The file is read as tensors only (`weights_only=True`): a
-    file that would run code is refused. The lineage records the file's digest, the
-    chosen branch, the dropped tensors, both grids and the resizing of the positions.
+    Every tensor of the backbone must be in the file. Only heads and the tensors that
+    the format lists may be left over. The file is read as tensors only, and a file that
+    would run code is refused. The lineage records the digest of the file,
+    the chosen network, the dropped tensors, both grids and the resizing of positions.
 
     Args:
         file: A `.safetensors` file, or a file of `torch.save`.
@@ -111,8 +112,8 @@ def import_teacher(
         overwrite: Replace another teacher in `out`.
 
     Raises:
-        DataError: The file is not a checkpoint, contains code, or its tensors are not
-            those of the backbone.
+        DataError: The file is not a checkpoint, contains code, or lacks tensors of the
+            backbone, or holds others.
         UsageError: The format, backbone, size or output cannot be used, or the width
             differs from the backbone's and `num_heads` is not given.
 
@@ -150,7 +151,7 @@ def import_teacher(
     if native is not None and grid is not None and native != grid:
         positions = resize_positions(weights["pos_embed"], native, grid, RESIZES[method])
         weights["pos_embed"] = positions
-    # A transformer is created for its input size; timm stores it as an argument.
+    # A transformer is created for one input size, which is an argument of timm's.
     if hasattr(skeleton, "set_input_size"):
         chosen = replace(chosen, args={**chosen.args, "img_size": size})
     lineage = _make_lineage(file, layout, options.licence) | {
@@ -215,22 +216,22 @@ def check_shape(weights: Weights, skeleton: TimmModel, name: str, file: Path) ->
     """Check that weights and model agree in width, depth, patch and registers.
 
     Raises:
-        DataError: They differ, or only one of them is a transformer.
+        DataError: One of them differs, or only one of the two is a transformer.
     """
-    found, expected = measure(weights), measure(skeleton.state_dict())
-    if found == expected:
+    actual, expected = measure(weights), measure(skeleton.state_dict())
+    if actual == expected:
         return
-    wider = found is not None and expected is not None and found.width != expected.width
+    wider = actual is not None and expected is not None and actual.width != expected.width
     heads = " Another width also needs --backbone-arg num_heads=N." if wider else ""
     raise DataError(
-        f"{file} holds a network of {found or 'another kind'}, but {name!r} is one of "
+        f"{file} holds a network of {actual or 'another kind'}, but {name!r} is one of "
         f"{expected or 'another kind'}. Choose another --backbone, or change it with "
         f"--backbone-arg.{heads}"
     )
 
 
 def native_grid(weights: Weights, skeleton: TimmModel, file: Path) -> int | None:
-    """Return the side, in patches, of the grid that the positions were trained for.
+    """Return the side of the grid that the positions were trained for, in patches.
 
     None means that the network has no absolute positions.
 
@@ -252,13 +253,13 @@ def native_grid(weights: Weights, skeleton: TimmModel, file: Path) -> int | None
 
 
 def resize_positions(positions: Tensor, native: int, grid: int, resize: Resize) -> Tensor:
-    """Resize a position embedding to another grid. Its prefix tokens stay unchanged.
+    """Resize a position embedding to another grid, except its prefix tokens.
 
     Args:
-        positions: [1, P + native^2, D].
-        native: Side of its grid in patches.
-        grid: Side of the new grid.
-        resize: The method.
+        positions: Positions of P prefix tokens and the patches, [1, P + native^2, D].
+        native: Side of their grid in patches.
+        grid: Side of the new grid in patches.
+        resize: Interpolation, antialiasing and offset.
 
     Returns:
         Positions [1, P + grid^2, D], float32.
@@ -271,7 +272,7 @@ def resize_positions(positions: Tensor, native: int, grid: int, resize: Resize) 
     plane = positions[:, prefix:].float().reshape(1, native, native, -1).permute(0, 3, 1, 2)
     target: dict[str, Any] = {"size": (grid, grid)}
     if resize.offset:
-        # DINOv2 gives a scale factor instead of a size, so the offset moves the
+        # DINOv2 passes a scale factor instead of a size, so the offset moves the
         # sampling points.
         target = {"scale_factor": (grid + resize.offset) / native}
     plane = F.interpolate(plane, mode=resize.interpolation, antialias=resize.antialias, **target)
@@ -322,7 +323,7 @@ def _look_up(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def _request_backbone(file: Path, layout: Format, options: ImportOptions) -> Backbone:
-    """Return the backbone that the options or the file name, else one without a name."""
+    """Return the backbone that options or file name, else one without a name."""
     name, args = options.backbone, options.backbone_args or {}
     if "img_size" in args:
         raise UsageError("img_size is not an argument of the backbone here. Give it as --size.")
@@ -350,7 +351,7 @@ def _choose_backbone(file: Path, layout: Format, requested: Backbone, weights: W
 
 
 def _make_skeleton(backbone: Backbone) -> TimmModel:
-    """Create the timm model without memory for its weights."""
+    """Create the timm model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return create_backbone(backbone)
 

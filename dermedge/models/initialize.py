@@ -26,18 +26,18 @@ def choose_backbone(
 ) -> Backbone:
     """Combine a name, arguments and initial weights into one backbone.
 
-    A model folder or a weights file can name the architecture itself. An explicit
-    name and explicit arguments override what they say.
+    A model folder or a weights file can name the architecture. An explicit name and
+    explicit arguments override theirs.
 
     Args:
-        name: timm name, or None to take the one of `init`.
+        name: timm name. None takes the name that `init` holds.
         args: Arguments of `timm.create_model`.
         init: `none`, `hub`, a safetensors file, or a model folder.
-        stages: Number of stages to keep; None keeps what `init` has.
+        stages: Number of stages to keep. None keeps those of `init`.
 
     Raises:
-        UsageError: Nothing names an architecture, or `init` is neither a keyword, a
-            file nor a folder.
+        UsageError: Neither `name` nor `init` names an architecture, or `init` is not a
+            keyword, a file or a folder.
 
     Example:
         >>> choose_backbone("mobilenetv2_050", {}, "none", stages=4).stages
@@ -75,7 +75,7 @@ def initialise(
     size: int,
     images: Callable[[], Iterable[Tensor]],
 ) -> None:
-    """Give a network its initial weights.
+    """Load the initial weights into a network.
 
     BatchNorms with identity statistics get the statistics of `images`.
 
@@ -84,7 +84,8 @@ def initialise(
         backbone: The network's backbone.
         init: `none`, `hub`, a safetensors file, or a model folder.
         size: Side of the network's input in pixels.
-        images: Returns batches of preprocessed training images, uint8 [N, S, S, 3].
+        images: Function that returns batches of preprocessed training images, uint8
+            [N, S, S, 3].
 
     Raises:
         DataError: The weights cannot be read, or do not fit.
@@ -160,14 +161,18 @@ def has_identity_norms(network: nn.Module) -> bool:
 
 @torch.no_grad()
 def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give BatchNorms true statistics without changing the eval-mode function.
+    """Set the statistics of BatchNorms without changing the network's outputs.
 
-    With m and v the mean and variance of a norm's input, and a its previous slope:
-    running_mean = m, running_var = v, weight = a sqrt(v + eps),
-    bias += a (m - old mean).
+    The outputs are those in eval mode. m and v are the mean and variance of a norm's
+    input, and a is its previous slope. The new values are:
+
+        running_mean = m
+        running_var = v
+        weight = a sqrt(v + eps)
+        bias = old bias + a (m - old mean)
 
     Args:
-        network: Put into eval mode.
+        network: Changed in place, and put into eval mode.
         batches: Images, uint8 [N, S, S, 3].
     """
     sums: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
@@ -180,8 +185,8 @@ def recalibrate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
     handles = [norm.register_forward_pre_hook(observe) for norm in norms]
     network.eval()
-    # One pass serves all layers: the function of each layer stays the same, so the
-    # inputs of later norms do not depend on the new statistics of earlier ones.
+    # One pass is enough for all layers. The function of each layer stays the same, so
+    # new statistics of one norm do not change the inputs of later norms.
     for batch in batches:
         network(batch)
     for handle in handles:
@@ -243,7 +248,7 @@ def narrow(teacher: TrainedModel, network: Network, size: int, stages: int | Non
         teacher: Left unchanged.
         network: Changed in place.
         size: Side of the network's input in pixels.
-        stages: Number of the network's stages; None for all.
+        stages: Number of the network's stages. None means all.
 
     Raises:
         UsageError: `network` is not a narrower version of the teacher's architecture.
@@ -278,12 +283,12 @@ def narrow(teacher: TrainedModel, network: Network, size: int, stages: int | Non
 def _match_input_size(wide: TimmModel, narrower: TimmModel, size: int) -> None:
     """Resize a teacher's positions if the other model has another number of them.
 
-    timm's `set_input_size` resizes it bicubically, as it does for its own weights.
+    timm's `set_input_size` resizes them bicubically, as for published weights.
     """
-    positions, wanted = (getattr(backbone, "pos_embed", None) for backbone in (wide, narrower))
-    if not (isinstance(positions, Tensor) and isinstance(wanted, Tensor)):
+    positions, own = (getattr(backbone, "pos_embed", None) for backbone in (wide, narrower))
+    if not (isinstance(positions, Tensor) and isinstance(own, Tensor)):
         return
-    if positions.shape[1] != wanted.shape[1] and hasattr(wide, "set_input_size"):
+    if positions.shape[1] != own.shape[1] and hasattr(wide, "set_input_size"):
         wide.set_input_size(img_size=size)
 
 

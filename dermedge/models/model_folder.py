@@ -34,8 +34,8 @@ class TrainedModel:
         spec: Tasks, preprocessing, intended use and lineage.
         backbone: The timm model inside the network.
         role: `teacher` or `student`. It names the JSON file of the model folder.
-        metrics: Values measured on validation data.
-        split: Rows (image_id, sha256, split) that the model was trained on.
+        metrics: Metrics on val, and the number of parameters.
+        split: Rows (image_id, sha256, split) of the training table, test rows included.
 
     Example:
         >>> model = load_model_folder("student")
@@ -61,7 +61,7 @@ class TrainedModel:
 def save_model_folder(model: TrainedModel, folder: Path) -> None:
     """Write a model into `folder`, each file atomically.
 
-    The JSON file comes last: a folder without it is not a model.
+    The JSON file is written last, because a folder without it is not a model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -89,7 +89,7 @@ def load_model_folder(folder: Path | str) -> TrainedModel:
     folder = Path(folder)
     metadata = read_metadata(folder)
     try:
-        # strict: a missing or surplus tensor means that the files are not of one model.
+        # A missing or surplus tensor means that the files are not of one model.
         network = Network(metadata.backbone, metadata.spec.tasks)
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except (TypeError, ValueError, RuntimeError, OSError, SafetensorError, DermedgeError) as error:

@@ -84,7 +84,7 @@ class Network(nn.Module):
         return features.mean(1) if features.ndim == 3 else features
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of every task; shapes as in `Task`.
+        """Return the outputs of every task, with the shapes that `Task` defines.
 
         Args:
             image: uint8 [N, S, S, 3].
@@ -103,7 +103,7 @@ class Network(nn.Module):
                 "Change --size."
             )
         last = self.backbone.forward_features(self.normalised(image))
-        # timm's models compute their own forward from the same two halves, so both
+        # The forward of timm's models is `forward_features` and `forward_head`, so both
         # kinds of heads share one pass.
         pooled = self.pooled(self.backbone.forward_head(last))
         spatial = feature_map(self.backbone, last)
@@ -114,13 +114,13 @@ class Network(nn.Module):
 
 
 def feature_map(backbone: nn.Module, features: object) -> Tensor:
-    """Return a timm backbone's `forward_features` as a map [N, C, h, w].
+    """Return the output of a timm backbone's `forward_features` as [N, C, h, w].
 
-    Accepts a map in NCHW or NHWC layout, or the tokens of a square of patches. Class
-    and register tokens are removed.
+    The output may be a map in NCHW or NHWC layout, or the tokens of a square of
+    patches. Class and register tokens are removed.
 
     Raises:
-        UsageError: The features are neither.
+        UsageError: The output has none of these layouts.
     """
     if isinstance(features, Tensor) and features.ndim == 4:
         return (
@@ -179,7 +179,7 @@ def truncate(model: TimmModel, stages: int, name: str) -> None:
     """Remove a backbone's stages after the first `stages`, in place.
 
     Raises:
-        UsageError: It has fewer stages, or timm cannot truncate its family.
+        UsageError: The backbone has fewer stages, or timm cannot truncate its family.
     """
     prune = getattr(model, "prune_intermediate_layers", None)
     widths = [stage["num_chs"] for stage in getattr(model, "feature_info", ())] if prune else []
@@ -206,8 +206,8 @@ class Coral(nn.Module):
     Logit k is the score plus bias k and estimates P(y > k). The shared score keeps the
     logits in order.
 
-    Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural networks
-    with application to age estimation", Pattern Recognition Letters 140, 2020.
+    Source: Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural
+    networks with application to age estimation", Pattern Recognition Letters 140, 2020.
     """
 
     def __init__(self, width: int, levels: int) -> None:
@@ -253,7 +253,7 @@ def count_parameters(network: nn.Module) -> int:
 def count_macs(network: nn.Module, spec: Spec) -> int:
     """Count the multiply-accumulates of one image.
 
-    Uses torch's flop counter, which counts convolutions and matrix products.
+    torch's flop counter counts convolutions and matrix products only.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

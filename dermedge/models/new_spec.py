@@ -76,8 +76,8 @@ def check_input(network: "Network", name: str, size: int) -> None:
         size: Side of the square input in pixels.
 
     Raises:
-        UsageError: The network refuses the size. A transformer made for another size
-            does so.
+        UsageError: The network refuses the size, for example a transformer that was
+            created for another one.
     """
     import torch
 

@@ -1,9 +1,9 @@
 """`distill`: train a compact student from a teacher's softened logits.
 
-Running the teacher on every view of every epoch costs more than training a small
-student. The teacher therefore runs once on a few fixed views of each image, and its
-outputs are kept on disk. Each epoch trains on one of these views, rotated or mirrored
-at random, which does not change a lesion's diagnosis.
+A pass of the teacher costs more than a training step of a small student. The teacher
+therefore runs once on a few fixed views of each image, and its outputs are kept on
+disk. Each epoch trains on one of these views, rotated or mirrored at random, which does
+not change a lesion's diagnosis.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,9 +65,10 @@ class DistillOptions(TrainingOptions):
         init: Initial weights. `auto` prunes the teacher if the student is a narrower
             model of its family, and otherwise starts from random weights. The other
             values are those of `TrainingOptions`.
-        unlabelled: Further tables, all of whose rows are used without their labels.
+        unlabelled: Folders or table files of further data sets. All of their rows are
+            used for training, without their labels.
         temperature: Temperature that softens the logits of both models.
-        soft_weight: Share of the distillation loss, 0 to 1; the labelled loss has the
+        soft_weight: Share of the distillation loss, 0 to 1. The labelled loss has the
             rest.
         views: Fixed views of each image that the teacher runs on. More views cost more
             of the teacher's time.
@@ -106,25 +107,30 @@ def distill(
 ) -> TrainedModel:
     """Train a student from a teacher's softened logits and the labels of a table.
 
-    The loss is `soft_weight` x the divergence from the teacher's softened logits
-    + (1 - `soft_weight`) x the labelled loss. Rows without a label, and all rows of
-    `unlabelled`, count in the first part only. Tasks and preprocessing are the
-    teacher's.
+    The loss is a weighted sum:
+
+        soft_weight x divergence from the teacher's softened logits
+        + (1 - soft_weight) x labelled loss
+
+    Rows without a label, and all rows of `unlabelled`, count in the first part only.
+    The student has the teacher's tasks and preprocessing.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
     Args:
-        teacher: Folder of a model.
-        data: Folder or file of a table. Its train split trains, its val split stops
-            training early.
-        out: Folder for the student.
+        teacher: Model folder of the teacher.
+        data: Folder or table file of a data set. The student trains on its train split,
+            and its val split stops training early.
+        out: Folder for the student, its `run.json` and, while training, its checkpoint.
         options: Network, loss and schedule.
         overwrite: Replace another run in `out`.
-        progress: Called after every step; the teacher's passes come first.
+        progress: Called after every batch of the teacher, then after every step.
 
     Raises:
-        DataError: A table or the teacher's folder cannot be used.
-        UsageError: The backbone, the initial weights or `out` cannot be used.
+        DataError: A table cannot be read or lacks labels, or the teacher's folder is
+            damaged.
+        UsageError: The backbone or the initial weights do not exist or do not fit, or
+            `out` holds another run and `overwrite` is false.
 
     Example:
         >>> from dermedge.train.loop import Schedule
@@ -136,15 +142,15 @@ def distill(
         'student'
     """
     options = options or DistillOptions()
-    taught_by = load_model_folder(teacher)
-    options = replace(options, init=_choose_init(options, taught_by, teacher))
+    teacher_model = load_model_folder(teacher)
+    options = replace(options, init=_choose_init(options, teacher_model, teacher))
     backbone = choose_backbone(
         options.backbone, options.backbone_args, options.init, options.stages
     )
-    labelled, tasks = read_samples(data, taught_by.spec.tasks)
+    labelled, tasks = read_samples(data, teacher_model.spec.tasks)
     unlabelled = [read_samples(table, tasks)[0] for table in options.unlabelled]
     samples = append_unlabelled(labelled, unlabelled)
-    spec = _make_student_spec(options, backbone, taught_by, teacher, samples)
+    spec = _make_student_spec(options, backbone, teacher_model, teacher, samples)
     settings = {
         "data": [table.table_digest for table in (labelled, *unlabelled)],
         "teacher": sha256_file(Path(teacher) / WEIGHTS),
@@ -159,12 +165,14 @@ def distill(
         samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
     check_val(tasks, samples, training.val)
-    # The network is created before the folder is claimed: a backbone or weights that
-    # cannot be used leave nothing behind.
+    # The network is created before the folder, so that an unusable backbone or weights
+    # file leaves no folder behind.
     network = start_network(training, backbone, options.init)
-    split = collect_split(samples, taught_by.split, read_init_split(options.init))
+    split = collect_split(samples, teacher_model.split, read_init_split(options.init))
     run.open(overwrite=overwrite)
-    outputs = run_teacher(taught_by.module, training, run.folder / CACHE, options.views, progress)
+    outputs = run_teacher(
+        teacher_model.module, training, run.folder / CACHE, options.views, progress
+    )
     fitted = train_network(
         network,
         training,
@@ -176,7 +184,9 @@ def distill(
         progress=progress,
     )
     student = TrainedModel(network, spec, backbone, "student", split=split)
-    return save_trained(student, run, fitted, teacher_val=dict(taught_by.metrics.get("val", {})))
+    return save_trained(
+        student, run, fitted, teacher_val=dict(teacher_model.metrics.get("val", {}))
+    )
 
 
 def _choose_init(options: DistillOptions, teacher: TrainedModel, folder: Path | str) -> str:
@@ -239,7 +249,7 @@ def run_teacher(
     Args:
         teacher: The network.
         data: Train rows and their views.
-        cache: Folder with one file per view. Existing files are read, not computed.
+        cache: Folder with one file per view. A view whose file exists is not computed.
         views: Number of views.
         progress: Called after every batch.
 

@@ -41,8 +41,8 @@ class FinetuneOptions(TrainingOptions):
     """Options of `finetune`, besides those of `TrainingOptions`.
 
     Attributes:
-        tasks: Tasks to learn, of `diagnosis`, `malignancy`, `severity` and
-            `segmentation`. None learns the diagnosis and the malignancy, if the table
+        tasks: Names of the tasks to learn: `diagnosis`, `malignancy`, `severity`,
+            `segmentation`. None learns the diagnosis and the malignancy if the table
             has them, and otherwise the severity.
         size: Side of the network's square input in pixels.
         fit: Conversion of a rectangle to a square: `crop`, `pad` or `stretch`.
@@ -70,23 +70,29 @@ def finetune(
 ) -> TrainedModel:
     """Train a backbone with a head for each task that a table has labels for.
 
-    The train split trains. The val split stops training early by the first of these
-    metrics that the model has: balanced accuracy of the diagnosis, balanced accuracy of
-    the malignancy, quadratic weighted kappa of the severity, mean Dice coefficient.
+    The network trains on the train split. Training stops early by a metric on val. It
+    is the first of these that the model has:
 
-    A finished run with the same settings, data and initial weights is returned as it
-    is. A killed run continues.
+    - balanced accuracy of the diagnosis,
+    - balanced accuracy of the malignancy,
+    - quadratic weighted kappa of the severity,
+    - mean Dice coefficient of the masks.
+
+    A finished run with the same settings, data and initial weights is not repeated: its
+    model is returned. A killed run continues.
 
     Args:
-        data: Folder or file of a table.
+        data: Folder or table file of a data set.
         out: Folder for the model, its `run.json` and, while training, its checkpoint.
         options: Network, tasks and schedule.
         overwrite: Replace another run in `out`.
         progress: Called after every step.
 
     Raises:
-        DataError: The table cannot be trained on.
-        UsageError: The backbone, the initial weights or `out` cannot be used.
+        DataError: The table has no train or val rows, lacks the labels of the tasks, or
+            names an image that cannot be read.
+        UsageError: The backbone or the initial weights do not exist or do not fit, or
+            `out` holds another run and `overwrite` is false.
 
     Example:
         >>> from dermedge.train.loop import Schedule
@@ -121,8 +127,8 @@ def finetune(
         samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
     check_val(tasks, samples, training.val)
-    # The network is created before the folder is claimed: a backbone or weights that
-    # cannot be used leave nothing behind.
+    # The network is created before the folder, so that an unusable backbone or weights
+    # file leaves no folder behind.
     network = start_network(training, backbone, options.init)
     split = collect_split(samples, read_init_split(options.init))
     run.open(overwrite=overwrite)
@@ -143,7 +149,7 @@ def finetune(
 def _describe_run(
     options: FinetuneOptions, samples: Samples, backbone: Backbone, spec: Spec
 ) -> dict[str, Any]:
-    """Return the settings that are recorded, and whose digest identifies the run."""
+    """Return the recorded settings. Their digest identifies the run."""
     return {
         "data": samples.table_digest,
         "backbone": describe_backbone(backbone),
@@ -161,9 +167,9 @@ def _describe_run(
 def save_trained(
     model: TrainedModel, run: RunRecord, fitted: FitResult, **results: Any
 ) -> TrainedModel:
-    """Save the model folder, then a `run.json` that says finished.
+    """Save the model folder, then mark the run as finished in `run.json`.
 
-    A folder whose `run.json` says finished is therefore complete.
+    In this order, the folder of every finished run is complete.
 
     Args:
         model: The model without metrics.

@@ -1,4 +1,4 @@
-"""Record what a training run starts from: initial weights, and images seen earlier."""
+"""Record the origin of a model: initial weights, data, and images of earlier models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from dermedge_runtime.spec import Task, to_json
 
 
 def read_init_split(init: str) -> SplitRows:
-    """Return the split rows of the folder that gives the initial weights, or none."""
+    """Return the split rows of the initial weights' model folder, or no rows."""
     return read_metadata(init).split if Path(init).is_dir() else ()
 
 
@@ -74,7 +74,7 @@ def make_model_lineage(backbone: Backbone, init: str) -> dict[str, Any]:
 
 
 def make_data_lineage(samples: Samples) -> dict[str, Any]:
-    """Return the data's entry in a model's lineage: name, digest, licences, counts."""
+    """Return the data's entry in the lineage: name, digest, licences, counts."""
     return {
         "name": samples.name,
         "digest": samples.table_digest,
@@ -84,7 +84,7 @@ def make_data_lineage(samples: Samples) -> dict[str, Any]:
 
 
 def digest_init(init: str) -> str:
-    """Return what identifies initial weights: a keyword, or a file's sha256."""
+    """Return the keyword of initial weights, or the sha256 of their file."""
     path = Path(init)
     if init in ("none", "hub"):
         return init

@@ -30,8 +30,8 @@ class Schedule:
         lr: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup: Epochs of linear warm-up, before a cosine down to 1 % of `lr`.
-        ema_decay: Decay per step of the weights' moving average, which is what is
-            scored and kept.
+        ema_decay: Decay per step of the weights' moving average. The average is scored
+            and kept.
         patience: Epochs without a better val score before training stops.
         precision: Precision of Lightning Fabric, such as `bf16-mixed` on a GPU.
 
@@ -91,22 +91,23 @@ def fit(
     fingerprint: str,
     progress: Progress | None = None,
 ) -> FitResult:
-    """Train `network` in place and leave in it the moving average of the best epoch.
+    """Train a network in place, and give it the moving average of the best epoch.
 
     A checkpoint is written after every epoch. A run that was killed continues from it
     to the same weights.
 
     Args:
-        network: On the CPU; moved to the accelerator for the run and back.
-        steps: Optimizer steps per epoch, for the learning rate.
-        batches: Returns the batches of an epoch; must depend on the epoch only.
-        loss: Returns the loss of one batch.
-        score: Returns metrics on validation data; the one named "score" selects the
-            epoch.
+        network: A network on the CPU. It trains on the accelerator and is moved back.
+        steps: Optimizer steps per epoch.
+        batches: Function that returns the batches of an epoch. Its result must depend
+            on the epoch only, so that a resumed run repeats it.
+        loss: Function that returns the loss of one batch.
+        score: Function that returns metrics on val. The metric `score` selects the
+            epoch; more is better.
         schedule: Number of epochs, batch size and learning rate.
         seed: Random seed of dropout and stochastic depth.
         folder: Folder of the checkpoint.
-        fingerprint: Digest of settings and data; a checkpoint with another one is
+        fingerprint: Digest of settings and data. A checkpoint with another one is
             refused.
         progress: Called after every step.
 
@@ -151,8 +152,8 @@ def fit(
             if progress:
                 best = max(state["best"], 0)
                 progress(step + 1, total, f"epoch {epoch + 1}/{schedule.epochs}, best {best:.3f}")
-        # The average is scored and kept, not the weights of the last step: it is what
-        # is exported.
+        # The average is scored and kept instead of the weights of the last step,
+        # because the average is exported.
         metrics = {"loss": running / steps, **score(ema.module)}
         state["history"].append(metrics)
         state["epoch"] = epoch + 1

@@ -16,10 +16,10 @@ def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) ->
     (tau = 1).
 
     Args:
-        logits: [N, K].
-        labels: int64 [N]; rows with -1 do not count. Without a labelled row the loss is
-            0.
-        log_prior: [K]; zeros give plain cross entropy.
+        logits: Logits, [N, K].
+        labels: Class indices, int64 [N]. Rows with -1 do not count. Without a labelled
+            row the loss is 0.
+        log_prior: Log class frequencies, [K]. Zeros give plain cross entropy.
 
     Example:
         >>> logits, labels = torch.zeros(2, 4), torch.tensor([1, -1])
@@ -34,11 +34,13 @@ def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) ->
 
 
 def masked_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute binary cross entropy over the rows with a target; 0 without any.
+    """Compute binary cross entropy over the rows with a target.
+
+    The loss is 0 if no row has one.
 
     Args:
-        logits: [N, 1].
-        targets: [N], 0, 1 or NaN for unknown.
+        logits: Logits, [N, 1].
+        targets: 0, 1 or NaN for unknown, [N].
 
     Example:
         >>> targets = torch.tensor([1.0, torch.nan])
@@ -99,8 +101,9 @@ def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
     networks with application to age estimation", Pattern Recognition Letters 140, 2020.
 
     Args:
-        logits: [N, K-1], of P(y > k).
-        levels: [N], 0 to K-1; -1 or NaN for unknown. The loss is 0 if all are unknown.
+        logits: Logits of P(y > k), [N, K-1].
+        levels: 0 to K-1, or -1 or NaN for unknown, [N]. The loss is 0 if all are
+            unknown.
 
     Example:
         >>> loss = cumulative_cross_entropy(torch.zeros(1, 2), torch.tensor([1]))
@@ -125,10 +128,10 @@ def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     so that empty masks can be learned.
 
     Args:
-        logits: [N, 1, h, w].
-        masks: [N, H, W], the share of each pixel inside the lesion; NaN throughout for
-            an image without a mask. Averaged down (or repeated up) to the logits'
-            grid. The loss is 0 without masks.
+        logits: Logits, [N, 1, h, w].
+        masks: Share of each pixel inside the lesion, [N, H, W]. All pixels are NaN for
+            an image without a mask. Masks are resized to the grid of the logits by
+            averaging or repeating. The loss is 0 without masks.
 
     Example:
         >>> masks = torch.ones(1, 4, 4)

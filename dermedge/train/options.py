@@ -12,14 +12,14 @@ class TrainingOptions:
     """The network to train, its initial weights and its schedule.
 
     Attributes:
-        backbone: timm name. May be omitted if `init` names it.
+        backbone: timm name. None takes the name that `init` holds.
         backbone_args: Arguments of `timm.create_model`.
-        stages: Number of the backbone's stages to keep, counted from the input; None
+        stages: Number of the backbone's stages to keep, counted from the input. None
             keeps all.
         init: Initial weights: `none` (random), `hub` (timm's published weights), a
             safetensors file, or a model folder. A folder with the same backbone is
-            copied, one with a wider backbone of the same family is pruned.
-        name: Name of the model; by default derived from the backbone's.
+            copied, and a wider backbone of the same family is pruned.
+        name: Name of the model. None derives it from the backbone's.
         balance: Train for balanced accuracy (by logit adjustment) instead of accuracy.
         schedule: Number of epochs, batch size and learning rate.
         seed: Random seed for shuffling, augmentation and initialization.

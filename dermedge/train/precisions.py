@@ -1,4 +1,4 @@
-"""List the numeric precisions that training accepts; this module needs no torch."""
+"""List the numeric precisions that training accepts, without importing torch."""
 
 from typing import Literal, get_args
 

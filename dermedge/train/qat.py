@@ -1,4 +1,4 @@
-"""Train a fake-quantized network to match its fp32 student."""
+"""Train a fake-quantized network to match its fp32 student (QAT)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec, Task, to_json
 
-# Short and with a low rate: the weights need to move by about one quantization step
-# only.
+# A few epochs at a low rate are enough, because the weights move by about one
+# quantization step.
 SCHEDULE = Schedule(epochs=3, lr=1e-4, weight_decay=0.0, warmup=0.5, ema_decay=0.99)
 
 
@@ -44,8 +44,8 @@ class QatOptions:
     Attributes:
         schedule: Number of epochs, batch size and learning rate.
         temperature: Temperature that softens the logits of all networks.
-        teacher_weight: Share of the teacher in the loss, 0 to 1; the fp32 student has
-            the rest.
+        teacher_weight: Share of the teacher in the loss, 0 to 1. The fp32 student has
+            the rest. Without effect if there is no teacher.
         seed: Random seed for shuffling and augmentation.
 
     Example:
@@ -60,7 +60,7 @@ class QatOptions:
 
 
 @dataclass(frozen=True)
-class _Reference:
+class _ImitatedNetwork:
     """A frozen network whose outputs are imitated, with its weight in the loss."""
 
     weight: float
@@ -86,25 +86,26 @@ def train_quantized(
     are not read. BatchNorms are folded or frozen. The epoch whose val outputs are
     closest to the fp32 student's is kept, or the start if no epoch is closer.
 
-    Every run has its own folder under `folder`. A finished run is read from there, a
-    killed one continues to the same weights.
+    Every run has its own folder under `folder`. The weights of a finished run are read
+    from there. A killed run continues to the same weights.
 
     With the keyword arguments bound, this function is a
     `dermedge_export.context.Retrain`.
 
     Args:
         module: Result of `dermedge_export.quantization.qat.fake_quantized`.
-        calibration: The images that the module was calibrated with.
+        calibration: Images from which the quantization ranges of the module were set.
         candidate: The quantized candidate that is exported.
-        student: The fp32 student; left unchanged.
-        data: Folder or file of a table.
+        student: The fp32 student, which stays unchanged.
+        data: Folder or table file of a data set.
         folder: Folder of all runs.
-        teacher: Folder of the model that the student was distilled from.
+        teacher: Model folder of the teacher that the student was distilled from.
         options: Loss and schedule.
         progress: Called after every step.
 
     Raises:
-        DataError: The table cannot be trained on.
+        DataError: The table has no train or val rows, or names an image that cannot be
+            read.
         UsageError: The teacher has other tasks than the student.
     """
     options = options or QatOptions()
@@ -122,8 +123,8 @@ def train_quantized(
     training = TrainingData.prepare(
         samples, student.spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
-    references = _make_references(student, teacher, options.teacher_weight)
-    score = make_agreement_score(training, references[0].network)
+    imitated_networks = _copy_imitated(student, teacher, options.teacher_weight)
+    score = make_agreement_score(training, imitated_networks[0].network)
     before = score(module)
     run.open(overwrite=False)
     fitted = train_network(
@@ -132,12 +133,12 @@ def train_quantized(
         run,
         options.schedule,
         batches=training.labelled_batches,
-        loss=_make_loss(tasks, references, options.temperature),
+        loss=_make_loss(tasks, imitated_networks, options.temperature),
         score=score,
         progress=progress,
     )
-    # Training may do harm, with a bad schedule for example. Then the calibrated start
-    # is exported.
+    # Training may reduce the agreement, for example with a bad schedule. Then the
+    # untrained start is exported.
     if fitted.metrics["score"] < before["score"]:
         module.load_state_dict(load(start))
     atomic_write(path, _serialize(module))
@@ -168,12 +169,12 @@ def _make_settings(
     }
 
 
-def _make_references(
+def _copy_imitated(
     student: TrainedModel, teacher: Path | str | None, teacher_weight: float
-) -> list[_Reference]:
+) -> list[_ImitatedNetwork]:
     """Return copies of the networks to imitate, the fp32 student first."""
     if teacher is None:
-        return [_Reference(1.0, _copy_network(student))]
+        return [_ImitatedNetwork(1.0, _copy_network(student))]
     model, spec = load_model_folder(teacher), student.spec
     if model.spec.tasks != spec.tasks or model.spec.preprocess.size != spec.preprocess.size:
         raise UsageError(
@@ -181,8 +182,8 @@ def _make_references(
             f"{spec.name!r}. Give the teacher that the student was distilled from, or none."
         )
     return [
-        _Reference(1 - teacher_weight, _copy_network(student)),
-        _Reference(teacher_weight, _copy_network(model)),
+        _ImitatedNetwork(1 - teacher_weight, _copy_network(student)),
+        _ImitatedNetwork(teacher_weight, _copy_network(model)),
     ]
 
 
@@ -190,39 +191,41 @@ def _copy_network(model: TrainedModel) -> Network:
     return copy.deepcopy(model.module).eval()
 
 
-def _make_loss(tasks: Sequence[Task], references: Sequence[_Reference], temperature: float) -> Loss:
-    """Return the weighted divergence of a network's outputs from the references'."""
+def _make_loss(
+    tasks: Sequence[Task], imitated_networks: Sequence[_ImitatedNetwork], temperature: float
+) -> Loss:
+    """Return a loss: the weighted divergence from the imitated networks' outputs."""
 
     def loss(network: nn.Module, batch: TrainingBatch) -> Tensor:
         image = batch[0]
         outputs = network(image)
         total = image.new_zeros((), dtype=torch.float32)
-        for reference in references:
+        for imitated in imitated_networks:
             with torch.no_grad():
-                wanted = reference.network.to(image.device)(image)
+                wanted = imitated.network.to(image.device)(image)
             for task in tasks:
                 divergence = distillation_loss(
                     task.kind, outputs[task.name], wanted[task.name], temperature
                 )
-                total = total + reference.weight * divergence
+                total = total + imitated.weight * divergence
         return total
 
     return loss
 
 
-def make_agreement_score(data: TrainingData, reference: Network) -> Score:
-    """Return a function that compares a network's val outputs with the reference's.
+def make_agreement_score(data: TrainingData, student: Network) -> Score:
+    """Return a function that compares a network's val outputs with the student's.
 
     With a diagnosis, the score is exp(-KL divergence) of its classes. Without one, it
     is exp(-sum of squared differences) of all outputs. Equal outputs score 1.
 
     Args:
-        data: Its val rows are read here, once.
-        reference: The fp32 student.
+        data: Training data, whose val rows are read here, once.
+        student: The fp32 student.
     """
-    # The reference never changes, so its outputs are computed once.
+    # The student never changes, so its outputs are computed once.
     pixels = data.images(data.val)
-    wanted = _to_tensors(run_network(reference, pixels))
+    wanted = _to_tensors(run_network(student, pixels))
 
     def score(network: nn.Module) -> Mapping[str, float]:
         return _compare_outputs(data.spec, _to_tensors(run_network(network, pixels)), wanted)

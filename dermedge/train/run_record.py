@@ -173,8 +173,8 @@ def differences(
         Tuples (dotted name, value there, value here).
 
     Example:
-        >>> list(differences({"seed": 0, "loss": {"lr": 1}}, {"seed": 0, "loss": {"lr": 2}}))
-        [('loss.lr', '1', '2')]
+        >>> list(differences({"seed": 0, "r": {"lr": 1}}, {"seed": 0, "r": {"lr": 2}}))
+        [('r.lr', '1', '2')]
     """
     for name in dict.fromkeys((*here, *there)):
         old, new = there.get(name), here.get(name)

@@ -1,4 +1,4 @@
-"""Read a table's rows as arrays, its images as frames and augmented views."""
+"""Read the rows of a table as arrays, and its images as frames and augmented views."""
 
 import os
 import threading
@@ -96,13 +96,17 @@ def read_samples(
     """Read a table, assign splits to rows without one, and derive the tasks.
 
     Args:
-        data: Folder or file of a table.
-        tasks: Tasks of an existing model; None derives them from the train rows.
+        data: Folder or table file of a data set.
+        tasks: Tasks of an existing model. None derives them from the train rows.
         wanted: Names of the tasks to derive, as in `derive_tasks`.
 
+    Returns:
+        The rows, and the tasks that `labels` and `severity` index.
+
     Raises:
-        DataError: The table is unusable, or its train rows cannot teach the tasks.
-        UsageError: An unknown task is wanted.
+        DataError: The table cannot be read, or its train rows lack the labels of the
+            tasks.
+        UsageError: `wanted` names an unknown task.
 
     Example:
         >>> samples, tasks = read_samples("lesions")
@@ -177,8 +181,8 @@ class Frames:
         """
         frame = self._kept.get(row)
         if frame is None:
-            # Two threads may decode the same row; the lock keeps only the count of
-            # bytes right.
+            # Two threads may decode the same row, which costs only time. The lock
+            # protects the count of bytes.
             frame = self._decode(row)
             with self._lock:
                 if self._capacity >= frame.nbytes and row not in self._kept:
@@ -187,7 +191,7 @@ class Frames:
         return frame
 
     def centred(self, row: int) -> Pixels:
-        """Return a row's image as the deployed model sees it: uint8 [S, S, 3].
+        """Return a row's image with the exact preprocessing: uint8 [S, S, 3].
 
         Raises:
             DataError: The image cannot be decoded.
@@ -253,7 +257,7 @@ class Masks:
         return np.unpackbits(self._kept[row], count=height * width).reshape(height, width)
 
     def centred(self, row: int) -> Coverage:
-        """Return a row's mask on the output grid of the deployed model: [S/4, S/4].
+        """Return a row's mask on the output grid of the model: [S/4, S/4].
 
         The values are 1 inside the lesion, 0 outside, and NaN for a row without a mask.
         """
@@ -322,13 +326,13 @@ class Transform(Protocol):
 def make_augmentation(size: int) -> Transform:
     """Return random crops, the eight symmetries of the square and mild colour changes.
 
-    Transforms that hide or invent structure are left out, because structure is what a
-    diagnosis depends on.
+    Transforms that hide or add structure are left out, because a diagnosis depends on
+    structure.
 
     Args:
         size: Side of the output in pixels.
     """
-    # Without this, importing albumentations asks the network for its newest version.
+    # Without this, the import of albumentations looks for a newer version online.
     # Upstream: https://github.com/albumentations-team/albumentations
     # (NO_ALBUMENTATIONS_UPDATE).
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

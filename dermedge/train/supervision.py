@@ -27,8 +27,8 @@ SUPERVISED_KINDS = ("classify", "binary", "ordinal", "segment")
 def supervised_tasks(tasks: Sequence[Task]) -> dict[str, Task]:
     """Return the tasks that a table has labels for, by kind.
 
-    The order is the order in which they select the best epoch. Of the binary tasks only
-    `malignancy` has a column.
+    The first of them selects the best epoch. `malignancy` is the only binary task that
+    has a column.
 
     Example:
         >>> tasks = [Task("features", "embed"), Task("lesion", "segment")]
@@ -54,14 +54,18 @@ def training_target(
     rows: RowIndices,
     masks: Coverage | None,
 ) -> Tensor:
-    """Return the target of some rows for one task, as `labelled_loss` takes it.
+    """Return the target of some rows for one task, in the form of `labelled_loss`.
 
     Args:
         task: One of `tasks`. A task without a column gets NaN.
         tasks: All tasks of the model.
         samples: The table.
-        rows: Indices [N].
-        masks: The rows' masks, [N, S/4, S/4].
+        rows: Row indices, [N].
+        masks: Masks of these rows, [N, S/4, S/4], or None without a segmentation.
+
+    Returns:
+        Class or level indices int64 [N], malignancy float32 [N], or masks float32
+        [N, S/4, S/4].
     """
     if supervised_tasks(tasks).get(task.kind) is task:
         if task.kind == "segment" and masks is not None:
@@ -86,7 +90,7 @@ def labelled_loss(
     Args:
         tasks: Tasks of the model.
         outputs: The network's outputs by task.
-        targets: One per task, in the order of `tasks`.
+        targets: One target per task, in the order of `tasks`.
         log_prior: Log frequencies of the diagnoses [K], as in `adjusted_cross_entropy`.
     """
     supervised = supervised_tasks(tasks).values()
@@ -147,16 +151,21 @@ def val_metrics(
 ) -> ValMetrics:
     """Return metrics on val rows that `check_val` has accepted.
 
-    `score` is the first of these that the model has: balanced accuracy of the
-    diagnosis, balanced accuracy of the malignancy, quadratic weighted kappa of the
-    severity, mean Dice coefficient. Metrics that the rows cannot give are left out.
+    The metric `score` is the first of these that the model has:
+
+    - balanced accuracy of the diagnosis,
+    - balanced accuracy of the malignancy,
+    - quadratic weighted kappa of the severity,
+    - mean Dice coefficient of the masks.
+
+    Metrics that are undefined on these rows are left out.
 
     Args:
         tasks: Tasks of the model.
         outputs: Outputs [N, ...] by task.
         samples: The table.
-        rows: Indices [N].
-        masks: The rows' masks, [N, S/4, S/4].
+        rows: Row indices, [N].
+        masks: Masks of these rows, [N, S/4, S/4], or None without a segmentation.
     """
     supervised = supervised_tasks(tasks)
     values: ValMetrics = {}

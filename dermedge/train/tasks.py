@@ -1,4 +1,4 @@
-"""Derive the tasks that a table can teach."""
+"""Derive the tasks that a model can learn from a table."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def derive_tasks(
     frame: "pd.DataFrame", where: str, wanted: Sequence[str] | None = None
 ) -> tuple[Task, ...]:
-    """Return the tasks that the train rows of a table can teach.
+    """Return the tasks that a model can learn from the train rows of a table.
 
     - `diagnosis` has the diagnoses that occur, in the order of the taxonomy.
     - `malignancy` needs malignant and benign rows.
@@ -24,13 +24,13 @@ def derive_tasks(
     Args:
         frame: The train rows.
         where: Name of the table, for messages.
-        wanted: Names from TASKS; the table must teach all of them. None takes
-            `diagnosis` and `malignancy`, if the table teaches them, and otherwise
-            `severity`.
+        wanted: Names from TASKS. The table must have the labels of all of them. None
+            takes `diagnosis` and `malignancy` if the table has their labels, and
+            otherwise `severity`.
 
     Raises:
-        DataError: A wanted task cannot be derived, or none can.
-        UsageError: An unknown task is wanted.
+        DataError: The rows lack the labels of a wanted task, or of all tasks.
+        UsageError: `wanted` is empty or names an unknown task.
 
     Example:
         >>> import pandas as pd
@@ -72,7 +72,10 @@ def _derive_default(frame: "pd.DataFrame", where: str) -> tuple[Task, ...]:
 
 
 def _derive_diagnosis(frame: "pd.DataFrame") -> Task | str:
-    """Return the task, or the reason why the rows do not teach it; so do the others."""
+    """Return the task, or the reason why the rows lack its labels.
+
+    The functions for the other tasks return the same.
+    """
     present = set(frame["dx"]) - {""}
     if len(present) < 2:
         return f"have {len(present)} diagnoses, two are needed (column dx)"

@@ -41,7 +41,7 @@ Batches = Callable[[int], Iterable[TrainingBatch]]
 Loss = Callable[[nn.Module, TrainingBatch], Tensor]
 Score = Callable[[nn.Module], Mapping[str, float]]
 EVALUATION_BATCH = 64
-# Train images for the statistics of BatchNorms in weights whose norms were folded.
+# Number of train images that set the statistics of BatchNorms that were folded.
 NORM_IMAGES = 256
 
 
@@ -57,7 +57,7 @@ class TrainingData:
         val: Indices of the val rows.
         batch_size: Images per step, at most the number of train rows.
         frames: Decoded images.
-        masks: Lesion masks, or None if no task is learned from them.
+        masks: Lesion masks, or None without a segmentation task.
         views: Augmented views of the images.
     """
 
@@ -73,7 +73,7 @@ class TrainingData:
 
     @classmethod
     def prepare(cls, samples: Samples, spec: Spec, *, batch_size: int, seed: int) -> "TrainingData":
-        """Prepare the rows; no image is read yet.
+        """Prepare the rows without reading an image.
 
         Raises:
             DataError: The table has no train rows or no val rows.
@@ -140,7 +140,11 @@ class TrainingData:
         return prefetch(make_batch, self.batch_rows(epoch))
 
     def log_prior(self, *, balance: bool) -> Tensor:
-        """Return log frequencies of the train diagnoses [K]; zeros without `balance`."""
+        """Return log frequencies of the train diagnoses, or zeros, float32 [K].
+
+        Args:
+            balance: Return the frequencies. False returns zeros, for plain accuracy.
+        """
         diagnosis = self.spec.diagnosis
         classes = len(diagnosis.labels) if diagnosis else 0
         if not balance:
@@ -184,7 +188,7 @@ def train_network(
 
     def score_and_record(network: nn.Module) -> Mapping[str, float]:
         metrics = score(network)
-        # A killed run's time is then known too.
+        # So that the record of a killed run holds its time, too.
         run.write(finished=False)
         return metrics
 
@@ -216,8 +220,8 @@ def make_labelled_loss(data: TrainingData, *, balance: bool) -> Loss:
 def make_val_score(data: TrainingData) -> Score:
     """Return a function that computes a network's metrics on val.
 
-    The val images are read here, once. Metrics that val cannot give, for example AUROC
-    without malignant images, are left out.
+    The val images are read here, once. Metrics that are undefined on val are left out,
+    for example the AUROC without malignant images.
     """
     pixels = data.images(data.val)
     masks = None if data.masks is None else np.stack([data.masks.centred(r) for r in data.val])
@@ -234,7 +238,7 @@ def run_network(network: nn.Module, pixels: Tensor) -> dict[str, NDArray[np.floa
     """Return a network's outputs in eval mode, float32 [N, ...] by task.
 
     Args:
-        network: Runs on the device that its parameters are on.
+        network: A network on any device.
         pixels: Images, uint8 [N, S, S, 3].
     """
     was_training = network.training

@@ -263,7 +263,7 @@ class _DeferredTraining:
 
 
 class _Steps:
-    """A progress callback that shows a count of images under the current step's name."""
+    """A progress callback that shows counts of images under the name of the step."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._report = progress or no_progress

@@ -100,7 +100,7 @@ def extra_of(module: str, verb: str = "") -> str | None:
 
     Args:
         module: Top-level module that could not be imported.
-        verb: Verb that needs it. Its own extra is preferred if that installs the module.
+        verb: Verb that needs it. Its own extra is preferred if it installs the module.
 
     Returns:
         The verb's extra, else the smallest extra that installs the module, else None.

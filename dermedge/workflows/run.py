@@ -162,7 +162,7 @@ def run(
     overwrite: bool = False,
     show: Show | None = None,
 ) -> RunReport:
-    """Train a teacher, distil a student, export it, measure it, and write `report.html`.
+    """Train a teacher, distil a student, export and measure it, and write a report.
 
     Every stage keeps its result in `out`. A training or an export with the same inputs
     is not repeated. A killed training continues. Checks and measurements always run
@@ -188,7 +188,8 @@ def run(
         DermedgeError: The written bundle does not verify.
 
     Example:
-        >>> report = run("lesions", "out", options=RunOptions(epochs=1))  # doctest: +SKIP
+        >>> options = RunOptions(epochs=1)
+        >>> report = run("lesions", "out", options=options)  # doctest: +SKIP
         >>> report.bundle  # doctest: +SKIP
         'out/mobilenetv2_100-student-cpu.dermedge'
     """

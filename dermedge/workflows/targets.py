@@ -57,7 +57,8 @@ def targets() -> list[TargetState]:
         >>> [state.target.name for state in targets()][:2]
         ['cpu', 'jetson']
     """
-    # Some candidates need instructions that not every CPU has, such as VNNI.
+    # Some candidates need instructions that not every CPU has, such as those for
+    # bf16.
     flags = describe_device()["flags"].split()
     return [_describe_target(target, list_candidates(target, flags)) for target in all_targets()]
 
@@ -78,7 +79,7 @@ def _describe_target(target: Target, candidates: list[Candidate]) -> TargetState
 
 
 def _own_engines(target: Target, candidates: list[Candidate]) -> list[str]:
-    """Return the engines that run this target's artifacts on a device through dermedge."""
+    """Return the engines through which dermedge runs the artifacts on a device."""
     formats = [each.format for each in candidates] if target.native else [target.format]
     engines = dict.fromkeys(ENGINES.get(name, name) for name in formats)
     return [engine for engine in engines if engine in target.engine.split()]

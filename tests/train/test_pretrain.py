@@ -144,7 +144,7 @@ class TestResult:
         train("even", temperature=(10.0, 10.0), mask_ratio=(0.3, 0.5), **losses)
         (warning,) = run_json(tmp_path / "even")["warnings"]
         assert f"The {head} loss ended at" in warning
-        assert "A head that answers alike for every image scores 3.47" in warning
+        assert "A head with equal outputs for every image has 3.47" in warning
 
     def test_a_finished_run_is_not_repeated_and_another_is_refused(
         self, train: Callable[..., TrainedModel], tmp_path: Path

@@ -1,4 +1,4 @@
-"""Save and restore a pretraining run, exactly, at any step."""
+"""Save a pretraining run at any step, and restore it exactly."""
 
 import os
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ LOG = "log.jsonl"
 
 @dataclass
 class TrainingState:
-    """The position of a run: what a checkpoint holds besides weights and optimizer.
+    """The position of a run: the part of a checkpoint without weights and optimizer.
 
     Attributes:
         unreadable: Rows that could not be decoded, bool [N].
@@ -40,8 +40,8 @@ class TrainingState:
 def save_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> None:
     """Write the checkpoint, then the run's record.
 
-    All processes must call this together. A kill between the two files loses nothing:
-    the record is written again with the next checkpoint.
+    All processes must call this together. A kill between the two files does no harm,
+    because the record is written again with the next checkpoint.
     """
     facts = {
         "fingerprint": run.fingerprint,
@@ -67,7 +67,7 @@ def load_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> N
     log.jsonl is cut at the step of the checkpoint, or emptied without one.
 
     Raises:
-        DataError: The file is no checkpoint, or one of another run.
+        DataError: The file is no checkpoint, or belongs to another run.
     """
     path, log = run.folder / CHECKPOINT, run.folder / LOG
     lines: list[str] = []

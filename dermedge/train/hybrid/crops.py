@@ -28,14 +28,16 @@ from dermedge_runtime.spec import Preprocess
 
 Key = tuple[int, int]
 SMALLEST_BLOCK = 4  # patches
-SOLARIZATION = (0.0, 0.2, 0.0)  # of first global, second global and local crops, as in DINO
+# Probabilities in the first global, second global and local crops, as in DINO.
+SOLARIZATION = (0.0, 0.2, 0.0)
 
 
 class CropView(NamedTuple):
     """The crops of one image.
 
     `global_crops` is [2, 3, S, S], `local_crops` [L, 3, s, s] and `mask` bool [2, P].
-    `row` is the image's row, `unreadable` the rows that could not be decoded before it.
+    P is the number of patches. `row` is the row of the image, and `unreadable` lists
+    the rows before it that could not be decoded.
     """
 
     global_crops: Tensor
@@ -46,7 +48,7 @@ class CropView(NamedTuple):
 
 
 class CropBatch(NamedTuple):
-    """The crops of N images, crop by crop.
+    """The crops of N images: the first crop of all images, then the second, and so on.
 
     `global_crops` is [2N, 3, S, S], `local_crops` [L N, 3, s, s], `mask` bool [2N, P]
     and `rows` [N].
@@ -78,7 +80,7 @@ def make_transforms(recipe: HybridRecipe, backbone: Backbone) -> tuple[DINOViewT
 
 
 class CropDataset(Dataset[CropView]):
-    """The crops of images by key (row, pass).
+    """The crops of images, by key (row, pass over the data).
 
     Augmentation and mask depend on the seed and the key only. An image that cannot be
     decoded is replaced by the next row's, and reported.
@@ -129,8 +131,7 @@ class CropDataset(Dataset[CropView]):
         """Decoded images, kept in memory by each process of a loader."""
         if self._frames is None:
             worker = get_worker_info()
-            # The smallest global crop then still has as many pixels as the network
-            # reads.
+            # With this margin even the smallest global crop is not enlarged.
             margin = 1 / math.sqrt(self.recipe.global_scale[0])
             room = FRAME_BYTES // (worker.num_workers if worker else 1)
             self._frames = Frames(
@@ -139,7 +140,7 @@ class CropDataset(Dataset[CropView]):
         return self._frames
 
     def _draw_mask(self) -> Tensor:
-        """Return a mask, bool [P]: blocks on a random share of the crop, or nothing."""
+        """Return a mask of the patches, bool [P]: random blocks, or no patch."""
         if self.grid is None:
             return torch.zeros(0, dtype=torch.bool)
         patches = self.grid[0] * self.grid[1]
@@ -170,7 +171,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def collate(views: Sequence[CropView]) -> CropBatch:
-    """Combine the crops of several images into a batch, crop by crop."""
+    """Combine the crops of several images into a batch."""
     return CropBatch(
         torch.stack([view.global_crops for view in views], 1).flatten(0, 1),
         torch.stack([view.local_crops for view in views], 1).flatten(0, 1),
@@ -183,18 +184,18 @@ def collate(views: Sequence[CropView]) -> CropBatch:
 def step_keys(rows: int, batch: int, step: int, seed: int) -> list[Key]:
     """Return the keys (row, pass) of a step's images.
 
-    Every row comes once per pass, in an order of that pass.
+    Every row comes once per pass. Each pass has its own order.
 
     Example:
         >>> sorted(step_keys(rows=4, batch=4, step=0, seed=0))
         [(0, 0), (1, 0), (2, 0), (3, 0)]
     """
-    found: list[Key] = []
+    keys: list[Key] = []
     # A step may cross the end of a pass, as passes are not cut to whole steps.
     for position in range(step * batch, (step + 1) * batch):
         number, place = divmod(position, rows)
-        found.append((int(row_order(rows, number, seed)[place]), number))
-    return found
+        keys.append((int(row_order(rows, number, seed)[place]), number))
+    return keys
 
 
 @functools.lru_cache(maxsize=2)
@@ -207,8 +208,8 @@ def row_order(rows: int, number: int, seed: int) -> NDArray[np.int64]:
 class RankSampler:
     """The keys of one process, one list per accumulation part, from step `start` on.
 
-    A step's images are assigned part by part and, within a part, rank by rank. So a
-    step sees the same images with any number of processes.
+    A step's images are assigned part by part and, within a part, rank by rank. A step
+    therefore has the same images for any number of processes.
     """
 
     rows: int

@@ -1,6 +1,6 @@
 """Exchange sums, maxima and features between training processes.
 
-With one process each function returns its argument.
+In a single process, the functions return their argument.
 """
 
 import os
@@ -15,6 +15,8 @@ from torch import Tensor
 from dermedge_runtime.errors import DermedgeError
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=45)
+# Collectives fail on the other ranks within seconds of each other, so a live rank sets
+# its key in this time.
 ROLL_CALL_SECONDS = 8.0
 
 
@@ -24,7 +26,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return this process's number among them, from 0."""
+    """Return the number of this process among all processes, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -83,10 +85,10 @@ def torchrun_layout() -> tuple[int, int]:
 
 
 def explain_lost_rank(error: RuntimeError) -> DermedgeError:
-    """Return an error that names the ranks that died, after a collective has failed.
+    """Return an error that names the dead ranks, after a collective operation failed.
 
-    Each live rank sets a key in the store of the process group, then checks which keys
-    are missing.
+    Each live rank sets a key in the store of the process group. Missing keys belong to
+    dead ranks.
     """
     from torch.distributed.distributed_c10d import _get_default_store
 
@@ -101,10 +103,10 @@ def explain_lost_rank(error: RuntimeError) -> DermedgeError:
             if not missing:
                 break
             time.sleep(0.2)
-    except RuntimeError:  # Rank 0 held the store, so it is the one that died.
+    except RuntimeError:  # Rank 0 holds the store, so rank 0 died.
         missing = [0]
     reason = (
-        f"rank {', '.join(map(str, missing))} no longer answers"
+        f"rank {', '.join(map(str, missing))} no longer responds"
         if missing
         else "a collective failed on every rank"
     )

@@ -20,7 +20,7 @@ CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-FLOAT = 4  # bytes
+FLOAT = 4  # Bytes of a float32.
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Estimate:
 def measure_small_step(
     learner: Learner, clock: Callable[[], float] = time.perf_counter
 ) -> Estimate:
-    """Measure a forward and backward pass of two drawn images, and scale it to a step.
+    """Measure a forward and backward pass of two random images, and scale it to a step.
 
     Weights, optimizer, BatchNorm statistics and random generators stay as they are.
-    Time for cutting crops is not included. Only for a single process, as losses are
-    collective. With --checkpoint-activations the memory is a lower bound, because
-    recomputed activations are not counted.
+    The time for cutting crops is not included. With --checkpoint-activations the memory
+    is a lower bound, because recomputed activations are not counted. Several processes
+    cannot use this function, because losses are collective.
 
     Args:
         learner: Modules on the CPU.
-        clock: Time in seconds.
+        clock: Function that returns the time in seconds.
     """
     recipe = learner.recipe
     # Read before the step, because the allocator keeps the memory that a step frees.
@@ -141,7 +141,8 @@ def saved_bytes(module: nn.Module) -> Iterator[dict[int, int]]:
 def weight_bytes(learner: Learner) -> int:
     """Return the bytes of this process, gradients, AdamW moments and its temporaries.
 
-    The process already holds the weights of student and teacher.
+    The process already holds the weights of student and teacher. The other four parts
+    have the size of the trained weights.
     """
     student = list(learner.student.parameters())
     trained = sum(p.numel() for p in student if p.requires_grad)
@@ -162,8 +163,7 @@ def resident_bytes() -> int:
 def teacher_logits(learner: Learner) -> int:
     """Return the bytes of the teacher's logits for two images.
 
-    Three copies exist at once in Sinkhorn-Knopp: logits, assignments, and one
-    iteration.
+    Sinkhorn-Knopp holds three arrays of this size: logits, assignments and a temporary.
     """
     recipe, grid = learner.recipe, learner.teacher.trunk.grid
     rows = 0.0
@@ -188,12 +188,12 @@ def machine_memory() -> int:
 def describe_estimate(
     estimate: Estimate, recipe: HybridRecipe, steps_left: int, available: int
 ) -> Iterator[str]:
-    """Yield the estimate in words, and a warning if it exceeds the available memory.
+    """Yield the estimate as text, and a warning if it exceeds the available memory.
 
     Args:
         estimate: Result of `measure_small_step`.
         recipe: Settings of the run.
-        steps_left: Steps that the run still has to take.
+        steps_left: Number of remaining steps.
         available: Memory of the machine in bytes.
     """
     needed = estimate.memory(recipe)
@@ -210,7 +210,7 @@ def describe_estimate(
 
 
 def _advise(estimate: Estimate, recipe: HybridRecipe, available: int) -> str:
-    """Return the smallest --accumulate that fits, or other ways to need less memory."""
+    """Return advice: the smallest --accumulate that fits, or other options."""
     for parts in range(recipe.accumulate + 1, recipe.batch_size // 2 + 1):
         if recipe.batch_size % parts == 0 and estimate.memory(recipe, parts) <= available:
             needed = format_bytes(estimate.memory(recipe, parts))
@@ -219,7 +219,7 @@ def _advise(estimate: Estimate, recipe: HybridRecipe, available: int) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Return a number of bytes for a person.
+    """Format a number of bytes.
 
     Example:
         >>> format_bytes(6.44e9), format_bytes(3.2e8)
@@ -229,7 +229,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration for a person.
+    """Format a duration.
 
     Example:
         >>> [format_seconds(seconds) for seconds in (0.34, 90, 7_500, 3e6)]

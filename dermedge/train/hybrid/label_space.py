@@ -38,10 +38,12 @@ def label_targets(
 ) -> tuple[Flags, Flags]:
     """Return multi-hot targets and allowed entries of rows of one source.
 
-    A diagnosis is positive together with its ancestors. Two kinds of class are not
-    allowed, so they cost nothing: classes outside the source's vocabulary, and
-    descendants of a row's diagnosis, which may or may not be true. Rows without a
-    diagnosis have no allowed entry.
+    A diagnosis is positive together with its ancestors. Entries that are not allowed do
+    not count in the loss:
+
+    - classes outside the source's vocabulary,
+    - descendants of a row's diagnosis, because the label leaves them open,
+    - all classes of a row without a diagnosis.
 
     Args:
         diagnoses: Ids of the taxonomy, "" for unknown.

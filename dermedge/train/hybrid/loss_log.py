@@ -15,15 +15,19 @@ LOSSES = ("dino", "ibot", "koleo", "label", "pull")
 # the cross entropy per masked crop, which compares with the logarithm of the number of
 # outputs.
 PER_MASKED_CROP = "ibot_per_masked_crop"
-COLLAPSED = 0.99  # Share of log(outputs), the loss of equal answers for every image.
-# A new head starts at that loss. With the temperatures of `tiny`, 100 steps of ViT-Ti
-# end below .985 of it; fewer steps say nothing.
+# Share of log(outputs). A head that gives equal outputs for every image has that loss.
+COLLAPSED = 0.99
+# A new head starts at that loss, so a warning needs some steps. With the temperatures
+# of `tiny`, ViT-Ti is below 0.985 of it after 100 steps.
 STEPS_BEFORE_WARNING = 100
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """One tensor: the losses of a step, their weighted sum, share of masked crops."""
+    """The losses of a step, their weighted sum and the share of masked crops.
+
+    `values` is [7] in the order of `LOSSES`, then the sum, then the share.
+    """
 
     values: Tensor
 
@@ -54,15 +58,15 @@ class StepLosses:
         """Return the losses that the recipe uses, by name, rounded to 6 digits."""
         weights = loss_weights(recipe)
         *values, total, masked = self.values.tolist()
-        found = {
+        named = {
             name: round(value, 6)
             for name, value in zip(LOSSES, values, strict=True)
             if weights[name]
         }
-        found["loss"] = round(total, 6)
+        named["loss"] = round(total, 6)
         if weights["ibot"] and masked:
-            found[PER_MASKED_CROP] = round(values[LOSSES.index("ibot")] / masked, 6)
-        return found
+            named[PER_MASKED_CROP] = round(values[LOSSES.index("ibot")] / masked, 6)
+        return named
 
 
 def loss_weights(recipe: HybridRecipe) -> dict[str, float]:
@@ -77,10 +81,11 @@ def loss_weights(recipe: HybridRecipe) -> dict[str, float]:
 
 
 def format_losses(losses: Mapping[str, float]) -> str:
-    """Return losses as one line for a person.
+    """Format losses as one line.
 
     Example:
-        >>> losses = {"ibot": 3.7, "label": 0.11, "loss": 3.81, "ibot_per_masked_crop": 7.4}
+        >>> losses = {"ibot": 3.7, "label": 0.11, "loss": 3.81}
+        >>> losses["ibot_per_masked_crop"] = 7.4
         >>> format_losses(losses)
         'ibot 7.40 per masked crop, label 0.11, loss 3.81'
     """
@@ -94,7 +99,7 @@ def format_losses(losses: Mapping[str, float]) -> str:
 
 
 def format_speed(images_per_second: float) -> str:
-    """Return a speed with as many decimals as it needs.
+    """Format a speed with up to three decimals.
 
     Example:
         >>> format_speed(52.4), format_speed(3.14), format_speed(0.0312)
@@ -109,7 +114,7 @@ def format_speed(images_per_second: float) -> str:
 def collapse_warnings(
     history: Sequence[Mapping[str, float]], recipe: HybridRecipe
 ) -> Iterator[str]:
-    """Yield a warning for each head that answers alike for every image.
+    """Yield a warning for each collapsed head, whose outputs are equal for all images.
 
     Args:
         history: Mean losses of every epoch.
@@ -122,7 +127,7 @@ def collapse_warnings(
         loss = history[-1].get(key, 0.0)
         if loss > COLLAPSED * even:
             yield (
-                f"The {name} loss ended at {loss:.2f}. A head that answers alike for every "
-                f"image scores {even:.2f}, so this loss has taught nothing. Train longer, or "
-                "with a lower --temperature or --lr."
+                f"The {name} loss ended at {loss:.2f}. A head with equal outputs for every image "
+                f"has {even:.2f}, so this loss has taught nothing. Train longer, or with a "
+                "lower --temperature or --lr."
             )

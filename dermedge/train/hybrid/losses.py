@@ -1,8 +1,8 @@
 """Compute the four losses of hybrid pretraining, equal for any number of processes.
 
 Each process averages over its own images, and gradients are averaged over processes.
-That is the mean over all images, because every process has equally many. The label loss
-divides by the number of labelled images of all processes instead, as these differ.
+The result is the mean over all images, because all processes have equally many. The
+numbers of labelled images differ, so the label loss divides by their sum instead.
 
 tests/train/test_hybrid_losses.py compares these functions with values of the released
 code of DermINO.
@@ -29,23 +29,25 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, rounds: int = SINKHORN_RO
 
     Args:
         logits: The teacher's logits, [N, K].
-        temperature: Divisor of the logits; a lower one gives sharper assignments.
-        rounds: Iterations; each normalizes columns, then rows. Three as in DINOv2.
+        temperature: Divisor of the logits. A lower one gives sharper assignments.
+        rounds: Number of iterations. Each normalizes columns, then rows. Three is
+            DINOv2's number.
 
     Returns:
         Assignments, [N, K]; float64 for float64 logits, else float32.
 
     Example:
-        >>> found = sinkhorn_knopp(torch.tensor([[5.0, 1.0], [4.0, 1.0]]), temperature=1.0)
-        >>> [round(float(total), 3) for total in found.sum(1)]
+        >>> logits = torch.tensor([[5.0, 1.0], [4.0, 1.0]])
+        >>> assigned = sinkhorn_knopp(logits, temperature=1.0)
+        >>> [round(float(total), 3) for total in assigned.sum(1)]
         [1.0, 1.0]
-        >>> bool(found[0, 0] > found[1, 0])
+        >>> bool(assigned[0, 0] > assigned[1, 0])
         True
     """
     count, width = logits.shape
     scores = logits.double() if logits.dtype == torch.float64 else logits.float()
-    # Subtracting the maximum changes nothing but avoids the overflow of the released
-    # code, which is NaN from logits of about 88 times the temperature on.
+    # Subtracting the maximum does not change the result. It avoids an overflow of the
+    # released code, which gives NaN for logits above about 88 times the temperature.
     largest = scores.max() if count else scores.new_tensor(-torch.inf)
     q = torch.exp((scores - world_max(largest)) / temperature)
     total = world_sum(scores.new_tensor(float(count)))
@@ -96,7 +98,7 @@ def ibot_loss(
 
     Args:
         student: The student's logits of masked patches, [M, K].
-        target: The teacher's assignments of the same patches, which it saw, [M, K].
+        target: The teacher's assignments of the same patches, unmasked, [M, K].
         weight: 1 / number of masked patches in the crop of each patch, [M].
         crops: Number of global crops, masked or not.
         temperature: Temperature of the student's softmax.
@@ -131,14 +133,14 @@ def koleo_loss(features: Tensor) -> Tensor:
 def label_loss(logits: Tensor, targets: Tensor, allowed: Tensor, labelled: Tensor) -> Tensor:
     """Return the binary cross entropy over the classes that a sample's source labels.
 
-    It is averaged over these classes, then over the labelled samples of all processes.
-    It is 0 if there are none.
+    The loss is averaged over these classes, then over the labelled samples of all
+    processes. It is 0 if there are none.
 
     Args:
         logits: One logit per class, [N, C].
         targets: Multi-hot targets, [N, C].
-        allowed: Entries that count, bool [N, C]; no entry for an unlabelled sample.
-        labelled: Number of labelled samples of the step over all processes, [].
+        allowed: Entries that count, bool [N, C]. An unlabelled sample has none.
+        labelled: Number of labelled samples of the step over all processes, a scalar.
     """
     entries = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
     per_sample = (entries * allowed).sum(1) / allowed.sum(1).clamp_min(1)

@@ -52,19 +52,24 @@ class VitTrunk(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Recompute the activations of every block in the backward pass."""
-        # lightly's wrapper runs the blocks itself, by a flag of its own, so the flag of
+        # lightly's wrapper runs the blocks itself and has its own flag, so the flag of
         # the timm model has no effect: github.com/lightly-ai/lightly/issues/2054.
         self.masked.set_grad_checkpointing(True)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tokens:
-        """Return tokens of `image` [N, 3, S, S]; `mask`, bool [N, P], hides patches."""
+        """Return the tokens of an image.
+
+        Args:
+            image: Normalised pixels, float [N, 3, S, S].
+            mask: Patches to hide, bool [N, P]. None hides none.
+        """
         prefix = self.timm.num_prefix_tokens
         tokens = self.masked.encode(image, mask=None if mask is None else F.pad(mask, (prefix, 0)))
         return Tokens(self.timm.forward_head(tokens, pre_logits=True), tokens[:, prefix:])
 
 
 class PooledTrunk(nn.Module):
-    """Any other timm backbone, by its pooled features; it has no patches to hide."""
+    """Any other timm backbone, with pooled features and no patches to mask."""
 
     def __init__(self, backbone: Backbone, drop_path: float) -> None:
         """Create the backbone with random weights."""
@@ -89,7 +94,7 @@ class PooledTrunk(nn.Module):
             ) from error
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tokens:
-        """Return the features of `image`, float [N, 3, S, S]."""
+        """Return the features of normalised pixels, float [N, 3, S, S]."""
         pooled: Tensor = self.timm(image.contiguous(memory_format=torch.channels_last))
         return Tokens(pooled, None)
 
@@ -108,15 +113,16 @@ def patch_size(backbone: Backbone) -> tuple[int, int] | None:
 
 
 def has_patches(backbone: Backbone) -> bool:
-    """Return True for a vision transformer, whose patches can be hidden."""
+    """Return True for a vision transformer, whose patches can be masked."""
     return patch_size(backbone) is not None
 
 
 def set_drop_path(module: nn.Module, rate: float) -> None:
     """Give every residual branch the same rate of stochastic depth, in place.
 
-    timm lets the rate rise from 0 in the first block to its value in the last, so the
-    mean is half of it. The released code of DermINO has the full rate in every block.
+    In timm the rate rises from 0 in the first block to its full value in the last, so
+    its mean is half of that. The released code of DermINO has the full rate in every
+    block.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -126,7 +132,7 @@ def set_drop_path(module: nn.Module, rate: float) -> None:
 
 
 class Branch(nn.Module):
-    """A trunk with heads over class and patch tokens, of the student or the teacher."""
+    """The student or the teacher: a trunk with heads over class and patch tokens."""
 
     def __init__(self, backbone: Backbone, recipe: HybridRecipe, drop_path: float) -> None:
         """Create trunk and heads with random weights."""
@@ -197,11 +203,17 @@ class LabelHead(nn.Module):
 
 
 class HybridOutputs(NamedTuple):
-    """The student's outputs for N images; None without their loss.
+    """The student's outputs for N images.
 
-    `pooled` [2N, D] and `dino_global` [2N, K] are of the global crops, crop by crop.
-    `dino_local` is [L, N, K], `ibot` [M, K] of the masked patches, `labels` [2N, C].
-    `pull` is the mean squared distance of the prototypes to their start.
+    An output is None if its loss is not computed.
+
+    Attributes:
+        pooled: Features of the global crops, [2N, D].
+        dino_global: DINO logits of the global crops, [2N, K].
+        dino_local: DINO logits of the local crops, [L, N, K].
+        ibot: iBOT logits of the M masked patches, [M, K].
+        labels: Logits of the diagnoses for the global crops, [2N, C].
+        pull: Mean squared distance of the prototypes to their initial values.
     """
 
     pooled: Tensor
@@ -213,18 +225,18 @@ class HybridOutputs(NamedTuple):
 
 
 class HybridStudent(nn.Module):
-    """The student's branch and the label head.
+    """The student: its branch and the label head.
 
-    One call computes the inputs of all losses, because DDP allows one forward per step.
+    One call computes all outputs, because DDP allows one forward pass per step.
     """
 
     def __init__(self, branch: Branch, labels: LabelHead | None) -> None:
-        """Combine a branch and a label head, which is None without a label loss."""
+        """Combine a branch and a label head. None means that there is no label loss."""
         super().__init__()
         self.branch, self.labels = branch, labels
 
     def parts(self) -> Iterator[nn.Module]:
-        """Yield the modules that are clipped separately: backbone and heads."""
+        """Yield backbone and heads, whose gradients are clipped separately."""
         candidates = (self.branch.trunk, self.branch.dino, self.branch.ibot, self.labels)
         yield from (part for part in candidates if part is not None)
 

@@ -28,11 +28,11 @@ NORM_IMAGES = 1024
 def fit_recipe(
     recipe: HybridRecipe, backbone: Backbone, sources: Sources, world: int
 ) -> HybridRecipe:
-    """Return the recipe without losses that this backbone or these tables cannot have.
+    """Return the recipe without the losses that backbone or tables do not support.
 
     Raises:
         UsageError: No loss is left, the batch cannot be divided among the processes, or
-            crops are no multiple of the patch size.
+            the side of a crop is no multiple of the patch size.
     """
     patch = patch_size(backbone)
     if patch is None:
@@ -90,22 +90,25 @@ def starting_network(
 def make_branches(
     network: Network, backbone: Backbone, recipe: HybridRecipe, seed: int
 ) -> tuple[HybridStudent, Branch]:
-    """Return student and teacher with equal weights; the teacher drops no path."""
-    # Weights of the heads depend on the seed, not on what initialized the backbone.
+    """Return student and teacher with equal weights.
+
+    The teacher has no stochastic depth.
+    """
+    # The heads depend on the seed only, not on random numbers that the backbone used.
     torch.manual_seed(seed)
-    own = Branch(backbone, recipe, recipe.drop_path)
-    own.trunk.timm.load_state_dict(network.backbone.state_dict())
+    student = Branch(backbone, recipe, recipe.drop_path)
+    student.trunk.timm.load_state_dict(network.backbone.state_dict())
     if recipe.checkpoint_activations:
-        own.trunk.checkpoint_activations()
+        student.trunk.checkpoint_activations()
     teacher = Branch(backbone, recipe, 0.0)
-    teacher.load_state_dict(own.state_dict())
+    teacher.load_state_dict(student.state_dict())
     labels = None
     if recipe.label:
         rows = make_prototypes(
-            recipe.prototypes, label_space(), own.width, seed, recipe.mask_padding
+            recipe.prototypes, label_space(), student.width, seed, recipe.mask_padding
         )
         labels = LabelHead(rows, recipe)
-    return HybridStudent(own, labels), teacher.requires_grad_(False).eval()
+    return HybridStudent(student, labels), teacher.requires_grad_(False).eval()
 
 
 def read_centres(frames: Frames, rows: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -123,7 +126,7 @@ def read_centres(frames: Frames, rows: Sequence[int]) -> Iterator[torch.Tensor]:
 
 
 def settle_norms(network: Network, sources: Sources, recipe: HybridRecipe) -> None:
-    """Give BatchNorms the statistics of whole images, after training on crops."""
+    """Set the statistics of BatchNorms from whole images, after training on crops."""
     if any(isinstance(module, BATCH_NORMS) for module in network.modules()):
         rows = np.random.default_rng(0).permutation(len(sources.paths))[:NORM_IMAGES]
         frames = Frames(sources.paths, make_preprocess(recipe.size, "crop"))

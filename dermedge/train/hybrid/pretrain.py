@@ -1,4 +1,4 @@
-"""Pretrain a teacher on tables with labels, with some labels, or with none."""
+"""`pretrain`: pretrain a teacher on images with and without labels."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,8 +52,8 @@ from dermedge_runtime.spec import to_json
 
 EXECUTION = ExecutionOptions()
 
+# Called with one line of text about the current step of the work.
 Report = Callable[[str], None]
-"""Called with one line of text about what is being done."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class PretrainingOutcome:
     Attributes:
         history: Mean losses and speed of every epoch.
         unreadable: `table/image_id` of the rows that could not be decoded.
-        resumed_from: Step of the checkpoint that the run continued from, if it did.
-        warnings: Problems that are no errors, in words.
+        resumed_from: Step of the checkpoint that the run continued from, or None.
+        warnings: Problems that do not stop the run, as text.
     """
 
     history: tuple[dict[str, float], ...]
@@ -92,27 +92,30 @@ def pretrain(
     Processes that `torchrun` started work on one batch together, and their number does
     not change the result.
 
-    A finished run with the same settings and data is returned as it is. A killed run
-    continues from its last checkpoint to the same weights. `out` receives the teacher's
-    folder with one `embed` task, run.json, and log.jsonl with the losses of every step.
+    `out` receives the model folder of the teacher, which has one `embed` task. It also
+    receives `run.json`, and `log.jsonl` with the losses of every step.
+
+    A finished run with the same settings and data is not repeated: its teacher is
+    returned. A killed run continues from its last checkpoint to the same weights.
 
     Source: "DermINO: Hybrid Pretraining for a Versatile Dermatology Foundation Model",
     arXiv:2508.12190.
 
     Args:
-        data: Folders or files of tables. Each is a source with classes of its own.
+        data: Folders or table files of data sets. Each is a source with classes of its
+            own.
         out: Folder for the teacher.
-        recipe: Settings of the computation. `PRESETS` has some; `make_recipe` changes
-            them.
+        recipe: Settings that decide the result. `PRESETS` holds named recipes, and
+            `make_recipe` changes their fields.
         init: Initial weights: `none` (random), `hub` (timm's published ones), a
-            safetensors file, or a model's folder.
-        name: Name of the teacher; by default the backbone's.
+            safetensors file, or a model folder.
+        name: Name of the teacher. None derives it from the backbone's.
         seed: Random seed of order, crops, masks, initial weights and stochastic depth.
         options: Workers, devices and checkpoints, which do not change the result.
         overwrite: Replace another run in `out`.
         progress: Called after every step, on rank 0.
-        report: Called with lines about data, device, estimate and resuming, on rank 0.
-            On a CPU the estimate costs one small step.
+        report: Called on rank 0 with lines about data, device, estimate and resuming.
+            On a CPU the estimate costs one small step. None prints nothing.
 
     Returns:
         The teacher. Its one output is the L2-normalized class token or pooled feature.
@@ -121,7 +124,8 @@ def pretrain(
         DataError: The tables have no train rows, over 1 % of their images cannot be
             decoded, or the loss is not finite.
         DermedgeError: Another process died.
-        UsageError: Backbone, initial weights, recipe or `out` do not fit together.
+        UsageError: The backbone does not exist, does not fit the initial weights or the
+            recipe, or `out` holds another run and `overwrite` is false.
 
     Example:
         >>> from dermedge.train.hybrid.recipe import make_recipe
@@ -134,11 +138,11 @@ def pretrain(
         'vit_tiny_patch16_224-hybrid'
     """
     fabric = make_fabric(options, recipe)
-    say = report if report and fabric.global_rank == 0 else _ignore
-    say(f"Device: {describe_device(fabric)}, precision {recipe.precision}.")
-    say(f"Reading {', '.join(map(str, data))}.")
+    report_line = report if report and fabric.global_rank == 0 else _ignore
+    report_line(f"Device: {describe_device(fabric)}, precision {recipe.precision}.")
+    report_line(f"Reading {', '.join(map(str, data))}.")
     sources = read_sources(data)
-    say(describe_sources(sources))
+    report_line(describe_sources(sources))
     backbone = choose_backbone(recipe.backbone, recipe.backbone_args, init)
     recipe = fit_recipe(recipe, backbone, sources, fabric.world_size)
     settings = {
@@ -150,10 +154,10 @@ def pretrain(
         "seed": seed,
     }
     run = RunRecord(Path(out), "pretrain", "teacher", settings, sources.images_digest)
-    done = run.finished(overwrite=overwrite)
-    if done is not None:
-        say(f"{out} already holds this run, finished. Pass --overwrite to train it again.")
-        return done
+    finished = run.finished(overwrite=overwrite)
+    if finished is not None:
+        report_line(f"{out} already holds this run, finished. Pass --overwrite to train it again.")
+        return finished
     start = starting_network(backbone, recipe, sources, init, seed)
     student, teacher = make_branches(start, backbone, recipe, seed)
     check_batch_norms(student, fabric)
@@ -167,9 +171,9 @@ def pretrain(
         learner = make_learner(fabric, recipe, sources, student, teacher)
         load_checkpoint(learner, run, state)
         if report:
-            report_start(learner, state, say)
+            report_start(learner, state, report_line)
         crops = CropDataset(sources.paths, sources.ids, recipe, backbone, teacher.trunk.grid, seed)
-        steps = load_rest(crops, learner, state, seed, options)
+        steps = load_remaining_steps(crops, learner, state, seed, options)
         seconds = 60 * options.checkpoint_minutes
         train(
             learner,
@@ -186,7 +190,7 @@ def pretrain(
             fabric.barrier()
             return load_model_folder(run.folder)
     except RuntimeError as error:
-        # A process that died makes the collectives of the others fail, some time later.
+        # After a process died, the collectives of the others fail some time later.
         if isinstance(error, DermedgeError) or fabric.world_size == 1:
             raise
         raise explain_lost_rank(error) from error
@@ -204,7 +208,7 @@ def pretrain(
 
 
 def _ignore(line: str) -> None:
-    """Take a line that nobody reads."""
+    """Ignore a line of the report."""
 
 
 def make_fabric(options: ExecutionOptions, recipe: HybridRecipe) -> Fabric:
@@ -225,7 +229,7 @@ def make_fabric(options: ExecutionOptions, recipe: HybridRecipe) -> Fabric:
 
 
 def describe_device(fabric: Fabric) -> str:
-    """Return the device and the number of processes in words."""
+    """Return the device and the number of processes as text."""
     if fabric.device.type == "cuda":
         device = torch.cuda.get_device_name(fabric.device)
     else:
@@ -235,7 +239,7 @@ def describe_device(fabric: Fabric) -> str:
 
 
 def describe_sources(sources: Sources) -> str:
-    """Return the numbers of train images and of labelled ones per source, in words."""
+    """Return the numbers of train images and of labelled ones per source, as text."""
     parts = [
         f"{name} {counts['images']:,} ({counts['labelled']:,} labelled)"
         for name, counts in sources.counts.items()
@@ -247,22 +251,22 @@ def describe_sources(sources: Sources) -> str:
     )
 
 
-def report_start(learner: Learner, state: TrainingState, say: Report) -> None:
+def report_start(learner: Learner, state: TrainingState, report_line: Report) -> None:
     """Report the step that a run resumes from, and on a CPU its memory and time."""
     recipe = learner.recipe
     if state.resumed_from is not None:
-        say(f"Resuming after step {state.step} of {recipe.total}.")
+        report_line(f"Resuming after step {state.step} of {recipe.total}.")
     left = recipe.total - state.step
     # The losses are collective, so one rank alone cannot measure a step.
     if learner.fabric.device.type == "cpu" and learner.fabric.world_size == 1 and left:
-        say("Measuring a step of two images, to estimate memory and time.")
-        found = estimate.measure_small_step(learner)
+        report_line("Measuring a step of two images, to estimate memory and time.")
+        measured = estimate.measure_small_step(learner)
         available = estimate.machine_memory()
-        for line in estimate.describe_estimate(found, recipe, left, available):
-            say(line)
+        for line in estimate.describe_estimate(measured, recipe, left, available):
+            report_line(line)
 
 
-def load_rest(
+def load_remaining_steps(
     crops: CropDataset,
     learner: Learner,
     state: TrainingState,
@@ -279,11 +283,14 @@ def load_rest(
         fabric.global_rank,
         fabric.world_size,
     )
-    return load_steps(crops, sampler, spare_workers(options.workers))
+    return load_steps(crops, sampler, choose_workers(options.workers))
 
 
-def spare_workers(requested: int | None) -> int:
-    """Return the number of processes that cut crops for each training process."""
+def choose_workers(requested: int | None) -> int:
+    """Return the number of processes that cut crops for each training process.
+
+    By default all cores but one per training process.
+    """
     local = torchrun_layout()[0]
     return requested if requested is not None else max(1, (os.cpu_count() or 1) // local - 1)
 

@@ -1,7 +1,7 @@
 """Make knowledge-guided prototypes, the initial rows of the label head.
 
-In the released code of DermINO (arXiv:2508.12190) they are embeddings of the disease
-names by CODER, a term encoder trained on UMLS (Yuan et al., J. Biomed. Inform. 2022),
+The released code of DermINO (arXiv:2508.12190) embeds the disease names with CODER, a
+term encoder trained on UMLS (Yuan et al., J. Biomed. Inform. 2022). Its prototypes are
 L2-normalized and frozen. Here they come from any Hugging Face text encoder, from a file
 of vectors, or from the project's taxonomy, which needs no download.
 """
@@ -113,8 +113,8 @@ def read_vectors(path: Path, space: Sequence[str]) -> Floats:
 def encode_names(encoder: str, names: Sequence[str], mask_padding: bool) -> Floats:
     """Return the pooled outputs of a Hugging Face text encoder for names.
 
-    Weights are read from safetensors only. A name that is not a folder is looked up in
-    the local cache and then on the hub.
+    Weights are read from safetensors only. A name that is not a folder is searched in
+    the local cache, then on the hub.
 
     Args:
         encoder: Name or folder of the encoder.

@@ -1,6 +1,6 @@
 """Define the settings of hybrid pretraining and its presets.
 
-The module needs no torch, so that the command line can offer every field as an option.
+The module imports no torch, because the command line offers every field as an option.
 
 Source of the defaults: "DermINO: Hybrid Pretraining for a Versatile Dermatology
 Foundation Model" (arXiv:2508.12190) and its released code, which is DINOv2
@@ -25,7 +25,11 @@ STRATEGIES = ("auto", "ddp", "fsdp")
 
 @dataclass(frozen=True)
 class Limits:
-    """Help text and range of a recipe field; a tuple's range holds per element."""
+    """Help text and range of a recipe field.
+
+    The range holds for a number, or for each element of a tuple.
+    `low` and `high` are inclusive bounds, `above` is an exclusive lower bound.
+    """
 
     help: str
     low: float | None = None
@@ -33,7 +37,7 @@ class Limits:
     above: float | None = None
 
     def allow(self, value: float) -> bool:
-        """Return whether a number lies in the range."""
+        """Return True if a number lies in the range."""
         return not (
             (self.low is not None and value < self.low)
             or (self.high is not None and value > self.high)
@@ -41,7 +45,7 @@ class Limits:
         )
 
     def describe(self) -> str:
-        """Return the range in words, for messages."""
+        """Return the range as text, for messages."""
         parts = (
             ("above", self.above),
             ("at least", self.low),
@@ -59,8 +63,8 @@ def setting(default: Any, help: str, **limits: float) -> Any:
 class HybridRecipe:
     """All settings that decide what hybrid pretraining computes.
 
-    Lengths of schedules are in epochs of `steps` optimizer steps. Each field states its
-    meaning, unit and range here; `dermedge pretrain --help` prints the same text.
+    Lengths of schedules are in epochs of `steps` optimizer steps. The text of each
+    field gives its meaning and unit, and `dermedge pretrain --help` prints it.
 
     Raises:
         UsageError: A field is out of range, or two fields contradict each other.
@@ -174,7 +178,7 @@ class HybridRecipe:
         "Rate per block: the full rate in every block (uniform, as released), or rising "
         "linearly from 0 to it (ramp).",
     )
-    # Random prototypes would first follow a random teacher.
+    # In its first steps the teacher is random, so prototypes would learn noise.
     freeze_last_layer: int = setting(
         1, "Epochs in which the last layer of both heads does not train.", low=0
     )
@@ -323,13 +327,13 @@ def make_recipe(preset: str, **changes: Any) -> HybridRecipe:
     return replace(base, **changes, backbone_args=args)
 
 
-# `dermnio-base` reproduces the released settings; `small` scales the heads with the
-# backbone. `tiny` and `mobile` are sized for two CPU cores, and keep the ramped drop
-# path, the clipping of the whole model and the blur of the DINO paper: their published
-# numbers were measured so. A batch of 64 gives only 128 class tokens. At the published
-# temperature the teacher's assignments become uniform, and the student collapses; a
-# cold teacher (.02) prevents that. The warm-up of the temperature has no effect there
-# until somebody gives two temperatures.
+# `dermnio-base` reproduces the released settings. `small` scales the heads with the
+# backbone. `tiny` and `mobile` are sized for two CPU cores. They keep the ramped drop
+# path, the clipping of the whole model and the blur of the DINO paper. Their published
+# numbers were measured with these. A batch of 64 gives only 128 class tokens.
+# At the published temperature the teacher's assignments become uniform, and the student
+# collapses. A temperature of 0.02 prevents that. The warm-up of the temperature has no
+# effect in these two presets, unless two different temperatures are given.
 PRESETS: Mapping[str, HybridRecipe] = MappingProxyType(
     {
         "dermnio-base": HybridRecipe("vit_base_patch14_dinov2", {"img_size": 224}),

@@ -21,7 +21,10 @@ class Rates(NamedTuple):
 
 
 class ParameterGroup(TypedDict):
-    """A parameter group of the optimizer, with its factors on both rates."""
+    """A parameter group of the optimizer.
+
+    `lr_factor` and `decay` are its factors on learning rate and weight decay.
+    """
 
     params: list[nn.Parameter]
     lr_factor: float
@@ -69,7 +72,8 @@ def _cosine(first: float, last: float, share: float) -> float:
 def parameter_groups(module: nn.Module, recipe: HybridRecipe) -> list[ParameterGroup]:
     """Group trainable parameters by their factors on learning rate and weight decay.
 
-    Vectors and tokens do not decay, as timm has it. The patch embedding learns slower.
+    Vectors and tokens have no weight decay, as in timm. The patch embedding has a lower
+    learning rate.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

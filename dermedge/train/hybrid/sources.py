@@ -66,7 +66,7 @@ def read_sources(data: Sequence[Path | str]) -> Sources:
     copies. All rows of a table without splits and labels are train rows.
 
     Args:
-        data: Folders or files of tables.
+        data: Folders or table files of data sets.
 
     Raises:
         DataError: A table cannot be read, or there are no train rows.
@@ -78,7 +78,7 @@ def read_sources(data: Sequence[Path | str]) -> Sources:
     """
     parts = [_list_rows(_assign_splits(read_table(path))) for path in data]
     frame = pd.concat([part for part, _, _ in parts], ignore_index=True)
-    # By content, not by name: sources copy images from each other under other names.
+    # Compared by content, because sources copy images from each other under new names.
     held_out = set(frame.loc[frame["split"] != "train", "sha256"])
     train = frame[(frame["split"] == "train") & ~frame["sha256"].isin(held_out)]
     if train.empty:

@@ -59,7 +59,7 @@ class Learner:
 
 
 def check_batch_norms(student: HybridStudent, fabric: Fabric) -> None:
-    """Check that BatchNorms can see the batch of all processes.
+    """Check that BatchNorms can use the batch of all processes.
 
     Raises:
         UsageError: Several processes train a BatchNorm on CPUs.
@@ -97,10 +97,10 @@ def make_learner(
 
 
 def train_step(learner: Learner, parts: Sequence[CropBatch], step: int, now: Rates) -> StepLosses:
-    """Take one optimizer step and move the teacher.
+    """Take one optimizer step, and update the teacher.
 
     Args:
-        learner: What trains.
+        learner: Modules and optimizer.
         parts: The images of the step, one batch per accumulation part.
         step: Number of the step, from 0.
         now: Rates of the step.
@@ -184,7 +184,7 @@ def compute_losses(
     """Return the losses of one part by name, without their weights.
 
     Args:
-        learner: What trains.
+        learner: Modules and optimizer.
         model: The student, or Fabric's wrapper of it.
         part: Crops of N images.
         code: Label codes of the global crops, [2N].
@@ -206,7 +206,7 @@ def compute_losses(
             out.ibot, ibot, weight, len(part.mask), recipe.student_temperature
         )
     if recipe.koleo and recipe.self_supervised:
-        # Each crop by itself: the two crops of an image are neighbours on purpose.
+        # Computed per crop, because the two crops of one image should be close.
         first, second = (koleo_loss(crop) for crop in out.pooled.chunk(2))
         losses["koleo"] = first + second
     if out.labels is not None:
@@ -229,8 +229,8 @@ def add_up(losses: dict[str, Tensor], recipe: HybridRecipe) -> Tensor:
 def clip_gradients(learner: Learner) -> None:
     """Limit the norm of the gradients, per module or of the whole model.
 
-    The released code of DermINO clips the backbone and each head separately. One norm
-    over all of them lets a large gradient of a head shrink the backbone's.
+    The released code of DermINO clips the backbone and each head separately. With one
+    norm over all of them, a large gradient of a head shrinks the backbone's.
     """
     fabric, recipe = learner.fabric, learner.recipe
     if not recipe.clip:
@@ -253,7 +253,8 @@ def clip_norm(parameters: Iterable[nn.Parameter], limit: float, sharded: bool) -
     Args:
         parameters: Parameters of one module.
         limit: Largest norm.
-        sharded: Each process holds a part of every gradient, so the norm is over all.
+        sharded: True if each process holds a part of every gradient. The norm is then
+            computed over all processes.
     """
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     grads = [parameter.grad for parameter in trained if parameter.grad is not None]

@@ -45,7 +45,7 @@ def train(
         seed: Seed of stochastic depth.
         checkpoint_seconds: Longest time between two checkpoints.
         progress: Called after every step, on rank 0.
-        clock: Time in seconds; must never go back.
+        clock: Function that returns the time in seconds and never goes back.
 
     Raises:
         DataError: Over 1 % of the images cannot be decoded, or the loss is not finite.
@@ -95,7 +95,7 @@ def finish_epoch(learner: Learner, state: TrainingState) -> None:
 
 
 def describe_step(learner: Learner, state: TrainingState, losses: StepLosses) -> str:
-    """Return epoch, losses and speed in words."""
+    """Return epoch, losses and speed as text."""
     recipe = learner.recipe
     done = 1 + (state.step - 1) % recipe.steps
     epoch = 1 + (state.step - 1) // recipe.steps
@@ -120,12 +120,19 @@ def check_loss(losses: StepLosses, step: int) -> None:
 def note_unreadable(
     learner: Learner, state: TrainingState, sources: Sources, rows: Sequence[int], due: bool
 ) -> bool:
-    """Share the rows that could not be decoded, and rank 0's wish for a checkpoint.
+    """Share the undecodable rows, and the decision of rank 0 to write a checkpoint.
 
     One small collective per step carries both.
 
+    Args:
+        learner: Modules and Fabric.
+        state: Its `unreadable` rows are updated.
+        sources: Training rows, for the message.
+        rows: Rows of this process's batch that could not be decoded.
+        due: True on rank 0 if a checkpoint is due.
+
     Returns:
-        True on every rank if rank 0 wants a checkpoint.
+        True on every rank if a checkpoint is due.
 
     Raises:
         DataError: Over 1 % of the images cannot be decoded; raised on every rank.
