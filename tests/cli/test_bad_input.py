@@ -110,7 +110,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "unsafe path": (traverse, "'../evil.txt' in"),
     "newer schema": (
         lambda b: rewrite_manifest(b, {"schema": "dermedge.bundle/2"}),
-        "upgrade dermedge",
+        "Upgrade dermedge",
     ),
     "unlisted file": (lambda bundle: (bundle / "extra.bin").write_bytes(b"x"), "holds 'extra.bin'"),
     "another manifest": (only_a_manifest, "has no 'schema'"),
@@ -343,7 +343,7 @@ def test_nor_is_one_of_another_major_schema(bundle: Path, tmp_path: Path) -> Non
     rewrite_manifest(bundle, {"schema": "dermedge.bundle/2"})
     message = refused(dermedge("export", bundle, "--target", "web", "-o", tmp_path / "out"), 5)
     assert "'dermedge.bundle/2'" in message
-    assert "upgrade dermedge" in message
+    assert "Upgrade dermedge" in message
     assert not (tmp_path / "out").exists()
 
 

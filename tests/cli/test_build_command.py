@@ -58,7 +58,7 @@ def test_without_tensorrt_the_message_names_the_command_and_the_device(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     before = snapshot(bundle.parent)
     message = refused(dermedge("build", bundle), 4)
-    assert f"on the Jetson, run `dermedge build {bundle}`" in message
+    assert f"On the Jetson, run `dermedge build {bundle}`" in message
     assert snapshot(bundle.parent) == before
     checked = dermedge("verify", bundle, "--engine", "onnxruntime")
     assert checked.code == 0, checked.err

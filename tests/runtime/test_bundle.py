@@ -300,7 +300,7 @@ def test_a_cut_zip_is_refused(toy_bundle_path, tmp_path):
 @pytest.mark.parametrize("schema", ["dermedge.bundle/2", "dermedge.bundle/10"])
 def test_a_newer_schema_says_upgrade(toy_bundle_path, schema):
     rewrite(toy_bundle_path, at("schema", value=schema))
-    with pytest.raises(BundleError, match=rf"{schema}.*upgrade dermedge"):
+    with pytest.raises(BundleError, match=rf"{schema}.*Upgrade dermedge"):
         Bundle.open(toy_bundle_path)
 
 

@@ -137,7 +137,7 @@ def test_a_bad_image_is_returned_in_place_and_the_others_are_predicted(model, ba
     [{"batch_size": 0}, {"workers": 0}, {"batch_size": 4, "ahead": 3}, {"on_error": "ignore"}],
 )
 def test_a_stream_refuses_invalid_options_at_once(model, options):
-    with pytest.raises(UsageError, match="use"):
+    with pytest.raises(UsageError, match="Use"):
         model.stream(IMAGES, **options)
 
 

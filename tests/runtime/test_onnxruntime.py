@@ -124,14 +124,14 @@ class TestPlacement:
     def test_nodes_on_a_provider_that_was_not_named_are_described(self):
         assert find_fallback(SPLIT, (CUDA,)) == (
             "CUDAExecutionProvider cannot compute 8 of 60 nodes (3 Resize, 1 A, 1 B, 1 C, 1 Cast "
-            "and 1 more), which fell back to CPUExecutionProvider: add 'CPUExecutionProvider' to "
+            "and 1 more), which fell back to CPUExecutionProvider. Add 'CPUExecutionProvider' to "
             "`providers` to accept that."
         )
 
     def test_a_named_provider_without_any_node_is_described_even_beside_the_cpu(self):
         assert find_fallback({CPU: SPLIT[CUDA]}, (CUDA, CPU)).startswith(
             "CUDAExecutionProvider computes none of the 52 nodes "
-            "(CPUExecutionProvider: 50 Conv, 2 Gemm): leave it out"
+            "(CPUExecutionProvider: 50 Conv, 2 Gemm). Leave it out"
         )
 
     @pytest.mark.parametrize(

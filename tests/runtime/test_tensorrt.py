@@ -284,7 +284,7 @@ class TestMachine:
     @pytest.mark.parametrize("version", ["8.6.1", "9.3.0", "12.0.0", "101.0"])
     def test_an_unknown_major_version_is_refused(self, version):
         with pytest.raises(
-            EngineError, match=rf"{re.escape(version)} is not supported: install 10 or 11"
+            EngineError, match=rf"{re.escape(version)} is not supported\. Install 10 or 11"
         ):
             fake_tensorrt.machine(version)
 
@@ -432,7 +432,7 @@ class TestUse:
     def test_without_an_engine_the_error_gives_the_command(self, bundle, machine):
         with pytest.raises(
             EngineError,
-            match=r"No engine is built for this device: run `dermedge build .*skin\.dermedge`",
+            match=r"No engine is built for this device\. Run `dermedge build .*skin\.dermedge`",
         ):
             TensorRtRuntime.open(bundle, machine=machine)
 

@@ -86,8 +86,8 @@ def bench(
     """
     if runs < 1 or warmup < 0 or sustained < 0:
         raise UsageError(
-            f"runs {runs}, warmup {warmup}, sustained {sustained}: "
-            "use runs of 1 or more, no negatives."
+            f"runs {runs}, warmup {warmup}, sustained {sustained}. "
+            "Use runs of 1 or more, no negatives."
         )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     data, description = _read_image(opened, image)
@@ -158,7 +158,7 @@ def _read_image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:
         with Image.open(io.BytesIO(data)) as image:
             return data, f"{Path(path).name}, {image.width} x {image.height} {image.format}"
     except OSError as error:
-        raise ImageError(f"{path} cannot be read ({error}): check the file.") from error
+        raise ImageError(f"{path} cannot be read ({error}). Check the file.") from error
 
 
 def _time_stages(
@@ -235,8 +235,8 @@ def _time_first_prediction(arguments: str) -> tuple[float, int | None]:
             trouble.seek(0)
             last = (trouble.read().strip().splitlines() or ["no message"])[-1]
             raise EngineError(
-                f"The first prediction in a new process failed ({last}): "
-                "run `dermedge verify` on the bundle."
+                f"The first prediction in a new process failed ({last}). "
+                "Run `dermedge verify` on the bundle."
             )
     resident: int | None = json.loads(rest)
     return milliseconds, resident

@@ -102,7 +102,7 @@ class Bundle:
             data = container.read(name)
         if sha256_hex(data) != self.files[name]:
             raise BundleError(
-                f"{name!r} in {self.path} was changed since the bundle was opened; {DAMAGED}"
+                f"{name!r} in {self.path} was changed since the bundle was opened. {DAMAGED}"
             )
         return data
 
@@ -132,7 +132,7 @@ class Bundle:
         out = Path(out)
         with open_container(self.path) as container:
             if _parse(_read_manifest(container), self.path) != self:
-                raise BundleError(f"{self.path} was changed since it was opened; open it again.")
+                raise BundleError(f"{self.path} was changed since it was opened. Open it again.")
             manifest = container.read(MANIFEST)
         return _write(
             {MANIFEST: manifest, **{name: self.read(name) for name in self.files}},
@@ -206,7 +206,7 @@ def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool)
             check_free(out, overwrite=overwrite)
             if out.is_dir():
                 raise UsageError(
-                    f"{out} is a folder and is not overwritten by a zip; choose another path."
+                    f"{out} is a folder and is not overwritten by a zip. Choose another path."
                 )
             atomic_write(out, zip_bytes(files))
             return Bundle.open(out)
@@ -217,14 +217,14 @@ def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool)
             return replace(Bundle.open(folder), path=bundle.path)
     except OSError as error:
         raise DermedgeError(
-            f"Cannot write {out} ({error.strerror}); free space or choose another path."
+            f"Cannot write {out} ({error.strerror}). Free space or choose another path."
         ) from error
 
 
 def _read_manifest(container: Container) -> Json:
     if container.sizes.get(MANIFEST, 0) > LARGEST_MANIFEST:
         raise BundleError(
-            f"{MANIFEST} of {container.path} has over {LARGEST_MANIFEST} bytes; {DAMAGED}"
+            f"{MANIFEST} of {container.path} has over {LARGEST_MANIFEST} bytes. {DAMAGED}"
         )
     data: Json = parse_json(container.read(MANIFEST), f"{container.path}/{MANIFEST}", BundleError)
     return data
@@ -241,7 +241,7 @@ def _parse(manifest: Json, path: Path) -> Bundle:
         raise BundleError(f"{MANIFEST} of {path} has no canonical form: {error}") from error
     if take(manifest, "id", str, MANIFEST) != digest:
         raise BundleError(
-            f"The manifest of {path} was changed: its id does not fit its content; {DAMAGED}"
+            f"The manifest of {path} was changed: its id does not fit its content. {DAMAGED}"
         )
     spec = Spec.from_json(take(manifest, "spec", dict, MANIFEST))
     bundle = Bundle(
@@ -256,7 +256,7 @@ def _parse(manifest: Json, path: Path) -> Bundle:
     )
     if not artifact_files(bundle):
         raise BundleError(
-            f"The artifact {bundle.artifact.path!r} is not among the files of {path}; {AGAIN}"
+            f"The artifact {bundle.artifact.path!r} is not among the files of {path}. {AGAIN}"
         )
     return bundle
 
@@ -267,10 +267,10 @@ def _check_schema(schema: str, path: Path) -> None:
     name, _, major = schema.partition("/")
     if name == SCHEMA.partition("/")[0] and major.isdecimal():
         raise BundleError(
-            f"{path} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+            f"{path} has schema {schema!r}, and this dermedge reads {SCHEMA!r}. Upgrade dermedge."
         )
     raise BundleError(
-        f"{path} has schema {schema!r}, which is no dermedge bundle; name a .dermedge one."
+        f"{path} has schema {schema!r}, which is no dermedge bundle. Name a .dermedge one."
     )
 
 
@@ -286,7 +286,7 @@ def _read_tolerance(data: Json, spec: Spec) -> dict[str, float]:
         if not number or not math.isfinite(value) or not 0 <= value <= LARGEST_TOLERANCE:
             raise BundleError(
                 f"The tolerance of {name!r} is {value!r}, "
-                f"not within 0..{LARGEST_TOLERANCE}; {AGAIN}"
+                f"not within 0..{LARGEST_TOLERANCE}. {AGAIN}"
             )
     return {name: float(value) for name, value in data.items()}
 
@@ -295,7 +295,7 @@ def _check_tasks(data: Json, spec: Spec, where: str) -> None:
     tasks = sorted(task.name for task in spec.tasks)
     if sorted(data) != tasks:
         raise BundleError(
-            f"{where} has entries for {sorted(data)}, but the tasks are {tasks}; {AGAIN}"
+            f"{where} has entries for {sorted(data)}, but the tasks are {tasks}. {AGAIN}"
         )
 
 
@@ -305,7 +305,7 @@ def _read_parity(data: Json) -> Json:
         if status not in get_args(Status):
             raise BundleError(
                 f"parity.{side}.status is {status!r}, "
-                f"not one of {', '.join(get_args(Status))}; {AGAIN}"
+                f"not one of {', '.join(get_args(Status))}. {AGAIN}"
             )
     return data
 
@@ -315,7 +315,7 @@ def _read_files(data: Json, path: Path) -> dict[str, str]:
     for name, digest in data.items():
         if name == MANIFEST or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
             raise BundleError(
-                f"The digest of {name!r} is {digest!r}, not a SHA-256 of another file; {AGAIN}"
+                f"The digest of {name!r} is {digest!r}, not a SHA-256 of another file. {AGAIN}"
             )
         if PurePosixPath(name).suffix.lower() in PICKLES:
             raise _is_pickle(name, path)
@@ -336,18 +336,18 @@ def artifact_files(bundle: Bundle) -> list[str]:
 def _check_files(bundle: Bundle, container: Container) -> None:
     listed, existing = {*bundle.files, MANIFEST}, set(container.sizes)
     if missing := sorted(listed - existing):
-        raise BundleError(f"{bundle.path} misses {', '.join(map(repr, missing))}; {DAMAGED}")
+        raise BundleError(f"{bundle.path} misses {', '.join(map(repr, missing))}. {DAMAGED}")
     if extra := sorted(existing - listed):
         raise BundleError(
             f"{bundle.path} holds {', '.join(map(repr, extra))}, "
-            f"which its manifest does not list; {DAMAGED}"
+            f"which its manifest does not list. {DAMAGED}"
         )
     artifact = artifact_files(bundle)
     for name, expected in bundle.files.items():
         digest, head = container.digest(name)
         if digest != expected:
             raise BundleError(
-                f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest; "
+                f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest. "
                 f"{DAMAGED}"
             )
         # Raw weights beside a graph (`.bin` in a folder) may start with any bytes. No
@@ -359,5 +359,5 @@ def _check_files(bundle: Bundle, container: Container) -> None:
 
 def _is_pickle(name: str, path: Path) -> BundleError:
     return BundleError(
-        f"{name!r} in {path} is a pickle, which could run code; export to another format."
+        f"{name!r} in {path} is a pickle, which could run code. Export to another format."
     )

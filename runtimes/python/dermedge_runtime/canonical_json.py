@@ -42,7 +42,7 @@ def canonical_json(value: object) -> bytes:
         return _serialise(value).encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"The text {error.object!r} holds half a surrogate pair; write valid Unicode."
+            f"The text {error.object!r} holds half a surrogate pair. Write valid Unicode."
         ) from error
 
 
@@ -56,7 +56,7 @@ def _serialise(value: object) -> str:
     if isinstance(value, int):
         if abs(value) > LARGEST_INTEGER:
             raise UsageError(
-                f"The integer {value} is beyond 2^53 - 1 and not exact in JSON; write it as text."
+                f"The integer {value} is beyond 2^53 - 1 and not exact in JSON. Write it as text."
             )
         return str(int(value))
     if isinstance(value, float):
@@ -66,13 +66,13 @@ def _serialise(value: object) -> str:
     if isinstance(value, dict):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
-            raise UsageError(f"The JSON key {wrong[0]!r} is not a string; write it as one.")
+            raise UsageError(f"The JSON key {wrong[0]!r} is not a string. Write it as one.")
         # The standard orders keys by UTF-16 code units, not by code points.
         ordered = sorted(value, key=lambda key: key.encode("utf-16-be"))
         return "{" + ",".join(f"{_quote(key)}:{_serialise(value[key])}" for key in ordered) + "}"
     raise UsageError(
-        f"{value!r} is a {type(value).__name__}, which JSON does not have; "
-        "convert it to a plain type."
+        f"{value!r} is a {type(value).__name__}, which JSON does not have. "
+        "Convert it to a plain type."
     )
 
 
@@ -88,7 +88,7 @@ def _serialise_number(value: float) -> str:
     the point and the form of the exponent differ.
     """
     if not math.isfinite(value):
-        raise UsageError(f"{value} is not a JSON number; write null where there is no value.")
+        raise UsageError(f"{value} is not a JSON number. Write null where there is no value.")
     if value == 0:
         return "0"
     sign, text = ("-", repr(-value)) if value < 0 else ("", repr(value))
@@ -171,7 +171,7 @@ def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any
         )
     except (ValueError, RecursionError) as error:
         raise error_class(
-            f"{where} is not valid JSON ({error}); get or write the file again."
+            f"{where} is not valid JSON ({error}). Get or write the file again."
         ) from error
 
 
@@ -190,6 +190,6 @@ def read_json(path: str | Path, error_class: type[DermedgeError]) -> Any:
         data = Path(path).read_bytes()
     except OSError as error:
         raise error_class(
-            f"Cannot read {path} ({error.strerror}); check that the path is right."
+            f"Cannot read {path} ({error.strerror}). Check that the path is right."
         ) from error
     return parse_json(data, str(path), error_class)

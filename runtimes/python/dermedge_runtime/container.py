@@ -21,7 +21,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 # Control characters, what Windows reserves, and halves of surrogate pairs.
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*\ud800-\udfff]')
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
-DAMAGED = "get the bundle again from where it was exported."
+DAMAGED = "Get the bundle again from where it was exported."
 
 
 class Container:
@@ -43,7 +43,7 @@ class Container:
     def stream(self, name: str) -> IO[bytes]:
         """Open a file for reading; raise BundleError if it does not exist."""
         if name not in self.sizes:
-            raise BundleError(f"{self.path} has no file {name!r}; {DAMAGED}")
+            raise BundleError(f"{self.path} has no file {name!r}. {DAMAGED}")
         return (
             self._archive.open(name) if self._archive is not None else (self.path / name).open("rb")
         )
@@ -74,7 +74,7 @@ def open_container(path: Path) -> Iterator[Container]:
             compressed entry, or cannot be read.
     """
     if not path.exists():
-        raise UsageError(f"There is no bundle at {path}; check the path.")
+        raise UsageError(f"There is no bundle at {path}. Check the path.")
     try:
         if path.is_dir():
             yield Container(path, _list_folder(path), None)
@@ -82,8 +82,8 @@ def open_container(path: Path) -> Iterator[Container]:
         with path.open("rb") as stream:
             if stream.read(4) != ZIP_MAGIC:
                 raise BundleError(
-                    f"{path} is neither a bundle's folder nor its zip; "
-                    "name a .dermedge folder or file."
+                    f"{path} is neither a bundle's folder nor its zip. "
+                    "Name a .dermedge folder or file."
                 )
             from zipfile import BadZipFile, ZipFile
 
@@ -91,10 +91,10 @@ def open_container(path: Path) -> Iterator[Container]:
                 with ZipFile(stream) as archive:
                     yield Container(path, _list_zip(path, archive), archive)
             except (BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-                raise BundleError(f"{path} is a damaged zip ({error}); {DAMAGED}") from error
+                raise BundleError(f"{path} is a damaged zip ({error}). {DAMAGED}") from error
     except OSError as error:
         raise BundleError(
-            f"Cannot read {error.filename or path} ({error.strerror or error}); {DAMAGED}"
+            f"Cannot read {error.filename or path} ({error.strerror or error}). {DAMAGED}"
         ) from error
 
 
@@ -127,19 +127,19 @@ def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
         # stored.
         name, mode = info.orig_filename, info.external_attr >> 16
         if name in sizes:
-            raise BundleError(f"{path} holds {name!r} twice, which is unsafe; {DAMAGED}")
+            raise BundleError(f"{path} holds {name!r} twice, which is unsafe. {DAMAGED}")
         if name.endswith("/") or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
             raise _not_regular(name, path)
         if info.compress_type != ZIP_STORED:
             raise BundleError(
-                f"{name!r} in {path} is compressed; zip the bundle with its own `save`."
+                f"{name!r} in {path} is compressed. Zip the bundle with its own `save`."
             )
         sizes[name] = info.file_size
     return sizes
 
 
 def _not_regular(name: str, where: Path) -> BundleError:
-    return BundleError(f"{name!r} in {where} is a link or not a regular file; {DAMAGED}")
+    return BundleError(f"{name!r} in {where} is a link or not a regular file. {DAMAGED}")
 
 
 def check_names(names: Iterable[str], where: str) -> None:
@@ -164,17 +164,17 @@ def check_names(names: Iterable[str], where: str) -> None:
     for name in names:
         if not _is_safe(name):
             raise BundleError(
-                f"{name!r} in {where} is an unsafe path (not relative, plain and NFC); {DAMAGED}"
+                f"{name!r} in {where} is an unsafe path (not relative, plain and NFC). {DAMAGED}"
             )
         if (other := seen.setdefault(name.casefold(), name)) != name:
             raise BundleError(
-                f"{other!r} and {name!r} in {where} are one file on some systems; {DAMAGED}"
+                f"{other!r} and {name!r} in {where} are one file on some systems. {DAMAGED}"
             )
     for name in names:
         for end in (i for i, letter in enumerate(name) if letter == "/"):
             if name[:end].casefold() in seen:
                 raise BundleError(
-                    f"{name[:end]!r} in {where} is both a file and a folder; {DAMAGED}"
+                    f"{name[:end]!r} in {where} is both a file and a folder. {DAMAGED}"
                 )
 
 

@@ -20,7 +20,7 @@ from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import ElsewhereError, EngineError, MissingExtraError, first_line
 from dermedge_runtime.preprocess import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
-from dermedge_runtime.spec import AGAIN, Spec
+from dermedge_runtime.spec import Spec
 
 OLDEST = "13"  # the oldest macOS that runs dermedge's exports
 
@@ -84,7 +84,7 @@ class CoreMlRuntime:
         """
         if platform.system() != "Darwin":
             raise ElsewhereError(
-                "Core ML runs on macOS and iOS only: copy the bundle to a Mac with macOS >= "
+                "Core ML runs on macOS and iOS only. Copy the bundle to a Mac with macOS >= "
                 f"{bundle.artifact.details.get('macos', OLDEST)} and type: "
                 f"pip install 'dermedge[coreml]' && dermedge verify {bundle.path.name}"
             )
@@ -112,7 +112,7 @@ class CoreMlRuntime:
         # coremltools does not promise that two threads may call one model at once.
         with self._lock:
             if self._model is None:
-                raise EngineError("The Core ML model is closed: load the bundle again.")
+                raise EngineError("The Core ML model is closed. Load the bundle again.")
             try:
                 rows = [self._model.predict({INPUT: Image.fromarray(image)}) for image in images]
                 return {
@@ -122,7 +122,7 @@ class CoreMlRuntime:
             except Exception as error:
                 raise EngineError(
                     f"Core ML failed on {images.dtype} {list(images.shape)} "
-                    f"({first_line(error)}): run `dermedge verify` on the bundle."
+                    f"({first_line(error)}). Run `dermedge verify` on the bundle."
                 ) from error
 
     def close(self) -> None:
@@ -152,8 +152,8 @@ def _load(coremltools: ModuleType, package: Path, bundle: Bundle, version: str) 
     except Exception as error:
         raise EngineError(
             f"Core ML of {version} refuses {bundle.artifact.path} ({first_line(error)}): "
-            f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; "
-            f"upgrade it, or {AGAIN}"
+            f"it needs {', '.join(bundle.artifact.requires) or 'another version'}. "
+            "Upgrade it, or export the model again."
         ) from error
 
 

@@ -282,12 +282,12 @@ def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
     values = outputs.get(task.name)
     if values is None:
         raise EngineError(
-            f"The engine gave no output {task.name!r}, only {sorted(outputs)}: {AGAIN}"
+            f"The engine gave no output {task.name!r}, only {sorted(outputs)}. {AGAIN}"
         )
     expected = expected_shape(task, size)
     if values.shape != expected and not (expected == (None,) and values.ndim == 1):
         raise EngineError(
-            f"Output {task.name!r} has shape {list(values.shape)}, not {list(expected)}: {AGAIN}"
+            f"Output {task.name!r} has shape {list(values.shape)}, not {list(expected)}. {AGAIN}"
         )
     return values
 
@@ -295,5 +295,5 @@ def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
 def _check_finite(task: Task, finite: bool) -> None:
     if not finite:
         raise EngineError(
-            f"Output {task.name!r} holds NaN or infinity: run `dermedge verify` on the bundle."
+            f"Output {task.name!r} holds NaN or infinity. Run `dermedge verify` on the bundle."
         )

@@ -71,7 +71,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         _sync(path.parent)
     except OSError as error:
         raise DermedgeError(
-            f"Cannot write {path} ({error.strerror}); free space or choose a path you may write to."
+            f"Cannot write {path} ({error.strerror}). Free space or choose a path you may write to."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -109,7 +109,7 @@ def atomic_folder(
         temporary.mkdir(parents=True)
     except OSError as error:
         raise DermedgeError(
-            f"Cannot write {path} ({error.strerror}); choose a path you may write to."
+            f"Cannot write {path} ({error.strerror}). Choose a path you may write to."
         ) from error
     try:
         yield temporary
@@ -134,7 +134,7 @@ def check_free(path: Path, *, overwrite: bool, marker: str | None = None) -> Non
         UsageError: The path has no name, or exists and may not be replaced.
     """
     if path.name in ("", ".", ".."):
-        raise UsageError(f"{str(path)!r} cannot be an output; name a new file or folder.")
+        raise UsageError(f"{str(path)!r} cannot be an output. Name a new file or folder.")
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -142,12 +142,12 @@ def check_free(path: Path, *, overwrite: bool, marker: str | None = None) -> Non
     has_files = path.is_dir() and any(path.iterdir())
     if marker is not None and has_files and not (path / marker).is_file():
         raise UsageError(
-            f"{path} is a folder without {marker}, so it is not overwritten; choose another path."
+            f"{path} is a folder without {marker}, so it is not overwritten. Choose another path."
         )
 
 
 def _already_exists(path: Path) -> UsageError:
-    return UsageError(f"{path} exists already; choose another path, or overwrite it (--overwrite).")
+    return UsageError(f"{path} exists already. Choose another path, or overwrite it (--overwrite).")
 
 
 def _sibling(path: Path, kind: str) -> Path:
@@ -181,7 +181,7 @@ def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise _already_exists(path) from error
         raise DermedgeError(
-            f"Cannot write {path} ({error.strerror}); choose a path you may write to."
+            f"Cannot write {path} ({error.strerror}). Choose a path you may write to."
         ) from error
 
 

@@ -67,7 +67,7 @@ def golden_files(cases: Sequence[Case]) -> dict[str, bytes]:
     """
     names = [case.name for case in cases]
     if not names or len({name.lower() for name in names}) != len(names):
-        raise UsageError(f"Golden cases need one or more distinct names, not {names}; rename them.")
+        raise UsageError(f"Golden cases need one or more distinct names, not {names}. Rename them.")
     files: dict[str, bytes] = {}
     listed = [_describe(case, files) for case in cases]
     return {CASES: pretty_json({"schema": SCHEMA, "cases": listed}), **files}
@@ -77,15 +77,15 @@ def _describe(case: Case, files: dict[str, bytes]) -> Json:
     """Return the entry of a case in `cases.json`, and put its tensors into `files`."""
     if not IDENTIFIER.fullmatch(case.name):
         raise UsageError(
-            f"Golden case name {case.name!r} is not a file name; "
-            "use letters, digits, '.', '_' and '-'."
+            f"Golden case name {case.name!r} is not a file name. "
+            "Use letters, digits, '.', '_' and '-'."
         )
 
     def put(path: str, array: npt.NDArray[Any], dtype: str) -> Json:
         if not np.isfinite(array).all():
             raise UsageError(
-                f"Golden case {case.name!r} has NaN or infinity in {path}; "
-                "check the model's outputs."
+                f"Golden case {case.name!r} has NaN or infinity in {path}. "
+                "Check the model's outputs."
             )
         files[path] = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<")).tobytes()
         return {"path": path, "dtype": dtype, "shape": list(array.shape)}
@@ -122,11 +122,11 @@ def read_golden(read: Callable[[str], bytes]) -> list[Case]:
     schema = take(data, "schema", str, CASES)
     if schema != SCHEMA:
         raise BundleError(
-            f"{CASES} has schema {schema!r}, and this dermedge reads {SCHEMA!r}: upgrade dermedge."
+            f"{CASES} has schema {schema!r}, and this dermedge reads {SCHEMA!r}. Upgrade dermedge."
         )
     cases = [_read_case(item, read) for item in take(data, "cases", list, CASES)]
     if not cases:
-        raise BundleError(f"{CASES} lists no case, so verification is not possible; {AGAIN}")
+        raise BundleError(f"{CASES} lists no case, so verification is not possible. {AGAIN}")
     return cases
 
 
@@ -136,7 +136,7 @@ def _read_case(item: Json, read: Callable[[str], bytes]) -> Case:
     tensor = _read_tensor(take(item, "tensor", dict, where), "uint8", where, read)
     if tensor.ndim != 3 or tensor.shape[0] != tensor.shape[1] or tensor.shape[2] != 3:
         raise BundleError(
-            f"The tensor of {where} has shape {list(tensor.shape)}, not [S, S, 3]; {AGAIN}"
+            f"The tensor of {where} has shape {list(tensor.shape)}, not [S, S, 3]. {AGAIN}"
         )
 
     def read_outputs(key: str) -> dict[str, Array]:
@@ -162,11 +162,11 @@ def _read_tensor(
     if take(entry, "dtype", str, where) != dtype or not all(
         type(n) is int and n > 0 for n in shape
     ):
-        raise BundleError(f"{path} of {where} is {entry!r}, not a {dtype} tensor; {AGAIN}")
+        raise BundleError(f"{path} of {where} is {entry!r}, not a {dtype} tensor. {AGAIN}")
     kind, data = np.dtype(dtype).newbyteorder("<"), read(path)
     if len(data) != math.prod(shape) * kind.itemsize:
-        raise BundleError(f"{path} has {len(data)} bytes, which is not {dtype} {shape}; {AGAIN}")
+        raise BundleError(f"{path} has {len(data)} bytes, which is not {dtype} {shape}. {AGAIN}")
     array = np.frombuffer(data, dtype=kind).reshape(shape).astype(dtype)
     if not np.isfinite(array).all():
-        raise BundleError(f"{path} of {where} holds NaN or infinity; {AGAIN}")
+        raise BundleError(f"{path} of {where} holds NaN or infinity. {AGAIN}")
     return array

@@ -209,11 +209,11 @@ class Model:
             ImageError
         """
         if on_error not in ("raise", "return"):
-            raise UsageError(f"on_error is {on_error!r}: use 'raise' or 'return'.")
+            raise UsageError(f"on_error is {on_error!r}. Use 'raise' or 'return'.")
         if batch_size < 1 or workers < 1 or ahead < batch_size:
             raise UsageError(
-                f"batch_size {batch_size}, ahead {ahead}, workers {workers}: "
-                "use 1 or more, and ahead >= batch_size."
+                f"batch_size {batch_size}, ahead {ahead}, workers {workers}. "
+                "Use 1 or more, and ahead >= batch_size."
             )
         self._check_open()
         return self._stream(images, batch_size, ahead, workers, on_error, exact)
@@ -241,7 +241,7 @@ class Model:
         ):
             raise UsageError(
                 f"The engine takes uint8 [N, {size}, {size}, 3], "
-                f"not {images.dtype} {list(images.shape)}: preprocess the image first."
+                f"not {images.dtype} {list(images.shape)}. Preprocess the image first."
             )
         return self.runtime.run(images)
 
@@ -282,7 +282,7 @@ class Model:
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError(
-                f"The model {self.bundle.spec.name!r} is closed: load its bundle again."
+                f"The model {self.bundle.spec.name!r} is closed. Load its bundle again."
             )
 
     def _prepare(self, image: Source, exact: bool) -> Item:
@@ -366,7 +366,7 @@ def load(
         'onnxruntime'
     """
     if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}: use 1 or more, or leave it out.")
+        raise UsageError(f"threads is {threads}. Use 1 or more, or leave it out.")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     runtime: RuntimeClass = lookup("engine", engine or opened.artifact.format, RUNTIMES, GROUP)
     return Model(opened, runtime.open(opened, threads=threads))

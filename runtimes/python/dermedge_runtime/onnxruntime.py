@@ -11,7 +11,7 @@ from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import EngineError, MissingExtraError, first_line
 from dermedge_runtime.preprocess import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
-from dermedge_runtime.spec import AGAIN, Spec
+from dermedge_runtime.spec import Spec
 from dermedge_runtime.telemetry import no_telemetry
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class OnnxRuntime:
         available = onnxruntime.get_available_providers()
         if missing := [name for name in providers if name not in available]:
             raise EngineError(
-                f"This onnxruntime has no {', '.join(missing)}, only {', '.join(available)}: "
-                "install the build that has it, or leave `providers` out."
+                f"This onnxruntime has no {', '.join(missing)}, only {', '.join(available)}. "
+                "Install the build that has it, or leave `providers` out."
             )
         graph = bundle.read(bundle.artifact.path)
         try:
@@ -109,8 +109,8 @@ class OnnxRuntime:
             raise EngineError(
                 f"onnxruntime {onnxruntime.__version__} refuses {bundle.artifact.path} "
                 f"({first_line(error)}): it needs "
-                f"{', '.join(bundle.artifact.requires) or 'another version'}; "
-                f"upgrade it, or {AGAIN}"
+                f"{', '.join(bundle.artifact.requires) or 'another version'}. "
+                "Upgrade it, or export the model again."
             ) from error
         runtime = cls(session, bundle.spec, str(onnxruntime.__version__))
         if fallback := find_fallback(runtime.placement(), providers):
@@ -125,7 +125,7 @@ class OnnxRuntime:
         """
         session = self._session
         if session is None:
-            raise EngineError("The ONNX Runtime session is closed: load the bundle again.")
+            raise EngineError("The ONNX Runtime session is closed. Load the bundle again.")
         try:
             if not self._batch_one or len(images) == 1:
                 values = session.run(self._names, {INPUT: images})
@@ -137,7 +137,7 @@ class OnnxRuntime:
         except Exception as error:
             raise EngineError(
                 f"onnxruntime failed on {images.dtype} {list(images.shape)} "
-                f"({first_line(error)}): run `dermedge verify` on the bundle."
+                f"({first_line(error)}). Run `dermedge verify` on the bundle."
             ) from error
         return {
             name: np.concatenate(column)
@@ -179,8 +179,8 @@ def find_fallback(placement: Placement, providers: Sequence[str]) -> str:
         if name not in providers:
             return (
                 f"{', '.join(providers)} cannot compute {sum(operators.values())} of {total} "
-                f"nodes ({_list_operators(operators)}), which fell back to {name}: "
-                f"add {name!r} to `providers` to accept that."
+                f"nodes ({_list_operators(operators)}), which fell back to {name}. "
+                f"Add {name!r} to `providers` to accept that."
             )
     for name in providers:
         # The CPU is named as a reserve, so it may compute nothing.
@@ -189,7 +189,7 @@ def find_fallback(placement: Placement, providers: Sequence[str]) -> str:
                 f"{other}: {_list_operators(operators)}" for other, operators in placement.items()
             )
             return (
-                f"{name} computes none of the {total} nodes ({taken}): leave it out of "
+                f"{name} computes none of the {total} nodes ({taken}). Leave it out of "
                 "`providers`, or export at a precision that it computes."
             )
     return ""

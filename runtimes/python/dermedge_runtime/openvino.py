@@ -72,7 +72,7 @@ class OpenVinoRuntime:
             BundleError: A file changed after the bundle was opened.
         """
         if hint not in HINTS:
-            raise UsageError(f"hint is {hint!r}: use 'latency' or 'throughput'.")
+            raise UsageError(f"hint is {hint!r}. Use 'latency' or 'throughput'.")
         try:
             with no_telemetry():
                 import openvino
@@ -95,8 +95,8 @@ class OpenVinoRuntime:
         except Exception as error:
             raise EngineError(
                 f"openvino {version} refuses {bundle.artifact.path} ({last_line(error)}): "
-                f"it needs {', '.join(bundle.artifact.requires) or 'another version'}; "
-                f"upgrade it, or {AGAIN}"
+                f"it needs {', '.join(bundle.artifact.requires) or 'another version'}. "
+                "Upgrade it, or export the model again."
             ) from error
         check_precision(compiled, precision)
         return cls(compiled, bundle.spec, version)
@@ -109,15 +109,15 @@ class OpenVinoRuntime:
         """
         pool = self._pool
         if pool is None:
-            raise EngineError("The OpenVINO model is closed: load the bundle again.")
+            raise EngineError("The OpenVINO model is closed. Load the bundle again.")
         try:
             if not self._batch_one or len(images) == 1:
                 return pool.run(images)
             rows = pool.run_each(images)
         except Exception as error:
             raise EngineError(
-                f"openvino failed on {images.dtype} {list(images.shape)} ({last_line(error)}): "
-                "run `dermedge verify` on the bundle."
+                f"openvino failed on {images.dtype} {list(images.shape)} ({last_line(error)}). "
+                "Run `dermedge verify` on the bundle."
             ) from error
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
@@ -141,8 +141,8 @@ def check_precision(compiled: "openvino.CompiledModel", wanted: str) -> None:
     actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if actual != wanted:
         raise EngineError(
-            f"This CPU computes in {actual}, and the model was exported for {wanted}: "
-            f"export it again in fp32, or use a CPU that has {wanted}."
+            f"This CPU computes in {actual}, and the model was exported for {wanted}. "
+            f"Export it again in fp32, or use a CPU that has {wanted}."
         )
 
 
@@ -198,7 +198,7 @@ def _read_graph(bundle: Bundle) -> tuple[bytes, bytes]:
     weights = [name for name in files if name.endswith(".bin")]
     if len(graphs) != 1 or len(weights) != 1:
         raise EngineError(
-            f"{bundle.artifact.path} holds {files}, not one .xml and one .bin: {AGAIN}"
+            f"{bundle.artifact.path} holds {files}, not one .xml and one .bin. {AGAIN}"
         )
     return bundle.read(graphs[0]), bundle.read(weights[0])
 

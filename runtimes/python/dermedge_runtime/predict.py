@@ -99,6 +99,6 @@ def _list_folder(folder: Path) -> list[Path]:
     )
     if not images:
         raise UsageError(
-            f"{folder} holds no image: give a folder with some ({', '.join(sorted(SUFFIXES))})."
+            f"{folder} holds no image. Give a folder with some ({', '.join(sorted(SUFFIXES))})."
         )
     return images

@@ -134,14 +134,14 @@ def _decode(source: Source, spec: Preprocess, exact: bool) -> Image.Image:
         try:
             image = _open_image(file, name)
         except OSError as error:
-            raise ImageError(f"{name} cannot be read ({error}): check the file.") from error
+            raise ImageError(f"{name} cannot be read ({error}). Check the file.") from error
         return _guarded(image, name, spec, scalable=not exact)
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
-            f"The array is {array.dtype} {list(array.shape)}: pass RGB as uint8 [height, width, 3]."
+            f"The array is {array.dtype} {list(array.shape)}. Pass RGB as uint8 [height, width, 3]."
         )
     _check_size(array.shape[1], array.shape[0], "the array")
     return Image.fromarray(np.ascontiguousarray(array))
@@ -155,18 +155,18 @@ def _open_source(
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
         raise ImageError(
-            f"A {kind} is not an image: pass encoded bytes, a path, a PIL image or a uint8 array."
+            f"A {kind} is not an image. Pass encoded bytes, a path, a PIL image or a uint8 array."
         )
     path = Path(source)
     if path.is_dir():
-        raise ImageError(f"{path} is a folder: name an image file.")
+        raise ImageError(f"{path} is a folder. Name an image file.")
     try:
         return path.open("rb"), str(path)
     except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist: check the path.") from error
+        raise ImageError(f"{path} does not exist. Check the path.") from error
     except (OSError, ValueError) as error:
         raise ImageError(
-            f"{path} cannot be read ({error}): check the path and its permissions."
+            f"{path} cannot be read ({error}). Check the path and its permissions."
         ) from error
 
 
@@ -177,7 +177,7 @@ def _open_image(file: IO[bytes], name: str) -> Image.Image:
     """
     prefix = file.read(16)  # as much as Pillow's plug-ins look at
     if not prefix:
-        raise ImageError(f"{name} is empty (0 bytes): fetch or take the photograph again.")
+        raise ImageError(f"{name} is empty (0 bytes). Fetch or take the photograph again.")
     for kind, plugin in FORMATS.items():
         import_module(f"PIL.{plugin}")
         factory, accepts = Image.OPEN[kind]
@@ -189,16 +189,16 @@ def _open_image(file: IO[bytes], name: str) -> Image.Image:
             except Exception as error:
                 raise _damaged(name, kind, error) from error
     raise ImageError(
-        f"{name} is not an image that dermedge reads ({', '.join(FORMATS)}): "
-        "convert it to JPEG or PNG."
+        f"{name} is not an image that dermedge reads ({', '.join(FORMATS)}). "
+        "Convert it to JPEG or PNG."
     )
 
 
 def _damaged(name: str, kind: str | None, error: Exception) -> ImageError:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return ImageError(
-        f"{name} is truncated or damaged ({kind or 'image'}: {reason}): "
-        "fetch or take the photograph again."
+        f"{name} is truncated or damaged ({kind or 'image'}: {reason}). "
+        "Fetch or take the photograph again."
     )
 
 
@@ -220,7 +220,7 @@ def _upright(image: Image.Image, name: str, spec: Preprocess, scalable: bool) ->
     # A phone's MPO is one photograph followed by previews or depth. Any other file with
     # several frames is an animation or has several pages.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ImageError(f"{name} is animated or has several pages: pass a single frame.")
+        raise ImageError(f"{name} is animated or has several pages. Pass a single frame.")
     if scalable and image.format in ("JPEG", "MPO"):
         scale = reduced_scale(*image.size, spec)
         if scale > 1:
@@ -235,13 +235,13 @@ def _upright(image: Image.Image, name: str, spec: Preprocess, scalable: bool) ->
 def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS}: "
-            "pass a smaller one."
+            f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS}. "
+            "Pass a smaller one."
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(
-            f"{name} has {width} x {height} pixels, too small to be a photograph: "
-            f"each side needs {MIN_SIDE} or more."
+            f"{name} has {width} x {height} pixels, too small to be a photograph. "
+            f"Each side needs {MIN_SIDE} or more."
         )
 
 
@@ -255,14 +255,14 @@ def _refuse_depth(image: Image.Image, name: str) -> None:
         or (mode.startswith("I;") and bits == (12,))
     ):
         raise ImageError(
-            f"{name} has samples of an unknown range (mode {mode}): "
-            "convert it to 8 bits per sample."
+            f"{name} has samples of an unknown range (mode {mode}). "
+            "Convert it to 8 bits per sample."
         )
     deep = mode.startswith("I") or (isinstance(key, tuple) and max(key) > 255)
     if key is not None and deep:
         raise ImageError(
-            f"{name} has 16 bits per sample and a transparent colour: "
-            "convert it to 8 bits per sample."
+            f"{name} has 16 bits per sample and a transparent colour. "
+            "Convert it to 8 bits per sample."
         )
 
 

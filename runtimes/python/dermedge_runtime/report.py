@@ -175,5 +175,5 @@ def read_report(bundle: "Bundle", path: str) -> Json:
         return {}
     report = parse_json(bundle.read(path), path, BundleError)
     if not isinstance(report, dict):
-        raise BundleError(f"{path} of {bundle.path} is not a JSON object; export the model again.")
+        raise BundleError(f"{path} of {bundle.path} is not a JSON object. Export the model again.")
     return report

@@ -38,7 +38,7 @@ def check_signature(inputs: Mapping[str, Port], outputs: Mapping[str, Port], spe
     names = {task.name for task in spec.tasks}
     if set(outputs) != names:
         raise EngineError(
-            f"The graph's outputs are {sorted(outputs)}, but the tasks are {sorted(names)}: {AGAIN}"
+            f"The graph's outputs are {sorted(outputs)}, but the tasks are {sorted(names)}. {AGAIN}"
         )
     for task in spec.tasks:
         kind, shape = outputs[task.name]
@@ -49,7 +49,7 @@ def check_signature(inputs: Mapping[str, Port], outputs: Mapping[str, Port], spe
         if kind != "float32" or not fits:
             raise EngineError(
                 f"Output {task.name!r} is {_describe(kind, shape)}, "
-                f"not {_describe('float32', (None, *expected[1:]))}: {AGAIN}"
+                f"not {_describe('float32', (None, *expected[1:]))}. {AGAIN}"
             )
     return batch == 1
 
@@ -61,11 +61,11 @@ def _check_input(inputs: Mapping[str, Port], size: int) -> int | None:
         described = [f"{name!r} {_describe(*port)}" for name, port in inputs.items()]
         raise EngineError(
             f"The graph's inputs are {', '.join(described) or 'none'}, "
-            f"not one '{INPUT}' uint8 [N, {size}, {size}, 3]: {AGAIN}"
+            f"not one '{INPUT}' uint8 [N, {size}, {size}, 3]. {AGAIN}"
         )
     if shape[0] not in (None, 1):
         raise EngineError(
-            f"The graph takes batches of {shape[0]}, not of one or of any size: {AGAIN}"
+            f"The graph takes batches of {shape[0]}, not of one or of any size. {AGAIN}"
         )
     return shape[0]
 

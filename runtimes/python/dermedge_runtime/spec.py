@@ -20,7 +20,7 @@ Status = Literal["passed", "warn", "failed", "insufficient", "not_run"]
 T = TypeVar("T")
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-AGAIN = "export the model again."
+AGAIN = "Export the model again."
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Task:
         kind = take(data, "kind", str, "task")
         if kind not in get_args(Kind):
             raise BundleError(
-                f"Unknown task kind {kind!r}: this dermedge knows {', '.join(get_args(Kind))}; "
-                "upgrade it."
+                f"Unknown task kind {kind!r}: this dermedge knows {', '.join(get_args(Kind))}. "
+                "Upgrade it."
             )
         task = cls(
             name=take(data, "name", str, "task"),
@@ -90,11 +90,11 @@ class Task:
             ),
         )
         if not IDENTIFIER.fullmatch(task.name):
-            raise BundleError(f"Task name {task.name!r} is not an identifier; {AGAIN}")
+            raise BundleError(f"Task name {task.name!r} is not an identifier. {AGAIN}")
         ids = [label.id for label in task.labels]
         if len(set(ids)) != len(ids) or (kind in ("classify", "ordinal") and len(ids) < 2):
             raise BundleError(
-                f"Task {task.name!r} needs two or more distinct labels, not {ids}; {AGAIN}"
+                f"Task {task.name!r} needs two or more distinct labels, not {ids}. {AGAIN}"
             )
         return task
 
@@ -130,13 +130,13 @@ class Preprocess:
         kernel = take(data, "kernel", str, "preprocess")
         background = take(data, "background", list, "preprocess")
         if not 16 <= size <= 4096:
-            raise BundleError(f"Preprocessing size {size} is outside 16..4096; {AGAIN}")
+            raise BundleError(f"Preprocessing size {size} is outside 16..4096. {AGAIN}")
         if fit not in get_args(Fit) or kernel != "triangle":
             raise BundleError(
-                f"Unknown preprocessing fit {fit!r} or kernel {kernel!r}: upgrade dermedge."
+                f"Unknown preprocessing fit {fit!r} or kernel {kernel!r}. Upgrade dermedge."
             )
         if len(background) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in background):
-            raise BundleError(f"Background {background!r} is not an RGB colour; {AGAIN}")
+            raise BundleError(f"Background {background!r} is not an RGB colour. {AGAIN}")
         return cls(size, cast(Fit, fit), "triangle", (background[0], background[1], background[2]))
 
 
@@ -179,12 +179,12 @@ class Spec:
         )
         if not IDENTIFIER.fullmatch(spec.name):
             raise BundleError(
-                f"Model name {spec.name!r} is not an identifier; "
-                "use letters, digits, '.', '_' and '-'."
+                f"Model name {spec.name!r} is not an identifier. "
+                "Use letters, digits, '.', '_' and '-'."
             )
         names = [task.name for task in spec.tasks]
         if not names or len(set(names)) != len(names):
-            raise BundleError(f"A model needs one or more distinct tasks, not {names}; {AGAIN}")
+            raise BundleError(f"A model needs one or more distinct tasks, not {names}. {AGAIN}")
         return spec
 
     def task(self, name: str) -> Task | None:
@@ -278,15 +278,15 @@ class Postprocessing:
         for name in ("conformal_quantile", "ood_threshold"):
             if data.get(name) is not None:
                 raise BundleError(
-                    f"The bundle has a fitted {name!r}, which this dermedge cannot apply: "
-                    "upgrade dermedge."
+                    f"The bundle has a fitted {name!r}, which this dermedge cannot apply. "
+                    "Upgrade dermedge."
                 )
         temperature = optional(data, "temperature", float, "postprocessing")
         threshold = optional(data, "threshold", float, "postprocessing")
         if temperature is not None and not 0 < temperature < float("inf"):
-            raise BundleError(f"Temperature {temperature} is not a positive number; {AGAIN}")
+            raise BundleError(f"Temperature {temperature} is not a positive number. {AGAIN}")
         if threshold is not None and not 0 <= threshold <= 1:
-            raise BundleError(f"Threshold {threshold} is not a probability; {AGAIN}")
+            raise BundleError(f"Threshold {threshold} is not a probability. {AGAIN}")
         return cls(temperature=temperature, threshold=threshold)
 
 
@@ -320,7 +320,7 @@ def take(data: Json, key: str, kind: type[T], where: str) -> T:
     """
     value = optional(data, key, kind, where)
     if value is None:
-        raise BundleError(f"The {where} has no {key!r}: the file is incomplete; {AGAIN}")
+        raise BundleError(f"The {where} has no {key!r}: the file is incomplete. {AGAIN}")
     return value
 
 
@@ -331,12 +331,12 @@ def optional(data: Json, key: str, kind: type[T], where: str) -> T | None:
         BundleError: `data` is not an object, or the value has another type.
     """
     if not isinstance(data, dict):
-        raise BundleError(f"The {where} is {type(data).__name__}, not a JSON object; {AGAIN}")
+        raise BundleError(f"The {where} is {type(data).__name__}, not a JSON object. {AGAIN}")
     value = data.get(key)
     if value is None:
         return None
     # JSON does not distinguish 1 and 1.0, and in Python True is an int.
     accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
-        raise BundleError(f"{where}.{key} is {value!r}, not a {kind.__name__}; {AGAIN}")
+        raise BundleError(f"{where}.{key} is {value!r}, not a {kind.__name__}. {AGAIN}")
     return cast(T, value)

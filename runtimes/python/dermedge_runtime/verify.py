@@ -27,7 +27,7 @@ from dermedge_runtime.report import Check, Status, VerifyReport
 CHECKS = ("files", "preprocessing", "engine", "decoding")
 # Languages differ in the last digits of exp(); a wrong formula differs by far more.
 DECODED_WITHIN = 1e-6
-AGAIN = "get the bundle again or export the model again."
+AGAIN = "Get the bundle again or export the model again."
 
 
 class _Failure(Exception):
@@ -114,7 +114,7 @@ def _check_files(path: Path) -> tuple[Bundle, list[Case]]:
         if case.tensor.shape[0] != size:
             raise _Failure(
                 f"Golden case {case.name!r} has a tensor of {case.tensor.shape[0]} px, "
-                f"not {size}; {AGAIN}"
+                f"not {size}. {AGAIN}"
             )
         for kind, outputs in (("reference", case.reference), ("expected", case.expected)):
             _check_shapes(f"{kind} of golden case {case.name!r}", outputs, shapes)
@@ -125,13 +125,13 @@ def _check_shapes(
     where: str, outputs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int | None, ...]]
 ) -> None:
     if outputs.keys() != shapes.keys():
-        raise _Failure(f"{where} has outputs {sorted(outputs)}, not {sorted(shapes)}; {AGAIN}")
+        raise _Failure(f"{where} has outputs {sorted(outputs)}, not {sorted(shapes)}. {AGAIN}")
     for name, shape in shapes.items():
         actual = outputs[name].shape
         if len(actual) != len(shape) or any(
             want not in (None, have) for have, want in zip(actual, shape, strict=True)
         ):
-            raise _Failure(f"{name!r} in {where} has shape {actual}, not {shape}; {AGAIN}")
+            raise _Failure(f"{name!r} in {where} has shape {actual}, not {shape}. {AGAIN}")
 
 
 def _check_preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
@@ -145,8 +145,8 @@ def _check_preprocessing(bundle: Bundle, cases: Sequence[Case]) -> str:
             raise _Failure(
                 f"Preprocessing of golden image {case.name!r} differs in "
                 f"{np.count_nonzero(difference)} of {difference.size} values, by up to "
-                f"{difference.max()} of 255 (Pillow {PIL.__version__}); "
-                "do not use this machine's predictions, install another Pillow."
+                f"{difference.max()} of 255 (Pillow {PIL.__version__}). "
+                "Do not use this machine's predictions. Install another Pillow."
             )
     return f"{len(cases)} golden images, bit for bit"
 
@@ -186,14 +186,14 @@ def _check_engine(bundle: Bundle, cases: Sequence[Case], runtime: Runtime) -> st
             if actual is None or actual.shape != (1, *expected.shape):
                 described = "nothing" if actual is None else f"shape {list(actual.shape)}"
                 raise _Failure(
-                    f"{where}: {described}, not shape {[1, *expected.shape]}; "
-                    "use the engine of the export."
+                    f"{where}: {described}, not shape {[1, *expected.shape]}. "
+                    "Use the engine of the export."
                 )
             difference = float(np.abs(actual[0].astype(np.float64) - expected).max())
             if not difference <= bundle.tolerance[name]:  # true for NaN as well
                 raise _Failure(
-                    f"{where}: off by {difference:.3g}, tolerance {bundle.tolerance[name]:.3g}; "
-                    f"use an engine that fits {', '.join(bundle.artifact.requires) or 'the export'}"
+                    f"{where}: off by {difference:.3g}, tolerance {bundle.tolerance[name]:.3g}. "
+                    f"Use an engine that fits {', '.join(bundle.artifact.requires) or 'the export'}"
                     ", or export for this one."
                 )
             largest[name] = max(largest[name], difference)
@@ -225,8 +225,8 @@ def _check_decoding(bundle: Bundle, cases: Sequence[Case]) -> str:
             raise _Failure(f"Golden case {case.name!r} cannot be decoded: {error}") from error
         if difference := _find_difference(prediction, drop_volatile(case.prediction), ""):
             raise _Failure(
-                f"Golden case {case.name!r} decodes differently: {difference}; "
-                "install the newest dermedge."
+                f"Golden case {case.name!r} decodes differently: {difference}. "
+                "Install the newest dermedge."
             )
     return f"{len(cases)} golden predictions, within {DECODED_WITHIN:g}"
 

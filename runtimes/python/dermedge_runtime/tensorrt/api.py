@@ -56,7 +56,7 @@ class TensorRt:
         self.logger = _logger(trt)
         if self.version.partition(".")[0] not in MAJORS:
             raise EngineError(
-                f"TensorRT {self.version} is not supported: install 10 or 11 "
+                f"TensorRT {self.version} is not supported. Install 10 or 11 "
                 "(JetPack 6.1 has 10.3)."
             )
 
@@ -77,7 +77,7 @@ class TensorRt:
             cuda = Cuda.open()
         except (ImportError, OSError, EngineError) as error:
             raise ElsewhereError(
-                f"This machine has no TensorRT, or no NVIDIA GPU ({error}): on the Jetson, run "
+                f"This machine has no TensorRT, or no NVIDIA GPU ({error}). On the Jetson, run "
                 f"`dermedge build {bundle}`. Its ONNX can be checked here: "
                 f"`dermedge verify {bundle} --engine onnxruntime`."
             ) from error
@@ -108,8 +108,8 @@ class TensorRt:
         if not parser.parse(onnx):
             reasons = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
             raise EngineError(
-                f"TensorRT {self.version} cannot read the model ({'; '.join(reasons)}): "
-                "install a newer TensorRT, or export the model again."
+                f"TensorRT {self.version} cannot read the model ({'; '.join(reasons)}). "
+                "Install a newer TensorRT, or export the model again."
             )
         image = network.get_input(0)
         if image.shape[0] == -1:
@@ -129,7 +129,7 @@ class TensorRt:
         if plan is None:
             raise self.failure(
                 "cannot build an engine",
-                "close other programs, or give less memory with --workspace.",
+                "Close other programs, or give less memory with --workspace.",
             )
         return bytes(plan), bytes(config.get_timing_cache().serialize())
 
@@ -150,7 +150,7 @@ class TensorRt:
             remedy: What the user can do.
         """
         reason = self.logger.errors[-1] if self.logger.errors else "without a reason"
-        return EngineError(f"TensorRT {self.version} {what} ({reason}): {remedy}")
+        return EngineError(f"TensorRT {self.version} {what} ({reason}). {remedy}")
 
 
 class Engine:
@@ -176,12 +176,12 @@ class Engine:
         self._engine = engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise machine.failure(
-                "refuses the engine", "run `dermedge build` on its bundle again, with --rebuild."
+                "refuses the engine", "Run `dermedge build` on its bundle again, with --rebuild."
             )
         self._context = context = engine.create_execution_context()
         if context is None:
             raise machine.failure(
-                "cannot start the engine", "close other programs that use the GPU."
+                "cannot start the engine", "Close other programs that use the GPU."
             )
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
@@ -216,13 +216,13 @@ class Engine:
         with self._lock:
             context = self._context
             if context is None:
-                raise EngineError("The TensorRT engine is closed: load the bundle again.")
+                raise EngineError("The TensorRT engine is closed. Load the bundle again.")
             self._cuda.activate()
             for name, array in inputs.items():
                 self._cuda.upload(array, self._memory[name], self._stream)
             if not context.execute_async_v3(self._stream):
                 raise self._machine.failure(
-                    "failed while running", "run `dermedge verify` on the bundle."
+                    "failed while running", "Run `dermedge verify` on the bundle."
                 )
             for name, array in outputs.items():
                 self._cuda.download(self._memory[name], array, self._stream)
@@ -254,7 +254,7 @@ class Engine:
         if not self._context.set_tensor_address(name, address):
             raise self._machine.failure(
                 f"refuses memory for {name!r}",
-                "run `dermedge build` on its bundle again, with --rebuild.",
+                "Run `dermedge build` on its bundle again, with --rebuild.",
             )
         return address
 

@@ -132,6 +132,6 @@ class Cuda:
             self._library.cuGetErrorName(ctypes.c_int(result), ctypes.byref(text))
             reason = (text.value or b"an unknown error").decode(errors="replace")
             raise EngineError(
-                f"CUDA's {name} failed with {reason} ({result}): "
-                "check the GPU with nvidia-smi or tegrastats."
+                f"CUDA's {name} failed with {reason} ({result}). "
+                "Check the GPU with nvidia-smi or tegrastats."
             )

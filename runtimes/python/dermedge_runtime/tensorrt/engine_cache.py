@@ -94,19 +94,19 @@ def find_usable_engine(bundle: Bundle, tensorrt: str, sm: str) -> EngineFile:
     path = record_path(bundle.path)
     again = _again(bundle.path)
     if not path.exists():
-        raise EngineError(f"No engine is built for this device: {again}.")
+        raise EngineError(f"No engine is built for this device. {again}.")
     record = _read_record(path, again)
     key = record.engine.key
     if record.bundle != bundle.id or (key.tensorrt, key.sm) != (tensorrt, sm):
         raise EngineError(
             f"No engine is built for this device: {path.name} has one of bundle "
             f"{record.bundle[:16]} for TensorRT {key.tensorrt} and SM {key.sm}; here are "
-            f"{bundle.id[:16]}, TensorRT {tensorrt} and SM {sm}: {again}."
+            f"{bundle.id[:16]}, TensorRT {tensorrt} and SM {sm}. {again}."
         )
     if record.status == "failed" and not record.allowed_failures:
         raise EngineError(
             f"The engine of this device failed its gate ({path.name} has the reasons) and is not "
-            "used: export the model in another precision, or build again with --rebuild."
+            "used. Export the model in another precision, or build again with --rebuild."
         )
     return record.engine
 
@@ -118,10 +118,10 @@ def read_plan(bundle: Path, engine: EngineFile) -> bytes:
         plan = path.read_bytes()
     except OSError as error:
         raise EngineError(
-            f"The engine {path} cannot be read ({error.strerror}): {_again(bundle)}."
+            f"The engine {path} cannot be read ({error.strerror}). {_again(bundle)}."
         ) from error
     if sha256_hex(plan) != engine.sha256:
-        raise EngineError(f"The engine {path} is damaged: {_again(bundle)}.")
+        raise EngineError(f"The engine {path} is damaged. {_again(bundle)}.")
     return plan
 
 
@@ -137,7 +137,7 @@ def find_cached_engine(bundle: Path, key: EngineKey) -> EngineFile | None:
     try:
         return _read_engine(read_json(path, EngineError))
     except (KeyError, TypeError) as error:
-        raise EngineError(f"{path} is damaged: {_again(bundle)}.") from error
+        raise EngineError(f"{path} is damaged. {_again(bundle)}.") from error
 
 
 def store_engine(bundle: Path, key: EngineKey, plan: bytes) -> EngineFile:
@@ -162,7 +162,8 @@ def write_timings(bundle: Path, key: EngineKey, timings: bytes) -> None:
 
 
 def _again(bundle: Path) -> str:
-    return f"run `dermedge build {bundle}`"
+    """Return the advice to build the engine of a bundle."""
+    return f"Run `dermedge build {bundle}`"
 
 
 def _stem(bundle: Path) -> str:
@@ -186,7 +187,7 @@ def _read_record(path: Path, again: str) -> BuildRecord:
     try:
         if data["schema"] != SCHEMA:
             raise EngineError(
-                f"{path} has schema {data['schema']!r}, this dermedge reads {SCHEMA!r}: {again}."
+                f"{path} has schema {data['schema']!r}, this dermedge reads {SCHEMA!r}. {again}."
             )
         return BuildRecord(
             data["bundle"],
@@ -195,7 +196,7 @@ def _read_record(path: Path, again: str) -> BuildRecord:
             tuple(data["allowed_failures"]),
         )
     except (KeyError, TypeError) as error:
-        raise EngineError(f"{path} is not a device record (it lacks {error}): {again}.") from error
+        raise EngineError(f"{path} is not a device record (it lacks {error}). {again}.") from error
 
 
 def _read_engine(data: Json) -> EngineFile:

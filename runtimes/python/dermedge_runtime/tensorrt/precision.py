@@ -72,8 +72,8 @@ def read_precision(layers: Iterable[str], precision: str) -> PrecisionReadback:
             or "none that can be read"
         )
         raise EngineError(
-            f"The engine was asked for in {precision}, but no layer computes in {asked} ({seen}): "
-            "it is not used. Export the model again with this dermedge, and build it with "
+            f"The engine was asked for in {precision}, but no layer computes in {asked} ({seen}). "
+            "It is not used. Export the model again with this dermedge, and build it with "
             "TensorRT 10 or 11."
         )
     return PrecisionReadback(

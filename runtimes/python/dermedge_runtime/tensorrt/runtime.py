@@ -72,7 +72,7 @@ class TensorRtRuntime:
         if images.dtype != np.uint8 or images.shape[1:] != wanted:
             raise EngineError(
                 f"The TensorRT engine takes uint8 [N, {', '.join(map(str, wanted))}], "
-                f"not {images.dtype} {list(images.shape)}: preprocess the image first."
+                f"not {images.dtype} {list(images.shape)}. Preprocess the image first."
             )
         rows = [self._engine.run({INPUT: np.ascontiguousarray(image[None])}) for image in images]
         return {name: np.concatenate([row[name] for row in rows]) for name in self._names}
