@@ -137,7 +137,7 @@ def test_off_a_mac_the_error_gives_the_command_and_the_machine(bundle: Bundle) -
     with pytest.raises(ElsewhereError) as caught:
         load(bundle)
     assert str(caught.value) == (
-        "Core ML runs on macOS and iOS only: copy the bundle to a Mac with macOS >= 14 and type: "
+        "Core ML runs on macOS and iOS only. Copy the bundle to a Mac with macOS >= 14 and type: "
         "pip install 'dermedge[coreml]' && dermedge verify toy.dermedge"
     )
     assert caught.value.exit_code == 4
