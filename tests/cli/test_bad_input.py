@@ -67,17 +67,17 @@ BAD_IMAGES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_a_bad_image_is_named_with_what_is_wrong(kind: str, tmp_path: Path) -> None:
-    content, said = BAD_IMAGES[kind]
+def test_a_bad_image_is_named_with_its_fault(kind: str, tmp_path: Path) -> None:
+    content, expected = BAD_IMAGES[kind]
     path = tmp_path / "photo.jpg"
     path.write_bytes(content())
     for args in (("predict", TOY, path), ("bench", TOY, "--image", path, "--runs", 1)):
         message = refused(dermedge(*args), 1)
         assert str(path) in message
-        assert said in message
+        assert expected in message
 
 
-def test_an_image_that_is_not_there_is_named() -> None:
+def test_a_missing_image_is_named() -> None:
     assert "lesion.jpg does not exist" in refused(dermedge("predict", TOY, "lesion.jpg"), 1)
 
 
@@ -121,7 +121,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_damaged_bundle_is_refused_by_every_verb(
     damage: str, bundle: Path, tmp_path: Path, table: Path
 ) -> None:
-    harm, said = BAD_BUNDLES[damage]
+    harm, expected = BAD_BUNDLES[damage]
     harm(bundle)
     before = snapshot(tmp_path)
     image = next((table / "images").iterdir())
@@ -132,18 +132,18 @@ def test_a_damaged_bundle_is_refused_by_every_verb(
         ("evaluate", bundle, "--data", table),
     ):
         message = refused(dermedge(*args), 5)
-        assert said in message
+        assert expected in message
         assert str(bundle) in message or "manifest.json" in message
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("damage", BAD_BUNDLES)
-def test_verify_shows_what_is_wrong_with_a_damaged_bundle(damage: str, bundle: Path) -> None:
-    harm, said = BAD_BUNDLES[damage]
+def test_verify_shows_the_damage_of_a_bundle(damage: str, bundle: Path) -> None:
+    harm, expected = BAD_BUNDLES[damage]
     harm(bundle)
     ran = dermedge("verify", bundle)
     assert ran.code == 5
-    assert said in ran.out
+    assert expected in ran.out
     assert ran.out.rstrip().endswith("failed")
     report = dermedge("verify", bundle, "--json")
     assert report.code == 5
@@ -155,7 +155,7 @@ def test_verify_shows_what_is_wrong_with_a_damaged_bundle(damage: str, bundle: P
     ]
 
 
-def test_verify_fails_an_engine_that_computes_something_else(bundle: Path) -> None:
+def test_verify_fails_if_the_engine_computes_other_outputs(bundle: Path) -> None:
     name = "golden/nv-192x256.expected.diagnosis.bin"
     changed = bytearray((bundle / name).read_bytes())
     changed[:4] = struct.pack("<f", struct.unpack("<f", changed[:4])[0] + 0.1)
@@ -169,13 +169,13 @@ def test_verify_fails_an_engine_that_computes_something_else(bundle: Path) -> No
 
 
 @pytest.mark.parametrize("verb", ["inspect", "verify", "bench"])
-def test_a_bundle_that_is_not_there_is_wrong_usage(verb: str) -> None:
+def test_a_missing_bundle_is_a_usage_error(verb: str) -> None:
     assert "There is no bundle at nowhere.dermedge" in refused(
         dermedge(verb, "nowhere.dermedge"), 2
     )
 
 
-def test_a_file_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_file_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x09")
     assert "neither a bundle's folder nor its zip" in refused(dermedge("inspect", path), 5)
@@ -228,7 +228,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("fault", BAD_TABLES)
 def test_a_bad_table_is_refused_and_nothing_is_written(fault: str, table: Path) -> None:
-    harm, said = BAD_TABLES[fault]
+    harm, expected = BAD_TABLES[fault]
     harm(table)
     before = snapshot(table)
     for args in (
@@ -237,7 +237,7 @@ def test_a_bad_table_is_refused_and_nothing_is_written(fault: str, table: Path) 
         ("evaluate", TOY, "--data", table),
     ):
         message = refused(dermedge(*args), 1)
-        for words in said:
+        for words in expected:
             assert words in message
     assert snapshot(table) == before
 
@@ -254,7 +254,7 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         (("prdict", TOY, "x.jpg"), "did you mean 'predict'?"),
         (("data", "chekc", "x"), "check"),
@@ -281,15 +281,15 @@ def test_a_bad_image_in_a_table_is_an_error_of_the_data(table: Path) -> None:
         " ".join(str(part) for part in value[:3] if part != TOY) if isinstance(value, tuple) else ""
     ),
 )
-def test_wrong_usage_is_answered_with_what_was_meant(
-    args: tuple[object, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_usage_error_names_the_wrong_value_or_suggests_the_right_one(
+    args: tuple[object, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert said in refused(dermedge(*args), 2)
+    assert expected in refused(dermedge(*args), 2)
     assert snapshot(tmp_path) == {}
 
 
-def test_a_split_that_makes_no_sense_is_wrong_usage(table: Path) -> None:
+def test_an_invalid_split_is_a_usage_error(table: Path) -> None:
     assert "'tset'" in refused(dermedge("evaluate", TOY, "--data", table, "--split", "tset"), 2)
     assert "0.5" in refused(
         dermedge("data", "split", table, "-o", table / "new.csv", "--fractions", 0.5, 0.5, 0.5), 2
@@ -297,7 +297,7 @@ def test_a_split_that_makes_no_sense_is_wrong_usage(table: Path) -> None:
     assert not (table / "new.csv").exists()
 
 
-def test_what_stands_at_an_output_is_kept_unless_asked(table: Path, tmp_path: Path) -> None:
+def test_existing_output_is_kept_without_overwrite(table: Path, tmp_path: Path) -> None:
     (table / "old.csv").write_text("mine")
     assert "--overwrite" in refused(dermedge("data", "split", table, "-o", table / "old.csv"), 2)
     out = tmp_path / "out"
@@ -316,9 +316,7 @@ def test_an_import_that_fails_leaves_no_folder(table: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_a_place_that_cannot_be_written_is_an_error_not_a_traceback(
-    table: Path, tmp_path: Path
-) -> None:
+def test_an_unwritable_output_is_an_error_without_a_traceback(table: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in refused(
         dermedge("data", "add", "csv", table, "-o", tmp_path / "file" / "out"), 1
@@ -339,7 +337,7 @@ def test_a_bundle_is_not_exported_again(bundle: Path, tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
-def test_nor_is_one_of_another_major_schema(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_of_another_major_schema_is_not_exported(bundle: Path, tmp_path: Path) -> None:
     rewrite_manifest(bundle, {"schema": "dermedge.bundle/2"})
     message = refused(dermedge("export", bundle, "--target", "web", "-o", tmp_path / "out"), 5)
     assert "'dermedge.bundle/2'" in message
@@ -347,7 +345,7 @@ def test_nor_is_one_of_another_major_schema(bundle: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_without_data_is_wrong_usage(tmp_path: Path) -> None:
+def test_a_teacher_without_data_is_a_usage_error(tmp_path: Path) -> None:
     args = ("export", tmp_path, "--target", "cpu", "-o", tmp_path / "out", "--teacher", tmp_path)
     assert "--data" in refused(dermedge(*args), 2)
 
@@ -371,7 +369,7 @@ def without(packages: str, *args: object) -> Ran:
     return process(packages, *args, code=NOT_INSTALLED)
 
 
-def test_a_missing_extra_is_named_with_what_to_type(table: Path, tmp_path: Path) -> None:
+def test_a_missing_extra_is_named_with_the_install_command(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for packages, extra, args in (
         ("pandas", "evaluate", ("evaluate", TOY, "--data", table)),

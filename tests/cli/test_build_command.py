@@ -22,7 +22,7 @@ from support.command import TOY, dermedge, refused, snapshot
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that is all test, and a bundle with its student's predictions."""
+    """A data set of test rows only, and a bundle with its student's predictions."""
     folder = tmp_path_factory.mktemp("build")
     draw_data_set(folder / "lesions", count=104, seed=3, size=(64, 48))
     table = pd.read_csv(folder / "lesions" / "metadata.csv", dtype=str, keep_default_na=False)
@@ -87,7 +87,7 @@ def test_a_build_prints_the_engine_the_checks_and_the_gate(
     assert "tensorrt 10.3.0" in predicted.out
 
 
-def test_its_json_is_the_record(bundle: Path, place: Path, machine: TensorRt) -> None:
+def test_the_json_output_is_the_device_report(bundle: Path, place: Path, machine: TensorRt) -> None:
     ran = dermedge("build", bundle, "--data", place / "lesions", "--workspace", 64, "--json")
     assert ran.code == 0, ran.err
     assert ran.json() == record(bundle)

@@ -41,7 +41,7 @@ def graph(student: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def damaged(student: Path, graph: bytes) -> tuple[Path, str]:
-    """A bundle whose third convolution was zeroed, and the name of that."""
+    """A bundle whose third convolution was zeroed, and the name of that node."""
     model = onnx.load_model_from_string(graph)
     node = [node for node in model.graph.node if node.op_type == "Conv"][2]
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
@@ -70,7 +70,7 @@ def traced(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermedge_export.graph.trace.trace", lambda *_, **options: graph)
 
 
-def test_the_first_line_names_the_node_and_a_table_the_worst(
+def test_the_first_drifted_node_and_a_table_of_the_worst_are_printed(
     student: Path, damaged: tuple[Path, str]
 ) -> None:
     bundle, node = damaged
@@ -94,7 +94,9 @@ def test_json_is_the_report_of_the_function(student: Path, damaged: tuple[Path, 
     assert [drift["node"] for drift in found["worst"]] == [node]
 
 
-def test_a_threshold_that_nothing_falls_below(student: Path, damaged: tuple[Path, str]) -> None:
+def test_a_threshold_below_all_nodes_finds_no_drift(
+    student: Path, damaged: tuple[Path, str]
+) -> None:
     ran = dermedge("parity", "debug", damaged[0], "--against", student, "--threshold", -200)
     assert ran.out.splitlines()[0] == "no node falls below -200 dB"
 

@@ -1,4 +1,4 @@
-"""`dermedge export`, as people type it."""
+"""`dermedge export` on the command line: folders, several targets, next command."""
 
 import os
 import shutil
@@ -60,14 +60,14 @@ def test_the_model_folder_may_be_the_current_folder(
     assert last_line(ran.out) == ["next", f"dermedge verify {os.path.join('..', NAME)}"]  # noqa: PTH118
 
 
-def test_the_folder_beside_a_model() -> None:
+def test_the_default_output_is_the_parent_of_the_model_folder() -> None:
     assert folder_beside(Path("student")) == Path(".")  # noqa: PTH201
     assert folder_beside(Path(".")) == Path("..")  # noqa: PTH201
     assert folder_beside(Path("runs/student")) == Path("runs")
 
 
 @pytest.mark.usefixtures("prebuilt")
-def test_another_folder_can_be_named(run_folder: Path, tmp_path: Path) -> None:
+def test_the_output_folder_can_be_chosen(run_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "my bundles"
     ran = dermedge("export", run_folder, "--target", "prebuilt", "-o", out)
     assert ran.code == 0, ran.err
@@ -75,7 +75,7 @@ def test_another_folder_can_be_named(run_folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in run_folder.iterdir()] == ["student"]
 
 
-def test_a_jetson_bundle_is_built_next_on_the_jetson(run_folder: Path) -> None:
+def test_the_next_command_of_a_jetson_bundle_is_build(run_folder: Path) -> None:
     ran = dermedge("export", run_folder, "--target", "jetson")
     assert ran.code == 0, ran.err
     command = "on the Jetson: dermedge build small-jetson.dermedge --data DIR"
@@ -110,7 +110,7 @@ class TestSeveralTargets:
     def targets(
         self, prebuilt: None, monkeypatch: pytest.MonkeyPatch
     ) -> dict[str, DataError | GateError]:
-        """`all` is three targets; those that this mapping names raise its errors."""
+        """Replace `all` by three targets. Targets in this mapping raise its errors."""
         errors: dict[str, Any] = {}
         names = ["prebuilt", "missing", "failing"]
         monkeypatch.setattr("dermedge.workflows.export.families", lambda: names)

@@ -22,7 +22,8 @@ FUNCTIONS = {
     "parity debug": "debug_parity",
     "teacher import": "import_teacher",
 }
-# Printing belongs to the command line; a preset is a named recipe that the other options change.
+# Printing belongs to the command line. `--preset` names a recipe, which the other options
+# change.
 OWN = {"as_json", "preset"}
 PUBLIC = {name: getattr(dermedge, name) for name in dermedge.__all__}
 
@@ -47,12 +48,8 @@ def option_classes(annotation: Any) -> Iterator[type]:
         if isinstance(part, type) and dataclasses.is_dataclass(part):
             yield part
         elif isinstance(part, types.UnionType) or typing.get_origin(part):
-            yield from option_classes_of_union(part)
-
-
-def option_classes_of_union(annotation: Any) -> Iterator[type]:
-    for part in typing.get_args(annotation):
-        yield from option_classes(part)
+            for inner in typing.get_args(part):
+                yield from option_classes(inner)
 
 
 def keywords(function: Callable[..., Any]) -> set[str]:
@@ -60,17 +57,17 @@ def keywords(function: Callable[..., Any]) -> set[str]:
     hints = typing.get_type_hints(function)
     names = set(inspect.signature(function).parameters)
     pending = [
-        found
+        kind
         for name, hint in hints.items()
         if name in ("options", "recipe")
-        for found in option_classes(hint)
+        for kind in option_classes(hint)
     ]
     while pending:
         options = pending.pop()
         assert options.__dataclass_params__.frozen, options  # type: ignore[attr-defined]
         fields = typing.get_type_hints(options, vars(inspect.getmodule(options)), PUBLIC)
         names |= set(fields)
-        pending += [found for hint in fields.values() for found in option_classes(hint)]
+        pending += [kind for hint in fields.values() for kind in option_classes(hint)]
     return names
 
 

@@ -80,7 +80,7 @@ def test_a_dash_is_standard_input(photos: Path) -> None:
     assert stable_part(line) == expected(photos / "a.jpg")
 
 
-def test_a_zipped_bundle_and_its_folder_answer_alike(photos: Path, tmp_path: Path) -> None:
+def test_a_zipped_bundle_and_its_folder_predict_the_same(photos: Path, tmp_path: Path) -> None:
     folder = library.Bundle.open(TOY).save(tmp_path / "toy.dermedge").path
     zipped, plain = (
         dermedge("predict", b, photos / "a.jpg", "--json").lines()[0] for b in (TOY, folder)
@@ -108,7 +108,7 @@ def with_broken_exif() -> bytes:
     return buffer.getvalue()
 
 
-def test_a_photograph_with_broken_exif_is_predicted_without_a_word(tmp_path: Path) -> None:
+def test_a_photograph_with_broken_exif_is_predicted_without_a_warning(tmp_path: Path) -> None:
     photo = tmp_path / "phone.jpg"
     photo.write_bytes(with_broken_exif())
     code = (
@@ -123,7 +123,7 @@ def test_a_photograph_with_broken_exif_is_predicted_without_a_word(tmp_path: Pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_the_progress_bar_never_takes_the_output(photos: Path) -> None:
+def test_the_progress_bar_is_not_written_to_standard_output(photos: Path) -> None:
     import pty
 
     terminal, side = pty.openpty()
@@ -148,7 +148,7 @@ def test_the_progress_bar_never_takes_the_output(photos: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX pipe")
-def test_a_reader_that_leaves_early_is_no_error_to_tell(photos: Path) -> None:
+def test_a_closed_pipe_prints_no_error(photos: Path) -> None:
     command = [
         sys.executable,
         "-m",

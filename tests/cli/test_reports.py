@@ -110,7 +110,7 @@ def test_doctor_prints_the_versions_of_this_environment() -> None:
             assert version == metadata.version(package), package
 
 
-def test_evaluate_prints_metrics_of_the_model_s_own_predictions(data: Path) -> None:
+def test_evaluate_prints_metrics_of_the_models_predictions(data: Path) -> None:
     ran = dermedge("evaluate", TOY, "--data", data, "--replicates", 50, "--seed", 3, "--json")
     assert ran.code == 0
     report = ran.json()
@@ -294,10 +294,10 @@ def test_the_first_help_lists_every_verb_and_the_exit_codes() -> None:
         if line.strip()
     ]
     assert [word for word in shown if word in COMMANDS] == list(COMMANDS)
-    said = " ".join(dermedge("--help").out.split())
+    help_text = " ".join(dermedge("--help").out.split())
     assert (
         "3 accuracy gate failed, 4 an engine or extra is missing, 5 bundle verification failed"
-        in said
+        in help_text
     )
     folder = Path(inspect.getfile(dermedge.__globals__["main"])).parent
     files = {path.stem for path in folder.glob("*.py") if "\ndef command(" in path.read_text()}

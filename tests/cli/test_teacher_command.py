@@ -1,4 +1,4 @@
-"""`dermedge teacher import` as it is typed."""
+"""`dermedge teacher import` on the command line."""
 
 import dataclasses
 import json
@@ -47,9 +47,12 @@ def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
         *command, "--size", "42", "--pos-embed", "bicubic", "--licence", "mine", "--json"
     )
     assert done.code == 0, done.err
-    said = done.json()
-    assert (said["weights of"], said["positions"]) == ("teacher.backbone", "resized (bicubic)")
-    assert said["dropped tensors"] == "1 of mask_token, 1 of teacher.dino_head"
+    printed = done.json()
+    assert (printed["weights of"], printed["positions"]) == (
+        "teacher.backbone",
+        "resized (bicubic)",
+    )
+    assert printed["dropped tensors"] == "1 of mask_token, 1 of teacher.dino_head"
     teacher = load_model_folder(tmp_path / "teacher")
     assert teacher.spec.preprocess.size == 42
     assert teacher.spec.lineage["teacher"]["licence"] == "mine"
@@ -62,7 +65,7 @@ def test_a_checkpoint_becomes_a_teacher(tmp_path, checkpoint):
     assert "positions        as they were" in again.out
 
 
-def test_what_cannot_be_imported_is_one_line(tmp_path, checkpoint):
+def test_a_checkpoint_that_cannot_be_imported_is_a_one_line_error(tmp_path, checkpoint):
     before = snapshot(tmp_path)
     out = ("-o", tmp_path / "teacher")
     deeper = (*NET, *ARGS, "--backbone-arg", "depth=5")
@@ -81,7 +84,7 @@ def test_what_cannot_be_imported_is_one_line(tmp_path, checkpoint):
     assert snapshot(tmp_path) == before
 
 
-def test_the_command_offers_what_the_function_knows():
+def test_the_command_has_the_choices_and_defaults_of_the_function():
     options = {option.name: option for option in import_command.params}
     assert sorted(options["format"].type.choices) == sorted(FORMATS)
     assert tuple(options["pos_embed"].type.choices) == tuple(RESIZES)

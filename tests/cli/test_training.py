@@ -1,4 +1,4 @@
-"""`finetune`, `distill` and `export` as they are typed."""
+"""`finetune`, `distill` and `export` on the command line."""
 
 import json
 
@@ -89,7 +89,7 @@ def test_only_commands_that_train_tune_the_allocator(place, monkeypatch):
     assert tuned == [True, True]
 
 
-def test_an_unknown_backbone_is_one_line_and_leaves_nothing(place):
+def test_an_unknown_backbone_is_a_one_line_error_and_leaves_no_files(place):
     out = place / "unknown"
     ran = dermedge(
         "finetune", "--data", str(place / "lesions"), "-o", str(out), "--backbone", "mobilnetv2"

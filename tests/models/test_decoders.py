@@ -1,4 +1,4 @@
-"""Decoders of frozen feature maps, and which maps they read."""
+"""Decoders of frozen feature maps, and the choice of these maps."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def noise(size, count=2):
         ("test_convnext", {}, (0, 1, 2, 3), (1, 1, 1, 1)),
     ],
 )
-def test_a_pyramid_reads_the_quarters_of_a_plain_transformer_and_the_last_stages_of_others(
+def test_upernet_reads_quarters_of_a_transformer_and_the_last_stages_of_others(
     name, args, levels, scales
 ):
     own = network(name, **args)
@@ -56,7 +56,7 @@ def test_a_pyramid_reads_the_quarters_of_a_plain_transformer_and_the_last_stages
     assert decoder(maps[:-1]).shape == (2, 2, int(sides[0]), int(sides[0]))
 
 
-def test_a_truncated_backbone_is_read_as_far_as_it_goes():
+def test_a_truncated_backbone_gives_its_remaining_stages():
     own = network("mobilenetv2_035", stages=3)
     levels, scales = decoder_levels(own, 3)
     assert levels == (0, 1, 2)
@@ -73,7 +73,7 @@ def test_a_family_without_intermediate_maps_is_refused_by_name():
         decoder_levels(own, None)
 
 
-def test_every_level_of_a_pyramid_has_a_say_and_is_learned():
+def test_every_level_changes_the_output_and_is_trained():
     maps = [torch.randn(2, width, side, side) for width, side in ((4, 16), (6, 8), (8, 4), (10, 2))]
     decoder = UPerNet([4, 6, 8, 10], 3, channels=8).eval()
     for number in range(4):
@@ -88,7 +88,7 @@ def test_every_level_of_a_pyramid_has_a_say_and_is_learned():
     assert silent == []
 
 
-def test_coarse_levels_reach_the_finest_one_from_above():
+def test_coarse_levels_change_the_finest_level():
     maps = [torch.randn(2, width, side, side) for width, side in ((4, 16), (6, 8), (8, 4))]
     decoder = UPerNet([4, 6, 8], 2, channels=8).eval()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_coarse_levels_reach_the_finest_one_from_above():
     assert not torch.allclose(decoder(maps), decoder([*maps[:-1], maps[-1] + 1]))
 
 
-def test_a_linear_decoder_is_linear_in_every_place_of_the_last_map():
+def test_a_linear_decoder_classifies_each_grid_cell_separately():
     decoder = LinearDecoder(5, 2).eval()
     first, last = torch.randn(1, 5, 4, 4), torch.randn(1, 5, 3, 3)
     assert decoder([first, last]).shape == (1, 2, 3, 3)

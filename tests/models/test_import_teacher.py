@@ -43,15 +43,15 @@ def import_with(
     return import_teacher(file, out, format, ImportOptions(**options), overwrite=overwrite)
 
 
-def as_seen(images: Tensor, std: tuple[float, float, float] = STD) -> Tensor:
-    """uint8 [N, S, S, 3] as the original models take it."""
+def normalise(images: Tensor, std: tuple[float, float, float] = STD) -> Tensor:
+    """Normalize uint8 [N, S, S, 3] for the original models: float [N, 3, S, S]."""
     mean, deviation = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
     return (images.permute(0, 3, 1, 2) / 255 - mean) / deviation
 
 
 def expected(original: nn.Module, size: int, std: tuple[float, float, float] = STD) -> Tensor:
     with torch.no_grad():
-        return original(as_seen(pixels(3, size), std))
+        return original(normalise(pixels(3, size), std))
 
 
 def features(teacher: TrainedModel) -> Tensor:
@@ -112,7 +112,7 @@ class TestDinoV2:
         assert apart(features(teacher), expected(original, 56)) < 1e-4
         assert torch.equal(features(load_model_folder(tmp_path / "teacher")), features(teacher))
 
-    def test_names_become_what_timm_makes_of_them(self) -> None:
+    def test_tensors_are_renamed_as_timm_renames_them(self) -> None:
         original = randomised(DinoV2(registers=4))
         net = create_backbone(Backbone("vit_small_patch14_reg4_dinov2", {**SMALL, "img_size": 56}))
         theirs = checkpoint_filter_fn(dict(original.state_dict()), net)
@@ -147,7 +147,9 @@ class TestDinoV2:
             answer = again.module(pixels(3, 56))["features"]
         assert apart(answer, nn.functional.normalize(expected(dino, 56), dim=1)) < 1e-5
 
-    def test_the_lineage_says_where_it_comes_from(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_the_lineage_records_the_file_and_the_format(
+        self, tmp_path: Path, dino: nn.Module
+    ) -> None:
         file = saved(tmp_path / "dino.pth", dino.state_dict())
         entry = lineage(import_with(file, tmp_path / "teacher", **PLAIN))
         assert entry == {
@@ -164,7 +166,7 @@ class TestDinoV2:
         }
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-    def test_both_kinds_of_file_give_the_same(
+    def test_pth_and_safetensors_give_the_same_features(
         self, tmp_path: Path, dino: nn.Module, suffix: str
     ) -> None:
         file = tmp_path / f"dino{suffix}"
@@ -203,7 +205,7 @@ class TestDinoV2:
         assert own == Shape(width, depth, 14, registers)
         assert DINOV2.backbones[own] == name
 
-    def test_a_real_size_needs_no_name(self, tmp_path: Path) -> None:
+    def test_the_backbone_is_derived_from_published_shapes(self, tmp_path: Path) -> None:
         original = randomised(DinoV2(width=384, depth=12, heads=6, registers=4, chunks=4))
         file = saved(
             tmp_path / "teacher_checkpoint.pth", {"teacher": branch(original, "backbone.")}
@@ -215,7 +217,7 @@ class TestDinoV2:
         assert difference < 1e-4
 
 
-class TestWhoseWeights:
+class TestChoiceOfNetwork:
     """Training checkpoints hold several networks; the averaged teacher is imported."""
 
     @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ class TestWhoseWeights:
             "one network, wrapped",
         ],
     )
-    def test_the_teacher_is_taken(
+    def test_the_averaged_teacher_is_imported(
         self,
         tmp_path: Path,
         dino: nn.Module,
@@ -285,7 +287,7 @@ class TestWhoseWeights:
             < apart(features(teacher), expected(student, 56))
         )
 
-    def test_what_was_left_out_is_counted(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_dropped_tensors_are_counted(self, tmp_path: Path, dino: nn.Module) -> None:
         student = branch(randomised(DinoV2(), seed=1), "backbone.")
         taught = {
             **branch(dino, "backbone."),
@@ -310,12 +312,14 @@ class TestWhoseWeights:
         entry = lineage(import_with(file, tmp_path / "teacher", **PLAIN))
         assert entry["dropped"] == {"dino_head": 1, "head": 2, "mask_token": 1}
 
-    def test_two_that_are_equally_good_are_refused(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_two_networks_of_equal_rank_are_refused(self, tmp_path: Path, dino: nn.Module) -> None:
         file = saved(tmp_path / "two.pth", {"one": dino.state_dict(), "two": dino.state_dict()})
         with pytest.raises(DataError, match="several networks, 'one', 'two'"):
             import_with(file, tmp_path / "teacher", **PLAIN)
 
-    def test_dermnio_says_what_it_has_seen(self, tmp_path: Path, dino: nn.Module) -> None:
+    def test_the_lineage_of_dermnio_lists_its_training_data(
+        self, tmp_path: Path, dino: nn.Module
+    ) -> None:
         file = saved(tmp_path / "dermnio.pth", {"teacher": branch(dino, "backbone.")})
         entry = lineage(import_with(file, tmp_path / "teacher", **{**PLAIN, "format": "dermnio"}))
         assert {"isic*", "ham10000", "pad_ufes_20"} <= set(entry["pretrained_on"])
@@ -323,7 +327,7 @@ class TestWhoseWeights:
 
 class TestAnotherSize:
     def by_hand(self, original: nn.Module, grid: int, **how: Any) -> nn.Module:
-        """The original with its positions at another grid."""
+        """Return the original with its positions resized to another grid."""
         positions = original.pos_embed.detach()
         side = int((positions.shape[1] - 1) ** 0.5)
         plane = positions[0, 1:].T.reshape(1, -1, side, side)
@@ -343,7 +347,7 @@ class TestAnotherSize:
         ],
     )
     @pytest.mark.parametrize("registers", [0, 4])
-    def test_positions_are_resized_as_asked(
+    def test_positions_are_resized_by_the_chosen_method(
         self,
         tmp_path: Path,
         grid: int,
@@ -393,7 +397,7 @@ class TestAnotherSize:
         assert torch.equal(default.module.backbone.pos_embed, explicit.module.backbone.pos_embed)
         assert lineage(default)["pos_embed"]["method"] == method
 
-    def test_the_default_for_a_timm_file_is_timms(self, tmp_path: Path) -> None:
+    def test_the_default_for_a_timm_file_is_the_method_of_timm(self, tmp_path: Path) -> None:
         original = create_backbone(Backbone("vit_small_patch14_dinov2", {**SMALL, "img_size": 70}))
         file = saved(tmp_path / "vit.pth", original.state_dict())
         options = {**PLAIN, "format": "timm", "size": 42}
@@ -401,11 +405,11 @@ class TestAnotherSize:
         theirs = resample_abs_pos_embed(original.pos_embed.detach(), [3, 3])
         assert torch.allclose(teacher.module.backbone.pos_embed, theirs, atol=1e-6)
 
-    def test_another_way_gives_other_features(self, tmp_path: Path) -> None:
+    def test_another_method_gives_other_features(self, tmp_path: Path) -> None:
         file = saved(tmp_path / "dino.pth", randomised(DinoV2(5)).state_dict())
         one, other = (
-            features(import_with(file, tmp_path / way, **PLAIN, size=42, pos_embed=way))
-            for way in ("bicubic", "bicubic-offset")
+            features(import_with(file, tmp_path / method, **PLAIN, size=42, pos_embed=method))
+            for method in ("bicubic", "bicubic-offset")
         )
         assert apart(one, other) > 1e-3
 
@@ -449,14 +453,14 @@ class TestPanDerm:
     def test_shapes_name_the_published_models(self, width: int, depth: int, size: str) -> None:
         assert PANDERM.backbones[Shape(width, depth, 16, 0)] == f"beit_{size}_patch16_224"
 
-    def test_relative_positions_stay_at_their_grid(self, tmp_path: Path) -> None:
+    def test_relative_positions_cannot_be_resized(self, tmp_path: Path) -> None:
         file = saved(tmp_path / "panderm.pth", randomised(PanDerm(14, relative=True)).state_dict())
         with pytest.raises(
             DataError, match=r"relative_position_bias_table.*of another shape.*--size"
         ):
             import_with(file, tmp_path / "teacher", **CAE, size=64)
 
-    def test_without_positions_it_is_refused(self, tmp_path: Path) -> None:
+    def test_a_file_without_positions_is_refused(self, tmp_path: Path) -> None:
         weights = {
             name: tensor for name, tensor in PanDerm().state_dict().items() if name != "pos_embed"
         }
@@ -466,7 +470,7 @@ class TestPanDerm:
 
 
 class TestTimm:
-    def test_a_transformers_state_dict(self, tmp_path: Path) -> None:
+    def test_a_transformer_is_imported(self, tmp_path: Path) -> None:
         net = randomised(
             timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=7, **SMALL)
         )
@@ -481,7 +485,7 @@ class TestTimm:
             theirs = net.forward_head(net.forward_features(images), pre_logits=True)
         assert apart(features(teacher), theirs) < 1e-4
 
-    def test_a_convolutional_networks_average(self, tmp_path: Path) -> None:
+    def test_the_average_of_a_convolutional_network_is_imported(self, tmp_path: Path) -> None:
         args = {
             "channels": (8, 8, 16, 16),
             "stem_type": "",
@@ -499,7 +503,7 @@ class TestTimm:
         assert lineage(teacher)["grid"] is None
         with torch.no_grad():
             theirs = average.forward_head(
-                average.forward_features(as_seen(pixels(3, 40))), pre_logits=True
+                average.forward_features(normalise(pixels(3, 40))), pre_logits=True
             )
         assert apart(features(teacher), theirs) < 1e-4 * float(theirs.abs().max())
 
@@ -562,18 +566,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "content", [b"", b"not a checkpoint at all", b"PK\x03\x04 cut off", pickle.dumps({"a": 1})]
     )
-    def test_what_is_no_checkpoint(
+    def test_a_file_that_is_no_checkpoint(
         self, tmp_path: Path, refuse: Callable[..., str], name: str, content: bytes
     ) -> None:
         (tmp_path / name).write_bytes(content)
         assert name in refuse(DataError, tmp_path / name, **PLAIN)
 
-    def test_a_program_is_no_checkpoint(self, tmp_path: Path, refuse: Callable[..., str]) -> None:
+    def test_a_torchscript_program(self, tmp_path: Path, refuse: Callable[..., str]) -> None:
         with warnings.catch_warnings(action="ignore"):
             torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "bad.pth"))
         assert "without running code" in refuse(DataError, tmp_path / "bad.pth", **PLAIN)
 
-    def test_no_file_and_a_folder(self, tmp_path: Path, refuse: Callable[..., str]) -> None:
+    def test_a_missing_file_and_a_folder(self, tmp_path: Path, refuse: Callable[..., str]) -> None:
         assert "is not a file" in refuse(DataError, tmp_path / "absent.pth", **PLAIN)
         (tmp_path / "folder").mkdir()
         assert "is not a file" in refuse(DataError, tmp_path / "folder", **PLAIN)
@@ -605,7 +609,7 @@ class TestRefusals:
         assert "adapter.down.weight left over" in message
         assert "norm.bias of another shape" in message
 
-    def test_weights_that_are_not_numbers(
+    def test_weights_that_are_not_finite(
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
     ) -> None:
         weights = dino.state_dict() | {"norm.bias": torch.full((32,), torch.nan)}
@@ -613,7 +617,7 @@ class TestRefusals:
             DataError, saved(tmp_path / "bad.pth", weights), **PLAIN
         )
 
-    def test_two_blocks_of_one_index(
+    def test_two_blocks_with_the_same_index(
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
     ) -> None:
         weights = dino.state_dict()
@@ -623,7 +627,7 @@ class TestRefusals:
         )
 
     @pytest.mark.parametrize(
-        ("architecture", "args", "said"),
+        ("architecture", "args", "expected_text"),
         [
             ({}, {"depth": 3}, "4 blocks"),
             ({}, {"embed_dim": 64}, "width 64"),
@@ -638,17 +642,17 @@ class TestRefusals:
         refuse: Callable[..., str],
         architecture: dict[str, Any],
         args: dict[str, Any],
-        said: str,
+        expected_text: str,
     ) -> None:
         file = saved(tmp_path / "bad.pth", randomised(DinoV2(**architecture)).state_dict())
         message = refuse(DataError, file, **{**PLAIN, "backbone_args": {**SMALL, **args}})
         assert "'vit_small_patch14_dinov2'" in message
-        assert said in message
+        assert expected_text in message
 
     def test_another_width_without_a_number_of_heads(
         self, tmp_path: Path, refuse: Callable[..., str]
     ) -> None:
-        """With timm's default of 6 heads the weights would load, and the features be wrong."""
+        """timm's default of 6 heads would load the weights and give wrong features."""
         file = saved(tmp_path / "dino.pth", randomised(DinoV2(width=36)).state_dict())
         without = {"embed_dim": 36, "depth": 4}
         message = refuse(UsageError, file, **{**PLAIN, "backbone_args": without})
@@ -657,7 +661,7 @@ class TestRefusals:
         assert "width 36" in message
         assert "num_heads" in message
 
-    def test_a_shape_that_nothing_is_known_of(
+    def test_an_unknown_shape(
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
     ) -> None:
         file = saved(tmp_path / "bad.pth", dino.state_dict())
@@ -666,7 +670,7 @@ class TestRefusals:
         )
 
     @pytest.mark.parametrize(
-        ("options", "said"),
+        ("options", "expected_text"),
         [
             ({"size": 60}, "Size 60 is not a multiple of the patch of 14 pixels. Give 56"),
             ({"size": 0}, "Size 0"),
@@ -686,16 +690,16 @@ class TestRefusals:
             ({"format": "timm", "backbone": None}, "Name it with --backbone"),
         ],
     )
-    def test_arguments_that_make_no_sense(
+    def test_invalid_arguments(
         self,
         tmp_path: Path,
         dino: nn.Module,
         refuse: Callable[..., str],
         options: dict[str, Any],
-        said: str,
+        expected_text: str,
     ) -> None:
         file = saved(tmp_path / "dino.pth", dino.state_dict())
-        assert said in refuse(UsageError, file, **{**PLAIN, **options})
+        assert expected_text in refuse(UsageError, file, **{**PLAIN, **options})
 
     def test_a_grid_that_is_not_square(
         self, tmp_path: Path, dino: nn.Module, refuse: Callable[..., str]
@@ -704,7 +708,7 @@ class TestRefusals:
         weights["pos_embed"] = weights["pos_embed"][:, :13]
         assert "12 patches" in refuse(DataError, saved(tmp_path / "bad.pth", weights), **PLAIN)
 
-    def test_what_stands_there_stays_until_it_is_asked_for(
+    def test_an_existing_teacher_is_kept_without_overwrite(
         self, tmp_path: Path, dino: nn.Module
     ) -> None:
         file, out = saved(tmp_path / "dino.pth", dino.state_dict()), tmp_path / "teacher"
@@ -719,7 +723,7 @@ class TestRefusals:
         assert json.loads((out / "teacher.json").read_text("utf-8"))["spec"]["name"] == "other"
 
 
-def test_an_imported_teacher_starts_another_network(tmp_path: Path, dino: nn.Module) -> None:
+def test_an_imported_teacher_initializes_another_network(tmp_path: Path, dino: nn.Module) -> None:
     from dermedge.models.initialize import narrow
 
     file = saved(tmp_path / "dino.pth", dino.state_dict())

@@ -44,7 +44,7 @@ def test_metadata_and_model_agree(student: Path) -> None:
     assert len(metadata.training_images) > 0
 
 
-def test_an_image_id_may_hold_what_csv_must_quote(student: Path, tmp_path: Path) -> None:
+def test_image_ids_with_commas_and_quotes_are_kept(student: Path, tmp_path: Path) -> None:
     rows = (("a,b", "0" * 64, "train"), ('say "c"', "1" * 64, "val"), ("d\ne", "2" * 64, "test"))
     save_model_folder(replace(load_model_folder(student), split=rows), tmp_path)
     assert read_metadata(tmp_path).split == rows

@@ -26,8 +26,9 @@ TASKS = (
 )
 SEGMENT = TASKS[3:4]
 
-# Name, arguments, side. The layouts of the last map are NCHW, NCHW with features widened after
-# pooling, NHWC, tokens after a class token, and tokens after a class and four register tokens.
+# Name, arguments, side. The layouts of the last map are, in this order: NCHW, NCHW with
+# features widened after pooling, NHWC, tokens with a class token, and tokens with a class
+# token and four registers.
 BACKBONES: tuple[tuple[str, Mapping[str, Any], int], ...] = (
     ("test_efficientnet", {}, 64),
     ("mobilenetv3_small_050", {}, 64),
@@ -103,7 +104,7 @@ def test_one_pass_through_the_backbone_serves_maps_and_pooled_features(
 )
 @pytest.mark.parametrize(("down", "right"), [(0, 1), (1, 0)])
 @torch.no_grad()
-def test_a_map_made_of_tokens_or_channels_last_keeps_places(
+def test_a_map_from_tokens_or_nhwc_keeps_positions(
     name: str, args: Mapping[str, Any], size: int, down: int, right: int
 ) -> None:
     """A change in one corner of the image changes the map most in that corner."""
@@ -121,7 +122,7 @@ def test_a_map_made_of_tokens_or_channels_last_keeps_places(
     assert quarters.argmax() == 2 * down + right
 
 
-def test_classification_heads_keep_the_names_that_students_on_disk_have() -> None:
+def test_weights_of_heads_keep_the_names_in_existing_model_folders() -> None:
     names = {
         name for name in network("test_efficientnet", {}).state_dict() if name.startswith("heads.")
     }
@@ -141,7 +142,7 @@ def test_classification_heads_keep_the_names_that_students_on_disk_have() -> Non
     }
 
 
-def test_severity_questions_share_one_score_and_start_in_order() -> None:
+def test_severity_logits_share_one_score_and_are_ordered() -> None:
     head = Coral(8, 5)
     logits = head(torch.randn(6, 8) * 3)
     assert logits.shape == (6, 4)
@@ -154,7 +155,7 @@ def test_severity_questions_share_one_score_and_start_in_order() -> None:
 
 
 @torch.no_grad()
-def test_a_truncated_backbone_segments_on_the_stage_that_is_left() -> None:
+def test_a_truncated_backbone_segments_on_its_last_stage() -> None:
     model, image = network("test_efficientnet", {}, TASKS, stages=2), pixels(2, 64)
     outputs = model(image)
     assert outputs["lesion"].shape == (2, 1, 16, 16)
@@ -163,7 +164,7 @@ def test_a_truncated_backbone_segments_on_the_stage_that_is_left() -> None:
 
 
 class TestRefusals:
-    def test_a_side_that_cannot_be_quartered(self) -> None:
+    def test_a_side_that_is_no_multiple_of_4(self) -> None:
         model = network("test_efficientnet", {}, SEGMENT)
         with pytest.raises(UsageError, match="divisible by 4, not 66"):
             check_input(model, "test_efficientnet", 66)

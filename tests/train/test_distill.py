@@ -52,7 +52,7 @@ def student(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 class TestResult:
-    def test_the_student_is_a_smaller_model_with_its_teachers_contract(
+    def test_the_student_is_smaller_and_has_the_teachers_tasks_and_preprocessing(
         self, teacher: Path, data: Path, student: Path
     ) -> None:
         model, master = load_model_folder(student), load_model_folder(teacher)
@@ -72,14 +72,16 @@ class TestResult:
         with torch.no_grad():
             assert flat(model.module(pixels(3))).shape == (3, 7)
 
-    def test_its_lineage_names_its_teacher(self, teacher: Path, student: Path) -> None:
+    def test_the_lineage_names_the_teacher(self, teacher: Path, student: Path) -> None:
         lineage = load_model_folder(student).spec.lineage
         assert lineage["teacher"]["weights"] == weights(teacher)
         assert lineage["teacher"]["backbone"] == "timm mobilenetv2_050"
         assert lineage["student"]["init"] == f"teacher, sha256 {weights(teacher)}"
         assert lineage["data"]["licences"] == ["CC0-1.0"]
 
-    def test_its_record_holds_the_distillation(self, teacher: Path, student: Path) -> None:
+    def test_the_run_record_holds_the_settings_of_distillation(
+        self, teacher: Path, student: Path
+    ) -> None:
         run = record(student)
         assert run["finished"] is True
         assert run["command"] == "distill"
@@ -95,7 +97,7 @@ class TestResult:
         }
         assert run["teacher_val"] == record(teacher)["metrics"]
 
-    def test_it_starts_as_its_teacher_pruned(
+    def test_the_student_starts_from_the_pruned_teacher(
         self, teacher: Path, data: Path, tmp_path: Path
     ) -> None:
         still = replace(SHORT, lr=1e-12)
@@ -113,7 +115,7 @@ class TestResult:
         assert other.spec.lineage["student"]["init"] == "random"
 
 
-def test_a_shorter_student_is_kept_and_returned(teacher: Path, data: Path, tmp_path: Path) -> None:
+def test_a_truncated_student_is_saved_and_loaded(teacher: Path, data: Path, tmp_path: Path) -> None:
     made = learn(teacher, data, tmp_path / "short", stages=3, views=1, schedule=SHORT)
     loaded = load_model_folder(tmp_path / "short")
     assert loaded.backbone.stages == 3
@@ -141,7 +143,7 @@ def killed_distillation(teacher: Path, data: Path, out: Path, place: str | int, 
 
 
 class TestKill:
-    def test_the_teacher_does_not_look_twice_and_the_bits_are_the_same(
+    def test_a_resumed_run_reuses_the_teachers_outputs_and_ends_with_the_same_weights(
         self, teacher: Path, data: Path, student: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "student"
@@ -163,7 +165,7 @@ class TestKill:
         assert record(out)["finished"] is True
         assert not (out / "cache").exists()
 
-    def test_what_another_runs_teacher_saw_is_not_used(
+    def test_cached_outputs_of_another_run_are_not_used(
         self, teacher: Path, data: Path, student: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "student"
@@ -184,7 +186,7 @@ class TestKill:
 
 @pytest.fixture(scope="module")
 def further(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 new pictures, and some that the main table has in train, val and test."""
+    """A table of 12 new images, and of six from train, val and test of the main table."""
     folder = tmp_path_factory.mktemp("further") / "clinic"
     draw_data_set(folder, count=12, seed=77, size=(64, 48))
     frame = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False).assign(
@@ -215,7 +217,7 @@ def taught(
 
 
 class TestUnlabelled:
-    def test_its_new_pictures_are_learned_from_but_none_that_is_measured_on(
+    def test_new_images_are_trained_on_but_no_test_image(
         self, data: Path, further: Path, taught: Path
     ) -> None:
         main, model = read_table(data), load_model_folder(taught)
@@ -232,7 +234,7 @@ class TestUnlabelled:
         assert counts.to_dict() == {**expected.to_dict(), "train": expected["train"] + 12}
         assert model.spec.lineage["data"]["licences"] == ["CC-BY-NC-4.0", "CC0-1.0"]
 
-    def test_its_labels_are_not_read(
+    def test_labels_of_unlabelled_tables_are_not_read(
         self, teacher: Path, data: Path, further: Path, taught: Path, tmp_path: Path
     ) -> None:
         lies = edited(
@@ -243,13 +245,13 @@ class TestUnlabelled:
         learn(teacher, data, tmp_path / "without", views=1, schedule=SHORT)
         assert weights(tmp_path / "without") != weights(taught)
 
-    def test_a_table_that_is_not_there(self, teacher: Path, data: Path, tmp_path: Path) -> None:
+    def test_a_missing_table_is_named(self, teacher: Path, data: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nowhere"):
             learn(teacher, data, tmp_path / "out", unlabelled=[tmp_path / "nowhere"])
         assert not (tmp_path / "out").exists()
 
 
-def test_without_a_labelled_share_only_the_teacher_is_heard(
+def test_with_a_soft_weight_of_one_labels_have_no_effect(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:
     def lie(frame: pd.DataFrame) -> pd.DataFrame:
@@ -268,10 +270,10 @@ def test_without_a_labelled_share_only_the_teacher_is_heard(
     assert alike == {1.0: True, 0.5: False}
 
 
-def test_what_its_teacher_has_seen_counts_as_seen(
+def test_training_images_of_the_teacher_count_as_training_images(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Else a student could be measured on its teacher's training images."""
+    """Otherwise a student could be evaluated on its teacher's training images."""
 
     def resplit(frame: pd.DataFrame) -> pd.DataFrame:
         frame.loc[frame.index[frame["split"] == "train"][:3], "split"] = "test"
@@ -310,7 +312,7 @@ def test_what_its_teacher_has_seen_counts_as_seen(
         ({"name": "a/b"}, "cannot name a model"),
     ],
 )
-def test_arguments_that_make_no_sense(
+def test_invalid_arguments_are_refused(
     teacher: Path, data: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     if "init" in changes:
@@ -320,8 +322,8 @@ def test_arguments_that_make_no_sense(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_recorded_settings_keep_their_form(student: Path, teacher: Path) -> None:
-    """A run that an earlier version finished is found by the digest of these settings."""
+def test_the_recorded_settings_keep_their_names_and_order(student: Path, teacher: Path) -> None:
+    """A changed form would change the digest by which finished runs are found."""
     settings = record(student)["settings"]
     assert list(settings) == [
         "data",
@@ -342,12 +344,12 @@ def test_the_recorded_settings_keep_their_form(student: Path, teacher: Path) -> 
     assert record(student)["fingerprint"] == sha256_hex(identity)
 
 
-def test_a_teacher_that_is_not_there(data: Path, tmp_path: Path) -> None:
+def test_a_missing_teacher_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"neither student\.json nor teacher\.json"):
         learn(tmp_path, data, tmp_path / "out")
 
 
-def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
+def test_there_are_eight_different_symmetries_of_the_square() -> None:
     image = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
     turns = [apply_symmetry(image, turn) for turn in range(8)]
     assert len({turn.tobytes() for turn in turns}) == 8

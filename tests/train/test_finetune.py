@@ -79,8 +79,10 @@ class TestResult:
         assert 0 <= best["balanced_accuracy"] <= 1
         assert set(best) >= {"accuracy", "malignant_auroc", "loss"}
 
-    def test_the_recorded_settings_keep_their_form(self, data: Path, teacher: Path) -> None:
-        """A run that an earlier version finished is found by the digest of these settings."""
+    def test_the_recorded_settings_keep_their_names_and_order(
+        self, data: Path, teacher: Path
+    ) -> None:
+        """A changed form would change the digest by which finished runs are found."""
         run, spec = record(teacher), load_model_folder(teacher).spec
         settings = {
             "data": table_digest(read_table(data)),
@@ -133,7 +135,9 @@ class TestResult:
         assert float(score) == pytest.approx(record(teacher)["metrics"]["balanced_accuracy"])
         assert model.metrics["val"] == record(teacher)["metrics"]
 
-    def test_it_keeps_what_it_has_learned_from(self, data: Path, teacher: Path) -> None:
+    def test_the_model_folder_keeps_the_digests_of_its_training_images(
+        self, data: Path, teacher: Path
+    ) -> None:
         table = read_table(data)
         files = digests(table)
         model = load_model_folder(teacher)
@@ -145,13 +149,13 @@ class TestResult:
         assert model.training_images == tuple(sorted(files[list(seen)]))
         assert len(model.training_images) < len(table)
 
-    def test_nothing_on_disk_names_this_machines_folders(self, data: Path, teacher: Path) -> None:
+    def test_no_file_contains_a_path_of_this_machine(self, data: Path, teacher: Path) -> None:
         for name, content in folder_bytes(teacher).items():
             assert str(data.parent).encode() not in content, name
 
 
 class TestRepetition:
-    def test_the_same_seed_gives_the_same_bits(
+    def test_the_same_seed_gives_the_same_weights(
         self, data: Path, teacher: Path, tmp_path: Path
     ) -> None:
         torch.manual_seed(99)
@@ -204,7 +208,7 @@ class TestRepetition:
         }
         assert load_model_folder(folder).role == "student"
 
-    def test_a_folder_of_other_things_is_refused(self, data: Path, tmp_path: Path) -> None:
+    def test_a_folder_with_other_files_is_refused(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "holiday.txt").write_text("photographs")
         with pytest.raises(UsageError, match="already holds something else"):
             train(data, tmp_path)
@@ -219,7 +223,7 @@ def killed_training(data: Path, out: Path, place: str | int, time: int) -> None:
     train(data, out, progress=lambda done, total, note: die() if done == place else None)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
+def test_a_run_that_is_killed_several_times_ends_with_the_same_weights(
     data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "teacher"
@@ -242,9 +246,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
             assert record(out)["finished"] is False
     spent = record(out)["wall_seconds"]
     assert spent > 0
-    told: list[int] = []
-    train(data, out, progress=lambda done, total, note: told.append(done))
-    assert told == []
+    steps_done: list[int] = []
+    train(data, out, progress=lambda done, total, note: steps_done.append(done))
+    assert steps_done == []
     assert weights(out) == weights(teacher)
     run = record(out)
     assert run["finished"] is True
@@ -264,14 +268,14 @@ def test_a_resumed_run_does_not_repeat_finished_epochs(
         (read_table(data).frame["split"] == "train").sum() // SCHEDULE.batch_size + 1,
     )
     assert in_process(killed_training, data, out, int(half), 0) == -9
-    told: list[int] = []
-    train(data, out, progress=lambda done, total, note: told.append(done))
-    assert told[0] == half
+    steps_done: list[int] = []
+    train(data, out, progress=lambda done, total, note: steps_done.append(done))
+    assert steps_done[0] == half
     assert record(out)["resumed_from"] == 1
     assert weights(out) == weights(teacher)
 
 
-def test_training_as_a_library_leaves_the_process_as_it_was(
+def test_training_from_python_does_not_tune_the_allocator(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the command line may tune the allocator, which is reached by `ctypes.CDLL(None)`."""
@@ -304,7 +308,7 @@ class TestBadInput:
             (lambda frame: frame.drop(columns="image"), "no column 'image'"),
         ],
     )
-    def test_a_table_that_cannot_be_trained_on(
+    def test_a_table_without_the_needed_rows_or_labels_is_refused(
         self, data: Path, tmp_path: Path, edit: Any, message: str
     ) -> None:
         bad = edited(data, tmp_path / "bad", edit)
@@ -328,7 +332,7 @@ class TestBadInput:
             ({"name": "my model"}, "'my model' cannot name a model"),
         ],
     )
-    def test_arguments_that_make_no_sense(
+    def test_invalid_arguments_are_refused(
         self, data: Path, tmp_path: Path, changes: dict[str, Any], message: str
     ) -> None:
         with pytest.raises(UsageError, match=message):
@@ -338,11 +342,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "changes", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"precision": "17-bit"}]
     )
-    def test_a_schedule_that_trains_nothing(self, changes: dict[str, Any]) -> None:
+    def test_a_schedule_without_any_training_is_refused(self, changes: dict[str, Any]) -> None:
         with pytest.raises(UsageError):
             Schedule(**changes)
 
-    def test_a_broken_image_stops_the_run_and_nothing_claims_to_be_done(
+    def test_a_broken_image_stops_the_run_and_leaves_it_unfinished(
         self, data: Path, tmp_path: Path
     ) -> None:
         bad = edited(data, tmp_path / "bad", lambda frame: frame)
@@ -355,7 +359,7 @@ class TestBadInput:
         with pytest.raises(DataError):
             load_model_folder(tmp_path / "out")
 
-    def test_what_val_cannot_tell_is_left_out_and_the_run_stays_readable(
+    def test_metrics_that_are_undefined_on_val_are_left_out(
         self, data: Path, tmp_path: Path
     ) -> None:
         def benign(frame: pd.DataFrame) -> pd.DataFrame:
@@ -410,7 +414,7 @@ class TestDamage:
 
 
 class TestLoop:
-    """The loop on one linear layer, so that what it does with scores can be told to it."""
+    """The loop on one linear layer, with scores that the test chooses."""
 
     def fit(
         self, folder: Path, scores: Iterator[float], seen: list[torch.Tensor], **changes: Any
@@ -435,7 +439,7 @@ class TestLoop:
         }
         return network, fit(network, score=score, folder=folder, **{**arguments, **changes})
 
-    def test_it_stops_when_the_score_no_longer_rises_and_keeps_the_best(
+    def test_training_stops_when_the_score_no_longer_rises_and_keeps_the_best_epoch(
         self, tmp_path: Path
     ) -> None:
         seen: list[torch.Tensor] = []
@@ -447,7 +451,7 @@ class TestLoop:
         assert torch.equal(network.weight, seen[1])
         assert not torch.equal(network.weight, seen[3])
 
-    def test_it_runs_all_epochs_while_the_score_rises(self, tmp_path: Path) -> None:
+    def test_all_epochs_run_while_the_score_rises(self, tmp_path: Path) -> None:
         _, fitted = self.fit(tmp_path, (n / 10 for n in range(9)), [])
         assert len(fitted.history) == 8
         assert fitted.best_epoch == 7
@@ -458,7 +462,7 @@ class TestLoop:
         with pytest.raises(DataError, match="other settings or data"):
             self.fit(tmp_path, iter([0.5] * 8), [], fingerprint="that")
 
-    def test_a_loss_that_explodes_is_an_error(self, tmp_path: Path) -> None:
+    def test_a_loss_that_is_not_finite_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"The loss became nan in epoch 1\. Lower --lr"):
             self.fit(
                 tmp_path,

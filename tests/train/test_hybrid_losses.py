@@ -97,7 +97,7 @@ class TestSinkhornKnopp:
         assert torch.allclose(found.sum(0), torch.full((8,), 8.0), atol=1e-3)
         assert not torch.allclose(F.softmax(logits / 0.5, 1).sum(0), torch.full((8,), 8.0), atol=10)
 
-    def test_it_is_the_published_iteration(self) -> None:
+    def test_the_result_equals_the_published_iteration(self) -> None:
         logits, temperature = normal(12, 5), 0.07
         q = torch.exp(logits.double() / temperature).T
         q /= q.sum()
@@ -143,7 +143,7 @@ class TestKoleo:
             float(-torch.log(distance.min(1).values).mean()), abs=1e-4
         )
 
-    def test_it_pushes_two_close_features_apart(self) -> None:
+    def test_the_gradient_pushes_two_close_features_apart(self) -> None:
         features = torch.tensor([[1.0, 0.01], [1.0, -0.01], [-1.0, 0.0]], requires_grad=True)
         koleo_loss(features).backward()
         assert features.grad is not None

@@ -50,12 +50,12 @@ def answers(made: Network, images: torch.Tensor) -> torch.Tensor:
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest value."""
+    """Return the largest difference, as a share of the largest value."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 class TestRecalibration:
-    def test_it_keeps_the_function_and_makes_training_statistics_true(self) -> None:
+    def test_outputs_stay_the_same_in_eval_and_in_training_mode(self) -> None:
         made, images = folded(), pixels(48)
         before = answers(made, images)
         assert has_identity_norms(made)
@@ -64,11 +64,11 @@ class TestRecalibration:
         assert apart(answers(made, images), before) < 1e-4
         assert apart(answers(made.train(), images), before) < 1e-2
 
-    def test_without_it_training_would_start_from_another_function(self) -> None:
+    def test_without_recalibration_training_mode_changes_the_outputs(self) -> None:
         made, images = folded(), pixels(48)
         assert apart(answers(made.train(), images), answers(folded(), images)) > 0.5
 
-    def test_it_keeps_the_function_of_norms_that_have_statistics_too(self) -> None:
+    def test_norms_with_statistics_keep_their_outputs(self) -> None:
         made, images = network(), pixels(48)
         for module in made.modules():
             if isinstance(module, BATCH_NORMS):
@@ -84,7 +84,7 @@ class TestRecalibration:
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="needs ../shared/weights")
 class TestSharedWeights:
-    def test_the_file_says_what_it_is(self) -> None:
+    def test_the_metadata_names_backbone_and_normalization(self) -> None:
         backbone = read_backbone(SHARED, None)
         assert backbone == Backbone(
             "mobilenetv2_100", {"pad_type": "same"}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -92,7 +92,7 @@ class TestSharedWeights:
         own = read_backbone(SHARED, Backbone("mobilenetv2_100", {"pad_type": "", "drop_rate": 0.2}))
         assert own.args == {"pad_type": "", "drop_rate": 0.2}
 
-    def test_its_features_are_the_original_models_also_after_recalibration(self) -> None:
+    def test_features_equal_the_original_models_before_and_after_recalibration(self) -> None:
         backbone = read_backbone(SHARED, None)
         made = Network(backbone, TASKS).eval()
         load_backbone(made, SHARED)
@@ -120,7 +120,9 @@ def lesions(count: int, size: int) -> torch.Tensor:
 
 
 class TestFiles:
-    def test_a_models_own_weights_file_starts_another(self, tmp_path: Path) -> None:
+    def test_the_weights_file_of_a_model_folder_initializes_another_network(
+        self, tmp_path: Path
+    ) -> None:
         source, made = network(seed=1), network(seed=2)
         save_file(source.state_dict(), tmp_path / "weights.safetensors")
         load_backbone(made, tmp_path / "weights.safetensors")
@@ -143,7 +145,7 @@ class TestFiles:
             load_backbone(made, tmp_path / "some.safetensors")
         assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
-    def test_a_file_that_is_no_safetensors_or_names_nothing(self, tmp_path: Path) -> None:
+    def test_a_file_of_another_format_or_without_a_name_is_refused(self, tmp_path: Path) -> None:
         torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
         with pytest.raises(DataError, match=r"weights\.pt is not a safetensors file"):
             read_backbone(tmp_path / "weights.pt", None)
@@ -156,12 +158,12 @@ class TestPruning:
     def teacher(self, made: Network, name: str) -> TrainedModel:
         return TrainedModel(made, SPEC, Backbone(name), "teacher")
 
-    def test_to_the_same_width_is_the_identity(self) -> None:
+    def test_pruning_to_the_same_width_copies_the_weights(self) -> None:
         wide, made = network(WIDE, seed=1), network(WIDE, seed=2)
         narrow(self.teacher(wide, WIDE), made, SIZE)
         assert torch.equal(answers(made, pixels(4)), answers(wide, pixels(4)))
 
-    def test_the_channels_that_matter_least_go(self) -> None:
+    def test_the_channels_of_smallest_norm_are_removed(self) -> None:
         """A narrow network, padded with unused channels, is restored exactly."""
         small, wide, made = network(NARROW, seed=1), network(WIDE, seed=2), network(NARROW, seed=3)
         inside = small.state_dict()
@@ -177,7 +179,7 @@ class TestPruning:
             assert torch.equal(tensor, inside[name]), name
         assert all(torch.equal(tensor, before[name]) for name, tensor in wide.state_dict().items())
 
-    def test_heads_of_equal_tasks_come_along_and_others_do_not(self) -> None:
+    def test_only_heads_of_equal_tasks_are_copied(self) -> None:
         wide = network(WIDE, seed=1)
         three = replace(TASKS[0], labels=(*TASKS[0].labels, Label("bkl", "keratosis", False)))
         torch.manual_seed(4)
@@ -189,7 +191,7 @@ class TestPruning:
         narrow(self.teacher(wide, WIDE), same, SIZE)
         assert torch.equal(same.heads["diagnosis"].weight, wide.heads["diagnosis"].weight)
 
-    def test_a_shorter_student_starts_as_its_teachers_first_stages(self) -> None:
+    def test_a_truncated_student_starts_from_the_teachers_first_stages(self) -> None:
         wide = network(WIDE, seed=1)
         made = Network(Backbone(WIDE, stages=3), TASKS).eval()
         narrow(self.teacher(wide, WIDE), made, SIZE, stages=3)
@@ -231,7 +233,7 @@ class TestPruning:
         for name, tensor in made.backbone.state_dict().items():
             assert name == "pos_embed" or torch.equal(tensor, kept[name]), name
 
-    def test_a_network_that_refuses_the_size_is_an_error_of_one_line(self) -> None:
+    def test_a_size_at_which_pruning_fails_is_a_usage_error(self) -> None:
         (_, wide), (_, made) = self.vit(64), self.vit(32)
         with pytest.raises(UsageError, match=r"cannot be pruned at 32 x 32 pixels.*--init none"):
             prune(wide.backbone, made.backbone, 32)

@@ -20,7 +20,7 @@ def named(flags: np.ndarray) -> set[str]:
 
 
 class TestTargets:
-    def test_a_diagnosis_holds_together_with_all_wider_ones(self) -> None:
+    def test_the_ancestors_of_a_diagnosis_are_positive_too(self) -> None:
         true, _ = label_targets(["sk"], source_vocabulary(["sk", "mel"]), SPACE)
         assert named(true[0]) == {"sk", "bkl", "keratinocytic"}
 
@@ -28,7 +28,7 @@ class TestTargets:
         _, known = label_targets(["mel"], source_vocabulary(["sk", "mel"]), SPACE)
         assert named(known[0]) == {"sk", "bkl", "keratinocytic", "mel", "melanocytic"}
 
-    def test_a_wide_label_leaves_open_which_narrower_one_it_is(self) -> None:
+    def test_descendants_of_a_diagnosis_are_not_allowed(self) -> None:
         true, known = label_targets(["bkl", "sk"], source_vocabulary(["bkl", "sk", "nv"]), SPACE)
         assert "sk" not in named(known[0])
         assert named(true[1]) & named(known[1]) == {"sk", "bkl", "keratinocytic"}

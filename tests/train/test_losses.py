@@ -39,7 +39,7 @@ def test_distillation_is_the_divergence_of_softened_classes_times_the_temperatur
     np.testing.assert_allclose(student.grad.numpy(), by_hand, atol=1e-12)
 
 
-def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn() -> None:
+def test_equal_distributions_have_no_loss_and_no_gradient() -> None:
     student = logits(TEACHER + RNG.normal(size=(5, 1)))  # softmax does not see a constant
     loss = soft_cross_entropy(student, torch.tensor(TEACHER), 2.0)
     loss.backward()
@@ -47,7 +47,7 @@ def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn() -> None:
     np.testing.assert_allclose(student.grad.numpy(), 0, atol=1e-12)
 
 
-def test_labels_are_learned_against_the_class_frequencies() -> None:
+def test_cross_entropy_is_adjusted_by_the_class_frequencies() -> None:
     student, labels = logits(STUDENT), torch.tensor([0, -1, 3, 1, -1])
     log_prior = np.log([0.7, 0.2, 0.06, 0.04])
     loss = adjusted_cross_entropy(student, labels, torch.tensor(log_prior))
@@ -62,7 +62,7 @@ def test_labels_are_learned_against_the_class_frequencies() -> None:
     np.testing.assert_allclose(student.grad.numpy(), expected, atol=1e-12)
 
 
-def test_malignancy_is_learned_where_it_is_known() -> None:
+def test_rows_without_malignancy_do_not_count() -> None:
     student = logits(STUDENT[:, :1])
     targets = torch.tensor([1.0, float("nan"), 0.0, float("nan"), 1.0], dtype=torch.float64)
     loss = masked_binary_cross_entropy(student, targets)
@@ -77,7 +77,7 @@ def test_malignancy_is_learned_where_it_is_known() -> None:
     assert not student.grad[[1, 3]].any()
 
 
-def test_a_batch_without_any_label_teaches_nothing_and_breaks_nothing() -> None:
+def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
     student = logits(STUDENT)
     unlabelled, unknown = torch.full((5,), -1), torch.full((5,), float("nan"))
     loss = (
@@ -92,7 +92,7 @@ def test_a_batch_without_any_label_teaches_nothing_and_breaks_nothing() -> None:
     assert not student.grad.any()
 
 
-def test_malignancy_is_distilled_as_a_probability() -> None:
+def test_malignancy_is_distilled_from_the_teachers_probability() -> None:
     student, teacher = logits(STUDENT[:, :1]), torch.tensor(TEACHER[:, :1])
     loss = soft_binary_cross_entropy(student, teacher)
     target, guess = (1 / (1 + np.exp(-values[:, 0])) for values in (TEACHER, STUDENT))
@@ -109,7 +109,7 @@ def cross_entropy(logit: float, target: float) -> float:
 
 
 @pytest.mark.parametrize("unknown", [-1, float("nan")])
-def test_severity_is_learned_question_by_question_where_it_is_known(unknown: float) -> None:
+def test_severity_is_the_sum_of_its_binary_losses_over_known_rows(unknown: float) -> None:
     student, levels = logits(STUDENT), torch.tensor([0, unknown, 4, 2, unknown])
     loss = cumulative_cross_entropy(student, levels)
     above = {0: [0, 0, 0, 0], 2: [1, 1, 1, 1], 3: [1, 1, 0, 0]}  # y > 0, y > 1, y > 2, y > 3
@@ -121,7 +121,7 @@ def test_severity_is_learned_question_by_question_where_it_is_known(unknown: flo
 
 
 class TestMasks:
-    def test_a_mask_is_learned_by_pixel_and_by_overlap(self) -> None:
+    def test_the_mask_loss_is_pixel_cross_entropy_plus_dice(self) -> None:
         maps = torch.tensor(RNG.normal(0, 2, (3, 1, 2, 2)), dtype=torch.float32, requires_grad=True)
         masks = torch.tensor(
             [[[1.0, 0.0], [0.25, 1.0]], [[float("nan")] * 2] * 2, [[0.0, 0.0], [0.0, 0.0]]]
@@ -139,7 +139,7 @@ class TestMasks:
         loss.backward()
         assert not maps.grad[1].any()
 
-    def test_a_finer_mask_counts_by_its_share_of_each_cell(self) -> None:
+    def test_a_finer_mask_is_averaged_to_the_grid_of_the_logits(self) -> None:
         maps = torch.tensor(RNG.normal(0, 2, (1, 1, 2, 2)))
         fine = torch.zeros(1, 4, 4)
         fine[0, :2, :2], fine[0, 3, 2] = 1, 1
@@ -151,7 +151,7 @@ class TestMasks:
             dice_cross_entropy(maps, fine.flip(2)).item()
         )
 
-    def test_the_right_mask_costs_nothing(self) -> None:
+    def test_the_right_mask_has_no_loss(self) -> None:
         mask = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
         right = (mask[:, None] * 2 - 1) * 40
         assert dice_cross_entropy(right, mask).item() == pytest.approx(0, abs=1e-6)
@@ -159,7 +159,7 @@ class TestMasks:
 
 
 @pytest.mark.parametrize("kind", ["classify", "binary", "ordinal", "segment"])
-def test_a_teacher_is_imitated_until_nothing_is_left_to_learn(kind: Any) -> None:
+def test_equal_outputs_have_the_least_loss_and_no_gradient(kind: Any) -> None:
     shape = (5, 1, 2, 2) if kind == "segment" else (5, 1) if kind == "binary" else (5, 4)
     teacher = torch.tensor(TEACHER.ravel()[: np.prod(shape)].reshape(shape))
     agreeing, other = (
@@ -171,7 +171,7 @@ def test_a_teacher_is_imitated_until_nothing_is_left_to_learn(kind: Any) -> None
     assert more > least + 0.1
 
 
-def test_an_ordinal_teachers_questions_are_summed() -> None:
+def test_the_outputs_of_an_ordinal_task_are_summed() -> None:
     student, teacher = torch.tensor(STUDENT), torch.tensor(TEACHER)
     each = [
         soft_binary_cross_entropy(student[:, k : k + 1], teacher[:, k : k + 1]).item()
@@ -180,7 +180,7 @@ def test_an_ordinal_teachers_questions_are_summed() -> None:
     assert distillation_loss("ordinal", student, teacher, 2.0).item() == pytest.approx(sum(each))
 
 
-def test_an_embedding_is_imitated_by_the_similarities_between_images_whatever_its_width() -> None:
+def test_embeddings_of_any_width_are_compared_by_similarities_between_images() -> None:
     wide = torch.nn.functional.normalize(torch.tensor(TEACHER), dim=1)
     turn = torch.linalg.qr(torch.tensor(RNG.normal(size=(6, 6)))).Q[:4]
     assert distillation_loss("embed", wide @ turn, wide, 2.0).item() == pytest.approx(0, abs=1e-12)

@@ -160,7 +160,7 @@ class TestResult:
         ):
             train("teacher", lr=0.02)
 
-    def test_a_cnn_trains_without_the_patch_term(
+    def test_a_cnn_trains_without_the_patch_loss(
         self, train: Callable[..., TrainedModel], tmp_path: Path
     ) -> None:
         teacher = train("cnn", backbone="mobilenetv2_035", backbone_args={}, epochs=1)
@@ -196,7 +196,7 @@ class TestResult:
 
 
 class TestLabels:
-    def test_tables_with_none_with_some_and_with_all_labels(
+    def test_tables_with_no_labels_some_labels_and_all_labels_train_together(
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         bare = table(
@@ -229,7 +229,7 @@ class TestLabels:
         assert counts["copy"]["images"] == (frame["split"] == "train").sum() < len(frame)
 
 
-class TestViews:
+class TestCrops:
     def crops(self, lesions: Path, recipe: HybridRecipe = RECIPE, seed: int = 0) -> CropDataset:
         from dermedge.models.network import Backbone
 
@@ -301,7 +301,7 @@ class TestBrokenImages:
         run = json.loads((tmp_path / "teacher" / "run.json").read_text("utf-8"))
         assert run["unreadable"] == [f"broken/{Path(name).stem}"]
 
-    def test_more_than_one_in_a_hundred_is_an_error(
+    def test_more_than_one_percent_of_broken_images_is_an_error(
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path
     ) -> None:
         broken = table(lesions, tmp_path / "broken", lambda f: f)
@@ -355,7 +355,7 @@ class TestRefusals:
         teacher = train("out", init=str(tmp_path / "large"), epochs=1, steps=1)
         assert teacher.module.backbone.pos_embed.shape[1] == 1 + 4 * 4
 
-    def test_a_transformer_that_fits_is_taken(
+    def test_a_transformer_of_equal_shape_is_accepted(
         self, train: Callable[..., TrainedModel], tmp_path: Path
     ) -> None:
         first = train("first", epochs=1, steps=1)
@@ -366,7 +366,7 @@ class TestRefusals:
 
 
 class TestReport:
-    def test_it_names_data_device_and_estimate_and_changes_nothing(
+    def test_the_report_names_data_device_and_estimate_and_does_not_change_the_result(
         self, train: Callable[..., TrainedModel], tmp_path: Path, lesions: Path
     ) -> None:
         silent = train("silent")
@@ -410,7 +410,7 @@ class TestReport:
 
 
 class TestKills:
-    def test_a_killed_run_continues_to_the_same_curve_and_weights(
+    def test_a_killed_run_continues_to_the_same_losses_and_weights(
         self, train: Callable[..., TrainedModel], tmp_path: Path
     ) -> None:
         whole = train("whole")
@@ -527,7 +527,7 @@ def launch(
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    def test_their_curve_is_that_of_one_with_the_same_batch(
+    def test_two_processes_have_the_losses_of_one_with_the_same_batch(
         self, lesions: Path, tmp_path: Path
     ) -> None:
         for processes in (1, 2):

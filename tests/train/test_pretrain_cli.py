@@ -1,4 +1,4 @@
-"""Run `dermedge pretrain` as a person types it: messages, summary, Ctrl-C, refusals."""
+"""Run `dermedge pretrain` on the command line: messages, summary, Ctrl-C, refusals."""
 
 import json
 import shlex
@@ -42,7 +42,7 @@ def arguments(lesions: Path, out: Path, *more: str, **changes: Any) -> list[str]
     return [*words, *more]
 
 
-def test_it_says_what_it_does_and_ends_with_losses_files_and_the_next_command(
+def test_progress_losses_files_and_the_next_command_are_printed(
     lesions: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "teacher"
@@ -90,7 +90,7 @@ def test_ctrl_c_names_the_step_that_is_kept_and_the_command_that_continues(
     assert json.loads((out / "run.json").read_text("utf-8"))["resumed_from"] == 2
 
 
-def test_ctrl_c_before_the_first_checkpoint_says_so(
+def test_ctrl_c_before_the_first_checkpoint_reports_a_start_from_step_1(
     lesions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: Any) -> Any:
@@ -102,7 +102,9 @@ def test_ctrl_c_before_the_first_checkpoint_says_so(
     assert "No checkpoint was written yet, so the run starts again from step 1." in ran.err
 
 
-def test_another_run_in_the_folder_is_named_by_its_settings(lesions: Path, tmp_path: Path) -> None:
+def test_another_run_in_the_folder_is_refused_with_the_settings_that_differ(
+    lesions: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "teacher"
     assert dermedge(*arguments(lesions, out, epochs=1, steps=1)).code == 0
     ran = dermedge(*arguments(lesions, out, epochs=1, steps=1, seed=3, lr=0.5))
@@ -111,7 +113,7 @@ def test_another_run_in_the_folder_is_named_by_its_settings(lesions: Path, tmp_p
 
 
 @pytest.mark.parametrize("changes", [{"local_size": 50}, {"size": 50}])
-def test_crops_that_do_not_fit_the_patches_are_one_line_and_leave_nothing(
+def test_crops_that_do_not_fit_the_patches_are_refused_and_leave_no_files(
     lesions: Path, tmp_path: Path, changes: dict[str, int]
 ) -> None:
     ran = dermedge(*arguments(lesions, tmp_path / "out", **changes))

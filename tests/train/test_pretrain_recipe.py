@@ -70,9 +70,7 @@ class TestFields:
             ({"precision": "fp8"}, "Unknown precision 'fp8'"),
         ],
     )
-    def test_a_value_that_makes_no_sense_is_refused(
-        self, changes: dict[str, Any], message: str
-    ) -> None:
+    def test_an_invalid_value_is_refused(self, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
             replace(PRESETS["dermnio-base"], **changes)
 
@@ -94,7 +92,7 @@ class TestTemperature:
         assert rates(changed, changed.total - 1).temperature == pytest.approx(0.07)
 
     @pytest.mark.parametrize("preset", ["tiny", "mobile"])
-    def test_the_presets_keep_theirs(self, preset: str) -> None:
+    def test_the_temperature_of_a_preset_is_constant(self, preset: str) -> None:
         steps = range(0, PRESETS[preset].total, 10)
         assert {rates(PRESETS[preset], step).temperature for step in steps} == {0.02}
 
@@ -104,7 +102,7 @@ class TestTemperature:
 
 
 def drop_rates(branch: Branch) -> list[float]:
-    """Rates of both residual branches of every block."""
+    """Return the rates of both residual branches of every block."""
     found = []
     for block in branch.trunk.timm.blocks:
         for path in (block.drop_path1, block.drop_path2):
@@ -160,7 +158,7 @@ class TestCheckpointing:
         branch.trunk(torch.randn(2, 3, 32, 32)).pooled.sum().backward()
         assert counts == [calls] * 4
 
-    def test_a_backbone_that_cannot_is_a_usage_error(self) -> None:
+    def test_a_backbone_that_cannot_recompute_is_a_usage_error(self) -> None:
         branch = Branch(Backbone("mobilenetv2_035"), recipe(ibot=0.0), 0.0)
 
         def refuse(enable: bool) -> None:
@@ -172,7 +170,7 @@ class TestCheckpointing:
 
 
 def learner(chosen: HybridRecipe) -> Learner:
-    """A learner on the CPU, whose gradients are large and unequal."""
+    """Return a learner on the CPU, whose gradients are large and unequal."""
     nothing = np.zeros((1, 4), bool)
     sources = Sources((), (), (), np.zeros(1, np.int64), nothing, nothing, {}, (), (), ())
     torch.manual_seed(0)
@@ -196,14 +194,14 @@ def norms(modules: list[nn.Module]) -> list[float]:
 
 
 class TestClipping:
-    def test_backbone_and_heads_are_clipped_each(self) -> None:
+    def test_backbone_and_heads_are_clipped_separately(self) -> None:
         made = learner(recipe())
         modules = list(made.student.parts())
         assert min(norms(modules)) > 3
         clip_gradients(made)
         assert norms(modules) == pytest.approx([3.0] * 4, rel=1e-4)
 
-    def test_a_small_gradient_is_left_alone(self) -> None:
+    def test_a_small_gradient_is_not_changed(self) -> None:
         made = learner(recipe())
         head = list(made.student.parts())[-1]
         for parameter in head.parameters():
@@ -240,18 +238,18 @@ class TestCollapse:
         (warning,) = collapse_warnings(history, chosen)
         assert "The ibot loss ended at 3.47" in warning
 
-    def test_a_head_that_learned_is_not(self) -> None:
+    def test_a_head_that_learned_gives_no_warning(self) -> None:
         chosen = recipe(steps=STEPS_BEFORE_WARNING)
         history = [self.of(0.2 * self.EVEN, masked=0.3).named(chosen)]
         assert list(collapse_warnings(history, chosen)) == []
 
-    def test_a_run_of_few_steps_is_not_judged(self) -> None:
+    def test_a_run_of_few_steps_gives_no_warning(self) -> None:
         chosen = recipe(steps=STEPS_BEFORE_WARNING - 1)
         history = [self.of(0.3 * self.EVEN, masked=0.3).named(chosen)]
         assert list(collapse_warnings(history, chosen)) == []
         assert len(list(collapse_warnings(history * 2, chosen))) == 1
 
-    def test_a_step_without_masks_has_no_such_number(self) -> None:
+    def test_a_step_without_masks_reports_no_loss_per_masked_crop(self) -> None:
         assert "ibot_per_masked_crop" not in self.of(0.0, masked=0.0).named(recipe())
 
 

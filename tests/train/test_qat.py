@@ -34,7 +34,7 @@ SHORT = replace(SCHEDULE, epochs=2)
 
 
 def make(data: Path, seed: int = 0) -> TrainedModel:
-    """A network of random weights whose answers differ from picture to picture."""
+    """Return a network with random weights whose outputs differ between images."""
     samples, tasks = read_samples(data)
     backbone, spec = Backbone("test_resnet"), Spec("random", "1", tasks, Preprocess(SIZE))
     torch.manual_seed(seed)
@@ -53,7 +53,7 @@ def make(data: Path, seed: int = 0) -> TrainedModel:
 
 
 def quantized(student: TrainedModel, data: Path, widened: float = 16.0) -> tuple[Any, Calibration]:
-    """Return the student with too wide fake quantizers, as an outlier would cause."""
+    """Return the student with fake quantizers that are too wide, as after an outlier."""
     samples, _ = read_samples(data, student.spec.tasks)
     rows, frames = samples.rows("train")[:32], Frames(samples.paths, student.spec.preprocess)
     images = np.stack([frames.centred(int(row)) for row in rows])
@@ -155,13 +155,13 @@ class TestResult:
         ]
         assert 0 < len(set(scales) & set(moved)) < len(moved)
 
-    def test_the_student_itself_is_left_alone(
+    def test_the_fp32_student_is_not_changed(
         self, student: TrainedModel, data: Path, run: tuple[Any, Path]
     ) -> None:
         assert same(student.module, make(data).module)
         assert not student.module.training
 
-    def test_its_record_says_what_was_done(self, run: tuple[Any, Path]) -> None:
+    def test_the_run_record_holds_candidate_schedule_and_start(self, run: tuple[Any, Path]) -> None:
         written = record(run[1])
         assert (written["command"], written["finished"]) == ("qat", True)
         assert written["settings"]["candidate"]["options"] == CANDIDATE.options
@@ -170,7 +170,7 @@ class TestResult:
         )
         assert set(written["before"]) == {"score", "kl", "top1"}
 
-    def test_where_training_does_harm_the_start_is_kept(
+    def test_the_start_is_kept_if_training_reduces_the_agreement(
         self, student: TrainedModel, data: Path, tmp_path: Path
     ) -> None:
         module = qat(student, data, tmp_path, schedule=replace(SHORT, lr=0.3))
@@ -181,7 +181,9 @@ class TestResult:
         assert same(module, quantized(student, data)[0])
 
 
-def test_it_can_be_exported(student: TrainedModel, data: Path, tmp_path: Path) -> None:
+def test_the_exported_graph_agrees_with_the_trained_module(
+    student: TrainedModel, data: Path, tmp_path: Path
+) -> None:
     calibration = quantized(student, data)[1]
     training = partial(
         train_quantized,
@@ -224,7 +226,7 @@ class TestData:
         )
         assert same(module, short[0])
 
-    def test_a_teacher_takes_part(
+    def test_a_teacher_changes_the_result_unless_its_weight_is_zero(
         self, student: TrainedModel, data: Path, short: tuple[Any, Path], tmp_path: Path
     ) -> None:
         save_model_folder(replace(make(data, seed=4), role="teacher"), tmp_path / "teacher")
@@ -237,7 +239,7 @@ class TestData:
         settings = record(tmp_path / "taught")["settings"]
         assert settings["teacher"] is not None
 
-    def test_a_teacher_of_something_else_is_refused(
+    def test_a_teacher_with_another_input_size_is_refused(
         self, student: TrainedModel, data: Path, tmp_path: Path
     ) -> None:
         other = make(data)
@@ -277,7 +279,7 @@ class TestKill:
         assert same(module, short[0])
         assert record(tmp_path)["resumed_from"] == 1
 
-    def test_a_finished_run_is_read(
+    def test_a_finished_run_is_read_without_training(
         self, student: TrainedModel, data: Path, short: tuple[Any, Path]
     ) -> None:
         seen: list[str] = []

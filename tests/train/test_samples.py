@@ -34,7 +34,7 @@ def expected(data: Path) -> np.ndarray:
 
 
 class TestViews:
-    def test_they_do_not_depend_on_order_thread_or_process(
+    def test_views_do_not_depend_on_order_thread_or_process(
         self, data: Path, expected: np.ndarray, tmp_path: Path
     ) -> None:
         made = views(data)
@@ -47,7 +47,7 @@ class TestViews:
         assert in_process(save_views, data, tmp_path / "views.npy") == 0
         np.testing.assert_array_equal(np.load(tmp_path / "views.npy"), expected)
 
-    def test_they_depend_on_seed_number_and_image(self, data: Path, expected: np.ndarray) -> None:
+    def test_views_depend_on_seed_number_and_image(self, data: Path, expected: np.ndarray) -> None:
         assert len(np.unique(expected.reshape(len(KEYS), -1), axis=0)) == len(KEYS)
         other = views(data, seed=5)
         assert all(
@@ -64,7 +64,9 @@ class TestViews:
             [again.view(last - row, number) for row, number in KEYS], expected
         )
 
-    def test_they_show_the_lesion_in_other_framings(self, data: Path, expected: np.ndarray) -> None:
+    def test_views_show_different_crops_of_the_lesion(
+        self, data: Path, expected: np.ndarray
+    ) -> None:
         assert expected.shape == (len(KEYS), SIZE, SIZE, 3)
         assert expected.dtype == np.uint8
         originals = views(data).frames
@@ -73,7 +75,7 @@ class TestViews:
 
 
 class TestFrames:
-    def test_a_photograph_is_kept_small(self, tmp_path: Path) -> None:
+    def test_a_photograph_is_reduced(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         photograph = Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).resize(
             (1000, 750)
@@ -85,12 +87,12 @@ class TestFrames:
         (tmp_path / "large.jpg").unlink()
         assert frames[0] is frame
 
-    def test_a_small_picture_is_not_enlarged(self, tmp_path: Path) -> None:
+    def test_a_small_image_is_not_enlarged(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "small.png")
         np.testing.assert_array_equal(Frames([tmp_path / "small.png"], Preprocess(SIZE))[0], pixels)
 
-    def test_validation_sees_the_contracted_preprocessing(self, data: Path) -> None:
+    def test_validation_uses_the_exact_preprocessing(self, data: Path) -> None:
         samples, _ = read_samples(data)
         spec = Preprocess(SIZE, fit="pad", background=(9, 8, 7))
         expected = preprocess(samples.paths[3].read_bytes(), spec, exact=True)
@@ -159,7 +161,7 @@ def frame(
 
 
 class TestTasks:
-    def test_labels_stand_in_the_taxonomys_order_with_what_it_knows(self) -> None:
+    def test_labels_have_the_order_and_the_codes_of_the_taxonomy(self) -> None:
         one = derive_tasks(
             frame(["vasc", "", "mel", "akiec", "nv"], [0, np.nan, 1, np.nan, 0]), "t"
         )
@@ -173,7 +175,7 @@ class TestTasks:
         ]
         assert one[0].labels[1].codes == {"icd11": "2C30"}
 
-    def test_malignancy_is_a_task_where_both_answers_occur(self) -> None:
+    def test_malignancy_is_a_task_if_malignant_and_benign_rows_occur(self) -> None:
         both = derive_tasks(frame(["nv", "mel"], [0, 1]), "t")
         assert [(task.name, task.kind) for task in both] == [
             ("diagnosis", "classify"),
@@ -182,7 +184,7 @@ class TestTasks:
         benign = derive_tasks(frame(["nv", "df"], [0, 0]), "t")
         assert [task.name for task in benign] == ["diagnosis"]
 
-    def test_one_diagnosis_cannot_be_told_apart(self) -> None:
+    def test_a_single_diagnosis_is_not_a_task(self) -> None:
         with pytest.raises(
             DataError, match=r"lesions have 1 diagnoses, two are needed.*no task can be derived"
         ):
@@ -190,7 +192,7 @@ class TestTasks:
         either = derive_tasks(frame(["nv", "nv", ""], [0, 1, np.nan]), "lesions")
         assert [task.name for task in either] == ["malignancy"]
 
-    def test_severity_is_a_task_where_it_is_asked_for_or_all_that_there_is(self) -> None:
+    def test_severity_is_a_task_if_it_is_wanted_or_alone(self) -> None:
         both = frame(["nv", "mel", "nv", "nv"], [0, 1, 0, 0]).assign(severity=[3, 1, np.nan, 10])
         assert [task.name for task in derive_tasks(both, "t")] == ["diagnosis", "malignancy"]
         severity = derive_tasks(both, "t", ["severity", "malignancy"])[1]
@@ -199,7 +201,7 @@ class TestTasks:
         faces = both.assign(dx="acne", malignant=0.0)
         assert derive_tasks(faces, "t") == (severity,)
 
-    def test_a_lesion_is_segmented_only_where_that_is_asked_for(self) -> None:
+    def test_segmentation_is_a_task_only_if_it_is_wanted(self) -> None:
         masked = frame(["nv", "mel"], [0, 1], mask="a.png")
         assert [task.kind for task in derive_tasks(masked, "t")] == ["classify", "binary"]
         found = derive_tasks(masked, "t", ("segmentation", "diagnosis"))
@@ -225,7 +227,7 @@ class TestTasks:
             ([], UsageError, "No task cannot be learned"),
         ],
     )
-    def test_a_wanted_task_is_not_left_out_silently(
+    def test_a_wanted_task_without_labels_is_refused(
         self, wanted: list[str], error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=message):
@@ -257,7 +259,7 @@ class TestMasks:
     def red(self, pixels: np.ndarray) -> np.ndarray:
         return pixels[..., 0].astype(int) - pixels[..., 1] > 60
 
-    def test_a_view_and_its_mask_are_cut_and_turned_alike(self, masks: Masks) -> None:
+    def test_a_view_and_its_mask_have_the_same_crop_and_symmetry(self, masks: Masks) -> None:
         made = Views(masks.frames, ["a", "b", "c"], 0, masks)
         for row in (0, 1):
             for number in range(24):
@@ -281,7 +283,7 @@ class TestMasks:
         assert np.isnan(masks.centred(2)).all()
 
     @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-    def test_validation_sees_the_mask_where_the_preprocessing_puts_the_lesion(
+    def test_the_mask_for_validation_matches_the_preprocessed_image(
         self, masks: Masks, fit: str
     ) -> None:
         masks.frames.spec = Preprocess(64, fit=fit)  # type: ignore[arg-type]
@@ -299,7 +301,7 @@ class TestMasks:
         with pytest.raises(DataError, match=r"tall-mask\.png.*Repair the file, or empty its cell"):
             masks.centred(1)
 
-    def test_rows_know_their_masks_and_levels(self, data: Path, tmp_path: Path) -> None:
+    def test_rows_keep_their_masks_and_levels(self, data: Path, tmp_path: Path) -> None:
         def fewer(table: pd.DataFrame) -> pd.DataFrame:
             table.loc[[0, 1], "mask"] = ""
             table.loc[[2, 3], "severity"] = ["", "77"]

@@ -39,7 +39,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.many_tasks_folder(tmp_path_factory.getbasetemp())
 
 
-def answers(
+def predict_split(
     model: TrainedModel, data: Path, split: str
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     table = read_table(data).select_split(split)
@@ -49,12 +49,12 @@ def answers(
         return table.frame, {name: output.numpy() for name, output in model.module(seen).items()}
 
 
-def test_the_recorded_scores_are_those_of_what_the_device_decodes(
+def test_the_recorded_metrics_equal_those_of_decoded_predictions(
     data: Path, everything: Path
 ) -> None:
     model = load_model_folder(everything)
     assert [task.kind for task in model.spec.tasks] == ["classify", "binary", "ordinal", "segment"]
-    frame, outputs = answers(model, data, "val")
+    frame, outputs = predict_split(model, data, "val")
     found = record(everything)["metrics"]
     assert found["score"] == found["balanced_accuracy"]
     names = [label.id for label in model.spec.tasks[2].labels]
@@ -77,8 +77,8 @@ def best(folder: Path, score: str) -> float:
 
 
 def overlap(model: TrainedModel, data: Path, shift: int) -> float:
-    """Dice coefficient on train, each answer beside the mask of the image `shift` rows away."""
-    frame, outputs = answers(model, data, "train")
+    """Return the mean Dice of train predictions with the masks `shift` rows away."""
+    frame, outputs = predict_split(model, data, "train")
     masks = np.stack(
         [read_mask(data / mask, output_grid(model.spec.preprocess)) for mask in frame["mask"]]
     )
@@ -95,7 +95,7 @@ def test_severity_and_masks_are_learned(data: Path, tmp_path: Path) -> None:
     assert overlap(model, data, 0) > overlap(model, data, 7) + 0.1
 
 
-def test_a_student_is_distilled_in_all_tasks_from_turned_views(
+def test_a_student_learns_all_tasks_of_its_teacher(
     data: Path, everything: Path, tmp_path: Path
 ) -> None:
     student = learn(everything, data, tmp_path / "student", schedule=LONG, init="none", **SMALL)
@@ -123,7 +123,7 @@ def test_targets_are_those_of_their_rows(data: Path) -> None:
 
 
 class Redness(torch.nn.Module):
-    """Segments what is redder than green."""
+    """A network that segments pixels in which red exceeds green."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,8 +134,8 @@ class Redness(torch.nn.Module):
         return {"lesion": (torch.nn.functional.avg_pool2d(redder[:, None], 4) - 0.5) * self.weight}
 
 
-def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
-    """Red discs off the centre, so that every turn shows."""
+def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> None:
+    """The discs lie off the centre, so that every symmetry changes the image."""
     y, x = np.mgrid[:48, :64]
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -163,7 +163,7 @@ def test_image_mask_and_teachers_mask_are_turned_alike(tmp_path: Path) -> None:
     assert turns > 12
 
 
-def test_all_heads_of_a_teacher_come_along(data: Path, everything: Path, tmp_path: Path) -> None:
+def test_all_heads_of_a_teacher_are_copied(data: Path, everything: Path, tmp_path: Path) -> None:
     slow = Schedule(epochs=1, batch_size=16, lr=1e-9)
     copied = learn(everything, data, tmp_path / "copy", schedule=slow, **SMALL)
     own, taught = (
@@ -181,7 +181,7 @@ def test_all_heads_of_a_teacher_come_along(data: Path, everything: Path, tmp_pat
         (("segmentation",), "dice"),
     ],
 )
-def test_the_first_task_that_there_is_decides_when_to_stop(
+def test_the_first_supervised_task_gives_the_score(
     data: Path, tmp_path: Path, wanted: tuple[str, ...], score: str
 ) -> None:
     model = train(data, tmp_path / "out", tasks=wanted, **QUICK)
@@ -190,7 +190,7 @@ def test_the_first_task_that_there_is_decides_when_to_stop(
     assert found["score"] == found[score]
 
 
-def test_faces_with_nothing_but_a_severity_are_trainable(data: Path, tmp_path: Path) -> None:
+def test_a_table_with_severity_only_is_trainable(data: Path, tmp_path: Path) -> None:
     faces = edited(data, tmp_path / "faces", lambda frame: frame.assign(dx="acne", malignant=""))
     model = train(faces, tmp_path / "out", **QUICK)
     assert [task.name for task in model.spec.tasks] == ["severity"]
@@ -216,9 +216,7 @@ def test_rows_without_level_or_mask_are_left_out(data: Path, tmp_path: Path) -> 
     assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
 
 
-def test_other_masks_are_another_run_only_where_masks_are_learned(
-    data: Path, tmp_path: Path
-) -> None:
+def test_changed_masks_make_another_run_only_with_segmentation(data: Path, tmp_path: Path) -> None:
     changed = edited(data, tmp_path / "changed", lambda frame: frame)
     for tasks, name in ((("segmentation",), "masked"), (("severity",), "graded")):
         train(data, tmp_path / name, tasks=tasks, **QUICK)
@@ -253,7 +251,7 @@ def test_other_masks_are_another_run_only_where_masks_are_learned(
         ),
     ],
 )
-def test_a_val_split_that_cannot_tell_models_apart_is_refused(
+def test_a_val_split_that_cannot_rank_epochs_is_refused(
     data: Path, tmp_path: Path, tasks: tuple[str, ...], edit: Any, message: str
 ) -> None:
     column = {"malignancy": "malignant", "severity": "severity", "segmentation": "mask"}[tasks[0]]
@@ -267,7 +265,7 @@ def test_a_val_split_that_cannot_tell_models_apart_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_side_that_cannot_be_quartered_is_refused_before_anything_is_written(
+def test_a_side_that_is_no_multiple_of_4_is_refused_before_anything_is_written(
     data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="divisible by 4, not 34"):
@@ -275,7 +273,7 @@ def test_a_side_that_cannot_be_quartered_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_real_masks_teach_a_segmentation_in_one_epoch(tmp_path: Path) -> None:
+def test_one_epoch_on_real_masks_learns_a_segmentation(tmp_path: Path) -> None:
     source = shared("ham10000")
     frame = pd.read_csv(source / "metadata.csv", dtype=str, keep_default_na=False)
     rows = frame.groupby("lesion_id").head(1).head(96)
@@ -298,7 +296,7 @@ def test_real_masks_teach_a_segmentation_in_one_epoch(tmp_path: Path) -> None:
     assert record(tmp_path / "out")["metrics"]["dice"] > 0.4
 
 
-def test_without_segmentation_nothing_has_changed(
+def test_naming_the_default_tasks_gives_the_same_run(
     data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     named = train(data, tmp_path / "named", tasks=("malignancy", "diagnosis"))

@@ -1,4 +1,4 @@
-"""`doctor` names extras that really suffice: each verb runs when all other extras are blocked."""
+"""The extras that `doctor` names are enough: each verb runs without the others."""
 
 from importlib.metadata import packages_distributions
 from pathlib import Path
