@@ -79,7 +79,7 @@ def select_candidates(
         >>> [candidate.name for candidate in candidates]
         ['int8 onnx minmax', 'fp32 onnx plain']
     """
-    wanted = precision or AUTO
+    requested = precision or AUTO
     if precision is not None:
         pick_known("precision", precision, (*target.precisions, AUTO))
     formats = {
@@ -91,7 +91,7 @@ def select_candidates(
     selected = [
         candidate
         for candidate in list_candidates(target, flags)
-        if wanted in (AUTO, candidate.precision)
+        if requested in (AUTO, candidate.precision)
         and (engine is None or candidate.format == formats.get(engine, engine))
     ]
     if not selected:
@@ -108,6 +108,7 @@ def select_candidates(
 
 
 def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
+    """Return the ONNX candidates; for a native target also those for OpenVINO."""
     isa = instruction_set(target, flags)
     # VNNI multiplies unsigned activations by signed weights, and ARM multiplies signed
     # by signed bytes. x86 without VNNI adds two such products in 16 bits, which

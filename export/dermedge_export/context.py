@@ -94,8 +94,8 @@ class ExportContext:
 
     Attributes:
         source: The student.
-        calibration_source: Function that returns the calibration images; None stands
-            for synthetic lesions.
+        calibration_source: Function that returns the calibration images; None means
+            synthetic lesions.
         dynamic_batch: Leave the batch size of the graph open.
         retrain: Quantization-aware training; None where no data set is given.
         progress: Receives the progress of slow steps inside an exporter.

@@ -125,9 +125,9 @@ def debug_parity(
         threshold: Signal-to-noise ratio in dB below which a node has drifted.
 
     Raises:
-        UsageError: The bundle was exported from another model, its format has no graph
-            that can be read, the images have another type or shape, or `nodes` is
-            below 1.
+        UsageError: The bundle was exported from another student, or its format has no
+            readable graph. Also if the images have another type or shape, or `nodes`
+            is below 1.
         MissingExtraError: torch, onnx or the engine is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)

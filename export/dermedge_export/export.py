@@ -323,7 +323,7 @@ def _require_verified(bundle: Bundle, runtime: Runtime) -> None:
     if report.status != "passed":
         failed = next(check for check in report.checks if check.status != "passed")
         raise BundleError(
-            f"The new bundle does not verify ({failed.name}: {failed.detail}); nothing was written."
+            f"The new bundle does not verify ({failed.name}: {failed.detail}). Nothing was written."
         )
 
 

@@ -411,7 +411,7 @@ class TestRefusal:
             return [*cases[:2], replace(cases[2], expected=shifted), *cases[3:]]
 
         monkeypatch.setattr(exporter, "golden_cases", wrong)
-        with pytest.raises(BundleError, match=r"does not verify \(engine: .*nothing was written"):
+        with pytest.raises(BundleError, match=r"does not verify \(engine: .*Nothing was written"):
             export_model(student, "prebuilt", tmp_path, data=evaluation_data)
         assert list(tmp_path.iterdir()) == []
 

@@ -128,8 +128,8 @@ class _Writer:
 def fragile_nodes(model: "onnx.ModelProto", peaks: Mapping[str, float]) -> list[str]:
     """List the nodes that must stay fp32, in the order of the graph.
 
-    These are softmax and normalizations, as one operator or as several. Every node is
-    one of them that reads or writes a tensor whose values reach half the range of fp16.
+    These are softmax, and normalizations as one operator or as several. Nodes that read
+    or write a tensor with values beyond half the range of fp16 are listed too.
 
     Args:
         model: The fp32 model.
@@ -207,9 +207,9 @@ def _keep_light_nodes(
 
 def _statistics(graph: "onnx_ir.Graph") -> set[str]:
     """Return the nodes of normalizations that are spelled out as single operators."""
-    # Some norms have no operator of their own. Exporters write them as
-    #   mean(x) -> x - mean -> square -> mean -> + epsilon -> Sqrt -> Div,
-    # or with Reciprocal and Mul instead of Div.
+    # Some norms have no operator of their own. Exporters write them as this chain:
+    #   mean(x) -> x - mean -> square -> mean -> + epsilon -> Sqrt -> Div.
+    # Reciprocal and Mul may replace Div.
     # Squares of values above 256 overflow fp16 and the epsilon underflows, so the whole
     # chain must stay fp32. A Sqrt behind a sum marks such a chain. Walk up from it to
     # the sum of squares, from there up to the mean, and down to the division.

@@ -99,14 +99,14 @@ def limits_for(precision: str, tighter: Mapping[str, float] | None = None) -> di
     """
     if precision not in FAMILIES:
         raise UsageError(
-            f"No limits are known for precision {precision!r}; use one of {', '.join(FAMILIES)}."
+            f"No limits are known for precision {precision!r}. Use one of {', '.join(FAMILIES)}."
         )
     allowed = {name: row[FAMILIES[precision]] for name, row in LIMITS.items()}
     for name, value in (tighter or {}).items():
         if name not in LIMITS:
-            raise UsageError(f"Unknown limit {name!r}; the gate knows {', '.join(LIMITS)}.")
+            raise UsageError(f"Unknown limit {name!r}. The gate knows {', '.join(LIMITS)}.")
         if not 0 <= value < float("inf"):
-            raise UsageError(f"Limit {name} = {value} is not a loss; give a number >= 0.")
+            raise UsageError(f"Limit {name} = {value} is not a loss. Give a number >= 0.")
         current = allowed[name]
         allowed[name] = value if current is None else min(current, value)
     return {name: value for name, value in allowed.items() if value is not None}

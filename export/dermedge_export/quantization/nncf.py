@@ -89,7 +89,7 @@ def as_input(image: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
 
 @contextlib.contextmanager
 def nncf_errors() -> Iterator[None]:
-    """Run NNCF without output, and turn what it raises into a `DermedgeError`."""
+    """Run NNCF without output, and convert its errors to `DermedgeError`."""
     try:
         with no_telemetry(), silence():
             yield

@@ -73,7 +73,7 @@ def bench(
         progress: Called after every prediction.
 
     Raises:
-        UsageError: `runs` is below 1, another number is negative, or as `load`.
+        UsageError: `runs` is below 1, or another number is negative. Also as `load`.
         ImageError: The image cannot be read.
         BundleError: As `load`.
         MissingExtraError: As `load`.
@@ -87,7 +87,7 @@ def bench(
     if runs < 1 or warmup < 0 or sustained < 0:
         raise UsageError(
             f"runs {runs}, warmup {warmup}, sustained {sustained}. "
-            "Use runs of 1 or more, no negatives."
+            "Use 1 or more runs, and no negative number."
         )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     data, description = _read_image(opened, image)
@@ -221,19 +221,18 @@ def _measure_fresh_process(
 
 
 def _time_first_prediction(arguments: str) -> tuple[float, int | None]:
-    with tempfile.TemporaryFile("w+") as trouble:
+    """Return milliseconds to a process's first prediction, and its memory in bytes."""
+    with tempfile.TemporaryFile("w+") as errors:
         start = perf_counter()
         command = [sys.executable, "-c", FRESH_PROCESS, arguments]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=trouble, text=True
-        ) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             stdout = cast(IO[str], process.stdout)
-            word = stdout.readline().strip()
+            first = stdout.readline().strip()
             milliseconds = (perf_counter() - start) * 1000
             rest = stdout.read()
-        if word != "predicted" or process.returncode:
-            trouble.seek(0)
-            last = (trouble.read().strip().splitlines() or ["no message"])[-1]
+        if first != "predicted" or process.returncode:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["no message"])[-1]
             raise EngineError(
                 f"The first prediction in a new process failed ({last}). "
                 "Run `dermedge verify` on the bundle."

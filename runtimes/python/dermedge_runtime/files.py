@@ -1,4 +1,4 @@
-"""Compute digests, and write files and folders that are whole even after a kill."""
+"""Compute digests, and write files and folders whole or not at all."""
 
 import contextlib
 import errno
@@ -156,7 +156,7 @@ def _sibling(path: Path, kind: str) -> Path:
 
 
 def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Rename a finished folder to `path`; delete what it replaces last.
+    """Rename a finished folder to `path`, and then delete the folder it replaces.
 
     POSIX has no rename that replaces a folder with files in it. So the old folder is
     renamed aside, and the new one renamed in: two system calls. A kill between them

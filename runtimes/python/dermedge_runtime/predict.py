@@ -49,7 +49,7 @@ def predict(
         or its error.
 
     Raises:
-        UsageError: A folder holds no image; or as `load`.
+        UsageError: A folder holds no image. Also as `load`.
         BundleError: As `load`.
         MissingExtraError: As `load`.
         EngineError: As `load`, or the engine fails.

@@ -29,7 +29,7 @@ def prefetch(
             as far as needed.
         workers: Number of threads.
         ahead: Largest number of items that are read and whose results are not yet used.
-            The result that the reader holds counts until it asks for the next one.
+            The result that the reader holds counts until it takes the next one.
 
     Raises:
         Exception: `function` or `items` raised it; it is raised at that item's place,
@@ -61,7 +61,7 @@ def prefetch_batches(
         batch_size: Number of results per list.
         workers: As in `prefetch`.
         ahead: As in `prefetch`, at least `batch_size`. The whole list that the reader
-            holds counts until it asks for the next one.
+            holds counts until it takes the next one.
 
     Raises:
         Exception: As in `prefetch`. Earlier results of the same list are lost.

@@ -25,7 +25,7 @@ def list_entries(builtin: Mapping[str, str], group: str) -> dict[str, str]:
 
 
 def lookup(kind: str, name: str, builtin: Mapping[str, str], group: str) -> Any:
-    """Import the object that a name stands for.
+    """Import the object with a registered name.
 
     Installed packages are searched only for a name that is not built in.
 

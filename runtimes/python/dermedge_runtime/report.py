@@ -42,7 +42,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of `verify`: its name, its status and what it measured."""
+    """One check of `verify`: its name, its status and a text about its measurement."""
 
     name: str
     status: Status

@@ -1,7 +1,7 @@
 """Define a model as plain data: its tasks, its preprocessing and its artifact.
 
 Every type is a frozen dataclass. `to_json` turns it into JSON types; its `from_json`
-reads them back and refuses what it does not understand. No type depends on an engine.
+reads them back and refuses unknown or invalid values. No type depends on an engine.
 """
 
 import dataclasses

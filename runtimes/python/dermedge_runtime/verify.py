@@ -1,4 +1,4 @@
-"""Verify that a bundle computes on this machine what it computed when it was exported.
+"""Verify that a bundle gives the same results on this machine as at its export.
 
 `verify` runs four checks in order, so that a failure identifies its cause.
 """
@@ -51,7 +51,7 @@ def verify(
     4. `decoding`: the expected outputs decode to the expected prediction.
 
     The first failure ends the checks. If this machine cannot have the bundle's engine,
-    that check is `not_run` and so is the whole bundle, whatever the other checks give.
+    that check is `not_run`. Then the bundle is `not_run` too, unless a check fails.
 
     Args:
         bundle: Path of a bundle, or an opened one. All files are read from the disk

@@ -79,14 +79,14 @@ def conv_transpose(
     from torch.nn import functional
 
     strides, dilations = strides or [1, 1], dilations or [1, 1]
-    whole = functional.conv_transpose2d(x, weight, bias, strides, 0, 0, groups, dilations)
+    full = functional.conv_transpose2d(x, weight, bias, strides, 0, 0, groups, dilations)
     top, bottom, left, right = _padding(x, weight.shape[2:], strides, pad_type, pad, dilations)
     height, width = (
         output_shape[-2:]
         if output_shape
-        else (whole.shape[2] - top - bottom, whole.shape[3] - left - right)
+        else (full.shape[2] - top - bottom, full.shape[3] - left - right)
     )
-    return whole[:, :, top : top + height, left : left + width]
+    return full[:, :, top : top + height, left : left + width]
 
 
 def avg_pool(

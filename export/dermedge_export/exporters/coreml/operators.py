@@ -49,8 +49,8 @@ def check_arguments(kind: str, name: str, arguments: Mapping[str, object]) -> Op
     Args:
         kind: The operator's MIL name.
         name: The operator's name in the program, for messages.
-        arguments: Every argument by parameter. A tensor or its name stands for a value
-            that flows; everything else is a plain constant.
+        arguments: Every argument by parameter. A tensor, or its name, is a value that
+            flows in; everything else is a plain constant.
 
     Raises:
         UsageError: The operator, a parameter, or a parameter's value is not

@@ -1,7 +1,7 @@
 """Read back the precision that the layers of a TensorRT engine compute in.
 
-An engine that computes in fp32 instead of fp16 builds and runs without an error, and is
-worthless. A layer is JSON, as the inspector of an engine with detailed profiling
+An engine may compute in fp32 instead of fp16. It then builds and runs without an error,
+but slowly. A layer is JSON, as the inspector of an engine with detailed profiling
 verbosity writes it. TensorRT 10 names a tensor's type in `Format/Datatype`, TensorRT 11
 in `DataType`; a layer with weights names their type.
 """
