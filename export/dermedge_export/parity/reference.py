@@ -14,13 +14,12 @@ from dermedge_export.evaluation.predictions import Predictions
 from dermedge_runtime.canonical_json import canonical_json, parse_json
 from dermedge_runtime.errors import BundleError
 from dermedge_runtime.report import DIGEST_PREFIX, REFERENCE_REPORT
-from dermedge_runtime.spec import Json, Postprocessing, take, to_json
+from dermedge_runtime.spec import AGAIN, Json, Postprocessing, take, to_json
 
 Rows = list[list[float]]
 
 SCHEMA = "dermedge.reference/1"
 WIDEST = 512  # values per image of an output that is still stored
-AGAIN = "Export the model again."
 
 
 @dataclass(frozen=True, eq=False)
