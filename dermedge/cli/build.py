@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Data set. The gate compares engine and student on the test images whose predictions by "
-    "the student the bundle holds.",
+    help="Data set. The gate compares engine and student on its test images, as far as the "
+    "bundle holds the student's predictions.",
 )
 @click.option(
     "--workspace",

@@ -51,7 +51,7 @@ def command() -> None:
     multiple=True,
     metavar="THEIRS=ID",
     callback=key_values,
-    help="Diagnosis for a label that the taxonomy does not know or maps to another one.",
+    help="Diagnosis for a label that the taxonomy does not know, or knows as another diagnosis.",
 )
 @click.option("--link", is_flag=True, help="Hard-link images instead of copying them.")
 @overwrite_option

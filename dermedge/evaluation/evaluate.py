@@ -46,8 +46,8 @@ def evaluate(
 
     Args:
         bundle: Path of a bundle, or an opened bundle.
-        data: Folder or file of a table. A row's own `malignant` overrides that of its
-            diagnosis.
+        data: Folder or table file of a data set. A row's own `malignant` overrides that
+            of its diagnosis.
         split: train, val, test or all. By default test, which no training or selection
             has used.
         engine: Name of the engine, as for `load`.

@@ -33,7 +33,7 @@ class TableEvaluationData:
     `dermedge_export.parity.evaluator.EvaluationData`.
 
     Args:
-        data: Folder or file of a table. A table without splits gets some.
+        data: Folder or table file of a data set. Rows without a split get one.
         spec: The model's tasks, labels and preprocessing.
         progress: Called with the number of images done.
 

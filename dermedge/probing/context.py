@@ -96,7 +96,7 @@ def load_context(
 
     Args:
         teacher: Folder of a teacher or student.
-        data: Folder or file of a table.
+        data: Folder or table file of a data set.
         options: The options of the probe.
         cache: Folder of the cached features.
         progress: Called with the steps done.

@@ -53,8 +53,8 @@ def probe(
 
     Args:
         teacher: Folder of a teacher or student.
-        data: Folder or file of a table. A table without splits is split by lesion and
-            patient.
+        data: Folder or table file of a data set. A table without splits is split by
+            lesion and patient.
         options: Task, protocol and settings; by default the linear probe of the
             diagnosis.
         cache: Folder of cached features, by digest of weights and images: ten probes of

@@ -23,10 +23,10 @@ def build(
 
     Args:
         bundle: A bundle for a jetson target, or its path.
-        data: Folder or table file of a data set. The gate compares the engine with the
-            student on the test images whose predictions by the student the bundle
-            holds. Without data only the golden cases are compared, which are too few
-            to pass the gate.
+        data: Folder or table file of a data set. The gate compares engine and student
+            on its test images, as far as the bundle holds the student's predictions.
+            Without data only the golden cases are compared, which are too few to pass
+            the gate.
         workspace_mb: Memory in MB that one layer may use. None allows all of the GPU's.
         rebuild: Build the engine even if the cache holds it.
         allow_parity_failure: Use the engine even if the gate fails.
