@@ -445,7 +445,7 @@ def export_to_a_full_disk(student: Path, out: Path, artifact: BuiltArtifact) -> 
         export_model(load_model_folder(student), PREBUILT, out)
     except DermedgeError as error:
         os._exit(
-            error.exit_code if "free space" in str(error) and "Cannot write" in str(error) else 90
+            error.exit_code if "Free space" in str(error) and "Cannot write" in str(error) else 90
         )
     os._exit(91)
 
