@@ -15,6 +15,7 @@ from PIL import Image
 
 from dermedge.data.table import Table
 from dermedge_runtime.errors import MissingExtraError
+from dermedge_runtime.image import orientation
 from dermedge_runtime.progress import Progress
 
 # Both limits were chosen on lesions that were photographed several times. Among 8,062
@@ -44,14 +45,15 @@ class ImageInspection:
     """The result of decoding one image file.
 
     Attributes:
-        width: Width in pixels, as stored; 0 for a file that cannot be read.
-        height: Height in pixels, as stored; 0 for a file that cannot be read.
+        width: Width in pixels of the upright image; 0 for a file that cannot be read.
+        height: Height in pixels of the upright image; 0 for a file that cannot be read.
         digest: sha256 of the file, hex; "" for a missing file.
         perceptual_hash: 64 values of +-1, None for a picture without contrast.
         thumbnail: Grey values [1024] with zero mean and unit length, None for a picture
             without contrast. Stored as float16 to halve the memory.
         problem: Reason why the file cannot be used, "" for a sound file.
         missing: The file does not exist.
+        turned: The stored picture is turned or mirrored by its EXIF orientation.
 
     Examples:
         >>> from dermedge.data.table import read_table
@@ -67,6 +69,7 @@ class ImageInspection:
     thumbnail: NDArray[np.float16] | None = None
     problem: str = ""
     missing: bool = False
+    turned: bool = False
 
 
 def inspect_images(table: Table, *, progress: Progress | None = None) -> list[ImageInspection]:
@@ -126,6 +129,9 @@ def _decode(data: bytes, perceptual_hash: PerceptualHash) -> ImageInspection:
     digest = sha256(data).hexdigest()
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
+        turn = orientation(image)
+        if turn > 4 and image.format != "TIFF":
+            width, height = height, width
         if getattr(image, "is_animated", False):
             return ImageInspection(width, height, digest, problem="it is animated")
         # A JPEG decodes at up to 1/8 of its scale, which is much faster for
@@ -136,10 +142,10 @@ def _decode(data: bytes, perceptual_hash: PerceptualHash) -> ImageInspection:
     grey = np.asarray(small, dtype=np.float32).ravel()
     centred = grey - grey.mean()
     if float(centred.std()) < _FLAT:
-        return ImageInspection(width, height, digest)
+        return ImageInspection(width, height, digest, turned=turn > 1)
     bits = np.asarray(perceptual_hash(picture).hash, dtype=np.float32).ravel()
     thumbnail = (centred / np.linalg.norm(centred)).astype(np.float16)
-    return ImageInspection(width, height, digest, bits * 2 - 1, thumbnail)
+    return ImageInspection(width, height, digest, bits * 2 - 1, thumbnail, turned=turn > 1)
 
 
 def check_masks(table: Table, inspections: Sequence[ImageInspection]) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dermedge_runtime.errors import ImageError
+from dermedge_runtime.image import orientation
 from dermedge_runtime.spec import Preprocess
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -42,7 +43,6 @@ FORMATS = {
     "GIF": "GifImagePlugin",
 }
 
-_ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -227,9 +227,10 @@ def _upright(image: Image.Image, name: str, spec: Preprocess, scalable: bool) ->
             image.draft(None, (image.width // scale, image.height // scale))
     _refuse_depth(image, name)
     image.load()
-    orientation = _orientation(image)
+    # Pillow has already applied the orientation of a TIFF.
+    turn = 1 if image.format == "TIFF" else orientation(image)
     image = _opaque_rgb(image, spec.background)
-    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+    return image.transpose(_TRANSPOSE[turn]) if turn in _TRANSPOSE else image
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -264,22 +265,6 @@ def _refuse_depth(image: Image.Image, name: str) -> None:
             f"{name} has 16 bits per sample and a transparent colour. "
             "Convert it to 8 bits per sample."
         )
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 if there is none or it cannot be read.
-
-    Pillow has already applied the orientation of a TIFF.
-    """
-    data = image.info.get("exif")
-    if not isinstance(data, bytes):
-        return 1
-    try:
-        exif = Image.Exif()
-        exif.load(data)
-        return int(exif.get(_ORIENTATION_TAG, 1))
-    except Exception:  # a broken EXIF block does not make the photograph unusable
-        return 1
 
 
 def _opaque_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
