@@ -153,6 +153,15 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) 
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
 
 
+def test_a_package_index_shows_the_readme_without_links_that_lead_nowhere(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    assert "# dermedge" in metadata and "docs/glossary.md" in metadata
+    targets = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert [target for target in targets if not target.startswith("http")] == []
+
+
 def test_without_any_extra_it_explains_itself_and_reads_bundles(device: Device) -> None:
     help_text = device.run("--help")
     assert help_text.returncode == 0
