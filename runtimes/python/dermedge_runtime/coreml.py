@@ -25,7 +25,7 @@ from dermedge_runtime.spec import Spec
 OLDEST = "13"  # the oldest macOS that runs dermedge's exports
 
 
-class MlModel(Protocol):
+class _MlModel(Protocol):
     """The part of `coremltools.models.MLModel` that a runtime calls."""
 
     def get_spec(self) -> Any:
@@ -49,13 +49,19 @@ class CoreMlRuntime:
         spec: Spec of the model.
         version: Version of the system.
         folder: Folder of the extracted package, which `close` deletes.
+
+    Example:
+        >>> CoreMlRuntime.open(Bundle.open("toy.dermedge"))  # on Linux or Windows
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.ElsewhereError: Core ML runs on macOS and iOS only. Copy...
     """
 
     name = "coreml"
 
     def __init__(
         self,
-        model: MlModel,
+        model: _MlModel,
         spec: Spec,
         version: str,
         folder: "tempfile.TemporaryDirectory[str] | None" = None,
@@ -65,7 +71,7 @@ class CoreMlRuntime:
         self._folder = folder
         self._lock = threading.Lock()
         _check_description(model.get_spec().description, spec)
-        self._model: MlModel | None = model
+        self._model: _MlModel | None = model
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int | None = None) -> "CoreMlRuntime":
@@ -144,10 +150,10 @@ def _extract(bundle: Bundle, folder: Path) -> Path:
     return folder / bundle.artifact.path
 
 
-def _load(coremltools: ModuleType, package: Path, bundle: Bundle, version: str) -> MlModel:
+def _load(coremltools: ModuleType, package: Path, bundle: Bundle, version: str) -> _MlModel:
     try:
         with _silence():
-            model: MlModel = coremltools.models.MLModel(str(package))
+            model: _MlModel = coremltools.models.MLModel(str(package))
             return model
     except Exception as error:
         raise EngineError(

@@ -24,7 +24,17 @@ _UNFITTED = Postprocessing()
 
 @dataclass(frozen=True, slots=True)
 class ScoredLabel:
-    """A label and its probability."""
+    """A label and its probability.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> with load("toy.dermedge") as model:
+        ...     for label in model.predict("lesion.png").labels:
+        ...         print(f"{label.name}: {label.probability:.0%}")
+        Basal cell carcinoma: 68%
+        Melanocytic naevus: 30%
+        Melanoma: 1%
+    """
 
     id: str
     name: str
@@ -33,7 +43,15 @@ class ScoredLabel:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds spent on one image: in preprocessing, and in the engine."""
+    """Milliseconds spent on one image: in preprocessing, and in the engine.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> with load("toy.dermedge") as model:
+        ...     timing = model.predict("lesion.png").timing
+        >>> 0 < timing.preprocess_ms + timing.engine_ms
+        True
+    """
 
     preprocess_ms: float
     engine_ms: float
@@ -41,7 +59,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Bundle and engine that computed a prediction."""
+    """Bundle and engine that computed a prediction.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> with load("toy.dermedge") as model:
+        ...     source = model.predict("lesion.png").provenance
+        >>> f"{source.name} {source.version}, {source.precision} for {source.target}"
+        'toy 1.0.0, fp32 for cpu'
+    """
 
     bundle: str
     name: str

@@ -28,25 +28,71 @@ class DermedgeError(Exception):
 
 
 class ImageError(DermedgeError):
-    """Error for an input that is not an image a model accepts."""
+    """Error for an input that is not an image a model accepts.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> with load("toy.dermedge") as model:
+        ...     model.predict("missing.png")
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.ImageError: missing.png does not exist. Check the path.
+    """
 
 
 class DataError(DermedgeError):
-    """Error for a table, a split, a model folder or a checkpoint that is not usable."""
+    """Error for a table, a split, a model folder or a checkpoint that is not usable.
+
+    Example:
+        >>> from dermedge.data.table import read_table
+        >>> try:
+        ...     read_table("lesion.png")
+        ... except DataError as error:
+        ...     print(error)
+        lesion.png is neither a folder nor a .csv or .parquet file. Convert it to one...
+    """
 
 
 class EngineError(DermedgeError):
-    """Error for an engine that refuses the artifact or fails while running it."""
+    """Error for an engine that refuses the artifact or fails while running it.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> load("toy.dermedge", engine="openvino")  # OpenVINO runs its own format only
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.EngineError: model.onnx holds ['model.onnx'], not one .x...
+    """
 
 
 class UsageError(DermedgeError):
-    """Error for an argument, an option or a name that is not valid."""
+    """Error for an argument, an option or a name that is not valid.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> load("toy.dermedge", threads=0)
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.UsageError: threads is 0. Use 1 or more, or leave it out.
+    """
 
     exit_code = 2
 
 
 class GateError(DermedgeError):
-    """Error for an artifact that lost more accuracy than its target's gate allows."""
+    """Error for an artifact that lost more accuracy than its target's gate allows.
+
+    Example:
+        >>> def export(precision):  # stands for `dermedge.export`
+        ...     if precision == "int8":
+        ...         raise GateError("int8 loses 4 % of the balanced accuracy.")
+        ...     return f"{precision} bundle"
+        >>> try:
+        ...     export("int8")
+        ... except GateError:
+        ...     export("fp32")
+        'fp32 bundle'
+    """
 
     exit_code = 3
 
@@ -79,13 +125,29 @@ class ElsewhereError(DermedgeError):
 
     Core ML computes on Apple's systems only, TensorRT on NVIDIA GPUs only. The message
     gives the command to run, and on which machine.
+
+    Example:
+        >>> from dermedge_runtime.model import load
+        >>> load("toy.dermedge", engine="tensorrt")  # on a machine without TensorRT
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.ElsewhereError: This machine has no TensorRT, or no NVID...
     """
 
     exit_code = 4
 
 
 class BundleError(DermedgeError):
-    """Error for a bundle that is damaged, incomplete, unsafe or too new."""
+    """Error for a bundle that is damaged, incomplete, unsafe or too new.
+
+    Example:
+        >>> from dermedge_runtime.bundle import Bundle
+        >>> try:
+        ...     Bundle.open("lesion.png")
+        ... except BundleError as error:
+        ...     print(error)
+        lesion.png is neither a bundle's folder nor its zip. Name a .dermedge folder or...
+    """
 
     exit_code = 5
 

@@ -72,7 +72,14 @@ class Runtime(Protocol):
 
 
 class RuntimeClass(Protocol):
-    """Class of runtimes, as it is registered under `dermedge.runtimes`."""
+    """Class of runtimes, as it is registered under `dermedge.runtimes`.
+
+    Example:
+        >>> engine: RuntimeClass = lookup("engine", "onnxruntime", RUNTIMES, GROUP)
+        >>> runtime = engine.open(Bundle.open("toy.dermedge"), threads=1)
+        >>> runtime.name
+        'onnxruntime'
+    """
 
     def open(self, bundle: Bundle, /, *, threads: int | None) -> Runtime:
         """Load a bundle's artifact into the engine."""

@@ -38,6 +38,16 @@ class OpenVinoRuntime:
         compiled: Compiled model.
         spec: Spec of the model.
         version: Version of OpenVINO.
+
+    Example:
+        >>> bundle = Bundle.open("toy.dermedge")
+        >>> with no_telemetry(), keep_signal_stack():
+        ...     import openvino
+        ...     model = openvino.Core().read_model(bundle.read("model.onnx"))
+        ...     compiled = openvino.compile_model(model, DEVICE)
+        >>> runtime = OpenVinoRuntime(compiled, bundle.spec, openvino.__version__)
+        >>> runtime.run(np.zeros((2, 48, 48, 3), np.uint8))["malignancy"].shape
+        (2, 1)
     """
 
     name = "openvino"

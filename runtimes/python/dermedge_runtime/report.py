@@ -42,7 +42,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of `verify`: its name, its status and a text about its measurement."""
+    """One check of `verify`: its name, its status and a text about its measurement.
+
+    Example:
+        >>> from dermedge_runtime.verify import verify
+        >>> for check in verify("toy.dermedge").checks[:2]:
+        ...     print(f"{check.name}: {check.status}, {check.detail}")
+        files: passed, ... files and ... golden cases are intact
+        preprocessing: passed, ...
+    """
 
     name: str
     status: Status
@@ -56,6 +64,14 @@ class VerifyReport:
     Checks after a failure are `not_run`. So is the engine's check if this machine
     cannot have that engine. `bundle` is the bundle's id, or its path if it could not be
     opened.
+
+    Example:
+        >>> from dermedge_runtime.verify import verify
+        >>> report = verify("toy.dermedge")
+        >>> report.status
+        'passed'
+        >>> [check.name for check in report.checks if check.status == "failed"]
+        []
     """
 
     bundle: str
@@ -66,7 +82,14 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Milliseconds of one stage over all timed calls."""
+    """Milliseconds of one stage over all timed calls.
+
+    Example:
+        >>> from dermedge_runtime.bench import percentiles
+        >>> times = percentiles([2.0] * 99 + [40.0])
+        >>> f"usually {times.p50:.1f} ms, at worst {times.p99:.1f} ms, {times.count} calls"
+        'usually 2.0 ms, at worst 2.4 ms, 100 calls'
+    """
 
     p50: float
     p90: float
@@ -82,6 +105,12 @@ class LatencyReport:
     `end_to_end` starts at encoded bytes; `engine_only` is the bare engine call.
     `sustained` holds the end-to-end median of each tenth of a sustained run, which
     shows throttling. `resident_bytes` is None on systems that do not report it.
+
+    Example:
+        >>> from dermedge_runtime.bench import bench
+        >>> report = bench("toy.dermedge", image="lesion.png", runs=5, warmup=1)
+        >>> report.engine_only.p50 < report.end_to_end.p50 < report.cold_start_ms
+        True
     """
 
     bundle: str
@@ -105,6 +134,12 @@ class Limit:
     `reference` and `candidate` are the metric of each side. `loss` is positive if the
     candidate is worse, and has the unit of the limit. Its 95 % interval comes from a
     paired bootstrap over lesions or patients.
+
+    Example:
+        >>> loss = Interval(0.004, -0.002, 0.011)
+        >>> limit = Limit("balanced_accuracy", "passed", 0.81, 0.807, loss, 0.02, cases=400)
+        >>> limit.loss.high <= limit.allowed
+        True
     """
 
     metric: str
@@ -124,6 +159,16 @@ class Subgroup:
     `column` = `value` defines the subgroup. `loss` is a share of the reference's
     balanced accuracy. If `column` is `class` and `value` a label, the metric is that
     class's recall.
+
+    Example:
+        >>> light, dark = Interval(0.85, 0.81, 0.89), Interval(0.76, 0.68, 0.84)
+        >>> subgroups = (
+        ...     Subgroup("fitzpatrick", "II", 310, light, light, loss=Interval(0.0)),
+        ...     Subgroup("fitzpatrick", "V", 90, dark, dark, loss=Interval(0.03, 0.0, 0.06)),
+        ... )
+        >>> worst = max(subgroups, key=lambda subgroup: subgroup.loss.value)
+        >>> f"{worst.column} {worst.value}: {worst.loss.value:.0%} in {worst.cases} cases"
+        'fitzpatrick V: 3% in 90 cases'
     """
 
     column: str
@@ -141,6 +186,14 @@ class ParityReport:
     `basis` names the images (`test split of ham10000`, `procedural lesions`). `engine`
     and `hardware` name what computed the candidate's predictions. `classes` holds a
     `Subgroup` for each class that has a labelled image; older reports lack it.
+
+    Example:
+        >>> exact = Limit("non_finite", "passed", None, None, Interval(0.0), 0.0, 400)
+        >>> few = Limit("ece", "insufficient", None, None, Interval(None), 0.02, 12)
+        >>> names = ("test split of x", 400, "onnxruntime", "cpu", "int8")
+        >>> report = ParityReport("insufficient", *names, limits=(exact, few))
+        >>> [limit.metric for limit in report.limits if limit.status != "passed"]
+        ['ece']
     """
 
     status: Status

@@ -26,13 +26,19 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Tensor:
-    """Type and shape of an engine's input or output."""
+    """Type and shape of an engine's input or output.
+
+    Example:
+        >>> image = Tensor(np.dtype("uint8"), (1, 224, 224, 3))
+        >>> np.empty(image.shape, image.dtype).nbytes
+        150528
+    """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
 
-class ErrorLog(Protocol):
+class _ErrorLog(Protocol):
     """TensorRT logger that keeps the errors for an exception's message."""
 
     errors: list[str]
@@ -47,6 +53,16 @@ class TensorRt:
 
     Raises:
         EngineError: TensorRT is older than 10 or newer than 11.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from dermedge_runtime.tensorrt.cuda import Gpu
+        >>> old = SimpleNamespace(__version__="8.6.1", ILogger=object)
+        >>> orin = SimpleNamespace(gpu=lambda: Gpu("Orin", "87", "12.6", 8 << 30))
+        >>> TensorRt(old, orin)
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.EngineError: TensorRT 8.6.1 is not supported. Install 10...
     """
 
     def __init__(self, trt: ModuleType, cuda: Cuda) -> None:
@@ -164,6 +180,18 @@ class Engine:
 
     Raises:
         EngineError: The engine is for another GPU or TensorRT, or memory runs out.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Runtime:  # TensorRT's own, which returns None for another GPU's engine
+        ...     def __init__(self, logger): ...
+        ...     def deserialize_cuda_engine(self, plan): ...
+        >>> trt = SimpleNamespace(__version__="10.3.0", ILogger=object, Runtime=Runtime)
+        >>> cuda = SimpleNamespace(gpu=lambda: None, activate=lambda: None)
+        >>> Engine(TensorRt(trt, cuda), b"engine of another GPU")
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.EngineError: TensorRT 10.3.0 refuses the engine (without...
     """
 
     def __init__(self, machine: TensorRt, plan: bytes) -> None:
@@ -259,7 +287,7 @@ class Engine:
         return address
 
 
-def _logger(trt: ModuleType) -> ErrorLog:
+def _logger(trt: ModuleType) -> _ErrorLog:
     """Return a logger that prints nothing and keeps the errors."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]

@@ -24,6 +24,11 @@ class Gpu:
 
     `sm` is the compute capability without the dot (`87`), `cuda` the CUDA version that
     the driver supports, `memory` the size in bytes.
+
+    Example:
+        >>> gpu = Gpu("Orin", sm="87", cuda="12.6", memory=8 << 30)
+        >>> f"{gpu.name}, SM {gpu.sm}, {gpu.memory / 2**30:.0f} GiB"
+        'Orin, SM 87, 8 GiB'
     """
 
     name: str
@@ -40,6 +45,17 @@ class Cuda:
 
     Raises:
         EngineError: There is no GPU, or the driver refuses a call.
+
+    Example:
+        >>> class Driver:  # a driver that finds no GPU
+        ...     def cuInit(self, flags):
+        ...         return 100
+        ...     def cuGetErrorName(self, code, text):
+        ...         text._obj.value = b"CUDA_ERROR_NO_DEVICE"
+        >>> Cuda(Driver())
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.EngineError: CUDA's cuInit failed with CUDA_ERROR_NO_DEV...
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:

@@ -45,14 +45,24 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A built engine in the cache: its key, and the SHA-256 of its bytes."""
+    """A built engine in the cache: its key, and the SHA-256 of its bytes.
+
+    Example:
+        >>> bundle = Path("skin.dermedge")
+        >>> key = EngineKey("ab" * 32, "10.3.0", "87", {"batch": 1})
+        >>> file = store_engine(bundle, key, b"serialized engine")
+        >>> find_cached_engine(bundle, key) == file
+        True
+        >>> read_plan(bundle, file)
+        b'serialized engine'
+    """
 
     key: EngineKey
     sha256: str
 
 
 @dataclass(frozen=True)
-class BuildRecord:
+class _BuildRecord:
     """Part of `NAME.device.json` that decides whether an engine may be used.
 
     `allowed_failures` lists the failed limits that the user accepted.
@@ -182,14 +192,14 @@ def _timings_path(bundle: Path, key: EngineKey) -> Path:
     return cache_folder(bundle) / f"tensorrt-{key.tensorrt}-sm{key.sm}.timings"
 
 
-def _read_record(path: Path, again: str) -> BuildRecord:
+def _read_record(path: Path, again: str) -> _BuildRecord:
     data = read_json(path, EngineError)
     try:
         if data["schema"] != SCHEMA:
             raise EngineError(
                 f"{path} has schema {data['schema']!r}, this dermedge reads {SCHEMA!r}. {again}."
             )
-        return BuildRecord(
+        return _BuildRecord(
             data["bundle"],
             data["status"],
             _read_engine(data["engine"]),

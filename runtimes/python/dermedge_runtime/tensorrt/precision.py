@@ -35,6 +35,12 @@ class PrecisionReadback:
     multiply matrices or convolve, by precision; if TensorRT lists no such layer, they
     are all layers. `wider` names those that are wider than `asked`, such as layers that
     the export kept in fp32. `unread` counts layers without a readable type.
+
+    Example:
+        >>> layer = '{{"Name": "{}", "LayerType": "Conv", "Weights": {{"Type": "{}"}}}}'
+        >>> layers = [layer.format("stem", "Half"), layer.format("body", "Int8")]
+        >>> read_precision(layers, "int8+fp16").wider
+        ('stem',)
     """
 
     asked: str

@@ -25,6 +25,19 @@ class TensorRtRuntime:
 
     Raises:
         EngineError: Inputs and outputs do not fit the spec.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from dermedge_runtime.spec import Preprocess, Task
+        >>> engine = SimpleNamespace(  # stands for `TensorRt.open(bundle).load(plan)`
+        ...     inputs={"image": Tensor(np.dtype("uint8"), (1, 48, 48, 3))},
+        ...     outputs={"malignancy": Tensor(np.dtype("float32"), (1, 1))},
+        ...     run=lambda inputs: {"malignancy": np.zeros((1, 1), np.float32)},
+        ... )
+        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> runtime = TensorRtRuntime(engine, spec, "10.3.0")
+        >>> runtime.run(np.zeros((5, 48, 48, 3), np.uint8))["malignancy"].shape
+        (5, 1)
     """
 
     name = "tensorrt"
