@@ -34,6 +34,11 @@ class ModelMetadata:
         metrics: Metrics on val, and the number of parameters.
         split: Rows (image_id, sha256, split) of the training table, and the images
             that earlier models of the lineage were trained on.
+
+    Example:
+        >>> metadata = read_metadata("teacher")
+        >>> metadata.backbone.name, len(metadata.training_images)
+        ('mobilenetv2_050', 68)
     """
 
     spec: Spec

@@ -89,6 +89,11 @@ class Format:
         resize: Resizing of positions in the original code, for a model without
             registers.
         resize_registers: The same for a model with registers.
+
+    Example:
+        >>> import torch
+        >>> list(DINOV2.translate({"blocks.1.7.norm1.bias": torch.zeros(384)}))
+        ['blocks.7.norm1.bias']
     """
 
     name: str

@@ -38,6 +38,11 @@ class Resize:
         antialias: Apply a low-pass filter when the grid shrinks.
         offset: Patches that are added to the new side before the scale factor is
             computed.
+
+    Example:
+        >>> positions = torch.rand(1, 1 + 16 * 16, 384)
+        >>> resize_positions(positions, 16, 20, Resize(offset=0.1)).shape
+        torch.Size([1, 401, 384])
     """
 
     interpolation: str = "bicubic"

@@ -193,7 +193,12 @@ def truncate(model: TimmModel, stages: int, name: str) -> None:
 
 
 class Embed(nn.Module):
-    """Head of an `embed` task: the pooled features, L2-normalised."""
+    """Head of an `embed` task: the pooled features, L2-normalised.
+
+    Example:
+        >>> Embed()(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return unit vectors [N, D] of features [N, D]."""
@@ -208,6 +213,12 @@ class Coral(nn.Module):
 
     Source: Cao, Mirjalili and Raschka, "Rank consistent ordinal regression for neural
     networks with application to age estimation", Pattern Recognition Letters 140, 2020.
+
+    Example:
+        >>> head = Coral(width=8, levels=4)
+        >>> logits = head(torch.rand(2, 8))
+        >>> tuple(logits.shape), bool((logits.diff() < 0).all())
+        ((2, 3), True)
     """
 
     def __init__(self, width: int, levels: int) -> None:

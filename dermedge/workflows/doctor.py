@@ -14,6 +14,11 @@ class ExtraState:
     """An extra, the verbs that it enables, and its installed and missing packages.
 
     `status` is `ok` if nothing is missing, else `missing`.
+
+    Example:
+        >>> [extra] = [extra for extra in doctor().extras if extra.name == "evaluate"]
+        >>> extra.status, "pandas" in extra.versions
+        ('ok', True)
     """
 
     name: str
@@ -25,7 +30,14 @@ class ExtraState:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """This machine, the engines that dermedge knows, and the state of each extra."""
+    """This machine, the engines that dermedge knows, and the state of each extra.
+
+    Example:
+        >>> report = doctor()
+        >>> missing = [extra.name for extra in report.extras if extra.missing]
+        >>> "onnxruntime" in report.engines, "evaluate" in missing
+        (True, False)
+    """
 
     dermedge: str
     device: dict[str, str]

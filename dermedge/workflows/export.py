@@ -33,6 +33,11 @@ class ExportSummary:
     Attributes:
         bundles: The bundles that were written.
         errors: Errors by target.
+
+    Example:
+        >>> summary = export_all("student", ["jetsn"])
+        >>> print(summary.errors["jetsn"])
+        Unknown target 'jetsn'. Did you mean 'jetson'? ...
     """
 
     bundles: tuple[Bundle, ...] = ()
@@ -55,7 +60,15 @@ class ExportSummary:
 
 
 class ExportError(DermedgeError):
-    """An error of `export_all`: at least one of several targets failed."""
+    """An error of `export_all`: at least one of several targets failed.
+
+    Example:
+        >>> try:
+        ...     export_all("student", ["jetsn"]).check()
+        ... except ExportError as error:
+        ...     print(error.exit_code)
+        2
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -42,6 +42,11 @@ class TargetState:
             here, None that no exporter makes it for this CPU.
         run: Engines of the target's devices that are installed here.
         check: Engine or simulation that computes the artifact here, or None.
+
+    Example:
+        >>> cpu = targets()[0]
+        >>> cpu.target.name, cpu.build["fp32"], "onnxruntime" in cpu.run
+        ('cpu', (), True)
     """
 
     target: Target

@@ -40,6 +40,12 @@ class ImportedRow:
         name: Name of the image in the set.
         image: Image file.
         mask: Mask file, None if there is none.
+
+    Example:
+        >>> from dermedge.data.layouts.csv import LAYOUT
+        >>> row = read_parts(LAYOUT, Archive.scan(Path("lesions"))).rows[0]
+        >>> row.cells["dx"], row.image.name
+        ('nv', 'D000000.jpg')
     """
 
     cells: dict[str, str]
@@ -58,6 +64,12 @@ class ReadResult:
         notes: Remarks for the report.
         unknown: Labels that the taxonomy does not know, with their number of images.
         pictures: All images of the parts, in order.
+
+    Example:
+        >>> from dermedge.data.layouts.csv import LAYOUT
+        >>> result = read_parts(LAYOUT, Archive.scan(Path("lesions")))
+        >>> len(result.rows), result.missing, result.images_without_row
+        (80, [], [])
     """
 
     rows: list[ImportedRow] = field(default_factory=list)

@@ -18,12 +18,19 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class Record:
-    """One image as the set describes it.
+    r"""One image as the set describes it.
 
     Attributes:
         raw: Cells by the names of the set's columns.
         at: Place of the row, for messages.
         image: Image file, if the record comes from its path.
+
+    Example:
+        >>> _ = Path("grades.txt").write_text("acne1_0.jpg  1")
+        >>> part = Part(table=("grades.txt",), line=r"(?P<image>\S+)\s+(?P<grade>\d)")
+        >>> record = next(read_lines(part, Path("grades.txt"), notes=[]))
+        >>> record.raw, record.at
+        ({'image': 'acne1_0.jpg', 'grade': '1'}, 'grades.txt, row 1')
     """
 
     raw: dict[str, str]
@@ -39,6 +46,11 @@ class SourceTable:
         frame: Text cells.
         places: Line of every row in the file.
         path: The file.
+
+    Example:
+        >>> table = SourceTable.read(Path("lesions/metadata.csv"))
+        >>> table.frame["dx"][0], table.places[0]
+        ('nv', 2)
     """
 
     frame: pd.DataFrame
