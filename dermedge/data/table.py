@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import pandas as pd
 
+from dermedge.data.placeholders import is_unknown
 from dermedge.data.table_file import find_table, read_text
 from dermedge.data.taxonomy import TAXONOMY, resolve
 from dermedge_runtime.errors import DataError
@@ -35,7 +37,6 @@ COLUMNS = (
 SPLITS = ("train", "val", "test")
 WORKERS = 8
 
-_UNKNOWN = frozenset({"", "nan", "na", "n/a", "none", "null", "unknown"})
 _VERBATIM = frozenset({"image_id", "image", "mask", "caption"})
 _SEX = {"m": "male", "f": "female"}
 _TRUTH = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
@@ -162,7 +163,7 @@ def _list_cells(text: pd.DataFrame, name: str) -> list[str]:
     # A file may be named none.png, and a caption may read "unknown": both are kept.
     if name in _VERBATIM:
         return cells
-    return ["" if cell.casefold() in _UNKNOWN else cell for cell in cells]
+    return ["" if is_unknown(cell) else cell for cell in cells]
 
 
 def _check_splits(cells: Sequence[str], where: Sequence[str]) -> None:
@@ -249,7 +250,8 @@ def groups(frame: pd.DataFrame, content: "pd.Series[str] | None" = None) -> "pd.
     """Return the group of every row: rows that share a lesion or a patient.
 
     Rows are also in one group if other rows connect them. Lesion and patient ids count
-    within one `source`. A row with neither id is a group of its own.
+    within one `source`. A row with neither id is a group of its own, and so is one
+    whose ids are placeholders such as "-1" (see `placeholders`).
 
     Args:
         frame: Rows of a table.
@@ -281,7 +283,9 @@ def groups(frame: pd.DataFrame, content: "pd.Series[str] | None" = None) -> "pd.
     for name, values, sources in links:
         for row, (value, source) in enumerate(zip(values, sources, strict=True)):
             if value:
-                edges.append((row, nodes.setdefault((name, source, value), count + len(nodes))))
+                # One id may be spelled with composed and with combining accents.
+                key = (name, source, normalize("NFC", value))
+                edges.append((row, nodes.setdefault(key, count + len(nodes))))
     size = count + len(nodes)
     ends = tuple(zip(*edges, strict=True)) or ((), ())
     _, component = connected_components(

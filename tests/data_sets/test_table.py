@@ -74,7 +74,7 @@ def test_a_label_is_read_by_its_source(tmp_path: Path) -> None:
         ({"age": "fifty"}, r"row 3: age is 'fifty'"),
         ({"fitzpatrick": "7"}, r"row 3: fitzpatrick is '7'.*1 to 6"),
         ({"fitzpatrick": "2.5"}, r"row 3: fitzpatrick is '2.5'"),
-        ({"severity": "-1"}, r"row 3: severity is '-1'"),
+        ({"severity": "-2"}, r"row 3: severity is '-2'"),
         ({"split": "validation"}, r"row 3: split is 'validation'.*train, val or test"),
         ({"image_id": "a"}, r"row 3: image_id 'a' is already listed in row 2"),
         ({"image": "images/a.png"}, r"row 3: image 'images/a.png' is already listed in row 2"),
