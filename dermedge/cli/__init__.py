@@ -13,7 +13,9 @@ from typing import Any
 import click
 
 from dermedge.cli.allocator import keep_freed_memory
-from dermedge.cli.console import explain
+from dermedge.cli.errors import explain, print_error
+from dermedge.cli.streams import discard_output, prepare_streams
+from dermedge_runtime.printable import printable
 
 COMMANDS = {
     "demo": "Run every stage on synthetic lesions.",
@@ -91,6 +93,8 @@ def cli(context: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; print an expected error as one line and exit with its code."""
+    prepare_streams()
+    status: Any = 0
     try:
         with warnings.catch_warnings():
             # Pillow warns about odd EXIF data. An unusable image raises an error
@@ -98,22 +102,24 @@ def main(args: list[str] | None = None) -> None:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             # Without standalone mode click raises its errors and returns the command's
             # value, so the exit codes are set here.
-            status: Any = cli.main(args=args, prog_name="dermedge", standalone_mode=False)
+            status = cli.main(args=args, prog_name="dermedge", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.ClickException as error:
+        # click declares the message final, but offers no other hook for all its errors.
+        error.message = printable(error.message)  # type: ignore[misc]
         error.show()
-        sys.exit(error.exit_code)
+        status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. Finished results are kept.", err=True)
-        sys.exit(130)  # As shells report a process that SIGINT ended: 128 + 2.
+        status = 130  # As shells report a process that SIGINT ended: 128 + 2.
     except BrokenPipeError:
-        # The reader of the pipe is gone. Closing stderr hides Python's own message
-        # about that at exit.
-        sys.stderr.close()
-        sys.exit(1)
+        status = 1  # The reader of the pipe has ended, so nobody needs a message.
     except Exception as error:
         known = explain(error, sys.argv[1:] if args is None else args)
         if known is None:
             raise
-        click.echo(f"Error: {known}", err=True)
-        sys.exit(known.exit_code)
+        print_error(known)
+        status = known.exit_code
+    discard_output()
     sys.exit(status if isinstance(status, int) else 0)

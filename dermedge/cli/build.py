@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dermedge.cli.console import bundle_argument, emit, json_option, pairs, progress, status, table
+from dermedge.cli.console import (
+    bundle_argument,
+    emit,
+    json_option,
+    pairs,
+    print_status,
+    progress,
+    table,
+)
 
 if TYPE_CHECKING:
     from dermedge_export.build import DeviceReport
@@ -65,8 +73,6 @@ def command(
 
 def show(report: "DeviceReport") -> None:
     """Print the device, its engine, the checks and the limits of the gate."""
-    from rich.console import Console
-
     precision, key, latency = report.precision, report.engine.key, report.latency
     counts = ", ".join(f"{count} in {width}" for width, count in precision.counts.items())
     pairs(
@@ -85,9 +91,7 @@ def show(report: "DeviceReport") -> None:
     table(("check", "status", "result"), [*checks, *limits])
     for reason in report.allowed_failures:
         click.secho(f"Warning: allowed failure: {reason}", fg="yellow", err=True)
-    Console().print(
-        f"{report.parity.basis} on {report.parity.hardware}:", status(report.status), soft_wrap=True
-    )
+    print_status(f"{report.parity.basis} on {report.parity.hardware}:", report.status)
 
 
 def _loss(loss: float | None, allowed: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Options, progress, tables and error messages that the commands share."""
+"""Options, progress and tables that the commands share."""
 
 import contextlib
 import functools
@@ -7,14 +7,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dermedge.workflows.extras import missing_extra
-from dermedge_runtime.errors import DermedgeError
+from dermedge_runtime.find_images import Skipped
+from dermedge_runtime.printable import printable
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,36 +79,28 @@ data_option = click.option(
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
-def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:
-    """Convert an expected error to a `DermedgeError`.
-
-    Args:
-        error: The error that a command raised.
-        args: The command line, whose first word names the verb.
-
-    Returns:
-        The error to print, or None for a defect, whose traceback must stay visible.
-    """
-    if isinstance(error, DermedgeError):
-        return error
-    if isinstance(error, ModuleNotFoundError):
-        verb = next((arg for arg in args if not arg.startswith("-")), "")
-        return missing_extra(error, f"dermedge {verb}", verb)
-    if isinstance(error, OSError) and error.filename is not None:
-        return DermedgeError(
-            f"{error.filename}: {error.strerror}. "
-            "Check the path, its permissions and the free space."
-        )
-    return None
-
-
 def emit(report: Any, as_json: bool, show: Callable[[Any], None]) -> None:
     """Print a report as JSON, or call `show` with it."""
     if as_json:
-        data = report.to_json() if hasattr(report, "to_json") else to_json(report)
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=os.fspath))
+        data = report.to_json() if hasattr(report, "to_json") else report
+        click.echo(to_json_text(data, indent=2))
     else:
         show(report)
+
+
+def to_json_text(value: object, indent: int | None = None) -> str:
+    r"""Return a report as JSON in ASCII, which every code page can carry.
+
+    A byte of a file name that is not UTF-8 becomes a lone surrogate such as `\udcff`,
+    from which `os.fsencode` restores the byte.
+    """
+    return json.dumps(to_json(value), indent=indent, default=os.fspath)
+
+
+def show_skipped(skipped: Skipped) -> None:
+    """Print one line to standard error about files that were not looked at, if any."""
+    if skipped:
+        click.echo(str(skipped), err=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -113,8 +108,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    # rich reads brackets and colons of plain strings as markup, but not those of Text.
+    grid = Table(
+        title=None if title is None else Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for index, column in enumerate(columns):
         # rich may wrap a header between words, but must not break a word.
         longest_word = max(map(len, column.split()))
@@ -122,7 +124,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
             isinstance(row[index], (int, float)) or _is_numeric(row[index]) for row in rows
         )
         grid.add_column(
-            column, justify="right" if numeric else "left", overflow="fold", min_width=longest_word
+            Text(printable(column)),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=longest_word,
         )
     for row in rows:
         grid.add_row(*(status(cell) for cell in row))
@@ -141,20 +146,26 @@ def pairs(rows: Mapping[str, Any]) -> None:
     """Print names and values, one pair per line, with aligned values."""
     width = max((len(name) for name in rows), default=0)
     for name, value in rows.items():
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {printable(value)}")
 
 
-def status(cell: Any) -> Any:
-    """Return a cell for rich: a status in its colour, any other text unchanged.
+def status(cell: Any) -> "Text":
+    """Return a cell for rich on one line: a status in its colour, other text in none.
 
     Among the statuses of the gate only `passed` is green.
     """
-    from rich.markup import escape
     from rich.text import Text
 
-    text = str(cell)
-    colour = COLOURS.get(text)
-    return Text(text, style=colour) if colour else escape(text)
+    text = printable(cell)
+    return Text(text, style=COLOURS.get(text, ""))
+
+
+def print_status(text: str, result: str) -> None:
+    """Print a text and a status in its colour, on one line."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console().print(Text(printable(text)), status(result), soft_wrap=True)
 
 
 def file_size(size: int) -> str:
@@ -192,12 +203,12 @@ def progress(title: str) -> Iterator[Progress]:
         yield _print_lines(title)
         return
     layout = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     # Standard output may be a file while the bar is on a terminal, so rich must not
     # redirect it.
@@ -205,7 +216,7 @@ def progress(title: str) -> Iterator[Progress]:
         task = bar.add_task(title, total=None, note="")
 
         def report_progress(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
+            bar.update(task, completed=done, total=total, note=printable(note))
 
         yield report_progress
 
@@ -218,7 +229,7 @@ def _print_lines(title: str) -> Progress:
         nonlocal last
         if time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            click.echo(f"{title}: {done}/{total} {note}".rstrip(), err=True)
+            click.echo(f"{title}: {done}/{total} {printable(note)}".rstrip(), err=True)
 
     return report_progress
 

@@ -1,6 +1,5 @@
 """`dermedge predict`: options and printing."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -8,11 +7,22 @@ from pathlib import Path
 
 import click
 
-from dermedge.cli.console import bundle_argument, engine_option, progress, table, threads_option
+from dermedge.cli.console import (
+    bundle_argument,
+    engine_option,
+    progress,
+    show_skipped,
+    table,
+    threads_option,
+    to_json_text,
+)
+from dermedge.cli.errors import print_error
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import ImageError
+from dermedge_runtime.find_images import Skipped
 from dermedge_runtime.predict import predict
+from dermedge_runtime.printable import printable_path
 from dermedge_runtime.progress import no_progress
 from dermedge_runtime.spec import Task
 
@@ -36,12 +46,15 @@ def command(
 ) -> int:
     """Run BUNDLE on IMAGES: files, folders (with all sub-folders), or - (stdin).
 
-    A bad image is reported, the others are predicted, and the exit code is 1.
+    The images of a folder are found by their content. A bad image is reported, the
+    others are predicted, and the exit code is 1. It is also 1 if a part of a folder
+    cannot be read.
     """
     opened = Bundle.open(bundle)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     rows: list[dict[str, str]] = []
     failed = 0
+    skipped = Skipped()
     # On a terminal the JSON lines show the progress, and a bar would cut into them.
     bar = nullcontext(no_progress) if as_json and sys.stdout.isatty() else progress("predict")
     with bar as report_progress:
@@ -52,23 +65,26 @@ def command(
             threads=threads,
             exact=exact,
             progress=report_progress,
+            skipped=skipped,
         ):
             if isinstance(result, ImageError):
                 failed += 1
-                # print, because click.echo would write across the progress bar.
-                print(f"Error: {result}", file=sys.stderr)
+                print_error(result)
             if as_json:
                 _print_line(name, result)
             elif isinstance(result, Prediction):
-                rows.append({"image": name, **_cells(result, opened.spec.tasks)})
+                rows.append({"image": printable_path(name), **_cells(result, opened.spec.tasks)})
     if rows:
         table(tuple(rows[0]), [tuple(row.values()) for row in rows])
-    return 1 if failed else 0
+    if as_json and skipped:
+        click.echo(to_json_text({"skipped": skipped}))
+    show_skipped(skipped)
+    return 1 if failed or skipped.unreadable else 0
 
 
 def _print_line(name: str, result: Prediction | ImageError) -> None:
     content = {"error": str(result)} if isinstance(result, ImageError) else result.to_json()
-    click.echo(json.dumps({"image": name, **content}, ensure_ascii=False))
+    click.echo(to_json_text({"image": name, **content}))
 
 
 def _cells(prediction: Prediction, tasks: Sequence[Task]) -> dict[str, str]:

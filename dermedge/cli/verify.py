@@ -9,7 +9,7 @@ from dermedge.cli.console import (
     emit,
     engine_option,
     json_option,
-    status,
+    print_status,
     table,
     threads_option,
 )
@@ -40,13 +40,11 @@ def command(bundle: Path, engine: str | None, threads: int | None, as_json: bool
 
 def show(report: VerifyReport) -> None:
     """Print the checks and their results."""
-    from rich.console import Console
-
     table(
         ("check", "status", "detail"),
         [(check.name, check.status, check.detail) for check in report.checks],
     )
-    Console().print(f"bundle {report.bundle[:16]} on {report.engine}:", status(report.status))
+    print_status(f"bundle {report.bundle[:16]} on {report.engine}:", report.status)
     if report.status == "not_run":
         click.echo(
             "This machine cannot run the bundle's engine; "

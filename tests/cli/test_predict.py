@@ -53,6 +53,12 @@ def test_json_lines_are_what_python_predicts_in_order(photos: Path) -> None:
     assert ran.code == 1
     lines = ran.lines()
     names = ["a.jpg", "b.jpg", "c [bold].png", "more/d.PNG"]
+    assert lines.pop() == {
+        "skipped": {
+            "counts": {"not an image": 1},
+            "examples": {"not an image": [str(photos / "notes.txt")]},
+        }
+    }
     assert [line["image"] for line in lines] == [str(photos / name) for name in names]
     assert set(lines[1]) == {"image", "error"}
     assert f"Error: {lines[1]['error']}" in ran.err

@@ -9,6 +9,7 @@ from PIL import Image
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import BundleError, ImageError, UsageError
+from dermedge_runtime.find_images import Skipped
 from dermedge_runtime.model import RUNTIMES, load
 from dermedge_runtime.predict import list_sources, predict
 from support.command import TOY
@@ -73,7 +74,7 @@ def test_a_folder_without_images_is_an_error_before_the_engine_starts(tmp_path, 
     with pytest.raises(UsageError, match="holds no image"):
         list(predict(TOY, tmp_path))
     with pytest.raises(UsageError, match="holds no image"):
-        list(list_sources([b"", tmp_path]))
+        list(list_sources([b"", tmp_path], Skipped()))
 
 
 def test_a_damaged_bundle_is_an_error(tmp_path):

@@ -10,15 +10,12 @@ from PIL import Image
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import ImageError, UsageError
+from dermedge_runtime.find_images import Skipped, find_images
 from dermedge_runtime.model import load
 from dermedge_runtime.preprocess import Source
+from dermedge_runtime.printable import printable_path
 from dermedge_runtime.progress import Progress, no_progress
 
-# Files of a folder with another suffix are not images. HEIC files are listed although
-# no runtime reads them, so that each one is reported as an error and not skipped.
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif")
-)
 UNNAMED = "-"
 
 
@@ -30,6 +27,7 @@ def predict(
     threads: int | None = None,
     exact: bool = False,
     progress: Progress | None = None,
+    skipped: Skipped | None = None,
 ) -> Iterator[tuple[str, Prediction | ImageError]]:
     """Predict images one by one; yield the error of a bad image and continue.
 
@@ -38,11 +36,13 @@ def predict(
     Args:
         bundle: Path of a bundle, or an opened one.
         images: One or more sources: a path of a file, a path of a folder (all images
-            below it, sorted), or any other source that `Model.predict` takes.
+            below it, by content, sorted), or any other source that `Model.predict` takes.
         engine: As in `load`.
         threads: As in `load`.
         exact: As in `Model.predict`.
         progress: Called after every image.
+        skipped: Receives the files of folders that are no images, before the first
+            result.
 
     Yields:
         The path of an image (`-` for a source that is not a path), and its prediction
@@ -59,7 +59,7 @@ def predict(
         ...     print(name, prediction.labels[0].id)
         lesion.png bcc
     """
-    sources = list(list_sources(images))
+    sources = list(list_sources(images, Skipped() if skipped is None else skipped))
     report = progress or no_progress
     with load(bundle, engine=engine, threads=threads) as model:
         answers = model.stream((source for _, source in sources), on_error="return", exact=exact)
@@ -68,17 +68,20 @@ def predict(
             yield name, answer
 
 
-def list_sources(images: Source | Iterable[Source]) -> Iterator[tuple[str, Source]]:
-    """Yield the name and the source of each image; list the images of folders.
+def list_sources(
+    images: Source | Iterable[Source], skipped: Skipped
+) -> Iterator[tuple[str, Source]]:
+    """Yield the name and the source of each image; find the images of folders.
 
     Args:
         images: As in `predict`.
+        skipped: Receives the files of folders that are no images.
 
     Raises:
         UsageError: A folder holds no image.
 
     Example:
-        >>> [name for name, _ in list_sources(["lesion.png", b"encoded bytes"])]
+        >>> [name for name, _ in list_sources(["lesion.png", b"encoded bytes"], Skipped())]
         ['lesion.png', '-']
     """
     if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)):
@@ -86,19 +89,14 @@ def list_sources(images: Source | Iterable[Source]) -> Iterator[tuple[str, Sourc
     for source in images:
         if not isinstance(source, (str, os.PathLike)):
             yield UNNAMED, source
-        elif Path(source).is_dir():
-            yield from ((str(path), path) for path in _list_folder(Path(source)))
+        # Unlike Path.is_dir, it does not fail for a name that the system refuses.
+        elif os.path.isdir(source):  # noqa: PTH112
+            found = find_images(Path(source), skipped)
+            if not found:
+                raise UsageError(
+                    f"{printable_path(source)} holds no image. {skipped or 'It is empty.'} "
+                    "Give a folder with images."
+                )
+            yield from ((str(path), path) for path in found)
         else:
             yield str(source), Path(source)
-
-
-def _list_folder(folder: Path) -> list[Path]:
-    """Return all images below a folder, sorted."""
-    images = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    if not images:
-        raise UsageError(
-            f"{folder} holds no image. Give a folder with some ({', '.join(sorted(SUFFIXES))})."
-        )
-    return images
