@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def folder(tmp_path: Path, session_folder: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str, folder: Path) -> None:
+    if name == "dermedge_runtime.coreml" and sys.platform == "darwin":
+        pytest.skip("the example shows the error of a machine without Core ML")
     module = importlib.import_module(name)
     found = doctest.DocTestFinder(exclude_empty=True).find(module, name)
     runner = doctest.DocTestRunner(optionflags=OPTIONS)

@@ -44,7 +44,15 @@ Step = Callable[[str], None]
 
 
 class LabelledImages(Protocol):
-    """Labelled images on the device, split by split."""
+    """Labelled images on the device, split by split.
+
+    Example:
+        >>> from dermedge.evaluation.export_data import TableEvaluationData
+        >>> spec = Bundle.open("toy.dermedge").spec
+        >>> images: LabelledImages = TableEvaluationData("lesions", spec)
+        >>> images.name, len(images.digests("test"))
+        ('lesions', 12)
+    """
 
     @property
     def name(self) -> str:
@@ -71,6 +79,23 @@ class DeviceReport:
         parity: Parity of the engine with the fp32 student.
         latency: Milliseconds of the engine call alone.
         allowed_failures: Messages of the failed limits that the caller allowed.
+
+    Example:
+        >>> bundle, basis = "ab" * 32, ("test split", 400, "tensorrt", "Orin", "fp16")
+        >>> report = DeviceReport(  # as `build_engine` returns it
+        ...     bundle=bundle,
+        ...     status="passed",
+        ...     device={"gpu": "Orin"},
+        ...     engine=EngineFile(EngineKey("cd" * 32, "10.3.0", "87", {}), "ef" * 32),
+        ...     precision=PrecisionReadback("fp16", 40, {"fp16": 40}, (), 0),
+        ...     verify=VerifyReport(bundle, "tensorrt 10.3.0", "passed", ()),
+        ...     parity=ParityReport("passed", *basis, limits=()),
+        ...     latency=percentiles([1.5, 1.5, 1.5]),
+        ... )
+        >>> f"{report.status}: {report.latency.p50} ms on {report.device['gpu']}"
+        'passed: 1.5 ms on Orin'
+        >>> report.to_json()["precision"]["counts"]
+        {'fp16': 40}
     """
 
     bundle: str

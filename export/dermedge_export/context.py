@@ -27,6 +27,18 @@ class Exportable(Protocol):
     """A model that can be exported: a torch module and its spec.
 
     The module maps uint8 images [N, S, S, 3] to a dictionary of logits by task name.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from dermedge_runtime.spec import Preprocess, Task
+        >>> class Darkness(torch.nn.Module):
+        ...     def forward(self, images):
+        ...         return {"malignancy": 128 - images.float().mean((1, 2, 3))[:, None]}
+        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(32))
+        >>> model: Exportable = SimpleNamespace(module=Darkness(), spec=spec)
+        >>> module_runner(model.module)(np.zeros((1, 32, 32, 3), np.uint8))
+        {'malignancy': array([[128.]], dtype=float32)}
     """
 
     @property
@@ -70,6 +82,13 @@ class BuiltArtifact:
         artifact: Description that the bundle's manifest carries.
         files: Content of each file by its path inside the bundle.
         simulation: Replaces the engine where the exporting machine does not have it.
+
+    Example:
+        >>> from dermedge_runtime.bundle import Bundle
+        >>> toy = Bundle.open("toy.dermedge")
+        >>> built = BuiltArtifact(toy.artifact, {"model.onnx": toy.read("model.onnx")})
+        >>> built.artifact.precision, built.artifact.path in built.files
+        ('fp32', True)
     """
 
     artifact: Artifact
@@ -81,6 +100,14 @@ class Retrain(Protocol):
     """A function that trains a module whose layers carry fake quantizers.
 
     `dermedge` implements it; this package does not train.
+
+    Example:
+        >>> def unchanged(module, calibration, candidate):
+        ...     return module  # `dermedge` trains it here
+        >>> retrain: Retrain = unchanged
+        >>> candidate = Candidate("int8", "onnx", "qat", tier="trained")
+        >>> retrain("module", None, candidate)
+        'module'
     """
 
     def __call__(
@@ -99,6 +126,14 @@ class ExportContext:
         dynamic_batch: Leave the batch size of the graph open.
         retrain: Quantization-aware training; None where no data set is given.
         progress: Receives the progress of slow steps inside an exporter.
+
+    Example:
+        >>> from dermedge.models import load_model_folder
+        >>> context = ExportContext(load_model_folder("student"))
+        >>> context.spec.name, context.module.training
+        ('small', False)
+        >>> context.cached("answer", lambda: 42), context.cached("answer", lambda: 43)
+        (42, 42)
     """
 
     source: Exportable
@@ -156,6 +191,17 @@ class Exporter(Protocol):
 
     Each exporter has its own file. `EXPORTERS` in `exporters/registry.py` lists it, or
     an entry point in the group `dermedge.exporters` does.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from dermedge_export.target import CPU
+        >>> def export_name(context, target, candidate):
+        ...     artifact = Artifact(target.name, "text", "name", candidate.precision)
+        ...     return BuiltArtifact(artifact, {"name": context.spec.name.encode()})
+        >>> exporter: Exporter = export_name
+        >>> context = ExportContext(SimpleNamespace(spec=SimpleNamespace(name="toy")))
+        >>> exporter(context, CPU, Candidate("fp32", "text")).files
+        {'name': b'toy'}
     """
 
     def __call__(

@@ -48,6 +48,21 @@ class NodeDrift:
         weights_db: Ratio of its stored weights; None if it has no comparable weights.
         max_abs: Largest absolute difference; None if it is not finite.
         quantized: The node reads 8-bit values.
+
+    Example:
+        >>> node = NodeDrift(
+        ...     node="stem",
+        ...     op="Conv",
+        ...     tensor="stem_out",
+        ...     snr_db=17.9,
+        ...     inherited_db=41.0,
+        ...     own_db=18.0,
+        ...     weights_db=33.0,
+        ...     max_abs=0.4,
+        ...     quantized=True,
+        ... )
+        >>> node.own_db < node.inherited_db  # it adds more noise than it inherits
+        True
     """
 
     node: str
@@ -75,6 +90,20 @@ class DebugReport:
             drifted.
         worst: The nodes that add the most noise of their own, the worst first.
         outputs: Signal-to-noise ratio in dB of each task's output.
+
+    Example:
+        >>> report = DebugReport(  # as `debug_parity` returns it
+        ...     bundle="ab" * 32,
+        ...     precision="fp32",
+        ...     images=12,
+        ...     compared=80,
+        ...     threshold_db=20.0,
+        ...     first=None,
+        ...     worst=(),
+        ...     outputs={"diagnosis": 120.0, "malignancy": 118.0},
+        ... )
+        >>> report.first is None, min(report.outputs.values()) > report.threshold_db
+        (True, True)
     """
 
     bundle: str

@@ -37,7 +37,19 @@ NOT_RUN: Mapping[str, Json] = {"host": {"status": "not_run"}, "device": {"status
 
 @dataclass(frozen=True)
 class StagedBundles:
-    """A staging folder that builds artifacts; satisfies `CandidateBuilder`."""
+    """A staging folder that builds artifacts; satisfies `CandidateBuilder`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from dermedge_export.target import CPU
+        >>> toy = Bundle.open("toy.dermedge")
+        >>> built = BuiltArtifact(toy.artifact, {"model.onnx": toy.read("model.onnx")})
+        >>> context = ExportContext(SimpleNamespace(spec=toy.spec))
+        >>> staged = StagedBundles(context, CPU, Path("."), cache=None)
+        >>> with staged.start(built) as runtime:
+        ...     runtime.name
+        'onnxruntime'
+    """
 
     context: ExportContext
     target: Target

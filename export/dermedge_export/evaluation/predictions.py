@@ -97,6 +97,12 @@ class Graded:
     Attributes:
         predicted: Predicted levels, int64 [N].
         levels: True levels, int64 [N]; -1 if unknown.
+
+    Example:
+        >>> severity = Graded(np.array([1, 2, 0]), levels=np.array([1, 1, -1]))
+        >>> errors = np.abs(severity.predicted - severity.levels)
+        >>> errors[severity.rows].tolist()
+        [0, 1]
     """
 
     predicted: NDArray[np.int64]
@@ -115,6 +121,11 @@ class Outlined:
     Attributes:
         inside: Predicted masks, bool [N, S/4, S/4].
         dice: Dice coefficient with the true mask, float64 [N]; NaN if that is unknown.
+
+    Example:
+        >>> lesions = Outlined(np.ones((2, 8, 8), bool), dice=np.array([0.75, np.nan]))
+        >>> lesions.dice[lesions.rows].tolist()
+        [0.75]
     """
 
     inside: NDArray[np.bool_]
@@ -142,6 +153,19 @@ class Decoded:
         graded: Severity levels; None for a model without an ordinal task.
         outlined: Masks; None for a model without a `segment` task.
         embedding: Embeddings, float32 [N, D]; None for a model without an `embed` task.
+
+    Example:
+        >>> decoded = Decoded(
+        ...     names=("nv", "mel"),
+        ...     labels=np.array([0, 1, -1]),
+        ...     predicted=np.array([0, 0, 1]),
+        ...     probabilities=np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]),
+        ...     scores=np.array([0.1, 0.4, 0.8]),
+        ...     threshold=0.3,
+        ... )
+        >>> known = decoded.labels >= 0
+        >>> (decoded.predicted == decoded.labels)[known].tolist()
+        [True, False]
     """
 
     names: tuple[str, ...]

@@ -24,7 +24,14 @@ ProbeTensors = Callable[[NDArray[np.uint8]], list[NDArray[np.generic]]]
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with the names of its input and output tensors."""
+    """An operator with the names of its input and output tensors.
+
+    Example:
+        >>> graph = inspect_bundle(Bundle.open("toy.dermedge"))
+        >>> node = graph.producers["malignancy"]
+        >>> node.op, node.outputs
+        ('Gemm', ('malignancy',))
+    """
 
     name: str
     op: str

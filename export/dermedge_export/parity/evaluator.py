@@ -31,7 +31,18 @@ SYNTHETIC_COUNT = 128  # for a comparison of agreement only; the gate needs 100 
 
 
 class EvaluationData(Protocol):
-    """Labelled images to calibrate, fit and compare on; `name` is the data set's."""
+    """Labelled images to calibrate, fit and compare on; `name` is the data set's.
+
+    Example:
+        >>> from dermedge.evaluation.export_data import TableEvaluationData
+        >>> from dermedge_runtime.model import load
+        >>> with load("toy.dermedge") as model:
+        ...     spec = model.bundle.spec
+        ...     data: EvaluationData = TableEvaluationData("lesions", spec)
+        ...     evaluator = ParityEvaluator(spec, model.run, data)
+        ...     len(evaluator.reference_predictions("val")), evaluator.basis("val")
+        (15, 'val split of lesions')
+    """
 
     @property
     def name(self) -> str: ...

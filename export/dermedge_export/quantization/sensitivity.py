@@ -36,6 +36,12 @@ class Sensitivity:
 
     `score` is the drift, as `drift_from` measures it. `shared` counts the layers that
     were measured together and share the drift evenly; 1 means a measurement of its own.
+
+    Example:
+        >>> stem = Sensitivity("stem", "Conv", 0.3)
+        >>> head = Sensitivity("head", "Gemm", 0.02)
+        >>> f"{stem.node} causes {stem.score / head.score:.0f} times the drift of head"
+        'stem causes 15 times the drift of head'
     """
 
     node: str

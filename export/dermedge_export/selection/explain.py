@@ -23,6 +23,22 @@ class Comparison:
         latencies: Milliseconds by name; empty if nothing was timed.
         expected_costs: Expected milliseconds (or bytes) by name; see `expected_costs`.
         passed: Number of candidates that passed on val.
+
+    Example:
+        >>> from dermedge_export.context import BuiltArtifact
+        >>> from dermedge_runtime.report import ParityReport
+        >>> from dermedge_runtime.spec import Artifact
+        >>> def evaluated(precision, size):
+        ...     candidate = Candidate(precision, "onnx")
+        ...     artifact = Artifact("cpu", "onnx", "model.onnx", precision)
+        ...     report = ParityReport("passed", "val split", 400, "", "", precision, ())
+        ...     built = BuiltArtifact(artifact, {"model.onnx": bytes(size)})
+        ...     return EvaluatedCandidate(candidate, built, None, report, 1.0)
+        >>> int8, fp32 = evaluated("int8", 9_000), evaluated("fp32", 34_000)
+        >>> milliseconds = {int8.candidate.name: 4.0, fp32.candidate.name: 9.0}
+        >>> comparison = Comparison(int8, milliseconds, milliseconds, passed=2)
+        >>> comparison.result(fp32).reason
+        '9.00 ms against 4.00 ms'
     """
 
     winner: EvaluatedCandidate

@@ -20,6 +20,14 @@ class Clock:
     Attributes:
         now: Function that returns the time in seconds.
         sleep: Function that waits for a number of seconds.
+
+    Example:
+        >>> ticks = iter([10.0, 11.5])
+        >>> clock = Clock(now=lambda: next(ticks), sleep=lambda seconds: None)
+        >>> start = clock.now()
+        >>> clock.sleep(60)
+        >>> clock.now() - start
+        1.5
     """
 
     now: Callable[[], float] = time.perf_counter

@@ -36,6 +36,12 @@ class CandidateResult:
         kl: Mean KL divergence from the student on val, in nats.
         balanced_accuracy_loss: Loss of balanced accuracy on val, as a share of the
             student's.
+
+    Example:
+        >>> qat = Candidate("int8", "onnx", "qat", tier="trained")
+        >>> result = CandidateResult.unbuilt(qat, "skipped", "training needs --data")
+        >>> f"{result.name} {result.status}: {result.reason}"
+        'int8 onnx qat skipped: training needs --data'
     """
 
     name: str
@@ -77,6 +83,13 @@ class Selection:
         built: Artifact of the winner.
         val: Predictions of the winner on val.
         results: One result per candidate, in the order of preference.
+
+    Example:
+        >>> int8 = CandidateResult.unbuilt(Candidate("int8", "onnx"), "won", "")
+        >>> fp32 = CandidateResult.unbuilt(Candidate("fp32", "onnx"), "passed", "")
+        >>> selection = Selection(built=None, val=None, results=(int8, fp32))
+        >>> [result.status for result in selection.rejected(["ece loses 0.03."])]
+        ['failed', 'passed']
     """
 
     built: BuiltArtifact
@@ -127,6 +140,19 @@ class EvaluatedCandidate:
         val: Its predictions on val.
         report: Its parity on val.
         pass_probability: Estimated probability that it also passes on test.
+
+    Example:
+        >>> from dermedge_runtime.spec import Artifact
+        >>> artifact = Artifact("cpu", "onnx", "model.onnx", "fp32")
+        >>> entry = EvaluatedCandidate(
+        ...     Candidate("fp32", "onnx"),
+        ...     BuiltArtifact(artifact, {"model.onnx": bytes(34_000)}),
+        ...     val=None,  # left out here
+        ...     report=ParityReport("passed", "val split", 400, "", "", "fp32", ()),
+        ...     pass_probability=1.0,
+        ... )
+        >>> entry.size, entry.failures
+        (34000, [])
     """
 
     candidate: Candidate

@@ -40,6 +40,11 @@ class SearchSettings:
         can_retrain: Quantization-aware training is available.
         budget_minutes: Minutes after which no further candidate is started.
         clock: Source of time for the budget and the latencies.
+
+    Example:
+        >>> settings = SearchSettings(exhaustive=True, budget_minutes=5)
+        >>> settings.can_retrain  # so candidates that need training are skipped
+        False
     """
 
     exhaustive: bool = False
@@ -50,7 +55,23 @@ class SearchSettings:
 
 
 class CandidateBuilder(Protocol):
-    """An object that builds artifacts and starts runtimes for them."""
+    """An object that builds artifacts and starts runtimes for them.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> from dermedge_export.context import Simulation
+        >>> from dermedge_runtime.spec import Artifact
+        >>> class Constant:  # its runtime gives no outputs
+        ...     def build(self, candidate):
+        ...         artifact = Artifact("cpu", "none", "x", candidate.precision)
+        ...         return BuiltArtifact(artifact, {})
+        ...     def start(self, built):
+        ...         return nullcontext(Simulation("constant", "1", lambda images: {}))
+        >>> builder: CandidateBuilder = Constant()
+        >>> with builder.start(builder.build(Candidate("fp32", "none"))) as runtime:
+        ...     runtime.name
+        'constant'
+    """
 
     def build(self, candidate: Candidate) -> BuiltArtifact:
         """Return the artifact of a candidate."""

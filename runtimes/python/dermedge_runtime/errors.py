@@ -61,7 +61,7 @@ class EngineError(DermedgeError):
         >>> load("toy.dermedge", engine="openvino")  # OpenVINO runs its own format only
         Traceback (most recent call last):
             ...
-        dermedge_runtime.errors.EngineError: model.onnx holds ['model.onnx'], not one .x...
+        dermedge_runtime.errors.EngineError: model.onnx holds ['model.onnx'], not one...
     """
 
 
@@ -73,7 +73,7 @@ class UsageError(DermedgeError):
         >>> load("toy.dermedge", threads=0)
         Traceback (most recent call last):
             ...
-        dermedge_runtime.errors.UsageError: threads is 0. Use 1 or more, or leave it out.
+        dermedge_runtime.errors.UsageError: threads is 0. Use 1 or more, or...
     """
 
     exit_code = 2
@@ -131,7 +131,7 @@ class ElsewhereError(DermedgeError):
         >>> load("toy.dermedge", engine="tensorrt")  # on a machine without TensorRT
         Traceback (most recent call last):
             ...
-        dermedge_runtime.errors.ElsewhereError: This machine has no TensorRT, or no NVID...
+        dermedge_runtime.errors.ElsewhereError: This machine has no TensorRT, or no...
     """
 
     exit_code = 4
@@ -146,7 +146,7 @@ class BundleError(DermedgeError):
         ...     Bundle.open("lesion.png")
         ... except BundleError as error:
         ...     print(error)
-        lesion.png is neither a bundle's folder nor its zip. Name a .dermedge folder or...
+        lesion.png is neither a bundle's folder nor its zip. Name a .dermedge...
     """
 
     exit_code = 5

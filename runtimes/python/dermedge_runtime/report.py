@@ -87,8 +87,8 @@ class Percentiles:
     Example:
         >>> from dermedge_runtime.bench import percentiles
         >>> times = percentiles([2.0] * 99 + [40.0])
-        >>> f"usually {times.p50:.1f} ms, at worst {times.p99:.1f} ms, {times.count} calls"
-        'usually 2.0 ms, at worst 2.4 ms, 100 calls'
+        >>> f"p50 {times.p50:.1f} ms, p99 {times.p99:.1f} ms, {times.count} calls"
+        'p50 2.0 ms, p99 2.4 ms, 100 calls'
     """
 
     p50: float
@@ -137,7 +137,7 @@ class Limit:
 
     Example:
         >>> loss = Interval(0.004, -0.002, 0.011)
-        >>> limit = Limit("balanced_accuracy", "passed", 0.81, 0.807, loss, 0.02, cases=400)
+        >>> limit = Limit("macro_auroc", "passed", 0.93, 0.926, loss, 0.02, cases=400)
         >>> limit.loss.high <= limit.allowed
         True
     """
@@ -164,11 +164,11 @@ class Subgroup:
         >>> light, dark = Interval(0.85, 0.81, 0.89), Interval(0.76, 0.68, 0.84)
         >>> subgroups = (
         ...     Subgroup("fitzpatrick", "II", 310, light, light, loss=Interval(0.0)),
-        ...     Subgroup("fitzpatrick", "V", 90, dark, dark, loss=Interval(0.03, 0.0, 0.06)),
+        ...     Subgroup("fitzpatrick", "V", 90, dark, dark, loss=Interval(0.03)),
         ... )
         >>> worst = max(subgroups, key=lambda subgroup: subgroup.loss.value)
-        >>> f"{worst.column} {worst.value}: {worst.loss.value:.0%} in {worst.cases} cases"
-        'fitzpatrick V: 3% in 90 cases'
+        >>> f"{worst.column} {worst.value}: loss {worst.loss.value:.0%}"
+        'fitzpatrick V: loss 3%'
     """
 
     column: str

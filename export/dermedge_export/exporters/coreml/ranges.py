@@ -60,6 +60,12 @@ class Ranges:
 
     A norm squares its centred input, and a mean is a sum first. Both may overflow where
     input and output do not.
+
+    Example:
+        >>> values = {"sum": Range(-3.0, 70_000.0), "mean": Range(-1.0, 2.0)}
+        >>> ranges = Ranges(values, inner={})
+        >>> [name for name, value in ranges.values.items() if value.reach > LARGEST]
+        ['sum']
     """
 
     values: Mapping[str, Range]

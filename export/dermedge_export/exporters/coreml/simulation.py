@@ -35,6 +35,12 @@ class Step:
 
     `constants` holds plain arguments by parameter. `values` names the tensors that flow
     in by parameter, one name or a tuple of names. `half` says which outputs are fp16.
+
+    Example:
+        >>> values, outputs = {"x": "image"}, ("y",)
+        >>> relu = Step("relu", "a", lambda x: x.relu(), {}, values, outputs, (True,))
+        >>> relu.inputs
+        ('image',)
     """
 
     kind: str
@@ -56,7 +62,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """The operators of a program in the order of computation, and its constants."""
+    """The operators of a program in the order of computation, and its constants.
+
+    Example:
+        >>> import torch
+        >>> values, outputs = {"x": "image"}, ("y",)
+        >>> relu = Step("relu", "a", lambda x: x.relu(), {}, values, outputs, (True,))
+        >>> program = Program((relu,), {}, outputs)
+        >>> program.run(torch.tensor([[-1.0, 2.0]]))["y"]
+        tensor([[0., 2.]])
+    """
 
     steps: tuple[Step, ...]
     constants: "Mapping[str, torch.Tensor]"

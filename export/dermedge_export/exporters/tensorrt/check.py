@@ -85,6 +85,15 @@ class GraphFinding:
 
     `level` is `error` if TensorRT refuses the graph, and `warning` if the problem costs
     speed or accuracy.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''
+        ...     <ir_version: 9, opset_import: ["" : 19]>
+        ...     g (float[2] x) => (float[2] y) { y = Bernoulli (x) }''')
+        >>> for finding in check_tensorrt(model.SerializeToString()):
+        ...     print(f"{finding.level} in {finding.op}: {finding.message}")
+        error in Bernoulli: TensorRT's ONNX parser has no such operator
     """
 
     level: Literal["error", "warning"]

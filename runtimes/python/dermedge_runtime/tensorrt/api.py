@@ -62,7 +62,7 @@ class TensorRt:
         >>> TensorRt(old, orin)
         Traceback (most recent call last):
             ...
-        dermedge_runtime.errors.EngineError: TensorRT 8.6.1 is not supported. Install 10...
+        dermedge_runtime.errors.EngineError: TensorRT 8.6.1 is not supported. ...
     """
 
     def __init__(self, trt: ModuleType, cuda: Cuda) -> None:
@@ -183,7 +183,7 @@ class Engine:
 
     Example:
         >>> from types import SimpleNamespace
-        >>> class Runtime:  # TensorRT's own, which returns None for another GPU's engine
+        >>> class Runtime:  # TensorRT's own: it returns None for another GPU's engine
         ...     def __init__(self, logger): ...
         ...     def deserialize_cuda_engine(self, plan): ...
         >>> trt = SimpleNamespace(__version__="10.3.0", ILogger=object, Runtime=Runtime)
@@ -191,7 +191,7 @@ class Engine:
         >>> Engine(TensorRt(trt, cuda), b"engine of another GPU")
         Traceback (most recent call last):
             ...
-        dermedge_runtime.errors.EngineError: TensorRT 10.3.0 refuses the engine (without...
+        dermedge_runtime.errors.EngineError: TensorRT 10.3.0 refuses the engine...
     """
 
     def __init__(self, machine: TensorRt, plan: bytes) -> None:

@@ -34,7 +34,7 @@ class TensorRtRuntime:
         ...     outputs={"malignancy": Tensor(np.dtype("float32"), (1, 1))},
         ...     run=lambda inputs: {"malignancy": np.zeros((1, 1), np.float32)},
         ... )
-        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(size=48))
+        >>> spec = Spec("toy", "1", (Task("malignancy", "binary"),), Preprocess(48))
         >>> runtime = TensorRtRuntime(engine, spec, "10.3.0")
         >>> runtime.run(np.zeros((5, 48, 48, 3), np.uint8))["malignancy"].shape
         (5, 1)
