@@ -18,6 +18,7 @@ from PIL import Image
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import ElsewhereError, EngineError, MissingExtraError, first_line
+from dermedge_runtime.fork import claim_engine, leave_to_parent
 from dermedge_runtime.preprocess import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
@@ -72,6 +73,7 @@ class CoreMlRuntime:
         self._lock = threading.Lock()
         _check_description(model.get_spec().description, spec)
         self._model: _MlModel | None = model
+        leave_to_parent(self, "_model")
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int | None = None) -> "CoreMlRuntime":
@@ -99,6 +101,7 @@ class CoreMlRuntime:
                 import coremltools
         except ImportError as error:
             raise MissingExtraError("coremltools", "coreml", "A Core ML bundle") from error
+        claim_engine("coreml")
         version = f"macOS {platform.mac_ver()[0]}"
         folder = tempfile.TemporaryDirectory(prefix="dermedge-", ignore_cleanup_errors=True)
         try:

@@ -1,6 +1,6 @@
 """Run a bundle on images: `load` it, and call `predict` of the returned `Model`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +11,8 @@ import numpy as np
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Outputs, Prediction, Provenance, Timing, decode
-from dermedge_runtime.errors import ImageError, UsageError
+from dermedge_runtime.errors import EngineError, ImageError, UsageError
+from dermedge_runtime.fork import leave_to_parent
 from dermedge_runtime.prefetch import prefetch_batches
 from dermedge_runtime.preprocess import Pixels, Source, preprocess
 from dermedge_runtime.registry import lookup
@@ -92,9 +93,14 @@ class Model:
     Threads may share a model; they get the same numbers as one thread. Close the model,
     or use it as a context manager, to free the engine's memory.
 
+    A forked process never uses or frees the engine of its parent. It opens its own at
+    the first prediction.
+
     Args:
         bundle: The opened bundle.
         runtime: Runtime that has loaded the bundle's artifact; the model closes it.
+        reopen: Function that returns such a runtime for a forked process. Without it, a
+            forked process gets an EngineError.
 
     Example:
         >>> with load("toy.dermedge") as model:
@@ -102,9 +108,13 @@ class Model:
         'Basal cell carcinoma'
     """
 
-    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+    def __init__(
+        self, bundle: Bundle, runtime: Runtime, *, reopen: Callable[[], Runtime] | None = None
+    ) -> None:
         self.bundle = bundle
-        self.runtime = runtime
+        self._runtime: Runtime | None = runtime
+        self._reopen = reopen
+        leave_to_parent(self, "_runtime")
         self.provenance = Provenance(
             bundle=bundle.id,
             name=bundle.spec.name,
@@ -114,6 +124,24 @@ class Model:
             engine=f"{runtime.name} {runtime.version}",
         )
         self._closed = False
+
+    @property
+    def runtime(self) -> Runtime:
+        """Runtime of this process.
+
+        Raises:
+            EngineError: This process was forked, and the engine cannot start in it.
+            UsageError: This process was forked, and the model is closed.
+        """
+        if self._runtime is None:
+            self._check_open()
+            if self._reopen is None:
+                raise EngineError(
+                    f"The model {self.bundle.spec.name!r} belongs to the process that forked this "
+                    "one. Load its bundle in the worker."
+                )
+            self._runtime = self._reopen()
+        return self._runtime
 
     def predict(self, image: Source, *, exact: bool = False) -> Prediction:
         """Predict one image.
@@ -272,7 +300,8 @@ class Model:
         """Free the engine's memory; closing again does nothing."""
         if not self._closed:
             self._closed = True
-            self.runtime.close()
+            if self._runtime is not None:  # None: it belongs to the parent process.
+                self._runtime.close()
 
     def __enter__(self) -> "Model":
         self._check_open()
@@ -376,4 +405,8 @@ def load(
         raise UsageError(f"threads is {threads}. Use 1 or more, or leave it out.")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     runtime: RuntimeClass = lookup("engine", engine or opened.artifact.format, RUNTIMES, GROUP)
-    return Model(opened, runtime.open(opened, threads=threads))
+
+    def open_runtime() -> Runtime:
+        return runtime.open(opened, threads=threads)
+
+    return Model(opened, open_runtime(), reopen=open_runtime)

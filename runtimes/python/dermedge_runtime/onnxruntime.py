@@ -9,6 +9,7 @@ import numpy as np
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import EngineError, MissingExtraError, first_line
+from dermedge_runtime.fork import leave_to_parent
 from dermedge_runtime.preprocess import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
@@ -57,6 +58,7 @@ class OnnxRuntime:
         )
         self._placement = _read_placement(session)
         self._session: onnxruntime.InferenceSession | None = session
+        leave_to_parent(self, "_session")
 
     @classmethod
     def open(

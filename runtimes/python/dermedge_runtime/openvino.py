@@ -9,6 +9,7 @@ import numpy as np
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import EngineError, MissingExtraError, UsageError, last_line
+from dermedge_runtime.fork import claim_engine, leave_to_parent
 from dermedge_runtime.preprocess import Pixels
 from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.signature import Port, check_signature
@@ -58,6 +59,7 @@ class OpenVinoRuntime:
             _describe_ports(compiled.inputs), _describe_ports(compiled.outputs), spec
         )
         self._pool: _Pool | None = _Pool(compiled, [task.name for task in spec.tasks])
+        leave_to_parent(self, "_pool")
 
     @classmethod
     def open(
@@ -78,7 +80,8 @@ class OpenVinoRuntime:
             UsageError: The hint is unknown.
             MissingExtraError: OpenVINO is not installed.
             EngineError: OpenVINO refuses the graph, this CPU lacks the artifact's
-                precision, or inputs and outputs do not fit the spec.
+                precision, inputs and outputs do not fit the spec, or this process was
+                forked from one that used OpenVINO.
             BundleError: A file changed after the bundle was opened.
         """
         if hint not in HINTS:
@@ -88,6 +91,7 @@ class OpenVinoRuntime:
                 import openvino
         except ImportError as error:
             raise MissingExtraError("openvino", "openvino", "An OpenVINO bundle") from error
+        claim_engine("openvino")
         version = str(openvino.__version__).partition("-")[0]
         xml, weights = _read_graph(bundle)
         # Without the hint the numbers depend on the CPU, because bf16 is the default

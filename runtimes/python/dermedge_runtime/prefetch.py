@@ -1,9 +1,12 @@
 """Compute results ahead of their reader, in order and in bounded memory."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar
+
+from dermedge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -34,6 +37,7 @@ def prefetch(
     Raises:
         Exception: `function` or `items` raised it; it is raised at that item's place,
             after all earlier results.
+        UsageError: The process was forked since the first result was read.
 
     Example:
         >>> list(prefetch(len, ["a", "bcd", ""], workers=2))
@@ -72,6 +76,7 @@ def prefetch_batches(
     remaining = iter(items)
     pending: deque[Future[Result]] = deque()
     failure: Exception | None = None
+    owner = os.getpid()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dermedge-prefetch")
     try:
         while True:
@@ -83,7 +88,9 @@ def prefetch_batches(
                 except Exception as error:
                     failure = error
                 else:
+                    _check_process(owner)
                     pending.append(pool.submit(function, item))
+            _check_process(owner)
             batch = [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
             if batch:
                 yield batch
@@ -92,4 +99,14 @@ def prefetch_batches(
             else:
                 return
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A forked process has no threads to end, and their locks may be held for ever.
+        if os.getpid() == owner:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_process(owner: int) -> None:
+    if os.getpid() != owner:
+        raise UsageError(
+            "These results are computed by threads of the parent process. Start the iteration "
+            "in the worker."
+        )

@@ -5,6 +5,7 @@ import numpy as np
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import EngineError
+from dermedge_runtime.fork import claim_engine
 from dermedge_runtime.preprocess import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
@@ -68,6 +69,7 @@ class TensorRtRuntime:
             EngineError: No engine was built for this device, or the engine failed its
                 gate, is damaged, or does not fit the spec.
         """
+        claim_engine("tensorrt")
         machine = machine or TensorRt.open(bundle.path)
         plan = read_plan(bundle.path, find_usable_engine(bundle, machine.version, machine.gpu.sm))
         return cls(machine.load(plan), bundle.spec, machine.version)
