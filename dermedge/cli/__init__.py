@@ -14,6 +14,7 @@ import click
 
 from dermedge.cli.allocator import keep_freed_memory
 from dermedge.cli.errors import explain, print_error
+from dermedge.cli.notes import print_notes
 from dermedge.cli.streams import discard_output, prepare_streams
 from dermedge_runtime.printable import printable
 
@@ -96,7 +97,7 @@ def main(args: list[str] | None = None) -> None:
     prepare_streams()
     status: Any = 0
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), print_notes():
             # Pillow warns about odd EXIF data. An unusable image raises an error
             # instead.
             warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -11,8 +11,9 @@ from dermedge.data import findings as checks
 from dermedge.data.findings import Finding, Level
 from dermedge.data.images import inspect_images
 from dermedge.data.overlap import read_teacher_images
+from dermedge.data.sources import read_source
 from dermedge.data.subgroups import subgroup_counts
-from dermedge.data.table import Table, groups, read_table
+from dermedge.data.table import Table, groups, parse_table
 from dermedge_runtime.progress import Progress
 
 _ORDER: tuple[Level, ...] = ("error", "warning", "info")
@@ -65,7 +66,8 @@ def check_data(
     - Warnings: duplicates across lesions; identical images with different labels;
       columns that predict the label; classes that a split lacks or that are too small
       to split; images and sets that the teacher was trained on.
-    - Information: small subgroups, rows without a diagnosis or a split.
+    - Information: cells that were not read literally, small subgroups, rows without a
+      diagnosis or a split.
 
     Args:
         data: Folder, table file or table.
@@ -82,7 +84,7 @@ def check_data(
         >>> report.status, report.findings[0].code
         ('warning', 'few_groups')
     """
-    table = data if isinstance(data, Table) else read_table(data)
+    table = data if isinstance(data, Table) else parse_table(read_source(Path(data)))
     frame = table.frame
     group = groups(frame)
     # The teacher is read first: a wrong folder is reported before the images are
@@ -91,6 +93,7 @@ def check_data(
     inspections = inspect_images(table, progress=progress)
     subgroups = subgroup_counts(frame)
     findings = [
+        *(Finding("info", "understood", note, 1) for note in table.notes),
         *checks.check_files(table, inspections),
         *checks.check_duplicates(frame, group, inspections),
         *checks.check_splits(frame, group),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from dermedge.data.table import SPLITS, Table, digests, groups, read_table
-from dermedge.data.table_file import find_table, read_text
+from dermedge.data.sources import read_source
+from dermedge.data.table import SPLITS, Table, digests, groups, match_columns, parse_table
+from dermedge.data.table_file import FILES, TextTable
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write
 
@@ -223,7 +224,8 @@ def split_data(
     Args:
         data: Folder or table file.
         out: Table to write, a .csv or .parquet file in the same folder, because image
-            paths are relative to that folder. None writes to the table itself.
+            paths are relative to that folder. None writes to the table itself; class
+            folders get a `metadata.csv`.
         fractions: Shares of train, val and test.
         seed: Random seed of the order in which groups are assigned.
         redo: Discard all existing splits, including official ones.
@@ -241,23 +243,24 @@ def split_data(
         >>> report.images, report.kept, sorted(report.counts)
         (12, 0, ['train', 'val'])
     """
-    source = find_table(Path(data))
+    source = read_source(Path(data))
     target = _find_target(source, out, overwrite)
-    table = read_table(source)
+    table = parse_table(source)
+    table.log_notes()
     frame = table.frame.assign(split="") if redo else table.frame
     content = pd.Series(digests(table).to_numpy(), index=frame.index, dtype="str")
     splits = assign_splits(frame, fractions, seed, content=content)
     # The text of the file is written back, not the checked table: a user's own spelling
     # of a label or a number must survive.
-    text, _ = read_text(source)
-    text["split"] = splits.to_numpy()
+    text = source.frame
+    text[match_columns(text.columns, source.file).get("split", "split")] = splits.to_numpy()
     buffer = io.BytesIO()
     if target.suffix.lower() == ".csv":
         text.to_csv(buffer, index=False, lineterminator="\n", encoding="utf-8")
     else:
         text.to_parquet(buffer, index=False)
     atomic_write(target, buffer.getvalue())
-    written = read_table(target).frame
+    written = parse_table(read_source(target)).frame
     return SplitReport(
         out=str(target),
         images=len(written),
@@ -270,18 +273,19 @@ def split_data(
     )
 
 
-def _find_target(source: Path, out: str | Path | None, overwrite: bool) -> Path:
-    """Return the file to write.
+def _find_target(source: TextTable, out: str | Path | None, overwrite: bool) -> Path:
+    """Return the file to write; class folders get a table.
 
     Raises:
         UsageError: The file is in another folder, has another suffix, or exists.
     """
-    target = Path(out) if out is not None else source
+    file = source.file / FILES[0] if source.file.is_dir() else source.file
+    target = Path(out) if out is not None else file
     if target.is_dir():
-        target = target / source.name
-    if target.resolve().parent != source.resolve().parent:
+        target = target / file.name
+    if target.resolve().parent != source.root.resolve():
         raise UsageError(
-            f"{target} is not in {source.parent}, but its image paths are relative to that folder. "
+            f"{target} is not in {source.root}, but its image paths are relative to that folder. "
             "Write it there."
         )
     if target.suffix.lower() not in (".csv", ".parquet"):

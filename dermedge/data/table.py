@@ -7,22 +7,28 @@ such as HAM10000's `dx_type`, give the label away.
 """
 
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from typing import Any
 from unicodedata import normalize
 
 import pandas as pd
 
+from dermedge.data.cells import describe_readings, understand_column
+from dermedge.data.csv_text import normalize_column
+from dermedge.data.image_names import locate_files
+from dermedge.data.messages import list_columns, quote
 from dermedge.data.placeholders import is_unknown
-from dermedge.data.table_file import find_table, read_text
-from dermedge.data.taxonomy import TAXONOMY, resolve
+from dermedge.data.sources import read_source
+from dermedge.data.table_file import REQUIRED, TextTable
+from dermedge.data.taxonomy import TAXONOMY, describe_unknown, resolve
 from dermedge_runtime.errors import DataError
 
-REQUIRED = ("image_id", "image")
 NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
 """Columns that hold numbers; all others hold text."""
 
@@ -38,9 +44,11 @@ SPLITS = ("train", "val", "test")
 WORKERS = 8
 
 _VERBATIM = frozenset({"image_id", "image", "mask", "caption"})
-_SEX = {"m": "male", "f": "female"}
-_TRUTH = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
-_ROMAN = {"i": 1.0, "ii": 2.0, "iii": 3.0, "iv": 4.0, "v": 5.0, "vi": 6.0}
+_SPELLED = (*NUMBERS, "sex", "split")
+"""Columns whose cells `understand_column` reads."""
+
+LOGGER = logging.getLogger(__name__)
+"""Receives the notes of every table that is read; the command line prints them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ class Table:
             value. `malignant`, `severity`, `age` and `fitzpatrick` are float64, NaN for
             an unknown value. `dx` holds ids of the taxonomy. `malignant` is the row's
             own value if it has one, otherwise that of its diagnosis.
-        file: The file that was read.
+        file: The file that was read, or the folder of the class folders.
+        notes: One sentence for everything that was not read literally.
 
     Examples:
         >>> table = read_table("lesions")
@@ -67,6 +76,7 @@ class Table:
     root: Path
     frame: pd.DataFrame
     file: Path
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -82,7 +92,12 @@ class Table:
 
     def replace(self, frame: pd.DataFrame) -> "Table":
         """Return the table with other rows or values, indexed 0..n-1."""
-        return Table(self.root, frame.reset_index(drop=True), self.file)
+        return replace(self, frame=frame.reset_index(drop=True))
+
+    def log_notes(self) -> None:
+        """Send the notes to the logger of this module, which the command line prints."""
+        for note in self.notes:
+            LOGGER.info("%s: %s", self.file, note)
 
     def select_split(self, split: str) -> "Table":
         """Return the rows of one split.
@@ -126,38 +141,107 @@ def read_table(path: str | Path) -> Table:
         >>> read_table("own.csv").frame[["image", "dx", "malignant"]].to_dict("records")
         [{'image': 'a.jpg', 'dx': 'mel', 'malignant': 1.0}]
     """
-    file = find_table(Path(path))
-    text, rows = read_text(file)
+    table = parse_table(read_source(Path(path)))
+    table.log_notes()
+    return table
+
+
+def parse_table(text: TextTable) -> Table:
+    """Check the text cells of a data set, and return it as a table.
+
+    Raises:
+        DataError: As for `read_table`.
+    """
+    columns = match_columns(text.frame.columns, text.file)
     for column in REQUIRED:
-        if column not in text:
+        if column not in columns:
             raise DataError(
-                f"{file} has no column {column!r} (it has: {', '.join(map(str, text.columns))}). "
-                "Rename or add it; only image_id and image are required."
+                f"{text.file} has no column {column!r} (it has: {list_columns(text.frame.columns)})"
+                ". Rename or add it; only image_id and image are required."
             )
-    if text.empty:
-        raise DataError(f"{file} has a header but no rows. Add one row per image.")
-    where = [f"{file}, row {row}" for row in rows]
-    cells = {name: _list_cells(text, name) for name in COLUMNS}
-    _check_paths(cells, where)
-    _check_splits(cells["split"], where)
-    cells["dx"] = _resolve_labels(cells["dx"], cells["source"], where)
-    cells["sex"] = [_SEX.get(sex.casefold(), sex.casefold()) for sex in cells["sex"]]
-    numbers = {
-        name: [_parse_number(name, c, at) for c, at in zip(cells[name], where, strict=True)]
-        for name in NUMBERS
-    }
-    numbers["malignant"] = list(map(_fill_malignant, numbers["malignant"], cells["dx"]))
-    known = {
-        name: pd.Series(numbers[name], dtype="float64")
-        if name in NUMBERS
-        else pd.Series(cells[name], dtype="str")
-        for name in COLUMNS
-    }
-    extra = [column for column in text.columns if column not in COLUMNS]
-    return Table(file.parent, pd.concat([pd.DataFrame(known), text[extra]], axis=1), file)
+    if text.frame.empty:
+        raise DataError(f"{text.file} has a header but no rows. Add one row per image.")
+    notes = [*text.notes]
+    renamed = {theirs: ours for ours, theirs in columns.items() if ours != theirs}
+    if renamed:
+        names = ", ".join(f"{quote(theirs)} as {ours}" for theirs, ours in renamed.items())
+        notes.append(f"Columns: {names}.")
+    frame = text.frame.rename(columns=renamed)
+    cells, more = understand_cells(frame, text.where)
+    for column in ("image", "mask"):
+        cells[column], note = locate_files(column, text.root, cells[column], text.where)
+        notes.append(note)
+    _check_unique("image", cells["image"], text.where)
+    known = {name: _convert(name, cells[name]) for name in COLUMNS}
+    known["malignant"] = pd.Series(
+        map(_fill_malignant, known["malignant"], cells["dx"]), dtype="float64"
+    )
+    extra = [column for column in frame.columns if column not in COLUMNS]
+    return Table(
+        text.root,
+        pd.concat([pd.DataFrame(known), frame[extra]], axis=1),
+        text.file,
+        tuple(note for note in (*notes, *more) if note),
+    )
 
 
-def _list_cells(text: pd.DataFrame, name: str) -> list[str]:
+def match_columns(header: Iterable[str], file: Path) -> dict[str, str]:
+    """Return our columns by the names that they have in a file; case does not matter.
+
+    Args:
+        header: Names of the columns in the file.
+        file: The file, for messages.
+
+    Raises:
+        DataError: Two columns are one of ours.
+
+    Examples:
+        >>> match_columns(["Image ID", "file"], Path("own.csv"))
+        {'image_id': 'Image ID'}
+    """
+    header = list(header)
+    columns: dict[str, str] = {}
+    for ours in COLUMNS:
+        theirs = [name for name in header if normalize_column(name) == ours]
+        exact = [name for name in theirs if name == ours]
+        if len(exact or theirs) > 1:
+            raise DataError(
+                f"{file} has the columns {quote(theirs[0])} and {quote(theirs[1])}, which are both "
+                f"{ours}. Rename or remove one of them."
+            )
+        if theirs:
+            columns[ours] = (exact or theirs)[0]
+    return columns
+
+
+def understand_cells(
+    frame: pd.DataFrame, where: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Check the cells of `COLUMNS`, except paths, and return them in one spelling.
+
+    Args:
+        frame: Text cells; columns may be missing.
+        where: Place of every row, for messages.
+
+    Returns:
+        The cells of every column, as text, "" where unknown; and a note on every column
+        that was not read literally.
+
+    Raises:
+        DataError: A value is not one that its column allows.
+    """
+    cells = {name: list_cells(frame, name) for name in COLUMNS}
+    _check_unique("image_id", cells["image_id"], where)
+    labels = cells["dx"]
+    cells["dx"] = _resolve_labels(labels, cells["source"], where)
+    notes = [describe_readings("dx", labels, dict(zip(labels, cells["dx"], strict=True)))]
+    for name in _SPELLED:
+        cells[name], note = understand_column(name, cells[name], where)
+        notes.append(note)
+    return cells, [note for note in notes if note]
+
+
+def list_cells(text: pd.DataFrame, name: str) -> list[str]:
     """Return the cells of a column, with "" for words such as "unknown" and "n/a"."""
     cells = text[name].tolist() if name in text else [""] * len(text)
     # A file may be named none.png, and a caption may read "unknown": both are kept.
@@ -166,39 +250,20 @@ def _list_cells(text: pd.DataFrame, name: str) -> list[str]:
     return ["" if is_unknown(cell) else cell for cell in cells]
 
 
-def _check_splits(cells: Sequence[str], where: Sequence[str]) -> None:
+def _check_unique(name: str, cells: Sequence[str], where: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
     for cell, at in zip(cells, where, strict=True):
-        if cell not in ("", *SPLITS):
+        if not cell:
+            raise DataError(f"{at}: {name} is empty. Fill it or remove the row.")
+        # a.png, ./a.png and .//a.png are one file, so they must not be two rows.
+        key = PurePosixPath(cell).as_posix()
+        if key in seen:
+            first = seen[key].rpartition(", ")[2]
             raise DataError(
-                f"{at}: split is {cell!r}. Write train, val or test, or leave it empty."
+                f"{at}: {name} {quote(cell)} is already listed in {first}. Remove one of the rows: "
+                "every image has one."
             )
-
-
-def _check_paths(columns: Mapping[str, Sequence[str]], where: Sequence[str]) -> None:
-    for name in REQUIRED:
-        seen: dict[str, str] = {}
-        for cell, at in zip(columns[name], where, strict=True):
-            if not cell:
-                raise DataError(f"{at}: {name} is empty. Fill it or remove the row.")
-            # a.png, ./a.png and .//a.png are one file, so they must not be two rows.
-            key = PurePosixPath(cell).as_posix()
-            if key in seen:
-                first = seen[key].rpartition(", ")[2]
-                raise DataError(
-                    f"{at}: {name} {cell!r} is already listed in {first}. Remove one of the rows: "
-                    "every image has one."
-                )
-            seen[key] = at
-    # A table may come from an untrusted source, so a path must not lead to files
-    # outside its folder.
-    for name in ("image", "mask"):
-        for cell, at in zip(columns[name], where, strict=True):
-            path = PurePosixPath(cell)
-            if path.is_absolute() or ".." in path.parts or "\\" in cell or "\0" in cell:
-                raise DataError(
-                    f"{at}: {name} {cell!r} is not a path inside the table's folder. Write it "
-                    "relative to that folder, with / and without '..'."
-                )
+        seen[key] = at
 
 
 def _resolve_labels(
@@ -206,36 +271,32 @@ def _resolve_labels(
 ) -> list[str]:
     # A table has few different labels, so each is resolved once.
     known: dict[tuple[str, str], str] = {}
+    unknown: dict[str, str] = {}
+    first: DataError | None = None
     for label, source, at in zip(labels, sources, where, strict=True):
-        if (label, source) not in known:
-            try:
-                known[label, source] = resolve(label, source).id if label else ""
-            except DataError as error:
-                raise DataError(f"{at}, column dx: {error}") from error
+        if (label, source) in known:
+            continue
+        try:
+            known[label, source] = resolve(label, source).id if label else ""
+        except DataError as error:
+            known[label, source] = ""
+            unknown.setdefault(label, at)
+            first = first or DataError(f"{at}, column dx: {error}")
+    if len(unknown) > 1:
+        at = next(iter(unknown.values()))
+        raise DataError(
+            f"{at}, column dx: {describe_unknown(unknown)} Write ids of dermedge.data.TAXONOMY, or "
+            "map the labels with `dermedge data add csv TABLE --label THEIRS=ID -o OUT`."
+        )
+    if first is not None:
+        raise first
     return [known[key] for key in zip(labels, sources, strict=True)]
 
 
-def _parse_number(name: str, cell: str, at: str) -> float:
-    if not cell:
-        return math.nan
-    if name == "malignant":
-        if cell.casefold() not in _TRUTH:
-            raise DataError(f"{at}: malignant is {cell!r}. Write 1, 0 or nothing.")
-        return _TRUTH[cell.casefold()]
-    if name == "fitzpatrick" and cell.casefold() in _ROMAN:
-        return _ROMAN[cell.casefold()]
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan  # It fails the comparison below, as infinity does.
-    whole, low, high, allowed = {
-        "fitzpatrick": (True, 1, 6, "a skin type from 1 to 6"),
-        "severity": (True, 0, 100, "a level: 0, 1, 2, ..."),
-        "age": (False, 0, 120, "years, from 0 to 120"),
-    }[name]
-    if not low <= value <= high or (whole and value != int(value)):
-        raise DataError(f"{at}: {name} is {cell!r}. Write {allowed}, or nothing.")
-    return value
+def _convert(name: str, cells: Sequence[str]) -> "pd.Series[Any]":
+    if name in NUMBERS:
+        return pd.Series([float(cell) if cell else math.nan for cell in cells], dtype="float64")
+    return pd.Series(cells, dtype="str")
 
 
 def _fill_malignant(own: float, dx: str) -> float:

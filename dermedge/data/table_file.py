@@ -1,113 +1,115 @@
 """Find and read the file of a table as text cells, CSV or Parquet."""
 
-import csv
-import io
 import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from dermedge_runtime.errors import DataError, MissingExtraError
+from dermedge.data.csv_text import decode_text, parse_csv
+from dermedge.data.messages import quote
+from dermedge_runtime.errors import DataError, MissingExtraError, first_line
 
-FILES = ("metadata.csv", "metadata.parquet")
+REQUIRED = ("image_id", "image")
+"""Columns that every table has."""
+
+FILES = ("metadata.csv", "metadata.tsv", "metadata.parquet")
 """Names of the table in the folder of a data set."""
 
+TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
+_CONVERT = "pandas.read_{}(FILE).to_csv('metadata.csv', index=False)"
+_OTHER_SUFFIXES = {
+    ".xlsx": "In Excel, choose 'Save as' and 'CSV UTF-8'.",
+    ".xls": "In Excel, choose 'Save as' and 'CSV UTF-8'.",
+    ".ods": "In LibreOffice, choose 'Save as' and 'Text CSV' in UTF-8.",
+    ".numbers": "In Numbers, choose 'Export to' and 'CSV' in UTF-8.",
+    ".json": f"Convert it with {_CONVERT.format('json')}.",
+    ".jsonl": f"Convert it with {_CONVERT.format('json').replace('FILE', 'FILE, lines=True')}.",
+    ".feather": f"Convert it with {_CONVERT.format('feather')}.",
+}
 
-def find_table(path: Path) -> Path:
-    """Return the table file of a folder, or the file itself.
+
+@dataclass(frozen=True)
+class TextTable:
+    """The text cells of a data set, before they are checked.
+
+    Attributes:
+        root: Folder that image paths are relative to.
+        file: The table's file, or the folder if there is no such file.
+        frame: Stripped cells by the names of the columns in the file, "" where empty.
+        where: Place of every row, for messages.
+        notes: One sentence for everything that was not read literally.
+    """
+
+    root: Path
+    file: Path
+    frame: pd.DataFrame
+    where: Sequence[str]
+    notes: tuple[str, ...] = ()
+
+
+def list_tables(folder: Path) -> list[Path]:
+    """Return the files of a folder that have the name of a table, in any case."""
+    names = {path.name.casefold(): path for path in sorted(folder.iterdir(), reverse=True)}
+    return [names[name] for name in FILES if name in names and names[name].is_file()]
+
+
+def find_table(folder: Path) -> Path | None:
+    """Return the table file of a folder, None if it has none.
 
     Args:
-        path: Folder or file.
+        folder: An existing folder.
 
     Raises:
-        DataError: The path does not exist, is another kind of file, or is a folder
-            without a table or with two.
+        DataError: The folder has two tables.
     """
-    if path.is_dir():
-        files = [path / name for name in FILES if (path / name).is_file()]
-        if len(files) == 2:
-            raise DataError(
-                f"{path} holds both {' and '.join(FILES)}. Give the path of one of them."
-            )
-        if not files:
-            raise DataError(
-                f"{path} has no {FILES[0]}. Write one with the columns image_id and image (and "
-                "dx, lesion_id, ...), or import a public set with `dermedge data add`."
-            )
-        return files[0]
-    if not path.is_file():
-        raise DataError(f"There is no folder or file {path}. Check the path.")
-    if path.suffix.lower() not in (".csv", ".parquet"):
+    files = list_tables(folder)
+    if len(files) > 1:
         raise DataError(
-            f"{path} is neither a folder nor a .csv or .parquet file. Convert it to one of them."
+            f"{folder} holds both {' and '.join(file.name for file in files[:2])}. Give the path "
+            "of one of them."
         )
-    return path
+    return files[0] if files else None
 
 
-def read_text(file: Path, *, delimiter: str = ",") -> tuple[pd.DataFrame, list[int]]:
+def check_suffix(file: Path) -> None:
+    """Check that a file has the suffix of a table.
+
+    Raises:
+        DataError: The suffix is another one; the message says how to convert the file.
+    """
+    suffix = file.suffix.lower()
+    if suffix in (*TEXT_SUFFIXES, ".parquet"):
+        return
+    advice = _OTHER_SUFFIXES.get(suffix, "Convert it to one of them.")
+    raise DataError(f"{file} is neither a folder nor a .csv or .parquet file. {advice}")
+
+
+def read_text(file: Path, required: Collection[str] = ()) -> TextTable:
     """Read a table file as stripped text cells.
 
     Args:
-        file: A Parquet file by its suffix, otherwise CSV in UTF-8.
-        delimiter: Character between the fields of a CSV.
-
-    Returns:
-        The cells, "" where empty, and the line of every row in the file. The header of
-        a CSV is line 1.
+        file: A Parquet file by its suffix, otherwise CSV in UTF-8 or UTF-16.
+        required: Columns by which the delimiter of a CSV is chosen.
 
     Raises:
-        DataError: The file is not readable as CSV (UTF-8) or Parquet.
+        DataError: The file is not readable as CSV or Parquet.
         MissingExtraError: The file is Parquet, and pyarrow is not installed.
     """
     if file.suffix.lower() == ".parquet":
-        return _read_parquet(file)
-    try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8 text (byte {error.start}). Save it as CSV in UTF-8."
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be read ({error.strerror}). Check that it is a file you may read."
-        ) from error
-    return _parse_csv(file, content, delimiter)
-
-
-def _parse_csv(file: Path, content: str, delimiter: str) -> tuple[pd.DataFrame, list[int]]:
-    # The csv module keeps every cell as text and gives the line of each row for
-    # messages. pandas would read the ids 007 and 7 as one number.
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    cells: list[list[str]] = []
-    places: list[int] = []
-    try:
-        for fields in reader:
-            if not fields:
-                continue
-            if header is None:
-                header = [field.strip() for field in fields]
-                continue
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{file}, row {reader.line_num} has {len(fields)} fields, but the header has "
-                    f"{len(header)}. Quote fields that hold a comma, and fill all columns."
-                )
-            cells.append([field.strip() for field in fields])
-            places.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(
-            f"{file}, row {reader.line_num} is not CSV ({error}). Repair the row, or export the "
-            "table again."
-        ) from error
-    if header is None:
-        raise DataError(
-            f"{file} is empty. Write a header with image_id and image, then one row per image."
-        )
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(f"{file} has the column {repeated[0]!r} twice. Keep one of them.")
-    return pd.DataFrame(cells, columns=header, dtype="str"), places
+        frame, lines = _read_parquet(file)
+        notes: list[str] = []
+    else:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{file} cannot be read ({error.strerror}). Check that it is a file you may read."
+            ) from error
+        frame, lines, notes = parse_csv(file, decode_text(file, content), required)
+    where = [f"{file}, row {line}" for line in lines]
+    return TextTable(file.parent, file, frame, where, tuple(notes))
 
 
 def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[int]]:
@@ -117,19 +119,24 @@ def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[int]]:
         raise MissingExtraError("pyarrow", "data", "Reading Parquet") from error
     except Exception as error:  # pyarrow raises many types on damaged files.
         raise DataError(
-            f"{file} is not a readable Parquet file ({error}). Write it again, or use CSV."
+            f"{file} is not a readable Parquet file ({first_line(error)}). Write it again, or "
+            "use CSV."
         ) from error
     text = pd.DataFrame(
-        {
-            str(name): pd.Series(map(_format_cell, frame[name]), dtype="str")
-            for name in frame.columns
-        }
+        {str(name): pd.Series(map(format_cell, frame[name]), dtype="str") for name in frame.columns}
     )
     return text, list(range(1, len(frame) + 1))
 
 
-def _format_cell(value: object) -> str:
-    """Return a value of Parquet as the text that a CSV would hold."""
+def format_cell(value: object) -> str:
+    """Return a value of Parquet as the text that a CSV would hold.
+
+    Bytes and nested values are shortened, because they may hold a whole image.
+
+    Examples:
+        >>> format_cell(53.0), format_cell(None), format_cell(b"1234")
+        ('53', '', '<4 bytes>')
+    """
     if (
         value is None
         or value is pd.NA
@@ -140,4 +147,6 @@ def _format_cell(value: object) -> str:
     # pandas reads integers with missing values as floats: 53.0 is the id 53.
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {quote(cell)}" for key, cell in value.items()) + "}"
+    return quote(value) if isinstance(value, bytes) else str(value).strip()

@@ -10,9 +10,19 @@ from types import MappingProxyType
 
 from dermedge.data.aliases import ALIASES, SOURCE_ALIASES
 from dermedge.data.diagnoses import DIAGNOSES, Diagnosis
+from dermedge.data.messages import quote
 from dermedge_runtime.errors import DataError
 
-__all__ = ["ALIASES", "SOURCE_ALIASES", "TAXONOMY", "Diagnosis", "lineage", "project", "resolve"]
+__all__ = [
+    "ALIASES",
+    "SOURCE_ALIASES",
+    "TAXONOMY",
+    "Diagnosis",
+    "lineage",
+    "project",
+    "resolve",
+    "suggest",
+]
 
 TAXONOMY: Mapping[str, Diagnosis] = MappingProxyType(
     {diagnosis.id: diagnosis for diagnosis in DIAGNOSES}
@@ -36,10 +46,13 @@ _KNOWN_BY_SOURCE: Mapping[str, Mapping[str, str]] = {
 }
 
 
+_PLURALS = (("oses", "osis"), ("es", ""), ("s", ""))
+
+
 def resolve(name: str, source: str | None = None) -> Diagnosis:
     """Return the diagnosis of a label, which is an id, a name or an alias.
 
-    Case, blanks, `_`, `-` and apostrophes do not matter.
+    Case, blanks, `_`, `-`, apostrophes and a plural do not matter.
 
     Args:
         name: The label.
@@ -56,21 +69,62 @@ def resolve(name: str, source: str | None = None) -> Diagnosis:
         >>> resolve("SCC", source="isic2019").malignant
         True
     """
-    key = _normalize(name)
-    known = _KNOWN_BY_SOURCE.get(source or "", {}).get(key) or _KNOWN.get(key)
+    known = _find(_normalize(name), source)
     if known is not None:
         return TAXONOMY[known]
-    close = difflib.get_close_matches(key, _KNOWN, n=3, cutoff=0.6)
-    similar = list(dict.fromkeys(_KNOWN[match] for match in close))
+    similar = suggest(name)
     hint = (
         f"Did you mean {' or '.join(repr(id_) for id_ in similar)}? If not, use"
         if similar
         else "Use"
     )
     raise DataError(
-        f"Label {name!r} is not in the taxonomy. {hint} an id of dermedge.data.TAXONOMY, a wider "
-        "one such as 'other', or leave the cell empty."
+        f"Label {quote(name)} is not in the taxonomy. {hint} an id of dermedge.data.TAXONOMY, a "
+        "wider one such as 'other', or leave the cell empty."
     )
+
+
+def _find(key: str, source: str | None) -> str | None:
+    of_source = _KNOWN_BY_SOURCE.get(source or "", {}).get(key)
+    if of_source is not None:
+        return of_source
+    singular = (key.removesuffix(end) + new for end, new in _PLURALS if key.endswith(end))
+    return next((_KNOWN[name] for name in (key, *singular) if name in _KNOWN), None)
+
+
+def is_known(name: str, source: str | None = None) -> bool:
+    """Return True if `resolve` knows a label."""
+    return _find(_normalize(name), source) is not None
+
+
+def suggest(name: str) -> tuple[str, ...]:
+    """Return up to three ids whose names resemble a label that the taxonomy lacks.
+
+    Examples:
+        >>> suggest("melonoma")[0], suggest("NotMelanoma")
+        ('mel', ())
+    """
+    key = _normalize(name)
+    # The opposite of a diagnosis resembles its name.
+    if key.startswith(("non", "not", "no ")):
+        return ()
+    close = difflib.get_close_matches(key, _KNOWN, n=3, cutoff=0.6)
+    return tuple(dict.fromkeys(_KNOWN[match] for match in close))
+
+
+def describe_unknown(labels: Collection[str]) -> str:
+    """Return a sentence that lists labels that the taxonomy lacks, with similar ids.
+
+    Examples:
+        >>> describe_unknown(["spot 7", "NotMelanoma"])
+        "2 labels are not in the taxonomy: 'spot 7', 'NotMelanoma'."
+    """
+    similar = {label: suggest(label) for label in labels}
+    listed = ", ".join(
+        quote(label) + (f" ({' or '.join(ids)}?)" if ids else "") for label, ids in similar.items()
+    )
+    start = "1 label is" if len(similar) == 1 else f"{len(similar)} labels are"
+    return f"{start} not in the taxonomy: {listed}."
 
 
 def lineage(diagnosis: str) -> Iterator[str]:

@@ -75,7 +75,7 @@ def test_a_label_is_read_by_its_source(tmp_path: Path) -> None:
         ({"fitzpatrick": "7"}, r"row 3: fitzpatrick is '7'.*1 to 6"),
         ({"fitzpatrick": "2.5"}, r"row 3: fitzpatrick is '2.5'"),
         ({"severity": "-2"}, r"row 3: severity is '-2'"),
-        ({"split": "validation"}, r"row 3: split is 'validation'.*train, val or test"),
+        ({"split": "holdout"}, r"row 3: split is 'holdout'.*train, val or test"),
         ({"image_id": "a"}, r"row 3: image_id 'a' is already listed in row 2"),
         ({"image": "images/a.png"}, r"row 3: image 'images/a.png' is already listed in row 2"),
         ({"image": "./images//a.png"}, r"row 3: image './images//a.png' is already listed"),
@@ -105,7 +105,10 @@ def test_a_bad_cell_is_named_with_its_row(
         (b"image_id,image\na,b\nc\n", "row 3 has 1 fields"),
         (b'image_id,image\na,"b\n', "not CSV"),
         ("image_id,image\nä,b\n".encode("latin-1"), "not UTF-8"),
-        ("image_id,image\na,b\n".encode("utf-16"), "not UTF-8"),
+        ("image_id,image\nä,b\n".encode("cp1252"), r"byte 15, row 2.*'CSV UTF-8'"),
+        (b"PK\x03\x04", "a workbook or a ZIP file.*'CSV UTF-8'"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "a workbook of an old Excel"),
+        (b"PAR1", r"is Parquet, not CSV.*suffix \.parquet"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

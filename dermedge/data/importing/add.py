@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
+
+from dermedge.data.class_folders import read_class_folders
 from dermedge.data.importing.archive import Archive
-from dermedge.data.importing.reader import ImportedRow, ReadResult, read_parts
+from dermedge.data.importing.reader import ImportedRow, ReadResult, read_own_table, read_parts
 from dermedge.data.layouts import LAYOUTS, Layout
-from dermedge.data.table import COLUMNS, Table, read_table
+from dermedge.data.sources import read_source
+from dermedge.data.table import COLUMNS, Table, list_cells, read_table, understand_cells
+from dermedge.data.table_file import TextTable, find_table, read_text
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder
 from dermedge_runtime.progress import Progress
@@ -195,8 +200,21 @@ def add_data(
             f"{target} holds the source {root}, which is never overwritten. Choose another output "
             "folder."
         )
-    result = read_parts(layout, Archive.scan(root))
+    if layout.name == "csv":
+        result = read_own_table(layout, _find_own_table(root, layout))
+    else:
+        result = read_parts(layout, Archive.scan(root))
     return _write(layout, result, target, link=link, overwrite=overwrite, progress=progress)
+
+
+def _find_own_table(source: Path, layout: Layout) -> TextTable:
+    """Read a table file, a folder's table at any depth, or class folders."""
+    if source.is_dir() and find_table(source) is None:
+        file = Archive.scan(source).find_table(layout.parts[0].table)
+        if file is not None:
+            return read_text(file, [layout.columns.get("image", "image")])
+        return read_class_folders(source, layout.labels)
+    return read_source(source)
 
 
 def _apply_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[str, str]) -> Layout:
@@ -234,6 +252,9 @@ def _write(
             replace(row, cells={**row.cells, "split": row.cells["split"] or "train"})
             for row in rows
         ]
+    # Cells are checked before files are copied, so that messages name the user's file.
+    rows, understood = _understand(rows)
+    result.notes.extend(understood)
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
         lines = list(_place_files(rows, folder, _link if link else shutil.copyfile, progress))
         extra = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
@@ -244,6 +265,27 @@ def _write(
         report = _report_import(layout, result, table, out)
         (folder / "SOURCE.md").write_text(_describe_source(layout, report), encoding="utf-8")
     return report
+
+
+def _understand(rows: list[ImportedRow]) -> tuple[list[ImportedRow], list[str]]:
+    """Return the rows with the cells that are spelled otherwise rewritten, and notes."""
+    frame = pd.DataFrame([row.cells for row in rows], dtype="str").fillna("")
+    literal = {name: list_cells(frame, name) for name in COLUMNS}
+    cells, notes = understand_cells(frame, [row.at for row in rows])
+    return [
+        replace(
+            row,
+            cells={
+                **row.cells,
+                **{
+                    name: cells[name][index]
+                    for name in COLUMNS
+                    if cells[name][index] != literal[name][index]
+                },
+            },
+        )
+        for index, row in enumerate(rows)
+    ], notes
 
 
 def _report_import(layout: Layout, result: ReadResult, table: Table, out: Path) -> AddReport:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dermedge.data.image_names import locate_files
 from dermedge.data.importing.archive import (
     SUFFIXES,
     Archive,
@@ -16,7 +17,6 @@ from dermedge.data.importing.cells import translate_cells
 from dermedge.data.importing.records import (
     IMAGE,
     Record,
-    SourceTable,
     add_splits,
     check_columns,
     read_lines,
@@ -24,7 +24,10 @@ from dermedge.data.importing.records import (
     read_rows,
 )
 from dermedge.data.layouts import Layout, Part
-from dermedge.data.table import COLUMNS
+from dermedge.data.messages import quote
+from dermedge.data.table import match_columns
+from dermedge.data.table_file import TextTable, read_text
+from dermedge.data.taxonomy import describe_unknown, is_known
 from dermedge_runtime.errors import DataError
 
 SHOWN = 10
@@ -38,6 +41,7 @@ class ImportedRow:
     Attributes:
         cells: Cells by the names of our columns.
         name: Name of the image in the set.
+        at: Place of the row, for messages.
         image: Image file.
         mask: Mask file, None if there is none.
 
@@ -50,6 +54,7 @@ class ImportedRow:
 
     cells: dict[str, str]
     name: str
+    at: str
     image: Path
     mask: Path | None
 
@@ -97,13 +102,14 @@ class _PartFiles:
         archive: All files of the set.
         part: The part.
         images: Images of the part.
-        table: Table of the part, None if the paths hold everything.
+        root: Folder that the paths in the part's table are relative to, None if the
+            images are found by name.
     """
 
     archive: Archive
     part: Part
     images: list[Path]
-    table: Path | None
+    root: Path | None = None
 
 
 def read_parts(layout: Layout, archive: Archive) -> ReadResult:
@@ -161,17 +167,69 @@ def _read_part(layout: Layout, part: Part, archive: Archive, result: ReadResult)
     elif part.line:
         records = read_lines(part, path, result.notes)
     else:
-        table = SourceTable.read(path)
+        table = read_text(path)
         if not part.images:
-            # A user's own table has our column names already; other columns are kept.
-            columns = {name: name for name in COLUMNS if name in table.frame} | columns
-            others = (name for name in table.frame.columns if name not in columns.values())
-            layout = replace(layout, keep=tuple(others))
+            _read_own_part(layout, part, archive, table, result)
+            return True
         check_columns(layout, part, columns, table)
         table = add_splits(table, part, archive, result.notes)
         records = read_rows(layout, columns, part, archive, table, result.notes)
-    _match_files(layout, columns, records, _PartFiles(archive, part, images, path), result)
+    _match_files(layout, columns, records, _PartFiles(archive, part, images), result)
     return True
+
+
+def read_own_table(layout: Layout, table: TextTable) -> ReadResult:
+    """Read every row of a user's own table, whose image paths are relative to it.
+
+    Args:
+        layout: Layout that maps its columns and labels.
+        table: Its text cells.
+
+    Raises:
+        DataError: A column is missing, a path leads outside the folder, or a label is
+            unknown.
+    """
+    result = ReadResult(notes=list(table.notes))
+    _read_own_part(layout, layout.parts[0], Archive(table.root, ()), table, result)
+    return result
+
+
+def _read_own_part(
+    layout: Layout, part: Part, archive: Archive, table: TextTable, result: ReadResult
+) -> None:
+    # Our column names are understood in any case; other columns are kept.
+    columns = {**match_columns(table.frame.columns, table.file), **layout.columns}
+    others = (name for name in table.frame.columns if name not in columns.values())
+    layout = replace(layout, keep=tuple(others))
+    check_columns(layout, part, columns, table)
+    _check_labels(layout, columns, table)
+    frame = table.frame.copy()
+    for ours in ("image", "mask"):
+        if (theirs := columns.get(ours)) in frame:
+            frame[theirs], note = locate_files(
+                ours, table.root, frame[theirs].tolist(), table.where
+            )
+            result.notes.extend([note] if note else [])
+    table = add_splits(replace(table, frame=frame), part, archive, result.notes)
+    records = read_rows(layout, columns, part, archive, table, result.notes)
+    _match_files(layout, columns, records, _PartFiles(archive, part, [], table.root), result)
+
+
+def _check_labels(layout: Layout, columns: Mapping[str, str], table: TextTable) -> None:
+    """Check the labels of a user's own table, to list all unknown ones at once.
+
+    Raises:
+        DataError: The taxonomy does not know several labels.
+    """
+    if layout.open_labels or columns.get("dx") not in table.frame:
+        return
+    labels = {
+        label: layout.labels.get(label, label) for label in table.frame[columns["dx"]] if label
+    }
+    unknown = [label for label, ours in labels.items() if not is_known(ours)]
+    if len(unknown) > 1:
+        mapping = " ".join(f"--label {quote(label + '=ID')}" for label in unknown[:SHOWN])
+        raise DataError(f"{table.file}: {describe_unknown(unknown)} Map them with {mapping}.")
 
 
 def _match_files(
@@ -195,8 +253,8 @@ def _match_files(
         if part.images:
             image = image or images.find(name)
             mask = _find_mask(layout, part, masks, image) if image else None
-        elif files.table is not None:
-            image = _find_file(files.table.parent, name)
+        elif files.root is not None:
+            image = _find_file(files.root, name)
         if image is None:
             result.missing.append(name)
             continue
@@ -206,14 +264,14 @@ def _match_files(
             continue
         cells = translate_cells(layout, columns, record, result.unknown)
         cells["split"] = cells.get("split") or part.split
-        if not part.images and files.table is not None:
-            mask = _find_file(files.table.parent, cells.get("mask", ""))
+        if files.root is not None:
+            mask = _find_file(files.root, cells.get("mask", ""))
         # File names alone may repeat across folders where the set names images by path.
         by_path = layout.views or part.path or not part.images
         image_id = flatten_path(name) if by_path else strip_suffix(Path(name).name)
         cells["image_id"] = cells.get("image_id") or image_id
         used.add(image)
-        result.rows.append(ImportedRow(cells, name, image, mask))
+        result.rows.append(ImportedRow(cells, name, record.at, image, mask))
         expects_mask = bool(part.masks or part.masks_beside or cells.get("mask"))
         without_mask += mask is None and expects_mask
     if without_mask:
@@ -233,16 +291,6 @@ def _find_mask(layout: Layout, part: Part, masks: ImageIndex, image: Path) -> Pa
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
-    """Return a file that a table names, None if there is no such file.
-
-    Raises:
-        DataError: The name leads outside the folder.
-    """
-    if not name:
-        return None
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(
-            f"{name!r} is not a path inside {folder}. Write it relative to the table, without '..'."
-        )
+    """Return a file that a table names, None if there is no such file."""
     path = folder / name
-    return path if path.is_file() else None
+    return path if name and path.is_file() else None

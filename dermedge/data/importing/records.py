@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from dermedge.data.importing.archive import Archive, pick_copy
 from dermedge.data.layouts import Join, Layout, Part
-from dermedge.data.table_file import read_text
+from dermedge.data.messages import list_columns
+from dermedge.data.table_file import TextTable, read_text
 from dermedge_runtime.errors import DataError
 
 IMAGE = "image"
@@ -36,40 +37,6 @@ class Record:
     raw: dict[str, str]
     at: str
     image: Path | None = None
-
-
-@dataclass(frozen=True)
-class SourceTable:
-    """A table of a set as it is published.
-
-    Attributes:
-        frame: Text cells.
-        places: Line of every row in the file.
-        path: The file.
-
-    Example:
-        >>> table = SourceTable.read(Path("lesions/metadata.csv"))
-        >>> table.frame["dx"][0], table.places[0]
-        ('nv', 2)
-    """
-
-    frame: pd.DataFrame
-    places: list[int]
-    path: Path
-
-    @classmethod
-    def read(cls, path: Path) -> "SourceTable":
-        """Read a Parquet file, or a CSV with any suffix.
-
-        Tabs separate the fields if the header holds one: Dataverse exports such files.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
-        if path.suffix.lower() in (".csv", ".parquet"):
-            return cls(*read_text(path), path)
-        delimiter = "\t" if b"\t" in path.read_bytes()[:1000] else ","
-        return cls(*read_text(path, delimiter=delimiter), path)
 
 
 def read_paths(part: Part, archive: Archive, images: list[Path]) -> list[Record]:
@@ -131,7 +98,7 @@ def read_rows(
     columns: Mapping[str, str],
     part: Part,
     archive: Archive,
-    table: SourceTable,
+    table: TextTable,
     notes: list[str],
 ) -> Iterator[Record]:
     """Yield a record for every row of a table, or for every view of a row.
@@ -150,9 +117,8 @@ def read_rows(
     frame = table.frame
     for join in part.joins:
         frame = _join_table(frame, join.on or columns.get("image", IMAGE), join, archive, notes)
-    for record, place in zip(frame.to_dict("records"), table.places, strict=True):
+    for record, at in zip(frame.to_dict("records"), table.where, strict=True):
         raw = {str(name): str(cell) for name, cell in record.items()}
-        at = f"{table.path}, row {place}"
         if not layout.views:
             yield Record(raw, at)
         for column, view in layout.views.items():
@@ -160,9 +126,7 @@ def read_rows(
                 yield Record({**raw, IMAGE: raw[column], "view": view}, at)
 
 
-def check_columns(
-    layout: Layout, part: Part, columns: Mapping[str, str], table: SourceTable
-) -> None:
+def check_columns(layout: Layout, part: Part, columns: Mapping[str, str], table: TextTable) -> None:
     """Check that a table has the columns of images and labels.
 
     Raises:
@@ -175,13 +139,13 @@ def check_columns(
     for column in [*keys, *labels]:
         if column not in table.frame:
             raise DataError(
-                f"{table.path} has no column {column!r} (it has: "
-                f"{', '.join(table.frame.columns)}). Give the file as it is published, or name "
+                f"{table.file} has no column {column!r} (it has: "
+                f"{list_columns(table.frame.columns)}). Give the file as it is published, or name "
                 "the column with --column OURS=THEIRS."
             )
 
 
-def add_splits(table: SourceTable, part: Part, archive: Archive, notes: list[str]) -> SourceTable:
+def add_splits(table: TextTable, part: Part, archive: Archive, notes: list[str]) -> TextTable:
     """Return the table with the column `split` from the part's index files.
 
     Raises:
@@ -195,7 +159,7 @@ def add_splits(table: SourceTable, part: Part, archive: Archive, notes: list[str
         if path is None:
             notes.append(f"{name} is missing: its rows have no official split.")
             continue
-        rows = SourceTable.read(path).frame
+        rows = read_text(path).frame
         for cell in rows[rows.columns[0]]:
             if not cell.isdecimal() or int(cell) >= len(splits):
                 raise DataError(
@@ -203,7 +167,7 @@ def add_splits(table: SourceTable, part: Part, archive: Archive, notes: list[str
                     "files again."
                 )
             splits[int(cell)] = split
-    return SourceTable(table.frame.assign(split=splits), table.places, table.path)
+    return replace(table, frame=table.frame.assign(split=splits))
 
 
 def _join_table(
@@ -213,7 +177,7 @@ def _join_table(
     if path is None:
         notes.append(f"{join.table} is missing: its columns are empty.")
         return frame
-    other = SourceTable.read(path).frame
+    other = read_text(path).frame
     if join.key not in other:
         raise DataError(f"{path} has no column {join.key!r}. Give the file as it is published.")
     repeated = other[join.key][other[join.key].duplicated()]
