@@ -115,7 +115,9 @@ def test_canonical_json_refuses_what_json_cannot_carry(value):
         b"[-Infinity]",
         b"[1e999]",
         b'{"a": 1, "a": 2}',
-        b"9007199254740992",
+        b"9007199254740993",
+        b"-100000000000000000001",
+        b"1000000000000000000000",
         b"[" + b"9" * 5000 + b"]",
         b"\xff{}",
         b"\xef\xbb\xbf{}",
@@ -129,6 +131,13 @@ def test_strict_json_refuses_text_that_languages_read_differently(text, tmp_path
     (tmp_path / "x.json").write_bytes(text)
     with pytest.raises(DataError, match=r"x\.json"):
         read_json(tmp_path / "x.json", DataError)
+
+
+@pytest.mark.parametrize("value", [2.0**53, -(2.0**53), 1e20, 999999999999999900000.0])
+def test_a_float_that_the_rfc_writes_as_an_integer_is_read_as_a_float(value):
+    read = parse_json(canonical_json(value), "the manifest", BundleError)
+    assert isinstance(read, float)
+    assert read == value
 
 
 def test_read_json_names_a_missing_file(tmp_path):

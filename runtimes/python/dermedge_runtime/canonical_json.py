@@ -9,6 +9,7 @@ from typing import Any
 from dermedge_runtime.errors import DermedgeError, UsageError
 
 LARGEST_INTEGER = 2**53 - 1
+LONGEST_INTEGER = len("-999999999999999900000")  # the largest float without an exponent
 ESCAPES = {
     "\b": "\\b",
     "\t": "\\t",
@@ -128,7 +129,9 @@ def pretty_json(value: object) -> bytes:
 def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any:
     """Parse UTF-8 JSON; refuse what languages read differently.
 
-    That is a duplicate key, NaN, an infinity, and an integer beyond 2^53 - 1.
+    That is a duplicate key, NaN, an infinity, and an integer beyond 2^53 - 1. An integer
+    that RFC 8785 writes for a float, such as 100000000000000000000, is read as that
+    float.
 
     Args:
         data: The JSON text.
@@ -156,10 +159,13 @@ def parse_json(data: bytes, where: str, error_class: type[DermedgeError]) -> Any
         return value
 
     # The length is checked first: int() of a very long text takes quadratic time.
-    def exact(text: str) -> int:
-        if len(text) > 17 or abs(int(text)) > LARGEST_INTEGER:
-            raise ValueError(f"{text[:40]} is beyond 2^53 - 1")
-        return int(text)
+    def exact(text: str) -> int | float:
+        if len(text) <= LONGEST_INTEGER:
+            if abs(int(text)) <= LARGEST_INTEGER:
+                return int(text)
+            if _serialise_number(float(text)) == text:
+                return float(text)
+        raise ValueError(f"{text[:40]} is beyond 2^53 - 1")
 
     try:
         return json.loads(
