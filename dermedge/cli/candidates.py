@@ -5,7 +5,7 @@ from typing import Any
 
 from dermedge.cli.console import table
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.report import CANDIDATES_REPORT, read_report
+from dermedge_runtime.report import CANDIDATES_REPORT, outcome_name, read_report
 
 COLUMNS = ("candidate", "status", "MB", "ms", "top-1", "KL", "why")
 
@@ -22,7 +22,7 @@ def _row(candidate: Mapping[str, Any]) -> tuple[str, ...]:
     latency, kl = candidate.get("latency_ms"), candidate.get("kl")
     return (
         str(candidate.get("name")),
-        str(candidate.get("status")),
+        outcome_name(candidate.get("status")),
         "-" if size is None else f"{size / 1e6:.2f}",
         "-" if latency is None else f"{latency:.2f}",
         "-" if top1 is None else f"{top1:.2%}",

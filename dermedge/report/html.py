@@ -34,6 +34,7 @@ from dermedge_runtime.report import (
     PARITY_REPORT,
     LatencyReport,
     VerifyReport,
+    outcome_name,
     read_report,
 )
 
@@ -208,6 +209,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {name: getattr(text, name) for name in FILTERS}
     environment.filters["written"] = lambda value, kind: text.FORMATS[kind](value)
+    environment.filters["outcome_name"] = outcome_name
     environment.globals["agreement"] = text.describe_agreement
     environment.globals["status_of"] = text.status_of
     return environment

@@ -270,7 +270,7 @@ class ExportSession:
 
 @dataclass(frozen=True)
 class _TestResult:
-    """Parity and failed limits of the winner on test, and its postprocessing."""
+    """Parity and failed limits of the selected candidate on test; postprocessing."""
 
     report: ParityReport
     postprocessing: Mapping[str, Postprocessing]

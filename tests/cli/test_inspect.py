@@ -47,7 +47,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_inspect_shows_the_candidates_and_the_next_step(bundle: Path) -> None:
     lines = [line.split() for line in dermedge("inspect", bundle).out.splitlines()]
-    assert ["int8", "onnx", "entropy", "won", "4.12", "9.60", "-", "-", "fastest"] in lines
+    assert ["int8", "onnx", "entropy", "selected", "4.12", "9.60", "-", "-", "fastest"] in lines
     assert ["int8", "onnx", "qat", "skipped", "-", "-", "-", "-", "not", "needed"] in lines
     assert ["to", "do", "on", "a", "Mac:", "dermedge", "verify", "toy.dermedge"] in lines
     assert "candidate" not in dermedge("inspect", TOY).out

@@ -536,28 +536,28 @@ class TestAuto:
             assert entry["top1"] == 1.0
             assert entry["kl"] < 1e-6
             assert entry["size_bytes"] > 10_000
-        (winner,) = (entry for entry in entries.values() if entry["status"] == "won")
-        (loser,) = (entry for entry in entries.values() if entry["status"] == "passed")
+        (selected,) = (entry for entry in entries.values() if entry["status"] == "won")
+        (other,) = (entry for entry in entries.values() if entry["status"] == "passed")
         # Latencies within 3 % are equal; then the KL divergence decides.
-        assert winner["latency_ms"] <= 1.03 * loser["latency_ms"]
-        for entry in (winner, loser):
-            assert f"{entry['latency_ms']:.2f} ms" in winner["reason"]
-        assert f"{loser['latency_ms']:.2f} ms against" in loser["reason"]
+        assert selected["latency_ms"] <= 1.03 * other["latency_ms"]
+        for entry in (selected, other):
+            assert f"{entry['latency_ms']:.2f} ms" in selected["reason"]
+        assert f"{other['latency_ms']:.2f} ms against" in other["reason"]
 
-    def test_the_bundle_holds_the_winner_and_verifies_on_its_engine(
+    def test_the_bundle_holds_the_selected_artifact_and_verifies_on_its_engine(
         self, auto_bundle: Bundle
     ) -> None:
         report = json.loads(auto_bundle.read("reports/candidates.json"))
-        winner = next(entry for entry in report["candidates"] if entry["status"] == "won")
+        selected = next(entry for entry in report["candidates"] if entry["status"] == "won")
         artifact = auto_bundle.artifact
-        assert (winner["format"], winner["precision"]) == (artifact.format, artifact.precision)
+        assert (selected["format"], selected["precision"]) == (artifact.format, artifact.precision)
         found = verify(auto_bundle.path)
         assert found.status == "passed"
         assert found.engine.startswith(
             {"onnx": "onnxruntime", "openvino": "openvino"}[artifact.format]
         )
         sizes = [len(auto_bundle.read(name)) for name in artifact_files(auto_bundle)]
-        assert winner["size_bytes"] == sum(sizes)
+        assert selected["size_bytes"] == sum(sizes)
 
     def test_a_second_export_reads_both_artifacts_from_the_cache(
         self, auto_bundle: Bundle, student: TrainedModel, monkeypatch: pytest.MonkeyPatch
@@ -573,7 +573,7 @@ class TestAuto:
         assert again.artifact.precision == "fp32"
 
 
-class TestWinnerThatFailsOnTest:
+class TestSelectedCandidateThatFailsOnTest:
     """A candidate that passes on val and loses too much on test."""
 
     @pytest.fixture

@@ -262,8 +262,8 @@ class TestTiers:
         assert builder.built == ["plain"]
 
 
-class TestWinner:
-    def test_the_fastest_wins_and_the_reason_has_both_times(self) -> None:
+class TestSelected:
+    def test_the_fastest_is_selected_and_the_reason_has_both_times(self) -> None:
         builder = FakeBuilder({FP32: 0.0, FAST: 0.02, CLOSE: 0.01}, plain=13.4, fast=6.0, close=7.0)
         selection = builder.search(exhaustive=True)
         assert states(selection) == {"plain": "passed", "fast": "won", "close": "passed"}
@@ -284,7 +284,7 @@ class TestWinner:
         assert states(selection) == {"plain": "won", "fast": "passed"}
         assert reasons(selection)["fast"] == "int8 is not worth it here: 19.80 ms against 13.40 ms"
 
-    def test_among_equally_fast_candidates_the_least_rounded_wins(self) -> None:
+    def test_among_equally_fast_candidates_the_least_rounded_is_selected(self) -> None:
         damage: dict[Candidate, Any] = {FP32: 0.0, FAST: 0.02, CLOSE: 0.01}
         builder = FakeBuilder(damage, plain=10.2, fast=10.0, close=10.1)
         assert states(builder.search(exhaustive=True))["plain"] == "won"
@@ -304,12 +304,12 @@ class TestWinner:
         builder = FakeBuilder(damage, plain=13.4, fast=2.0, close=7.0)
         assert states(builder.search(exhaustive=True))["fast"] == "won"
 
-    def test_a_fast_candidate_that_fails_never_wins(self) -> None:
+    def test_a_fast_candidate_that_fails_is_never_selected(self) -> None:
         selection = FakeBuilder({FP32: 0.0, FAST: 3.0}, plain=13.4).search(exhaustive=True)
         assert states(selection) == {"plain": "won", "fast": "failed"}
         assert selection.results[1].latency_ms is None
 
-    def test_on_another_device_the_smallest_that_passes_wins(self) -> None:
+    def test_on_another_device_the_smallest_that_passes_is_selected(self) -> None:
         sizes = {FP32: 4000, FAST: 1000, CLOSE: 1010}
         builder = FakeBuilder({FP32: 0.0, FAST: 0.05, CLOSE: 0.01}, sizes)
         selection = builder.search(ELSEWHERE, exhaustive=True)
@@ -393,7 +393,7 @@ class TestReport:
         for entry in (close, mixed):
             assert entry["size_bytes"] is entry["latency_ms"] is entry["top1"] is None
 
-    def test_a_winner_that_fails_on_test_is_reported_as_failed(self) -> None:
+    def test_a_selected_candidate_that_fails_on_test_is_reported_as_failed(self) -> None:
         selection = FakeBuilder({FAST: 0.01, CLOSE: 0.0}).search()
         results = selection.rejected(["top1_agreement: too low."])
         assert [result.status for result in results] == ["failed", "skipped"]

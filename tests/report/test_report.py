@@ -805,7 +805,7 @@ def test_candidates_are_listed_with_their_outcomes(tmp_path):
     found = Page(write_report(tmp_path / "page.html", bundle=bundle))
     assert "Measured on Some CPU (avx2 fma)." in found.text
     assert found.row("int8 onnx entropy") == (
-        "int8 onnx entropy fastest of those that passed: 9.60 ms against 13.40 ms won 4.12 MB "
+        "int8 onnx entropy fastest of those that passed: 9.60 ms against 13.40 ms selected 4.12 MB "
         "9.60 ms 99.12 % 0.00123 0.21 % (-0.40 to 0.90)"
     )
     assert found.row("fp32 onnx plain") == f"fp32 onnx plain {EVIL} passed 13.4 ms"
@@ -816,7 +816,7 @@ def test_candidates_are_listed_with_their_outcomes(tmp_path):
         for attributes in found.named("span")
         if "status" in (attributes.get("class") or "")
     }
-    assert "status won" not in classes
+    assert "status selected" not in classes
     assert "status plain" in classes
 
 

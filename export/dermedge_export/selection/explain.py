@@ -1,4 +1,4 @@
-"""Explain in English why a candidate won, lost, or was skipped."""
+"""Explain in English why a candidate was selected, passed over, or skipped."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ NOISE = 0.03
 
 @dataclass(frozen=True)
 class Comparison:
-    """The measurements by which the winner was selected.
+    """The measurements by which a candidate was selected.
 
     Attributes:
-        winner: The selected candidate.
+        selected: The selected candidate.
         latencies: Milliseconds by name; empty if nothing was timed.
         expected_costs: Expected milliseconds (or bytes) by name; see `expected_costs`.
         passed: Number of candidates that passed on val.
@@ -41,7 +41,7 @@ class Comparison:
         '9.00 ms against 4.00 ms'
     """
 
-    winner: EvaluatedCandidate
+    selected: EvaluatedCandidate
     latencies: Mapping[str, float]
     expected_costs: Mapping[str, float]
     passed: int
@@ -50,21 +50,21 @@ class Comparison:
         """Return the result of one evaluated candidate, with its reason.
 
         Args:
-            entry: The winner or another evaluated candidate.
+            entry: The selected or another evaluated candidate.
         """
         latency = self.latencies.get(entry.candidate.name)
-        if entry is self.winner:
-            return entry.result("won", self._winning_reason(), latency)
+        if entry is self.selected:
+            return entry.result("won", self._reason_of_selected(), latency)
         if entry.failures:
             return entry.result("failed", " ".join(entry.failures))
-        return entry.result("passed", self._losing_reason(entry), latency)
+        return entry.result("passed", self._reason_of_other(entry), latency)
 
-    def _winning_reason(self) -> str:
-        winner = self.winner
-        if winner.failures:
-            return f"written although it failed: {' '.join(winner.failures)}"
-        own = self.latencies.get(winner.candidate.name)
-        others = [ms for name, ms in self.latencies.items() if name != winner.candidate.name]
+    def _reason_of_selected(self) -> str:
+        selected = self.selected
+        if selected.failures:
+            return f"written although it failed: {' '.join(selected.failures)}"
+        own = self.latencies.get(selected.candidate.name)
+        others = [ms for name, ms in self.latencies.items() if name != selected.candidate.name]
         if own is not None and others:
             return _speed_reason(own, min(others)) + _busy_note()
         if self.passed > 1:
@@ -72,19 +72,19 @@ class Comparison:
                 "smallest of those that passed; "
                 "this target does not run here, so speed was not measured"
             )
-        if winner.report.status == "passed":
+        if selected.report.status == "passed":
             return "the only one that passed"
-        return f"{winner.report.status}: {winner.undecided}"
+        return f"{selected.report.status}: {selected.undecided}"
 
-    def _losing_reason(self, entry: EvaluatedCandidate) -> str:
-        winner, candidate = self.winner, entry.candidate
+    def _reason_of_other(self, entry: EvaluatedCandidate) -> str:
+        selected, candidate = self.selected, entry.candidate
         own = self.latencies.get(candidate.name)
-        best = self.latencies.get(winner.candidate.name)
+        best = self.latencies.get(selected.candidate.name)
         if own is None or best is None:
-            sizes = f"{entry.size / 1e6:.2f} MB against {winner.size / 1e6:.2f} MB"
-            return f"{sizes}, KL {entry.kl:.2g} against {winner.kl:.2g}"
+            sizes = f"{entry.size / 1e6:.2f} MB against {selected.size / 1e6:.2f} MB"
+            return f"{sizes}, KL {entry.kl:.2g} against {selected.kl:.2g}"
         reason = f"{own:.2f} ms against {best:.2f} ms"
-        if rounding_rank(candidate.precision) > rounding_rank(winner.candidate.precision):
+        if rounding_rank(candidate.precision) > rounding_rank(selected.candidate.precision):
             reason = f"{candidate.precision} is not worth it here: {reason}"
         if own * (1 + NOISE) < best:
             reason += (

@@ -27,7 +27,8 @@ class CandidateResult:
         precision: Its precision.
         format: Its format.
         method: Its quantization method.
-        status: `won`, `passed`, `failed` (gate), `refused` (no artifact) or `skipped`.
+        status: `won` (selected), `passed`, `failed` (gate), `refused` (no artifact) or
+            `skipped`.
         reason: One sentence that explains the status.
         size_bytes: Size of the artifact's files; None if nothing was built.
         latency_ms: Median latency on this machine in milliseconds, measured in turns
@@ -80,8 +81,8 @@ class Selection:
     """The selected candidate and the results of all candidates.
 
     Attributes:
-        built: Artifact of the winner.
-        val: Predictions of the winner on val.
+        built: Artifact of the selected candidate.
+        val: Predictions of the selected candidate on val.
         results: One result per candidate, in the order of preference.
 
     Example:
@@ -97,7 +98,7 @@ class Selection:
     results: tuple[CandidateResult, ...]
 
     def rejected(self, reasons: Sequence[str]) -> tuple[CandidateResult, ...]:
-        """Return all results after the winner has failed on test.
+        """Return all results after the selected candidate has failed on test.
 
         Args:
             reasons: Messages of the failed limits on test.

@@ -119,9 +119,9 @@ def search(
     results = run.unbuilt | {
         entry.candidate.name: comparison.result(entry) for entry in run.evaluated
     }
-    winner = comparison.winner
+    selected = comparison.selected
     return Selection(
-        winner.built, winner.val, tuple(results[candidate.name] for candidate in candidates)
+        selected.built, selected.val, tuple(results[candidate.name] for candidate in candidates)
     )
 
 
@@ -191,7 +191,7 @@ class _Search:
         return EvaluatedCandidate(candidate, built, val, report, probability)
 
     def compare(self) -> Comparison:
-        """Time the candidates that passed and select the winner.
+        """Time the candidates that passed and select one.
 
         Raises:
             DermedgeError: No candidate passed.
@@ -205,7 +205,7 @@ class _Search:
             return Comparison(closest, {}, {}, 0)
         latencies = self._latencies(passed) if settings.exhaustive and self.target.native else {}
         costs = expected_costs(passed, latencies)
-        return Comparison(select_winner(passed, costs), latencies, costs, len(passed))
+        return Comparison(select_cheapest(passed, costs), latencies, costs, len(passed))
 
     def _latencies(self, passed: Sequence[EvaluatedCandidate]) -> dict[str, float]:
         image = preprocess(draw_lesion(0).image, self.evaluator.spec.preprocess)[None]
@@ -245,13 +245,13 @@ def expected_costs(
     }
 
 
-def select_winner(
+def select_cheapest(
     passed: Sequence[EvaluatedCandidate], costs: Mapping[str, float]
 ) -> EvaluatedCandidate:
     """Return the candidate with the lowest expected cost.
 
-    Costs within 3 % of the lowest count as equal. Of equal candidates, the one with the
-    smallest rounding error wins, and then the one with the lowest KL divergence.
+    Costs within 3 % of the lowest count as equal. Equal candidates are ranked by their
+    rounding error, and then by their KL divergence.
 
     Args:
         passed: The candidates that passed on val.

@@ -208,6 +208,20 @@ class ParityReport:
     classes: tuple[Subgroup, ...] = ()
 
 
+def outcome_name(status: object) -> str:
+    """Return the name of a candidate's outcome, for people.
+
+    Args:
+        status: Status of the candidate in `CANDIDATES_REPORT`. Its schema writes `won`
+            for the selected candidate.
+
+    Example:
+        >>> outcome_name("won"), outcome_name("failed")
+        ('selected', 'failed')
+    """
+    return "selected" if status == "won" else str(status)
+
+
 def read_report(bundle: "Bundle", path: str) -> Json:
     """Read a JSON report of a bundle; return an empty object if it has no such file.
 
