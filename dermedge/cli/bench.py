@@ -99,6 +99,7 @@ def show(report: LatencyReport) -> None:
             "engine": f"{report.engine} {report.engine_version}, "
             f"threads {report.threads or 'chosen by the engine'}",
             "device": "; ".join(_describe_device(report.device)),
+            "usable CPUs": str(report.cpus),
         }
     )
     if report.sustained:

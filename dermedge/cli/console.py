@@ -36,7 +36,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Threads of the engine. Default: the engine decides.",
+    help="Threads of the engine. Default: the engine decides, within this process's CPUs.",
 )
 engine_option = click.option(
     "--engine", help="Name of the engine. Default: the engine of the bundle's format."

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dermedge.data.table import Table
 from dermedge_runtime.errors import MissingExtraError
+from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.image import orientation
 from dermedge_runtime.progress import Progress
 
@@ -114,7 +115,7 @@ def inspect_images(table: Table, *, progress: Progress | None = None) -> list[Im
     # Pillow only warns about an image with too many pixels. Here it is an error,
     # because such a file could fill the memory. Other warnings are ignored: a damaged
     # file raises an error anyway.
-    with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(WORKERS, usable_cpus())) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         images = table.frame["image"]

@@ -28,6 +28,7 @@ from dermedge.data.sources import read_source
 from dermedge.data.table_file import REQUIRED, TextTable
 from dermedge.data.taxonomy import TAXONOMY, describe_unknown, resolve
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.hardware import usable_cpus
 
 NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
 """Columns that hold numbers; all others hold text."""
@@ -377,7 +378,7 @@ def digests(table: Table) -> "pd.Series[str]":
                 f"file or remove its row. `dermedge data check {table.root}` lists all such rows."
             ) from error
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(min(WORKERS, usable_cpus())) as pool:
         values = list(pool.map(digest, table.frame["image"]))
     return pd.Series(
         values, index=pd.Index(table.frame["image_id"], name="image_id"), dtype="str", name="sha256"

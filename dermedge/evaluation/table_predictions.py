@@ -14,6 +14,7 @@ from dermedge.data.table import Table, groups
 from dermedge.data.taxonomy import project
 from dermedge_export.evaluation.predictions import Predictions, Run, predict_table
 from dermedge_runtime.errors import DataError, ImageError
+from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress
@@ -196,7 +197,7 @@ def preprocess_table(table: Table, spec: Preprocess) -> Iterator[NDArray[np.uint
             ) from error
 
     paths = [table.path(image) for image in table.frame["image"]]
-    return prefetch(load, paths, workers=WORKERS, ahead=AHEAD)
+    return prefetch(load, paths, workers=min(WORKERS, usable_cpus()), ahead=AHEAD)
 
 
 def _count_progress(

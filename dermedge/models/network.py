@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dermedge.models.backbone import Backbone
+from dermedge_export.toolchain import limit_torch_threads
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Spec, Task
 
@@ -158,6 +159,8 @@ def create_backbone(backbone: Backbone) -> TimmModel:
         raise UsageError(
             f"timm has no model {backbone.name!r}. Similar names: {', '.join(near) or 'none'}."
         )
+    # Everything that computes with torch starts here: training, probing, references.
+    limit_torch_threads()
     try:
         model = timm.create_model(backbone.name, pretrained=False, num_classes=0, **backbone.args)
     except (TypeError, AssertionError, RuntimeError) as error:

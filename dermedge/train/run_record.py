@@ -17,6 +17,7 @@ from dermedge.train.loop import CHECKPOINT
 from dermedge_runtime.canonical_json import canonical_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_write, sha256_hex
+from dermedge_runtime.hardware import usable_cpus
 
 PACKAGES = (
     "dermedge",
@@ -113,7 +114,7 @@ class RunRecord:
             "images": self.images,
             "versions": {name: _version(name) for name in PACKAGES}
             | {"python": platform.python_version()},
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+            "machine": {"cpus": usable_cpus(), "platform": platform.platform()},
             "wall_seconds": round(time.perf_counter() - self.started, 2),
             "cpu_seconds": round(sum(os.times()[:2]) - self.cpu_started, 2),
             **results,

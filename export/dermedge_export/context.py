@@ -13,6 +13,7 @@ from dermedge_export.calibration import Calibration, synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.evaluation.predictions import Run
 from dermedge_export.target import Target
+from dermedge_export.toolchain import limit_torch_threads
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Artifact, Spec
@@ -234,6 +235,8 @@ def module_runner(module: "nn.Module") -> Run:
         module: The network; this function switches it to eval mode.
     """
     import torch
+
+    limit_torch_threads()
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():

@@ -1,10 +1,12 @@
-"""Silence what export toolchains log and print."""
+"""Silence what toolchains log and print; fit torch to the CPUs of this process."""
 
 import contextlib
 import io
 import logging
 import warnings
 from collections.abc import Iterator
+
+from dermedge_runtime.hardware import usable_cpus
 
 NOISY = (
     "torch.onnx",
@@ -57,3 +59,22 @@ def silence() -> Iterator[None]:
     output = io.StringIO()
     with quiet(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         yield
+
+
+def limit_torch_threads() -> None:
+    """Lower torch's number of threads to the CPUs that this process may use.
+
+    torch knows the affinity of a process, but not the CPU quota of a container. A lower
+    number stays.
+
+    Example:
+        >>> import torch
+        >>> from dermedge_runtime.hardware import usable_cpus
+        >>> limit_torch_threads()
+        >>> torch.get_num_threads() <= usable_cpus()
+        True
+    """
+    import torch
+
+    if torch.get_num_threads() > (usable := usable_cpus()):
+        torch.set_num_threads(usable)

@@ -1,6 +1,5 @@
 """`pretrain`: pretrain a teacher on images with and without labels."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +46,7 @@ from dermedge.train.run_record import RunRecord
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.files import sha256_hex
+from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import to_json
 
@@ -292,7 +292,7 @@ def choose_workers(requested: int | None) -> int:
     By default all cores but one per training process.
     """
     local = torchrun_layout()[0]
-    return requested if requested is not None else max(1, (os.cpu_count() or 1) // local - 1)
+    return requested if requested is not None else max(1, usable_cpus() // local - 1)
 
 
 def save_teacher(

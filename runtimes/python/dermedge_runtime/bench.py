@@ -15,7 +15,7 @@ from PIL import Image
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import EngineError, ImageError, UsageError
-from dermedge_runtime.hardware import describe_device
+from dermedge_runtime.hardware import describe_device, usable_cpus
 from dermedge_runtime.model import Model, load
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress, no_progress
@@ -110,6 +110,7 @@ def bench(
         cold_start_ms=cold,
         resident_bytes=resident,
         sustained=tenths,
+        cpus=usable_cpus(),
     )
 
 

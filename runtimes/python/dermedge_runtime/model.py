@@ -13,6 +13,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Outputs, Prediction, Provenance, Timing, decode
 from dermedge_runtime.errors import EngineError, ImageError, UsageError
 from dermedge_runtime.fork import leave_to_parent
+from dermedge_runtime.hardware import default_threads, usable_cpus
 from dermedge_runtime.prefetch import prefetch_batches
 from dermedge_runtime.preprocess import Pixels, Source, preprocess
 from dermedge_runtime.registry import lookup
@@ -30,6 +31,7 @@ RUNTIMES = {
     "coreml": "dermedge_runtime.coreml:CoreMlRuntime",
 }
 GROUP = "dermedge.runtimes"
+WORKERS = 2  # Threads that decode; one engine is not faster than two of them.
 
 
 class Runtime(Protocol):
@@ -189,7 +191,7 @@ class Model:
         *,
         batch_size: int = 1,
         ahead: int = 4,
-        workers: int = 2,
+        workers: int | None = None,
         on_error: Literal["raise"] = "raise",
         exact: bool = False,
     ) -> Iterator[Prediction]: ...
@@ -201,7 +203,7 @@ class Model:
         *,
         batch_size: int = 1,
         ahead: int = 4,
-        workers: int = 2,
+        workers: int | None = None,
         on_error: Literal["return"],
         exact: bool = False,
     ) -> Iterator[Prediction | ImageError]: ...
@@ -212,7 +214,7 @@ class Model:
         *,
         batch_size: int = 1,
         ahead: int = 4,
-        workers: int = 2,
+        workers: int | None = None,
         on_error: OnError = "raise",
         exact: bool = False,
     ) -> Iterator[Prediction | ImageError]:
@@ -226,7 +228,8 @@ class Model:
             batch_size: Number of images per engine call.
             ahead: Largest number of images that are read but not yet predicted;
                 `batch_size` or more.
-            workers: Number of threads that decode.
+            workers: Number of threads that decode; by default two, or one where this
+                process may use one CPU.
             on_error: `raise` an ImageError at the place of a bad image, or `return` it
                 instead of a prediction and continue.
             exact: As in `predict`.
@@ -245,6 +248,8 @@ class Model:
         """
         if on_error not in ("raise", "return"):
             raise UsageError(f"on_error is {on_error!r}. Use 'raise' or 'return'.")
+        if workers is None:
+            workers = min(WORKERS, usable_cpus())
         if batch_size < 1 or workers < 1 or ahead < batch_size:
             raise UsageError(
                 f"batch_size {batch_size}, ahead {ahead}, workers {workers}. "
@@ -386,8 +391,9 @@ def load(
     Args:
         bundle: Path of a bundle, or an opened one.
         engine: Name of the engine; by default the one for the artifact's format.
-        threads: Number of threads the engine computes with; by default the engine
-            chooses.
+        threads: Number of threads the engine computes with. By default the engine
+            chooses; in a process that may use only a part of the machine's CPUs, one
+            thread per CPU that it may use.
 
     Raises:
         BundleError: The bundle is damaged, unsafe or too new.
@@ -405,6 +411,9 @@ def load(
         raise UsageError(f"threads is {threads}. Use 1 or more, or leave it out.")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     runtime: RuntimeClass = lookup("engine", engine or opened.artifact.format, RUNTIMES, GROUP)
+
+    if threads is None:
+        threads = default_threads()
 
     def open_runtime() -> Runtime:
         return runtime.open(opened, threads=threads)

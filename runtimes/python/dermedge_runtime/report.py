@@ -104,7 +104,8 @@ class LatencyReport:
 
     `end_to_end` starts at encoded bytes; `engine_only` is the bare engine call.
     `sustained` holds the end-to-end median of each tenth of a sustained run, which
-    shows throttling. `resident_bytes` is None on systems that do not report it.
+    shows throttling. `resident_bytes` is None on systems that do not report it. `cpus`
+    is the number of CPUs that the process may use, and None in older reports.
 
     Example:
         >>> from dermedge_runtime.bench import bench
@@ -125,6 +126,7 @@ class LatencyReport:
     cold_start_ms: float
     resident_bytes: int | None
     sustained: tuple[float, ...] = ()
+    cpus: int | None = None
 
 
 @dataclass(frozen=True)
