@@ -43,7 +43,7 @@ COMMANDS = {
 TRAINING_COMMANDS = frozenset(("demo", "run", "pretrain", "probe", "finetune", "distill", "export"))
 
 
-class LazyCommands(click.Group):
+class _LazyCommands(click.Group):
     """A command group that imports a command's module when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -75,7 +75,7 @@ class LazyCommands(click.Group):
 
 
 @click.group(
-    cls=LazyCommands,
+    cls=_LazyCommands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 runtime error, 2 wrong usage, 3 accuracy gate failed, "
     "4 an engine or extra is missing, 5 bundle verification failed.",

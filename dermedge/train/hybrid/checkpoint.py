@@ -27,6 +27,15 @@ class TrainingState:
         history: Mean losses and speed of every finished epoch.
         sums: Sum of the losses of the current epoch.
         seconds: Time spent in the current epoch.
+
+    Example:
+        >>> from dermedge.train.hybrid.sources import read_sources
+        >>> from dermedge.train.hybrid.trainer import unreadable_names
+        >>> sources = read_sources(["lesions"])
+        >>> state = TrainingState(torch.zeros(len(sources.paths), dtype=torch.bool))
+        >>> state.unreadable[0] = True
+        >>> state.step, unreadable_names(state, sources)
+        (0, ('lesions/D000000',))
     """
 
     unreadable: Tensor

@@ -38,6 +38,14 @@ class CropView(NamedTuple):
     `global_crops` is [2, 3, S, S], `local_crops` [L, 3, s, s] and `mask` bool [2, P].
     P is the number of patches. `row` is the row of the image, and `unreadable` lists
     the rows before it that could not be decoded.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> recipe, backbone = PRESETS["mobile"], Backbone("mobilenetv2_100")
+        >>> paths = [Path("missing.png"), Path("lesion.png")]
+        >>> view = CropDataset(paths, ["a", "b"], recipe, backbone, None, seed=0)[0, 0]
+        >>> view.row, view.unreadable
+        (1, (0,))
     """
 
     global_crops: Tensor
@@ -52,6 +60,15 @@ class CropBatch(NamedTuple):
 
     `global_crops` is [2N, 3, S, S], `local_crops` [L N, 3, s, s], `mask` bool [2N, P]
     and `rows` [N].
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> recipe, backbone = PRESETS["mobile"], Backbone("mobilenetv2_100")
+        >>> paths, ids = [Path("lesion.png")], ["lesion"]
+        >>> crops = CropDataset(paths, ids, recipe, backbone, grid=None, seed=0)
+        >>> batch = collate([crops[0, 0], crops[0, 1], crops[0, 2]])
+        >>> tuple(batch.global_crops.shape), tuple(batch.local_crops.shape)
+        ((6, 3, 96, 96), (6, 3, 48, 48))
     """
 
     global_crops: Tensor
@@ -84,6 +101,17 @@ class CropDataset(Dataset[CropView]):
 
     Augmentation and mask depend on the seed and the key only. An image that cannot be
     decoded is replaced by the next row's, and reported.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> recipe, backbone = PRESETS["mobile"], Backbone("mobilenetv2_100")
+        >>> paths, ids = [Path("lesion.png")], ["lesion"]
+        >>> crops = CropDataset(paths, ids, recipe, backbone, grid=None, seed=0)
+        >>> first, again, second = crops[0, 0], crops[0, 0], crops[0, 1]
+        >>> torch.equal(first.global_crops, again.global_crops)
+        True
+        >>> torch.equal(first.global_crops, second.global_crops)
+        False
     """
 
     def __init__(
@@ -210,6 +238,14 @@ class RankSampler:
 
     A step's images are assigned part by part and, within a part, rank by rank. A step
     therefore has the same images for any number of processes.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import make_recipe
+        >>> recipe = make_recipe("mobile", batch_size=8)
+        >>> samplers = [RankSampler(80, recipe, 0, 0, rank, world=2) for rank in (0, 1)]
+        >>> first, second = (next(iter(sampler)) for sampler in samplers)
+        >>> first + second == step_keys(rows=80, batch=8, step=0, seed=0)
+        True
     """
 
     rows: int

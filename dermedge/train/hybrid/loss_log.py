@@ -27,6 +27,13 @@ class StepLosses:
     """The losses of a step, their weighted sum and the share of masked crops.
 
     `values` is [7] in the order of `LOSSES`, then the sum, then the share.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> losses = {"dino": torch.tensor(5.0), "label": torch.tensor(0.5)}
+        >>> step = StepLosses.of(losses, torch.tensor(5.5), mask=torch.zeros(2, 0))
+        >>> ((step + step) / 2).named(PRESETS["mobile"])
+        {'dino': 5.0, 'koleo': 0.0, 'label': 0.5, 'loss': 5.5}
     """
 
     values: Tensor

@@ -21,7 +21,14 @@ Grid = tuple[int, int]
 
 
 class Tokens(NamedTuple):
-    """Class token or pooled feature [N, D], and patch tokens [N, P, D] or None."""
+    """Class token or pooled feature [N, D], and patch tokens [N, P, D] or None.
+
+    Example:
+        >>> trunk = VitTrunk(Backbone("test_vit"), drop_path=0.0, masking=False)
+        >>> pooled, patches = trunk(torch.zeros(2, 3, 160, 160))
+        >>> tuple(pooled.shape), tuple(patches.shape)
+        ((2, 64), (2, 100, 64))
+    """
 
     pooled: Tensor
     patches: Tensor | None
@@ -31,6 +38,14 @@ class VitTrunk(nn.Module):
     """A timm vision transformer that can mask patches, at any image size.
 
     The masking is that of lightly's wrapper.
+
+    Example:
+        >>> trunk = VitTrunk(Backbone("test_vit"), drop_path=0.0, masking=True).eval()
+        >>> image, mask = torch.rand(1, 3, 96, 96), torch.zeros(1, 36, dtype=torch.bool)
+        >>> other = image.clone()
+        >>> other[:, :, :16, :16], mask[:, 0] = 0.0, True
+        >>> torch.equal(trunk(image, mask).pooled, trunk(other, mask).pooled)
+        True
     """
 
     def __init__(self, backbone: Backbone, drop_path: float, masking: bool) -> None:
@@ -69,7 +84,14 @@ class VitTrunk(nn.Module):
 
 
 class PooledTrunk(nn.Module):
-    """Any other timm backbone, with pooled features and no patches to mask."""
+    """Any other timm backbone, with pooled features and no patches to mask.
+
+    Example:
+        >>> trunk = PooledTrunk(Backbone("test_efficientnet"), drop_path=0.0)
+        >>> pooled, patches = trunk(torch.zeros(2, 3, 64, 64))
+        >>> tuple(pooled.shape), patches
+        ((2, 256), None)
+    """
 
     def __init__(self, backbone: Backbone, drop_path: float) -> None:
         """Create the backbone with random weights."""
@@ -132,7 +154,15 @@ def set_drop_path(module: nn.Module, rate: float) -> None:
 
 
 class Branch(nn.Module):
-    """The student or the teacher: a trunk with heads over class and patch tokens."""
+    """The student or the teacher: a trunk with heads over class and patch tokens.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> branch = Branch(Backbone("test_vit"), PRESETS["tiny"], drop_path=0.0)
+        >>> pooled, patches = branch.trunk(torch.zeros(2, 3, 160, 160))
+        >>> tuple(branch.dino(pooled).shape), tuple(branch.ibot(patches).shape)
+        ((2, 2048), (2, 100, 2048))
+    """
 
     def __init__(self, backbone: Backbone, recipe: HybridRecipe, drop_path: float) -> None:
         """Create trunk and heads with random weights."""
@@ -180,7 +210,15 @@ def make_projection_head(width: int, recipe: HybridRecipe) -> DINOProjectionHead
 
 
 class LabelHead(nn.Module):
-    """A linear layer whose rows are the prototypes of all diagnoses."""
+    """A linear layer whose rows are the prototypes of all diagnoses.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import make_recipe
+        >>> recipe = make_recipe("mobile", prototype_mode="pulled")
+        >>> head = LabelHead(torch.eye(3), recipe)
+        >>> tuple(head(torch.rand(2, 3)).shape), head.pull().item()
+        ((2, 3), 0.0)
+    """
 
     start: Tensor
 
@@ -214,6 +252,14 @@ class HybridOutputs(NamedTuple):
         ibot: iBOT logits of the M masked patches, [M, K].
         labels: Logits of the diagnoses for the global crops, [2N, C].
         pull: Mean squared distance of the prototypes to their initial values.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> branch = Branch(Backbone("test_efficientnet"), PRESETS["mobile"], 0.0)
+        >>> crops = torch.zeros(4, 3, 64, 64), torch.zeros(4, 3, 32, 32)
+        >>> outputs = HybridStudent(branch, None)(*crops, mask=None)
+        >>> tuple(outputs.dino_local.shape), outputs.ibot
+        ((2, 2, 256), None)
     """
 
     pooled: Tensor
@@ -228,6 +274,15 @@ class HybridStudent(nn.Module):
     """The student: its branch and the label head.
 
     One call computes all outputs, because DDP allows one forward pass per step.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> recipe = PRESETS["mobile"]
+        >>> branch = Branch(Backbone("test_efficientnet"), recipe, drop_path=0.0)
+        >>> labels = LabelHead(torch.rand(5, branch.width), recipe)
+        >>> student = HybridStudent(branch, labels)
+        >>> [type(part).__name__ for part in student.parts()]
+        ['PooledTrunk', 'DINOProjectionHead', 'LabelHead']
     """
 
     def __init__(self, branch: Branch, labels: LabelHead | None) -> None:

@@ -56,23 +56,6 @@ EXECUTION = ExecutionOptions()
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class PretrainingOutcome:
-    """The results that run.json records.
-
-    Attributes:
-        history: Mean losses and speed of every epoch.
-        unreadable: `table/image_id` of the rows that could not be decoded.
-        resumed_from: Step of the checkpoint that the run continued from, or None.
-        warnings: Problems that do not stop the run, as text.
-    """
-
-    history: tuple[dict[str, float], ...]
-    unreadable: tuple[str, ...]
-    resumed_from: int | None
-    warnings: tuple[str, ...]
-
-
 def pretrain(
     data: Sequence[Path | str],
     out: Path | str,
@@ -196,7 +179,7 @@ def pretrain(
         raise explain_lost_rank(error) from error
     start.backbone.load_state_dict(weights)
     model = save_teacher(start, backbone, recipe, sources, init, settings["name"], run)
-    outcome = PretrainingOutcome(
+    outcome = _PretrainingOutcome(
         tuple(state.history),
         unreadable_names(state, sources),
         state.resumed_from,
@@ -205,6 +188,23 @@ def pretrain(
     run.close(outcome, sources=sources.counts)
     fabric.barrier()
     return model
+
+
+@dataclass(frozen=True)
+class _PretrainingOutcome:
+    """The results that run.json records.
+
+    Attributes:
+        history: Mean losses and speed of every epoch.
+        unreadable: `table/image_id` of the rows that could not be decoded.
+        resumed_from: Step of the checkpoint that the run continued from, or None.
+        warnings: Problems that do not stop the run, as text.
+    """
+
+    history: tuple[dict[str, float], ...]
+    unreadable: tuple[str, ...]
+    resumed_from: int | None
+    warnings: tuple[str, ...]
 
 
 def _ignore(line: str) -> None:

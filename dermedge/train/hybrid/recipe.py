@@ -29,6 +29,11 @@ class Limits:
 
     The range holds for a number, or for each element of a tuple.
     `low` and `high` are inclusive bounds, `above` is an exclusive lower bound.
+
+    Example:
+        >>> limits = LIMITS["local_size"]
+        >>> limits.allow(8), limits.describe()
+        (False, 'at least 16 and at most 4096')
     """
 
     help: str

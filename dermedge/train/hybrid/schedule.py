@@ -12,7 +12,15 @@ WITHOUT_DECAY = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
 
 class Rates(NamedTuple):
-    """Learning rate, weight decay, and the teacher's momentum and temperature."""
+    """Learning rate, weight decay, and the teacher's momentum and temperature.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> recipe = PRESETS["dermnio-base"]
+        >>> first, last = rates(recipe, 0), rates(recipe, recipe.total - 1)
+        >>> round(first.temperature, 2), round(last.temperature, 2)
+        (0.04, 0.07)
+    """
 
     lr: float
     weight_decay: float
@@ -24,6 +32,12 @@ class ParameterGroup(TypedDict):
     """A parameter group of the optimizer.
 
     `lr_factor` and `decay` are its factors on learning rate and weight decay.
+
+    Example:
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> groups = parameter_groups(nn.Linear(3, 2), PRESETS["tiny"])
+        >>> [(tuple(group["params"][0].shape), group["decay"]) for group in groups]
+        [((2, 3), 1.0), ((2,), 0.0)]
     """
 
     params: list[nn.Parameter]

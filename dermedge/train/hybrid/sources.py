@@ -34,6 +34,12 @@ class Sources:
             it to find leaks.
         tables: Digest of each table.
         licences: Licences of the images.
+
+    Example:
+        >>> sources = read_sources(["lesions"])
+        >>> targets = sources.true[sources.codes[0]]
+        >>> [name for name, flag in zip(label_space(), targets, strict=True) if flag]
+        ['melanocytic', 'nv']
     """
 
     names: tuple[str, ...]

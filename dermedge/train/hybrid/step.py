@@ -40,6 +40,19 @@ class Learner:
 
     `model` is Fabric's wrapper of `student`. `true` and `known` are bool [codes, C],
     and `codes` [N] holds the label code of every training row, on the CPU.
+
+    Example:
+        >>> from dermedge.models.backbone import Backbone
+        >>> from dermedge.train.hybrid.prepare import make_branches, starting_network
+        >>> from dermedge.train.hybrid.recipe import PRESETS
+        >>> from dermedge.train.hybrid.sources import read_sources
+        >>> recipe, backbone = PRESETS["mobile"], Backbone("test_efficientnet")
+        >>> sources = read_sources(["lesions"])
+        >>> network = starting_network(backbone, recipe, sources, init="none", seed=0)
+        >>> branches = make_branches(network, backbone, recipe, seed=0)
+        >>> learner = make_learner(Fabric(), recipe, sources, *branches)
+        >>> sorted(export_teacher(learner)) == sorted(network.backbone.state_dict())
+        True
     """
 
     fabric: Fabric
