@@ -70,6 +70,16 @@ class FitResult:
         metrics: Loss and val metrics of that epoch.
         history: Loss and val metrics of each epoch.
         resumed_from: Number of epochs that a checkpoint held, or None.
+
+    Example:
+        >>> result = fit(
+        ...     nn.Linear(2, 1), steps=1, batches=lambda epoch: [torch.ones(4, 2)],
+        ...     loss=lambda network, batch: network(batch).square().mean(),
+        ...     score=lambda network: {"score": 1.0}, schedule=Schedule(epochs=3),
+        ...     seed=0, folder=Path(), fingerprint="example",
+        ... )
+        >>> result.best_epoch, len(result.history), result.resumed_from
+        (0, 3, None)
     """
 
     best_epoch: int

@@ -23,6 +23,12 @@ class TrainingOptions:
         balance: Train for balanced accuracy (by logit adjustment) instead of accuracy.
         schedule: Number of epochs, batch size and learning rate.
         seed: Random seed for shuffling, augmentation and initialization.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> short = TrainingOptions(backbone="test_vit", schedule=Schedule(epochs=8))
+        >>> replace(short, seed=1).schedule.epochs
+        8
     """
 
     backbone: str | None = None

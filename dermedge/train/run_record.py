@@ -46,6 +46,15 @@ class RunRecord:
         images: Digest of the image files.
         started: Value of `time.perf_counter` at the start.
         cpu_started: Processor seconds of this process at the start.
+
+    Example:
+        >>> run = RunRecord(Path("trained"), "finetune", "teacher", {"seed": 0}, "")
+        >>> run.open(overwrite=False)
+        >>> other = RunRecord(Path("trained"), "finetune", "teacher", {"seed": 1}, "")
+        >>> other.finished(overwrite=False)
+        Traceback (most recent call last):
+            ...
+        dermedge_runtime.errors.UsageError: trained already holds another run (seed ...
     """
 
     folder: Path

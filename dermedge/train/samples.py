@@ -50,6 +50,11 @@ class Samples:
         split: `train`, `val` or `test`.
         table_digest: sha256 of the table's cells.
         licences: Licences that the table names.
+
+    Example:
+        >>> samples, tasks = read_samples("lesions")
+        >>> [len(samples.rows(split)) for split in ("train", "val", "test")]
+        [53, 15, 12]
     """
 
     name: str
@@ -158,6 +163,11 @@ class Frames:
         margin: Short side of a frame in multiples of S. Above 1, so that crops keep
             detail.
         capacity: Bytes of memory for kept frames.
+
+    Example:
+        >>> frames = Frames([Path("lesion.png")], Preprocess(64))
+        >>> frames[0].shape, frames.centred(0).shape
+        ((74, 98, 3), (64, 64, 3))
     """
 
     def __init__(
@@ -224,6 +234,12 @@ class Masks:
     Args:
         paths: Mask files; None for a row without a mask.
         frames: Frames of the same rows.
+
+    Example:
+        >>> samples, _ = read_samples("lesions")
+        >>> masks = Masks(samples.masks, Frames(samples.paths, Preprocess(32)))
+        >>> masks.framed(0).shape, masks.centred(0).shape
+        ((37, 49), (8, 8))
     """
 
     def __init__(self, paths: Sequence[Path | None], frames: Frames) -> None:
@@ -277,6 +293,13 @@ class Views:
         image_ids: Ids of the same rows.
         seed: Random seed of the augmentation.
         masks: Masks of the same rows, if any.
+
+    Example:
+        >>> frames = Frames([Path("lesion.png")], Preprocess(64))
+        >>> views = Views(frames, ["lesion"], seed=0)
+        >>> first, again = views.view(0, number=1), views.view(0, number=1)
+        >>> first.shape, np.array_equal(first, again)
+        ((64, 64, 3), True)
     """
 
     def __init__(
@@ -316,7 +339,16 @@ class Views:
 
 
 class Transform(Protocol):
-    """An albumentations transform: arrays by name in, arrays by name out."""
+    """An albumentations transform: arrays by name in, arrays by name out.
+
+    Example:
+        >>> augment = make_augmentation(32)
+        >>> augment.set_random_seed(7)
+        >>> pixels, mask = np.zeros((48, 64, 3), np.uint8), np.zeros((48, 64), np.uint8)
+        >>> cut = augment(image=pixels, mask=mask)
+        >>> cut["image"].shape, cut["mask"].shape
+        ((32, 32, 3), (32, 32))
+    """
 
     def __call__(self, **arrays: Pixels) -> dict[str, Pixels]: ...
     def set_random_seed(self, seed: int) -> None:

@@ -59,6 +59,16 @@ class TrainingData:
         frames: Decoded images.
         masks: Lesion masks, or None without a segmentation task.
         views: Augmented views of the images.
+
+    Example:
+        >>> from dermedge.models.folder_metadata import read_metadata
+        >>> from dermedge.train.samples import read_samples
+        >>> spec = read_metadata("teacher").spec
+        >>> samples, _ = read_samples("lesions", spec.tasks)
+        >>> data = TrainingData.prepare(samples, spec, batch_size=16, seed=0)
+        >>> pixels, diagnoses, malignant = next(data.labelled_batches(epoch=0))
+        >>> data.steps, tuple(pixels.shape)
+        (3, (16, 32, 32, 3))
     """
 
     samples: Samples
