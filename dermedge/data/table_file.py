@@ -40,6 +40,11 @@ class TextTable:
         frame: Stripped cells by the names of the columns in the file, "" where empty.
         where: Place of every row, for messages.
         notes: One sentence for everything that was not read literally.
+
+    Example:
+        >>> table = read_text(Path("lesions/metadata.csv"))
+        >>> table.frame["dx"][0], table.where[0], table.notes
+        ('nv', 'lesions/metadata.csv, row 2', ())
     """
 
     root: Path
