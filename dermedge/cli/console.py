@@ -74,7 +74,7 @@ data_option = click.option(
     "--data",
     required=True,
     type=click.Path(path_type=Path),
-    help="Data set: its folder or its table file.",
+    help="Data set: a folder with a table or with a folder per diagnosis, or a table file.",
 )
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 

@@ -69,7 +69,8 @@ def add_command(
     """Import a public data set, or a table of your own.
 
     LAYOUT is the name of the data set. `dermedge data sets` lists the names, and the
-    layout csv reads a table of your own. SOURCE is the folder of the unpacked download.
+    layout csv reads a table of your own, a folder per diagnosis, or Parquet files with
+    images. SOURCE is the folder of the unpacked download, or the file.
 
     Most layouts are unverified: they follow published descriptions and were never run
     on the real download. Compare the printed counts with those of the paper.

@@ -142,17 +142,13 @@ def describe_splits(splits: Sequence[str]) -> str:
 
     Examples:
         >>> describe_splits(["train", "train", "test"])
-        'splits train 2 (open, because val is missing), test 1'
+        'splits train 2 (open, because there is no val), test 1'
     """
     counts = Counter(splits)
-    missing = [name for name in ("val", "test") if not counts[name]]
+    missing = " and no ".join(name for name in ("val", "test") if not counts[name])
     parts = [
         f"{name} {counts[name]}"
-        + (
-            f" (open, because {' and '.join(missing)} is missing)"
-            if name == "train" and missing
-            else ""
-        )
+        + (f" (open, because there is no {missing})" if name == "train" and missing else "")
         for name in ("train", "val", "test")
         if counts[name]
     ]

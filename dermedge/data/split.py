@@ -279,6 +279,11 @@ def _find_target(source: TextTable, out: str | Path | None, overwrite: bool) -> 
     Raises:
         UsageError: The file is in another folder, has another suffix, or exists.
     """
+    if source.root not in (source.file, source.file.parent):
+        raise UsageError(
+            f"{source.file} holds its images, so no table can be written beside them. Extract them "
+            f"with `dermedge data add csv {source.file} -o OUT`, then split OUT."
+        )
     file = source.file / FILES[0] if source.file.is_dir() else source.file
     target = Path(out) if out is not None else file
     if target.is_dir():

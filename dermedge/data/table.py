@@ -1,9 +1,10 @@
 """Read the table of a data set, in the form that all data sets share.
 
-A data set is a folder with `metadata.csv` (or `metadata.parquet`), or such a file.
-Image paths are relative to its folder. Only `image_id` and `image` are required.
-Columns other than `COLUMNS` are kept as text and never used as inputs: some of them,
-such as HAM10000's `dx_type`, give the label away.
+A data set is a folder with `metadata.csv` (or `metadata.parquet`), or such a file;
+`dermedge.data.sources` reads other forms. Image paths are relative to the table's
+folder. Only `image_id` and `image` are required. Columns other than `COLUMNS` are kept
+as text and never used as inputs: some of them, such as HAM10000's `dx_type`, give the
+label away.
 """
 
 import json
@@ -84,8 +85,10 @@ class Table:
 
     @property
     def name(self) -> str:
-        """Name of the folder, for reports."""
-        return self.root.resolve().name
+        """Name of the folder, for reports; that of the file if its images are elsewhere."""
+        if self.root in (self.file, self.file.parent):
+            return self.root.resolve().name
+        return self.file.resolve().stem
 
     def path(self, image: str) -> Path:
         """Return the path of an image or mask, from its cell in the table."""
@@ -127,8 +130,9 @@ def read_table(path: str | Path) -> Table:
     The image files are not opened; `check_data` does that.
 
     Args:
-        path: Folder with `metadata.csv` or `metadata.parquet`, or a .csv or .parquet
-            file.
+        path: Folder with `metadata.csv`, `metadata.tsv` or `metadata.parquet`, or such
+            a file; a folder per diagnosis; or Parquet files that hold their images.
+            docs/data.md lists what is understood.
 
     Raises:
         DataError: The table is missing, unreadable or empty, lacks a required column,
@@ -375,7 +379,7 @@ def digests(table: Table) -> "pd.Series[str]":
         except OSError as error:
             raise DataError(
                 f"{table.file} lists {image}, which cannot be read ({error.strerror}). Restore the "
-                f"file or remove its row. `dermedge data check {table.root}` lists all such rows."
+                f"file or remove its row. `dermedge data check {table.file}` lists all such rows."
             ) from error
 
     with ThreadPoolExecutor(min(WORKERS, usable_cpus())) as pool:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dermedge.data.csv_text import decode_text, parse_csv
@@ -136,7 +137,7 @@ def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[int]]:
 def format_cell(value: object) -> str:
     """Return a value of Parquet as the text that a CSV would hold.
 
-    Bytes and nested values are shortened, because they may hold a whole image.
+    Bytes become their size, because they may be a whole image.
 
     Examples:
         >>> format_cell(53.0), format_cell(None), format_cell(b"1234")
@@ -152,6 +153,10 @@ def format_cell(value: object) -> str:
     # pandas reads integers with missing values as floats: 53.0 is the id 53.
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {quote(cell)}" for key, cell in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {format_cell(cell)}" for key, cell in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(format_cell, value)) + "]"
     return quote(value) if isinstance(value, bytes) else str(value).strip()

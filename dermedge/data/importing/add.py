@@ -1,5 +1,6 @@
 """Import a published data set, or a CSV of your own, for `read_table`."""
 
+import contextlib
 import csv
 import io
 import os
@@ -9,20 +10,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
 from dermedge.data.class_folders import read_class_folders
+from dermedge.data.embedded import find_shards, read_embedded
 from dermedge.data.importing.archive import Archive
 from dermedge.data.importing.reader import ImportedRow, ReadResult, read_own_table, read_parts
 from dermedge.data.layouts import LAYOUTS, Layout
-from dermedge.data.sources import read_source
 from dermedge.data.table import COLUMNS, Table, list_cells, read_table, understand_cells
-from dermedge.data.table_file import TextTable, find_table, read_text
+from dermedge.data.table_file import TextTable, check_suffix, find_table, read_text
 from dermedge_runtime.errors import DataError, UsageError
-from dermedge_runtime.files import atomic_folder
+from dermedge_runtime.files import atomic_folder, check_free
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.registry import list_entries, load_entry, lookup
+
+Place = Callable[[Path, Path], object]
+"""Function that copies, links or moves a file."""
 
 EXAMPLES = 5
 GROUP = "dermedge.datasets"
@@ -159,7 +164,7 @@ def add_data(
     Args:
         layout: Name of a built-in layout or of one from an installed package, or a
             layout itself. "csv" is a table of your own, whose image paths are relative
-            to it.
+            to it; a folder per diagnosis; or Parquet files that hold their images.
         source: Folder that the set was unpacked into; for "csv" also the file.
         out: Folder to write; it appears when it is complete.
         columns: Column of our table -> column of the set; takes precedence over the
@@ -200,21 +205,41 @@ def add_data(
             f"{target} holds the source {root}, which is never overwritten. Choose another output "
             "folder."
         )
-    if layout.name == "csv":
-        result = read_own_table(layout, _find_own_table(root, layout))
-    else:
+    check_free(target, overwrite=overwrite, marker="metadata.csv")
+    place: Place = _link if link else shutil.copyfile
+    if layout.name != "csv":
         result = read_parts(layout, Archive.scan(root))
-    return _write(layout, result, target, link=link, overwrite=overwrite, progress=progress)
+        return _write(layout, result, target, place, overwrite=overwrite, progress=progress)
+    with _own_table(root, layout, target) as table:
+        result = read_own_table(layout, table)
+        if table.root not in (table.file, table.file.parent):
+            place = shutil.move  # The files are extracted ones, so no second copy is made.
+        return _write(layout, result, target, place, overwrite=overwrite, progress=progress)
 
 
-def _find_own_table(source: Path, layout: Layout) -> TextTable:
-    """Read a table file, a folder's table at any depth, or class folders."""
-    if source.is_dir() and find_table(source) is None:
-        file = Archive.scan(source).find_table(layout.parts[0].table)
-        if file is not None:
-            return read_text(file, [layout.columns.get("image", "image")])
-        return read_class_folders(source, layout.labels)
-    return read_source(source)
+@contextlib.contextmanager
+def _own_table(source: Path, layout: Layout, out: Path) -> Iterator[TextTable]:
+    """Read a table, class folders or Parquet files with images.
+
+    Images of Parquet files are extracted to a temporary folder on the disk of `out`.
+    """
+    if not source.exists():
+        raise DataError(f"There is no folder or file {source}. Check the path.")
+    folder = source.is_dir()
+    table = find_table(source) if folder else source
+    if table is None:
+        table = Archive.scan(source).find_table(layout.parts[0].table)
+    if table is not None and table.suffix.lower() != ".parquet":
+        check_suffix(table)
+        yield read_text(table, [layout.columns.get("image", "image")])
+    elif shards := find_shards(table or source):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}.tmp-", dir=out.parent) as temporary:
+            yield read_embedded(source, shards, folder=Path(temporary), mapped=layout.columns)
+    elif table is None:
+        yield read_class_folders(source, layout.labels)
+    else:
+        yield read_text(table)
 
 
 def _apply_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[str, str]) -> Layout:
@@ -232,8 +257,8 @@ def _write(
     layout: Layout,
     result: ReadResult,
     out: Path,
+    place: Place,
     *,
-    link: bool,
     overwrite: bool,
     progress: Progress | None,
 ) -> AddReport:
@@ -256,7 +281,7 @@ def _write(
     rows, understood = _understand(rows)
     result.notes.extend(understood)
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
-        lines = list(_place_files(rows, folder, _link if link else shutil.copyfile, progress))
+        lines = list(_place_files(rows, folder, place, progress))
         extra = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
         (folder / "metadata.csv").write_text(
             _format_csv([*COLUMNS, *extra], lines), encoding="utf-8"
@@ -324,7 +349,7 @@ def _compare_counts(layout: Layout, images: int) -> Iterator[str]:
 def _place_files(
     rows: list[ImportedRow],
     folder: Path,
-    copy: Callable[[Path, Path], object],
+    place: Place,
     progress: Progress | None,
 ) -> Iterator[dict[str, str]]:
     """Copy the files of every row under a safe and unique name, and yield its cells."""
@@ -340,10 +365,10 @@ def _place_files(
             safe += "_"
         taken.add(safe.casefold())
         line = {**row.cells, "image": f"images/{safe}{row.image.suffix.lower()}", "mask": ""}
-        copy(row.image, folder / line["image"])
+        place(row.image, folder / line["image"])
         if row.mask is not None:
             line["mask"] = f"masks/{safe}{row.mask.suffix.lower()}"
-            copy(row.mask, folder / line["mask"])
+            place(row.mask, folder / line["mask"])
         if progress:
             progress(done, len(rows), row.name)
         yield line

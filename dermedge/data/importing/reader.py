@@ -86,6 +86,8 @@ class ReadResult:
     @property
     def images_without_row(self) -> list[str]:
         """Names of images that no row uses, without second copies of used ones."""
+        if not self.pictures:
+            return []
         used = {path for row in self.rows for path in (row.image, row.mask) if path is not None}
         # Archives may hold a folder twice; name and size identify a copy without
         # reading it.

@@ -1,4 +1,4 @@
-"""Any CSV file of images; options of `add_data` map its columns."""
+"""Any table of images, class folders or Parquet; options of `add_data` map the names."""
 
 from dermedge.data.layouts import Layout, Part
 
