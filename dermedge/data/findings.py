@@ -73,11 +73,7 @@ def check_files(table: Table, inspections: Sequence[ImageInspection]) -> Iterato
         "unreadable_image",
         ("image", "images"),
         "cannot be read. Replace the files or remove their rows.",
-        [
-            f"{image}: {result.problem}"
-            for image, result in inspected
-            if result.problem and not result.missing
-        ],
+        [result.problem for _, result in inspected if result.problem and not result.missing],
     )
     yield from _count(
         "warning",
@@ -108,6 +104,13 @@ def _check_contents(inspected: Sequence[tuple[str, ImageInspection]]) -> Iterato
             for image, result in inspected
             if 0 < min(result.width, result.height) < TINY
         ],
+    )
+    yield from _count(
+        "warning",
+        "doubtful_image",
+        ("image may be", "images may be"),
+        "damaged. Look at the pictures and fetch them again.",
+        [f"{image}: {' '.join(result.quality)}" for image, result in inspected if result.quality],
     )
     yield from _count(
         "warning",

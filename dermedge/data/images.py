@@ -1,10 +1,7 @@
 """Decode every image of a table; find damaged files and repeated pictures."""
 
-import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermedge.data.table import Table
-from dermedge_runtime.errors import MissingExtraError
+from dermedge_runtime.errors import ImageError, MissingExtraError
 from dermedge_runtime.hardware import usable_cpus
-from dermedge_runtime.image import orientation
+from dermedge_runtime.image import decode
+from dermedge_runtime.prefetch import prefetch
+from dermedge_runtime.printable import printable_path
 from dermedge_runtime.progress import Progress
 
 # Both limits were chosen on lesions that were photographed several times. Among 8,062
@@ -24,7 +23,6 @@ from dermedge_runtime.progress import Progress
 # limits. The hash alone, at the same distance, finds 1,028 pairs of two lesions.
 HASH_DISTANCE = 6
 CORRELATION = 0.975
-WORKERS = 8
 BLOCK = 1024
 """Number of images that are compared with all others at once; it bounds the memory."""
 _SIDE = 32
@@ -55,6 +53,7 @@ class ImageInspection:
         problem: Reason why the file cannot be used, "" for a sound file.
         missing: The file does not exist.
         turned: The stored picture is turned or mirrored by its EXIF orientation.
+        quality: A sentence for each sign of damage that is not certain.
 
     Examples:
         >>> from dermedge.data.table import read_table
@@ -71,6 +70,7 @@ class ImageInspection:
     problem: str = ""
     missing: bool = False
     turned: bool = False
+    quality: tuple[str, ...] = ()
 
 
 def inspect_images(table: Table, *, progress: Progress | None = None) -> list[ImageInspection]:
@@ -95,58 +95,52 @@ def inspect_images(table: Table, *, progress: Progress | None = None) -> list[Im
         raise MissingExtraError("imagehash", "data", "The check for duplicates") from error
 
     def inspect(image: str) -> ImageInspection:
-        try:
-            data = table.path(image).read_bytes()
-        except OSError as error:
-            return ImageInspection(
-                problem=error.strerror or str(error), missing=isinstance(error, FileNotFoundError)
-            )
-        try:
-            return _decode(data, imagehash.phash)
-        except Exception as error:
-            # Pillow's decoders raise many types on damaged files: struct.error,
-            # IndexError, SyntaxError, ... Each of them means that the file cannot be
-            # used.
-            return ImageInspection(
-                digest=sha256(data).hexdigest(), problem=str(error) or type(error).__name__
-            )
+        return _inspect(table.path(image), printable_path(image), imagehash.phash)
 
-    inspections = []
-    # Pillow only warns about an image with too many pixels. Here it is an error,
-    # because such a file could fill the memory. Other warnings are ignored: a damaged
-    # file raises an error anyway.
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(WORKERS, usable_cpus())) as pool:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        images = table.frame["image"]
-        for image, inspection in zip(images, pool.map(inspect, images), strict=True):
-            inspections.append(inspection)
-            if progress:
-                progress(len(inspections), len(table), image)
+    images = table.frame["image"].tolist()
+    # One thread per CPU decodes, so the memory does not depend on the number of images.
+    workers = usable_cpus()
+    inspections: list[ImageInspection] = []
+    for inspection in prefetch(inspect, images, workers=workers, ahead=2 * workers):
+        inspections.append(inspection)
+        if progress:
+            progress(len(inspections), len(images), images[len(inspections) - 1])
     return inspections
 
 
-def _decode(data: bytes, perceptual_hash: PerceptualHash) -> ImageInspection:
-    digest = sha256(data).hexdigest()
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        turn = orientation(image)
-        if turn > 4 and image.format != "TIFF":
-            width, height = height, width
-        if getattr(image, "is_animated", False):
-            return ImageInspection(width, height, digest, problem="it is animated")
-        # A JPEG decodes at up to 1/8 of its scale, which is much faster for
-        # photographs. The hash and the thumbnail need 32 pixels only.
-        image.draft("RGB", (_DECODE, _DECODE))
-        picture = image.convert("RGB")
-    small = picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L")
+def _inspect(path: Path, name: str, perceptual_hash: PerceptualHash) -> ImageInspection:
+    digest = ""
+    source: bytes | Path
+    try:
+        try:
+            data = path.read_bytes()
+            digest, source = sha256(data).hexdigest(), data
+        except (OSError, ValueError):  # the decoder has the message
+            source = path
+        decoded = decode(source, scale=_scale, name=name)
+    except ImageError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return ImageInspection(digest=digest, problem=str(error), missing=missing)
+    found = ImageInspection(
+        decoded.width,
+        decoded.height,
+        digest,
+        turned=decoded.turned,
+        quality=decoded.quality,
+    )
+    small = decoded.picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("L")
     grey = np.asarray(small, dtype=np.float32).ravel()
     centred = grey - grey.mean()
     if float(centred.std()) < _FLAT:
-        return ImageInspection(width, height, digest, turned=turn > 1)
-    bits = np.asarray(perceptual_hash(picture).hash, dtype=np.float32).ravel()
+        return found
+    bits = np.asarray(perceptual_hash(decoded.picture).hash, dtype=np.float32).ravel()
     thumbnail = (centred / np.linalg.norm(centred)).astype(np.float16)
-    return ImageInspection(width, height, digest, bits * 2 - 1, thumbnail, turned=turn > 1)
+    return replace(found, perceptual_hash=bits * 2 - 1, thumbnail=thumbnail)
+
+
+def _scale(width: int, height: int) -> int:
+    """Return the scale at which a JPEG is decoded; the hash needs 32 pixels only."""
+    return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _DECODE), 1)
 
 
 def check_masks(table: Table, inspections: Sequence[ImageInspection]) -> Iterator[tuple[str, str]]:

@@ -209,13 +209,13 @@ class Frames:
         try:
             return preprocess(self.paths[row], self.spec, exact=True)
         except ImageError as error:
-            raise _unreadable(self.paths[row], error) from error
+            raise _unreadable(error) from error
 
     def _decode(self, row: int) -> Pixels:
         try:
             pixels = decode_image(self.paths[row], self.spec)
         except ImageError as error:
-            raise _unreadable(self.paths[row], error) from error
+            raise _unreadable(error) from error
         height, width = pixels.shape[:2]
         ratio = self.margin * self.spec.size / min(height, width)
         if ratio >= 1:
@@ -224,8 +224,8 @@ class Frames:
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
 
 
-def _unreadable(path: Path, error: ImageError) -> DataError:
-    return DataError(f"{path}: {error} Run `dermedge data check` on this table.")
+def _unreadable(error: ImageError) -> DataError:
+    return DataError(f"{error} Run `dermedge data check` on this table.")
 
 
 class Masks:

@@ -32,6 +32,8 @@ PURPOSES: Mapping[str, str] = {
     "openvino": "predict, verify, bench of OpenVINO bundles",
     "tensorrt": "build, predict, verify, bench on an NVIDIA GPU",
     "coreml": "export for ios; predict, verify, bench on a Mac",
+    "heif": "HEIC and HEIF photographs",
+    "dicom": "DICOM images",
     "report": "inspect --html",
     "quantize": "export with NNCF, and for OpenVINO",
     "pretrain": "run with pretraining",

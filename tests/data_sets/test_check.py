@@ -87,7 +87,7 @@ def test_an_unreadable_image_is_an_error(kind: str, tmp_path: Path) -> None:
     damage(kind)(tmp_path / "images/i5.png")
     findings = found(tmp_path, rows)
     assert findings["unreadable_image"].level == "error"
-    assert findings["unreadable_image"].examples[0].startswith("images/i5.png: ")
+    assert findings["unreadable_image"].examples[0].startswith("images/i5.png ")
     assert findings["unreadable_image"].count == 1
 
 
@@ -122,10 +122,10 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_tiny_and_even_images_are_named(tmp_path: Path) -> None:
     rows = sound(tmp_path)
-    picture(1, (1, 1)).save(tmp_path / "images/i5.png")
+    picture(1, (20, 17)).save(tmp_path / "images/i5.png")
     Image.new("RGB", (64, 64), (200, 150, 140)).save(tmp_path / "images/i6.png")
     findings = found(tmp_path, rows)
-    assert findings["tiny_image"].examples == ("images/i5.png: 1x1",)
+    assert findings["tiny_image"].examples == ("images/i5.png: 20x17",)
     assert "images/i6.png" in findings["flat_image"].examples
 
 

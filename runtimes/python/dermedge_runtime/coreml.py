@@ -19,7 +19,7 @@ from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import ElsewhereError, EngineError, MissingExtraError, first_line
 from dermedge_runtime.fork import claim_engine, leave_to_parent
-from dermedge_runtime.preprocess import Pixels
+from dermedge_runtime.image import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
 

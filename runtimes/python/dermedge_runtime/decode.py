@@ -88,6 +88,7 @@ class Prediction:
     score that `threshold` turns into `decision`. `severity` is the level of the ordinal
     task, counted from 0. `mask` is bool [S, S] in the preprocessed frame. `embedding`
     is L2-normalised. `conformal_set` and `ood` are always None in this version.
+    `quality` has a sentence for each sign that the image is damaged, if any.
 
     Example:
         >>> from dermedge_runtime.model import load
@@ -108,18 +109,20 @@ class Prediction:
     embedding: tuple[float, ...] | None = None
     timing: Timing | None = None
     provenance: Provenance | None = None
+    quality: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         """Convert the prediction to JSON types.
 
         The mask itself is left out; `mask_fraction` is the part of the frame it covers.
+        `quality` is left out if it is empty.
         """
         data: Json = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name == "mask":
                 data["mask_fraction"] = None if value is None else float(value.mean())
-            else:
+            elif value or entry.name != "quality":
                 data[entry.name] = to_json(value)
         return data
 
@@ -131,6 +134,7 @@ def decode(
     *,
     timing: Timing | None = None,
     provenance: Provenance | None = None,
+    quality: tuple[str, ...] = (),
 ) -> Prediction:
     """Decode the outputs of one image.
 
@@ -140,6 +144,7 @@ def decode(
         postprocessing: Fitted values by task. A task without an entry has none.
         timing: Timing to store in the prediction.
         provenance: Provenance to store in the prediction.
+        quality: Sentences about the image to store in the prediction.
 
     Raises:
         EngineError: An output is missing, has a wrong shape, or holds NaN or infinity.
@@ -188,7 +193,15 @@ def decode(
     )
     if score is not None and threshold is not None:
         decoded["decision"] = "malignant" if score >= threshold else "benign"
-    return Prediction(labels, score, threshold, timing=timing, provenance=provenance, **decoded)
+    return Prediction(
+        labels,
+        score,
+        threshold,
+        timing=timing,
+        provenance=provenance,
+        quality=quality,
+        **decoded,
+    )
 
 
 def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:

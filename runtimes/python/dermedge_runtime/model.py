@@ -14,12 +14,13 @@ from dermedge_runtime.decode import Outputs, Prediction, Provenance, Timing, dec
 from dermedge_runtime.errors import EngineError, ImageError, UsageError
 from dermedge_runtime.fork import leave_to_parent
 from dermedge_runtime.hardware import default_threads, usable_cpus
+from dermedge_runtime.image import Pixels, Source
 from dermedge_runtime.prefetch import prefetch_batches
-from dermedge_runtime.preprocess import Pixels, Source, preprocess
+from dermedge_runtime.preprocess import Prepared, prepare
 from dermedge_runtime.registry import lookup
 
 OnError = Literal["raise", "return"]
-Item = tuple[Pixels, float]
+Item = tuple[Prepared, float]
 """A preprocessed image, and the milliseconds that preprocessing took."""
 
 # By artifact format (the default), and by the engine's own name.
@@ -298,7 +299,7 @@ class Model:
             UsageError: The model is closed.
         """
         self._check_open()
-        batch = self.run(preprocess(image, self.bundle.spec.preprocess, exact=exact)[None])
+        batch = self.run(prepare(image, self.bundle.spec.preprocess, exact=exact).pixels[None])
         return {name: values[0] for name, values in batch.items()}
 
     def close(self) -> None:
@@ -328,13 +329,14 @@ class Model:
 
     def _prepare(self, image: Source, exact: bool) -> Item:
         start = perf_counter()
-        tensor = preprocess(image, self.bundle.spec.preprocess, exact=exact)
-        return tensor, (perf_counter() - start) * 1000
+        prepared = prepare(image, self.bundle.spec.preprocess, exact=exact)
+        return prepared, (perf_counter() - start) * 1000
 
     def _predict(self, items: list[Item]) -> list[Prediction]:
         self._check_open()
         # One image needs no copy: a view with a batch dimension is enough.
-        batch = items[0][0][None] if len(items) == 1 else np.stack([tensor for tensor, _ in items])
+        tensors = [prepared.pixels for prepared, _ in items]
+        batch = tensors[0][None] if len(items) == 1 else np.stack(tensors)
         start = perf_counter()
         outputs = self.runtime.run(batch)
         engine_ms = (perf_counter() - start) * 1000 / len(items)
@@ -346,8 +348,9 @@ class Model:
                 bundle.postprocessing,
                 timing=Timing(preprocess_ms, engine_ms),
                 provenance=self.provenance,
+                quality=prepared.quality,
             )
-            for index, (_, preprocess_ms) in enumerate(items)
+            for index, (prepared, preprocess_ms) in enumerate(items)
         ]
 
     def _stream(

@@ -10,7 +10,7 @@ from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import EngineError, MissingExtraError, UsageError, last_line
 from dermedge_runtime.fork import claim_engine, leave_to_parent
-from dermedge_runtime.preprocess import Pixels
+from dermedge_runtime.image import Pixels
 from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.signature import Port, check_signature
 from dermedge_runtime.spec import AGAIN, Spec

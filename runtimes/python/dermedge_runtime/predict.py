@@ -11,8 +11,8 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import ImageError, UsageError
 from dermedge_runtime.find_images import Skipped, find_images
+from dermedge_runtime.image import Source
 from dermedge_runtime.model import load
-from dermedge_runtime.preprocess import Source
 from dermedge_runtime.printable import printable_path
 from dermedge_runtime.progress import Progress, no_progress
 

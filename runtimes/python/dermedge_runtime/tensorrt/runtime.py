@@ -6,7 +6,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import EngineError
 from dermedge_runtime.fork import claim_engine
-from dermedge_runtime.preprocess import Pixels
+from dermedge_runtime.image import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.tensorrt.api import Engine, Tensor, TensorRt
