@@ -2,7 +2,7 @@
 
 A bundle is a folder `NAME.dermedge`, or the same files in a stored, sorted, fixed-mtime
 zip. It is pure data and immutable. Readers refuse every byte that the manifest does not
-cover.
+cover, and never open the files that operating systems leave in folders.
 """
 
 import math
@@ -12,9 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
+from dermedge_runtime.bundle_damage import (
+    DAMAGED,
+    absent_content,
+    changed_file,
+    missing_files,
+    unlisted_files,
+)
 from dermedge_runtime.canonical_json import canonical_json, parse_json, pretty_json
 from dermedge_runtime.container import (
-    DAMAGED,
     MANIFEST,
     ZIP_MAGIC,
     Container,
@@ -226,6 +232,8 @@ def _read_manifest(container: Container) -> Json:
         raise BundleError(
             f"{MANIFEST} of {container.path} has over {LARGEST_MANIFEST} bytes. {DAMAGED}"
         )
+    if MANIFEST in container.sizes and (error := absent_content(container, MANIFEST)):
+        raise error
     data: Json = parse_json(container.read(MANIFEST), f"{container.path}/{MANIFEST}", BundleError)
     return data
 
@@ -336,20 +344,14 @@ def artifact_files(bundle: Bundle) -> list[str]:
 def _check_files(bundle: Bundle, container: Container) -> None:
     listed, existing = {*bundle.files, MANIFEST}, set(container.sizes)
     if missing := sorted(listed - existing):
-        raise BundleError(f"{bundle.path} misses {', '.join(map(repr, missing))}. {DAMAGED}")
+        raise missing_files(container, missing)
     if extra := sorted(existing - listed):
-        raise BundleError(
-            f"{bundle.path} holds {', '.join(map(repr, extra))}, "
-            f"which its manifest does not list. {DAMAGED}"
-        )
+        raise unlisted_files(container, extra)
     artifact = artifact_files(bundle)
     for name, expected in bundle.files.items():
         digest, head = container.digest(name)
         if digest != expected:
-            raise BundleError(
-                f"{name!r} in {bundle.path} is damaged: its SHA-256 does not fit the manifest. "
-                f"{DAMAGED}"
-            )
+            raise changed_file(container, name, expected)
         # Raw weights beside a graph (`.bin` in a folder) may start with any bytes. No
         # other file of an artifact may start like a pickle.
         is_weights = len(artifact) > 1 and name.endswith(".bin")

@@ -6,12 +6,22 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from dermedge_runtime.bundle_damage import (
+    DAMAGED,
+    HEAD,
+    LFS_POINTER,
+    WAIT,
+    lfs_pointer,
+    missing_files,
+    rezipped,
+)
 from dermedge_runtime.errors import BundleError, UsageError
+from dermedge_runtime.system_files import is_system_file
 
 if TYPE_CHECKING:
     from zipfile import ZipFile
@@ -21,13 +31,13 @@ ZIP_MAGIC = b"PK\x03\x04"
 # Control characters, what Windows reserves, and halves of surrogate pairs.
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*\ud800-\udfff]')
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
-DAMAGED = "Get the bundle again from where it was exported."
 
 
 class Container:
     """A bundle's files by name, valid inside the `with` block of `open_container`.
 
-    `sizes` maps every file's name to its size in bytes.
+    `sizes` maps every file's name to its size in bytes. `system_files` names the files
+    and folders beside them that an operating system left; they are never opened.
 
     Example:
         >>> with open_container(Path("toy.dermedge")) as container:
@@ -35,15 +45,22 @@ class Container:
         True
     """
 
-    def __init__(self, path: Path, sizes: Mapping[str, int], archive: "ZipFile | None") -> None:
+    def __init__(
+        self,
+        path: Path,
+        sizes: Mapping[str, int],
+        system_files: Sequence[str] = (),
+        archive: "ZipFile | None" = None,
+    ) -> None:
         self.path = path
         self.sizes = sizes
+        self.system_files = system_files
         self._archive = archive
 
     def stream(self, name: str) -> IO[bytes]:
         """Open a file for reading; raise BundleError if it does not exist."""
         if name not in self.sizes:
-            raise BundleError(f"{self.path} has no file {name!r}. {DAMAGED}")
+            raise missing_files(self, [name])
         return (
             self._archive.open(name) if self._archive is not None else (self.path / name).open("rb")
         )
@@ -77,10 +94,15 @@ def open_container(path: Path) -> Iterator[Container]:
         raise UsageError(f"There is no bundle at {path}. Check the path.")
     try:
         if path.is_dir():
-            yield Container(path, _list_folder(path), None)
+            yield Container(path, *_list_folder(path))
             return
         with path.open("rb") as stream:
-            if stream.read(4) != ZIP_MAGIC:
+            head = stream.read(HEAD)
+            if not head:
+                raise BundleError(f"{path} is empty (0 bytes). {WAIT}")
+            if head == LFS_POINTER:
+                raise lfs_pointer(str(path))
+            if not head.startswith(ZIP_MAGIC):
                 raise BundleError(
                     f"{path} is neither a bundle's folder nor its zip. "
                     "Name a .dermedge folder or file."
@@ -89,7 +111,7 @@ def open_container(path: Path) -> Iterator[Container]:
 
             try:
                 with ZipFile(stream) as archive:
-                    yield Container(path, _list_zip(path, archive), archive)
+                    yield Container(path, _list_zip(path, archive), archive=archive)
             except (BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
                 raise BundleError(f"{path} is a damaged zip ({error}). {DAMAGED}") from error
     except OSError as error:
@@ -98,23 +120,29 @@ def open_container(path: Path) -> Iterator[Container]:
         ) from error
 
 
-def _list_folder(root: Path) -> dict[str, int]:
-    """Return the size of every file below a folder; refuse links and devices."""
+def _list_folder(root: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the size of every file below a folder, and the names of system files.
+
+    Links and devices are refused.
+    """
     sizes: dict[str, int] = {}
+    system_files: list[str] = []
     pending = [root]
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 name = Path(entry.path).relative_to(root).as_posix()
                 mode = entry.stat(follow_symlinks=False).st_mode
-                if stat.S_ISDIR(mode):
+                if is_system_file(entry.name):
+                    system_files.append(name)
+                elif stat.S_ISDIR(mode):
                     pending.append(Path(entry.path))
                 # Links and devices are refused: a link could name any file.
                 elif stat.S_ISREG(mode):
                     sizes[name] = entry.stat(follow_symlinks=False).st_size
                 else:
                     raise _not_regular(name, root)
-    return sizes
+    return sizes, sorted(system_files)
 
 
 def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
@@ -128,13 +156,14 @@ def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
         name, mode = info.orig_filename, info.external_attr >> 16
         if name in sizes:
             raise BundleError(f"{path} holds {name!r} twice, which is unsafe. {DAMAGED}")
-        if name.endswith("/") or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
+        if stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise _not_regular(name, path)
-        if info.compress_type != ZIP_STORED:
-            raise BundleError(
-                f"{name!r} in {path} is compressed. Zip the bundle with its own `save`."
-            )
+        is_foreign = name.endswith("/") or any(map(is_system_file, name.split("/")))
+        if is_foreign or info.compress_type != ZIP_STORED:
+            raise rezipped(path, name)
         sizes[name] = info.file_size
+    if MANIFEST not in sizes and (below := [n for n in sizes if n.endswith(f"/{MANIFEST}")]):
+        raise rezipped(path, below[0])
     return sizes
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import PIL
 
 from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.container import open_container
 from dermedge_runtime.decode import Outputs, decode, expected_shape
 from dermedge_runtime.errors import (
     BundleError,
@@ -27,6 +28,7 @@ from dermedge_runtime.report import Check, Status, VerifyReport
 CHECKS = ("files", "preprocessing", "engine", "decoding")
 # Languages differ in the last digits of exp(); a wrong formula differs by far more.
 DECODED_WITHIN = 1e-6
+SHOWN = 5  # Names of system files that the report lists.
 AGAIN = "Get the bundle again or export the model again."
 
 
@@ -79,9 +81,8 @@ def verify(
     try:
         opened, cases = _check_files(path)
         identity = opened.id
-        results.append(
-            ("passed", f"{len(opened.files)} files and {len(cases)} golden cases are intact")
-        )
+        intact = f"{len(opened.files)} files and {len(cases)} golden cases are intact"
+        results.append(("passed", f"{intact}{_describe_system_files(path)}"))
         results.append(("passed", _check_preprocessing(opened, cases)))
         try:
             with _open_runtime(opened, engine, threads, runtime) as started:
@@ -119,6 +120,14 @@ def _check_files(path: Path) -> tuple[Bundle, list[Case]]:
         for kind, outputs in (("reference", case.reference), ("expected", case.expected)):
             _check_shapes(f"{kind} of golden case {case.name!r}", outputs, shapes)
     return bundle, cases
+
+
+def _describe_system_files(path: Path) -> str:
+    """Return the names of files that an operating system left in the bundle, if any."""
+    with open_container(path) as container:
+        names = container.system_files
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"; ignored: {', '.join(map(repr, names[:SHOWN]))}{more}" if names else ""
 
 
 def _check_shapes(
