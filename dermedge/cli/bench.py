@@ -11,6 +11,7 @@ from dermedge.cli.console import (
     engine_option,
     json_option,
     pairs,
+    print_line,
     progress,
     table,
     threads_option,
@@ -103,7 +104,7 @@ def show(report: LatencyReport) -> None:
         }
     )
     if report.sustained:
-        click.echo(
+        print_line(
             "sustained   "
             + " ".join(f"{ms:.1f}" for ms in report.sustained)
             + " ms, median of each tenth"

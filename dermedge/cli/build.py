@@ -10,6 +10,7 @@ from dermedge.cli.console import (
     emit,
     json_option,
     pairs,
+    print_line,
     print_status,
     progress,
     table,
@@ -90,7 +91,7 @@ def show(report: "DeviceReport") -> None:
     ]
     table(("check", "status", "result"), [*checks, *limits])
     for reason in report.allowed_failures:
-        click.secho(f"Warning: allowed failure: {reason}", fg="yellow", err=True)
+        print_line(f"Warning: allowed failure: {reason}", fg="yellow", err=True)
     print_status(f"{report.parity.basis} on {report.parity.hardware}:", report.status)
 
 

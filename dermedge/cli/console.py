@@ -97,10 +97,21 @@ def to_json_text(value: object, indent: int | None = None) -> str:
     return json.dumps(to_json(value), indent=indent, default=os.fspath)
 
 
+def print_line(text: object, *, fg: str | None = None, err: bool = False) -> None:
+    """Print text on one line, whatever names it holds.
+
+    Args:
+        text: The text.
+        fg: Colour of the text.
+        err: Print to standard error.
+    """
+    click.secho(printable(text), fg=fg, err=err)
+
+
 def show_skipped(skipped: Skipped) -> None:
     """Print one line to standard error about files that were not looked at, if any."""
     if skipped:
-        click.echo(str(skipped), err=True)
+        print_line(skipped, err=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:

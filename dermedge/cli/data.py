@@ -11,6 +11,7 @@ from dermedge.cli.console import (
     key_values,
     overwrite_option,
     pairs,
+    print_line,
     progress,
     table,
 )
@@ -189,13 +190,13 @@ def show_added(report: "AddReport") -> None:
         ("label", "images"), [(label or "(none)", count) for label, count in report.labels.items()]
     )
     if report.rows_without_image + report.images_without_row:
-        click.secho(
+        print_line(
             f"left out: {report.rows_without_image} rows without an image, "
             f"{report.images_without_row} images without a row",
             fg="yellow",
         )
     for note in report.notes:
-        click.echo(note)
+        print_line(note)
 
 
 def show_sets(report: "tuple[DataSetInfo, ...]") -> None:
@@ -218,17 +219,17 @@ def show_checked(report: "CheckReport") -> None:
     """Print the findings, errors first, then the counts."""
     for finding in report.findings:
         colour = {"error": "red", "warning": "yellow"}.get(finding.level)
-        click.secho(f"{finding.level}: {finding.message}", fg=colour)
+        print_line(f"{finding.level}: {finding.message}", fg=colour)
         shown = [example for example in finding.examples[:SHOWN] if example not in finding.message]
         if shown:
-            click.echo(f"    {'; '.join(shown)}{' ...' if finding.count > len(shown) else ''}")
+            print_line(f"    {'; '.join(shown)}{' ...' if finding.count > len(shown) else ''}")
     splits = [name for name in ("train", "val", "test", "") if name in report.splits]
     rows = [
         (label or "(none)", count, *(report.splits[name].get(label, 0) for name in splits))
         for label, count in report.classes.items()
     ]
     table(("diagnosis", "images", *(name or "(no split)" for name in splits)), rows)
-    click.echo(
+    print_line(
         f"{report.data}: {report.images} images of {report.groups} lesions or patients, "
         f"{report.status}"
     )
@@ -243,7 +244,7 @@ def show_split(report: "SplitReport") -> None:
         for label in labels
     ]
     table(("diagnosis", *splits), rows)
-    click.echo(
+    print_line(
         f"{report.images} images of {report.groups} groups in {report.out}; "
         f"{report.kept} kept their split"
     )

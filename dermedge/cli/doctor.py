@@ -2,7 +2,13 @@
 
 import click
 
-from dermedge.cli.console import emit, json_option, pairs, table
+from dermedge.cli.console import (
+    emit,
+    json_option,
+    pairs,
+    print_line,
+    table,
+)
 from dermedge.workflows.doctor import DoctorReport, doctor
 
 
@@ -29,4 +35,4 @@ def show(report: DoctorReport) -> None:
     table(("extra", "status", "for", "missing", "to do"), rows)
     installed = {name: found for extra in report.extras for name, found in extra.versions.items()}
     packages = [f"{name} {found}" for name, found in sorted(installed.items())]
-    click.echo(f"installed: {', '.join(packages) or 'no package of any extra'}")
+    print_line(f"installed: {', '.join(packages) or 'no package of any extra'}")

@@ -13,6 +13,7 @@ from dermedge.cli.console import (
     engine_option,
     interval,
     json_option,
+    print_line,
     progress,
     table,
     threads_option,
@@ -90,7 +91,7 @@ def command(
 def show(report: "EvaluationReport") -> None:
     """Print warnings, metrics, classes, subgroups and their comparison."""
     for warning in report.warnings:
-        click.secho(f"Warning: {warning}", fg="yellow", err=True)
+        print_line(f"Warning: {warning}", fg="yellow", err=True)
     scores = report.overall
     measured = [name for name, value in scores.metrics.items() if value.value is not None]
     table(
@@ -132,7 +133,7 @@ def show_fairness(comparisons: "Sequence[Fairness]", labels: Sequence[str]) -> N
             if labels
             else "The model predicts no classes"
         )
-        click.echo(f"Fairness: not measured. {why}.")
+        print_line(f"Fairness: not measured. {why}.")
         return
     rows = [
         (
@@ -149,9 +150,9 @@ def show_fairness(comparisons: "Sequence[Fairness]", labels: Sequence[str]) -> N
     table(columns, rows)
     for comparison in comparisons:
         result, *limits = summarize(comparison, labels)
-        click.echo(result)
+        print_line(result)
         for limit in limits:
-            click.echo(f"  {limit}")
+            print_line(f"  {limit}")
 
 
 def _chance(median: float | None, high: float | None) -> str:

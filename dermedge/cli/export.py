@@ -13,6 +13,7 @@ from dermedge.cli.console import (
     known_target,
     overwrite_option,
     pairs,
+    print_line,
     progress,
 )
 from dermedge_runtime.bundle import Bundle
@@ -123,7 +124,7 @@ def command(
         return
     emit(list(summary.bundles), as_json, show_all)
     for name, error in summary.errors.items():
-        click.echo(f"{name}: {error}", err=True)
+        print_line(f"{name}: {error}", err=True)
     summary.check()
 
 

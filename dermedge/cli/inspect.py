@@ -12,6 +12,7 @@ from dermedge.cli.console import (
     json_option,
     overwrite_option,
     pairs,
+    print_line,
     table,
 )
 from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
@@ -83,8 +84,8 @@ def show(bundle: Bundle) -> None:
     )
     show_candidates(bundle)
     if todo := bundle.parity["device"].get("todo"):
-        click.echo(f"to do {todo}")
-    click.echo(f"{len(bundle.files)} files, all intact")
+        print_line(f"to do {todo}")
+    print_line(f"{len(bundle.files)} files, all intact")
 
 
 def _first_names(names: tuple[str, ...]) -> str:

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dermedge.cli.console import bundle_argument, emit, json_option, table
+from dermedge.cli.console import (
+    bundle_argument,
+    emit,
+    json_option,
+    print_line,
+    table,
+)
 
 if TYPE_CHECKING:
     from dermedge_export.debug import DebugReport, NodeDrift
@@ -54,10 +60,10 @@ def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_
 def show(report: "DebugReport") -> None:
     """Print the first drifted node, the worst nodes, and the ratios of the outputs."""
     if report.first is None:
-        click.echo(f"no node falls below {report.threshold_db:g} dB")
+        print_line(f"no node falls below {report.threshold_db:g} dB")
     else:
         first = report.first
-        click.echo(
+        print_line(
             f"first drift at {first.node} ({first.op}): {first.snr_db:.1f} dB, "
             f"below {report.threshold_db:g}; its worst input has {first.inherited_db:.1f} dB"
         )
@@ -74,7 +80,7 @@ def show(report: "DebugReport") -> None:
         )
         table(columns, [_row(drift) for drift in report.worst], "nodes that add the most noise")
     outputs = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in report.outputs.items())
-    click.echo(
+    print_line(
         f"outputs: {outputs}; {report.compared} tensors on {report.images} images, "
         f"{report.precision}"
     )

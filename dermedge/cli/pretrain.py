@@ -17,6 +17,7 @@ from dermedge.cli.console import (
     json_option,
     overwrite_option,
     pairs,
+    print_line,
     progress,
 )
 from dermedge.train.hybrid.recipe import (
@@ -178,13 +179,13 @@ def command(
     if rank() == 0:
         run = read_json(out / "run.json", DataError)
         for warning in run.get("warnings", ()):
-            click.secho(f"Warning: {warning}", fg="yellow", err=True)
+            print_line(f"Warning: {warning}", fg="yellow", err=True)
         emit(summarize(teacher, out, data[0], run), as_json, pairs)
 
 
 def report(line: str) -> None:
     """Print a line on standard error, warnings in yellow."""
-    click.secho(line, fg="yellow" if line.startswith("Warning: ") else None, err=True)
+    print_line(line, fg="yellow" if line.startswith("Warning: ") else None, err=True)
 
 
 def take(options: dict[str, Any], kind: type[HybridRecipe | ExecutionOptions]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dermedge.cli.console import (
     interval,
     json_option,
     overwrite_option,
+    print_line,
     progress,
     table,
 )
@@ -133,7 +134,7 @@ def command(
 def show(report: "ProbeReport") -> None:
     """Print the warnings, the metrics, the classes and the comparison of subgroups."""
     for warning in report.warnings:
-        click.secho(f"Warning: {warning}", fg="yellow", err=True)
+        print_line(f"Warning: {warning}", fg="yellow", err=True)
     results = report.results
     names = [result.name for result in results]
     fitted_on = (

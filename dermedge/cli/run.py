@@ -17,6 +17,7 @@ from dermedge.cli.console import (
     known_target,
     overwrite_option,
     pairs,
+    print_line,
     progress,
     seed_option,
     size_option,
@@ -153,16 +154,16 @@ def stage(title: str) -> Iterator[Progress]:
     started = perf_counter()
     with progress(title) as report_progress:
         yield report_progress
-    click.echo(f"{title:<24} {perf_counter() - started:6.1f} s", err=True)
+    print_line(f"{title:<24} {perf_counter() - started:6.1f} s", err=True)
 
 
 def show(report: "RunReport") -> None:
     """Print the measurements and the paths of the bundle and the report."""
     metrics = report.evaluation.overall.metrics
     for warning in report.evaluation.warnings:
-        click.secho(f"Warning: {warning}", fg="yellow", err=True)
+        print_line(f"Warning: {warning}", fg="yellow", err=True)
     if report.skipped:
-        click.echo(f"skipped, already done: {', '.join(report.skipped)}")
+        print_line(f"skipped, already done: {', '.join(report.skipped)}")
     pairs(
         {
             "balanced accuracy": interval(metrics.get("balanced_accuracy")),

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 import click
 
-from dermedge.cli.console import emit, json_option, table
+from dermedge.cli.console import (
+    emit,
+    json_option,
+    print_line,
+    table,
+)
 from dermedge.workflows.extras import extra_of
 from dermedge.workflows.targets import TargetState, targets
 from dermedge_export.target import Target
@@ -30,7 +35,7 @@ def show(states: list[TargetState]) -> None:
         ("here", "builds", "runs", "checks by", "limits"), [_list_abilities(state) for state in own]
     )
     for line in dict.fromkeys(line for state in own for line in _list_commands(state)):
-        click.echo(line)
+        print_line(line)
 
 
 def _describe(target: Target, family: Target | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dermedge.cli.console import (
     emit,
     engine_option,
     json_option,
+    print_line,
     print_status,
     table,
     threads_option,
@@ -46,7 +47,7 @@ def show(report: VerifyReport) -> None:
     )
     print_status(f"bundle {report.bundle[:16]} on {report.engine}:", report.status)
     if report.status == "not_run":
-        click.echo(
+        print_line(
             "This machine cannot run the bundle's engine; "
             "run `dermedge verify` on the target device."
         )
