@@ -104,8 +104,7 @@ def main(args: list[str] | None = None) -> None:
             # Without standalone mode click raises its errors and returns the command's
             # value, so the exit codes are set here.
             status = cli.main(args=args, prog_name="dermedge", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         # click declares the message final, but offers no other hook for all its errors.
         error.message = printable(error.message)  # type: ignore[misc]

@@ -39,7 +39,5 @@ def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:
 
 def print_error(error: object) -> None:
     """Print an error to standard error, always as one line."""
-    # print, because click.echo would write across a progress bar. A program without a
-    # console has no standard error, and print would then write to standard output.
-    if sys.stderr is not None:
-        print(f"Error: {printable(error)}", file=sys.stderr)
+    # print, because click.echo would write across a progress bar.
+    print(f"Error: {printable(error)}", file=sys.stderr)
