@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
 from dermedge_runtime.bundle_damage import (
-    DAMAGED,
     absent_content,
     changed_file,
     missing_files,
@@ -21,6 +20,7 @@ from dermedge_runtime.bundle_damage import (
 )
 from dermedge_runtime.canonical_json import canonical_json, parse_json, pretty_json
 from dermedge_runtime.container import (
+    DAMAGED,
     MANIFEST,
     ZIP_MAGIC,
     Container,
@@ -228,12 +228,14 @@ def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool)
 
 
 def _read_manifest(container: Container) -> Json:
-    if container.sizes.get(MANIFEST, 0) > LARGEST_MANIFEST:
+    if MANIFEST not in container.sizes:
+        raise missing_files(container, [MANIFEST])
+    if error := absent_content(container, MANIFEST):
+        raise error
+    if container.sizes[MANIFEST] > LARGEST_MANIFEST:
         raise BundleError(
             f"{MANIFEST} of {container.path} has over {LARGEST_MANIFEST} bytes. {DAMAGED}"
         )
-    if MANIFEST in container.sizes and (error := absent_content(container, MANIFEST)):
-        raise error
     data: Json = parse_json(container.read(MANIFEST), f"{container.path}/{MANIFEST}", BundleError)
     return data
 

@@ -2,24 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dermedge_runtime.container import DAMAGED, HEAD, LFS_POINTER, WAIT, Container, lfs_pointer
 from dermedge_runtime.errors import BundleError
 from dermedge_runtime.system_files import is_unfinished
 
-if TYPE_CHECKING:
-    from dermedge_runtime.container import Container
-
-DAMAGED = "Get the bundle again from where it was exported."
-WAIT = "Wait until the bundle is completely copied or synchronised, then try again."
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-HEAD = len(LFS_POINTER)
 LARGEST_TEXT = 1 << 24
 """Size in bytes above which a file is not searched for line ends."""
 
 
-def missing_files(container: "Container", names: Sequence[str]) -> BundleError:
+def missing_files(container: Container, names: Sequence[str]) -> BundleError:
     """Return the error for files that do not exist.
 
     Args:
@@ -44,7 +36,7 @@ def missing_files(container: "Container", names: Sequence[str]) -> BundleError:
     return BundleError(f"{container.path} misses {_quote(names)}. {DAMAGED}")
 
 
-def unlisted_files(container: "Container", names: Sequence[str]) -> BundleError:
+def unlisted_files(container: Container, names: Sequence[str]) -> BundleError:
     """Return the error for files that the manifest does not list.
 
     Args:
@@ -62,7 +54,7 @@ def unlisted_files(container: "Container", names: Sequence[str]) -> BundleError:
     )
 
 
-def changed_file(container: "Container", name: str, expected: str) -> BundleError:
+def changed_file(container: Container, name: str, expected: str) -> BundleError:
     """Return the error for a file whose content is not the one of the export.
 
     Args:
@@ -84,7 +76,7 @@ def changed_file(container: "Container", name: str, expected: str) -> BundleErro
     )
 
 
-def absent_content(container: "Container", name: str) -> BundleError | None:
+def absent_content(container: Container, name: str) -> BundleError | None:
     """Return the error for a file that only holds the place of the real one, if it does.
 
     Args:
@@ -96,24 +88,6 @@ def absent_content(container: "Container", name: str) -> BundleError | None:
         return BundleError(f"{where} is empty (0 bytes). {WAIT}")
     with container.stream(name) as stream:
         return lfs_pointer(where) if stream.read(HEAD) == LFS_POINTER else None
-
-
-def lfs_pointer(where: str) -> BundleError:
-    """Return the error for a file that Git LFS has not fetched."""
-    return BundleError(f"{where} is a Git LFS pointer, not the file. Run 'git lfs pull'.")
-
-
-def rezipped(path: Path, name: str) -> BundleError:
-    """Return the error for a zip that another program made of a bundle's folder.
-
-    Args:
-        path: Path of the zip.
-        name: Name of an entry that dermedge does not write.
-    """
-    return BundleError(
-        f"{path} has the entry {name!r}, so another program zipped or compressed it. "
-        "Unzip it and use the folder, or zip that folder with `Bundle.save`."
-    )
 
 
 def _quote(names: Sequence[str]) -> str:

@@ -11,15 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dermedge_runtime.bundle_damage import (
-    DAMAGED,
-    HEAD,
-    LFS_POINTER,
-    WAIT,
-    lfs_pointer,
-    missing_files,
-    rezipped,
-)
 from dermedge_runtime.errors import BundleError, UsageError
 from dermedge_runtime.system_files import is_system_file
 
@@ -31,6 +22,11 @@ ZIP_MAGIC = b"PK\x03\x04"
 # Control characters, what Windows reserves, and halves of surrogate pairs.
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*\ud800-\udfff]')
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
+
+DAMAGED = "Get the bundle again from where it was exported."
+WAIT = "Wait until the bundle is completely copied or synchronised, then try again."
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+HEAD = len(LFS_POINTER)
 
 
 class Container:
@@ -60,7 +56,7 @@ class Container:
     def stream(self, name: str) -> IO[bytes]:
         """Open a file for reading; raise BundleError if it does not exist."""
         if name not in self.sizes:
-            raise missing_files(self, [name])
+            raise BundleError(f"{self.path} has no file {name!r}. {DAMAGED}")
         return (
             self._archive.open(name) if self._archive is not None else (self.path / name).open("rb")
         )
@@ -160,11 +156,29 @@ def _list_zip(path: Path, archive: "ZipFile") -> dict[str, int]:
             raise _not_regular(name, path)
         is_foreign = name.endswith("/") or any(map(is_system_file, name.split("/")))
         if is_foreign or info.compress_type != ZIP_STORED:
-            raise rezipped(path, name)
+            raise _rezipped(path, name)
         sizes[name] = info.file_size
     if MANIFEST not in sizes and (below := [n for n in sizes if n.endswith(f"/{MANIFEST}")]):
-        raise rezipped(path, below[0])
+        raise _rezipped(path, below[0])
     return sizes
+
+
+def _rezipped(path: Path, name: str) -> BundleError:
+    """Return the error for a zip that another program made of a bundle's folder.
+
+    Args:
+        path: Path of the zip.
+        name: Name of an entry that dermedge does not write.
+    """
+    return BundleError(
+        f"{path} has the entry {name!r}, so another program zipped or compressed it. "
+        "Unzip it and use the folder, or zip that folder with `Bundle.save`."
+    )
+
+
+def lfs_pointer(where: str) -> BundleError:
+    """Return the error for a file that Git LFS has not fetched."""
+    return BundleError(f"{where} is a Git LFS pointer, not the file. Run 'git lfs pull'.")
 
 
 def _not_regular(name: str, where: Path) -> BundleError:
