@@ -56,6 +56,16 @@ def find_split(name: str) -> str | None:
     return SPLIT_NAMES[match[1]] if match else None
 
 
+def names_diagnosis(path: str, dx: str) -> bool:
+    """Return True if one of the folders of a path is named after a diagnosis.
+
+    Examples:
+        >>> names_diagnosis("train/Melanomas", "mel"), names_diagnosis("images", "mel")
+        (True, False)
+    """
+    return any(is_known(name) and resolve(name).id == dx for name in path.split("/"))
+
+
 def read_class_folders(folder: Path, labels: Mapping[str, str] | None = None) -> TextTable:
     """Read the images of class folders, which may be inside or outside of split folders.
 

@@ -25,6 +25,10 @@ _OTHER_FILES = (
     (b"PK\x03\x04", "a workbook or a ZIP file", _SAVE_AS),
     (b"\xd0\xcf\x11\xe0", "a workbook of an old Excel", _SAVE_AS),
     (b"PAR1", "Parquet", "Give it the suffix .parquet."),
+    (b"\x1f\x8b", "compressed by gzip", "Unpack it."),
+    (b"version https://git-lfs", "a pointer of Git LFS", "Run `git lfs pull`."),
+    (b"<!DOCTYPE", "a web page", "Download the file again."),
+    (b"<html", "a web page", "Download the file again."),
 )
 _LETTERS = re.compile(r"[\s_-]+")
 
@@ -39,6 +43,22 @@ def normalize_column(name: str) -> str:
     return _LETTERS.sub("_", name.strip().casefold())
 
 
+def refuse_other_file(file: Path, head: bytes, wanted: str) -> None:
+    """Refuse a file that is something else by its first bytes.
+
+    Args:
+        file: The file, for messages.
+        head: Its first bytes.
+        wanted: Name of the format that it should have.
+
+    Raises:
+        DataError: It is another kind of file.
+    """
+    for magic, kind, advice in _OTHER_FILES:
+        if head.startswith(magic) and kind != wanted:
+            raise DataError(f"{file} is {kind}, not {wanted}. {advice}")
+
+
 def decode_text(file: Path, content: bytes) -> str:
     """Decode UTF-8 or UTF-16, with or without a byte order mark.
 
@@ -49,9 +69,7 @@ def decode_text(file: Path, content: bytes) -> str:
     Raises:
         DataError: The bytes are another encoding, or no text.
     """
-    for magic, kind, advice in _OTHER_FILES:
-        if content.startswith(magic):
-            raise DataError(f"{file} is {kind}, not CSV. {advice}")
+    refuse_other_file(file, content[:64], "CSV")
     encoding = _find_encoding(content)
     try:
         return content.decode(encoding)

@@ -5,6 +5,7 @@ image many times. Every Parquet file has a folder of its own that appears when i
 complete, so that an interrupted extraction continues where it stopped.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from dermedge.data.class_folders import describe_splits, find_split, name_images, open_train
-from dermedge.data.csv_text import normalize_column
+from dermedge.data.csv_text import normalize_column, refuse_other_file
 from dermedge.data.table_file import TextTable, format_cell
 from dermedge_runtime.errors import (
     DataError,
@@ -100,6 +101,8 @@ def _open(file: Path) -> Any:
             file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
         )
     except Exception as error:  # pyarrow raises many types on damaged files.
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            refuse_other_file(file, stream.read(64), "Parquet")
         raise _damaged(file, error) from error
 
 
@@ -193,6 +196,8 @@ def read_embedded(
         part = _extract_once(shard, root)
         rows += part
         where += [f"{shard.path}, row {number}" for number in range(1, len(part) + 1)]
+    if not rows:
+        raise DataError(f"{path} has no rows. Check that its download is complete.")
     splits = [row.pop(" split") for row in rows]
     ids = [row.pop(" id") for row in rows]
     frame = pd.DataFrame(rows, dtype="str").fillna("")
@@ -208,7 +213,7 @@ def read_embedded(
         frame["image_id"] = ids
     if "split" not in present:
         frame["split"] = open_train(splits)
-    label = next((c for c in LABEL_COLUMNS if c in frame.columns), None)
+    label = next((c for c in frame.columns if normalize_column(c) in LABEL_COLUMNS), None)
     if label is not None and "dx" not in present:
         frame = frame.rename(columns={label: "dx"})
         notes.append(f"Columns: {label!r} as dx.")

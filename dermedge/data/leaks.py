@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from dermedge.data.class_folders import names_diagnosis
+
 SIGNIFICANCE = 1e-3
 """Largest corrected p-value that is reported."""
 EFFECT = 0.2
@@ -274,7 +276,8 @@ def add_file_columns(frame: pd.DataFrame, sizes: Sequence[str]) -> pd.DataFrame:
     """Return the rows with columns for folder, suffix and size of each image.
 
     Properties of files predict the label if, for example, each class was exported by
-    another tool.
+    another tool. A folder that is named after the row's diagnosis is its label, and is
+    left empty.
 
     Args:
         frame: Rows of a table.
@@ -282,5 +285,8 @@ def add_file_columns(frame: pd.DataFrame, sizes: Sequence[str]) -> pd.DataFrame:
     """
     paths = frame["image"].str.rpartition("/")
     suffix = paths[2].str.rpartition(".")[2].str.lower()
-    columns = {"image folder": paths[0], "image suffix": suffix, "image size": list(sizes)}
+    pairs = list(zip(paths[0], frame["dx"], strict=True))
+    named = {pair for pair in set(pairs) if names_diagnosis(*pair)}
+    folders = ["" if pair in named else pair[0] for pair in pairs]
+    columns = {"image folder": folders, "image suffix": suffix, "image size": list(sizes)}
     return pd.concat([frame, pd.DataFrame(columns).set_axis(frame.index)], axis=1)

@@ -27,7 +27,7 @@ from dermedge.data.messages import list_columns, quote
 from dermedge.data.placeholders import is_unknown
 from dermedge.data.sources import read_source
 from dermedge.data.table_file import REQUIRED, TextTable
-from dermedge.data.taxonomy import TAXONOMY, describe_unknown, resolve
+from dermedge.data.taxonomy import TAXONOMY, describe_unknown, is_known, resolve
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.hardware import usable_cpus
 
@@ -275,26 +275,27 @@ def _resolve_labels(
     labels: Sequence[str], sources: Sequence[str], where: Sequence[str]
 ) -> list[str]:
     # A table has few different labels, so each is resolved once.
-    known: dict[tuple[str, str], str] = {}
-    unknown: dict[str, str] = {}
-    first: DataError | None = None
+    known: dict[tuple[str, str], str] = {("", source): "" for source in set(sources)}
+    unknown: dict[str, tuple[str, str]] = {}
     for label, source, at in zip(labels, sources, where, strict=True):
-        if (label, source) in known:
+        if (label, source) in known or label in unknown:
             continue
+        if is_known(label, source):
+            known[label, source] = resolve(label, source).id
+        else:
+            unknown[label] = (source, at)
+    if unknown:
+        label, (source, at) = next(iter(unknown.items()))
+        if len(unknown) > 1:
+            raise DataError(
+                f"{at}, column dx: {describe_unknown(unknown)} Write ids of "
+                "dermedge.data.TAXONOMY, or map the labels with `dermedge data add csv TABLE "
+                "--label THEIRS=ID -o OUT`."
+            )
         try:
-            known[label, source] = resolve(label, source).id if label else ""
+            resolve(label, source)
         except DataError as error:
-            known[label, source] = ""
-            unknown.setdefault(label, at)
-            first = first or DataError(f"{at}, column dx: {error}")
-    if len(unknown) > 1:
-        at = next(iter(unknown.values()))
-        raise DataError(
-            f"{at}, column dx: {describe_unknown(unknown)} Write ids of dermedge.data.TAXONOMY, or "
-            "map the labels with `dermedge data add csv TABLE --label THEIRS=ID -o OUT`."
-        )
-    if first is not None:
-        raise first
+            raise DataError(f"{at}, column dx: {error}") from error
     return [known[key] for key in zip(labels, sources, strict=True)]
 
 

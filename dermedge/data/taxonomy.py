@@ -5,7 +5,9 @@ The tree is in `dermedge.data.diagnoses`, the labels are in `dermedge.data.alias
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
 
 from dermedge.data.aliases import ALIASES, SOURCE_ALIASES
@@ -31,7 +33,8 @@ TAXONOMY: Mapping[str, Diagnosis] = MappingProxyType(
 
 
 def _normalize(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", re.sub("['\u2019]", "", name.strip().casefold()))
+    name = unicodedata.normalize("NFC", name).strip().casefold()
+    return re.sub(r"[\s_-]+", " ", re.sub("['\u2019]", "", name))
 
 
 # Ids come last, so that no name and no alias can hide an id.
@@ -46,6 +49,9 @@ _KNOWN_BY_SOURCE: Mapping[str, Mapping[str, str]] = {
 }
 
 
+UNKNOWN_SHOWN = 20
+"""Number of unknown labels that a message lists."""
+_LONGEST_NAME = 100
 _PLURALS = (("oses", "osis"), ("es", ""), ("s", ""))
 
 
@@ -108,23 +114,26 @@ def suggest(name: str) -> tuple[str, ...]:
     # The opposite of a diagnosis resembles its name.
     if key.startswith(("non", "not", "no ")):
         return ()
-    close = difflib.get_close_matches(key, _KNOWN, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(key[:_LONGEST_NAME], _KNOWN, n=3, cutoff=0.6)
     return tuple(dict.fromkeys(_KNOWN[match] for match in close))
 
 
 def describe_unknown(labels: Collection[str]) -> str:
-    """Return a sentence that lists labels that the taxonomy lacks, with similar ids.
+    """Return a sentence that lists the first labels that the taxonomy lacks.
+
+    Similar ids follow each label.
 
     Examples:
         >>> describe_unknown(["spot 7", "NotMelanoma"])
         "2 labels are not in the taxonomy: 'spot 7', 'NotMelanoma'."
     """
-    similar = {label: suggest(label) for label in labels}
-    listed = ", ".join(
-        quote(label) + (f" ({' or '.join(ids)}?)" if ids else "") for label, ids in similar.items()
-    )
-    start = "1 label is" if len(similar) == 1 else f"{len(similar)} labels are"
-    return f"{start} not in the taxonomy: {listed}."
+    shown = [
+        quote(label) + (f" ({' or '.join(ids)}?)" if (ids := suggest(label)) else "")
+        for label in islice(labels, UNKNOWN_SHOWN)
+    ]
+    rest = ", ..." if len(labels) > UNKNOWN_SHOWN else ""
+    start = "1 label is" if len(labels) == 1 else f"{len(labels)} labels are"
+    return f"{start} not in the taxonomy: {', '.join(shown)}{rest}."
 
 
 def lineage(diagnosis: str) -> Iterator[str]:

@@ -140,3 +140,10 @@ def test_split_writes_a_table_for_class_folders(tmp_path: Path) -> None:
     assert f"in {folder / 'metadata.csv'}" in ran.out
     assert {row[0] for row in cells(folder, "split")} == {"train", "val", "test"}
     assert check_data(folder).classes == {"nv": 4, "mel": 4}
+
+
+def test_the_folder_of_a_class_is_no_column_that_gives_the_label_away(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{name}/{n}.png" for name in ("nv", "Melanoma") for n in range(12)))
+    codes = [finding.code for finding in check_data(tmp_path).findings]
+    assert "understood" in codes
+    assert "column_gives_label_away" not in codes

@@ -170,10 +170,25 @@ def test_a_changed_file_is_extracted_again(tmp_path: Path, pictures: list[bytes]
     assert not set(digests(read_table(path))) & set(before)
 
 
+def test_a_folder_that_cannot_be_written_uses_the_cache_of_the_user(
+    tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write_shard(tmp_path / "set/t.parquet", structs(pictures[:2]), label=[0, 1])
+    monkeypatch.setattr(embedded.os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = read_table(shard)
+    assert table.root.parent == tmp_path / "cache/dermedge"
+    assert f"Their files are in {table.root}." in table.notes[0]
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["t.parquet"]
+
+
 def test_damaged_files_are_named(tmp_path: Path, pictures: list[bytes]) -> None:
     shard = write_shard(tmp_path / "t.parquet", structs(pictures), label=[0] * 6)
     content = shard.read_bytes()
     zeroed = content[:100] + bytes(3900) + content[4000:]
+    shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1")
+    with pytest.raises(DataError, match=r"t\.parquet is a pointer of Git LFS, not Parquet"):
+        read_table(shard)
     for damaged in (content[:-20], content[: len(content) // 2], b"PAR1", zeroed):
         shard.write_bytes(damaged)
         with pytest.raises(DataError, match=r"t\.parquet is not a readable Parquet file"):

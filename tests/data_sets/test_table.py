@@ -108,6 +108,8 @@ def test_a_bad_cell_is_named_with_its_row(
         ("image_id,image\nä,b\n".encode("cp1252"), r"byte 15, row 2.*'CSV UTF-8'"),
         (b"PK\x03\x04", "a workbook or a ZIP file.*'CSV UTF-8'"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "a workbook of an old Excel"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html><title>", "a web page, not CSV"),
         (b"PAR1", r"is Parquet, not CSV.*suffix \.parquet"),
     ],
 )

@@ -158,6 +158,14 @@ def test_all_unknown_labels_are_listed_at_once(tmp_path: Path) -> None:
         read_table(tmp_path)
 
 
+def test_thousands_of_unknown_labels_give_a_short_message_at_once(tmp_path: Path) -> None:
+    rows = "".join(f"{n},{n}.png,free text {n}\n" for n in range(5000))
+    (tmp_path / "metadata.csv").write_text("image_id,image,dx\n" + rows)
+    with pytest.raises(DataError, match="5000 labels are not in the taxonomy") as error:
+        read_table(tmp_path)
+    assert len(str(error.value)) < 2000
+
+
 def test_a_message_never_holds_a_long_value(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(f"image_id,image,dx\na,a.png,{'x' * 5000}\n")
     with pytest.raises(DataError, match=r"\(5,000 characters\)") as error:
