@@ -73,9 +73,12 @@ def command(
             if as_json:
                 _print_line(name, result)
             elif isinstance(result, Prediction):
-                rows.append({"image": printable_path(name), **_cells(result, opened.spec.tasks)})
+                cells = _cells(result, opened.spec.tasks)
+                note = " ".join(result.quality)
+                rows.append({"image": printable_path(name), **cells, "image quality": note})
     if rows:
-        table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        columns = [column for column in rows[0] if any(row[column] for row in rows)]
+        table(columns, [[row[column] for column in columns] for row in rows])
     if as_json and skipped:
         click.echo(to_json_text({"skipped": skipped}))
     show_skipped(skipped)

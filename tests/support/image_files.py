@@ -18,7 +18,8 @@ PRIVATE = "Doe^Jane"
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    # A copy, because Pillow leaves options of one format in the image.
+    image.copy().save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.errors import EngineError, ImageError, UsageError
+from dermedge_runtime.errors import EngineError, UsageError
 from dermedge_runtime.hardware import describe_device, usable_cpus
+from dermedge_runtime.image import HEAD_BYTES, decode, identify
 from dermedge_runtime.model import Model, load
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.progress import Progress, no_progress
@@ -152,14 +153,11 @@ def _read_image(bundle: Bundle, path: str | Path | None) -> tuple[bytes, str]:
     if path is None:
         case = bundle.golden()[0]
         return photograph(case.image), f"golden {case.name}, {PHOTO[0]} x {PHOTO[1]} JPEG"
-    # Preprocess first, so that a bad file raises an error before anything is timed.
-    preprocess(path, bundle.spec.preprocess)
-    try:
-        data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            return data, f"{Path(path).name}, {image.width} x {image.height} {image.format}"
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read ({error}). Check the file.") from error
+    # A bad file raises an error before anything is timed.
+    image = decode(path)
+    data = Path(path).read_bytes()
+    kind = identify(data[:HEAD_BYTES])
+    return data, f"{Path(path).name}, {image.width} x {image.height} {kind}"
 
 
 def _time_stages(

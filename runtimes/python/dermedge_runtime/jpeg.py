@@ -125,6 +125,8 @@ def _read_header(data: bytes, segments: Iterator[tuple[int, int, int]]) -> _Head
 
 def _has_all_scans(data: bytes, header: _Header, segments: Iterator[tuple[int, int, int]]) -> bool:
     """Return whether the scans hold every coefficient in full precision."""
+    if header.kind not in _PROGRESSIVE and header.scan[:1] == bytes([len(header.sampling)]):
+        return True
     missing = {(one, k) for one in header.sampling for k in range(_COEFFICIENTS)}
     scan = header.scan
     while True:

@@ -141,9 +141,10 @@ def _square(image: Image.Image, spec: Preprocess) -> Image.Image:
         return image.resize((spec.size, height), kernel).resize(target, kernel)
     # Both fits paste the image on a square canvas, which cuts what is outside. `crop` of
     # Pillow depends on the process-wide Image.MAX_IMAGE_PIXELS.
-    side = max(width, height) if spec.fit == "pad" else min(width, height)
+    pad = spec.fit == "pad"
+    side = max(width, height) if pad else min(width, height)
     if width != height:
-        canvas = Image.new("RGB", (side, side), spec.background)
+        canvas = Image.new("RGB", (side, side), spec.background if pad else None)
         canvas.paste(image, (_offset(side, width), _offset(side, height)))
         image = canvas
     return image.resize(target, kernel)
