@@ -7,9 +7,9 @@ not change a lesion's diagnosis.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,36 +22,26 @@ from dermedge.models.initialize import choose_backbone, is_prunable
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network
 from dermedge.models.new_spec import make_spec
-from dermedge.train.finetune import save_trained
-from dermedge.train.lineage import (
-    collect_split,
-    describe_backbone,
-    describe_masks,
-    digest_init,
-    make_data_lineage,
-    make_model_lineage,
-    read_init_split,
-)
+from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.losses import distillation_loss
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import CACHE, RunRecord
 from dermedge.train.samples import RowIndices, Samples, read_samples
-from dermedge.train.supervision import check_val, labelled_loss
+from dermedge.train.supervision import labelled_loss
+from dermedge.train.train_model import describe_training, train_model
 from dermedge.train.training_data import (
+    Batches,
     Loss,
     TrainingBatch,
     TrainingData,
-    make_val_score,
     run_network,
     stack_outputs,
-    start_network,
-    train_network,
 )
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write, sha256_file
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import Spec, to_json
+from dermedge_runtime.spec import Spec
 
 T = TypeVar("T", np.uint8, np.float32)
 Outputs = Mapping[str, NDArray[np.float32]]
@@ -154,38 +144,37 @@ def distill(
     settings = {
         "data": [table.table_digest for table in (labelled, *unlabelled)],
         "teacher": sha256_file(Path(teacher) / WEIGHTS),
-        **_describe_run(options, backbone, spec),
-        **describe_masks(samples, tasks),
+        **describe_training(
+            options,
+            samples,
+            backbone,
+            spec,
+            temperature=options.temperature,
+            soft_weight=options.soft_weight,
+            views=options.views,
+        ),
     }
     run = RunRecord(Path(out), "distill", "student", settings, samples.images_digest)
-    finished = run.finished(overwrite=overwrite)
-    if finished is not None:
-        return finished
-    training = TrainingData.prepare(
-        samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
-    )
-    check_val(tasks, samples, training.val)
-    # The network is created before the folder, so that an unusable backbone or weights
-    # file leaves no folder behind.
-    network = start_network(training, backbone, options.init)
-    split = collect_split(samples, teacher_model.split, read_init_split(options.init))
-    run.open(overwrite=overwrite)
-    outputs = run_teacher(
-        teacher_model.module, training, run.folder / CACHE, options.views, progress
-    )
-    fitted = train_network(
-        network,
-        training,
+
+    def objective(training: TrainingData) -> tuple[Batches, Loss]:
+        outputs = run_teacher(
+            teacher_model.module, training, run.folder / CACHE, options.views, progress
+        )
+        return (
+            lambda epoch: distillation_batches(training, outputs, epoch),
+            make_distillation_loss(training, options),
+        )
+
+    return train_model(
         run,
-        options.schedule,
-        batches=lambda epoch: distillation_batches(training, outputs, epoch),
-        loss=make_distillation_loss(training, options),
-        score=make_val_score(training),
+        samples,
+        spec,
+        backbone,
+        options,
+        objective,
+        teacher=teacher_model,
+        overwrite=overwrite,
         progress=progress,
-    )
-    student = TrainedModel(network, spec, backbone, "student", split=split)
-    return save_trained(
-        student, run, fitted, teacher_val=dict(teacher_model.metrics.get("val", {}))
     )
 
 
@@ -200,22 +189,6 @@ def _choose_init(options: DistillOptions, teacher: TrainedModel, folder: Path | 
     if init in ("none", "hub") and options.backbone is None:
         raise UsageError("No student backbone is named. Pass --backbone with a timm name.")
     return init
-
-
-def _describe_run(options: DistillOptions, backbone: Backbone, spec: Spec) -> dict[str, Any]:
-    """Return the recorded settings that come from the options."""
-    return {
-        "backbone": describe_backbone(backbone),
-        "init": digest_init(options.init),
-        # The lineage names files and licences, which do not change what is computed.
-        "spec": to_json(replace(spec, lineage={})),
-        "temperature": options.temperature,
-        "soft_weight": options.soft_weight,
-        "views": options.views,
-        "balance": options.balance,
-        "schedule": asdict(options.schedule),
-        "seed": options.seed,
-    }
 
 
 def _make_student_spec(

@@ -1,39 +1,20 @@
 """`finetune`: train a timm backbone with task heads on a table of labelled images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dermedge.models.backbone import Backbone
 from dermedge.models.folder_metadata import Role
 from dermedge.models.initialize import choose_backbone
-from dermedge.models.model_folder import TrainedModel, save_model_folder
-from dermedge.models.network import count_parameters
+from dermedge.models.model_folder import TrainedModel
 from dermedge.models.new_spec import make_preprocess, make_spec
-from dermedge.train.lineage import (
-    collect_split,
-    describe_backbone,
-    describe_masks,
-    digest_init,
-    make_data_lineage,
-    make_model_lineage,
-    read_init_split,
-)
-from dermedge.train.loop import FitResult
+from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
-from dermedge.train.samples import Samples, read_samples
-from dermedge.train.supervision import check_val
-from dermedge.train.training_data import (
-    TrainingData,
-    make_labelled_loss,
-    make_val_score,
-    start_network,
-    train_network,
-)
+from dermedge.train.samples import read_samples
+from dermedge.train.train_model import describe_training, train_model
+from dermedge.train.training_data import Batches, Loss, TrainingData, make_labelled_loss
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import Spec, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,70 +99,15 @@ def finetune(
         make_preprocess(options.size, options.fit),
         lineage,
     )
-    settings = _describe_run(options, samples, backbone, spec)
-    run = RunRecord(Path(out), "finetune", options.role, settings, samples.images_digest)
-    finished = run.finished(overwrite=overwrite)
-    if finished is not None:
-        return finished
-    training = TrainingData.prepare(
-        samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
-    )
-    check_val(tasks, samples, training.val)
-    # The network is created before the folder, so that an unusable backbone or weights
-    # file leaves no folder behind.
-    network = start_network(training, backbone, options.init)
-    split = collect_split(samples, read_init_split(options.init))
-    run.open(overwrite=overwrite)
-    fitted = train_network(
-        network,
-        training,
-        run,
-        options.schedule,
-        batches=training.labelled_batches,
-        loss=make_labelled_loss(training, balance=options.balance),
-        score=make_val_score(training),
-        progress=progress,
-    )
-    model = TrainedModel(network, spec, backbone, options.role, split=split)
-    return save_trained(model, run, fitted)
-
-
-def _describe_run(
-    options: FinetuneOptions, samples: Samples, backbone: Backbone, spec: Spec
-) -> dict[str, Any]:
-    """Return the recorded settings. Their digest identifies the run."""
-    return {
+    settings = {
         "data": samples.table_digest,
-        "backbone": describe_backbone(backbone),
-        "init": digest_init(options.init),
-        # The lineage names files and licences, which do not change what is computed.
-        "spec": to_json(replace(spec, lineage={})),
-        "role": options.role,
-        "balance": options.balance,
-        "schedule": asdict(options.schedule),
-        "seed": options.seed,
-        **describe_masks(samples, spec.tasks),
+        **describe_training(options, samples, backbone, spec, role=options.role),
     }
+    run = RunRecord(Path(out), "finetune", options.role, settings, samples.images_digest)
 
+    def objective(training: TrainingData) -> tuple[Batches, Loss]:
+        return training.labelled_batches, make_labelled_loss(training, balance=options.balance)
 
-def save_trained(
-    model: TrainedModel, run: RunRecord, fitted: FitResult, **results: Any
-) -> TrainedModel:
-    """Save the model folder, then mark the run as finished in `run.json`.
-
-    In this order, the folder of every finished run is complete.
-
-    Args:
-        model: The model without metrics.
-        run: The open run.
-        fitted: Val metrics and history.
-        results: Further entries of `run.json`.
-
-    Returns:
-        The model with its metrics.
-    """
-    metrics = {"val": dict(fitted.metrics), "parameters": count_parameters(model.module)}
-    model = replace(model, metrics=metrics)
-    save_model_folder(model, run.folder)
-    run.close(fitted, parameters=metrics["parameters"], **results)
-    return model
+    return train_model(
+        run, samples, spec, backbone, options, objective, overwrite=overwrite, progress=progress
+    )

@@ -1,0 +1,140 @@
+"""Train one model on a table: the part that `finetune` and `distill` share."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, TypeAlias
+
+from dermedge.models.backbone import Backbone
+from dermedge.models.model_folder import TrainedModel, save_model_folder
+from dermedge.models.network import count_parameters
+from dermedge.train.lineage import (
+    collect_split,
+    describe_backbone,
+    describe_masks,
+    digest_init,
+    read_init_split,
+)
+from dermedge.train.loop import FitResult
+from dermedge.train.options import TrainingOptions
+from dermedge.train.run_record import RunRecord
+from dermedge.train.samples import Samples
+from dermedge.train.supervision import check_val
+from dermedge.train.training_data import (
+    Batches,
+    Loss,
+    TrainingData,
+    make_val_score,
+    start_network,
+    train_network,
+)
+from dermedge_runtime.progress import Progress
+from dermedge_runtime.spec import Spec, to_json
+
+Objective: TypeAlias = Callable[[TrainingData], tuple[Batches, Loss]]
+"""Function that returns the batches of each epoch and the loss of a batch."""
+
+
+def describe_training(
+    options: TrainingOptions, samples: Samples, backbone: Backbone, spec: Spec, **own: object
+) -> dict[str, Any]:
+    """Return the recorded settings of a training. Their digest identifies the run.
+
+    Args:
+        options: The options that both verbs have.
+        samples: The table.
+        backbone: The new model's backbone.
+        spec: The new model's tasks and preprocessing.
+        own: Further settings of the verb.
+    """
+    return {
+        "backbone": describe_backbone(backbone),
+        "init": digest_init(options.init),
+        # The lineage names files and licences, which do not change what is computed.
+        "spec": to_json(replace(spec, lineage={})),
+        **own,
+        "balance": options.balance,
+        "schedule": asdict(options.schedule),
+        "seed": options.seed,
+        **describe_masks(samples, spec.tasks),
+    }
+
+
+def train_model(
+    run: RunRecord,
+    samples: Samples,
+    spec: Spec,
+    backbone: Backbone,
+    options: TrainingOptions,
+    objective: Objective,
+    *,
+    teacher: TrainedModel | None = None,
+    overwrite: bool,
+    progress: Progress | None,
+) -> TrainedModel:
+    """Return the finished model of a run, or train it and finish the run.
+
+    Args:
+        run: Record of the run, not yet open.
+        samples: The table.
+        spec: The new model's tasks and preprocessing.
+        backbone: The new model's backbone.
+        options: Initial weights, schedule and seed.
+        objective: Called once the run's folder exists.
+        teacher: Teacher of the new model. Its split and its val metrics are recorded.
+        overwrite: Replace another run in the folder.
+        progress: Called after every step.
+
+    Raises:
+        DataError: The table lacks rows or labels, or the initial weights do not fit.
+        UsageError: The folder holds another run, or the network cannot be created.
+    """
+    finished = run.finished(overwrite=overwrite)
+    if finished is not None:
+        return finished
+    training = TrainingData.prepare(
+        samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
+    )
+    check_val(spec.tasks, samples, training.val)
+    # The network is created before the folder, so that an unusable backbone or weights
+    # file leaves no folder behind.
+    network = start_network(training, backbone, options.init)
+    earlier = (() if teacher is None else teacher.split, read_init_split(options.init))
+    split = collect_split(samples, *earlier)
+    run.open(overwrite=overwrite)
+    batches, loss = objective(training)
+    fitted = train_network(
+        network,
+        training,
+        run,
+        options.schedule,
+        batches=batches,
+        loss=loss,
+        score=make_val_score(training),
+        progress=progress,
+    )
+    model = TrainedModel(network, spec, backbone, run.role, split=split)
+    results = {} if teacher is None else {"teacher_val": dict(teacher.metrics.get("val", {}))}
+    return _save(model, run, fitted, results)
+
+
+def _save(
+    model: TrainedModel, run: RunRecord, fitted: FitResult, results: dict[str, Any]
+) -> TrainedModel:
+    """Save the model folder, then mark the run as finished in `run.json`.
+
+    In this order, the folder of every finished run is complete.
+
+    Args:
+        model: The model without metrics.
+        run: The open run.
+        fitted: Val metrics and history.
+        results: Further entries of `run.json`.
+
+    Returns:
+        The model with its metrics.
+    """
+    metrics = {"val": dict(fitted.metrics), "parameters": count_parameters(model.module)}
+    model = replace(model, metrics=metrics)
+    save_model_folder(model, run.folder)
+    run.close(fitted, parameters=metrics["parameters"], **results)
+    return model
