@@ -1,9 +1,10 @@
 """Types that all exporters share: the student they read, the artifact they return."""
 
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -185,6 +186,49 @@ class ExportContext:
             self._cache[key] = make()
         value: T = self._cache[key]
         return value
+
+
+def describe_artifact(
+    target: Target,
+    candidate: Candidate,
+    path: str,
+    tools: Iterable[str],
+    *,
+    details: Mapping[str, Any],
+    calibration: Calibration | None,
+    requires: tuple[str, ...] | None = None,
+) -> Artifact:
+    """Return the description of an artifact that the bundle's manifest carries.
+
+    Args:
+        target: The target that the artifact is built for.
+        candidate: The precision and format of the artifact.
+        path: Entry point inside the bundle, a file or a folder.
+        tools: Names of the installed packages that built it; the manifest lists their
+            versions.
+        details: Facts that only this format has.
+        calibration: Images that quantization used; None if it used none.
+        requires: What the device needs; by default the target's list.
+
+    Example:
+        >>> from dermedge_export.target import CPU
+        >>> candidate = Candidate("fp32", "onnx")
+        >>> artifact = describe_artifact(
+        ...     CPU, candidate, "model.onnx", ["numpy"], details={}, calibration=None
+        ... )
+        >>> artifact.target, artifact.requires, list(artifact.toolchain)
+        ('cpu', ('onnxruntime>=1.17',), ['numpy'])
+    """
+    return Artifact(
+        target=target.name,
+        format=candidate.format,
+        path=path,
+        precision=candidate.precision,
+        requires=target.requires if requires is None else requires,
+        toolchain={name: version(name) for name in tools},
+        details=details,
+        calibration=None if calibration is None else calibration.to_json(),
+    )
 
 
 class Exporter(Protocol):

@@ -56,6 +56,12 @@ class Target:
 
 ISA = Literal["vnni", "x86", "arm"]
 
+
+def _variant(base: Target, suffix: str, **changes: Any) -> Target:
+    """Return a variant of a target, in the target's family."""
+    return replace(base, name=f"{base.name}-{suffix}", family=base.name, **changes)
+
+
 CPU = Target(
     name="cpu",
     format="onnx",
@@ -80,21 +86,20 @@ JETSON = Target(
 )
 ORIN = replace(
     JETSON,
-    family="jetson",
     requires=("tensorrt>=10.3,<11", "JetPack>=6.1,<7"),
     facts={"sm": (87,), "int8": True, "fp8": False, "jetpack": "6.1 to 6.2", "tensorrt": "10.3"},
 )
-JETSON_ORIN_NANO = replace(ORIN, name="jetson-orin-nano")
-JETSON_ORIN_NX = replace(ORIN, name="jetson-orin-nx")
-JETSON_AGX_ORIN = replace(
+JETSON_ORIN_NANO = _variant(ORIN, "orin-nano")
+JETSON_ORIN_NX = _variant(ORIN, "orin-nx")
+JETSON_AGX_ORIN = _variant(
     ORIN,
-    name="jetson-agx-orin",
+    "agx-orin",
     requires=("tensorrt>=10.3,<12", "JetPack>=6.1"),
     facts={**ORIN.facts, "jetpack": "6.1 to 7.2", "tensorrt": "10.3, or 11.4 on JetPack 7.2.2"},
 )
-JETSON_THOR = replace(
+JETSON_THOR = _variant(
     ORIN,
-    name="jetson-thor",
+    "thor",
     requires=("tensorrt>=10.13,<12", "JetPack>=7.0"),
     facts={
         "sm": (110,),
@@ -117,18 +122,16 @@ IOS = Target(
     todo="on a Mac: dermedge verify {bundle}",
     facts={"deployment": "iOS17", "w8a8": True},
 )
-IOS_16 = replace(
+IOS_16 = _variant(
     IOS,
-    name="ios-16",
-    family="ios",
+    "16",
     precisions=("fp16", "w8", "palettized"),
     requires=("iOS>=16",),
     facts={"deployment": "iOS16", "w8a8": False},
 )
-IOS_18 = replace(
+IOS_18 = _variant(
     IOS,
-    name="ios-18",
-    family="ios",
+    "18",
     requires=("iOS>=18",),
     facts={"deployment": "iOS18", "w8a8": True},
 )
@@ -144,22 +147,19 @@ ANDROID = Target(
     todo="on the phone: the golden cases, through onnxruntime-android",
     facts={"abi": "arm64-v8a", "provider": "XNNPACK", "isa": "arm"},
 )
-ANDROID_NNAPI = replace(
+ANDROID_NNAPI = _variant(
     ANDROID,
-    name="android-nnapi",
-    family="android",
+    "nnapi",
     facts={"abi": "arm64-v8a", "provider": "NNAPI", "isa": "arm"},
 )
-ANDROID_QNN = replace(
+ANDROID_QNN = _variant(
     ANDROID,
-    name="android-qnn",
-    family="android",
+    "qnn",
     facts={"abi": "arm64-v8a", "provider": "QNN", "isa": "arm"},
 )
-ANDROID_X86 = replace(
+ANDROID_X86 = _variant(
     ANDROID,
-    name="android-x86_64",
-    family="android",
+    "x86_64",
     facts={"abi": "x86_64", "provider": "CPU", "isa": "x86"},
 )
 
@@ -174,10 +174,9 @@ WEB = Target(
     todo="in the browser: the golden cases, through onnxruntime-web",
     facts={"provider": "wasm", "isa": "x86"},
 )
-WEB_WEBGPU = replace(
+WEB_WEBGPU = _variant(
     WEB,
-    name="web-webgpu",
-    family="web",
+    "webgpu",
     precisions=("fp32",),
     facts={"provider": "webgpu", "isa": "x86"},
 )

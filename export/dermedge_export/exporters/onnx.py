@@ -4,13 +4,16 @@ The same weights and tool versions give the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import BuiltArtifact, ExportContext, unsupported_candidate
+from dermedge_export.context import (
+    BuiltArtifact,
+    ExportContext,
+    describe_artifact,
+    unsupported_candidate,
+)
 from dermedge_export.graph.seal import IR_VERSION
 from dermedge_export.target import Target
-from dermedge_runtime.spec import Artifact
 
 PATH = "model.onnx"
 TOOLS = ("dermedge", "torch", "onnx", "onnxscript")
@@ -65,13 +68,11 @@ def describe_onnx(
             versions.
         details: Further facts for the manifest.
     """
-    described = Artifact(
-        target=target.name,
-        format=candidate.format,
-        path=PATH,
-        precision=candidate.precision,
-        requires=target.requires,
-        toolchain={name: version(name) for name in tools},
+    described = describe_artifact(
+        target,
+        candidate,
+        PATH,
+        tools,
         details={
             "opset": target.opset,
             "ir_version": IR_VERSION,
@@ -80,6 +81,6 @@ def describe_onnx(
             **({} if candidate.precision == "fp32" else dict(candidate.options)),
             **(details or {}),
         },
-        calibration=context.calibration.to_json() if "int8" in candidate.precision else None,
+        calibration=context.calibration if "int8" in candidate.precision else None,
     )
     return BuiltArtifact(described, {PATH: graph})

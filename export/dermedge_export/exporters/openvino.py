@@ -8,7 +8,6 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,7 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import BuiltArtifact, ExportContext, unsupported_candidate
+from dermedge_export.context import (
+    BuiltArtifact,
+    ExportContext,
+    describe_artifact,
+    unsupported_candidate,
+)
 from dermedge_export.exporters.onnx import TOOLS
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.parity.gate import limits_for
@@ -34,7 +38,7 @@ from dermedge_export.toolchain import quiet
 from dermedge_runtime.activations import sigmoid, softmax
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
 from dermedge_runtime.signal_stack import keep_signal_stack
-from dermedge_runtime.spec import Artifact, Kind, Spec, to_json
+from dermedge_runtime.spec import Kind, Spec, to_json
 from dermedge_runtime.telemetry import no_telemetry
 
 if TYPE_CHECKING:
@@ -87,15 +91,14 @@ def export_openvino(context: ExportContext, target: Target, candidate: Candidate
         model = _quantize(model, context, target, candidate)
         details |= {**candidate.options, "kept_fp32": float_layers(model)}
         tools.append("nncf")
-    artifact = Artifact(
-        target=target.name,
-        format=candidate.format,
-        path=FOLDER,
-        precision=candidate.precision,
-        requires=REQUIRES,
-        toolchain={name: version(name) for name in tools},
+    artifact = describe_artifact(
+        target,
+        candidate,
+        FOLDER,
+        tools,
         details=details,
-        calibration=None if plain else context.calibration.to_json(),
+        calibration=None if plain else context.calibration,
+        requires=REQUIRES,
     )
     return BuiltArtifact(artifact, seal_openvino(model, context.spec))
 

@@ -9,7 +9,7 @@ from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext, Exporter
 from dermedge_export.target import Target
 from dermedge_runtime.canonical_json import canonical_json, pretty_json
-from dermedge_runtime.files import atomic_folder, sha256_hex
+from dermedge_runtime.files import atomic_folder, sha256_hex, write_files
 from dermedge_runtime.spec import Artifact, to_json
 
 ARTIFACT = "artifact.json"
@@ -49,9 +49,7 @@ def build_cached(
 
 def _write(folder: Path, built: BuiltArtifact) -> None:
     with atomic_folder(folder, overwrite=True) as draft:
-        for name, data in built.files.items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_bytes(data)
+        write_files(draft, built.files)
         (draft / ARTIFACT).write_bytes(pretty_json(to_json(built.artifact)))
 
 

@@ -29,7 +29,7 @@ from dermedge_runtime.container import (
     zip_bytes,
 )
 from dermedge_runtime.errors import BundleError, DermedgeError, UsageError
-from dermedge_runtime.files import atomic_folder, atomic_write, check_free, sha256_hex
+from dermedge_runtime.files import atomic_folder, atomic_write, check_free, sha256_hex, write_files
 from dermedge_runtime.spec import (
     AGAIN,
     Artifact,
@@ -217,9 +217,7 @@ def _write(files: Mapping[str, bytes], out: Path, zipped: bool, overwrite: bool)
             atomic_write(out, zip_bytes(files))
             return Bundle.open(out)
         with atomic_folder(out, overwrite=overwrite, marker=MANIFEST) as folder:
-            for name, data in files.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(data)
+            write_files(folder, files)
             return replace(Bundle.open(folder), path=bundle.path)
     except OSError as error:
         raise DermedgeError(

@@ -18,6 +18,7 @@ from PIL import Image
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.decode import Outputs
 from dermedge_runtime.errors import ElsewhereError, EngineError, MissingExtraError, first_line
+from dermedge_runtime.files import write_files
 from dermedge_runtime.fork import claim_engine, leave_to_parent
 from dermedge_runtime.image import Pixels
 from dermedge_runtime.signature import INPUT, Port, check_signature
@@ -147,9 +148,7 @@ def _extract(bundle: Bundle, folder: Path) -> Path:
 
     Core ML reads no zip.
     """
-    for name in artifact_files(bundle):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(bundle.read(name))
+    write_files(folder, {name: bundle.read(name) for name in artifact_files(bundle)})
     return folder / bundle.artifact.path
 
 

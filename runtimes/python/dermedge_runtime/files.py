@@ -4,11 +4,29 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from dermedge_runtime.errors import DermedgeError, UsageError
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files below a folder, which must exist.
+
+    Args:
+        folder: Folder that is not yet visible under its final name.
+        files: Content by path below the folder, with `/` between its parts.
+
+    Example:
+        >>> write_files(Path("."), {"weights/layer.bin": b"1234"})
+        >>> Path("weights/layer.bin").read_bytes()
+        b'1234'
+    """
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def sha256_hex(data: bytes) -> str:

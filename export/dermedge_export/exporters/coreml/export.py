@@ -16,7 +16,13 @@ import numpy as np
 
 from dermedge_export.calibration import Calibration, synthetic_calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import BuiltArtifact, ExportContext, Simulation, unsupported_candidate
+from dermedge_export.context import (
+    BuiltArtifact,
+    ExportContext,
+    Simulation,
+    describe_artifact,
+    unsupported_candidate,
+)
 from dermedge_export.exporters.coreml.compress import COMPRESS
 from dermedge_export.exporters.coreml.package import PATH, read_files, write_package
 from dermedge_export.exporters.coreml.ranges import Ranges, measure_ranges, overflowing
@@ -26,7 +32,7 @@ from dermedge_export.target import Target
 from dermedge_export.toolchain import silence
 from dermedge_runtime.errors import DataError, MissingExtraError, UsageError, first_line
 from dermedge_runtime.signature import INPUT
-from dermedge_runtime.spec import Artifact, Spec
+from dermedge_runtime.spec import Spec
 
 TOOLS = ("dermedge", "torch", "coremltools")
 # The macOS version that was released with each iOS version and runs the same programs.
@@ -78,15 +84,13 @@ def export_coreml(context: ExportContext, target: Target, candidate: Candidate) 
         compress = COMPRESS[candidate.precision]
         model = compress(converted.model, candidate, converted.ranges)
         files = write_package(model, context.spec)
-    described = Artifact(
-        target=target.name,
-        format=target.format,
-        path=PATH,
-        precision=candidate.precision,
-        requires=target.requires,
-        toolchain={name: version(name) for name in TOOLS},
+    described = describe_artifact(
+        target,
+        candidate,
+        PATH,
+        TOOLS,
         details=_details(target, candidate, images) | {"kept_fp32": converted.kept_fp32},
-        calibration=context.calibration.to_json() if quantized else None,
+        calibration=context.calibration if quantized else None,
     )
     simulation = Simulation(
         "torch simulation of Core ML", version("torch"), simulated_runner(read_program(files))

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dermedge_export.exporters.coreml.operators import MOVING, Operator, check_arguments
 from dermedge_export.toolchain import silence
+from dermedge_runtime.files import write_files
 from dermedge_runtime.signature import INPUT
 
 if TYPE_CHECKING:
@@ -122,9 +123,7 @@ def read_program(files: Mapping[str, bytes]) -> Program:
 
     with tempfile.TemporaryDirectory(prefix="dermedge-") as folder, silence():
         package = Path(folder) / "model.mlpackage"
-        for name, content in files.items():
-            (package / name).parent.mkdir(parents=True, exist_ok=True)
-            (package / name).write_bytes(content)
+        write_files(package, files)
         model = coremltools.models.MLModel(str(package), skip_model_load=True)
         spec = model.get_spec()
         read = load(spec, spec.specificationVersion, model.weights_dir)
