@@ -18,6 +18,7 @@ from dermedge.data.leaks import add_file_columns, find_missing_value_leaks, find
 from dermedge.data.overlap import TeacherImages, match_sets
 from dermedge.data.table import SPLITS, Table
 from dermedge.data.taxonomy import TAXONOMY
+from dermedge_runtime.find_images import Skipped
 
 Level = Literal["error", "warning", "info"]
 EXAMPLES = 5
@@ -83,13 +84,16 @@ def check_files(table: Table, inspections: Sequence[ImageInspection]) -> Iterato
         [f"{mask}: {problem}" for mask, problem in check_masks(table, inspections)],
     )
     yield from _check_contents(inspected)
+    skipped = Skipped()
     yield from _count(
         "info",
         "unlisted_image",
         ("image file has", "image files have"),
         "no row. Such files are not used.",
-        find_unlisted_files(table),
+        find_unlisted_files(table, skipped),
     )
+    if skipped:
+        yield Finding("info", "skipped_file", str(skipped), skipped.total)
 
 
 def _check_contents(inspected: Sequence[tuple[str, ImageInspection]]) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dermedge.data.table import Table
 from dermedge_runtime.errors import ImageError, MissingExtraError
+from dermedge_runtime.find_images import Skipped, is_image, list_files
 from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.image import decode
 from dermedge_runtime.prefetch import prefetch
@@ -206,26 +207,29 @@ def find_near_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[i
     return [(a, b) for a, b in pairs if inspections[a].digest != inspections[b].digest]
 
 
-def find_unlisted_files(table: Table) -> list[str]:
-    """Return the image files in the folders of the table's images that no row lists.
+def find_unlisted_files(table: Table, skipped: Skipped) -> list[str]:
+    """Return the images in the folders of the table's images that no row lists.
 
-    Only files with a suffix that a listed image has are returned; hidden files are not.
+    Args:
+        table: The data set.
+        skipped: Receives the other files of these folders.
     """
-    listed = {
-        Path(file).as_posix()
-        for column in ("image", "mask")
-        for file in table.frame[column]
-        if file
-    }
-    folders = {Path(image).parent for image in table.frame["image"]}
-    suffixes = {Path(image).suffix.lower() for image in table.frame["image"]}
+    cells = [file for column in ("image", "mask") for file in table.frame[column] if file]
+    listed = {_identify_file(path) for path in (table.file, *map(table.path, cells))}
     unlisted = []
-    for folder in sorted(folders):
+    for folder in sorted({Path(image).parent for image in table.frame["image"]}):
         if not (table.root / folder).is_dir():
             continue
-        for path in sorted((table.root / folder).iterdir()):
-            name = (folder / path.name).as_posix()
-            hidden = path.name.startswith(".")
-            if path.suffix.lower() in suffixes and name not in listed and not hidden:
-                unlisted.append(name)
+        for path in list_files(table.root / folder, skipped, deep=False):
+            if _identify_file(path) not in listed and is_image(path, skipped):
+                unlisted.append((folder / path.name).as_posix())
     return unlisted
+
+
+def _identify_file(path: Path) -> object:
+    """Return a key that all names of one file share."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return (status.st_dev, status.st_ino) if status.st_ino else path.resolve()

@@ -23,10 +23,24 @@ def touch(path: Path, content: bytes = b"") -> Path:
     return path
 
 
-def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
+def test_hidden_files_are_not_listed_but_counted(tmp_path: Path) -> None:
     touch(tmp_path / "a/1.jpg")
     touch(tmp_path / "a/._1.jpg")
-    assert [path.name for path in Archive.scan(tmp_path).paths] == ["1.jpg"]
+    touch(tmp_path / "__MACOSX/1.jpg")
+    archive = Archive.scan(tmp_path)
+    assert [path.name for path in archive.paths] == ["1.jpg"]
+    assert archive.skipped.counts == {"hidden or system": 2}
+
+
+def test_an_image_needs_no_suffix_and_a_linked_folder_is_searched(tmp_path: Path) -> None:
+    """A part's images are found as `predict` finds them."""
+    save(tmp_path / "elsewhere/ISIC_1.2", 1, format="JPEG")
+    touch(tmp_path / "set/images/readme", b"text")
+    (tmp_path / "set/images/more").symlink_to(tmp_path / "elsewhere")
+    archive = Archive.scan(tmp_path / "set")
+    images = archive.find_images(("images",))
+    assert [archive.relative_path(path) for path in images] == ["images/more/ISIC_1.2"]
+    assert ImageIndex(images).find("isic_1.2.jpg") == images[0]
 
 
 def test_a_table_nearest_to_the_root_is_found_by_the_first_pattern(tmp_path: Path) -> None:

@@ -103,6 +103,23 @@ def test_missing_and_unlisted_files_are_named(tmp_path: Path) -> None:
         "info",
         ("images/lost.png",),
     )
+    assert "skipped_file" not in findings
+
+
+def test_files_that_are_not_looked_at_are_counted_by_reason(tmp_path: Path) -> None:
+    """Any suffix, no suffix and a link are images; litter is none."""
+    write_csv(tmp_path / "metadata.csv", sound(tmp_path))
+    images = tmp_path / "images"
+    content = (images / "i5.png").read_bytes()
+    for name in ("own.jfif", "IMG_1", "._own.jfif", ".DS_Store", "Thumbs.db", "own.jpg.part"):
+        (images / name).write_bytes(content)
+    (images / "notes.txt").write_text("none")
+    (images / "gone").symlink_to(images / "nothing")
+    findings = {finding.code: finding for finding in check_data(tmp_path).findings}
+    assert findings["unlisted_image"].examples == ("images/IMG_1", "images/own.jfif")
+    assert (findings["skipped_file"].level, findings["skipped_file"].count) == ("info", 6)
+    for part in ("3 hidden or system (", "1 unfinished", "1 not an image", "1 broken link"):
+        assert part in findings["skipped_file"].message
 
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:

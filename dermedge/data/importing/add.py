@@ -23,6 +23,7 @@ from dermedge.data.table import COLUMNS, Table, list_cells, read_table, understa
 from dermedge.data.table_file import TextTable, check_suffix, find_table, read_text
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder, check_free
+from dermedge_runtime.find_images import IMAGE_SUFFIXES
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.registry import list_entries, load_entry, lookup
 
@@ -283,12 +284,15 @@ def _write(
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
         lines = list(_place_files(rows, folder, place, progress))
         extra = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
+        # An id may hold bytes of a file name that are not Unicode.
         (folder / "metadata.csv").write_text(
-            _format_csv([*COLUMNS, *extra], lines), encoding="utf-8"
+            _format_csv([*COLUMNS, *extra], lines), encoding="utf-8", errors="backslashreplace"
         )
         table = read_table(folder)
         report = _report_import(layout, result, table, out)
-        (folder / "SOURCE.md").write_text(_describe_source(layout, report), encoding="utf-8")
+        (folder / "SOURCE.md").write_text(
+            _describe_source(layout, report), encoding="utf-8", errors="backslashreplace"
+        )
     return report
 
 
@@ -364,14 +368,20 @@ def _place_files(
         while safe.casefold() in taken:
             safe += "_"
         taken.add(safe.casefold())
-        line = {**row.cells, "image": f"images/{safe}{row.image.suffix.lower()}", "mask": ""}
+        line = {**row.cells, "image": f"images/{safe}{_suffix(row.image)}", "mask": ""}
         place(row.image, folder / line["image"])
         if row.mask is not None:
-            line["mask"] = f"masks/{safe}{row.mask.suffix.lower()}"
+            line["mask"] = f"masks/{safe}{_suffix(row.mask)}"
             place(row.mask, folder / line["mask"])
         if progress:
             progress(done, len(rows), row.name)
         yield line
+
+
+def _suffix(image: Path) -> str:
+    """Return the suffix in lower case, "" if it is none of an image."""
+    suffix = image.suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES else ""
 
 
 def _link(source: Path, target: Path) -> None:

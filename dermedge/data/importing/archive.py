@@ -1,27 +1,26 @@
 """Find the files of an unpacked data set by name, at any depth."""
 
 import fnmatch
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.find_images import IMAGE_SUFFIXES, Skipped, is_image, list_files
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Suffixes of image files."""
 _DEPTH = 3
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The files of an unpacked data set, without hidden ones.
+    """The files of an unpacked data set, without hidden and system files.
 
     Archives made on a Mac hold hidden files such as `._image.jpg`, which are no images.
 
     Attributes:
         root: Folder that the set was unpacked into.
         paths: All files below it, sorted.
+        skipped: Files and folders that were left out.
 
     Examples:
         >>> archive = Archive.scan(Path("lesions"))
@@ -31,6 +30,7 @@ class Archive:
 
     root: Path
     paths: tuple[Path, ...]
+    skipped: Skipped = field(default_factory=Skipped)
 
     @classmethod
     def scan(cls, root: Path) -> "Archive":
@@ -43,13 +43,8 @@ class Archive:
             return cls(root.parent, (root,))
         if not root.is_dir():
             raise DataError(f"There is no folder or file {root}. Check the path.")
-        paths = (
-            Path(folder, name)
-            for folder, _, names in os.walk(root)
-            for name in names
-            if name[0] != "."
-        )
-        return cls(root, tuple(sorted(paths)))
+        skipped = Skipped()
+        return cls(root, tuple(list_files(root, skipped)), skipped)
 
     def find_table(self, patterns: Iterable[str]) -> Path | None:
         """Return the file that the first matching pattern finds nearest to the root.
@@ -65,20 +60,20 @@ class Archive:
         return None
 
     def find_images(self, folders: tuple[str, ...], ignore: tuple[str, ...] = ()) -> list[Path]:
-        """Return all images below certain folders.
+        """Return all images below certain folders, by their content or their name.
 
         Args:
             folders: Patterns of folder names; "*" matches any folder and the root.
             ignore: Patterns of file names that are left out.
         """
         images = []
+        other = Skipped()  # Tables and licences are no images, and nobody misses them.
         for path in self.paths:
-            if path.suffix.lower() not in SUFFIXES or any(
-                _matches(path.name, pattern) for pattern in ignore
-            ):
+            if any(_matches(path.name, pattern) for pattern in ignore):
                 continue
             parents = (".", *path.relative_to(self.root).parts[:-1])
-            if any(_matches(folder, pattern) for folder in parents for pattern in folders):
+            named = any(_matches(folder, pattern) for folder in parents for pattern in folders)
+            if named and is_image(path, other):
                 images.append(path)
         return images
 
@@ -104,7 +99,7 @@ class ImageIndex:
         for path in paths:
             # An image is listed under its name alone and with its last folders, because
             # a table may hold any of these.
-            parts = [part.casefold() for part in path.with_suffix("").parts]
+            parts = [part.casefold() for part in path.with_name(strip_suffix(path.name)).parts]
             for depth in range(1, min(_DEPTH, len(parts)) + 1):
                 self._by_name.setdefault("/".join(parts[-depth:]), []).append(path)
 
@@ -151,7 +146,7 @@ def strip_suffix(name: str) -> str:
         ('ISIC_0024300', 'lesion 1.2')
     """
     path = Path(name)
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def flatten_path(name: str) -> str:
@@ -162,7 +157,7 @@ def flatten_path(name: str) -> str:
         'melanoma_dermis_7_orig'
     """
     path = Path(name)
-    return "_".join(path.with_suffix("").parts if path.suffix.lower() in SUFFIXES else path.parts)
+    return "_".join((*path.parts[:-1], strip_suffix(path.name)))
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dermedge.data.image_names import locate_files
 from dermedge.data.importing.archive import (
-    SUFFIXES,
     Archive,
     ImageIndex,
     flatten_path,
@@ -29,6 +28,7 @@ from dermedge.data.table import match_columns
 from dermedge.data.table_file import TextTable, read_text
 from dermedge.data.taxonomy import describe_unknown, is_known
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.find_images import IMAGE_SUFFIXES
 
 SHOWN = 10
 """Number of unknown labels that a note lists."""
@@ -143,6 +143,8 @@ def read_parts(layout: Layout, archive: Archive) -> ReadResult:
             f"was unpacked into (see {layout.homepage or 'the documentation'})."
         )
     result.notes.extend(missing)
+    if archive.skipped:
+        result.notes.append(str(archive.skipped))
     if result.unknown:
         labels = result.unknown.most_common(SHOWN)
         most = ", ".join(f"{label!r} {count}" for label, count in labels)
@@ -287,7 +289,7 @@ def _match_files(
 def _find_mask(layout: Layout, part: Part, masks: ImageIndex, image: Path) -> Path | None:
     name = image.stem.removesuffix(layout.image_suffix) + layout.mask_suffix
     if part.masks_beside:
-        candidates = (image.with_name(name + suffix) for suffix in SUFFIXES)
+        candidates = (image.with_name(name + suffix) for suffix in IMAGE_SUFFIXES)
         return next((path for path in candidates if path.is_file()), None)
     return masks.find(name)
 

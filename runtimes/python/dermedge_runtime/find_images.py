@@ -83,6 +83,11 @@ class Skipped:
             examples.append(path)
 
     @property
+    def total(self) -> int:
+        """Number of files and folders that were left out."""
+        return sum(self.counts.values())
+
+    @property
     def unreadable(self) -> int:
         """Number of files and folders that may hold images but could not be read."""
         return self.counts.get("unreadable", 0)
