@@ -30,6 +30,7 @@ from dermedge.data.table_file import REQUIRED, TextTable
 from dermedge.data.taxonomy import TAXONOMY, describe_unknown, is_known, resolve
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.hardware import usable_cpus
+from dermedge_runtime.printable import printable
 
 NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
 """Columns that hold numbers; all others hold text."""
@@ -85,10 +86,12 @@ class Table:
 
     @property
     def name(self) -> str:
-        """Name of the folder, for reports; that of the file if its images are elsewhere."""
-        if self.root in (self.file, self.file.parent):
-            return self.root.resolve().name
-        return self.file.resolve().stem
+        """Name of the folder, for reports; that of the file if its images are elsewhere.
+
+        A name that is not Unicode is escaped, because reports are.
+        """
+        own = self.root in (self.file, self.file.parent)
+        return printable(self.root.resolve().name if own else self.file.resolve().stem)
 
     def path(self, image: str) -> Path:
         """Return the path of an image or mask, from its cell in the table."""

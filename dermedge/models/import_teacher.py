@@ -21,6 +21,7 @@ from dermedge.models.network import Network, TimmModel, count_parameters, create
 from dermedge.models.new_spec import check_input, make_preprocess, make_spec
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder, check_free, sha256_file
+from dermedge_runtime.printable import printable
 from dermedge_runtime.spec import Task
 
 T = TypeVar("T")
@@ -366,7 +367,7 @@ def _make_lineage(file: Path, layout: Format, licence: str | None) -> dict[str, 
     data = {"pretrained_on": list(layout.pretrained_on)} if layout.pretrained_on else {}
     return {
         "licence": licence or layout.licence,
-        "file": file.name,
+        "file": printable(file.name),
         "sha256": sha256_file(file),
         "format": layout.name,
         **data,

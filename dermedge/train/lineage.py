@@ -8,6 +8,7 @@ from dermedge.models.backbone import Backbone
 from dermedge.models.folder_metadata import WEIGHTS, SplitRows, read_metadata
 from dermedge.train.samples import Samples
 from dermedge_runtime.files import sha256_file
+from dermedge_runtime.printable import printable
 from dermedge_runtime.spec import Task, to_json
 
 
@@ -69,7 +70,7 @@ def make_model_lineage(backbone: Backbone, init: str) -> dict[str, Any]:
     if init == "hub":
         entry["init"] = "timm's published weights; see their model card for the licence"
     elif init != "none":
-        entry["init"] = f"{Path(init).name}, sha256 {digest_init(init)}"
+        entry["init"] = f"{printable(Path(init).name)}, sha256 {digest_init(init)}"
     return entry
 
 

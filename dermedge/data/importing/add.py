@@ -31,6 +31,8 @@ Place = Callable[[Path, Path], object]
 """Function that copies, links or moves a file."""
 
 EXAMPLES = 5
+LONGEST = 200
+"""Number of characters of an id that the name of its image file has."""
 GROUP = "dermedge.datasets"
 """Entry-point group by which installed packages add layouts."""
 
@@ -362,9 +364,11 @@ def _place_files(
         if name == "images" or any(row.mask for row in rows):
             (folder / name).mkdir()
     for done, row in enumerate(rows, start=1):
-        # An id may hold characters that a file system refuses, and two ids may differ
-        # by case alone, which macOS and Windows do not distinguish.
-        safe = re.sub(r"[^A-Za-z0-9._-]", "_", row.cells["image_id"]).lstrip(".") or "image"
+        # An id may be too long or hold characters that a file system refuses, and two ids
+        # may differ by case alone, which macOS and Windows do not distinguish.
+        safe = (
+            re.sub(r"[^A-Za-z0-9._-]", "_", row.cells["image_id"])[:LONGEST].lstrip(".") or "image"
+        )
         while safe.casefold() in taken:
             safe += "_"
         taken.add(safe.casefold())
