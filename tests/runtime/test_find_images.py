@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dermedge_export.synthetic.lesions import draw_lesion
+from dermedge_runtime.errors import ImageError
 from dermedge_runtime.find_images import IMAGE_SUFFIXES, Skipped, find_images
-from dermedge_runtime.image import identify
+from dermedge_runtime.image import decode, identify
 from dermedge_runtime.system_files import is_system_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX links and names")
@@ -145,6 +146,12 @@ def test_pipes_and_sockets_are_never_opened(
         names, skipped = found(tmp_path)
     assert names == []
     assert skipped.examples == {"pipe or device": [str(tmp_path / "pipe.jpg"), str(tmp_path / "s")]}
+
+
+def test_a_pipe_that_is_named_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"pipe.jpg is a pipe or a device. Name an image file"):
+        decode(tmp_path / "pipe.jpg")
 
 
 def test_a_folder_that_cannot_be_read_is_named(

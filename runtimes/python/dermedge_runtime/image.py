@@ -190,6 +190,12 @@ def _open_source(
     try:
         if path.is_dir():
             raise ImageError(f"{name} is a folder. Name an image file.")
+        # To open a pipe would wait for its writer.
+        if path.exists() and not path.is_file():
+            raise ImageError(
+                f"{name} is a pipe or a device. Name an image file; `predict` reads - as "
+                "standard input."
+            )
         return path.open("rb"), name
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist. Check the path.") from error
