@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dermedge.models.backbone import Backbone
+from dermedge.models.memory_format import guard_strided_pointwise
 from dermedge_export.toolchain import limit_torch_threads
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Spec, Task
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
         def set_grad_checkpointing(self, enable: bool = True) -> None: ...
 else:
     TimmModel = nn.Module
+
+
+# Errors of timm's networks that refuse an argument or an input size.
+REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Network(nn.Module):
@@ -163,7 +168,7 @@ def create_backbone(backbone: Backbone) -> TimmModel:
     limit_torch_threads()
     try:
         model = timm.create_model(backbone.name, pretrained=False, num_classes=0, **backbone.args)
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except REFUSALS as error:
         raise UsageError(
             f"timm refuses {backbone.name!r} with {dict(backbone.args)}: {error}. "
             "Change the arguments."
@@ -174,6 +179,7 @@ def create_backbone(backbone: Backbone) -> TimmModel:
     model.num_features_out = getattr(model, "head_hidden_size", None) or model.num_features
     if backbone.stages is not None:
         truncate(model, backbone.stages, backbone.name)
+    guard_strided_pointwise(model)
     created: TimmModel = model
     return created
 
@@ -275,7 +281,9 @@ def count_macs(network: nn.Module, spec: Spec) -> int:
     counter = FlopCounterMode(display=False)
     was_training = network.training
     network.eval()
-    with torch.no_grad(), counter:
+    # The counter's hooks fail without gradients on parameters that are passed between
+    # modules, such as the class token of CaiT (torch.utils.module_tracker).
+    with torch.enable_grad(), counter:
         network(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     network.train(was_training)
     return int(counter.get_total_flops() // 2)

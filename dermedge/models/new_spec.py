@@ -81,11 +81,13 @@ def check_input(network: "Network", name: str, size: int) -> None:
     """
     import torch
 
+    from dermedge.models.network import REFUSALS
+
     network.eval()
     try:
         with torch.no_grad():
             network(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except REFUSALS as error:
         raise UsageError(
             f"{name!r} does not take images of {size} x {size} pixels ({error}). Choose another "
             f"--size or --backbone, or create it for them with --backbone-arg img_size={size}."

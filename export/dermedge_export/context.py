@@ -255,10 +255,11 @@ class Exporter(Protocol):
 
 
 def inference_copy(module: "nn.Module") -> "nn.Module":
-    """Return a copy of a torch module in eval mode with its training branches merged.
+    """Return a copy of a torch module in eval mode, in the form that converters read.
 
     RepViT, FastViT, MobileOne and LeViT train parallel branches that are equivalent to
-    one convolution; timm merges them.
+    one convolution; timm merges them. Attention becomes products and a softmax, which
+    is equivalent, too.
 
     Args:
         module: The network; it stays as it is.
@@ -266,6 +267,12 @@ def inference_copy(module: "nn.Module") -> "nn.Module":
     from timm.utils.model import reparameterize_model
 
     merged: nn.Module = reparameterize_model(copy.deepcopy(module).eval())
+    for layer in merged.modules():
+        # Converters take torch's fused attention with four axes only (onnxscript:
+        # aten_scaled_dot_product_attention), and Hiera's has five. timm's layers have
+        # this switch between both forms.
+        if "fused_attn" in vars(layer):
+            vars(layer)["fused_attn"] = False
     return merged
 
 

@@ -170,6 +170,10 @@ class TestRefusals:
             check_input(model, "test_efficientnet", 66)
         check_input(network("test_efficientnet", {}, TASKS[:3]), "test_efficientnet", 66)
 
+    def test_arguments_that_timm_cannot_build_a_network_with(self) -> None:
+        with pytest.raises(UsageError, match=r"timm refuses .*Change the arguments"):
+            network("nextvit_small", {"depths": [1, 1, 2, 1]})
+
     def test_a_backbone_without_a_feature_map(self) -> None:
         model = network(
             "coat_lite_tiny",
