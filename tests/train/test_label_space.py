@@ -8,8 +8,12 @@ import torch
 from safetensors.numpy import save_file
 
 from dermedge.data.taxonomy import TAXONOMY
+from dermedge.models.backbone import Backbone
+from dermedge.models.network import Network
 from dermedge.train.hybrid.label_space import label_space, label_targets, source_vocabulary
+from dermedge.train.hybrid.prepare import FEATURES, make_branches
 from dermedge.train.hybrid.prototypes import make_prototypes
+from dermedge.train.hybrid.recipe import make_recipe
 from dermedge_runtime.errors import DataError
 
 SPACE = label_space()
@@ -131,6 +135,18 @@ class TestPrototypes:
         with torch.inference_mode():
             own = torch.nn.functional.normalize(model(**alone).pooler_output, dim=1)
         assert torch.allclose(masked[:1], own, atol=1e-5)
+
+    @pytest.mark.parametrize("mask_padding", [True, False])
+    def test_the_recipe_decides_about_padding(self, tmp_path: Path, mask_padding: bool) -> None:
+        folder, backbone = str(bert(tmp_path)), Backbone("test_efficientnet")
+        recipe = make_recipe("mobile", prototypes=folder, mask_padding=mask_padding)
+        student, _ = make_branches(Network(backbone, (FEATURES,)), backbone, recipe, seed=0)
+        width = student.branch.width
+        assert student.labels is not None
+        assert torch.equal(
+            student.labels.weight,
+            make_prototypes(folder, SPACE, width, mask_padding=mask_padding),
+        )
 
 
 def bert(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from torch import nn
 
 from dermedge.cli.pretrain import command
 from dermedge.models.backbone import Backbone
+from dermedge.models.network import Network
 from dermedge.train.hybrid.crops import make_transforms
 from dermedge.train.hybrid.loss_log import (
     STEPS_BEFORE_WARNING,
@@ -23,6 +24,7 @@ from dermedge.train.hybrid.loss_log import (
     format_speed,
 )
 from dermedge.train.hybrid.model import Branch, HybridStudent, LabelHead
+from dermedge.train.hybrid.prepare import FEATURES, make_branches
 from dermedge.train.hybrid.pretrain import pretrain
 from dermedge.train.hybrid.recipe import (
     LIMITS,
@@ -101,6 +103,13 @@ class TestTemperature:
             make_recipe("tiny", temperature=(0.04, 0.07), temperature_warmup=0.0)
 
 
+def branches(chosen: HybridRecipe) -> tuple[Branch, Branch]:
+    """Return the branches of student and teacher, as `pretrain` creates them."""
+    chosen = replace(chosen, label=0.0)
+    student, teacher = make_branches(Network(VIT, (FEATURES,)), VIT, chosen, seed=0)
+    return student.branch, teacher
+
+
 def drop_rates(branch: Branch) -> list[float]:
     """Return the rates of both residual branches of every block."""
     found = []
@@ -112,15 +121,16 @@ def drop_rates(branch: Branch) -> list[float]:
 
 class TestDropPath:
     def test_every_block_has_the_rate_as_in_the_released_code(self) -> None:
-        chosen = recipe()
-        assert drop_rates(Branch(VIT, chosen, chosen.drop_path)) == [0.4] * 8
+        student, _ = branches(recipe())
+        assert drop_rates(student) == [0.4] * 8
 
     def test_a_ramp_rises_from_zero(self) -> None:
-        found = drop_rates(Branch(VIT, recipe(drop_path_mode="ramp"), 0.3))
-        assert found == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+        student, _ = branches(recipe(drop_path=0.3, drop_path_mode="ramp"))
+        assert drop_rates(student) == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
 
     def test_the_teacher_drops_nothing(self) -> None:
-        assert drop_rates(Branch(VIT, recipe(), 0.0)) == [0.0] * 8
+        _, teacher = branches(recipe())
+        assert drop_rates(teacher) == [0.0] * 8
 
 
 @pytest.mark.parametrize(
@@ -142,9 +152,7 @@ class TestCheckpointing:
     def test_every_block_is_computed_again_in_the_backward_pass(
         self, enabled: bool, calls: int
     ) -> None:
-        branch = Branch(VIT, recipe(), 0.0)
-        if enabled:
-            branch.trunk.checkpoint_activations()
+        branch, _ = branches(recipe(checkpoint_activations=enabled))
         counts = [0] * 4
 
         def count(index: int) -> Any:
