@@ -43,9 +43,9 @@ _YEARS = r"(?:\s*(?:years?|yrs?|y\.?\s?o\.?|y/o|y)(?:\s*old)?)?"
 _DASH = r"\s*(?:[-\u2010-\u2015]|to)\s*"
 _AT_LEAST = re.compile(
     rf"(?:(?:>=?|\u2265|over)\s*{_NUMBER}{_YEARS}"
-    rf"|{_NUMBER}{_YEARS}\s*(?:\+|(?:and|or)\s(?:over|older|above|more)){_YEARS})"
+    rf"|{_NUMBER}{_YEARS}\s*(?:\+|plus|(?:and|or)\s(?:over|older|above|more)){_YEARS})"
 )
-_AGE = re.compile(_NUMBER + _YEARS)
+_AGE = re.compile(rf"(?:~|ca\.?|circa|about|approx\.?)?\s*{_NUMBER}{_YEARS}")
 _YOUNG = re.compile(_NUMBER + r"\s*(months?|mos?|weeks?|wks?|days?)(?:\s*old)?")
 _RANGE = re.compile(_NUMBER + _DASH + _NUMBER + _YEARS)
 _DECADE = re.compile(r"(\d0)s")

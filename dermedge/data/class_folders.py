@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -13,13 +13,13 @@ import pandas as pd
 from dermedge.data.cells import SPLIT_NAMES
 from dermedge.data.image_names import is_unicode
 from dermedge.data.messages import quote
-from dermedge.data.table_file import TEXT_SUFFIXES, TextTable, list_tables
+from dermedge.data.table_file import TEXT_SUFFIXES, TextTable, check_suffix, list_tables
 from dermedge.data.taxonomy import TAXONOMY, describe_unknown, is_known, lineage, resolve
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.find_images import Skipped, find_images
 
 SHOWN = 10
-_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:[\s_-]*(?:set|data|images|split))?")
+_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:[\s_-]*(?:set|data|images|split|sep))?")
 _MALIGNANCY = {
     **dict.fromkeys(("malignant", "cancer", "cancerous"), "1"),
     **dict.fromkeys(("benign", "noncancer", "noncancerous", "notcancer"), "0"),
@@ -174,6 +174,8 @@ def _check_no_table(folder: Path, images: Sequence[str]) -> None:
         DataError: There is no image in a sub-folder, or a sub-folder has a table.
     """
     for path in sorted(folder.iterdir()):
+        if path.stem.casefold() == "metadata" and path.is_file():
+            check_suffix(path)
         tables = list_tables(path) if path.is_dir() and os.access(path, os.R_OK) else []
         if tables:
             raise DataError(
@@ -208,7 +210,7 @@ def _read_folders(
     known = {name: meaning for name in every if (meaning := _read_name(name, labels))}
     unknown = [names for names in inner.values() if not known.keys() & set(names)]
     if unknown:
-        raise DataError(_describe_unknown(folder, unknown, inner.values()))
+        raise DataError(_describe_unknown(folder, inner.values(), unknown, known))
     return {
         chain: _combine(folder, chain, [known[name] for name in names if name in known])
         for chain, names in inner.items()
@@ -216,16 +218,26 @@ def _read_folders(
 
 
 def _describe_unknown(
-    folder: Path, unknown: Iterable[tuple[str, ...]], chains: Iterable[tuple[str, ...]]
+    folder: Path,
+    chains: Iterable[tuple[str, ...]],
+    unknown: Iterable[tuple[str, ...]],
+    known: Mapping[str, _Meaning],
 ) -> str:
-    # Archives wrap their folders into one more, which names no class.
-    outer = {names[0] for names in chains}
-    depth = 1 if len(outer) == 1 and all(len(names) > 1 for names in chains) else 0
-    classes = sorted({names[depth] for names in unknown})
+    # Folders that also hold a known class, or all classes, wrap them and name none.
+    chains = list(chains)
+    outer = {
+        name
+        for names in chains
+        for name in takewhile(lambda name: name not in known, names)
+        if known.keys() & set(names)
+    }
+    if len({names[0] for names in chains}) == 1:
+        outer.add(chains[0][0])
+    classes = sorted({next((n for n in names if n not in outer), names[-1]) for names in unknown})
     mapping = " ".join(f"--label {quote(name + '=ID')}" for name in classes[:SHOWN])
     return (
         f"{folder} has no metadata.csv, so each folder must name a diagnosis. "
-        f"{describe_unknown(classes)} Rename the folders, or run "
+        f"{describe_unknown(classes)} Write a metadata.csv, rename the folders, or run "
         f"`dermedge data add csv {folder} {mapping} -o OUT`."
     )
 

@@ -198,5 +198,7 @@ def _fit(file: Path, fields: list[str], line: int, count: int) -> list[str]:
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
     repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated == [""]:
+        raise DataError(f"{file} has two columns without a name. Name or remove them.")
     if repeated:
         raise DataError(f"{file} has the column {quote(repeated[0])} twice. Keep one of them.")

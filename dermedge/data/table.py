@@ -255,7 +255,8 @@ def list_cells(text: pd.DataFrame, name: str) -> list[str]:
     # A file may be named none.png, and a caption may read "unknown": both are kept.
     if name in _VERBATIM:
         return cells
-    return ["" if is_unknown(cell) else cell for cell in cells]
+    unknown = {cell for cell in set(cells) if is_unknown(cell)}
+    return ["" if cell in unknown else cell for cell in cells]
 
 
 def _check_unique(name: str, cells: Sequence[str], where: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ def suggest(name: str) -> tuple[str, ...]:
     # The opposite of a diagnosis resembles its name.
     if key.startswith(("non", "not", "no ")):
         return ()
-    close = difflib.get_close_matches(key[:_LONGEST_NAME], _KNOWN, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(key[:_LONGEST_NAME], _KNOWN, n=3, cutoff=0.7)
     return tuple(dict.fromkeys(_KNOWN[match] for match in close))
 
 

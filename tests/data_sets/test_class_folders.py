@@ -107,6 +107,22 @@ def test_unknown_class_folders_are_listed_with_a_command_that_works(tmp_path: Pa
     assert sorted(row[0] for row in cells(out, "dx")) == ["lentigo", "mel", "nv"]
 
 
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("train_sep/nv/1.png", "train_sep/NotMelanoma/2.png"), "1 label is .*: 'NotMelanoma'\\."),
+        (("set/odd/nv/1.png", "set/odd/spots/2.png"), "1 label is .*: 'spots'\\."),
+        (("set/a/1.png", "set/b/2.png"), "2 labels are .*: 'a', 'b'\\."),
+        (("only/1.png",), "1 label is .*: 'only'"),
+    ],
+)
+def test_folders_that_wrap_classes_are_not_taken_for_classes(
+    tmp_path: Path, names: tuple[str, ...], classes: str
+) -> None:
+    with pytest.raises(DataError, match=classes):
+        read_table(draw(tmp_path, *names))
+
+
 def test_a_table_takes_precedence_and_a_table_elsewhere_is_named(tmp_path: Path) -> None:
     draw(tmp_path, "set/nv/1.png")
     write_csv(tmp_path / "set/metadata.csv", [{"image_id": "x", "image": "nv/1.png", "dx": "mel"}])
@@ -116,6 +132,9 @@ def test_a_table_takes_precedence_and_a_table_elsewhere_is_named(tmp_path: Path)
     (tmp_path / "set/metadata.csv").rename(tmp_path / "set/labels.csv")
     (tmp_path / "set/nv/1.png").rename(tmp_path / "set/1.png")
     with pytest.raises(DataError, match=r"If 'labels\.csv' is its table, give the path"):
+        read_table(tmp_path / "set")
+    (tmp_path / "set/metadata.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"metadata\.xlsx is neither.*CSV UTF-8"):
         read_table(tmp_path / "set")
 
 

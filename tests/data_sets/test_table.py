@@ -100,6 +100,7 @@ def test_a_bad_cell_is_named_with_its_row(
         (b"", "is empty"),
         (b"image_id,image\n", "header but no rows"),
         (b"image_id,file\na,b\n", "no column 'image'.*image_id, file"),
+        (b",,image_id,image\n0,1,a,b\n", "two columns without a name"),
         (b"image_id,image,image\na,b,c\n", "the column 'image' twice"),
         (b"image_id,image\na,b,c\n", "row 2 has 3 fields, but the header has 2"),
         (b"image_id,image\na,b\nc\n", "row 3 has 1 fields"),

@@ -92,6 +92,8 @@ def test_other_files_are_refused_with_a_way_to_convert_them(
         ("age", "85 +", 85),
         ("age", "≥ 85 years", 85),
         ("age", "90 or older", 90),
+        ("age", "85 plus", 85),
+        ("age", "~50", 50),
         ("age", "50-59", 54.5),
         ("age", "50\u201360 years", 55),
         ("age", "50s", 54.5),
