@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dermedge.data.table import COLUMNS, Table, read_table
+from dermedge.data.columns import COLUMNS
+from dermedge.data.table import Table, read_table
 from dermedge_export.synthetic.lesions import CLASSES, Lesion, draw_lesion
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_folder

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dermedge.data.class_folders import read_class_folders
-from dermedge.data.embedded import find_shards, read_embedded
+from dermedge.data.embedded import read_embedded
+from dermedge.data.shards import find_shards
 from dermedge.data.table_file import REQUIRED, TextTable, check_suffix, find_table, read_text
 from dermedge_runtime.errors import DataError
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from dermedge.data.columns import match_columns
 from dermedge.data.sources import read_source
-from dermedge.data.table import SPLITS, Table, digests, groups, match_columns, parse_table
+from dermedge.data.table import SPLITS, Table, digests, groups, parse_table
 from dermedge.data.table_file import FILES, TextTable
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dermedge.data.table import COLUMNS, digests, groups, read_table, table_digest
+from dermedge.data.columns import COLUMNS
+from dermedge.data.table import digests, groups, read_table, table_digest
 from dermedge_runtime.errors import DataError
 from support.tables import save, shared, write_csv
 

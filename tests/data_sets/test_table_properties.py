@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermedge.data.table import COLUMNS, SPLITS, Table, read_table
+from dermedge.data.columns import COLUMNS
+from dermedge.data.table import SPLITS, Table, read_table
 from dermedge.data.taxonomy import resolve
 from dermedge_runtime.errors import DataError
 

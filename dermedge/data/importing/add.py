@@ -1,6 +1,5 @@
 """Import a published data set, or a CSV of your own, for `read_table`."""
 
-import contextlib
 import csv
 import io
 import os
@@ -10,17 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from dermedge.data.class_folders import read_class_folders
-from dermedge.data.embedded import find_shards, read_embedded
+from dermedge.data.columns import COLUMNS, list_cells, understand_cells
 from dermedge.data.importing.archive import Archive
+from dermedge.data.importing.own_table import open_own_table
 from dermedge.data.importing.reader import ImportedRow, ReadResult, read_own_table, read_parts
 from dermedge.data.layouts import LAYOUTS, Layout
-from dermedge.data.table import COLUMNS, Table, list_cells, read_table, understand_cells
-from dermedge.data.table_file import TextTable, check_suffix, find_table, read_text
+from dermedge.data.table import Table, read_table
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_folder, check_free
 from dermedge_runtime.find_images import IMAGE_SUFFIXES
@@ -213,36 +210,11 @@ def add_data(
     if layout.name != "csv":
         result = read_parts(layout, Archive.scan(root))
         return _write(layout, result, target, place, overwrite=overwrite, progress=progress)
-    with _own_table(root, layout, target) as table:
+    with open_own_table(root, layout, target) as table:
         result = read_own_table(layout, table)
         if table.root not in (table.file, table.file.parent):
             place = shutil.move  # The files are extracted ones, so no second copy is made.
         return _write(layout, result, target, place, overwrite=overwrite, progress=progress)
-
-
-@contextlib.contextmanager
-def _own_table(source: Path, layout: Layout, out: Path) -> Iterator[TextTable]:
-    """Read a table, class folders or Parquet files with images.
-
-    Images of Parquet files are extracted to a temporary folder on the disk of `out`.
-    """
-    if not source.exists():
-        raise DataError(f"There is no folder or file {source}. Check the path.")
-    folder = source.is_dir()
-    table = find_table(source) if folder else source
-    if table is None:
-        table = Archive.scan(source).find_table(layout.parts[0].table)
-    if table is not None and table.suffix.lower() != ".parquet":
-        check_suffix(table)
-        yield read_text(table, [layout.columns.get("image", "image")])
-    elif shards := find_shards(table or source):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}.tmp-", dir=out.parent) as temporary:
-            yield read_embedded(source, shards, folder=Path(temporary), mapped=layout.columns)
-    elif table is None:
-        yield read_class_folders(source, layout.labels)
-    else:
-        yield read_text(table)
 
 
 def _apply_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[str, str]) -> Layout:

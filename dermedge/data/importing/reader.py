@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dermedge.data.columns import match_columns
 from dermedge.data.image_names import locate_files
 from dermedge.data.importing.archive import (
     Archive,
@@ -24,7 +25,6 @@ from dermedge.data.importing.records import (
 )
 from dermedge.data.layouts import Layout, Part
 from dermedge.data.messages import quote
-from dermedge.data.table import match_columns
 from dermedge.data.table_file import TextTable, read_text
 from dermedge.data.taxonomy import describe_unknown, is_known
 from dermedge_runtime.errors import DataError

@@ -1,0 +1,143 @@
+"""Define the columns of a table, find them in a header, and check their cells."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from dermedge.data.cells import describe_readings, understand_column
+from dermedge.data.csv_text import normalize_column
+from dermedge.data.messages import quote
+from dermedge.data.placeholders import is_unknown
+from dermedge.data.taxonomy import describe_unknown, is_known, resolve
+from dermedge_runtime.errors import DataError
+
+NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
+"""Columns that hold numbers; all others hold text."""
+
+# fmt: off
+COLUMNS = (
+    "image_id", "image", "mask", "lesion_id", "patient_id", "dx", "malignant", "severity",
+    "caption", "age", "sex", "site", "fitzpatrick", "source", "licence", "split",
+)
+# fmt: on
+"""Columns of every table, in order."""
+
+_VERBATIM = frozenset({"image_id", "image", "mask", "caption"})
+_SPELLED = (*NUMBERS, "sex", "split")
+"""Columns whose cells `understand_column` reads."""
+
+
+def match_columns(header: Iterable[str], file: Path) -> dict[str, str]:
+    """Return our columns by the names that they have in a file; case does not matter.
+
+    Args:
+        header: Names of the columns in the file.
+        file: The file, for messages.
+
+    Raises:
+        DataError: Two columns are one of ours.
+
+    Examples:
+        >>> match_columns(["Image ID", "file"], Path("own.csv"))
+        {'image_id': 'Image ID'}
+    """
+    header = list(header)
+    columns: dict[str, str] = {}
+    for ours in COLUMNS:
+        theirs = [name for name in header if normalize_column(name) == ours]
+        exact = [name for name in theirs if name == ours]
+        if len(exact or theirs) > 1:
+            raise DataError(
+                f"{file} has the columns {quote(theirs[0])} and {quote(theirs[1])}, which are both "
+                f"{ours}. Rename or remove one of them."
+            )
+        if theirs:
+            columns[ours] = (exact or theirs)[0]
+    return columns
+
+
+def understand_cells(
+    frame: pd.DataFrame, where: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Check the cells of `COLUMNS`, except paths, and return them in one spelling.
+
+    Args:
+        frame: Text cells; columns may be missing.
+        where: Place of every row, for messages.
+
+    Returns:
+        The cells of every column, as text, "" where unknown; and a note on every column
+        that was not read literally.
+
+    Raises:
+        DataError: A value is not one that its column allows.
+    """
+    cells = {name: list_cells(frame, name) for name in COLUMNS}
+    check_unique("image_id", cells["image_id"], where)
+    labels = cells["dx"]
+    cells["dx"] = _resolve_labels(labels, cells["source"], where)
+    notes = [describe_readings("dx", labels, dict(zip(labels, cells["dx"], strict=True)))]
+    for name in _SPELLED:
+        cells[name], note = understand_column(name, cells[name], where)
+        notes.append(note)
+    return cells, [note for note in notes if note]
+
+
+def list_cells(text: pd.DataFrame, name: str) -> list[str]:
+    """Return the cells of a column, with "" for words such as "unknown" and "n/a"."""
+    cells = text[name].tolist() if name in text else [""] * len(text)
+    # A file may be named none.png, and a caption may read "unknown": both are kept.
+    if name in _VERBATIM:
+        return cells
+    unknown = {cell for cell in set(cells) if is_unknown(cell)}
+    return ["" if cell in unknown else cell for cell in cells]
+
+
+def check_unique(name: str, cells: Sequence[str], where: Sequence[str]) -> None:
+    """Check that every row has a value of its own in a column.
+
+    Raises:
+        DataError: A cell is empty, or two are equal.
+    """
+    seen: dict[str, str] = {}
+    for cell, at in zip(cells, where, strict=True):
+        if not cell:
+            raise DataError(f"{at}: {name} is empty. Fill it or remove the row.")
+        # a.png, ./a.png and .//a.png are one file, so they must not be two rows.
+        key = PurePosixPath(cell).as_posix()
+        if key in seen:
+            first = seen[key].rpartition(", ")[2]
+            raise DataError(
+                f"{at}: {name} {quote(cell)} is already listed in {first}. Remove one of the rows: "
+                "every image has one."
+            )
+        seen[key] = at
+
+
+def _resolve_labels(
+    labels: Sequence[str], sources: Sequence[str], where: Sequence[str]
+) -> list[str]:
+    # A table has few different labels, so each is resolved once.
+    known: dict[tuple[str, str], str] = {("", source): "" for source in set(sources)}
+    unknown: dict[str, tuple[str, str]] = {}
+    for label, source, at in zip(labels, sources, where, strict=True):
+        if (label, source) in known or label in unknown:
+            continue
+        if is_known(label, source):
+            known[label, source] = resolve(label, source).id
+        else:
+            unknown[label] = (source, at)
+    if unknown:
+        label, (source, at) = next(iter(unknown.items()))
+        if len(unknown) > 1:
+            raise DataError(
+                f"{at}, column dx: {describe_unknown(unknown)} Write ids of "
+                "dermedge.data.TAXONOMY, or map the labels with `dermedge data add csv TABLE "
+                "--label THEIRS=ID -o OUT`."
+            )
+        try:
+            resolve(label, source)
+        except DataError as error:
+            raise DataError(f"{at}, column dx: {error}") from error
+    return [known[key] for key in zip(labels, sources, strict=True)]
