@@ -1,15 +1,13 @@
 """Convert errors of a command to one printed line and an exit code."""
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
 
 from dermedge.workflows.extras import missing_extra
 from dermedge_runtime.errors import DermedgeError
+from dermedge_runtime.files import DISK_FULL
 from dermedge_runtime.printable import printable
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: Exception, args: Sequence[str] = ()) -> DermedgeError | None:

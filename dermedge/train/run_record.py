@@ -108,6 +108,8 @@ class RunRecord:
             self.started -= earlier.get("wall_seconds", 0.0)
             self.cpu_started -= earlier.get("cpu_seconds", 0.0)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.tmp-????????"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
         self.write(finished=False)
         for name in MODELS:
             (self.folder / name).unlink(missing_ok=True)

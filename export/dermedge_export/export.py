@@ -28,7 +28,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.container import MANIFEST
 from dermedge_runtime.errors import BundleError, DataError, GateError
-from dermedge_runtime.files import check_free
+from dermedge_runtime.files import check_free, name_full_disk
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import Runtime
@@ -146,7 +146,10 @@ class ExportSession:
         check_free(path, overwrite=options.overwrite, marker=MANIFEST)
         path.parent.mkdir(parents=True, exist_ok=True)
         delete_leftovers(path)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        with (
+            name_full_disk(path),
+            tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
+        ):
             staged = StagedBundles(
                 self.context,
                 target,

@@ -1,10 +1,12 @@
 """Test digests, canonical and strict JSON, atomic writes, and the registry of names."""
 
+import errno
 import hashlib
 import json
 import os
 import random
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -177,6 +179,74 @@ def test_atomic_write_that_fails_keeps_the_old_and_says_so(tmp_path):
     with pytest.raises(DermedgeError, match=r"taken"):
         atomic_write(tmp_path / "taken", b"data")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["keep", "taken"]
+
+
+def refuse_to_flush(monkeypatch, code, *, folders):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if folders is None or stat.S_ISDIR(os.fstat(descriptor).st_mode) == folders:
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("folders", [True, False])
+@pytest.mark.parametrize(
+    "code", ["EINVAL", "ENOTSUP", "ENOSYS", "EACCES", "EPERM", "EBADF", "EROFS"]
+)
+def test_a_file_system_that_cannot_flush_is_written_to(tmp_path, monkeypatch, code, folders):
+    refuse_to_flush(monkeypatch, getattr(errno, code), folders=folders)
+    atomic_write(tmp_path / "x", b"new")
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "y").write_bytes(b"new")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "x", "y"]
+
+
+@pytest.mark.parametrize("code", ["EIO", "ENOSPC", "EDQUOT"])
+def test_a_failed_flush_is_an_error(tmp_path, monkeypatch, code):
+    (tmp_path / "x").write_bytes(b"old")
+    refuse_to_flush(monkeypatch, getattr(errno, code), folders=False)
+    with pytest.raises(DermedgeError, match=r"^Cannot write .*x \(.*\)\. Free space"):
+        atomic_write(tmp_path / "x", b"new")
+    with (
+        pytest.raises(DermedgeError, match=r"^Cannot write .*out \("),
+        atomic_folder(tmp_path / "out") as folder,
+    ):
+        (folder / "y").write_bytes(b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x", b"old")]
+
+
+def test_a_full_disk_behind_an_error_of_a_library_names_the_file_of_the_user(tmp_path):
+    with (
+        pytest.raises(DermedgeError, match=r"^Cannot write .*out \(No space left"),
+        atomic_folder(tmp_path / "out") as folder,
+    ):
+        try:
+            with Path("/dev/full").open("wb", buffering=0) as stream:
+                stream.write(b"x")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+    with pytest.raises(RuntimeError, match="a defect"), atomic_folder(tmp_path / "out") as folder:
+        (folder / "y").write_bytes(b"new")
+        raise RuntimeError("a defect")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path;"
+        "from dermedge_runtime.files import append_line;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20));"
+        "[append_line(Path(sys.argv[1]), 'a line') for _ in range(3)]"
+    )
+    log = tmp_path / "log.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", code, log], capture_output=True, text=True, check=False
+    )
+    assert "DermedgeError: Cannot write" in done.stderr
+    assert log.read_text() == "a line\na line\n"
 
 
 def test_atomic_folder_appears_whole(tmp_path):

@@ -1,8 +1,7 @@
 """Save a pretraining run at any step, and restore it exactly."""
 
-import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from dermedge.train.hybrid.step import Learner
 from dermedge.train.loop import CHECKPOINT
 from dermedge.train.run_record import RunRecord
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.files import atomic_path, atomic_write
 
 LOG = "log.jsonl"
 
@@ -61,11 +61,11 @@ def save_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> N
         "seconds": state.seconds,
     }
     path = run.folder / CHECKPOINT
-    temporary = path.with_suffix(".tmp")
-    learner.fabric.save(temporary, {**_modules(learner), "facts": facts})
-    if learner.fabric.is_global_zero:
-        _flush(temporary)
-        temporary.replace(path)
+    first = learner.fabric.is_global_zero
+    # Rank 0 writes; the other ranks only give it their parts.
+    with atomic_path(path) if first else nullcontext(path) as target:
+        learner.fabric.save(target, {**_modules(learner), "facts": facts})
+    if first:
         run.write(finished=False, step=state.step, history=state.history)
     learner.fabric.barrier()
 
@@ -102,7 +102,7 @@ def load_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> N
         if log.is_file():
             lines = log.read_text("utf-8").splitlines(keepends=True)[: state.step]
     if learner.fabric.is_global_zero:
-        log.write_text("".join(lines), "utf-8")
+        atomic_write(log, "".join(lines).encode())
         if state.step:
             run.write(finished=False, step=state.step, history=state.history)
     learner.fabric.barrier()
@@ -114,12 +114,3 @@ def _modules(learner: Learner) -> dict[str, object]:
         "teacher": learner.teacher,
         "optimizer": learner.optimizer,
     }
-
-
-def _flush(path: Path) -> None:
-    """Write a file to disk, so that a power cut leaves the old or the new one."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ from dermedge.train.hybrid.sources import MAX_UNREADABLE, Sources
 from dermedge.train.hybrid.step import Learner, train_step
 from dermedge.train.run_record import RunRecord
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.files import append_line
 from dermedge_runtime.progress import Progress
 
 
@@ -70,8 +71,7 @@ def train(
         due = note_unreadable(learner, state, sources, bad_rows, due)
         if first:
             line = {"step": state.step, **losses.named(recipe), "lr": now.lr}
-            with (run.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "momentum": now.momentum}) + "\n")
+            append_line(run.folder / LOG, json.dumps({**line, "momentum": now.momentum}))
             if progress:
                 progress(state.step, recipe.total, describe_step(learner, state, losses))
         if state.step % recipe.steps == 0:

@@ -10,6 +10,22 @@ from typing import BinaryIO
 
 from dermedge_runtime.errors import DermedgeError, UsageError
 
+# A full disk, a quota, and a limit of the size of a file.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Answers of file systems that cannot flush a file or a folder, such as CIFS before Linux
+# 4.17 and folders that a virtual machine shares. A rename is atomic there too.
+CANNOT_FLUSH = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EROFS,
+)
+
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files below a folder, which must exist.
@@ -77,22 +93,84 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         DermedgeError: The system refuses to write. No temporary file is left behind.
     """
+    with atomic_path(path) as temporary, temporary.open("xb") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a temporary file; rename it to `path` if the block succeeds.
+
+    For libraries that write to a path. `atomic_file` gives a stream.
+
+    Args:
+        path: Path of the file; its folder is created if it does not exist.
+
+    Raises:
+        DermedgeError: The system refuses to write. No temporary file is left behind.
+    """
     path = Path(path)
     temporary = _sibling(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        with name_full_disk(path):
+            yield temporary
+        _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise DermedgeError(
-            f"Cannot write {path} ({error.strerror}). Free space or choose a path you may write to."
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, whole or not at all.
+
+    Raises:
+        DermedgeError: The disk is full.
+
+    Example:
+        >>> append_line(Path("log.txt"), "first")
+        >>> Path("log.txt").read_text().splitlines()
+        ['first']
+    """
+    data = f"{line}\n".encode()
+    with name_full_disk(path), path.open("ab", buffering=0) as stream:
+        size = stream.tell()
+        if stream.write(data) != len(data):
+            stream.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Convert the errors of a full disk in the block to one that names `path`.
+
+    Libraries raise errors of their own after a write failed, such as torch's
+    RuntimeError; the cause is then found in the chain of exceptions.
+
+    Args:
+        path: File or folder that the user asked for.
+
+    Raises:
+        DermedgeError: The disk is full.
+
+    Example:
+        >>> with name_full_disk(Path("out")):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        dermedge_runtime.errors.DermedgeError: Cannot write out (No space left on device)...
+    """
+    try:
+        yield
+    except Exception as error:
+        link: BaseException | None = error
+        while link is not None and not (isinstance(link, OSError) and link.errno in DISK_FULL):
+            link = link.__cause__ or link.__context__
+        if link is None:
+            raise
+        raise _cannot_write(path, link) from error
 
 
 @contextlib.contextmanager
@@ -126,15 +204,11 @@ def atomic_folder(
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise DermedgeError(
-            f"Cannot write {path} ({error.strerror}). Choose a path you may write to."
-        ) from error
+        raise _cannot_write(path, error) from error
     try:
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+        with name_full_disk(path):
+            yield temporary
+        _sync_tree(temporary, path)
         _move_into_place(temporary, path, overwrite=overwrite)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -198,9 +272,23 @@ def _move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise _already_exists(path) from error
-        raise DermedgeError(
-            f"Cannot write {path} ({error.strerror}). Choose a path you may write to."
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _sync_tree(folder: Path, path: Path) -> None:
+    try:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                _sync(Path(parent, name))
+            _sync(Path(parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> DermedgeError:
+    return DermedgeError(
+        f"Cannot write {path} ({error.strerror}). Free space or choose a path you may write to."
+    )
 
 
 def _remove(path: Path) -> None:
@@ -218,10 +306,12 @@ def _sync(path: Path) -> None:
     Some systems cannot open a folder; they flush its names themselves.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # Windows flushes a file only for who may write to it.
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
