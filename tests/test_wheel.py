@@ -4,9 +4,12 @@ Nothing is downloaded. A separate virtual environment links to the installed pac
 may use.
 """
 
+import configparser
+import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -15,12 +18,15 @@ import zipfile
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import dermedge
 from dermedge_export.synthetic.lesions import draw_lesion
+from dermedge_runtime.model import RUNTIMES
+from dermedge_runtime.registry import load_entry
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "tests" / "data" / "toy.dermedge"
@@ -70,15 +76,7 @@ class Device:
         subprocess.run([*pip, "--disable-pip-version-check", wheel], check=True)
 
     def may_use(self, distributions: Iterable[str]) -> None:
-        for name in closure(distributions):
-            found = distribution(name)
-            for top in {
-                file.parts[0]
-                for file in found.files or ()
-                if file.parts[0] not in ("..", "__pycache__")
-            }:
-                if not (self.site / top).exists():
-                    (self.site / top).symlink_to(Path(str(found.locate_file(top))))
+        link_packages(self.site, distributions)
 
     def run(self, *args: object) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -92,6 +90,19 @@ class Device:
             check=False,
             env=environment,
         )
+
+
+def link_packages(site: Path, distributions: Iterable[str]) -> None:
+    """Link installed distributions and their requirements into a folder."""
+    for name in closure(distributions):
+        found = distribution(name)
+        for top in {
+            file.parts[0]
+            for file in found.files or ()
+            if file.parts[0] not in ("..", "__pycache__")
+        }:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(found.locate_file(top))))
 
 
 def closure(distributions: Iterable[str]) -> set[str]:
@@ -235,3 +246,64 @@ def test_the_installed_wheel_is_what_the_device_ran(device: Device) -> None:
     file, torch = done.stdout.splitlines()
     assert Path(file).is_relative_to(device.site)
     assert torch == "False"
+
+
+def test_pyinstaller_finds_the_hook_and_the_hook_names_every_engine(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/entry_points.txt"))
+        declared = configparser.ConfigParser()
+        declared.read_string(archive.read(name).decode())
+    folders = load_entry(declared["pyinstaller40"]["hook-dirs"])()
+    (hook,) = (path for folder in folders for path in Path(folder).glob("hook-*.py"))
+    assert hook.name == "hook-dermedge_runtime.py"
+    # PyInstaller is no requirement of the tests; the hook asks it for one function.
+    hooks = SimpleNamespace(copy_metadata=lambda name: [(f"{name}.dist-info", ".")])
+    for module in ("PyInstaller", "PyInstaller.utils", "PyInstaller.utils.hooks"):
+        monkeypatch.setitem(sys.modules, module, hooks)
+    collected = runpy.run_path(str(hook))
+    assert set(collected["hiddenimports"]) >= {entry.split(":")[0] for entry in RUNTIMES.values()}
+    assert all(importlib.util.find_spec(name) for name in collected["hiddenimports"])
+    assert ("dermedge.dist-info", ".") in collected["datas"]
+
+
+ZIPPED = """
+import sys
+import dermedge
+from dermedge_runtime.model import GROUP, RUNTIMES
+from dermedge_runtime.packages import dermedge_version
+from dermedge_runtime.registry import list_entries
+with dermedge.load(sys.argv[1]) as model:
+    print(model.predict(sys.argv[2]).labels[0].id)
+print(dermedge_version(), list_entries(RUNTIMES, GROUP) == RUNTIMES, dermedge.doctor().dermedge)
+print(dermedge.__file__)
+"""
+
+
+def test_a_zip_of_the_packages_without_metadata_predicts(
+    wheel: Path, photo: Path, tmp_path: Path
+) -> None:
+    app, site = tmp_path / "app.zip", tmp_path / "site"
+    site.mkdir()
+    link_packages(site, ["numpy", "pillow", "onnxruntime"])
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(app, "w") as made:
+        for name in source.namelist():
+            if ".dist-info/" not in name:
+                made.writestr(name, source.read(name))
+        made.writestr("__main__.py", ZIPPED)
+    # Without site packages, so that an installed dermedge is not found.
+    ran = subprocess.run(
+        [sys.executable, "-S", app, TOY, photo],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    label, versions, file = ran.stdout.splitlines()
+    with dermedge.load(TOY) as model:
+        assert label == model.predict(photo).labels[0].id
+    assert versions == "unknown True unknown"
+    assert file.startswith(str(app))

@@ -16,6 +16,7 @@ from dermedge.cli.allocator import keep_freed_memory
 from dermedge.cli.errors import explain, print_error
 from dermedge.cli.notes import print_notes
 from dermedge.cli.streams import discard_output, prepare_streams
+from dermedge_runtime.packages import dermedge_version
 from dermedge_runtime.printable import printable
 
 COMMANDS = {
@@ -80,7 +81,7 @@ class _LazyCommands(click.Group):
     epilog="Exit codes: 0 ok, 1 runtime error, 2 wrong usage, 3 accuracy gate failed, "
     "4 an engine or extra is missing, 5 bundle verification failed.",
 )
-@click.version_option(package_name="dermedge", message="%(prog)s %(version)s")
+@click.version_option(dermedge_version(), message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Export dermatology models to edge devices, with an accuracy gate.

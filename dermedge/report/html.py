@@ -1,7 +1,6 @@
 """Write `report.html`: one page about a bundle, without scripts or network."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write
+from dermedge_runtime.packages import dermedge_version
 from dermedge_runtime.report import (
     CANDIDATES_REPORT,
     PARITY_REPORT,
@@ -131,7 +131,7 @@ def write_report(
         warnings=list(list_warnings(bundle, evaluation, parity, verification, table)),
         plots=_draw_plots(evaluation, latency),
         minimum=MINIMUM_CASES,
-        made_by=f"dermedge {version('dermedge')}",
+        made_by=f"dermedge {dermedge_version()}",
         **_describe_artifact(bundle),
         **_describe_parity(bundle, evaluation, parity),
         **_describe_accuracy(bundle, evaluation, table if images else None),

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from dermedge_runtime.canonical_json import canonical_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_write, sha256_hex
 from dermedge_runtime.hardware import usable_cpus
+from dermedge_runtime.packages import find_version
 
 PACKAGES = (
     "dermedge",
@@ -123,7 +123,7 @@ class RunRecord:
             "finished": finished,
             "settings": self.settings,
             "images": self.images,
-            "versions": {name: _version(name) for name in PACKAGES}
+            "versions": {name: find_version(name) for name in PACKAGES}
             | {"python": platform.python_version()},
             "machine": {"cpus": usable_cpus(), "platform": platform.platform()},
             "wall_seconds": round(time.perf_counter() - self.started, 2),
@@ -199,10 +199,3 @@ def differences(
 def _shorten(value: Any) -> str:
     text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -1,11 +1,11 @@
 """`doctor`: report this machine, and the installed and missing extras."""
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from dermedge.workflows.extras import extras, purpose
 from dermedge_runtime.hardware import describe_device
 from dermedge_runtime.model import GROUP, RUNTIMES
+from dermedge_runtime.packages import dermedge_version, find_version
 from dermedge_runtime.registry import list_entries
 
 
@@ -53,7 +53,7 @@ def doctor() -> DoctorReport:
         ['evaluate, build']
     """
     return DoctorReport(
-        version("dermedge"),
+        dermedge_version(),
         dict(describe_device()),
         tuple(sorted(list_entries(RUNTIMES, GROUP))),
         tuple(_describe_extra(extra, sorted(packages)) for extra, packages in extras().items()),
@@ -61,13 +61,6 @@ def doctor() -> DoctorReport:
 
 
 def _describe_extra(extra: str, packages: list[str]) -> ExtraState:
-    versions = {name: text for name in packages if (text := _find_version(name))}
+    versions = {name: text for name in packages if (text := find_version(name))}
     missing = tuple(name for name in packages if name not in versions)
     return ExtraState(extra, purpose(extra), "missing" if missing else "ok", versions, missing)
-
-
-def _find_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

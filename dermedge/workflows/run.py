@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
 from dermedge_runtime.errors import DataError, DermedgeError, UsageError
 from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
+from dermedge_runtime.packages import dermedge_version
 from dermedge_runtime.progress import Progress, no_progress
 from dermedge_runtime.report import PARITY_REPORT, LatencyReport, VerifyReport, read_report
 from dermedge_runtime.spec import to_json
@@ -446,7 +446,7 @@ def _export_once(
         "table": table_digest(table),
         "images": sha256_hex(canonical_json(digests(table).to_dict())),
         "target": target,
-        "dermedge": version("dermedge"),
+        "dermedge": dermedge_version(),
     }
     record = out / "export.json"
     if record.is_file():

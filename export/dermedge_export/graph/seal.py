@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from dermedge_runtime.errors import DermedgeError
+from dermedge_runtime.packages import dermedge_version
 from dermedge_runtime.spec import Spec, to_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def seal(model: "onnx.ModelProto", spec: Spec) -> bytes:
 
     strip(model)
     model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "dermedge", version("dermedge")
+    model.producer_name, model.producer_version = "dermedge", dermedge_version()
     model.graph.name = spec.name
     entry = model.metadata_props.add()
     entry.key = METADATA_KEY

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dermedge_export.candidate import Candidate
@@ -10,6 +9,7 @@ from dermedge_export.context import BuiltArtifact, ExportContext, Exporter
 from dermedge_export.target import Target
 from dermedge_runtime.canonical_json import canonical_json, pretty_json
 from dermedge_runtime.files import atomic_folder, sha256_hex, write_files
+from dermedge_runtime.packages import find_version
 from dermedge_runtime.spec import Artifact, to_json
 
 ARTIFACT = "artifact.json"
@@ -83,7 +83,4 @@ def _key(context: ExportContext, target: Target, candidate: Candidate) -> str:
 
 def _versions() -> Iterator[tuple[str, str | None]]:
     for name in TOOLS:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            yield name, None
+        yield name, find_version(name)

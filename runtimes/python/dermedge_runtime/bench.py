@@ -74,7 +74,8 @@ def bench(
         progress: Called after every prediction.
 
     Raises:
-        UsageError: `runs` is below 1, or another number is negative. Also as `load`.
+        UsageError: `runs` is below 1, another number is negative, or this is a frozen
+            app. Also as `load`.
         ImageError: The image cannot be read.
         BundleError: As `load`.
         MissingExtraError: As `load`.
@@ -89,6 +90,12 @@ def bench(
         raise UsageError(
             f"runs {runs}, warmup {warmup}, sustained {sustained}. "
             "Use 1 or more runs, and no negative number."
+        )
+    if getattr(sys, "frozen", False):
+        # sys.executable is then the app, which would start itself again and again.
+        raise UsageError(
+            "bench starts new Python processes, which a frozen app cannot do. Run `dermedge bench` "
+            "on this machine."
         )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     data, description = _read_image(opened, image)
