@@ -47,6 +47,15 @@ def test_files_and_folders_are_predicted_in_order_and_bad_images_are_errors(phot
             assert timeless(answer) == timeless(model.predict(name))
 
 
+def test_files_that_are_no_images_are_logged_or_given_to_the_caller(photos, caplog):
+    skipped = Skipped()
+    list(predict(TOY, photos, skipped=skipped))
+    assert skipped.examples == {"not an image": [str(photos / "notes.txt")]}
+    assert caplog.messages == []
+    list(predict(TOY, photos))
+    assert caplog.messages == [f"Not looked at: 1 not an image ({photos / 'notes.txt'})."]
+
+
 def test_one_source_needs_no_list_and_bytes_have_no_name(photos):
     data = (photos / "a.jpg").read_bytes()
     given = [str(photos / "a.jpg"), photos / "a.jpg", data, Image.open(photos / "a.jpg")]

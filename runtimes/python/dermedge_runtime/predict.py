@@ -1,5 +1,6 @@
 """Predict the images of files and folders with a bundle."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from dermedge_runtime.printable import printable_path
 from dermedge_runtime.progress import Progress, no_progress
 
 UNNAMED = "-"
+LOGGER = logging.getLogger(__name__)
 
 
 def predict(
@@ -42,7 +44,7 @@ def predict(
         exact: As in `Model.predict`.
         progress: Called after every image.
         skipped: Receives the files of folders that are no images, before the first
-            result.
+            result. Without it, a line about them is logged as a warning.
 
     Yields:
         The path of an image (`-` for a source that is not a path), and its prediction
@@ -59,7 +61,10 @@ def predict(
         ...     print(name, prediction.labels[0].id)
         lesion.png bcc
     """
-    sources = list(list_sources(images, Skipped() if skipped is None else skipped))
+    found = Skipped() if skipped is None else skipped
+    sources = list(list_sources(images, found))
+    if skipped is None and found:
+        LOGGER.warning("%s", found)
     report = progress or no_progress
     with load(bundle, engine=engine, threads=threads) as model:
         answers = model.stream((source for _, source in sources), on_error="return", exact=exact)
