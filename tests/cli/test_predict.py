@@ -170,3 +170,28 @@ def test_a_closed_pipe_prints_no_error(photos: Path) -> None:
     os.close(writing)
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_the_photographs_of_a_day_are_answered_as_they_come(photos: Path, tmp_path: Path) -> None:
+    """Any suffix, no suffix, a linked folder and a page with the name of an image."""
+    day = tmp_path / "day"
+    (day / "__MACOSX").mkdir(parents=True)
+    names = ("1.jpg", "2.jfif", "3.JPE", "4.pjpeg", "5.mpo", "IMG_0006")
+    for name in (*names, "._1.jpg", "__MACOSX/1.jpg"):
+        (day / name).write_bytes((photos / "a.jpg").read_bytes())
+    (day / "7.dcm").write_bytes(bytes(128) + b"DICM")
+    (day / "8.jpg").write_bytes(b"<!DOCTYPE html><title>404</title>")
+    (day / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isommp42")
+    (day / "patient").symlink_to(photos / "more")
+    ran = dermedge("predict", TOY, day)
+    assert ran.code == 1
+    shown = [line.split()[0] for line in ran.out.splitlines() if str(day) in line]
+    assert shown == [str(day / name) for name in (*names, "patient/d.PNG")]
+    dicom, page, skipped = ran.err.splitlines()
+    assert dicom.startswith(f"Error: {day / '7.dcm'} ")
+    assert page.startswith(f"Error: {day / '8.jpg'} is not an image")
+    assert skipped == (
+        f"Not looked at: 2 hidden or system ({day / '._1.jpg'}, {day / '__MACOSX'}/); "
+        f"1 not an image ({day / 'film.mp4'})."
+    )

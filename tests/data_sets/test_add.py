@@ -1,5 +1,7 @@
 """Import data sets as they are published, or tables of one's own."""
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -377,3 +379,24 @@ def test_a_layout_can_be_passed_as_a_value(tmp_path: Path) -> None:
     add_data(layout, tmp_path / "raw", tmp_path / "out", progress=lambda *call: calls.append(call))
     assert read_table(tmp_path / "out").frame["dx"].tolist() == ["solar_lentigo"]
     assert calls == [(1, 1, "x1")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_images_of_any_name_are_imported_under_names_that_every_system_accepts(
+    tmp_path: Path,
+) -> None:
+    """A name that is not Unicode, holds a line break or is too long for a copy."""
+    names = (os.fsdecode(b"caf\xe9\n.jpg"), f"{'x' * 250}.jpg", "IMG 1")
+    for seed, name in enumerate(names):
+        save(tmp_path / "set/nevus" / name, seed, format="JPEG")
+    (tmp_path / "set/.DS_Store").write_bytes(b"x")
+    part = Part(images=("*",), path=r"(?P<dx>nevus)/(?s:[^/]+)$")
+    layout = Layout("own", "Own", "", "", "", parts=(part,), columns={"dx": "dx"})
+    report = add_data(layout, tmp_path / "set", tmp_path / "out")
+    table = read_table(tmp_path / "out")
+    assert report.images == 3
+    assert all(table.path(image).is_file() and image.isascii() for image in table.frame["image"])
+    assert r"nevus_caf\udce9" in table.frame["image_id"].tolist()[1]
+    skipped = f"Not looked at: 1 hidden or system ({tmp_path / 'set/.DS_Store'})."
+    assert skipped in report.notes
+    assert skipped in (tmp_path / "out/SOURCE.md").read_text("utf-8")

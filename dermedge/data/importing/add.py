@@ -258,15 +258,12 @@ def _write(
     with atomic_folder(out, overwrite=overwrite, marker="metadata.csv") as folder:
         lines = list(_place_files(rows, folder, place, progress))
         extra = dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
-        # An id may hold bytes of a file name that are not Unicode.
         (folder / "metadata.csv").write_text(
-            _format_csv([*COLUMNS, *extra], lines), encoding="utf-8", errors="backslashreplace"
+            _format_csv([*COLUMNS, *extra], lines), encoding="utf-8"
         )
         table = read_table(folder)
         report = _report_import(layout, result, table, out)
-        (folder / "SOURCE.md").write_text(
-            _describe_source(layout, report), encoding="utf-8", errors="backslashreplace"
-        )
+        (folder / "SOURCE.md").write_text(_describe_source(layout, report), encoding="utf-8")
     return report
 
 

@@ -12,6 +12,7 @@ from dermedge.data.layouts import Join, Layout, Part
 from dermedge.data.messages import list_columns
 from dermedge.data.table_file import TextTable, read_text
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.printable import printable
 
 IMAGE = "image"
 """Key of the image's name in records that do not come from one column."""
@@ -56,7 +57,10 @@ def read_paths(part: Part, archive: Archive, images: list[Path]) -> list[Record]
     for copies in matches.values():
         image, match = pick_copy([path for path, _ in copies]), copies[0][1]
         at = archive.relative_path(image)
-        records.append(Record({IMAGE: match[0], **match.groupdict("")}, at, image))
+        # A cell is Unicode and one line; the name of a file is any bytes.
+        cells = {IMAGE: match[0], **match.groupdict("")}
+        cells = {name: printable(cell) for name, cell in cells.items()}
+        records.append(Record(cells, printable(at), image))
     return records
 
 
