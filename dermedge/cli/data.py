@@ -236,7 +236,9 @@ def show_checked(report: "CheckReport") -> None:
 
 
 def show_split(report: "SplitReport") -> None:
-    """Print the number of images per diagnosis and split."""
+    """Print warnings, then the number of images per diagnosis and split."""
+    for warning in report.warnings:
+        click.secho(f"Warning: {warning}", fg="yellow", err=True)
     labels = sorted({label for counts in report.counts.values() for label in counts})
     splits = [name for name in ("train", "val", "test") if name in report.counts]
     rows = [

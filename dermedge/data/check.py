@@ -8,10 +8,13 @@ from typing import Literal
 import pandas as pd
 
 from dermedge.data import findings as checks
-from dermedge.data.findings import Finding, Level
+from dermedge.data.finding import Finding, Level
 from dermedge.data.images import inspect_images
+from dermedge.data.mask_findings import check_masks
 from dermedge.data.overlap import read_teacher_images
 from dermedge.data.sources import read_source
+from dermedge.data.split import FRACTIONS, assign_splits
+from dermedge.data.split_checks import check_split
 from dermedge.data.subgroups import subgroup_counts
 from dermedge.data.table import Table, groups, parse_table
 from dermedge_runtime.progress import Progress
@@ -61,11 +64,12 @@ def check_data(
 ) -> CheckReport:
     """Check every image and every column of a data set, and report faults by level.
 
-    - Errors: images that are missing or unreadable; a lesion, a patient or an identical
-      image in two splits.
+    - Errors: images and masks that are missing, unreadable or, for masks, inverted; a
+      lesion, a patient or an identical image in two splits; no rows to train on.
     - Warnings: duplicates across lesions; identical images with different labels;
-      columns that predict the label; classes that a split lacks or that are too small
-      to split; images and sets that the teacher was trained on.
+      masks that are empty, nearly full or unusual; columns that predict the label;
+      classes that a split lacks or that are too small to split; a group that is far
+      larger than others; images and sets that the teacher was trained on.
     - Information: cells that were not read literally, small subgroups, rows without a
       diagnosis or a split.
 
@@ -92,12 +96,15 @@ def check_data(
     trained = None if teacher is None else read_teacher_images(teacher)
     inspections = inspect_images(table, progress=progress)
     subgroups = subgroup_counts(frame)
+    content = pd.Series([one.digest for one in inspections], index=frame.index, dtype="str")
     findings = [
         *(Finding("info", "understood", note, 1) for note in table.notes),
         *checks.check_files(table, inspections),
+        *check_masks(table, inspections),
         *checks.check_duplicates(frame, group, inspections),
         *checks.check_splits(frame, group),
         *checks.check_classes(frame, group),
+        *check_split(frame, assign_splits(frame, content=content), FRACTIONS, content=content),
         *checks.check_malignancy(frame),
         *checks.check_columns(frame, group, inspections),
         *checks.check_subgroups(subgroups),

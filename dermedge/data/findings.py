@@ -2,90 +2,54 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 
+from dermedge.data.finding import Finding, count_items
 from dermedge.data.images import (
     ImageInspection,
-    check_masks,
     find_exact_duplicates,
     find_near_duplicates,
     find_unlisted_files,
 )
 from dermedge.data.leaks import add_file_columns, find_missing_value_leaks, find_value_leaks
 from dermedge.data.overlap import TeacherImages, match_sets
-from dermedge.data.table import SPLITS, Table
+from dermedge.data.split_checks import FEWEST_GROUPS
+from dermedge.data.table import Table
 from dermedge.data.taxonomy import TAXONOMY
 from dermedge_runtime.find_images import Skipped
 
-Level = Literal["error", "warning", "info"]
-EXAMPLES = 5
-"""Largest number of examples that a finding lists."""
 SMALL_SUBGROUP = 30
 """Fewest images of a subgroup that is large enough; `evaluate` compares no smaller."""
 TINY = 32
 """Side in pixels below which an image is reported as tiny."""
-FEWEST_GROUPS = len(SPLITS)
-"""Number of groups that a class needs to be in every split."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result of the check of a data set.
-
-    Attributes:
-        level: "error", "warning" or "info".
-        code: Identifier of the kind of finding, for programs.
-        message: Sentences for a person: what is wrong, then what to do.
-        count: Number of affected rows, pairs, classes or subgroups.
-        examples: Names of the first few of these.
-
-    Examples:
-        >>> Finding("info", "empty_split", "The split 'val' has no rows.", 0).level
-        'info'
-    """
-
-    level: Level
-    code: str
-    message: str
-    count: int
-    examples: tuple[str, ...] = ()
 
 
 def check_files(table: Table, inspections: Sequence[ImageInspection]) -> Iterator[Finding]:
-    """Find images and masks that are missing, unreadable, tiny, flat or unused.
+    """Find images that are missing, unreadable, tiny, flat or unused.
 
     Args:
         table: The data set.
         inspections: One inspection per row, in the order of the rows.
     """
     inspected = list(zip(table.frame["image"].tolist(), inspections, strict=True))
-    yield from _count(
+    yield from count_items(
         "error",
         "missing_image",
         ("image is", "images are"),
         "missing. Restore the files or remove their rows.",
         [image for image, result in inspected if result.missing],
     )
-    yield from _count(
+    yield from count_items(
         "error",
         "unreadable_image",
         ("image", "images"),
         "cannot be read. Replace the files or remove their rows.",
         [result.problem for _, result in inspected if result.problem and not result.missing],
     )
-    yield from _count(
-        "warning",
-        "bad_mask",
-        ("mask", "masks"),
-        "cannot be used. Replace the files or empty their cells.",
-        [f"{mask}: {problem}" for mask, problem in check_masks(table, inspections)],
-    )
     yield from _check_contents(inspected)
     skipped = Skipped()
-    yield from _count(
+    yield from count_items(
         "info",
         "unlisted_image",
         ("image file has", "image files have"),
@@ -98,7 +62,7 @@ def check_files(table: Table, inspections: Sequence[ImageInspection]) -> Iterato
 
 def _check_contents(inspected: Sequence[tuple[str, ImageInspection]]) -> Iterator[Finding]:
     """Find images that are too small or show no picture."""
-    yield from _count(
+    yield from count_items(
         "warning",
         "tiny_image",
         ("image is", "images are"),
@@ -109,14 +73,14 @@ def _check_contents(inspected: Sequence[tuple[str, ImageInspection]]) -> Iterato
             if 0 < min(result.width, result.height) < TINY
         ],
     )
-    yield from _count(
+    yield from count_items(
         "warning",
         "doubtful_image",
         ("image may be", "images may be"),
         "damaged. Look at the pictures and fetch them again.",
         [f"{image}: {' '.join(result.quality)}" for image, result in inspected if result.quality],
     )
-    yield from _count(
+    yield from count_items(
         "warning",
         "flat_image",
         ("image shows", "images show"),
@@ -146,7 +110,7 @@ def check_duplicates(
     yield from _check_pairs(frame, group, "exact", "byte-identical", exact)
     yield from _check_pairs(frame, group, "near", "almost identical", near)
     ids, labels = frame["image_id"].tolist(), frame["dx"].tolist()
-    yield from _count(
+    yield from count_items(
         "warning",
         "contradicting_labels",
         ("pair of byte-identical images has", "pairs of byte-identical images have"),
@@ -182,21 +146,21 @@ def _check_pairs(
         else:
             related.append(name)
     one, several = f"pair of {description} images", f"pairs of {description} images"
-    yield from _count(
+    yield from count_items(
         "error" if kind == "exact" else "warning",
         f"{kind}_duplicate_across_splits",
         (f"{one} is", f"{several} are"),
         "in two splits, so test results are too good. Put both images into one split.",
         leaking,
     )
-    yield from _count(
+    yield from count_items(
         "warning",
         f"{kind}_duplicate_across_groups",
         (f"{one} shares", f"{several} share"),
         "neither a lesion nor a patient. Give both images the same lesion_id.",
         unrelated,
     )
-    yield from _count(
+    yield from count_items(
         "info",
         f"{kind}_duplicate",
         (f"{one} shows", f"{several} show"),
@@ -206,7 +170,7 @@ def _check_pairs(
 
 
 def check_splits(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Finding]:
-    """Find lesions, patients and groups in two splits, and splits without rows.
+    """Find lesions, patients and groups in two splits.
 
     Args:
         frame: Rows of the table.
@@ -227,7 +191,7 @@ def check_splits(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Findi
         splits = known.groupby(["source", column])["split"].nunique()
         names = [str(key[1]) for key in splits[splits > 1].index]
         crossing = crossing or bool(names)
-        yield from _count(
+        yield from count_items(
             "error",
             f"{noun}_in_two_splits",
             (f"{noun} is", f"{noun}s are"),
@@ -238,7 +202,7 @@ def check_splits(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Findi
     # lesion or patient crosses then, but the group that training keeps together does.
     splits = assigned.groupby(group.loc[assigned.index])["split"].nunique()
     if not crossing:
-        yield from _count(
+        yield from count_items(
             "error",
             "group_in_two_splits",
             ("group of lesions is", "groups of lesions are"),
@@ -246,8 +210,6 @@ def check_splits(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Findi
             "Reassign the splits with `dermedge data split --redo`.",
             [str(key) for key in splits[splits > 1].index],
         )
-    for split in [name for name in SPLITS if name not in set(assigned["split"])]:
-        yield Finding("info", "empty_split", f"The split {split!r} has no rows.", 0)
 
 
 def check_teacher(
@@ -268,7 +230,7 @@ def check_teacher(
         index=frame.index,
         dtype=bool,
     )
-    yield from _count(
+    yield from count_items(
         "warning",
         "pretrained_on",
         ("image is", "images are"),
@@ -278,7 +240,7 @@ def check_teacher(
     )
     for source, name in match_sets(frame["source"], teacher).items():
         rows = frame[(frame["source"] == source) & ~identical]
-        yield from _count(
+        yield from count_items(
             "warning",
             "pretrained_on",
             ("image is", "images are"),
@@ -289,7 +251,7 @@ def check_teacher(
 
 
 def check_classes(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Finding]:
-    """Find classes that are too small to split, and classes that a split lacks.
+    """Find rows without a diagnosis, and classes that are too small to split.
 
     Args:
         frame: Rows of the table.
@@ -297,11 +259,11 @@ def check_classes(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Find
     """
     labelled = frame[frame["dx"] != ""]
     unlabelled = frame.loc[frame["dx"] == "", "image_id"].tolist()
-    yield from _count(
+    yield from count_items(
         "info", "unlabelled", ("image has", "images have"), "no diagnosis.", unlabelled
     )
     sizes = group.loc[labelled.index].groupby(labelled["dx"]).nunique()
-    yield from _count(
+    yield from count_items(
         "warning",
         "few_groups",
         ("class has", "classes have"),
@@ -309,14 +271,6 @@ def check_classes(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Find
         "Add images or use a wider diagnosis.",
         [f"{dx}: {count} groups" for dx, count in sizes.items() if count < FEWEST_GROUPS],
     )
-    for split, rows in labelled[labelled["split"] != ""].groupby("split"):
-        yield from _count(
-            "warning",
-            "class_not_in_split",
-            ("class has", "classes have"),
-            f"no image in the split {split!r}.",
-            sorted(set(labelled["dx"]) - set(rows["dx"])),
-        )
 
 
 def check_malignancy(frame: pd.DataFrame) -> Iterator[Finding]:
@@ -388,24 +342,6 @@ def check_subgroups(
                 len(small),
                 tuple(small),
             )
-
-
-def _count(
-    level: Level, code: str, subjects: tuple[str, str], message: str, items: Sequence[str]
-) -> Iterator[Finding]:
-    """Yield a finding about some items, if there are any.
-
-    Args:
-        level: Level of the finding.
-        code: Code of the finding.
-        subjects: Start of the message for one item and for several, after their number.
-        message: Rest of the message.
-        items: The items; the first few become examples.
-    """
-    if items:
-        subject = subjects[0] if len(items) == 1 else subjects[1]
-        text = f"{len(items)} {subject} {message}"
-        yield Finding(level, code, text, len(items), tuple(items[:EXAMPLES]))
 
 
 def _count_test(rows: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
 """Decode every image of a table; find damaged files and repeated pictures."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -142,30 +142,6 @@ def _inspect(path: Path, name: str, perceptual_hash: PerceptualHash) -> ImageIns
 def _scale(width: int, height: int) -> int:
     """Return the scale at which a JPEG is decoded; the hash needs 32 pixels only."""
     return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _DECODE), 1)
-
-
-def check_masks(table: Table, inspections: Sequence[ImageInspection]) -> Iterator[tuple[str, str]]:
-    """Yield (mask, problem) for masks that are missing, unreadable or do not fit.
-
-    Args:
-        table: The data set.
-        inspections: One inspection per row; a mask must have the size of its image.
-    """
-    for mask, inspection in zip(table.frame["mask"], inspections, strict=True):
-        if not mask:
-            continue
-        try:
-            with Image.open(table.path(mask)) as image:
-                width, height = image.size
-        except FileNotFoundError:
-            yield mask, "the file does not exist"
-            continue
-        except Exception as error:  # Damage makes Pillow raise many types, as above.
-            yield mask, str(error)
-            continue
-        if inspection.width and (width, height) != (inspection.width, inspection.height):
-            size = f"{inspection.width}x{inspection.height}"
-            yield mask, f"it is {width}x{height}, but its image is {size}"
 
 
 def find_exact_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[int, int]]:

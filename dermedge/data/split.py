@@ -10,6 +10,7 @@ import pandas as pd
 
 from dermedge.data.columns import match_columns
 from dermedge.data.sources import read_source
+from dermedge.data.split_checks import check_split
 from dermedge.data.table import SPLITS, Table, digests, groups, parse_table
 from dermedge.data.table_file import FILES, TextTable
 from dermedge_runtime.errors import UsageError
@@ -196,6 +197,8 @@ class SplitReport:
         groups: Number of groups: rows that share a lesion, a patient or an image file.
         kept: Number of rows that had a split and kept it.
         counts: Split -> diagnosis -> images.
+        warnings: Groups that are too large, and splits that are uneven, empty or lack a
+            class; see `check_split`.
 
     Examples:
         >>> SplitReport("split.csv", 3, 2, 0, {"train": {"nv": 3}}).counts["train"]
@@ -207,6 +210,7 @@ class SplitReport:
     groups: int
     kept: int
     counts: Mapping[str, Mapping[str, int]]
+    warnings: tuple[str, ...] = ()
 
 
 def split_data(
@@ -271,6 +275,11 @@ def split_data(
             str(name): {str(dx): int(n) for dx, n in rows["dx"].value_counts().items()}
             for name, rows in written.groupby("split")
         },
+        warnings=tuple(
+            finding.message
+            for finding in check_split(frame, splits, fractions, content=content)
+            if finding.level != "info"
+        ),
     )
 
 

@@ -19,8 +19,9 @@ from dermedge.evaluation.report import (
     EvaluationReport,
     Fairness,
     ReliabilityBin,
+    Scores,
 )
-from dermedge.evaluation.scores import RowMask, score_images
+from dermedge.evaluation.scores import RowMask, describe_empty_masks, score_images
 from dermedge.evaluation.table_predictions import count_unmapped, table_predictions
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Floats
@@ -108,10 +109,20 @@ def evaluate(
         roc=_roc_corners(decoded, predictions.malignant),
         unmapped=unmapped,
         trained_on=_select_ids(predictions, known.training),
-        warnings=(*describe_known_images(known, len(table)), *describe_unmapped(unmapped)),
+        warnings=(
+            *describe_known_images(known, len(table)),
+            *describe_unmapped(unmapped),
+            *_describe_masks(scores.overall),
+        ),
         images=tuple(_list_images(table, predictions, decoded, known)),
         fairness=_compare_groups(predictions, decoded, replicates, seed),
     )
+
+
+def _describe_masks(scores: Scores) -> tuple[str, ...]:
+    if not scores.empty_masks:
+        return ()
+    return (describe_empty_masks(scores.empty_masks, scores.false_alarms),)
 
 
 def _check_finite(predictions: Predictions) -> None:

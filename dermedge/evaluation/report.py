@@ -16,7 +16,7 @@ class Scores:
     `malignant_auroc` (malignant against benign), `ece`, and `sensitivity` and
     `specificity` at the bundle's threshold. Models that grade severity have
     `severity_kappa` (quadratic weights) and `severity_mae` (in levels). Models that
-    segment lesions have `dice`.
+    segment lesions have `dice`, the mean over images whose mask has a lesion.
 
     Attributes:
         cases: Number of images.
@@ -24,6 +24,9 @@ class Scores:
         malignant: Malignant images; they enter the sensitivity.
         groups: Number of lesions or patients.
         metrics: Value and interval by name of the metric.
+        empty_masks: Images whose mask is empty. `dice` does not count them. Reports of
+            older versions lack it, and count these images in `dice`.
+        false_alarms: Images with an empty mask for which a lesion is predicted.
 
     Examples:
         >>> from dermedge_runtime.report import Interval
@@ -37,6 +40,8 @@ class Scores:
     malignant: int
     groups: int
     metrics: Mapping[str, Interval]
+    empty_masks: int = 0
+    false_alarms: int = 0
 
 
 @dataclass(frozen=True)

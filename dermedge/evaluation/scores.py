@@ -91,6 +91,7 @@ def score_images(
             labelled=int((rows & labelled).sum()),
             malignant=int((rows & (predictions.malignant == 1)).sum()),
             groups=len(set(predictions.groups[rows].tolist())),
+            **_count_empty_masks(decoded, rows),
             metrics={
                 key[2]: metrics.interval(point[key], drawn[key])
                 for key in measures
@@ -172,11 +173,39 @@ def _severity_and_mask_measures(decoded: Decoded, rows: RowMask) -> dict[str, St
         measures["severity_kappa"] = lambda w: metrics.quadratic_weighted_kappa(
             levels, predicted, w[..., graded]
         )
-    if decoded.outlined is not None and decoded.outlined.rows.any():
+    if decoded.outlined is not None and decoded.outlined.known.any():
         masked = rows & decoded.outlined.rows
         dice = decoded.outlined.dice[masked]
         measures["dice"] = lambda w: metrics.weighted_mean(dice, w[..., masked])
     return measures
+
+
+def _count_empty_masks(decoded: Decoded, rows: RowMask) -> dict[str, int]:
+    """Return `empty_masks` and `false_alarms` of `Scores` over some rows."""
+    if decoded.outlined is None:
+        return {}
+    return {
+        "empty_masks": int((rows & decoded.outlined.empty).sum()),
+        "false_alarms": int((rows & decoded.outlined.false_alarms).sum()),
+    }
+
+
+def describe_empty_masks(empty: int, false_alarms: int) -> str:
+    """Return a sentence about masks that the Dice coefficient does not count.
+
+    Args:
+        empty: Number of empty masks.
+        false_alarms: Number of these for which a lesion is predicted.
+
+    Example:
+        >>> describe_empty_masks(3, 1)
+        '3 masks are empty and do not count in the Dice coefficient; ... for 1 of them.'
+    """
+    masks = "mask is empty and does" if empty == 1 else "masks are empty and do"
+    return (
+        f"{empty} {masks} not count in the Dice coefficient; the model predicts a lesion for "
+        f"{false_alarms} of them."
+    )
 
 
 def _undefined(weights: Floats) -> Floats:

@@ -132,7 +132,7 @@ def lesion_masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
         The masks, None for a model without a `segment` task or a table without masks.
 
     Raises:
-        DataError: A mask is missing or unreadable.
+        DataError: A mask cannot be used; see `masks.decode_mask`.
 
     Examples:
         >>> from dermedge import Preprocess, Spec, Task
@@ -146,8 +146,8 @@ def lesion_masks(table: Table, spec: Spec) -> NDArray[np.int8] | None:
     grid = output_grid(spec.preprocess)
     unknown = np.full((grid.size, grid.size), -1, np.int8)
     masks = [
-        read_mask(table.path(mask), grid).astype(np.int8) if mask else unknown
-        for mask in table.frame["mask"]
+        read_mask(table.path(mask), grid, table.path(image)).astype(np.int8) if mask else unknown
+        for mask, image in zip(table.frame["mask"], table.frame["image"], strict=True)
     ]
     return np.stack(masks)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dermedge.data.table import SPLITS, digests, table_digest
+from dermedge.evaluation.scores import describe_empty_masks
 from dermedge.probing import knn
 from dermedge.probing.context import ProbeContext, load_context
 from dermedge.probing.options import FRACTIONS, ProbeOptions
@@ -112,8 +113,14 @@ def _make_report(context: ProbeContext, results: tuple[ProbeResult, ...]) -> Pro
         support={} if task.kind == "segment" else dict(zip(task.classes, counts, strict=True)),
         settings=_list_settings(context),
         results=results,
-        warnings=tuple(_list_warnings(context)),
+        warnings=(*_list_warnings(context), *_describe_masks(results)),
     )
+
+
+def _describe_masks(results: tuple[ProbeResult, ...]) -> Iterator[str]:
+    for result in results:
+        if result.empty_masks:
+            yield f"{result.name}: {describe_empty_masks(result.empty_masks, result.false_alarms)}"
 
 
 def _list_settings(context: ProbeContext) -> Json:

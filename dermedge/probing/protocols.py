@@ -167,9 +167,9 @@ def _run_segment(context: ProbeContext) -> tuple[ProbeResult, ...]:
         seed=options.seed,
         progress=context.progress,
     )
-    counts = count_pixels(
-        decoders, FeatureMaps(teacher, levels, test.table), read_masks(test.table, spec)
-    )
+    masks = read_masks(test.table, spec)
+    lesion = np.asarray(masks.any(axis=(1, 2)))
+    counts = count_pixels(decoders, FeatureMaps(teacher, levels, test.table), masks)
     # The caller may run the teacher again, and expects it where it was loaded.
     teacher.module.to("cpu")
     return tuple(
@@ -179,9 +179,12 @@ def _run_segment(context: ProbeContext) -> tuple[ProbeResult, ...]:
             train_images=len(train),
             train_groups=len(set(train.groups.tolist())),
             threshold=None,
-            metrics=score_masks(counts[name], test.groups, context.bootstrap),
+            metrics=score_masks(counts[name], lesion, test.groups, context.bootstrap),
             recall={},
             fairness=(),
+            empty_masks=int((~lesion).sum()),
+            # Without a lesion, all pixels of the union were predicted.
+            false_alarms=int((counts[name][~lesion, 1, 1] > 0).sum()),
         )
         for name in decoders
     )

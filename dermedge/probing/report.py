@@ -25,6 +25,9 @@ class ProbeResult:
         metrics: Values with 95 % intervals of a bootstrap over lesions or patients.
         recall: Recall of each class; empty for a segmentation.
         fairness: Comparisons by skin type and by sex; empty for a segmentation.
+        empty_masks: Test images with an empty mask. `dice` and `jaccard` of a
+            segmentation do not count them.
+        false_alarms: Test images with an empty mask for which a lesion is predicted.
 
     Examples:
         >>> ProbeResult("knn", 1.0, 48, 24, None, {}, {}, ()).train_images
@@ -39,6 +42,8 @@ class ProbeResult:
     metrics: Mapping[str, Interval]
     recall: Mapping[str, Interval]
     fairness: tuple[Fairness, ...]
+    empty_masks: int = 0
+    false_alarms: int = 0
 
 
 @dataclass(frozen=True)

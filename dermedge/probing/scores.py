@@ -158,38 +158,39 @@ def bootstrap_intervals(
 
 
 def score_masks(
-    counts: NDArray[np.int64], groups: NDArray[np.str_], bootstrap: Bootstrap
+    counts: NDArray[np.int64],
+    lesion: NDArray[np.bool_],
+    groups: NDArray[np.str_],
+    bootstrap: Bootstrap,
 ) -> dict[str, Interval]:
     """Compute the metrics of a segmentation from pixel counts.
 
     `mean_iou` is the intersection over union of all pixels of all images, averaged over
     background and lesion. `dice` and `jaccard` are those of the lesion, averaged over
-    images; they are 1 if the image has no lesion and none was predicted.
-    `pixel_accuracy` is over all pixels.
+    images whose mask has a lesion. `pixel_accuracy` is over all pixels.
 
     Args:
         counts: Pixels [N, 2, 2] of background and lesion, in the intersection and in
             the union of mask and prediction.
+        lesion: Images whose mask has a lesion, bool [N].
         groups: Lesion or patient [N] of each image; the bootstrap resamples these.
         bootstrap: Settings of the bootstrap.
 
     Examples:
         >>> counts = np.array([[[50, 70], [30, 50]]])
-        >>> score_masks(counts, np.array(["a"]), Bootstrap(10, 0))["dice"].value
+        >>> found = score_masks(counts, np.array([True]), np.array(["a"]), Bootstrap(10, 0))
+        >>> found["dice"].value
         0.75
     """
     both, either = counts[:, :, 0].astype(np.float64), counts[:, :, 1].astype(np.float64)
     right, pixels = both.sum(axis=1), both[:, 0] + either[:, 1]
-    # An image without lesion and without predicted lesion is a correct prediction. The
-    # ratio 0 / 0 would leave it out.
-    empty = either[:, 1] == 0
-    jaccard = np.where(empty, 1.0, metrics.ratio(both[:, 1], either[:, 1]))
-    dice = np.where(empty, 1.0, metrics.ratio(2 * both[:, 1], both[:, 1] + either[:, 1]))
+    jaccard = metrics.ratio(both[lesion, 1], either[lesion, 1])
+    dice = metrics.ratio(2 * both[lesion, 1], (both + either)[lesion, 1])
     return bootstrap_intervals(
         {
             "mean_iou": lambda w: metrics.mean_of_known(metrics.ratio(w @ both, w @ either)),
-            "dice": lambda w: metrics.weighted_mean(dice, w),
-            "jaccard": lambda w: metrics.weighted_mean(jaccard, w),
+            "dice": lambda w: metrics.weighted_mean(dice, w[..., lesion]),
+            "jaccard": lambda w: metrics.weighted_mean(jaccard, w[..., lesion]),
             "pixel_accuracy": lambda w: metrics.ratio(w @ right, w @ pixels),
         },
         groups,

@@ -123,7 +123,8 @@ def read_masks(table: Table, spec: Preprocess) -> NDArray[np.bool_]:
         >>> read_masks(read_table("lesions"), Preprocess(32)).shape
         (80, 32, 32)
     """
-    return np.stack([read_mask(table.path(mask), spec) for mask in table.frame["mask"]])
+    pairs = zip(table.frame["mask"], table.frame["image"], strict=True)
+    return np.stack([read_mask(table.path(mask), spec, table.path(image)) for mask, image in pairs])
 
 
 def make_decoders(

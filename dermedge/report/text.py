@@ -266,7 +266,8 @@ EVALUATION_METRICS: Mapping[str, MetricText] = {
     "dice": MetricText(
         "Lesion mask, Dice coefficient",
         "decimal",
-        meaning="Overlap of the predicted lesion with the marked one, averaged over images. 0 is "
+        meaning="Overlap of the predicted lesion with the marked one, averaged over images with a "
+        "marked lesion. 0 is "
         "none, 1 is perfect.",
     ),
 }

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dermedge.data.finding import Finding
 from dermedge.data.masks import decode_mask, output_grid, read_mask
-from dermedge.data.split import with_split
+from dermedge.data.split import FRACTIONS, with_split
+from dermedge.data.split_checks import check_split, refuse_empty_split
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.data.taxonomy import project
 from dermedge.train.tasks import derive_tasks
@@ -50,6 +52,7 @@ class Samples:
         split: `train`, `val` or `test`.
         table_digest: sha256 of the table's cells.
         licences: Licences that the table names.
+        findings: Findings about groups and splits, from `check_split`.
 
     Example:
         >>> samples, tasks = read_samples("lesions")
@@ -68,6 +71,7 @@ class Samples:
     split: NDArray[np.str_]
     table_digest: str
     licences: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def images_digest(self) -> str:
@@ -118,9 +122,14 @@ def read_samples(
         >>> [task.name for task in tasks], len(samples.paths)
         (['diagnosis', 'malignancy'], 80)
     """
-    table = with_split(read_table(data))
-    frame = table.frame
+    given = read_table(data)
+    table = with_split(given)
+    frame, files = table.frame, digests(table)
+    findings = check_split(
+        given.frame, frame["split"], FRACTIONS, content=files.set_axis(frame.index)
+    )
     if tasks is None:
+        refuse_empty_split(findings, "train")
         tasks = derive_tasks(frame[frame["split"] == "train"], str(table.root), wanted)
     ids = [label.id for task in tasks if task.kind == "classify" for label in task.labels]
     # A model may have coarser labels than the table: each diagnosis counts as the label
@@ -133,7 +142,6 @@ def read_samples(
         if task.kind == "ordinal"
         for level, label in enumerate(task.labels)
     }
-    files = digests(table)
     samples = Samples(
         name=table.name,
         image_ids=tuple(frame["image_id"]),
@@ -148,6 +156,7 @@ def read_samples(
         split=frame["split"].to_numpy(str),
         table_digest=table_digest(table),
         licences=tuple(sorted(set(frame["licence"]) - {""})),
+        findings=tuple(findings),
     )
     return samples, tasks
 
@@ -250,21 +259,15 @@ class Masks:
         """Return the mask of a row's frame: uint8 [H, W], 1 inside the lesion, or None.
 
         Raises:
-            DataError: The mask is unreadable, or its aspect ratio is not the image's.
+            DataError: The mask cannot be used; see `decode_mask`.
         """
         path = self.paths[row]
         if path is None:
             return None
         height, width = self.frames[row].shape[:2]
         if row not in self._kept:
-            mask = decode_mask(path)
-            # A mask may have another resolution than its image. After scaling to the
-            # image's width, its height may differ by rounding only.
-            if abs(mask.shape[0] * width / mask.shape[1] - height) > 1.5:
-                raise DataError(
-                    f"The mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, which is not "
-                    "the shape of its image. Run `dermedge data check` on this table."
-                )
+            # A mask may have another resolution than its image.
+            mask = decode_mask(path, self.frames.paths[row])
             nearest = Image.fromarray(mask.astype(np.uint8)).resize(
                 (width, height), Image.Resampling.NEAREST
             )
@@ -276,11 +279,14 @@ class Masks:
         """Return a row's mask on the output grid of the model: [S/4, S/4].
 
         The values are 1 inside the lesion, 0 outside, and NaN for a row without a mask.
+
+        Raises:
+            DataError: The mask cannot be used; see `decode_mask`.
         """
         path, grid = self.paths[row], output_grid(self.frames.spec)
         if path is None:
             return np.full((grid.size, grid.size), np.nan, np.float32)
-        return read_mask(path, grid).astype(np.float32)
+        return read_mask(path, grid, self.frames.paths[row]).astype(np.float32)
 
 
 class Views:

@@ -156,8 +156,9 @@ def val_metrics(
     - balanced accuracy of the diagnosis,
     - balanced accuracy of the malignancy,
     - quadratic weighted kappa of the severity,
-    - mean Dice coefficient of the masks.
+    - mean Dice coefficient of the masks that have a lesion.
 
+    `mask_false_alarms` is the share of empty masks for which a lesion is predicted.
     Metrics that are undefined on these rows are left out.
 
     Args:
@@ -213,5 +214,10 @@ def _severity_metrics(logits: Floats, levels: NDArray[np.int64], *, first: bool)
 
 def _segmentation_metrics(logits: Floats, masks: Coverage, *, first: bool) -> ValMetrics:
     known = ~np.isnan(masks).any(axis=(1, 2))
-    overlap = float(metrics.weighted_mean(metrics.dice(masks[known] >= 0.5, logits[known, 0] >= 0)))
-    return {"score": overlap, "dice": overlap} if first else {"dice": overlap}
+    truth, predicted = masks[known] >= 0.5, logits[known, 0] >= 0
+    lesion = truth.any(axis=(1, 2))
+    overlap = float(metrics.weighted_mean(metrics.dice(truth[lesion], predicted[lesion])))
+    values = {"score": overlap} if first else {}
+    if not lesion.all():
+        values["mask_false_alarms"] = float(np.mean(predicted[~lesion].any(axis=(1, 2))))
+    return values | {"dice": overlap}

@@ -1,5 +1,6 @@
 """Prepare a table for training one model: batches, targets, losses and val scores."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dermedge.data.split_checks import log_warnings, refuse_empty_split
 from dermedge.models.backbone import Backbone
 from dermedge.models.initialize import initialise
 from dermedge.models.network import Network
@@ -34,6 +36,7 @@ from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec
 
+LOGGER = logging.getLogger(__name__)
 # Images uint8 [N, S, S, 3], then one target per task (and, in distillation, one teacher
 # output per task).
 TrainingBatch = tuple[Tensor, ...]
@@ -83,18 +86,15 @@ class TrainingData:
 
     @classmethod
     def prepare(cls, samples: Samples, spec: Spec, *, batch_size: int, seed: int) -> "TrainingData":
-        """Prepare the rows without reading an image.
+        """Prepare the rows without reading an image, and log warnings about the split.
 
         Raises:
             DataError: The table has no train rows or no val rows.
         """
         train, val = samples.rows("train"), samples.rows("val")
-        for split, rows in (("train", train), ("val", val)):
-            if not len(rows):
-                raise DataError(
-                    f"The table has no {split} rows. Run `dermedge data split`, or fill its split "
-                    "column."
-                )
+        for split in ("train", "val"):
+            refuse_empty_split(samples.findings, split)
+        log_warnings(samples.findings)
         frames = Frames(samples.paths, spec.preprocess)
         segments = "segment" in supervised_tasks(spec.tasks)
         masks = Masks(samples.masks, frames) if segments else None
@@ -232,15 +232,38 @@ def make_val_score(data: TrainingData) -> Score:
 
     The val images are read here, once. Metrics that are undefined on val are left out,
     for example the AUROC without malignant images.
+
+    Raises:
+        DataError: A val image or mask cannot be read, or no val mask has a lesion
+            although its Dice coefficient ranks the epochs.
     """
     pixels = data.images(data.val)
     masks = None if data.masks is None else np.stack([data.masks.centred(r) for r in data.val])
+    if masks is not None:
+        _check_val_masks(data, masks)
 
     def score(network: nn.Module) -> Mapping[str, float]:
         outputs = run_network(network, pixels)
         return val_metrics(data.spec.tasks, outputs, data.samples, data.val, masks)
 
     return score
+
+
+def _check_val_masks(data: TrainingData, masks: Coverage) -> None:
+    """Log the number of empty val masks; refuse val masks that cannot rank epochs."""
+    known = ~np.isnan(masks).any(axis=(1, 2))
+    empty = int((known & ~(masks >= 0.5).any(axis=(1, 2))).sum())
+    if empty == known.sum() and next(iter(supervised_tasks(data.spec.tasks))) == "segment":
+        raise DataError(
+            f"All {empty} masks of the val rows are empty on the grid of the network's output. "
+            "Add val rows with a lesion, or choose a larger --size."
+        )
+    if empty:
+        LOGGER.warning(
+            "Warning: %d of %d val masks are empty and do not count in the Dice coefficient.",
+            empty,
+            known.sum(),
+        )
 
 
 @torch.no_grad()

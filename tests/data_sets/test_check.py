@@ -13,7 +13,7 @@ from PIL import Image
 
 from dermedge.data import images
 from dermedge.data.check import CheckReport, check_data
-from dermedge.data.findings import Finding
+from dermedge.data.finding import Finding
 from dermedge.data.images import ImageInspection, find_near_duplicates
 from dermedge.data.leaks import find_missing_value_leaks, find_value_leaks
 from dermedge.data.split import with_split
@@ -133,7 +133,7 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert bad.count == 2
     assert bad.examples == (
         "masks/1.png: it is 40x48, but its image is 48x40",
-        "masks/2.png: the file does not exist",
+        "masks/2.png: does not exist",
     )
 
 

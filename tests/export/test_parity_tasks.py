@@ -107,6 +107,30 @@ def test_a_broken_head_fails_by_name(output, broken, failing):
     assert {reason.partition(":")[0] for reason in failure_messages(report)} == failing
 
 
+def test_pairs_of_empty_masks_do_not_count():
+    def without_lesions(output):  # nothing is predicted for the first 300 images
+        return np.where(np.arange(len(output))[:, None, None, None] < 300, -9, output)
+
+    whole = student()
+    masks = np.where(np.arange(400)[:, None, None] < 250, 0, whole.masks).astype(np.int8)
+    test = dataclasses.replace(
+        whole,
+        masks=masks,
+        outputs=whole.outputs | {"lesion": without_lesions(whole.outputs["lesion"])},
+    )
+    found = limits(compare({"lesion": lambda v: np.where(v > 0, -v, v)}, test=test))
+    # 300 pairs without a predicted lesion would hide that all other lesions are lost.
+    assert found["mask_overlap"].cases == 100
+    assert found["mask_overlap"].status == "failed"
+    assert found["mask_overlap"].candidate == 0
+    assert "300 images without a predicted lesion" in found["mask_overlap"].note
+    assert found["dice"].cases == 150
+    assert found["dice"].note.startswith("250 empty masks do not count")
+    nothing = dataclasses.replace(test, masks=np.zeros_like(masks))
+    blank = limits(compare({}, test=nothing))
+    assert (blank["dice"].status, blank["dice"].candidate) == ("not_run", None)
+
+
 def test_a_loss_near_its_limit_lowers_the_pass_probability():
     def one_level_up(output):  # 1.5 % of the images, where 2 % are allowed
         graded = output.copy()

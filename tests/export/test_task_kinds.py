@@ -1,5 +1,6 @@
 """Export, run and evaluate models that grade, segment and embed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
 from conftest import toy_content
-from dermedge.data.masks import read_mask
+from dermedge.data.masks import decode_mask, read_mask
 from dermedge.data.table import read_table
 from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.report import EvaluationReport
@@ -228,6 +230,44 @@ def test_a_model_without_such_tasks_reads_no_mask(
     )
 
 
+def redrawn(data: Path, out: Path, draw: Callable[[int, np.ndarray], np.ndarray]) -> Path:
+    """Return a copy of a data set with other masks, drawn from number and lesion."""
+    copy = small.edited(data, out, lambda frame: frame)
+    for number, path in enumerate(sorted((copy / "masks").iterdir())):
+        inside = decode_mask(path)
+        path.unlink()  # the file is a hard link to the original
+        Image.fromarray(draw(number, inside)).save(path)
+    return copy
+
+
+def test_the_encoding_of_masks_does_not_change_the_dice_coefficient(
+    data: Path, bundle: Bundle, report: EvaluationReport, tmp_path: Path
+) -> None:
+    deep = redrawn(data, tmp_path / "deep", lambda _, inside: inside.astype(np.uint16))
+    found = evaluate(bundle, deep, split="all", replicates=20).overall
+    assert found.metrics["dice"].value == report.overall.metrics["dice"].value
+    assert (found.empty_masks, found.false_alarms) == (0, 0)
+    white = redrawn(data, tmp_path / "white", lambda _, inside: ~inside)
+    with pytest.raises(DataError, match="lesion and background swapped"):
+        evaluate(bundle, white, split="all", replicates=20)
+
+
+def test_empty_masks_are_counted_and_are_no_success(
+    data: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    rest = small.edited(data, tmp_path / "rest", lambda frame: frame[frame.index >= 3])
+    some = redrawn(data, tmp_path / "some", lambda n, inside: inside & (n >= 3))
+    alone, found = (evaluate(bundle, path, split="all", replicates=20) for path in (rest, some))
+    assert found.overall.metrics["dice"].value == alone.overall.metrics["dice"].value
+    assert found.overall.empty_masks == 3
+    assert found.warnings[-1].startswith("3 masks are empty and do not count in the Dice coeff")
+    assert f"predicts a lesion for {found.overall.false_alarms} of them" in found.warnings[-1]
+    none = redrawn(data, tmp_path / "none", lambda _, inside: inside & False)
+    blank = evaluate(bundle, none, split="all", replicates=20).overall
+    assert blank.metrics["dice"].value is None
+    assert blank.empty_masks == 80
+
+
 def test_a_missing_mask_is_named(data: Path, bundle: Bundle, tmp_path: Path) -> None:
     broken = small.edited(data, tmp_path / "broken", lambda frame: frame)
     (broken / "masks" / "D000003.png").unlink()
@@ -272,6 +312,19 @@ class TestTables:
         part = decode_table(some.rows(np.array([0, 1, 3])), SPEC, {})
         assert part.graded is not None
         assert part.graded.levels.tolist() == [0, -1, 2]
+
+    def test_an_empty_mask_has_no_dice_coefficient(self) -> None:
+        masks = np.zeros((6, 4, 4), np.int8)
+        masks[:2, 1:3], masks[5] = 1, -1
+        some = table(masks=masks)
+        some.outputs["lesion"][:] = -9
+        some.outputs["lesion"][[0, 3], :, 1:3] = 9
+        found = decode_table(some, SPEC, {}).outlined
+        assert found is not None
+        np.testing.assert_equal(found.dice, [1, 0, np.nan, np.nan, np.nan, np.nan])
+        assert found.rows.tolist() == [True, True, False, False, False, False]
+        assert found.empty.tolist() == [False, False, True, True, True, False]
+        assert np.flatnonzero(found.false_alarms).tolist() == [3]
 
     def test_masks_use_the_fitted_threshold(self) -> None:
         some = table(masks=np.ones((6, 4, 4), np.int8))

@@ -297,8 +297,9 @@ def test_scores_of_masks_agree_with_pixels_counted_by_hand():
     # Two images of 100 pixels. First: a lesion of 40 pixels, 30 of them predicted, and 10
     # predicted outside. Second: no lesion, and none predicted.
     counts = np.array([[[50, 70], [30, 50]], [[100, 100], [0, 0]]])
-    found = score_masks(counts, np.array(["a", "b"]), BOOTSTRAP)
-    assert found["dice"].value == pytest.approx((60 / 80 + 1) / 2)
-    assert found["jaccard"].value == pytest.approx((30 / 50 + 1) / 2)
+    lesion = np.array([True, False])
+    found = score_masks(counts, lesion, np.array(["a", "b"]), BOOTSTRAP)
+    assert found["dice"].value == pytest.approx(60 / 80)
+    assert found["jaccard"].value == pytest.approx(30 / 50)
     assert found["mean_iou"].value == pytest.approx((150 / 170 + 30 / 50) / 2)
     assert found["pixel_accuracy"].value == pytest.approx(180 / 200)

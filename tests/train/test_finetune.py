@@ -296,7 +296,7 @@ class TestBadInput:
         ("edit", "message"),
         [
             (lambda frame: frame[frame["split"] != "val"], "no val rows"),
-            (lambda frame: frame[frame["split"] != "train"], "have 0 diagnoses"),
+            (lambda frame: frame[frame["split"] != "train"], "no train rows"),
             (
                 lambda frame: frame[frame["dx"] == "nv"].assign(severity=""),
                 "have 1 diagnoses, two are needed",

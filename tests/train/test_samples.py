@@ -295,7 +295,10 @@ class TestMasks:
 
     def test_a_mask_of_another_shape_is_named(self, masks: Masks, tmp_path: Path) -> None:
         Image.new("1", (90, 120)).save(tmp_path / "wide-mask.png")
-        with pytest.raises(DataError, match=r"wide-mask\.png has 90 x 120 pixels.*data check"):
+        with pytest.raises(
+            DataError,
+            match=r"wide-mask\.png cannot be used: it is 90x120, but its image is 160x120",
+        ):
             masks.framed(0)
         (tmp_path / "tall-mask.png").unlink()
         with pytest.raises(DataError, match=r"tall-mask\.png.*Repair the file, or empty its cell"):

@@ -216,6 +216,27 @@ def test_rows_without_level_or_mask_are_left_out(data: Path, tmp_path: Path) -> 
     assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
 
 
+def test_empty_val_masks_are_not_a_success(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = edited(data, tmp_path / "some", lambda frame: frame)
+    frame = read_table(copy).frame
+    val = [copy / mask for mask in frame["mask"][frame["split"] == "val"]]
+    for path in val[1:]:
+        path.unlink()  # the file is a hard link to the original
+        Image.new("1", (64, 48)).save(path)
+    train(copy, tmp_path / "out", tasks=("segmentation",), **QUICK)
+    found = record(tmp_path / "out")["metrics"]
+    grid = output_grid(Preprocess(SIZE))
+    assert read_mask(val[0], grid).any()
+    assert 0 <= found["mask_false_alarms"] <= 1
+    assert f"{len(val) - 1} of {len(val)} val masks are empty" in caplog.text
+    val[0].unlink()
+    Image.new("1", (64, 48)).save(val[0])
+    with pytest.raises(DataError, match=f"All {len(val)} masks of the val rows are empty"):
+        train(copy, tmp_path / "none", tasks=("segmentation",), **QUICK)
+
+
 def test_changed_masks_make_another_run_only_with_segmentation(data: Path, tmp_path: Path) -> None:
     changed = edited(data, tmp_path / "changed", lambda frame: frame)
     for tasks, name in ((("segmentation",), "masked"), (("severity",), "graded")):

@@ -196,13 +196,16 @@ def ece(labels: Array, probabilities: Array, weights: Floats | None = None) -> F
 
 
 def dice(mask: Array, predicted: Array) -> Floats:
-    """Return Dice coefficients [N] of boolean masks [N, H, W]; 1 where both are empty.
+    """Return Dice coefficients [N] of boolean masks [N, H, W]; NaN where both are empty.
+
+    A pair of empty masks shows nothing about the overlap. As a success, it would raise
+    the mean of a model that never finds a lesion.
 
     Example:
         >>> masks = np.array([[[1, 1]], [[0, 0]]])
         >>> predicted = np.array([[[1, 0]], [[0, 0]]])
         >>> dice(masks, predicted).round(3).tolist()
-        [0.667, 1.0]
+        [0.667, nan]
 
     Source: Dice, Measures of the amount of ecologic association between species,
     Ecology 26 (1945).
@@ -210,7 +213,7 @@ def dice(mask: Array, predicted: Array) -> Floats:
     mask, predicted = np.asarray(mask, bool), np.asarray(predicted, bool)
     both = (mask & predicted).sum(axis=(1, 2))
     total = mask.sum(axis=(1, 2)) + predicted.sum(axis=(1, 2))
-    return np.where(total > 0, ratio(2.0 * both, total), 1.0)
+    return ratio(2.0 * both, total)
 
 
 def mean_absolute_error(levels: Array, predicted: Array, weights: Floats | None = None) -> Floats:

@@ -98,26 +98,29 @@ def fit_threshold(
 def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
     """Select the threshold of `MASK_THRESHOLDS` with the highest mean Dice coefficient.
 
-    Of equal thresholds, the nearest to 0.5 is selected.
+    Of equal thresholds, the nearest to 0.5 is selected. An empty mask counts 1 if
+    nothing is predicted and 0 otherwise, so that false alarms cost as much as misses.
 
     Args:
         probabilities: [N, h, w]; rows that are not finite are left out.
         masks: 1 inside the lesion and 0 outside, [N, h, w]; rows with -1 are left out.
 
     Returns:
-        The threshold, or None if no row is left.
+        The threshold, or None if no mask with a lesion is left.
 
     Example:
         >>> fit_mask_threshold(np.array([[[0.3, 0.1]]]), np.array([[[1, 0]]]))
         0.3
     """
     rows = np.isfinite(probabilities).all(axis=(1, 2)) & (masks >= 0).all(axis=(1, 2))
-    if not rows.any():
-        return None
     truth, usable = masks[rows] > 0, probabilities[rows]
-    return max(
-        MASK_THRESHOLDS, key=lambda threshold: float(dice(truth, usable >= threshold).mean())
-    )
+    if not truth.any():
+        return None
+
+    def score(threshold: float) -> float:
+        return float(np.nan_to_num(dice(truth, usable >= threshold), nan=1.0).mean())
+
+    return max(MASK_THRESHOLDS, key=score)
 
 
 def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postprocessing]:

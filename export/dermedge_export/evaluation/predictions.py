@@ -120,21 +120,35 @@ class Outlined:
 
     Attributes:
         inside: Predicted masks, bool [N, S/4, S/4].
-        dice: Dice coefficient with the true mask, float64 [N]; NaN if that is unknown.
+        dice: Dice coefficient with the true mask, float64 [N]; NaN if that is unknown
+            or empty.
+        empty: Images whose true mask is known and empty, bool [N].
 
     Example:
-        >>> lesions = Outlined(np.ones((2, 8, 8), bool), dice=np.array([0.75, np.nan]))
-        >>> lesions.dice[lesions.rows].tolist()
-        [0.75]
+        >>> inside, empty = np.ones((2, 8, 8), bool), np.array([False, True])
+        >>> lesions = Outlined(inside, np.array([0.75, np.nan]), empty)
+        >>> lesions.dice[lesions.rows].tolist(), lesions.false_alarms.tolist()
+        ([0.75], [False, True])
     """
 
     inside: NDArray[np.bool_]
     dice: NDArray[np.float64]
+    empty: NDArray[np.bool_]
 
     @property
     def rows(self) -> NDArray[np.bool_]:
-        """Images whose mask is known, bool [N]."""
+        """Images whose true mask has a lesion, bool [N]. The Dice coefficient counts them."""
         return np.isfinite(self.dice)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Images whose true mask is known, with or without a lesion, bool [N]."""
+        return self.rows | self.empty
+
+    @property
+    def false_alarms(self) -> NDArray[np.bool_]:
+        """Images without a lesion for which one is predicted, bool [N]."""
+        return np.asarray(self.empty & self.inside.any(axis=(1, 2)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,11 +364,13 @@ def outlined(
     fitted = postprocessing.get(task.name)
     threshold = 0.5 if fitted is None or fitted.threshold is None else fitted.threshold
     inside = mask_probabilities(predictions, task.name, postprocessing) >= threshold
-    overlap = np.full(len(predictions), np.nan)
+    overlap, empty = np.full(len(predictions), np.nan), np.zeros(len(predictions), bool)
     if predictions.masks is not None:
         known = (predictions.masks >= 0).all(axis=(1, 2))
-        overlap[known] = metrics.dice(predictions.masks[known] > 0, inside[known])
-    return Outlined(inside, overlap)
+        empty = np.asarray(known & ~(predictions.masks > 0).any(axis=(1, 2)))
+        rows = known & ~empty
+        overlap[rows] = metrics.dice(predictions.masks[rows] > 0, inside[rows])
+    return Outlined(inside, overlap, empty)
 
 
 def mask_probabilities(

@@ -136,9 +136,9 @@ def parity(
 
 def _has_other_truth(first: Decoded, table: Predictions) -> bool:
     """Return whether malignancy, severity or a mask is known for any image."""
-    known = [np.isfinite(table.malignant)] + [
-        task.rows for task in (first.graded, first.outlined) if task is not None
-    ]
+    known = [np.isfinite(table.malignant)]
+    known += [first.graded.rows] if first.graded is not None else []
+    known += [first.outlined.known] if first.outlined is not None else []
     return any(bool(rows.any()) for rows in known)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Array, Floats
-from dermedge_export.evaluation.predictions import Decoded, Predictions
+from dermedge_export.evaluation.predictions import Decoded, Outlined, Predictions
 from dermedge_export.parity.gate import MINIMUM_CASES
 
 Metric = Callable[[Decoded, Array, Floats | None], Floats]
@@ -96,19 +96,37 @@ def _task_comparisons(
             "severity_kappa", _kappa, rows, "" if rows.any() else "no image with a known severity"
         )
     if first.outlined is not None and second.outlined is not None:
-        rows = first.outlined.rows
-        overlap = metrics.dice(first.outlined.inside, second.outlined.inside)
-        dice = _mean_of(sides, first.outlined.dice, second.outlined.dice)
-        yield MetricComparison("mask_overlap", _mean_of(sides, same, overlap), everything)
-        yield MetricComparison(
-            "dice", dice, rows, "" if rows.any() else "no image with a known mask"
-        )
+        yield from _mask_comparisons(sides, first.outlined, second.outlined)
     if first.embedding is not None and second.embedding is not None:
         # Embeddings share a large common part. Without centring, the cosine would be
         # near 1 even where the differences between images are lost.
         centre = first.embedding.mean(0)
         cosine = metrics.logit_cosine(first.embedding - centre, second.embedding - centre)
         yield MetricComparison("embedding_cosine", _mean_of(sides, same, cosine), everything)
+
+
+def _mask_comparisons(
+    sides: tuple[Decoded, Decoded], first: Outlined, second: Outlined
+) -> Iterator[MetricComparison]:
+    """Yield the comparisons of masks. Pairs of empty masks do not count."""
+    overlap = metrics.dice(first.inside, second.inside)
+    marked, blank = np.isfinite(overlap), int(np.isnan(overlap).sum())
+    yield MetricComparison(
+        "mask_overlap",
+        _mean_of(sides, np.ones(len(overlap)), overlap),
+        marked,
+        note=f"{blank} images without a predicted lesion do not count" if blank else "",
+    )
+    yield MetricComparison(
+        "dice",
+        _mean_of(sides, first.dice, second.dice),
+        first.rows,
+        "" if first.rows.any() else "no image with a marked lesion",
+        f"{first.empty.sum()} empty masks do not count; lesions predicted there: "
+        f"{first.false_alarms.sum()} by the reference, {second.false_alarms.sum()} by the candidate"
+        if first.empty.any()
+        else "",
+    )
 
 
 def subgroup_comparisons(

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dermedge_runtime.errors import ImageError
+from dermedge_runtime.errors import DermedgeError, ImageError
 from dermedge_runtime.jpeg import check_jpeg
 from dermedge_runtime.pillow import load, open_pillow, quiet
 from dermedge_runtime.printable import printable_path
@@ -28,10 +28,12 @@ from dermedge_runtime.upright import (
     opaque_rgb,
     orientation,
     refuse_content,
+    refuse_frames,
 )
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Source: TypeAlias = bytes | str | os.PathLike[str] | Image.Image | Pixels
+T = TypeVar("T")
 Scale: TypeAlias = Callable[[int, int], int]
 """Function of width and height that returns 1, 2, 4 or 8."""
 
@@ -109,19 +111,48 @@ def decode(
         return _guarded(source, name or "The PIL image", source.format, background)
     stream, name = _open_source(source, name)
     with stream as file:
+        kind, image = _open_file(file, name)
+        return _guarded(image, name, kind, background, scale, file)
+
+
+def read_stored(path: Path, read: Callable[[Image.Image], T], *, whole: bool = True) -> T:
+    """Open an image file, and read its samples as they are stored.
+
+    Masks are read here, because RGB of 8 bits loses some of their values.
+
+    Args:
+        path: The file.
+        read: Function of the opened image, of any of Pillow's modes. Its pixels are not
+            decoded yet.
+        whole: `read` decodes the image, so that the file must be complete.
+
+    Returns:
+        What `read` returns.
+
+    Raises:
+        ImageError: The file is not a single complete image that dermedge opens, has a
+            side below 16 pixels, or has too many pixels.
+
+    Example:
+        >>> read_stored(Path("lesion.png"), lambda image: image.mode)
+        'RGB'
+    """
+    stream, name = _open_source(path, None)
+    with stream as file:
+        kind, image = _open_file(file, name)
+        check_size(*image.size, name, MAX_JPEG_PIXELS if kind == "JPEG" else MAX_PIXELS)
+        refuse_frames(image, name)
         try:
-            head = file.read(HEAD_BYTES)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ImageError(f"{name} cannot be read ({reason}). Check the file.") from error
-        kind = _checked_format(head, name)
-        try:
-            image = _open(kind, file, name)
-        except ImageError:
+            with quiet():
+                result = read(image)
+            doubts = check_jpeg(file, image) if whole and kind == "JPEG" else ()
+        except DermedgeError:
             raise
         except Exception as error:
             raise _damaged(name, kind, error) from error
-        return _guarded(image, name, kind, background, scale, file)
+        if doubts:
+            raise ImageError(f"{name} may be damaged. {' '.join(doubts)}")
+        return result
 
 
 def identify(head: bytes) -> str | None:
@@ -204,6 +235,22 @@ def _open_source(
         raise ImageError(
             f"{name} cannot be read ({reason}). Check the path and its permissions."
         ) from error
+
+
+def _open_file(file: IO[bytes], name: str) -> tuple[str, Image.Image]:
+    """Return the format of a file, and the opened image."""
+    try:
+        head = file.read(HEAD_BYTES)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ImageError(f"{name} cannot be read ({reason}). Check the file.") from error
+    kind = _checked_format(head, name)
+    try:
+        return kind, _open(kind, file, name)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(name, kind, error) from error
 
 
 def _checked_format(head: bytes, name: str) -> str:

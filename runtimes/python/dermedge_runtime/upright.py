@@ -52,8 +52,8 @@ def check_size(width: int, height: int, name: str, limit: int = MAX_PIXELS) -> N
         )
 
 
-def refuse_content(image: Image.Image, name: str) -> None:
-    """Refuse several frames, previews of raw files, and samples of an unknown range.
+def refuse_frames(image: Image.Image, name: str) -> None:
+    """Refuse an animation, and a file of several pages.
 
     Args:
         image: The opened image, not yet decoded.
@@ -66,6 +66,19 @@ def refuse_content(image: Image.Image, name: str) -> None:
     # several frames is an animation or has several pages.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ImageError(f"{name} is animated or has several pages. Pass a single frame.")
+
+
+def refuse_content(image: Image.Image, name: str) -> None:
+    """Refuse several frames, previews of raw files, and samples of an unknown range.
+
+    Args:
+        image: The opened image, not yet decoded.
+        name: Name of the image in messages.
+
+    Raises:
+        ImageError: The image is refused.
+    """
+    refuse_frames(image, name)
     tags = getattr(image, "tag_v2", {})
     if tags.get(_SUBFILE_TAG, 0) == 1 and _SUB_IMAGES_TAG in tags:
         raise ImageError(f"{name} is a camera's raw file. Convert it to JPEG or PNG.")
