@@ -16,7 +16,7 @@ from torch import nn
 from dermedge.cli.pretrain import command
 from dermedge.models.backbone import Backbone
 from dermedge.models.network import Network
-from dermedge.train.hybrid.crops import make_transforms
+from dermedge.train.hybrid.crops import CropBatch, make_transforms
 from dermedge.train.hybrid.loss_log import (
     STEPS_BEFORE_WARNING,
     StepLosses,
@@ -35,7 +35,7 @@ from dermedge.train.hybrid.recipe import (
 )
 from dermedge.train.hybrid.schedule import rates
 from dermedge.train.hybrid.sources import Sources
-from dermedge.train.hybrid.step import Learner, clip_gradients, make_learner
+from dermedge.train.hybrid.step import Learner, clip_gradients, make_learner, train_step
 from dermedge_runtime.errors import UsageError
 
 VIT = Backbone(
@@ -224,6 +224,20 @@ class TestClipping:
         clip_gradients(made)
         total = math.hypot(*norms(list(made.student.parts())))
         assert total == pytest.approx(3.0, rel=1e-4)
+
+    def test_a_step_clips_before_the_weights_change(self) -> None:
+        made = learner(recipe(clip=1e-3))
+        made.optimizer.zero_grad()
+        found: list[float] = []
+        made.optimizer.optimizer.register_step_pre_hook(
+            lambda *_: found.extend(norms(list(made.student.parts())))
+        )
+        crops = torch.randn(4, 3, 32, 32), torch.randn(2, 3, 16, 16)
+        masked = torch.ones(4, 16, dtype=torch.bool)
+        batch = CropBatch(*crops, masked, rows=torch.zeros(2, dtype=torch.long), unreadable=())
+        train_step(made, [batch], 0, rates(made.recipe, 0))
+        backbone, dino, ibot, _ = found  # no row has a label
+        assert [backbone, dino, ibot] == pytest.approx([1e-3] * 3, rel=1e-2)
 
 
 class TestCollapse:
