@@ -175,17 +175,18 @@ def create_backbone(backbone: Backbone) -> TimmModel:
         ) from error
     # Some families widen the features after pooling (conv_head). timm keeps that width
     # in head_hidden_size and the width of the last map in num_features.
-    model.num_features_map = model.num_features
-    model.num_features_out = getattr(model, "head_hidden_size", None) or model.num_features
+    last_map = model.num_features
+    out = getattr(model, "head_hidden_size", None) or last_map
     if backbone.stages is not None:
-        truncate(model, backbone.stages, backbone.name)
+        out = last_map = truncate(model, backbone.stages, backbone.name)
+    model.num_features_out, model.num_features_map = out, last_map
     guard_strided_pointwise(model)
     created: TimmModel = model
     return created
 
 
-def truncate(model: TimmModel, stages: int, name: str) -> None:
-    """Remove a backbone's stages after the first `stages`, in place.
+def truncate(model: TimmModel, stages: int, name: str) -> int:
+    """Remove a backbone's stages after the first `stages`; return the width that is left.
 
     Raises:
         UsageError: The backbone has fewer stages, or timm cannot truncate its family.
@@ -198,7 +199,7 @@ def truncate(model: TimmModel, stages: int, name: str) -> None:
             "or omit --stages."
         )
     prune(indices=[stages - 1], prune_norm=True, prune_head=True)
-    model.num_features_out = model.num_features_map = widths[stages - 1]
+    return int(widths[stages - 1])
 
 
 class Embed(nn.Module):

@@ -1,7 +1,9 @@
 """Save a pretraining run at any step, and restore it exactly."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +47,39 @@ class TrainingState:
     sums: StepLosses = field(default_factory=StepLosses.zeros)
     seconds: float = 0.0
 
+    def finish_step(self, losses: StepLosses, seconds: float) -> None:
+        """Count a step, with its losses and the time spent in the epoch so far."""
+        self.sums += losses
+        self.step += 1
+        self.seconds = seconds
+
+    def finish_epoch(self, means: dict[str, float]) -> None:
+        """Add an epoch's mean losses and speed to the history, and start the next one."""
+        self.history.append(means)
+        self.sums, self.seconds = StepLosses.zeros(), 0.0
+
+    def mark_unreadable(self, rows: Tensor) -> None:
+        """Remember rows, bool [N], that could not be decoded."""
+        self.unreadable |= rows
+
+    def facts(self) -> dict[str, Any]:
+        """Return the position as plain data for a checkpoint."""
+        return {
+            "step": self.step,
+            "history": self.history,
+            "unreadable": torch.nonzero(self.unreadable)[:, 0].tolist(),
+            "sums": self.sums.values.tolist(),
+            "seconds": self.seconds,
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take the position of a checkpoint."""
+        self.step = self.resumed_from = facts["step"]
+        self.history = facts["history"]
+        self.unreadable[facts["unreadable"]] = True
+        self.sums = StepLosses(torch.tensor(facts["sums"]))
+        self.seconds = facts["seconds"]
+
 
 def save_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> None:
     """Write the checkpoint, then the run's record.
@@ -52,14 +87,7 @@ def save_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> N
     All processes must call this together. A kill between the two files does no harm,
     because the record is written again with the next checkpoint.
     """
-    facts = {
-        "fingerprint": run.fingerprint,
-        "step": state.step,
-        "history": state.history,
-        "unreadable": torch.nonzero(state.unreadable)[:, 0].tolist(),
-        "sums": state.sums.values.tolist(),
-        "seconds": state.seconds,
-    }
+    facts = {"fingerprint": run.fingerprint, **state.facts()}
     path = run.folder / CHECKPOINT
     first = learner.fabric.is_global_zero
     # Rank 0 writes; the other ranks only give it their parts.
@@ -94,11 +122,7 @@ def load_checkpoint(learner: Learner, run: RunRecord, state: TrainingState) -> N
                 "folder, or pass --overwrite."
             )
         # Steps after the checkpoint run again and write their lines again.
-        state.step = state.resumed_from = facts["step"]
-        state.history = facts["history"]
-        state.unreadable[facts["unreadable"]] = True
-        state.sums = StepLosses(torch.tensor(facts["sums"]))
-        state.seconds = facts["seconds"]
+        state.restore(facts)
         if log.is_file():
             lines = log.read_text("utf-8").splitlines(keepends=True)[: state.step]
     if learner.fabric.is_global_zero:

@@ -60,11 +60,9 @@ def train(
         torch.manual_seed(seed * 100_003 + state.step)
         now = rates(recipe, state.step)
         losses = train_step(learner, parts, state.step, now)
-        state.sums += losses
         check_loss(losses, state.step)
-        state.step += 1
         moment = clock()
-        state.seconds = moment - started
+        state.finish_step(losses, moment - started)
         # Rank 0 decides for all ranks, whose clocks differ.
         due = first and moment - saved >= checkpoint_seconds
         bad_rows = [row for part in parts for row in part.unreadable]
@@ -90,8 +88,7 @@ def finish_epoch(learner: Learner, state: TrainingState) -> None:
     images = recipe.batch_size * recipe.steps
     speed = round(images / max(state.seconds, 1e-9), 2)
     means = (state.sums / recipe.steps).named(recipe)
-    state.history.append(means | {"images_per_second": speed})
-    state.sums, state.seconds = StepLosses.zeros(), 0.0
+    state.finish_epoch(means | {"images_per_second": speed})
 
 
 def describe_step(learner: Learner, state: TrainingState, losses: StepLosses) -> str:
@@ -143,7 +140,7 @@ def note_unreadable(
     flags = world_max(fabric.to_device(torch.tensor([float(new.any()), float(due)]))).tolist()
     if flags[0]:
         everywhere = world_max(fabric.to_device(new.to(torch.uint8)))
-        state.unreadable |= everywhere.cpu().bool()
+        state.mark_unreadable(everywhere.cpu().bool())
         count, total = int(state.unreadable.sum()), len(state.unreadable)
         if count > max(1, math.floor(MAX_UNREADABLE * total)):
             raise DataError(

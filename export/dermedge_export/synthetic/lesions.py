@@ -109,6 +109,19 @@ class _Canvas:
     blood: Field
     layers: list[tuple[Field, tuple[int, int, int]]]
 
+    def add_melanin(self, amount: Field) -> None:
+        self.melanin += amount
+
+    def scale_melanin(self, factor: Field) -> None:
+        self.melanin *= factor
+
+    def add_blood(self, amount: Field) -> None:
+        self.blood += amount
+
+    def veil(self, alpha: Field, colour: tuple[int, int, int]) -> None:
+        """Add a layer of an opaque colour with opacity `alpha` [H, W], clipped to 0..1."""
+        self.layers.append((np.clip(alpha, 0.0, 1.0), colour))
+
 
 def draw_lesion(
     seed: int,
@@ -279,11 +292,6 @@ def _network(c: _Canvas, period: float, warp: float) -> Field:
     return 0.4 + clear * (np.clip((0.9 - holes) / 2.0, 0.0, 1.0) - 0.4)
 
 
-def _veil(c: _Canvas, alpha: Field, colour: tuple[int, int, int]) -> None:
-    """Add a layer of an opaque colour with opacity `alpha` [H, W], clipped to 0..1."""
-    c.layers.append((np.clip(alpha, 0.0, 1.0), colour))
-
-
 # ---- the outline
 
 
@@ -370,24 +378,24 @@ def _base(
     slow = _noise(c.rng, c.u.shape, 0.5 * c.radius)
     fine = _noise(c.rng, c.u.shape, max(3.0, 5.0 * c.scale))
     shape = c.inside * (1.0 + patchy * slow + 0.16 * fine)
-    c.melanin += c.rng.uniform(*melanin) * shape
-    c.blood += c.rng.uniform(*blood) * c.inside * (1.0 + 0.25 * fine)
+    c.add_melanin(c.rng.uniform(*melanin) * shape)
+    c.add_blood(c.rng.uniform(*blood) * c.inside * (1.0 + 0.25 * fine))
     return slow + 0.35 * fine
 
 
 def _nv(c: _Canvas) -> None:
     slow = _base(c, (0.25, 1.1), (0.0, 0.5), 0.3)
     centre = c.rng.uniform(-0.25, 0.6)
-    c.melanin *= 1.0 + centre * np.clip(c.depth, -0.3, 1.0)
-    c.melanin += c.rng.uniform(0.0, 0.25) * _step(slow, 0.1, 0.6) * c.inside
+    c.scale_melanin(1.0 + centre * np.clip(c.depth, -0.3, 1.0))
+    c.add_melanin(c.rng.uniform(0.0, 0.25) * _step(slow, 0.1, 0.6) * c.inside)
     pattern = c.rng.uniform()
     if pattern < 0.5:
         lines = _network(c, c.rng.uniform(5.5, 8.5), c.rng.uniform(0.35, 0.8))
-        c.melanin *= 1.0 + c.rng.uniform(0.3, 0.9) * (lines - 0.4)
+        c.scale_melanin(1.0 + c.rng.uniform(0.3, 0.9) * (lines - 0.4))
     elif pattern < 0.75:
         count = int(c.rng.integers(25, 90) * (0.6 + 0.6 * c.level))
         spots = _dots(c, count, (1.5, 4.0), 1.0, c.rng.uniform(0.0, 0.6), 2.5)
-        c.melanin += c.rng.uniform(0.25, 0.7) * spots * c.inside
+        c.add_melanin(c.rng.uniform(0.25, 0.7) * spots * c.inside)
 
 
 def _mel(c: _Canvas) -> None:
@@ -398,17 +406,17 @@ def _mel(c: _Canvas) -> None:
         _noise(c.rng, c.u.shape, 0.45 * c.radius),
     )
     core = _step(c.depth, 0.0, 0.3)
-    c.melanin += 1.7 * strength * _step(other + 0.3 * slow, -0.1, 0.8) * c.inside
+    c.add_melanin(1.7 * strength * _step(other + 0.3 * slow, -0.1, 0.8) * c.inside)
     lines = _network(c, c.rng.uniform(7.0, 12.0), c.rng.uniform(0.7, 1.6))
-    c.melanin *= 1.0 + c.rng.uniform(0.2, 1.0) * (lines - 0.4) * _step(third, -0.4, 0.3)
+    c.scale_melanin(1.0 + c.rng.uniform(0.2, 1.0) * (lines - 0.4) * _step(third, -0.4, 0.3))
     dots = _dots(c, int(c.rng.integers(5, 40)), (1.0, 3.2), 0.95, 0.3, 1.5)
-    c.melanin += c.rng.uniform(0.4, 1.2) * dots * c.inside
+    c.add_melanin(c.rng.uniform(0.4, 1.2) * dots * c.inside)
     if c.rng.uniform() < 0.35 + 0.3 * c.level:
         _streaks(c, int(c.rng.integers(8, 28)))
-    _veil(c, 0.6 * strength * _step(third + 0.5 * slow, -0.1, 1.4) * core, _BLUE_GREY)
+    c.veil(0.6 * strength * _step(third + 0.5 * slow, -0.1, 1.4) * core, _BLUE_GREY)
     if c.rng.uniform() < 0.25 + 0.4 * c.level:
-        _veil(c, 0.6 * strength * _step(-slow, 0.1, 1.1) * core, _WHITE)
-        c.blood += 0.3 * strength * _step(-slow, 0.0, 0.7) * c.inside
+        c.veil(0.6 * strength * _step(-slow, 0.1, 1.1) * core, _WHITE)
+        c.add_blood(0.3 * strength * _step(-slow, 0.0, 0.7) * c.inside)
 
 
 def _streaks(c: _Canvas, count: int) -> None:
@@ -423,38 +431,38 @@ def _streaks(c: _Canvas, count: int) -> None:
     )
     thick = c.rng.uniform(0.3, 1.7, count) * (1.0 - 0.7 * t) * c.scale
     lines = _stamp(c.u.shape, c.to_pixel @ points, thick.ravel(), 1.8 * c.scale)
-    c.melanin += c.rng.uniform(0.3, 0.8) * lines * _step(c.depth, -0.25, 0.1)
+    c.add_melanin(c.rng.uniform(0.3, 0.8) * lines * _step(c.depth, -0.25, 0.1))
 
 
 def _bkl(c: _Canvas) -> None:
     _base(c, (0.15, 0.9), (0.0, 0.4), 0.4)
     rough = _noise(c.rng, c.u.shape, c.rng.uniform(4.0, 9.0) * c.scale)
-    c.melanin *= 1.0 + c.rng.uniform(0.2, 0.8) * rough
+    c.scale_melanin(1.0 + c.rng.uniform(0.2, 0.8) * rough)
     if c.rng.uniform() < 0.55:
         furrows = 1.0 - _step(
             np.abs(_noise(c.rng, c.u.shape, c.rng.uniform(9.0, 18.0) * c.scale)), 0.0, 0.3
         )
-        c.melanin += c.rng.uniform(0.1, 0.5) * furrows * c.inside
-    c.melanin += (
+        c.add_melanin(c.rng.uniform(0.1, 0.5) * furrows * c.inside)
+    c.add_melanin(
         c.rng.uniform(0.0, 0.35) * c.inside * (1.0 - _step(np.abs(c.depth - 0.06), 0.0, 0.12))
     )
     many = 0.5 + 0.7 * c.level
     if c.rng.uniform() < 0.75:
         openings = _dots(c, int(c.rng.integers(3, 26) * many), (1.2, 3.6), 0.9, 0.0, 2.0)
-        c.melanin += c.rng.uniform(0.4, 1.3) * openings * c.inside
+        c.add_melanin(c.rng.uniform(0.4, 1.3) * openings * c.inside)
     dull = c.rng.uniform(0.05, 0.4) * c.inside * (0.7 + 0.3 * rough)
-    _veil(c, dull, (188, 164, 140) if c.rng.uniform() < 0.6 else (140, 132, 140))
+    c.veil(dull, (188, 164, 140) if c.rng.uniform() < 0.6 else (140, 132, 140))
     cysts = _dots(c, int(c.rng.integers(0, 26) * many), (0.8, 2.4), 0.9, 0.0, 1.6)
-    _veil(c, c.rng.uniform(0.4, 0.8) * cysts * c.inside, (240, 224, 204))
+    c.veil(c.rng.uniform(0.4, 0.8) * cysts * c.inside, (240, 224, 204))
 
 
 def _bcc(c: _Canvas) -> None:
     slow = _base(c, (0.03, 0.32), (0.14, 0.55), 0.5)
-    _veil(c, c.rng.uniform(0.05, 0.4) * _step(slow, -0.5, 0.9) * c.inside, _WHITE)
+    c.veil(c.rng.uniform(0.05, 0.4) * _step(slow, -0.5, 0.9) * c.inside, _WHITE)
     many = 0.5 + 0.8 * c.level
     if c.rng.uniform() < 0.8:
         vessels = _vessels(c, int(c.rng.integers(2, 6) * many) + 1)
-        c.blood += c.rng.uniform(0.4, 1.1) * vessels * _step(c.depth, -0.4, 0.1)
+        c.add_blood(c.rng.uniform(0.4, 1.1) * vessels * _step(c.depth, -0.4, 0.1))
     if c.rng.uniform() < 0.65:
         count = max(1, int(c.rng.integers(2, 10) * many))
         nests = (
@@ -462,14 +470,14 @@ def _bcc(c: _Canvas) -> None:
             * c.inside
         )
         if c.rng.uniform() < 0.6:
-            _veil(c, c.rng.uniform(0.4, 0.8) * nests, (88, 84, 100))
+            c.veil(c.rng.uniform(0.4, 0.8) * nests, (88, 84, 100))
         else:
-            c.melanin += c.rng.uniform(0.5, 1.2) * nests
+            c.add_melanin(c.rng.uniform(0.5, 1.2) * nests)
     if c.rng.uniform() < 0.25 + 0.35 * c.level:
         ulcer = _dots(c, int(c.rng.integers(2, 5)), (5.0, 13.0), 0.5, 0.0, 9.0)
         ulcer = _step(ulcer + 0.4 * slow, 0.2, 0.7) * c.inside
-        c.blood += c.rng.uniform(0.6, 1.2) * ulcer
-        c.melanin += c.rng.uniform(0.2, 0.9) * ulcer
+        c.add_blood(c.rng.uniform(0.6, 1.2) * ulcer)
+        c.add_melanin(c.rng.uniform(0.2, 0.9) * ulcer)
 
 
 def _vessels(c: _Canvas, count: int) -> Field:
@@ -501,24 +509,24 @@ def _vasc(c: _Canvas) -> None:
         c.u.shape, _scatter(c, count, 0.9), c.rng.uniform(*size, count) * c.scale, 0.22 * c.radius
     )
     lagoons = _step(lagoons + 0.25 * slow, 0.1, 1.0) * c.inside
-    c.blood += c.rng.uniform(0.5, 1.5) * lagoons * (1.0 + 0.3 * slow)
+    c.add_blood(c.rng.uniform(0.5, 1.5) * lagoons * (1.0 + 0.3 * slow))
     tint = c.rng.uniform()
     if tint < 0.45:
-        _veil(c, c.rng.uniform(0.2, 0.75) * lagoons * _step(slow, -0.6, 0.5), _PURPLE)
+        c.veil(c.rng.uniform(0.2, 0.75) * lagoons * _step(slow, -0.6, 0.5), _PURPLE)
     if tint > 0.8:
-        c.melanin += c.rng.uniform(0.5, 1.2) * lagoons * _step(slow, -0.2, 0.5)
-    _veil(c, c.rng.uniform(0.0, 0.35) * (1.0 - lagoons) * _step(c.depth, -0.05, 0.1), _WHITE)
+        c.add_melanin(c.rng.uniform(0.5, 1.2) * lagoons * _step(slow, -0.2, 0.5))
+    c.veil(c.rng.uniform(0.0, 0.35) * (1.0 - lagoons) * _step(c.depth, -0.05, 0.1), _WHITE)
 
 
 def _df(c: _Canvas) -> None:
     slow = _base(c, (0.2, 0.7), (0.05, 0.5), 0.4)
     lines = _network(c, c.rng.uniform(5.5, 8.0), c.rng.uniform(0.4, 0.9))
-    c.melanin *= 1.0 + c.rng.uniform(0.2, 0.9) * (lines - 0.4)
+    c.scale_melanin(1.0 + c.rng.uniform(0.2, 0.9) * (lines - 0.4))
     reach = c.rng.uniform(0.35, 0.75) - 0.15 * c.level
     scar = _step(c.depth + 0.3 * slow, reach - 0.35, reach + 0.3)
-    c.melanin *= 1.0 - c.rng.uniform(0.3, 0.9) * scar
-    _veil(c, c.rng.uniform(0.1, 0.6) * scar * (0.8 + 0.4 * slow), _WHITE)
-    c.blood += c.rng.uniform(0.0, 0.45) * scar
+    c.scale_melanin(1.0 - c.rng.uniform(0.3, 0.9) * scar)
+    c.veil(c.rng.uniform(0.1, 0.6) * scar * (0.8 + 0.4 * slow), _WHITE)
+    c.add_blood(c.rng.uniform(0.0, 0.45) * scar)
 
 
 _PAINTERS: dict[str, Callable[[_Canvas], None]] = {
@@ -555,15 +563,15 @@ def _skin(c: _Canvas, rng: np.random.Generator) -> None:
     )
     web = 1.0 - _step(np.abs(_noise(rng, shape, rng.uniform(6.0, 11.0) * s) + 0.5 * fine), 0.0, 0.7)
     halo = _step(c.depth, -0.9, 0.0) * (1.0 - c.inside)
-    c.melanin += rng.uniform(0.01, 0.05) * mottle + rng.uniform(0.02, 0.08) * fine
-    c.melanin += rng.uniform(0.0, 0.035) * creases * (1.0 + mottle)
-    c.blood += rng.uniform(-0.04, 0.16) + rng.uniform(0.02, 0.10) * mottle
-    c.blood += rng.uniform(0.0, 0.2) * web * (0.5 + 0.5 * mottle) + rng.uniform(0.0, 0.2) * halo
+    c.add_melanin(rng.uniform(0.01, 0.05) * mottle + rng.uniform(0.02, 0.08) * fine)
+    c.add_melanin(rng.uniform(0.0, 0.035) * creases * (1.0 + mottle))
+    c.add_blood(rng.uniform(-0.04, 0.16) + rng.uniform(0.02, 0.10) * mottle)
+    c.add_blood(rng.uniform(0.0, 0.2) * web * (0.5 + 0.5 * mottle) + rng.uniform(0.0, 0.2) * halo)
     if rng.uniform() < 0.35:
         count = int(rng.integers(3, 25))
         spots = rng.uniform(0.0, 1.0, (2, count)) * np.array([[shape[1]], [shape[0]]])
         freckles = _stamp(shape, spots, rng.uniform(1.0, 4.5, count) * s, 5.0 * s)
-        c.melanin += rng.uniform(0.1, 0.4) * freckles * (1.0 - c.inside)
+        c.add_melanin(rng.uniform(0.1, 0.4) * freckles * (1.0 - c.inside))
 
 
 def _hairs(rng: np.random.Generator, shape: tuple[int, ...], s: float) -> Field:
@@ -589,8 +597,7 @@ def _photograph(c: _Canvas, rng: np.random.Generator, tone: Field) -> NDArray[np
     shape, s = c.u.shape, c.scale
     light = float((tone.mean() / 205.0) ** 0.8)
     if rng.uniform() < 0.4:
-        _veil(
-            c,
+        c.veil(
             0.85 * _hairs(rng, shape, s),
             (62, 46, 40) if rng.uniform() < 0.9 else (214, 208, 200),
         )
