@@ -15,7 +15,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +27,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import timm
 import torch
 from torch import nn
 
@@ -50,7 +48,10 @@ from support.varied_graphs import augmented
 
 Cell = dict[str, Any]
 TOOLS = ("coremltools", "onnxruntime", "onnxscript", "sklearn.metrics", "torch.onnx", "nncf")
+VERSIONS = ("torch", "timm", "onnxruntime", "coremltools")
 TRAIN = "train"
+# Largest differences of an output, where outputs differ between images by about 1.
+TOLERANCE = {"fp32": 1e-3, "fp16": 0.3}
 COUNTS = ("parameters", "macs")
 # The precision that changes the student least, for each target.
 PRECISIONS = {"cpu": "fp32", "android": "fp32", "jetson": "fp16", "ios": "fp16"}
@@ -127,8 +128,8 @@ def read_cells(out: Path) -> dict[tuple[str, str], Cell]:
 
 
 def sweep(out: Path, only: list[str], limit: float) -> None:
-    """Measure every cell that OUT lacks, or all cells of the backbones in `only`."""
-    known = read_cells(out)
+    """Measure the cells that failed or that OUT lacks, or all of the backbones in `only`."""
+    known = {key for key, cell in read_cells(out).items() if cell["state"] != "failed"}
     torch.set_num_threads(1)
     for module in TOOLS:
         importlib.import_module(module)
@@ -137,9 +138,9 @@ def sweep(out: Path, only: list[str], limit: float) -> None:
         for case in CASES:
             if only and case.name not in only:
                 continue
-            finished = {} if only else known
+            finished = set() if only else known
             steps = [step for step in PRECISIONS if (case.name, step) not in finished]
-            if steps:
+            if steps or (case.name, TRAIN) not in finished:
                 measure_in_processes(case, [TRAIN, *steps], Path(temporary), out, limit)
 
 
@@ -180,7 +181,7 @@ def read_lines(out: Path) -> list[str]:
 
 def write_cell(out: Path, case: Case, step: str, facts: Mapping[str, Any]) -> None:
     cell = {"backbone": case.name, "target": step, "size": case.size, "args": dict(case.args)}
-    versions = {name: version(name) for name in ("torch", "timm", "coremltools")}
+    versions = {name: version(name) for name in VERSIONS}
     with out.open("a") as file:
         file.write(json.dumps({**cell, **facts, "versions": versions}) + "\n")
     print(f"{case.name:28} {step:8} {facts['state']:8} {facts.get('message', '')}", flush=True)
@@ -196,7 +197,11 @@ def measure(case: Case, steps: list[str], folder: Path, out: Path) -> None:
     session = ExportSession.open(load_model_folder(student))
     for step in steps:
         if step != TRAIN:
-            options = ExportOptions(precision=PRECISIONS[step], overwrite=True)
+            # The images of a class differ too little for a network of random weights to
+            # tell them apart, so the gate's accuracy means nothing here.
+            options = ExportOptions(
+                precision=PRECISIONS[step], overwrite=True, allow_parity_failure=True
+            )
             work = partial(export_and_verify, replace(session, options=options), step)
             write_cell(out, case, step, attempt(partial(work, folder / "out")))
 
@@ -256,10 +261,7 @@ def spread_outputs(model: TrainedModel) -> None:
 
 
 def export_and_verify(session: ExportSession, target: str, out: Path) -> Cell:
-    """Export for one target, verify the bundle, and return its largest difference.
-
-    The difference is relative to the scale of the student's output.
-    """
+    """Export for one target, verify the bundle, and return its largest difference."""
     bundle = session.export(target, out)
     # `export` has verified the bundle with an engine or a simulation. A new process
     # without it can verify the files and the decoding.
@@ -267,42 +269,53 @@ def export_and_verify(session: ExportSession, target: str, out: Path) -> Cell:
     if verified.status not in ("passed", "not_run"):
         return {"state": "failed", "message": f"verify: {verified.status}"}
     agreement = json.loads((bundle.path / PARITY_REPORT).read_text())["agreement"]
+    difference = agreement["max_abs"]
+    if not difference <= TOLERANCE[bundle.artifact.precision]:
+        return {"state": "failed", "message": f"outputs differ by {difference:.3g}"}
     return {
-        "max_difference": agreement["max_abs"],
+        "max_difference": difference,
         "host": bundle.parity["host"]["status"],
         "verify": verified.status,
     }
 
 
 def format_table(cells: Iterable[Cell]) -> str:
-    """Return the support matrix as Markdown."""
+    """Return the support matrix as Markdown, with the message of every refusal."""
     rows: dict[str, dict[str, Cell]] = {}
+    messages: list[str] = []
     for cell in cells:
         rows.setdefault(cell["backbone"], {})[cell["target"]] = cell
-    flags = describe_device()["flags"].split()
+        if cell["state"] != "ok" and cell["message"] not in messages:
+            messages.append(cell["message"])
     lines = [
-        f"{platform.machine()} ({' '.join(flags)}), 1 thread, torch {version('torch')}, "
-        f"timm {timm.__version__}, coremltools {version('coremltools')}",
-        "",
-        f"| backbone | size | M parameters | M MACs | train | {' | '.join(PRECISIONS)} |",
-        f"|---|--:|--:|--:|{'---|' * (len(PRECISIONS) + 1)}",
+        f"| backbone | pixels | M parameters | M MACs | {' | '.join(PRECISIONS)} |",
+        f"|---|--:|--:|--:|{'---|' * len(PRECISIONS)}",
     ]
     for name, row in sorted(rows.items()):
         facts = row.get(TRAIN, {})
         size = next(iter(row.values()))["size"]
-        counts = (
-            f"{facts[key] / 1e6:.1f}" if key in facts else "" for key in ("parameters", "macs")
-        )
-        states = (_state(row.get(step)) for step in (TRAIN, *PRECISIONS))
+        counts = (f"{facts[key] / 1e6:.1f}" if facts.get(key) else "" for key in COUNTS)
+        states = (_state(row, step, messages) for step in PRECISIONS)
         lines.append(f"| {' | '.join([name, str(size), *counts, *states])} |")
-    return "\n".join(lines)
+    notes = [f"{number}. {message}" for number, message in enumerate(messages, 1)]
+    return "\n".join([describe_machine(), "", *lines, "", *notes])
 
 
-def _state(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    difference = cell.get("max_difference")
-    return f"{difference:.0e}" if difference is not None else cell["state"]
+def describe_machine() -> str:
+    device = describe_device()
+    tools = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    return f"{device['cpu']} ({device['flags']}), 1 thread, {tools}."
+
+
+def _state(row: Mapping[str, Cell], step: str, messages: list[str]) -> str:
+    """Return a cell of the table: the largest difference, or the number of a note."""
+    # A backbone that cannot train is not exported.
+    cell = row.get(step, row.get(TRAIN))
+    if cell is None or (cell["target"] == TRAIN and cell["state"] == "ok"):
+        return "not measured"
+    if cell["state"] != "ok":
+        return f"{cell['state']} ({messages.index(cell['message']) + 1})"
+    return f"{cell['max_difference']:.0e}"
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """Test that networks of several kinds survive the conversion for their targets."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
+from dermedge.cli.export import command
 from dermedge.models import Network, TrainedModel
 from dermedge.models.backbone import Backbone
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext, inference_copy, module_runner
-from dermedge_export.exporters.coreml.export import export_coreml
+from dermedge_export.exporters.coreml.export import OTHERWISE, export_coreml
 from dermedge_export.exporters.onnx import export_onnx
+from dermedge_export.exporters.tensorrt.export import export_tensorrt
 from dermedge_export.graph.run import open_session
-from dermedge_export.target import CPU, IOS
+from dermedge_export.graph.trace import _untraceable
+from dermedge_export.target import CPU, IOS, JETSON, TARGETS
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Preprocess, Spec, Task
 from support.small import pixels
@@ -23,11 +28,16 @@ SIZE = 64
 TASKS = (Task("malignancy", "binary"),)
 # Hiera, NesT and Twins give torch's attention tensors of five axes, SAM of three.
 HIERA = ("hiera_tiny_224", {"img_size": SIZE, "stages": [1, 1, 1, 1], "embed_dim": 24})
+XCIT = ("xcit_nano_12_p16_224", {"img_size": SIZE, "depth": 1})
+SWIN = (
+    "swin_tiny_patch4_window7_224",
+    {"img_size": SIZE, "embed_dim": 24, "depths": (2, 1, 1, 1), "window_size": 4},
+)
 FUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
     HIERA,
     ("nest_tiny", {"img_size": SIZE}),
     ("tiny_vit_5m_224", {"depths": [1, 1, 1, 1]}),
-    ("xcit_nano_12_p16_224", {"img_size": SIZE, "depth": 1}),
+    XCIT,
     ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 1}),
 )
 
@@ -63,6 +73,38 @@ def test_attention_of_five_axes_becomes_an_onnx_graph() -> None:
     np.testing.assert_allclose(computed, expected, atol=1e-5)
 
 
+def test_masked_attention_becomes_a_core_ml_program() -> None:
+    """The masks of shifted windows contain `aten.alias`, which coremltools lacks."""
+    source, images = model(*SWIN), pixels(3, SIZE).numpy()
+    built = export_coreml(ExportContext(source), IOS, Candidate("fp16", "coreml"))
+    assert built.simulation is not None
+    computed = built.simulation.run(images)["malignancy"]
+    expected = module_runner(source.module)(images)["malignancy"]
+    np.testing.assert_allclose(computed, expected, atol=5e-3)
+
+
+def test_cross_covariance_attention_becomes_a_tensorrt_graph() -> None:
+    source, images = model(*XCIT), pixels(3, SIZE).numpy()
+    built = export_tensorrt(ExportContext(source), JETSON, Candidate("fp16", "tensorrt"))
+    assert built.simulation is not None
+    computed = built.simulation.run(images)["malignancy"]
+    expected = module_runner(source.module)(images)["malignancy"]
+    np.testing.assert_allclose(computed, expected, atol=5e-3)
+
+
 def test_core_ml_refuses_tensors_of_six_axes_by_name() -> None:
     with pytest.raises(UsageError, match=r"rank 6.*Export for android or cpu"):
         export_coreml(ExportContext(model(*HIERA)), IOS, Candidate("fp16", "coreml"))
+
+
+ADVICE = (OTHERWISE, str(_untraceable(ValueError("no conversion of aten.airy"))))
+
+
+@pytest.mark.parametrize("advice", ADVICE)
+def test_the_advice_of_a_refusal_names_what_exists(advice: str) -> None:
+    targets = re.findall(r"(?:Export for|--target) ([a-z]+)(?: or ([a-z]+))?", advice)
+    assert targets
+    assert {name for pair in targets for name in pair if name} <= set(TARGETS)
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert set(re.findall(r"--[a-z-]+", advice)) <= options
+    assert all(timm.is_model(name) for name in re.findall(r"[a-z0-9]+_[a-z0-9_]+", advice))

@@ -214,10 +214,27 @@ def _trace(context: ExportContext) -> "torch.export.ExportedProgram":
         try:
             program = torch.export.export(FromImage().eval(), (torch.zeros(1, 3, size, size),))
             decomposed: torch.export.ExportedProgram = program.run_decompositions({})
+            _remove_aliases(decomposed)
             return decomposed
         except Exception as error:  # torch.export has no base class for its errors
             reason = first_line(error)
     raise UsageError(f"torch.export cannot trace the network ({reason}). {OTHERWISE}")
+
+
+def _remove_aliases(program: "torch.export.ExportedProgram") -> None:
+    """Remove operators that return their input, in place.
+
+    coremltools converts no `aten.alias`, which torch writes for the masks of Swin.
+    """
+    import torch
+
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        source = node.args[0] if node.target is torch.ops.aten.alias.default else None
+        # The program's signature names its outputs, so those stay.
+        if isinstance(source, torch.fx.Node) and graph.output_node() not in node.users:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
 
 
 def _convert(
