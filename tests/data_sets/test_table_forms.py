@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dermedge.cli.notes import print_notes
 from dermedge.data.split import split_data
 from dermedge.data.table import read_table
 from dermedge_runtime.errors import DataError
@@ -215,11 +216,17 @@ def test_paths_of_windows_do_not_lead_outside(tmp_path: Path, cell: str) -> None
         read_table(tmp_path)
 
 
-def test_the_command_line_prints_each_note_once(tmp_path: Path) -> None:
+def test_the_command_line_prints_each_note_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path / "a.png", 1)
     (tmp_path / "metadata.csv").write_text("image_id;image;age\nx;a.png;90+\n")
+    with print_notes():
+        read_table(tmp_path)
+        read_table(tmp_path)
+    read_table(tmp_path)
+    assert capsys.readouterr().err.count("age: '90+' was read as '90'.") == 1
     ran = dermedge("data", "split", tmp_path, "-o", tmp_path / "split.csv")
-    assert ran.err.count("age: '90+' was read as '90'.") == 1
     assert ran.err.count("separated by semicolons") == 1
     report = dermedge("data", "check", tmp_path, "--json").json()
     messages = [f["message"] for f in report["findings"] if f["code"] == "understood"]

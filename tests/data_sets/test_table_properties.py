@@ -59,6 +59,43 @@ def test_any_file_gives_a_table_or_a_data_error(content: bytes) -> None:
     read_or_refuse(content)
 
 
+@given(
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]),
+    st.lists(CELLS, min_size=2, max_size=2),
+)
+@SETTINGS
+def test_any_dialect_gives_a_table_or_a_data_error(
+    delimiter: str, end: str, encoding: str, cells: list[str]
+) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=delimiter, lineterminator=end)
+    writer.writerows([["Image ID", "image", "Caption", "dx"], ["a", "b.png", *cells]])
+    table = read_or_refuse(buffer.getvalue().encode(encoding, "replace"))
+    assert table is None or table.frame["image"].tolist() == ["b.png"]
+
+
+FOLDERS = st.sampled_from(["train", "Valid", "test", "nv", "Melanomas", "benign", "spots", "a'b"])
+
+
+@given(st.lists(st.lists(FOLDERS, max_size=3), max_size=5))
+@SETTINGS
+def test_any_tree_of_folders_gives_a_table_or_a_data_error(chains: list[list[str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for number, chain in enumerate(chains):
+            path = Path(folder, *chain, f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        try:
+            table = read_table(folder)
+        except DataError as error:
+            assert str(error).startswith(folder)
+        else:
+            assert all(table.path(image).is_file() for image in table.frame["image"])
+            assert ((table.frame["dx"] != "") | table.frame["malignant"].notna()).all()
+
+
 @given(st.lists(st.sampled_from(["..", ".", "a", "b.png", "", "\\", "c:", "\0"]), max_size=5))
 @SETTINGS
 def test_an_image_path_never_leads_outside_the_folder(parts: list[str]) -> None:
