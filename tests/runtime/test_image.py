@@ -5,6 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,6 +352,22 @@ EXPECTED = {name: answer(data) for name, data in ODD.items()}
 @pytest.mark.parametrize("name", ODD)
 def test_no_setting_of_the_process_changes_an_answer(name: str, process_settings: None) -> None:
     assert answer(ODD[name]) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_an_opened_image_is_checked_like_its_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = FILES[kind]
+    part = whole[: whole.index(END) // 2]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for data in (part, part + END):
+        (tmp_path / "photo").write_bytes(data)
+        for source in (tmp_path / "photo", io.BytesIO(data)):
+            with Image.open(source) as image, pytest.raises(ImageError, match="damaged"):
+                decode(image)
+    with Image.open(io.BytesIO(whole)) as image:
+        assert decode(image).picture.tobytes() == EXPECTED[kind]
 
 
 def test_a_corrupt_exif_block_keeps_its_orientation() -> None:

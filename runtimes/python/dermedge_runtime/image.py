@@ -39,6 +39,7 @@ Scale: TypeAlias = Callable[[int, int], int]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "DICOM")
 """Names of the formats that `decode` reads."""
+_JPEG = ("JPEG", "MPO")
 HEAD_BYTES = 160
 """Number of bytes that `identify` needs from the beginning of a file."""
 
@@ -108,7 +109,8 @@ def decode(
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "The array")
     if isinstance(source, Image.Image):
-        return _guarded(source, name or "The PIL image", source.format, background)
+        stored = _stored_jpeg(source)
+        return _guarded(source, name or "The PIL image", source.format, background, file=stored)
     stream, name = _open_source(source, name)
     with stream as file:
         kind, image = _open_file(file, name)
@@ -203,6 +205,18 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Decoded:
     height, width = array.shape[:2]
     check_size(width, height, name, MAX_PIXELS)
     return Decoded(Image.fromarray(np.ascontiguousarray(array)), width, height)
+
+
+def _stored_jpeg(image: Image.Image) -> IO[bytes] | None:
+    """Return the file of a JPEG that was opened with Pillow and is not decoded yet."""
+    file = getattr(image, "fp", None)
+    if image.format not in _JPEG or not getattr(image, "tile", None) or not file or image.tell():
+        return None
+    try:
+        file.seek(0)
+        return io.BytesIO(file.read())
+    except (OSError, ValueError):  # not seekable, or closed
+        return None
 
 
 def _open_source(
@@ -326,7 +340,7 @@ def _upright(
     scale: Scale | None,
     file: IO[bytes] | None,
 ) -> Decoded:
-    jpeg = kind in ("JPEG", "MPO")
+    jpeg = kind in _JPEG
     width, height = image.size
     check_size(width, height, name, MAX_JPEG_PIXELS if jpeg else MAX_PIXELS)
     refuse_content(image, name)

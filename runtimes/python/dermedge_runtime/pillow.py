@@ -62,6 +62,9 @@ def load(image: Image.Image) -> None:
     with quiet():
         # Plug-ins with a `load` of their own decode the whole file at once.
         if isinstance(image, ImageFile.ImageFile) and type(image).load is ImageFile.ImageFile.load:
+            if image.format in ("JPEG", "MPO") and image.fp:
+                # As in `_members`, for an image that somebody else has opened.
+                image.load_read = image.fp.read  # type: ignore[attr-defined]
             _strict_load(image)
         else:
             image.load()
