@@ -17,6 +17,7 @@ from dermedge.data.table_file import TEXT_SUFFIXES, TextTable, check_suffix, lis
 from dermedge.data.taxonomy import TAXONOMY, describe_unknown, is_known, lineage, resolve
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.find_images import Skipped, find_images
+from dermedge_runtime.system_files import is_hidden
 
 SHOWN = 10
 _SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:[\s_-]*(?:set|data|images|split|sep))?")
@@ -173,7 +174,7 @@ def _check_no_table(folder: Path, images: Sequence[str]) -> None:
     Raises:
         DataError: There is no image in a sub-folder, or a sub-folder has a table.
     """
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if not is_hidden(path.name)):
         if path.stem.casefold() == "metadata" and path.is_file():
             check_suffix(path)
         tables = list_tables(path) if path.is_dir() and os.access(path, os.R_OK) else []

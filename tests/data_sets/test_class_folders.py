@@ -138,6 +138,14 @@ def test_a_table_takes_precedence_and_a_table_elsewhere_is_named(tmp_path: Path)
         read_table(tmp_path / "set")
 
 
+def test_a_table_in_a_system_folder_is_not_offered(tmp_path: Path) -> None:
+    draw(tmp_path, "nv/1.png", "mel/2.png")
+    for name in ("__MACOSX", ".trash"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.csv").write_text("none")
+    assert len(read_table(tmp_path)) == 2
+
+
 def test_a_name_that_is_not_unicode_is_left_out_with_a_note(tmp_path: Path) -> None:
     draw(tmp_path, "nv/1.png", "nv/2.png")
     try:

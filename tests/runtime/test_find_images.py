@@ -16,7 +16,7 @@ from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.errors import ImageError
 from dermedge_runtime.find_images import IMAGE_SUFFIXES, Skipped, find_images
 from dermedge_runtime.image import decode, identify
-from dermedge_runtime.system_files import is_system_file
+from dermedge_runtime.system_files import is_hidden
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX links and names")
 
@@ -213,8 +213,7 @@ def build(folder: Path, tree: dict[str, object], root: Path) -> int:
             (folder / name).write_bytes(content)
         else:
             (folder / name).symlink_to(root)
-        hidden = name.startswith(".") or is_system_file(name)
-        entries += 1 if hidden else below
+        entries += 1 if is_hidden(name) else below
     return entries
 
 

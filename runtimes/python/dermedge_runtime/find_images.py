@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from dermedge_runtime.image import HEAD_BYTES, identify
 from dermedge_runtime.printable import printable_path
-from dermedge_runtime.system_files import is_system_file, is_unfinished
+from dermedge_runtime.system_files import is_hidden, is_unfinished
 
 # A file with such a name claims to be an image. If its content is none, or no decoder
 # reads it, the file gives an error and is not left out.
@@ -199,7 +199,7 @@ def _kind(entry: "os.DirEntry[str]") -> Reason | Literal["file", "folder"]:
     is_folder = entry.is_dir(follow_symlinks=False)
     if is_unfinished(entry.name) and not is_folder:
         return "unfinished download"
-    if entry.name.startswith(".") or is_system_file(entry.name):
+    if is_hidden(entry.name):
         return "hidden or system"
     try:
         if entry.is_dir():

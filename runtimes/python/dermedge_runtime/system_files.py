@@ -86,6 +86,19 @@ def is_system_file(name: str) -> bool:
     return lower in _SYSTEM_NAMES or lower.startswith(_SYSTEM_PREFIXES)
 
 
+def is_hidden(name: str) -> bool:
+    """Return True for a file or folder that users do not see, or did not make.
+
+    Args:
+        name: Name of the file or folder, without its parents.
+
+    Example:
+        >>> is_hidden(".photos"), is_hidden("Thumbs.db"), is_hidden("photos")
+        (True, True, False)
+    """
+    return name.startswith(".") or is_system_file(name)
+
+
 def is_unfinished(name: str) -> bool:
     """Return True for a download or a copy that has not ended, or a placeholder of one.
 
