@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from dermedge.data.finding import Finding, count_items
+from dermedge.data.finding import EXAMPLES, Finding, count_items
 from dermedge.data.images import (
     ImageInspection,
     find_exact_duplicates,
