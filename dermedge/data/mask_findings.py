@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from dermedge.data.finding import Finding, count_items
 from dermedge.data.images import ImageInspection
-from dermedge.data.masks import Placed, open_mask
+from dermedge.data.masks import Placed, open_mask, refusal
 from dermedge.data.table import Table
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.prefetch import prefetch
+from dermedge_runtime.printable import printable_path
 
 FULL = 0.95
 """Share of the image above which a mask is reported as nearly full."""
@@ -21,7 +22,7 @@ class MaskInspection:
     """The result of reading one mask.
 
     Attributes:
-        mask: The mask's cell in the table.
+        mask: The mask's cell in the table, with escapes if it cannot be printed.
         problem: Reason why the mask cannot be used, "" for a usable one.
         inverted: Lesion and background seem to be swapped.
         encoding: Words for an unusual encoding, else "".
@@ -61,17 +62,17 @@ def inspect_masks(table: Table, inspections: Sequence[ImageInspection]) -> Itera
 
     def inspect(row: tuple[str, str, bool]) -> MaskInspection:
         mask, image, readable = row
-        path = table.path(mask)
+        path, name = table.path(mask), printable_path(mask)
         try:
             # The fault of an unreadable image is not reported as one of its mask.
             found = open_mask(path, table.path(image) if readable else None)
         except DataError as error:
             # The finding names the mask and gives the advice once for all masks.
-            reason = str(error).removeprefix(f"The mask {path} cannot be used: ")
-            reason = reason.removeprefix(f"{path} ").split(". ")[0].rstrip(".")
-            return MaskInspection(mask, problem=reason)
+            reason = str(error).removeprefix(refusal(path))
+            reason = reason.removeprefix(f"{printable_path(path)} ").split(". ")[0].rstrip(".")
+            return MaskInspection(name, problem=reason)
         return MaskInspection(
-            mask,
+            name,
             inverted=found.inverted,
             encoding=found.encoding,
             placed=found.placed,

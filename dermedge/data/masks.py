@@ -11,6 +11,7 @@ from dermedge.data.mask_samples import BINARY, Inside, Separation, separate
 from dermedge_runtime.errors import DataError, ImageError
 from dermedge_runtime.image import read_stored
 from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.printable import printable_path
 from dermedge_runtime.spec import Preprocess
 from dermedge_runtime.upright import TRANSPOSE, orientation
 
@@ -84,8 +85,17 @@ def open_mask(path: Path, image: Path | None = None) -> Mask:
             inside, placed = _place(inside, image, oriented=turn > 1)
     except (ImageError, DataError) as error:
         advice = " Repair the file, or empty its cell." if isinstance(error, ImageError) else ""
-        raise DataError(f"The mask {path} cannot be used: {error}{advice}") from error
+        raise DataError(f"{refusal(path)}{error}{advice}") from error
     return Mask(inside, separation.encoding, placed)
+
+
+def refusal(path: Path) -> str:
+    """Return the start of the message about a mask that cannot be used.
+
+    Args:
+        path: The mask file.
+    """
+    return f"The mask {printable_path(path)} cannot be used: "
 
 
 def decode_mask(path: Path, image: Path | None = None) -> Inside:
@@ -101,8 +111,8 @@ def decode_mask(path: Path, image: Path | None = None) -> Inside:
     mask = open_mask(path, image)
     if mask.inverted:
         raise DataError(
-            f"The mask {path} seems to have lesion and background swapped: the whole border is "
-            "marked and an area inside is not. Swap them, or empty its cell."
+            f"The mask {printable_path(path)} seems to have lesion and background swapped: the "
+            "whole border is marked and an area inside is not. Swap them, or empty its cell."
         )
     return mask.inside
 

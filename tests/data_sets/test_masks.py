@@ -329,6 +329,16 @@ def test_training_refuses_a_mask_exactly_if_data_check_does(name: str, tmp_path:
     assert bool(errors) == (name in REFUSED)
 
 
+def test_a_mask_of_any_name_is_named_on_one_line(tmp_path: Path) -> None:
+    name = "two\nlines. txt.png"
+    with pytest.raises(DataError, match=r"The mask [^\n]*two\\nlines\. txt\.png cannot be used"):
+        decode_mask(store(tmp_path / name, labelled(1, 2)))
+    found = check(tmp_path, {name: labelled(1, 2)})["bad_mask"].examples
+    assert len(found) == 1
+    assert "two\\nlines. txt.png: it has 3 labels or shades (0, 1, 2)" in found[0]
+    assert "\n" not in found[0]
+
+
 def test_data_check_warns_of_masks_of_turned_images(tmp_path: Path) -> None:
     rows = []
     for orientation, mask in ((1, "stored"), (6, "stored"), (6, "upright"), (3, "upright")):
