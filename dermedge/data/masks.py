@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dermedge.data.mask_samples import BINARY, Inside, Separation, separate
+from dermedge.data.mask_samples import Inside, Separation, separate
 from dermedge_runtime.errors import DataError, ImageError
 from dermedge_runtime.image import read_stored
 from dermedge_runtime.preprocess import preprocess
@@ -157,15 +157,11 @@ def _separate_file(path: Path) -> tuple[Separation, int]:
     """
 
     def read(image: Image.Image) -> tuple[Separation, int]:
-        turn, size = orientation(image), image.size
+        turn = orientation(image)
         separation = separate(image)
-        if image.format != "TIFF":
-            return replace(separation, inside=_turn(separation.inside, turn)), turn
-        # Pillow turns a TIFF by itself. It mixes up the rows of an uncompressed one, and
-        # then the size after loading is not the size that it announced.
-        if image.size != size:
-            raise DataError(f"its rows are turned by an orientation. Save it upright. {BINARY}")
-        return separation, turn
+        if image.format == "TIFF":  # Pillow turns it while it decodes
+            return separation, turn
+        return replace(separation, inside=_turn(separation.inside, turn)), turn
 
     return read_stored(path, read)
 

@@ -260,6 +260,22 @@ def test_a_mask_lies_on_the_lesion_of_a_turned_photograph(
     np.testing.assert_array_equal(grid, read_mask(path, Preprocess(8), image))
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_with_an_orientation_is_turned_once(
+    orientation: int, compression: str | None, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"compression": compression} if compression else {}
+    mask = store(tmp_path / "mask.tif", ONE, exif=exif, **options)
+    image = turned_pair(tmp_path, orientation, "own")[0]
+    lesion = decode_image(image, Preprocess(16), exact=True)[..., 1] < 100
+    found = open_mask(mask, image)
+    assert found.placed == ""
+    assert (found.inside != lesion).mean() < 0.01
+
+
 @pytest.mark.parametrize("size", [(120, 90), (60, 45), (240, 180), (121, 90)])
 def test_a_mask_may_have_another_resolution(size: tuple[int, int], tmp_path: Path) -> None:
     image = store(tmp_path / "i.png", NOISE)
