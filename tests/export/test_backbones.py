@@ -12,6 +12,7 @@ import torch
 from dermedge.cli.export import command
 from dermedge.models import Network, TrainedModel
 from dermedge.models.backbone import Backbone
+from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext, inference_copy, module_runner
 from dermedge_export.exporters.coreml.export import OTHERWISE, export_coreml
@@ -50,6 +51,11 @@ def model(name: str, args: Mapping[str, Any] = {}, size: int = SIZE) -> TrainedM
     )
 
 
+def context(source: TrainedModel) -> ExportContext:
+    """Return a context that calibrates on few lesions, because drawing takes long."""
+    return ExportContext(source, lambda: synthetic_calibration(source.spec.preprocess, 8))
+
+
 @pytest.mark.parametrize(("name", "args"), FUSED, ids=[name for name, _ in FUSED])
 def test_the_exported_copy_computes_attention_without_the_fused_operator(
     name: str, args: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -66,7 +72,7 @@ def test_the_exported_copy_computes_attention_without_the_fused_operator(
 
 def test_attention_of_five_axes_becomes_an_onnx_graph() -> None:
     source, images = model(*HIERA), pixels(3, SIZE).numpy()
-    built = export_onnx(ExportContext(source), CPU, Candidate("fp32", "onnx"))
+    built = export_onnx(context(source), CPU, Candidate("fp32", "onnx"))
     session = open_session(built.files["model.onnx"], optimized=True)
     computed = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
     expected = module_runner(source.module)(images)["malignancy"]
@@ -76,7 +82,7 @@ def test_attention_of_five_axes_becomes_an_onnx_graph() -> None:
 def test_masked_attention_becomes_a_core_ml_program() -> None:
     """The masks of shifted windows contain `aten.alias`, which coremltools lacks."""
     source, images = model(*SWIN), pixels(3, SIZE).numpy()
-    built = export_coreml(ExportContext(source), IOS, Candidate("fp16", "coreml"))
+    built = export_coreml(context(source), IOS, Candidate("fp16", "coreml"))
     assert built.simulation is not None
     computed = built.simulation.run(images)["malignancy"]
     expected = module_runner(source.module)(images)["malignancy"]
@@ -85,7 +91,7 @@ def test_masked_attention_becomes_a_core_ml_program() -> None:
 
 def test_cross_covariance_attention_becomes_a_tensorrt_graph() -> None:
     source, images = model(*XCIT), pixels(3, SIZE).numpy()
-    built = export_tensorrt(ExportContext(source), JETSON, Candidate("fp16", "tensorrt"))
+    built = export_tensorrt(context(source), JETSON, Candidate("fp16", "tensorrt"))
     assert built.simulation is not None
     computed = built.simulation.run(images)["malignancy"]
     expected = module_runner(source.module)(images)["malignancy"]
@@ -94,7 +100,7 @@ def test_cross_covariance_attention_becomes_a_tensorrt_graph() -> None:
 
 def test_core_ml_refuses_tensors_of_six_axes_by_name() -> None:
     with pytest.raises(UsageError, match=r"rank 6.*Export for android or cpu"):
-        export_coreml(ExportContext(model(*HIERA)), IOS, Candidate("fp16", "coreml"))
+        export_coreml(context(model(*HIERA)), IOS, Candidate("fp16", "coreml"))
 
 
 ADVICE = (OTHERWISE, str(_untraceable(ValueError("no conversion of aten.airy"))))
