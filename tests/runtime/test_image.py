@@ -1,9 +1,11 @@
 """Identify and decode images of every format, whole and damaged."""
 
 import io
+import struct
 import sys
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -289,9 +291,6 @@ def test_a_lost_block_is_noted_where_all_rows_were_decoded() -> None:
 
 
 def test_a_png_with_too_few_rows_is_refused() -> None:
-    import struct
-    import zlib
-
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = zlib.crc32(kind + data).to_bytes(4, "big")
         return len(data).to_bytes(4, "big") + kind + data + checksum
@@ -340,10 +339,19 @@ def corrupt_exif() -> bytes:
     return exif.tobytes()[:-30]
 
 
+def corrupt_tiff() -> bytes:
+    """Return a TIFF with a description outside of the file, of which Pillow warns."""
+    data = bytearray(encode(LESION, "TIFF", tiffinfo={270: "x" * 40}))
+    entry = data.index(struct.pack("<HH", 270, 2))
+    data[entry + 8 : entry + 12] = struct.pack("<I", len(data) + 99)
+    return bytes(data)
+
+
 ODD = {
     **FILES,
     **{f"cut {name}": data[: len(data) * 2 // 3] for name, data in FILES.items()},
     "corrupt EXIF": encode(LESION, "JPEG", exif=corrupt_exif()),
+    "corrupt TIFF": corrupt_tiff(),
     "PNG with a wrong checksum": FILES["PNG"][:-8] + b"xxxx" + FILES["PNG"][-4:],
 }
 EXPECTED = {name: answer(data) for name, data in ODD.items()}
@@ -361,13 +369,20 @@ def test_an_opened_image_is_checked_like_its_file(
     whole = FILES[kind]
     part = whole[: whole.index(END) // 2]
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    for data in (part, part + END):
+    for data in (part, part + END, whole[: whole.index(END)]):
         (tmp_path / "photo").write_bytes(data)
         for source in (tmp_path / "photo", io.BytesIO(data)):
             with Image.open(source) as image, pytest.raises(ImageError, match="damaged"):
                 decode(image)
     with Image.open(io.BytesIO(whole)) as image:
         assert decode(image).picture.tobytes() == EXPECTED[kind]
+
+
+def test_a_warning_of_pillow_is_no_refusal() -> None:
+    for action in ("error", "ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            assert answer(ODD["corrupt TIFF"]) == LESION.tobytes()
 
 
 def test_a_corrupt_exif_block_keeps_its_orientation() -> None:
