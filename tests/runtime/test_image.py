@@ -253,6 +253,12 @@ def test_a_jpeg_that_broke_off_and_was_closed_is_refused(
                     decode(closed, scale=lambda width, height, scale=scale: scale)
 
 
+def test_a_jpeg_that_stops_at_a_stray_restart_marker_is_refused() -> None:
+    data = encode(LESION.resize((128, 96)), "JPEG", quality=95)
+    with pytest.raises(ImageError, match="rows are missing"):
+        decode(data[: len(data) // 2] + b"\xff\xd0" + END)
+
+
 def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
     data = FILES["progressive JPEG"]
     for scan in range(2, data.count(b"\xff\xda") + 1):

@@ -176,6 +176,9 @@ def _was_filled_in(data: bytes, header: _Header, end: int) -> bool:
     if header.restart_interval:
         # The decoder may wait for any of the eight restart markers.
         noise = b"".join(noise[:512] + b"\xff" + bytes([0xD0 + i % 8]) for i in range(16))
+    elif stray := _RESTART.search(data, header.start, end):
+        # Without an interval, the decoder stops at a restart marker too.
+        end = stray.start()
     closed = bytes([0xFF, _END_OF_IMAGE])
     return _decode(data[:end] + closed) != _decode(data[:end] + noise + closed)
 
