@@ -346,9 +346,9 @@ def corrupt_exif() -> bytes:
 
 
 def corrupt_tiff() -> bytes:
-    """Return a TIFF with a description outside of the file, of which Pillow warns."""
-    data = bytearray(encode(LESION, "TIFF", tiffinfo={270: "x" * 40}))
-    entry = data.index(struct.pack("<HH", 270, 2))
+    """Return a TIFF whose copyright is outside of the file, of which Pillow warns."""
+    data = bytearray(encode(LESION, "TIFF", tiffinfo={33432: "x" * 40}))
+    entry = data.index(struct.pack("<HH", 33432, 2))
     data[entry + 8 : entry + 12] = struct.pack("<I", len(data) + 99)
     return bytes(data)
 
