@@ -40,6 +40,7 @@ COMMAND_LINES = {
         *[["finetune", "--data", "lesions", "--backbone", "test_resnet", "-o", "teacher"]],
         *[["distill", "teacher", "--data", "lesions", "--backbone", "test_resnet", "-o", "small"]],
         *[["probe", "teacher", "--data", "lesions", "--task", "diagnosis", "--replicates", "10"]],
+        *[["run", "--data", "lesions", "--backbone", "test_resnet", "-o", "out"]],
     ],
     "pretrain": [
         *[["pretrain", "--data", "lesions", "--preset", "mobile", "--steps", "1", "-o", "start"]]
@@ -48,6 +49,10 @@ COMMAND_LINES = {
 EXTRA_ARGUMENTS = {
     "finetune": ["--epochs", "1", "--size", "32", "--batch-size", "16"],
     "distill": ["--epochs", "1", "--views", "1", "--batch-size", "16"],
+    "run": [
+        *["--student", "test_resnet", "--student-stages", "2"],
+        *["--size", "32", "--epochs", "1", "--student-epochs", "1", "--views", "1"],
+    ],
     "probe": ["--protocol", "linear", "-o", "probe.json"],
     "pretrain": [
         *["--backbone", "test_resnet", "--epochs", "1", "--batch-size", "8"],

@@ -56,6 +56,17 @@ def test_missing_packages_are_named_with_the_extra_that_installs_them() -> None:
     assert "android int8: pip install 'dermedge[onnxruntime]'" in shown
 
 
+def test_quantization_aware_training_needs_no_nncf() -> None:
+    ran = without_modules(
+        "from importlib.util import find_spec\n"
+        "import dermedge.train.qat, dermedge_export.quantization.qat\n"
+        "from dermedge.workflows.targets import METHODS\n"
+        "print(all(map(find_spec, METHODS['qat'])))",
+        "nncf",
+    )
+    assert ran.out == "True\n", ran.err
+
+
 def test_the_table_shows_variants_below_their_family_and_only_what_differs() -> None:
     lines = dermedge("targets").out.splitlines()
     (thor,) = (line for line in lines if "jetson-thor" in line)
