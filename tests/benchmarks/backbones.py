@@ -315,7 +315,8 @@ def _state(row: Mapping[str, Cell], step: str, messages: list[str]) -> str:
         return "not measured"
     if cell["state"] != "ok":
         return f"{cell['state']} ({messages.index(cell['message']) + 1})"
-    return f"{cell['max_difference']:.0e}"
+    gate = "" if cell["host"] == "passed" else f", gate {cell['host']}"
+    return f"{cell['max_difference']:.0e}{gate}"
 
 
 if __name__ == "__main__":
