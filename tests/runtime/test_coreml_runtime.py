@@ -1,5 +1,6 @@
 """Test the Core ML runtime with a stand-in for coremltools; Core ML needs a Mac."""
 
+import multiprocessing
 import platform
 import sys
 import threading
@@ -219,6 +220,17 @@ def test_a_closed_model_raises_an_engine_error(bundle: Bundle, mac: Mac) -> None
     runtime.close()
     with pytest.raises(EngineError, match="closed"):
         runtime.run(PIXELS)
+
+
+def test_a_forked_process_leaves_the_copy_to_its_parent(bundle: Bundle, mac: Mac) -> None:
+    runtime = CoreMlRuntime.open(bundle)
+    child = multiprocessing.get_context("fork").Process(target=runtime.close)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert mac.packages[0].parent.exists()
+    runtime.close()
+    assert not mac.packages[0].parent.exists()
 
 
 def test_two_threads_never_call_one_model_at_once() -> None:

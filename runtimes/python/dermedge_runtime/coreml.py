@@ -3,10 +3,13 @@
 import contextlib
 import io
 import logging
+import os
 import platform
+import shutil
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -50,7 +53,8 @@ class CoreMlRuntime:
         model: Loaded `coremltools.models.MLModel`.
         spec: Spec of the model.
         version: Version of the system.
-        folder: Folder of the extracted package, which `close` deletes.
+        folder: Folder of the extracted package. It is deleted when the runtime is
+            closed or freed, but not by a forked process.
 
     Example:
         >>> CoreMlRuntime.open(Bundle.open("toy.dermedge"))  # on Linux or Windows
@@ -66,11 +70,11 @@ class CoreMlRuntime:
         model: _MlModel,
         spec: Spec,
         version: str,
-        folder: "tempfile.TemporaryDirectory[str] | None" = None,
+        folder: Path | None = None,
     ) -> None:
         self.version = version
         self._names = [task.name for task in spec.tasks]
-        self._folder = folder
+        self._remove = weakref.finalize(self, _remove_folder, folder, os.getpid())
         self._lock = threading.Lock()
         _check_description(model.get_spec().description, spec)
         self._model: _MlModel | None = model
@@ -104,13 +108,13 @@ class CoreMlRuntime:
             raise MissingExtraError("coremltools", "coreml", "A Core ML bundle") from error
         claim_engine("coreml")
         version = f"macOS {platform.mac_ver()[0]}"
-        folder = tempfile.TemporaryDirectory(prefix="dermedge-", ignore_cleanup_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="dermedge-"))
         try:
-            package = _extract(bundle, Path(folder.name))
+            package = _extract(bundle, folder)
             model = _load(coremltools, package, bundle, version)
             return cls(model, bundle.spec, version, folder)
         except BaseException:
-            folder.cleanup()
+            _remove_folder(folder, os.getpid())
             raise
 
     def run(self, images: Pixels) -> Outputs:
@@ -139,8 +143,13 @@ class CoreMlRuntime:
         """Free the model and delete its copy; a call that still runs ends first."""
         with self._lock:
             self._model = None
-            if self._folder is not None:
-                self._folder.cleanup()
+            self._remove()
+
+
+def _remove_folder(folder: Path | None, owner: int) -> None:
+    """Delete a folder, if this process is `owner` and not a fork of it."""
+    if folder is not None and os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _extract(bundle: Bundle, folder: Path) -> Path:
