@@ -26,6 +26,8 @@ HASH_DISTANCE = 6
 CORRELATION = 0.975
 BLOCK = 1024
 """Number of images that are compared with all others at once; it bounds the memory."""
+PAIRS = 8192
+"""Number of pairs whose thumbnails are compared at once; it bounds the memory."""
 _SIDE = 32
 _DECODE = 128
 _FLAT = 2.0
@@ -167,7 +169,7 @@ def find_near_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[i
         return []
     hashes = np.stack([inspections[row].perceptual_hash for row in rows])
     thumbnails = np.stack([inspections[row].thumbnail for row in rows])
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for start in range(0, len(rows), BLOCK):
         # The product of two vectors of +-1 is 64 minus twice their Hamming distance, so
         # one matrix product gives the distances of a whole block.
@@ -175,11 +177,11 @@ def find_near_duplicates(inspections: Sequence[ImageInspection]) -> list[tuple[i
         left, right = np.nonzero(distance <= HASH_DISTANCE)
         later = right > left
         left, right = left[later] + start, right[later] + start
-        one, other = thumbnails[left].astype(np.float32), thumbnails[right].astype(np.float32)
-        alike = np.einsum("ij,ij->i", one, other) >= CORRELATION
-        pairs += [
-            (int(a), int(b)) for a, b in zip(rows[left[alike]], rows[right[alike]], strict=True)
-        ]
+        for first in range(0, len(left), PAIRS):
+            a, b = left[first : first + PAIRS], right[first : first + PAIRS]
+            one, other = thumbnails[a].astype(np.float32), thumbnails[b].astype(np.float32)
+            alike = np.einsum("ij,ij->i", one, other) >= CORRELATION
+            pairs += zip(rows[a[alike]].tolist(), rows[b[alike]].tolist(), strict=True)
     return [(a, b) for a, b in pairs if inspections[a].digest != inspections[b].digest]
 
 

@@ -194,8 +194,9 @@ def test_near_duplicates_are_found_in_every_block(monkeypatch: pytest.MonkeyPatc
     inspections[26] = ImageInspection(8, 8, "26", originals[8], other)
     inspections[25] = ImageInspection(8, 8, "25")
     expected = [(a, b) for a in range(25) for b in range(a + 1, 25) if a % 9 == b % 9]
-    for block in (4, 9, 1024):
+    for block, pairs in ((4, 1), (9, 2), (1024, 8192), (1024, 5)):
         monkeypatch.setattr(images, "BLOCK", block)
+        monkeypatch.setattr(images, "PAIRS", pairs)
         assert sorted(find_near_duplicates(inspections)) == expected
 
 
