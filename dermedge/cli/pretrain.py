@@ -174,7 +174,8 @@ def command(
         if rank() == 0:
             # torchrun's own options are not visible from here.
             alone = torchrun_layout() == (1, 1)
-            report(explain_interrupt(out, repeat_command(ctx) if alone else "the same torchrun"))
+            report(explain_interrupt(out))
+            report(f"    {repeat_command(ctx) if alone else 'the same torchrun'}")
         ctx.exit(INTERRUPTED)
     if rank() == 0:
         run = read_json(out / "run.json", DataError)
@@ -220,8 +221,8 @@ def repeat_command(ctx: click.Context) -> str:
     return shlex.join(words)
 
 
-def explain_interrupt(out: Path, again: str) -> str:
-    """Return the step that is kept in `out`, and the command that continues from it."""
+def explain_interrupt(out: Path) -> str:
+    """Return the step that is kept in `out`; the command that continues comes after it."""
     path = out / "run.json"
     step = read_json(path, DataError).get("step") if path.is_file() else None
     kept = (
@@ -229,7 +230,7 @@ def explain_interrupt(out: Path, again: str) -> str:
         if step
         else "No checkpoint was written yet, so the run starts again from step 1"
     )
-    return f"Interrupted. {kept}. Continue with:\n    {again}"
+    return f"Interrupted. {kept}. Continue with:"
 
 
 def summarize(

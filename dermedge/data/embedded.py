@@ -122,10 +122,19 @@ def _extract_once(shard: Shard, root: Path) -> list[dict[str, str]]:
             # Another process extracts the same file, and was faster.
             if not (folder / ROWS).is_file():
                 raise
+        except DermedgeError as error:
+            # Narrower errors name the file and the row themselves. This one names the
+            # folder that cannot be written.
+            if type(error) is not DermedgeError:
+                raise
+            raise DermedgeError(
+                f"The images of {shard.path} cannot be extracted. {error} "
+                "Files that were extracted before are kept."
+            ) from error
         except OSError as error:
             raise DermedgeError(
-                f"The images of {shard.path} cannot be written to {folder} ({error.strerror}). "
-                "Free space. Files that were extracted before are kept."
+                f"The images of {shard.path} cannot be extracted ({error.strerror}). "
+                "Check the file and its disk."
             ) from error
     try:
         rows: list[dict[str, str]] = json.loads((folder / ROWS).read_text("utf-8"))

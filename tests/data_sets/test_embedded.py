@@ -153,7 +153,7 @@ def test_an_interrupted_extraction_continues(
         return write(folder, name, content)
 
     monkeypatch.setattr(embedded, "_write_image", fail_in_the_second_file)
-    with pytest.raises(DermedgeError, match=r"1\.parquet cannot be written .*No space.*Free space"):
+    with pytest.raises(DermedgeError, match=r"1\.parquet cannot be extracted.*No space.*Free"):
         read_table(tmp_path / "set")
     (root,) = (tmp_path / "set/.dermedge").iterdir()
     assert [path.name for path in root.iterdir()] == ["0"]
