@@ -50,8 +50,10 @@ Cell = dict[str, Any]
 TOOLS = ("coremltools", "onnxruntime", "onnxscript", "sklearn.metrics", "torch.onnx", "nncf")
 VERSIONS = ("torch", "timm", "onnxruntime", "coremltools")
 TRAIN = "train"
-# Largest differences of an output, where outputs differ between images by about 1.
-TOLERANCE = {"fp32": 1e-3, "fp16": 0.3}
+# Largest difference of an fp32 output, where outputs differ between images by about 1.
+TOLERANCE = 1e-3
+# fp16 has 13 bits of precision less than fp32. A larger difference is not rounding.
+COARSER = 2**13
 COUNTS = ("parameters", "macs")
 # The precision that changes the student least, for each target.
 PRECISIONS = {"cpu": "fp32", "android": "fp32", "jetson": "fp16", "ios": "fp16"}
@@ -270,7 +272,7 @@ def export_and_verify(session: ExportSession, target: str, out: Path) -> Cell:
         return {"state": "failed", "message": f"verify: {verified.status}"}
     agreement = json.loads((bundle.path / PARITY_REPORT).read_text())["agreement"]
     difference = agreement["max_abs"]
-    if not difference <= TOLERANCE[bundle.artifact.precision]:
+    if bundle.artifact.precision == "fp32" and not difference <= TOLERANCE:
         return {"state": "failed", "message": f"outputs differ by {difference:.3g}"}
     return {
         "max_difference": difference,
@@ -315,6 +317,9 @@ def _state(row: Mapping[str, Cell], step: str, messages: list[str]) -> str:
         return "not measured"
     if cell["state"] != "ok":
         return f"{cell['state']} ({messages.index(cell['message']) + 1})"
+    exact = row.get("cpu", {}).get("max_difference")
+    if exact is not None and not cell["max_difference"] <= COARSER * exact:
+        return f"failed: {cell['max_difference']:.0e}"
     gate = "" if cell["host"] == "passed" else f", gate {cell['host']}"
     return f"{cell['max_difference']:.0e}{gate}"
 
