@@ -16,7 +16,14 @@ import pandas as pd
 
 from dermedge.data.class_folders import describe_splits, open_train
 from dermedge.data.csv_text import normalize_column
-from dermedge.data.shards import Shard, describe_gaps, open_parquet, read_class_names, read_rows
+from dermedge.data.shards import (
+    Shard,
+    describe_gaps,
+    list_other_files,
+    open_parquet,
+    read_class_names,
+    read_rows,
+)
 from dermedge.data.table_file import TextTable, format_cell
 from dermedge_runtime.errors import (
     DataError,
@@ -24,7 +31,9 @@ from dermedge_runtime.errors import (
     UsageError,
 )
 from dermedge_runtime.files import atomic_folder
+from dermedge_runtime.find_images import EXAMPLES
 from dermedge_runtime.image import HEAD_BYTES, identify
+from dermedge_runtime.printable import printable_path
 
 LOGGER = logging.getLogger(__name__)
 ROWS = "rows.json"
@@ -76,6 +85,12 @@ def read_embedded(
         f"Read {len(rows)} images of {files}, {describe_splits(splits)}.{kept}",
         *describe_gaps(shards),
     ]
+    if others := list_other_files(path, shards):
+        more = ", ..." if len(others) > EXAMPLES else ""
+        notes.append(
+            f"Not looked at: {len(others)} other than Parquet files with images "
+            f"({', '.join(map(printable_path, others[:EXAMPLES]))}{more})."
+        )
     present = {normalize_column(column) for column in frame.columns} | set(mapped)
     if "image" not in present:
         frame = frame.rename(columns={shards[0].image: "image"})

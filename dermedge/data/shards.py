@@ -71,6 +71,20 @@ def find_shards(path: Path) -> list[Shard]:
     ]
 
 
+def list_other_files(path: Path, shards: Sequence[Shard]) -> list[str]:
+    """Return the files of a folder that are no shard, hidden and system files aside.
+
+    Args:
+        path: Folder or file that the shards were found in.
+        shards: Its Parquet files with images.
+    """
+    if not path.is_dir():
+        return []
+    known = {shard.path for shard in shards}
+    others = (file for file in list_files(path, Skipped()) if file not in known)
+    return [file.relative_to(path).as_posix() for file in others]
+
+
 def open_parquet(file: Path) -> Any:
     """Return an opened Parquet file.
 

@@ -138,6 +138,15 @@ def test_splitting_a_file_of_images_is_refused_with_a_way_that_works(
     assert ran.code == 0, ran.err
 
 
+def test_files_beside_the_shards_are_named(tmp_path: Path, pictures: list[bytes]) -> None:
+    write_shard(tmp_path / "set/train.parquet", structs(pictures[:2]), label=[0, 1])
+    (tmp_path / "set/README.md").write_text("about")
+    (tmp_path / "set/more").mkdir()
+    (tmp_path / "set/more/lesion.jpg").write_bytes(pictures[2])
+    wanted = "Not looked at: 2 other than Parquet files with images (README.md, more/lesion.jpg)."
+    assert wanted in read_table(tmp_path / "set").notes
+
+
 def test_an_interrupted_extraction_continues(
     tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
