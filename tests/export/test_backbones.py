@@ -14,7 +14,12 @@ from dermedge.models import Network, TrainedModel
 from dermedge.models.backbone import Backbone
 from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
-from dermedge_export.context import ExportContext, inference_copy, module_runner
+from dermedge_export.context import (
+    BuiltArtifact,
+    ExportContext,
+    inference_copy,
+    module_runner,
+)
 from dermedge_export.exporters.coreml.export import OTHERWISE, export_coreml
 from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.exporters.tensorrt.export import export_tensorrt
@@ -79,23 +84,25 @@ def test_attention_of_five_axes_becomes_an_onnx_graph() -> None:
     np.testing.assert_allclose(computed, expected, atol=1e-5)
 
 
-def test_masked_attention_becomes_a_core_ml_program() -> None:
-    """The masks of shifted windows contain `aten.alias`, which coremltools lacks."""
-    source, images = model(*SWIN), pixels(3, SIZE).numpy()
-    built = export_coreml(context(source), IOS, Candidate("fp16", "coreml"))
+def assert_simulated(built: BuiltArtifact, source: TrainedModel, images: np.ndarray) -> None:
+    """Check that the simulation of an artifact computes what its student computes."""
     assert built.simulation is not None
     computed = built.simulation.run(images)["malignancy"]
     expected = module_runner(source.module)(images)["malignancy"]
     np.testing.assert_allclose(computed, expected, atol=5e-3)
+
+
+def test_masked_attention_becomes_a_core_ml_program() -> None:
+    """The masks of shifted windows contain `aten.alias`, which coremltools lacks."""
+    source, images = model(*SWIN), pixels(3, SIZE).numpy()
+    built = export_coreml(context(source), IOS, Candidate("fp16", "coreml"))
+    assert_simulated(built, source, images)
 
 
 def test_cross_covariance_attention_becomes_a_tensorrt_graph() -> None:
     source, images = model(*XCIT), pixels(3, SIZE).numpy()
     built = export_tensorrt(context(source), JETSON, Candidate("fp16", "tensorrt"))
-    assert built.simulation is not None
-    computed = built.simulation.run(images)["malignancy"]
-    expected = module_runner(source.module)(images)["malignancy"]
-    np.testing.assert_allclose(computed, expected, atol=5e-3)
+    assert_simulated(built, source, images)
 
 
 def test_core_ml_refuses_tensors_of_six_axes_by_name() -> None:

@@ -38,7 +38,7 @@ def drop():
     gc.collect()
     return "dropped"
 
-def load_anew():
+def load_again():
     with load(path, threads=2) as model:
         return predict(model)
 
@@ -63,7 +63,7 @@ ways = {
     "predict, close": lambda: (predict(models["model"]), models["model"].close())[0],
     "run": lambda: len(models["model"].runtime.run(np.zeros((2, 48, 48, 3), np.uint8))),
     "drop": drop,
-    "load anew": load_anew,
+    "load again": load_again,
     "thread": use_thread,
     "fork again": fork_again,
     "go on with a stream": lambda: str(next(stream)),
@@ -160,7 +160,7 @@ def test_a_child_predicts_with_an_engine_of_its_own_or_says_what_to_do(
         "predict": "same",
         "predict, close": "same",
         "run": 2,
-        "load anew": "same",
+        "load again": "same",
         "thread": "same",
         "fork again": "same",
         "new stream": 3,
