@@ -1,0 +1,162 @@
+"""Test that the Python runtime gives what the conformance folder lists."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conformance.drawing import random_bytes
+from conformance.make import existing, make
+from conformance.writing import FOLDER
+from dermedge_runtime import errors
+from dermedge_runtime.canonical_json import canonical_json, parse_json
+from dermedge_runtime.decode import decode
+from dermedge_runtime.files import sha256_hex
+from dermedge_runtime.golden import drop_volatile
+from dermedge_runtime.image import decode as decode_file
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.spec import Postprocessing, Preprocess, Spec
+from support import reference_resize
+
+LEVELS = 4  # Largest difference between two decoders of JPEG, of 255.
+SMALL_FILE, SMALL_FOLDER = 130_000, 1_500_000
+
+
+def cases(name):
+    return json.loads((FOLDER / name).read_bytes())["cases"]
+
+
+def named(name):
+    return [pytest.param(case, id=case["name"]) for case in cases(name)]
+
+
+def check_error(case, failure):
+    assert type(failure.value).__name__ == case["error"]
+    assert failure.value.exit_code == getattr(errors, case["error"]).exit_code
+    for word in case["mentions"]:
+        assert word in str(failure.value)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make()
+
+
+def test_the_committed_files_are_those_that_make_writes(made):
+    committed = existing()
+    assert sorted(made) == sorted(committed)
+    assert [path for path, data in made.items() if committed[path] != data] == []
+
+
+def test_the_folder_stays_small(made):
+    assert max(map(len, made.values())) < SMALL_FILE
+    assert sum(map(len, made.values())) < SMALL_FOLDER
+
+
+@pytest.mark.parametrize("name", ["images", "resize", "json", "decode"])
+def test_names_are_unique_and_the_lists_are_strict_json(name):
+    data = (FOLDER / f"{name}.json").read_bytes()
+    parse_json(data, name, errors.UsageError)
+    names = [case.get("name", str(case)) for case in json.loads(data)["cases"]]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("case", named("images.json"))
+def test_an_image_becomes_its_tensor_or_is_refused(case):
+    path, spec = FOLDER / case["image"], Preprocess.from_json(case["preprocess"])
+    for source in (path, path.read_bytes()):
+        if "error" in case:
+            with pytest.raises(errors.ImageError) as failure:
+                preprocess(source, spec, exact=True)
+            check_error(case, failure)
+            continue
+        pixels = np.asarray(decode_file(source, background=spec.background).picture)
+        assert pixels.shape[1::-1] == (case["pixels"]["width"], case["pixels"]["height"])
+        if case.get("lossy"):
+            stored = np.asarray(Image.open(FOLDER / case["decoded"]))
+            assert np.abs(pixels.astype(int) - stored).max() <= LEVELS
+            source = pixels = stored
+        assert sha256_hex(pixels.tobytes()) == case["pixels"]["sha256"]
+        tensor = preprocess(source, spec, exact=True)
+        assert tensor.tobytes() == (FOLDER / case["tensor"]).read_bytes()
+
+
+def test_no_two_turned_images_are_equal():
+    turned = {case["pixels"]["sha256"] for case in cases("images.json")[:] if is_turned(case)}
+    assert len(turned) == 8
+
+
+def is_turned(case):
+    return case["name"].startswith("exif-") and case["name"].endswith("-jpg")
+
+
+# `make` computes the digests with Pillow; the contract's own arithmetic is slow.
+@pytest.mark.parametrize("case", cases("resize.json")[::10], ids=lambda case: str(case["seed"]))
+def test_random_sizes_are_resized_as_the_contract_says(case):
+    width, height, spec = case["width"], case["height"], case["preprocess"]
+    pixels = random_bytes(case["seed"], width * height * 3).reshape(height, width, 3)
+    square = reference_resize.square(pixels, spec["fit"], tuple(spec["background"]))
+    tensor = reference_resize.resize(square, spec["size"])
+    assert sha256_hex(np.ascontiguousarray(tensor).tobytes()) == case["sha256"]
+
+
+def test_random_bytes_follow_the_recurrence():
+    x, expected = 12, []
+    for _ in range(50):
+        x = (1664525 * x + 1013904223) % 2**32
+        expected.append(x >> 24)
+    assert random_bytes(12, 50).tolist() == expected
+
+
+@pytest.mark.parametrize("case", named("json.json"))
+def test_json_is_read_strictly_and_written_canonically(case):
+    def canonical():
+        return canonical_json(parse_json(case["text"].encode(), "text", errors.UsageError))
+
+    if case["canonical"] is None:
+        with pytest.raises(errors.UsageError):
+            canonical()
+    else:
+        assert canonical().decode() == case["canonical"]
+
+
+def to_array(output):
+    # Strict JSON has no NaN and no infinity, so the list writes them as text.
+    values = [float(value) for value in output["values"]]
+    return np.array(values, np.float32).reshape(output["shape"])
+
+
+def assert_same(actual, expected, within):
+    """Compare JSON values; numbers may differ by `within`."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same(actual[key], value, within)
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_same(one, other, within)
+    elif isinstance(expected, float):
+        assert math.isclose(actual, expected, rel_tol=0, abs_tol=within)
+    else:
+        assert actual == expected
+
+
+@pytest.mark.parametrize("case", named("decode.json"))
+def test_outputs_decode_to_the_prediction_or_are_refused(case):
+    spec = Spec.from_json(case["spec"])
+    fitted = {
+        task: Postprocessing.from_json(value) for task, value in case["postprocessing"].items()
+    }
+    outputs = {task: to_array(output) for task, output in case["outputs"].items()}
+    if "error" in case:
+        with pytest.raises(errors.EngineError) as failure:
+            decode(outputs, spec, fitted)
+        check_error(case, failure)
+        return
+    prediction = decode(outputs, spec, fitted)
+    assert_same(drop_volatile(prediction.to_json()), case["prediction"], 1e-12)
+    if prediction.mask is not None:
+        assert sha256_hex(prediction.mask.astype(np.uint8).tobytes()) == case["mask_sha256"]
