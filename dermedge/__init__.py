@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dermedge.workflows.build import build
     from dermedge.workflows.debug_parity import debug_parity
     from dermedge.workflows.doctor import doctor
+    from dermedge.workflows.embed import Embedded, embed
     from dermedge.workflows.export import ExportSummary, export, export_all
     from dermedge.workflows.inspect import inspect
     from dermedge.workflows.run import RunOptions, demo, run
@@ -90,6 +91,7 @@ else:
         "dermedge.workflows.build": ("build",),
         "dermedge.workflows.debug_parity": ("debug_parity",),
         "dermedge.workflows.doctor": ("doctor",),
+        "dermedge.workflows.embed": ("Embedded", "embed"),
         "dermedge.workflows.export": (
             "ExportSummary",
             "export",
@@ -164,6 +166,7 @@ __all__ = [
     "DermedgeError",
     "DistillOptions",
     "ElsewhereError",
+    "Embedded",
     "EngineError",
     "ExecutionOptions",
     "ExportOptions",
@@ -196,6 +199,7 @@ __all__ = [
     "distill",
     "doctor",
     "draw_data_set",
+    "embed",
     "evaluate",
     "export",
     "export_all",

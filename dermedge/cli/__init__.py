@@ -31,6 +31,7 @@ COMMANDS = {
     "export": "Export a student as a bundle, if it passes the accuracy gate.",
     "build": "Build a bundle's TensorRT engine on this device, and run the gate.",
     "verify": "Check that a bundle is intact and computes correctly here.",
+    "embed": "Lay a bundle out for apps on Android, iOS or the web.",
     "evaluate": "Evaluate a bundle on labelled images, overall and per subgroup.",
     "bench": "Measure a bundle's latency and memory on this machine.",
     "predict": "Run a bundle on images.",
