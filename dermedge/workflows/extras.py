@@ -30,6 +30,8 @@ VERBS: Mapping[str, str] = {
 PURPOSES: Mapping[str, str] = {
     "onnxruntime": "predict, verify, bench of ONNX bundles",
     "openvino": "predict, verify, bench of OpenVINO bundles",
+    "litert": "predict, verify, bench of LiteRT bundles",
+    "litert-export": "export for android, and for LiteRT",
     "tensorrt": "build, predict, verify, bench on an NVIDIA GPU",
     "coreml": "export for ios; predict, verify, bench on a Mac",
     "heif": "HEIC and HEIF photographs",

@@ -15,6 +15,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "onnx": (*TRACING, "onnxruntime"),
     "tensorrt": (*TRACING, "onnxruntime"),
     "openvino": (*TRACING, "openvino"),
+    "litert": ("torch", "timm", "litert_torch"),
     "coreml": ("torch", "timm", "coremltools"),
 }
 # Further modules that a quantization method imports. `qat` has quantizers of its own,
@@ -27,7 +28,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 # Engine by format, module by engine, and `sys.platform` by engine; each lists only the
 # exceptions.
 ENGINES = {"onnx": "onnxruntime"}
-MODULES = {"coreml": "coremltools"}
+MODULES = {"coreml": "coremltools", "litert": "ai_edge_litert"}
 SYSTEMS = {"coreml": "darwin"}
 SIMULATED = "torch simulation"
 

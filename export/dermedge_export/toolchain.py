@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dermedge_runtime.hardware import usable_cpus
 
 NOISY = (
+    "jax",
+    "torch",
     "torch.onnx",
     "onnxscript",
     "onnx_ir",

@@ -38,6 +38,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint
 ENGINES = {
     "onnxruntime": (CPU, Candidate("fp32", "onnx"), "onnxruntime", 1e-4),
     "openvino": (CPU, Candidate("fp32", "openvino"), "openvino", 1e-4),
+    "litert": (CPU, Candidate("fp32", "litert"), "litert_torch", 1e-4),
     "tensorrt": (JETSON, Candidate("fp16", "tensorrt"), "tensorrt", 0.05),
     "coreml": (IOS, Candidate("fp16", "coreml"), "coremltools", 0.05),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dermedge_runtime.hardware import default_threads, usable_cpus
+from dermedge_runtime.hardware import default_threads, usable_cores, usable_cpus
 
 TOY = Path(__file__).parents[1] / "data" / "toy.dermedge"
 V1 = "4:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n"
@@ -88,6 +88,7 @@ def test_two_cpus_of_one_core_get_one_thread(
         name = f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
         write(tmp_path / name, f"{cpu % 32},{cpu % 32 + 32}\n")
     assert (usable_cpus(tmp_path), default_threads(tmp_path)) == (5, 3)
+    assert usable_cores(tmp_path) == 3
 
 
 def test_a_system_without_affinity_counts_its_cpus(

@@ -6,6 +6,7 @@ from dermedge_runtime.registry import lookup
 EXPORTERS: dict[str, str] = {
     "onnx": "dermedge_export.exporters.onnx:export_onnx",
     "openvino": "dermedge_export.exporters.openvino:export_openvino",
+    "litert": "dermedge_export.exporters.litert:export_litert",
     "tensorrt": "dermedge_export.exporters.tensorrt.export:export_tensorrt",
     "coreml": "dermedge_export.exporters.coreml.export:export_coreml",
 }

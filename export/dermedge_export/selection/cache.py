@@ -13,7 +13,17 @@ from dermedge_runtime.packages import find_version
 from dermedge_runtime.spec import Artifact, to_json
 
 ARTIFACT = "artifact.json"
-TOOLS = ("dermedge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools")
+TOOLS = (
+    "dermedge",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "litert-torch",
+    "litert-quantizer",
+    "coremltools",
+)
 
 
 def build_cached(

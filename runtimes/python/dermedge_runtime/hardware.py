@@ -75,13 +75,23 @@ def default_threads(root: Path = Path("/")) -> int | None:
         None if this process may use all CPUs. Otherwise the number of CPUs that it may
         use, at most one per physical core.
     """
-    usable, allowed = usable_cpus(root), _allowed_cpus()
-    if usable >= (os.cpu_count() or 1):
-        return None
+    return None if usable_cpus(root) >= (os.cpu_count() or 1) else usable_cores(root)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return the number of physical cores that this process may use, at least 1.
+
+    Args:
+        root: As in `usable_cpus`.
+
+    Example:
+        >>> 1 <= usable_cores() <= usable_cpus()
+        True
+    """
     topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     # CPUs of one core have the same list of siblings. A CPU without a list counts alone.
-    cores = {_read_text(root / topology.format(cpu)) or str(cpu) for cpu in allowed}
-    return min(usable, len(cores))
+    cores = {_read_text(root / topology.format(cpu)) or str(cpu) for cpu in _allowed_cpus()}
+    return min(usable_cpus(root), len(cores))
 
 
 def _allowed_cpus() -> Collection[int]:

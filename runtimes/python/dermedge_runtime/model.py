@@ -28,6 +28,7 @@ RUNTIMES = {
     "onnx": "dermedge_runtime.onnxruntime:OnnxRuntime",
     "onnxruntime": "dermedge_runtime.onnxruntime:OnnxRuntime",
     "openvino": "dermedge_runtime.openvino:OpenVinoRuntime",
+    "litert": "dermedge_runtime.litert:LiteRtRuntime",
     "tensorrt": "dermedge_runtime.tensorrt.runtime:TensorRtRuntime",
     "coreml": "dermedge_runtime.coreml:CoreMlRuntime",
 }
