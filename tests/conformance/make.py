@@ -4,9 +4,11 @@ Each runtime, in any language, must give the results that this folder lists. REA
 says how to use it and how to add a case.
 """
 
+from conformance.bundle_cases import bundle_files
 from conformance.decode_cases import decode_files
 from conformance.image_cases import image_files
 from conformance.json_cases import json_files
+from conformance.prediction_cases import prediction_files
 from conformance.resize_cases import resize_files
 from conformance.writing import FOLDER, Files
 
@@ -15,10 +17,14 @@ SOURCES = (".py", ".md", ".pyc")
 
 def make() -> Files:
     """Return every generated file by its path in this folder."""
+    images = image_files()
     return {
-        path: data
-        for part in (image_files, resize_files, json_files, decode_files)
-        for path, data in part().items()
+        **images,
+        **resize_files(),
+        **json_files(),
+        **decode_files(),
+        **bundle_files(),
+        **prediction_files(images),
     }
 
 

@@ -1,5 +1,7 @@
 """Test that the Python runtime gives what the conformance folder lists."""
 
+import contextlib
+import functools
 import json
 import math
 
@@ -11,11 +13,13 @@ from conformance.drawing import random_bytes
 from conformance.make import existing, make
 from conformance.writing import FOLDER
 from dermedge_runtime import errors
+from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import canonical_json, parse_json
 from dermedge_runtime.decode import decode
 from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.golden import drop_volatile
 from dermedge_runtime.image import decode as decode_file
+from dermedge_runtime.model import load
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Postprocessing, Preprocess, Spec
 from support import reference_resize
@@ -55,7 +59,7 @@ def test_the_folder_stays_small(made):
     assert sum(map(len, made.values())) < SMALL_FOLDER
 
 
-@pytest.mark.parametrize("name", ["images", "resize", "json", "decode"])
+@pytest.mark.parametrize("name", ["images", "resize", "json", "decode", "bundles", "predictions"])
 def test_names_are_unique_and_the_lists_are_strict_json(name):
     data = (FOLDER / f"{name}.json").read_bytes()
     parse_json(data, name, errors.UsageError)
@@ -160,3 +164,44 @@ def test_outputs_decode_to_the_prediction_or_are_refused(case):
     assert_same(drop_volatile(prediction.to_json()), case["prediction"], 1e-12)
     if prediction.mask is not None:
         assert sha256_hex(prediction.mask.astype(np.uint8).tobytes()) == case["mask_sha256"]
+
+
+@pytest.mark.parametrize("case", named("bundles.json"))
+def test_a_bundle_opens_or_is_refused(case):
+    if case["error"] is None:
+        assert Bundle.open(FOLDER / case["bundle"]).spec.name == "small"
+        return
+    with pytest.raises(errors.BundleError) as failure:
+        Bundle.open(FOLDER / case["bundle"])
+    check_error(case, failure)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Return a function that loads each bundle once, or skips without its engine."""
+    with contextlib.ExitStack() as opened:
+
+        @functools.cache
+        def load_once(bundle):
+            try:
+                return opened.enter_context(load(FOLDER / bundle))
+            except errors.MissingExtraError as error:
+                return pytest.skip(str(error))
+
+        yield load_once
+
+
+@pytest.mark.parametrize(
+    "case", cases("predictions.json"), ids=lambda case: f"{case['bundle']}-{case['image']}"
+)
+def test_a_bundle_predicts_what_is_listed(case, models):
+    prediction = models(case["bundle"]).predict(FOLDER / case["image"], exact=True).to_json()
+    assert_same(drop_volatile(prediction), case["prediction"], 1e-6)
+
+
+def test_every_kind_of_task_is_predicted_by_each_bundle():
+    for case in cases("predictions.json"):
+        assert all(
+            case["prediction"][field] is not None
+            for field in ("decision", "severity", "mask_fraction", "embedding")
+        )

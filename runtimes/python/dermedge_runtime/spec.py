@@ -276,7 +276,7 @@ class Postprocessing:
             BundleError: A value is out of range, or this version cannot apply it.
         """
         for name in ("conformal_quantile", "ood_threshold"):
-            if data.get(name) is not None:
+            if optional(data, name, object, "postprocessing") is not None:
                 raise BundleError(
                     f"The bundle has a fitted {name!r}, which this dermedge cannot apply. "
                     "Upgrade dermedge."
