@@ -1,0 +1,282 @@
+/** Decode the raw outputs of a network into a prediction, in float64 as in every language. */
+
+import { EngineError } from "./errors";
+import { quote, quoteAll } from "./json";
+import {
+  diagnosisTask,
+  expectedShape,
+  malignancyTask,
+  type Postprocessing,
+  type Spec,
+  type Task,
+} from "./spec";
+import { AGAIN } from "./take";
+
+/** Values in row-major order. */
+export interface Tensor {
+  readonly shape: readonly number[];
+  readonly values: ArrayLike<number>;
+}
+
+/** A label and its probability. */
+export interface ScoredLabel {
+  readonly id: string;
+  readonly name: string;
+  readonly probability: number;
+}
+
+/** Milliseconds spent on one image. */
+export interface Timing {
+  readonly preprocess_ms: number;
+  readonly engine_ms: number;
+}
+
+/** Bundle and engine that computed a prediction. */
+export interface Provenance {
+  readonly bundle: string;
+  readonly name: string;
+  readonly version: string;
+  readonly target: string;
+  readonly precision: string;
+  readonly engine: string;
+}
+
+/**
+ * A prediction as JSON, with the keys that every language writes.
+ *
+ * A field is null (`labels` empty) if the model has no such task, or if the value it needs
+ * was not fitted.
+ */
+export interface PredictionJson {
+  /** Labels of the diagnosis, most probable first. */
+  readonly labels: readonly ScoredLabel[];
+  /** Score that `threshold` turns into `decision`. */
+  readonly malignancy: number | null;
+  readonly threshold: number | null;
+  readonly decision: "malignant" | "benign" | null;
+  /** Reserved; always null in this version. */
+  readonly conformal_set: null;
+  /** Reserved; always null in this version. */
+  readonly ood: null;
+  /** Level of the ordinal task, counted from 0. */
+  readonly severity: number | null;
+  /** Part of the frame that the mask covers. */
+  readonly mask_fraction: number | null;
+  /** L2-normalised. */
+  readonly embedding: readonly number[] | null;
+  readonly timing: Timing | null;
+  readonly provenance: Provenance | null;
+  /** Sentences about an image that may be damaged; absent if there are none. */
+  readonly quality?: readonly string[];
+}
+
+/** Decoded outputs of a model for one image. `JSON.stringify` leaves the mask out. */
+export interface Prediction extends PredictionJson {}
+export class Prediction {
+  /** Mask of the segment task, bytes 0 and 1, [S, S] in the preprocessed frame. */
+  readonly mask!: Uint8Array | null;
+
+  constructor(fields: PredictionJson, mask: Uint8Array | null) {
+    Object.assign(this, fields);
+    Object.defineProperty(this, "mask", { value: mask, enumerable: false });
+  }
+}
+
+/** Facts about an image that are stored in its prediction. */
+export interface Facts {
+  readonly timing?: Timing;
+  readonly provenance?: Provenance;
+  readonly quality?: readonly string[];
+}
+
+/**
+ * Decode the outputs of one image.
+ *
+ * @param outputs - One tensor per task, without the batch dimension.
+ * @param postprocessing - Fitted values by task. A task without an entry has none.
+ * @throws EngineError if an output is missing, has a wrong shape, or holds NaN or infinity.
+ */
+export function decode(
+  outputs: Readonly<Record<string, Tensor>>,
+  spec: Spec,
+  postprocessing: Readonly<Record<string, Postprocessing>>,
+  facts: Facts = {},
+): Prediction {
+  const [diagnosis, malignancy] = [diagnosisTask(spec), malignancyTask(spec)];
+  let labels: readonly ScoredLabel[] = [];
+  let score: number | null = null;
+  let severity: number | null = null;
+  let embedding: readonly number[] | null = null;
+  let mask: Uint8Array | null = null;
+  for (const task of spec.tasks) {
+    const fitted = fittedValues(postprocessing, task);
+    const temperature = fitted.temperature ?? 1;
+    const values = checkedValues(outputs, task, spec.preprocess.size);
+    if (task === diagnosis) {
+      const probabilities = softmax(values, temperature);
+      labels = rank(task, probabilities);
+      if (task === malignancy) score = sumMalignant(task, probabilities);
+    } else if (task === malignancy) {
+      score = sigmoid(values[0] / temperature);
+    } else if (task.kind === "ordinal") {
+      severity ??= ordinalLevel(values, temperature);
+    } else if (task.kind === "embed") {
+      embedding ??= values;
+    } else if (task.kind === "segment" && fitted.threshold !== null) {
+      mask ??= segmentMask(values, spec.preprocess.size, temperature, fitted.threshold);
+    }
+  }
+  const threshold = malignancy && fittedValues(postprocessing, malignancy).threshold;
+  const decided = score !== null && threshold !== null;
+  return new Prediction(
+    {
+      labels,
+      malignancy: score,
+      threshold,
+      decision: decided ? (score! >= threshold ? "malignant" : "benign") : null,
+      conformal_set: null,
+      ood: null,
+      severity,
+      mask_fraction: mask && mask.reduce((sum, value) => sum + value, 0) / mask.length,
+      embedding,
+      timing: facts.timing ?? null,
+      provenance: facts.provenance ?? null,
+      ...(facts.quality?.length ? { quality: facts.quality } : {}),
+    },
+    mask,
+  );
+}
+
+/** Return exp(z / T), normalised to a sum of one. */
+export function softmax(logits: readonly number[], temperature = 1): number[] {
+  const top = logits.reduce((largest, logit) => Math.max(largest, logit), -Infinity);
+  const powers = logits.map((logit) => Math.exp((logit - top) / temperature));
+  const total = powers.reduce((sum, power) => sum + power, 0);
+  return powers.map((power) => power / total);
+}
+
+/** Return 1 / (1 + exp(-z)), without overflow. */
+export function sigmoid(logit: number): number {
+  if (logit >= 0) return 1 / (1 + Math.exp(-logit));
+  const power = Math.exp(logit);
+  return power / (1 + power);
+}
+
+/** Return how many cumulative probabilities P(y > k) are above 0.5. */
+function ordinalLevel(logits: readonly number[], temperature: number): number {
+  // P(y > k) cannot grow with k, but independent outputs can. The running minimum corrects
+  // that.
+  let [level, lowest] = [0, 1];
+  for (const logit of logits) {
+    lowest = Math.min(lowest, sigmoid(logit / temperature));
+    if (lowest > 0.5) level++;
+  }
+  return level;
+}
+
+/**
+ * Return the mask of a segment task: the sigmoid of the logits, enlarged bilinearly, at or
+ * above the threshold. Columns are interpolated before rows.
+ */
+function segmentMask(
+  logits: readonly number[],
+  size: number,
+  temperature: number,
+  threshold: number,
+): Uint8Array {
+  const side = Math.floor(size / 4);
+  const samples = Float64Array.from(logits, (logit) => sigmoid(logit / temperature));
+  const centres = enlarge(side, size);
+  const wide = new Float64Array(side * size);
+  for (let y = 0; y < side; y++) {
+    centres.forEach(({ low, high, weight }, x) => {
+      const [left, right] = [samples[y * side + low], samples[y * side + high]];
+      wide[y * size + x] = left + (right - left) * weight;
+    });
+  }
+  const mask = new Uint8Array(size * size);
+  centres.forEach(({ low, high, weight }, y) => {
+    for (let x = 0; x < size; x++) {
+      const [above, below] = [wide[low * size + x], wide[high * size + x]];
+      mask[y * size + x] = above + (below - above) * weight >= threshold ? 1 : 0;
+    }
+  });
+  return mask;
+}
+
+/** Return the two samples and the weight of the second for each position. */
+function enlarge(count: number, size: number) {
+  return Array.from({ length: size }, (_, index) => {
+    // Clipping the centres repeats the edges: outside the samples the weight is 0.
+    const centre = Math.min(Math.max((index + 0.5) * (count / size) - 0.5, 0), count - 1);
+    const low = Math.floor(centre);
+    return { low, high: Math.min(low + 1, count - 1), weight: centre - low };
+  });
+}
+
+function sumMalignant(task: Task, probabilities: readonly number[]): number {
+  // Labels whose sources disagree (null) count as neither.
+  const chosen = probabilities.filter((_, index) => task.labels[index].malignant);
+  // A sum of rounded probabilities may exceed 1 by 1e-16.
+  return Math.min(chosen.reduce((sum, probability) => sum + probability, 0), 1);
+}
+
+/** Return the labels, most probable first; equal ones keep the task's order. */
+function rank(task: Task, probabilities: readonly number[]): ScoredLabel[] {
+  return task.labels
+    .map(({ id, name }, index) => ({ id, name, probability: probabilities[index] }))
+    .sort((one, other) => other.probability - one.probability);
+}
+
+function fittedValues(
+  postprocessing: Readonly<Record<string, Postprocessing>>,
+  { name }: Task,
+): Postprocessing {
+  const known = Object.hasOwn(postprocessing, name);
+  return known ? postprocessing[name] : { temperature: null, threshold: null };
+}
+
+/** Return the values of a task's output; refuse an output that is missing or misshapen. */
+function checkedValues(
+  outputs: Readonly<Record<string, Tensor>>,
+  task: Task,
+  size: number,
+): number[] {
+  if (!Object.hasOwn(outputs, task.name)) {
+    throw new EngineError(
+      `The engine gave no output ${quote(task.name)}, ` +
+        `only [${quoteAll(Object.keys(outputs).sort())}]. ${AGAIN}`,
+    );
+  }
+  const { shape, values } = outputs[task.name];
+  const expected = expectedShape(task, size);
+  if (!fitsShape(shape, expected)) {
+    throw new EngineError(
+      `Output ${quote(task.name)} has shape [${shape.join(", ")}], ` +
+        `not ${describeShape(expected)}. ${AGAIN}`,
+    );
+  }
+  const numbers = Array.from(values);
+  if (!numbers.every(Number.isFinite)) {
+    throw new EngineError(
+      `Output ${quote(task.name)} holds NaN or infinity. Run verify() on the bundle.`,
+    );
+  }
+  return numbers;
+}
+
+/** Return whether a shape is the expected one, of which null is a free width. */
+export function fitsShape(
+  shape: readonly number[],
+  expected: readonly (number | null)[],
+): boolean {
+  return (
+    shape.length === expected.length &&
+    expected.every((length, index) => length === null || length === shape[index])
+  );
+}
+
+/** Return a shape as text, such as `[1, 56, 56]`. */
+export function describeShape(shape: readonly (number | null)[]): string {
+  return `[${shape.map((length) => length ?? "D").join(", ")}]`;
+}

@@ -1,0 +1,80 @@
+/** Read typed values from a JSON object, with messages that name the wrong one. */
+
+import { BundleError } from "./errors";
+import { quote } from "./json";
+import type { Json, JsonObject } from "./spec";
+
+/** Advice at the end of a message about an incomplete bundle. */
+export const AGAIN = "Export the model again.";
+
+interface Types {
+  string: string;
+  number: number;
+  integer: number;
+  boolean: boolean;
+  list: Json[];
+  object: JsonObject;
+}
+
+/** Return whether a value is a JSON object. */
+export function isObject(value: Json | undefined): value is JsonObject {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/**
+ * Return `data[key]`, which must exist and have a JSON type.
+ *
+ * @param where - Name of the object, for messages.
+ * @throws BundleError if the key is missing or its value has another type.
+ */
+export function take<K extends keyof Types>(
+  data: Json | undefined,
+  key: string,
+  kind: K,
+  where: string,
+): Types[K] {
+  const value = optional(data, key, kind, where);
+  if (value === null) {
+    throw new BundleError(`The ${where} has no '${key}': the file is incomplete. ${AGAIN}`);
+  }
+  return value;
+}
+
+/**
+ * Return `data[key]` as `take` does, or null if the key is missing or null.
+ *
+ * @throws BundleError if `data` is not an object or the value has another type.
+ */
+export function optional<K extends keyof Types>(
+  data: Json | undefined,
+  key: string,
+  kind: K,
+  where: string,
+): Types[K] | null {
+  if (!isObject(data)) {
+    throw new BundleError(`The ${where} is ${describe(data)}, not a JSON object. ${AGAIN}`);
+  }
+  const value = Object.hasOwn(data, key) ? data[key] : null;
+  if (value === null) return null;
+  if (!fits(value, kind)) {
+    throw new BundleError(`${where}.${key} is ${quote(value)}, not a ${kind}. ${AGAIN}`);
+  }
+  return value as Types[K];
+}
+
+function fits(value: Json, kind: keyof Types): boolean {
+  switch (kind) {
+    case "list":
+      return Array.isArray(value);
+    case "object":
+      return isObject(value);
+    case "integer":
+      return Number.isInteger(value);
+    default:
+      return typeof value === kind;
+  }
+}
+
+function describe(value: Json | undefined): string {
+  return Array.isArray(value) ? "a list" : value === null ? "null" : typeof value;
+}
