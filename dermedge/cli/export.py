@@ -16,6 +16,7 @@ from dermedge.cli.console import (
     print_line,
     progress,
 )
+from dermedge_export.model_card import GPU_ADVICE, gpu_hazards
 from dermedge_runtime.bundle import Bundle
 
 ALL = "all"
@@ -143,6 +144,8 @@ def show(bundle: Bundle) -> None:
             "next": command,
         }
     )
+    if hazards := gpu_hazards(bundle.artifact):
+        print_line(f"warning: {hazards[0]}. {GPU_ADVICE} The model card lists all of them.")
 
 
 def show_all(bundles: list[Bundle]) -> None:

@@ -15,7 +15,7 @@ from dermedge.cli.console import (
     print_line,
     table,
 )
-from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
+from dermedge_export.model_card import calibrated_on, gpu_hazards, kept_fp32, other_details
 from dermedge_runtime.bundle import Bundle, artifact_files
 
 NAMES_SHOWN = 5
@@ -56,6 +56,7 @@ def show(bundle: Bundle) -> None:
             "artifact": f"{artifact.path}, {file_size(file_bytes)}",
             "calibration": calibrated_on(artifact),
             "kept in fp32": _first_names(kept_fp32(artifact)),
+            "fp16 GPU": _first_names(gpu_hazards(artifact)),
             "needs": ", ".join(artifact.requires) or "-",
             "built with": ", ".join(
                 f"{name} {version}" for name, version in artifact.toolchain.items()

@@ -156,6 +156,16 @@ class ExportContext:
         return inference_copy(self.source.module)
 
     @cached_property
+    def gpu_module(self) -> "nn.Module":
+        """Inference copy for GPUs that compute in fp16: its global means do not overflow.
+
+        It is `module` itself where none would.
+        """
+        from dermedge_export.graph.delegates import split_means
+
+        return split_means(self.module, self.calibration.images)
+
+    @cached_property
     def calibration(self) -> Calibration:
         """Images that calibrate quantization; synthetic lesions if there is no data."""
         if self.calibration_source is None:

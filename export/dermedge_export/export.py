@@ -3,7 +3,7 @@
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dermedge_export.calibration import Calibration, check_calibration
@@ -14,6 +14,7 @@ from dermedge_export.context import (
     Retrain,
     module_runner,
 )
+from dermedge_export.gpu_hazards import with_gpu_hazards
 from dermedge_export.model_card import licences, model_card
 from dermedge_export.options import ExportOptions
 from dermedge_export.parity.evaluator import EvaluationData, ParityEvaluator
@@ -215,6 +216,8 @@ class ExportSession:
         name: str,
     ) -> Bundle:
         """Write the bundle into the staging folder and verify it."""
+        built = with_gpu_hazards(selection.built, self.context, staged.target)
+        selection = replace(selection, built=built)
         self.progress(0, 1, "drawing golden cases")
         entries = _parity_entries(result, staged.target, name)
         files = self._files(selection, result, staged.target, entries, runtime)

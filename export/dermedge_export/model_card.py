@@ -12,6 +12,12 @@ INT8 = (
     "with the instruction set of the machine above; run `dermedge verify` on other machines."
 )
 
+GPU_HAZARDS = "gpu_hazards"
+GPU_ADVICE = (
+    "A GPU that computes in fp16 may give wrong results or NaN. Run this model on the CPU, or "
+    "force fp32 on the GPU."
+)
+
 
 def model_card(
     spec: Spec,
@@ -70,6 +76,7 @@ def model_card(
         "prediction for any image, even if it shows no skin. The gate did not evaluate subgroups "
         "with fewer than 100 cases.",
         "",
+        *_gpu_lines(gpu_hazards(artifact)),
     ]
     return "\n".join(lines)
 
@@ -97,6 +104,15 @@ def kept_fp32(artifact: Artifact) -> tuple[str, ...]:
     return tuple(map(str, artifact.details.get("kept_fp32") or ()))
 
 
+def gpu_hazards(artifact: Artifact) -> tuple[str, ...]:
+    """Return the operators that a GPU may compute wrongly in fp16, with the reasons.
+
+    Args:
+        artifact: Description of the artifact.
+    """
+    return tuple(map(str, artifact.details.get(GPU_HAZARDS) or ()))
+
+
 def other_details(artifact: Artifact) -> str:
     """Return the format's own properties, such as `opset 18, batch 1`.
 
@@ -104,7 +120,9 @@ def other_details(artifact: Artifact) -> str:
         artifact: Description of the artifact.
     """
     return ", ".join(
-        f"{name} {value}" for name, value in artifact.details.items() if name != "kept_fp32"
+        f"{name} {value}"
+        for name, value in artifact.details.items()
+        if name not in ("kept_fp32", GPU_HAZARDS)
     )
 
 
@@ -147,6 +165,12 @@ def _task_line(task: Task, fitted: Postprocessing) -> str:
     threshold = "" if fitted.threshold is None else f", decision threshold {fitted.threshold:.4f}"
     kind = f"{task.kind}: {labels}" if labels else task.kind
     return f"- `{task.name}` ({kind}); temperature {temperature}{threshold}"
+
+
+def _gpu_lines(hazards: tuple[str, ...]) -> list[str]:
+    if not hazards:
+        return []
+    return [f"{GPU_ADVICE} These operators were found:", "", *(f"- {one}" for one in hazards), ""]
 
 
 def _limit_table(report: ParityReport) -> list[str]:
