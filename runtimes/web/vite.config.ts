@@ -1,6 +1,9 @@
 import { defineConfig } from "vitest/config";
 
+import { engineFiles } from "./scripts/engine-files.ts";
+
 export default defineConfig({
+  plugins: [engineFiles()],
   build: {
     target: "es2022",
     minify: true,
