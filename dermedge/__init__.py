@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from dermedge.workflows.embed import Embedded, embed
     from dermedge.workflows.export import ExportSummary, export, export_all
     from dermedge.workflows.inspect import inspect
+    from dermedge.workflows.page import MissingPageError
     from dermedge.workflows.run import RunOptions, demo, run
+    from dermedge.workflows.serve import PageServer, serve
     from dermedge.workflows.targets import targets
     from dermedge_export.options import ExportOptions
     from dermedge_runtime.bench import bench
@@ -102,6 +104,11 @@ else:
             "RunOptions",
             "demo",
             "run",
+        ),
+        "dermedge.workflows.page": ("MissingPageError",),
+        "dermedge.workflows.serve": (
+            "PageServer",
+            "serve",
         ),
         "dermedge.workflows.targets": ("targets",),
         "dermedge_export.options": ("ExportOptions",),
@@ -178,7 +185,9 @@ __all__ = [
     "ImportOptions",
     "Label",
     "MissingExtraError",
+    "MissingPageError",
     "Model",
+    "PageServer",
     "Postprocessing",
     "Prediction",
     "Preprocess",
@@ -214,6 +223,7 @@ __all__ = [
     "probe",
     "read_table",
     "run",
+    "serve",
     "split_data",
     "targets",
     "verify",

@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": "Evaluate a bundle on labelled images, overall and per subgroup.",
     "bench": "Measure a bundle's latency and memory on this machine.",
     "predict": "Run a bundle on images.",
+    "serve": "Serve a page that runs a bundle in a browser.",
     "inspect": "Show the contents of a bundle and its reports.",
     "parity": "Find the layers in which an artifact drifts from its student.",
     "targets": "List the targets of export and what this machine can do for them.",

@@ -22,9 +22,9 @@ FUNCTIONS = {
     "parity debug": "debug_parity",
     "teacher import": "import_teacher",
 }
-# Printing belongs to the command line. `--preset` names a recipe, which the other options
-# change.
-OWN = {"as_json", "preset"}
+# Printing and opening a browser belong to the command line. `--preset` names a recipe, which
+# the other options change.
+OWN = {"as_json", "open_page", "preset"}
 PUBLIC = {name: getattr(dermedge, name) for name in dermedge.__all__}
 
 
