@@ -1,9 +1,20 @@
+import type { Plugin } from "vite";
 import { defineConfig } from "vitest/config";
 
 import { engineFiles } from "./scripts/engine-files.ts";
 
+/** Removes the comment that keeps this build, and would keep an app's, from the worker. */
+const uncover: Plugin = {
+  name: "uncover-worker",
+  renderChunk(code) {
+    const comment = "/* @vite-ignore */";
+    // As many spaces keep the source map right.
+    return { code: code.replace(comment, " ".repeat(comment.length)), map: null };
+  },
+};
+
 export default defineConfig({
-  plugins: [engineFiles()],
+  plugins: [engineFiles(), uncover],
   build: {
     target: "es2022",
     minify: true,
@@ -16,6 +27,8 @@ export default defineConfig({
     },
     rolldownOptions: {
       output: {
+        // Vite alone leaves the white space of libraries.
+        minify: true,
         entryFileNames: "[name].js",
         chunkFileNames: "chunks/[name]-[hash].js",
       },

@@ -2,6 +2,7 @@
 
 import { EngineError } from "./errors";
 import { quote, quoteAll } from "./json";
+import { Prediction, type Provenance, type ScoredLabel, type Timing } from "./prediction";
 import {
   diagnosisTask,
   expectedShape,
@@ -16,70 +17,6 @@ import { AGAIN } from "./take";
 export interface Tensor {
   readonly shape: readonly number[];
   readonly values: ArrayLike<number>;
-}
-
-/** A label and its probability. */
-export interface ScoredLabel {
-  readonly id: string;
-  readonly name: string;
-  readonly probability: number;
-}
-
-/** Milliseconds spent on one image. */
-export interface Timing {
-  readonly preprocess_ms: number;
-  readonly engine_ms: number;
-}
-
-/** Bundle and engine that computed a prediction. */
-export interface Provenance {
-  readonly bundle: string;
-  readonly name: string;
-  readonly version: string;
-  readonly target: string;
-  readonly precision: string;
-  readonly engine: string;
-}
-
-/**
- * A prediction as JSON, with the keys that every language writes.
- *
- * A field is null (`labels` empty) if the model has no such task, or if the value it needs
- * was not fitted.
- */
-export interface PredictionJson {
-  /** Labels of the diagnosis, most probable first. */
-  readonly labels: readonly ScoredLabel[];
-  /** Score that `threshold` turns into `decision`. */
-  readonly malignancy: number | null;
-  readonly threshold: number | null;
-  readonly decision: "malignant" | "benign" | null;
-  /** Reserved; always null in this version. */
-  readonly conformal_set: null;
-  /** Reserved; always null in this version. */
-  readonly ood: null;
-  /** Level of the ordinal task, counted from 0. */
-  readonly severity: number | null;
-  /** Part of the frame that the mask covers. */
-  readonly mask_fraction: number | null;
-  /** L2-normalised. */
-  readonly embedding: readonly number[] | null;
-  readonly timing: Timing | null;
-  readonly provenance: Provenance | null;
-  /** Sentences about an image that may be damaged; absent if there are none. */
-  readonly quality?: readonly string[];
-}
-
-/** Decoded outputs of a model for one image. `JSON.stringify` leaves the mask out. */
-export interface Prediction extends PredictionJson {}
-export class Prediction {
-  /** Mask of the segment task, bytes 0 and 1, [S, S] in the preprocessed frame. */
-  readonly mask!: Uint8Array | null;
-
-  constructor(fields: PredictionJson, mask: Uint8Array | null) {
-    Object.assign(this, fields);
-    Object.defineProperty(this, "mask", { value: mask, enumerable: false });
-  }
 }
 
 /** Facts about an image that are stored in its prediction. */

@@ -1,5 +1,24 @@
 /** Run dermedge bundles in a browser, with the same predictions as Python. */
 
-export * from "./errors";
-export type * from "./engine";
+export type { BenchOptions } from "./bench";
+export type { FileProgress } from "./bundle";
+export type { Source } from "./container";
+export type { Engine, EngineOptions, OpenEngine } from "./engine";
+export {
+  BundleError,
+  DermedgeError,
+  ElsewhereError,
+  EngineError,
+  ImageError,
+  MissingExtraError,
+  UsageError,
+} from "./errors";
+export type { Bundle } from "./manifest";
+export { load, Model, verify } from "./model";
+export type { CallSettings, LoadOptions } from "./model";
+export { Prediction } from "./prediction";
+export type { PredictionJson, Provenance, ScoredLabel, Timing } from "./prediction";
+export type { EngineInfo, Progress } from "./protocol";
+export type { Check, CheckStatus, LatencyReport, Percentiles, VerifyReport } from "./report";
+export type { ImageSource } from "./source";
 export type * from "./spec";

@@ -2,9 +2,10 @@ import { createHash } from "node:crypto";
 
 import { describe, expect, test } from "vitest";
 
-import { decode, Prediction } from "../src/decode";
+import { decode } from "../src/decode";
 import { EngineError } from "../src/errors";
 import { parsePostprocessing, parseSpec } from "../src/manifest";
+import type { Prediction } from "../src/prediction";
 import { cases, type DecodeCase } from "./conformance";
 import { expectClose } from "./close";
 
