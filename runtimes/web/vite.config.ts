@@ -37,5 +37,7 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     environment: "node",
+    // Machines that build several things at once are slow.
+    testTimeout: 60_000,
   },
 });
