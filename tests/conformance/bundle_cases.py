@@ -171,6 +171,11 @@ def _manifest() -> Iterator[Damage]:
     yield put("artifact-path", "artifact", "path", to="other.onnx", mentions=("other.onnx",))
     for key in ("target", "format", "path", "precision", "requires", "toolchain"):
         yield drop(f"no-artifact-{key}", "artifact", key)
+    for name, value in {"operator": "onnxruntime~=1", "version": "onnxruntime>=1.x"}.items():
+        words = ("requirement", value)
+        yield put(f"requires-{name}", "artifact", "requires", to=["iOS>=17", value], mentions=words)
+    yield put("requires-number", "artifact", "requires", to=[17], mentions=("17",))
+    yield put("requires-text", "artifact", "requires", to="iOS>=17", mentions=("requires",))
     yield from _fitted(put, drop)
 
 

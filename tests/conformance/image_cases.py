@@ -152,8 +152,11 @@ def _transparent() -> Iterator[ImageCase]:
     yield ImageCase("rgb-key.png", png(few, RGB, before=key), magenta)
     key = chunk(b"tRNS", struct.pack(">H", 40))
     yield ImageCase("grey-key.png", png(few[..., :1], GREY, before=key), magenta)
-    key = chunk(b"tRNS", struct.pack(">H", 1))
-    yield ImageCase("grey-1-key.png", png(grey >> 7, GREY, 1, before=key), magenta)
+    for depth in (1, 2, 4):
+        samples = grey >> (8 - depth)
+        key = chunk(b"tRNS", struct.pack(">H", samples[10, 10, 0]))
+        data = png(samples, GREY, depth, before=key)
+        yield ImageCase(f"grey-{depth}-key.png", data, magenta)
 
 
 def _shapes() -> Iterator[ImageCase]:

@@ -10,6 +10,7 @@ from conformance.image_cases import image_files
 from conformance.json_cases import json_files
 from conformance.prediction_cases import prediction_files
 from conformance.resize_cases import resize_files
+from conformance.verify_cases import verify_files
 from conformance.writing import FOLDER, Files
 
 SOURCES = (".py", ".md", ".pyc")
@@ -24,6 +25,7 @@ def make() -> Files:
         **json_files(),
         **decode_files(),
         **bundle_files(),
+        **verify_files(),
         **prediction_files(images),
     }
 

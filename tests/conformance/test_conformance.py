@@ -22,9 +22,11 @@ from dermedge_runtime.image import decode as decode_file
 from dermedge_runtime.model import load
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Postprocessing, Preprocess, Spec
+from dermedge_runtime.verify import verify
 from support import reference_resize
 
 LEVELS = 4  # Largest difference between two decoders of JPEG, of 255.
+LISTS = ("images", "resize", "json", "decode", "bundles", "verify", "predictions")
 SMALL_FILE, SMALL_FOLDER = 130_000, 1_500_000
 
 
@@ -59,7 +61,7 @@ def test_the_folder_stays_small(made):
     assert sum(map(len, made.values())) < SMALL_FOLDER
 
 
-@pytest.mark.parametrize("name", ["images", "resize", "json", "decode", "bundles", "predictions"])
+@pytest.mark.parametrize("name", LISTS)
 def test_names_are_unique_and_the_lists_are_strict_json(name):
     data = (FOLDER / f"{name}.json").read_bytes()
     parse_json(data, name, errors.UsageError)
@@ -174,6 +176,18 @@ def test_a_bundle_opens_or_is_refused(case):
     with pytest.raises(errors.BundleError) as failure:
         Bundle.open(FOLDER / case["bundle"])
     check_error(case, failure)
+
+
+@pytest.mark.parametrize("case", cases("verify.json"), ids=lambda case: case["bundle"])
+def test_verify_gives_each_check_its_status(case):
+    pytest.importorskip("onnxruntime")
+    report = verify(FOLDER / case["bundle"])
+    assert report.status == case["status"]
+    checks = [{"name": check.name, "status": check.status} for check in report.checks]
+    assert checks == case["checks"]
+    detail = next((check.detail for check in report.checks if check.status != "passed"), "")
+    for word in case["mentions"]:
+        assert word in detail
 
 
 @pytest.fixture(scope="module")

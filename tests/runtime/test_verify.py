@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import TOY_SPEC, FakeRuntime, toy_cases, toy_content
+from conftest import TOY_POSTPROCESSING, TOY_SPEC, FakeRuntime, toy_cases, toy_content
 from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.decode import decode
 from dermedge_runtime.errors import ElsewhereError, MissingExtraError, UsageError
-from dermedge_runtime.golden import golden_files
+from dermedge_runtime.golden import drop_volatile, golden_files
 from dermedge_runtime.model import RUNTIMES
 from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.report import PARITY_REPORT
 from dermedge_runtime.spec import Postprocessing, Preprocess, to_json
 from dermedge_runtime.verify import verify
 
@@ -302,7 +304,119 @@ def test_decoding_is_compared_without_times_and_within_a_millionth(tmp_path, fak
     assert verify(path, runtime=fake_runtime).status == "passed"
 
 
-def test_a_threshold_of_another_precision_fails_the_decoding_check(tmp_path, fake_runtime):
-    fitted = {"diagnosis": Postprocessing(temperature=1.25), "malignancy": Postprocessing(0.8, 0.6)}
-    path = bundle_with(tmp_path / "x", toy_cases(), postprocessing=fitted)
-    assert "decision is 'benign'" in failed_detail(verify(path, runtime=fake_runtime), "decoding")
+def decoded_with(fitted, spec=TOY_SPEC):
+    """Return the detail of a bundle whose golden cases were decoded with other values."""
+
+    def detail(path, **changes):
+        cases = []
+        for case in toy_cases():
+            prediction = drop_volatile(decode(case.expected, spec, fitted).to_json())
+            cases.append(replace(case, prediction=prediction))
+        report = verify(bundle_with(path, cases, **changes), runtime=FakeRuntime())
+        return failed_detail(report, "decoding")
+
+    return detail
+
+
+def fit(**changes):
+    return {**TOY_POSTPROCESSING, **changes}
+
+
+def test_a_threshold_of_another_precision_is_named(tmp_path):
+    detail = decoded_with(fit(malignancy=Postprocessing(0.8, 0.6)))(tmp_path / "x")
+    assert "decision is 'malignant', not 'benign'" in detail
+    assert "Task 'malignancy' has temperature 0.8 and threshold 0.4" in detail
+    assert detail.endswith("Export the model again.")
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, None, 2.5])
+@pytest.mark.parametrize("task", ["diagnosis", "malignancy"])
+def test_a_temperature_that_explains_the_golden_prediction_is_named(tmp_path, task, temperature):
+    changed = replace(TOY_POSTPROCESSING[task], temperature=temperature)
+    detail = decoded_with(fit(**{task: changed}))(tmp_path / "x")
+    assert f"Task {task!r} has temperature {TOY_POSTPROCESSING[task].temperature} and" in detail
+    assert f"but temperature {temperature or 1:g} gives the golden prediction" in detail
+    assert detail.endswith("Export the model again.")
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda labels: [*labels[1:], labels[0]], "in another order than at the export"),
+        (
+            lambda labels: [replace(labels[0], id="naevus"), *labels[1:]],
+            "has the labels ['akiec', 'mel', 'nv'], and the golden case ['akiec', 'mel', 'naevus']",
+        ),
+        (
+            lambda labels: [replace(labels[0], name="Mole"), *labels[1:]],
+            "The label 'nv' is 'Melanocytic naevus', and in the golden case 'Mole'",
+        ),
+    ],
+)
+def test_other_labels_are_named(tmp_path, edit, found):
+    diagnosis, malignancy = TOY_SPEC.tasks
+    tasks = (replace(diagnosis, labels=tuple(edit(diagnosis.labels))), malignancy)
+    detail = decoded_with(TOY_POSTPROCESSING, replace(TOY_SPEC, tasks=tasks))(tmp_path / "x")
+    assert found in detail
+    assert detail.endswith("Export the model again.")
+
+
+def test_a_difference_without_a_known_cause_asks_for_another_dermedge(tmp_path, fake_runtime):
+    case = toy_cases()[0]
+    rubbish = (
+        {"labels": None},
+        {"labels": 3},
+        {"labels": [{"id": "nv"}]},
+        {"labels": [[]] * 3},
+        {"labels": [{"id": "nv", "name": 1, "probability": "x"}]},
+        {"malignancy": "high"},
+        {"decision": "unsure"},
+        {"severity": 2},
+    )
+    for index, edit in enumerate(rubbish):
+        path = bundle_with(
+            tmp_path / str(index), [replace(case, prediction={**case.prediction, **edit})]
+        )
+        detail = failed_detail(verify(path, runtime=fake_runtime), "decoding")
+        assert detail.endswith(("Install the newest dermedge.", "Export the model again."))
+        assert next(iter(edit)) in detail
+
+
+def parity_bundle(path, parity, reports):
+    content = toy_content()
+    files = {name: json.dumps(report).encode() for name, report in reports.items()}
+    return write_bundle(path, **{**content, "parity": parity, "files": content["files"] | files})
+
+
+@pytest.mark.parametrize(
+    ("host", "device", "reports", "found"),
+    [
+        ({"status": "passed"}, {}, {PARITY_REPORT: {"status": "failed"}}, "'failed'"),
+        ({"status": "not_run"}, {}, {PARITY_REPORT: {"status": "passed"}}, "parity.host.status"),
+        ({"status": "passed"}, {}, {PARITY_REPORT: {}}, "None"),
+        ({"status": "passed"}, {}, {PARITY_REPORT: []}, "not a JSON object"),
+        ({"status": "passed", "report": "gone.json"}, {}, {}, "gone.json"),
+        ({"status": "passed", "report": 3}, {}, {}, "parity.host.report"),
+        (
+            {"status": "passed"},
+            {"status": "passed", "report": "reports/device.json"},
+            {PARITY_REPORT: {"status": "passed"}, "reports/device.json": {"status": "warn"}},
+            "parity.device.status",
+        ),
+    ],
+)
+def test_a_status_of_parity_that_its_report_does_not_have_fails_the_files_check(
+    tmp_path, fake_runtime, host, device, reports, found
+):
+    parity = {"host": host, "device": {"status": "not_run", **device}}
+    bundle = parity_bundle(tmp_path / "x", parity, reports)
+    assert found in failed_detail(verify(bundle, runtime=fake_runtime), "files")
+
+
+@pytest.mark.parametrize("status", ["passed", "failed", "insufficient"])
+def test_a_status_of_parity_that_its_report_has_passes(tmp_path, fake_runtime, status):
+    entry = {"status": status, "report": PARITY_REPORT}
+    bundle = parity_bundle(
+        tmp_path / "x", {"host": entry, "device": entry}, {PARITY_REPORT: {"status": status}}
+    )
+    assert verify(bundle, runtime=fake_runtime).status == "passed"

@@ -18,6 +18,7 @@ from dermedge_runtime.image import Pixels, Source
 from dermedge_runtime.prefetch import prefetch_batches
 from dermedge_runtime.preprocess import Prepared, prepare
 from dermedge_runtime.registry import lookup
+from dermedge_runtime.requirements import check_engine
 
 OnError = Literal["raise", "return"]
 Item = tuple[Prepared, float]
@@ -404,7 +405,8 @@ def load(
         UsageError: The path or the engine does not exist, or `threads` is not positive.
         MissingExtraError: The engine is not installed.
         ElsewhereError: This kind of machine cannot have the engine.
-        EngineError: The engine refuses the artifact.
+        EngineError: The engine refuses the artifact, or its version is not one that the
+            bundle requires.
 
     Example:
         >>> with load("toy.dermedge", threads=1) as model:
@@ -420,6 +422,12 @@ def load(
         threads = default_threads()
 
     def open_runtime() -> Runtime:
-        return runtime.open(opened, threads=threads)
+        started = runtime.open(opened, threads=threads)
+        try:
+            check_engine(started.name, started.version, opened.artifact.requires)
+        except EngineError:
+            started.close()
+            raise
+        return started
 
     return Model(opened, open_runtime(), reopen=open_runtime)

@@ -49,7 +49,19 @@ def open_pillow(kind: str, file: IO[bytes]) -> ImageFile.ImageFile:
     file.seek(0)
     with quiet():
         image: ImageFile.ImageFile = _reader(kind)(file, "")
+    if kind == "PNG":
+        _scale_key(image)
     return image
+
+
+def _scale_key(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent grey of 2 or 4 bits as Pillow scales the samples.
+
+    Pillow keeps it as it is stored, so that no pixel, or a wrong one, is transparent.
+    """
+    key, depth = image.info.get("transparency"), {"L;2": 2, "L;4": 4}
+    if isinstance(key, int) and image.tile and (bits := depth.get(image.tile[0][3])):
+        image.info["transparency"] = key * 255 // ((1 << bits) - 1)
 
 
 def load(image: Image.Image) -> None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from dermedge_runtime.errors import BundleError
+from dermedge_runtime.requirements import check_requirement
 
 Json = dict[str, Any]
 Kind = Literal["classify", "binary", "ordinal", "segment", "embed"]
@@ -237,13 +238,20 @@ class Artifact:
 
     @classmethod
     def from_json(cls, data: Json) -> "Artifact":
-        """Read an artifact from JSON types; raise BundleError if a part is missing."""
+        """Read an artifact from JSON types.
+
+        Raises:
+            BundleError: A part is missing, or a requirement is not readable.
+        """
+        requires = take(data, "requires", list, "artifact")
+        for requirement in requires:
+            check_requirement(requirement)
         return cls(
             target=take(data, "target", str, "artifact"),
             format=take(data, "format", str, "artifact"),
             path=take(data, "path", str, "artifact"),
             precision=take(data, "precision", str, "artifact"),
-            requires=tuple(take(data, "requires", list, "artifact")),
+            requires=tuple(requires),
             toolchain=take(data, "toolchain", dict, "artifact"),
             details=optional(data, "details", dict, "artifact") or {},
             calibration=optional(data, "calibration", dict, "artifact"),

@@ -13,21 +13,23 @@ import PIL
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.container import open_container
 from dermedge_runtime.decode import Outputs, decode, expected_shape
+from dermedge_runtime.difference import DECODED_WITHIN, describe_difference
 from dermedge_runtime.errors import (
     BundleError,
     DermedgeError,
     ElsewhereError,
+    EngineError,
     MissingExtraError,
     UsageError,
 )
 from dermedge_runtime.golden import Case, drop_volatile
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.preprocess import preprocess
-from dermedge_runtime.report import Check, Status, VerifyReport
+from dermedge_runtime.report import PARITY_REPORT, Check, Status, VerifyReport, read_report
+from dermedge_runtime.requirements import check_engine
+from dermedge_runtime.spec import optional
 
 CHECKS = ("files", "preprocessing", "engine", "decoding")
-# Languages differ in the last digits of exp(); a wrong formula differs by far more.
-DECODED_WITHIN = 1e-6
 SHOWN = 5  # Names of system files that the report lists.
 AGAIN = "Get the bundle again or export the model again."
 
@@ -47,9 +49,11 @@ def verify(
 
     The checks are, in this order:
 
-    1. `files`: the files are intact, and the golden cases fit the model.
+    1. `files`: the files are intact, the golden cases fit the model, and the manifest
+       has the status of the parity report.
     2. `preprocessing`: every golden image becomes its tensor, bit for bit.
-    3. `engine`: the outputs are within the bundle's tolerance of the expected ones.
+    3. `engine`: the engine's version is one that the bundle requires, and the outputs
+       are within the bundle's tolerance of the expected ones.
     4. `decoding`: the expected outputs decode to the expected prediction.
 
     The first failure ends the checks. If this machine cannot have the bundle's engine,
@@ -107,6 +111,7 @@ def _check_files(path: Path) -> tuple[Bundle, list[Case]]:
     try:
         bundle = Bundle.open(path)
         cases = bundle.golden()
+        _check_parity(bundle)
     except BundleError as error:
         raise _Failure(str(error)) from error
     size = bundle.spec.preprocess.size
@@ -120,6 +125,27 @@ def _check_files(path: Path) -> tuple[Bundle, list[Case]]:
         for kind, outputs in (("reference", case.reference), ("expected", case.expected)):
             _check_shapes(f"{kind} of golden case {case.name!r}", outputs, shapes)
     return bundle, cases
+
+
+def _check_parity(bundle: Bundle) -> None:
+    """Check that the manifest's statuses of parity are those of the reports.
+
+    Raises:
+        BundleError: A report is missing, is not readable, or has another status.
+    """
+    for side in ("host", "device"):
+        named = optional(bundle.parity[side], "report", str, f"parity.{side}")
+        path = named or PARITY_REPORT if side == "host" else named
+        if path is None or (named is None and path not in bundle.files):
+            continue
+        if path not in bundle.files:
+            raise BundleError(f"parity.{side} names {path!r}, which is not a file. {AGAIN}")
+        status, reported = bundle.parity[side]["status"], read_report(bundle, path).get("status")
+        if status != reported:
+            raise BundleError(
+                f"parity.{side}.status of the manifest is {status!r}, but {path} has "
+                f"{reported!r}. {AGAIN}"
+            )
 
 
 def _describe_system_files(path: Path) -> str:
@@ -166,6 +192,10 @@ def _open_runtime(
 ) -> Iterator[Runtime]:
     """Yield the given runtime, or a new one that is closed afterwards."""
     if runtime is not None:
+        try:
+            check_engine(runtime.name, runtime.version, bundle.artifact.requires)
+        except EngineError as error:
+            raise _Failure(str(error)) from error
         yield runtime
         return
     try:
@@ -232,34 +262,7 @@ def _check_decoding(bundle: Bundle, cases: Sequence[Case]) -> str:
             )
         except DermedgeError as error:
             raise _Failure(f"Golden case {case.name!r} cannot be decoded: {error}") from error
-        if difference := _find_difference(prediction, drop_volatile(case.prediction), ""):
-            raise _Failure(
-                f"Golden case {case.name!r} decodes differently: {difference}. "
-                "Install the newest dermedge."
-            )
+        model = (case.expected, bundle.spec, bundle.postprocessing)
+        if text := describe_difference(prediction, drop_volatile(case.prediction), *model):
+            raise _Failure(f"Golden case {case.name!r} decodes differently: {text}")
     return f"{len(cases)} golden predictions, within {DECODED_WITHIN:g}"
-
-
-def _find_difference(actual: object, want: object, where: str) -> str:
-    """Describe the first difference between two JSON values; "" if there is none.
-
-    A missing key is null, so that fields may be added later.
-    """
-    if isinstance(actual, Mapping) and isinstance(want, Mapping):
-        keys = sorted({*actual, *want})
-        parts = [(actual.get(key), want.get(key), f"{where}.{key}") for key in keys]
-    elif isinstance(actual, list) and isinstance(want, list) and len(actual) == len(want):
-        parts = [(actual[i], want[i], f"{where}[{i}]") for i in range(len(actual))]
-    elif _is_same(actual, want):
-        return ""
-    else:
-        return f"{where.lstrip('.') or 'it'} is {actual!r}, not {want!r}"
-    return next(filter(None, (_find_difference(*part) for part in parts)), "")
-
-
-def _is_same(actual: object, want: object) -> bool:
-    if isinstance(actual, bool) or isinstance(want, bool):
-        return actual is want
-    if isinstance(actual, (int, float)) and isinstance(want, (int, float)):
-        return abs(actual - want) <= DECODED_WITHIN
-    return type(actual) is type(want) and actual == want
