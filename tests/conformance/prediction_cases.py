@@ -1,13 +1,22 @@
 """Bundles with every kind of task, and what they predict for images of this folder."""
 
-from conformance.toy import FITTED, SPEC, forward, onnx_artifact, onnx_model, toy_zip
-from conformance.writing import Files, cases_json
+from conformance.toy import (
+    FITTED,
+    SPEC,
+    forward,
+    litert_artifact,
+    onnx_artifact,
+    onnx_model,
+    toy_zip,
+)
+from conformance.writing import Files, cases_json, keep
 from dermedge_runtime.decode import decode
 from dermedge_runtime.golden import drop_volatile
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Json
 
 IMAGES = ("rgb.png", "alpha.png", "grey-16.png", "exif-6.png", "crop-320x16.png", "icc.png")
+LITERT = "models/toy.tflite"
 
 
 def prediction_files(images: Files) -> Files:
@@ -16,13 +25,24 @@ def prediction_files(images: Files) -> Files:
     Args:
         images: Files of `images.json`.
     """
-    bundles = {"bundles/toy-onnx.zip": toy_zip(SPEC, onnx_artifact(), onnx_model(SPEC))}
+    litert = keep(LITERT, _litert_model)
+    bundles = {
+        "bundles/toy-onnx.zip": toy_zip(SPEC, onnx_artifact(), onnx_model(SPEC)),
+        "bundles/toy-litert.zip": toy_zip(SPEC, litert_artifact(), litert),
+    }
     entries = [
         {"bundle": bundle, "image": f"images/{name}", "prediction": predict(images, name)}
         for bundle in bundles
         for name in IMAGES
     ]
-    return {"predictions.json": cases_json(entries), **bundles}
+    return {"predictions.json": cases_json(entries), **bundles, LITERT: litert}
+
+
+def _litert_model() -> bytes:
+    # The writer needs LiteRT's package, and the file is committed.
+    from conformance.toy_litert import litert_model
+
+    return litert_model(SPEC)
 
 
 def predict(images: Files, name: str) -> Json:

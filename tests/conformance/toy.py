@@ -205,3 +205,8 @@ def onnx_artifact() -> Artifact:
     return Artifact(
         "web-onnx", "onnx", "model.onnx", "fp32", ("onnxruntime>=1.17",), {}, {"batch": 1}
     )
+
+
+def litert_artifact() -> Artifact:
+    """Return the entry of a LiteRT model."""
+    return Artifact("android", "litert", "model.tflite", "fp32", ("litert>=1.0",), {}, {"batch": 1})

@@ -59,9 +59,10 @@ def _scale_key(image: ImageFile.ImageFile) -> None:
 
     Pillow keeps it as it is stored, so that no pixel, or a wrong one, is transparent.
     """
-    key, depth = image.info.get("transparency"), {"L;2": 2, "L;4": 4}
-    if isinstance(key, int) and image.tile and (bits := depth.get(image.tile[0][3])):
-        image.info["transparency"] = key * 255 // ((1 << bits) - 1)
+    key = image.info.get("transparency")
+    if isinstance(key, int) and image.tile:
+        factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3]), 1)
+        image.info["transparency"] = key * factor
 
 
 def load(image: Image.Image) -> None:
