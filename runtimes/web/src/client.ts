@@ -1,6 +1,6 @@
 /** Call the worker from the page. */
 
-import { DermedgeError, EngineError, unpackError } from "./errors";
+import { DermedgeError, EngineError, firstLine, unpackError } from "./errors";
 import type { Calls, Name, Request, Response } from "./protocol";
 
 interface Pending {
@@ -106,7 +106,7 @@ function startWorker(url?: string | URL): Worker {
       ? new Worker(new URL(/* @vite-ignore */ "./worker.js", import.meta.url), { type: "module" })
       : new Worker(url, { type: "module" });
   } catch (error) {
-    throw cannotStart(url, String(error));
+    throw cannotStart(url, firstLine(error));
   }
 }
 

@@ -95,7 +95,8 @@ class HttpFolder implements Container {
 
 async function openUrl(source: string | URL, signal?: AbortSignal): Promise<Container> {
   const url = parseUrl(source);
-  const manifest = await download(below(url, MANIFEST), signal);
+  const isBlob = url.protocol === "blob:"; // It has no files below it.
+  const manifest = isBlob ? null : await download(below(url, MANIFEST), signal);
   // A server of single-page applications answers with a page where it has no file.
   if (manifest && !isPage(manifest)) return new HttpFolder(url, manifest, signal);
   const zip = url.pathname.endsWith("/") ? null : await download(url, signal);

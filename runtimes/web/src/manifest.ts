@@ -25,6 +25,8 @@ const LARGEST_TOLERANCE = 0.5;
 const DIGEST = /^[0-9a-f]{64}$/;
 /** Form of the names of models, tasks and golden cases. */
 export const IDENTIFIER = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
+const BOUND = String.raw`(?:>=|<=|==|!=|>|<)[0-9]+(?:\.[0-9]+)*`;
+const REQUIREMENT = new RegExp(`^[A-Za-z0-9][A-Za-z0-9._-]*(?:${BOUND}(?:,${BOUND})*)?$`);
 // A pickle runs code when it is loaded. PyTorch's pickles are zips; the others start with
 // the protocol's opcode.
 const PICKLES = /[^/]\.(?:pkl|pickle|pt|pth|ckpt|joblib|dill|cloudpickle)$/i;
@@ -197,11 +199,19 @@ function parseArtifact(data: JsonObject): Artifact {
     format: take(data, "format", "string", "artifact"),
     path: take(data, "path", "string", "artifact"),
     precision: take(data, "precision", "string", "artifact"),
-    requires: take(data, "requires", "list", "artifact").map(String),
+    requires: take(data, "requires", "list", "artifact").map(checkRequirement),
     toolchain: take(data, "toolchain", "object", "artifact"),
     details: optional(data, "details", "object", "artifact") ?? {},
     calibration: optional(data, "calibration", "object", "artifact"),
   };
+}
+
+function checkRequirement(requirement: Json): string {
+  if (typeof requirement === "string" && REQUIREMENT.test(requirement)) return requirement;
+  throw new BundleError(
+    `The requirement ${quote(requirement)} is not a name with bounds, such as ` +
+      `'onnxruntime>=1.17,<2'. ${AGAIN}`,
+  );
 }
 
 /** Read the fitted values of every task; throw BundleError if one cannot be applied. */

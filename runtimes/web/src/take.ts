@@ -18,6 +18,11 @@ interface Types {
 
 /** Return whether a value is a JSON object. */
 export function isObject(value: Json | undefined): value is JsonObject {
+  return isRecord(value);
+}
+
+/** Return whether a value is an object with keys, and not a list. */
+export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 

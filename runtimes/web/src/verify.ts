@@ -7,19 +7,20 @@
 import { openBundle } from "./bundle";
 import { type Container, openContainer, type Source } from "./container";
 import { decode, describeShape, fitsShape, type Tensor } from "./decode";
+import { DECODED_WITHIN, describeDifference } from "./difference";
 import type { Engine } from "./engine";
 import { BundleError, DermedgeError, ElsewhereError, firstLine } from "./errors";
 import { type GoldenCase, readGolden } from "./golden";
 import { decodeImage } from "./image/decode";
 import { Resizer } from "./image/resize";
-import { quote, quoteAll } from "./json";
+import { parseJson, quote, quoteAll } from "./json";
 import type { Bundle } from "./manifest";
 import type { Check, CheckStatus, VerifyReport } from "./report";
 import { expectedShape } from "./spec";
+import { isRecord, optional, take } from "./take";
 
 const CHECKS = ["files", "preprocessing", "engine", "decoding"] as const;
-/** Languages differ in the last digits of exp(); a wrong formula differs by far more. */
-const DECODED_WITHIN = 1e-6;
+const PARITY_REPORT = "reports/parity.json";
 const VOLATILE = ["timing", "provenance"];
 const SHOWN = 5;
 const AGAIN = "Get the bundle again or export the model again.";
@@ -69,28 +70,49 @@ export async function verify(source: Source, startEngine: StartEngine): Promise<
   return { bundle: bundleName, engine: engineName, status, checks };
 }
 
-/** Open the bundle and its golden cases, and check that the cases fit the model. */
+/** Open the bundle, and check its golden cases and the status of its parity reports. */
 async function checkFiles(source: Source, onName: (name: string) => void) {
   try {
     const container = await openContainer(source);
     onName(container.where);
     const { bundle, kept } = await openBundle(
       container,
-      (name, { artifact }) => name.startsWith("golden/") || name === artifact.path,
+      (name, { artifact }) => /^(golden|reports)\//.test(name) || name === artifact.path,
     );
-    const cases = readGolden((name) => {
+    const read = (name: string): Uint8Array => {
       const data = kept.get(name);
       if (data) return data;
-      throw new BundleError(
-        `${container.where} has no file ${quote(name)} among its golden cases. ${AGAIN}`,
-      );
-    });
+      throw new BundleError(`${container.where} has no file ${quote(name)}. ${AGAIN}`);
+    };
+    const cases = readGolden(read);
     for (const one of cases) checkCase(one, bundle);
+    checkParity(bundle, read);
     const where = describeFiles(bundle, cases, container);
     return { bundle, model: kept.get(bundle.artifact.path) ?? new Uint8Array(0), cases, where };
   } catch (error) {
     if (error instanceof BundleError) throw new Failure(error.message);
     throw error;
+  }
+}
+
+/** Check that the manifest's statuses of parity are those of the reports. */
+function checkParity({ parity, files }: Bundle, read: (name: string) => Uint8Array): void {
+  for (const side of ["host", "device"]) {
+    const named = optional(parity[side], "report", "string", `parity.${side}`);
+    const path = named ?? (side === "host" && PARITY_REPORT in files ? PARITY_REPORT : null);
+    if (path === null) continue;
+    if (!(path in files)) {
+      throw new BundleError(`parity.${side} names ${quote(path)}, which is not a file. ${AGAIN}`);
+    }
+    const report = parseJson(read(path), path, BundleError);
+    const status = take(parity[side], "status", "string", `parity.${side}`);
+    const reported = isRecord(report) ? report["status"] : undefined;
+    if (status !== reported) {
+      throw new BundleError(
+        `parity.${side}.status of the manifest is ${quote(status)}, but ${path} has ` +
+          `${quote(reported)}. ${AGAIN}`,
+      );
+    }
   }
 }
 
@@ -223,20 +245,16 @@ async function runCase(name: string, pixels: Uint8Array, engine: Engine) {
 
 function checkDecoding(bundle: Bundle, cases: readonly GoldenCase[]): string {
   for (const { name, expected, prediction } of cases) {
-    let decoded: unknown;
+    const { spec, postprocessing } = bundle;
+    let decoded: Record<string, unknown>;
     try {
-      const { spec, postprocessing } = bundle;
       decoded = dropVolatile({ ...decode(expected, spec, postprocessing) });
     } catch (error) {
       throw new Failure(`Golden case ${quote(name)} cannot be decoded: ${messageOf(error)}`);
     }
-    const difference = findDifference(decoded, dropVolatile(prediction), "");
-    if (difference) {
-      throw new Failure(
-        `Golden case ${quote(name)} decodes differently: ${difference}. ` +
-          "Install the newest dermedge.",
-      );
-    }
+    const decoding = { outputs: expected, spec, postprocessing };
+    const text = describeDifference(decoded, dropVolatile(prediction), decoding);
+    if (text) throw new Failure(`Golden case ${quote(name)} decodes differently: ${text}`);
   }
   return `${cases.length} golden predictions, within ${DECODED_WITHIN}`;
 }
@@ -245,35 +263,6 @@ function dropVolatile(prediction: object): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(prediction).filter(([key]) => !VOLATILE.includes(key)),
   );
-}
-
-/** Describe the first difference between two JSON values; "" if there is none. */
-function findDifference(actual: unknown, want: unknown, where: string): string {
-  if (isRecord(actual) && isRecord(want)) {
-    // A missing key is null, so that fields may be added later.
-    for (const key of [...new Set([...Object.keys(actual), ...Object.keys(want)])].sort()) {
-      const found = findDifference(actual[key] ?? null, want[key] ?? null, `${where}.${key}`);
-      if (found) return found;
-    }
-    return "";
-  }
-  if (Array.isArray(actual) && Array.isArray(want) && actual.length === want.length) {
-    for (const [index, value] of actual.entries()) {
-      const found = findDifference(value, want[index], `${where}[${index}]`);
-      if (found) return found;
-    }
-    return "";
-  }
-  const close =
-    typeof actual === "number" &&
-    typeof want === "number" &&
-    Math.abs(actual - want) <= DECODED_WITHIN;
-  if (close || actual === want) return "";
-  return `${where.replace(/^\./, "") || "it"} is ${quote(actual)}, not ${quote(want)}`;
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function distance(left: Tensor["values"], right: Tensor["values"]): number {

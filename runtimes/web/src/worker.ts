@@ -2,7 +2,7 @@
 
 import { bench } from "./bench";
 import type { Engine } from "./engine";
-import { packError, UsageError } from "./errors";
+import { EngineError, packError, UsageError } from "./errors";
 import type { Calls, LoadArguments, Name, Request, Response } from "./protocol";
 import { openEngine, Session, type SessionOptions } from "./session";
 import { verify } from "./verify";
@@ -40,8 +40,11 @@ const handlers: Handlers = {
     }
   },
   async verify() {
-    const { source, engine } = opened();
-    return verify(source, async () => engine);
+    const { source, engine, bundle } = opened();
+    return verify(source, async (found) => {
+      if (found.id === bundle.id) return engine;
+      throw new EngineError("The bundle was changed since it was loaded. Load it again.");
+    });
   },
   bench: (options, { report, signal }) => bench(opened(), options, report, signal),
   async close() {

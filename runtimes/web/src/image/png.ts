@@ -263,8 +263,7 @@ function painter({ header, palette, transparency }: Chunks, rgb: Uint8Array, bel
   switch (colour) {
     case GREY: {
       const scale = depth < 8 ? 255 / (2 ** depth - 1) : 1;
-      // Pillow compares the key of 1 bit with scaled samples, other keys as they are.
-      const keyed = depth === 1 && key.length ? (key[0] ? 255 : 0) : key[0];
+      const keyed = key[0] * scale; // NaN, which no sample equals, if there is none.
       return (line, column, to) => {
         const grey = depth === 16 ? line[column * 2] : bitsAt(line, column, depth) * scale;
         set(to, grey, grey, grey, grey === keyed ? 0 : 255);
