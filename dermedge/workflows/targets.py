@@ -15,7 +15,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "onnx": (*TRACING, "onnxruntime"),
     "tensorrt": (*TRACING, "onnxruntime"),
     "openvino": (*TRACING, "openvino"),
-    "litert": ("torch", "timm", "litert_torch"),
+    "litert": ("torch", "timm", "litert_torch", "litert_quantizer"),
     "coreml": ("torch", "timm", "coremltools"),
 }
 # Further modules that a quantization method imports. `qat` has quantizers of its own,

@@ -77,7 +77,7 @@ def select_candidates(
         >>> from dermedge_export import find_target, select_candidates
         >>> candidates = select_candidates(find_target("android"), None)
         >>> [candidate.name for candidate in candidates]
-        ['int8 onnx minmax', 'fp32 onnx plain']
+        ['int8 litert minmax', 'fp16 litert plain', 'w8 litert plain', 'fp32 litert plain']
     """
     requested = precision or AUTO
     if precision is not None:
@@ -143,6 +143,17 @@ def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     return [*candidates, Candidate("int8", "onnx", "qat", ranges, "trained")]
 
 
+def _litert_candidates(target: Target, flags: list[str]) -> list[Candidate]:
+    return [
+        Candidate("int8", "litert", "minmax"),
+        Candidate("int8", "litert", "average"),
+        Candidate("int8", "litert", "mse"),
+        Candidate("fp16", "litert"),
+        Candidate("w8", "litert"),
+        Candidate("fp32", "litert"),
+    ]
+
+
 def _tensorrt_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     return [
         Candidate("fp16", "tensorrt"),
@@ -169,6 +180,7 @@ def _plain(target: Target, flags: list[str]) -> list[Candidate]:
 
 _BY_FORMAT = {
     "onnx": _onnx_candidates,
+    "litert": _litert_candidates,
     "tensorrt": _tensorrt_candidates,
     "coreml": _coreml_candidates,
 }

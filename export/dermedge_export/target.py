@@ -138,28 +138,40 @@ IOS_18 = _variant(
 
 ANDROID = Target(
     name="android",
+    format="litert",
+    precisions=("int8", "fp16", "w8", "fp32"),
+    engine="litert",
+    requires=("litert>=1.0",),
+    opset=18,
+    checked="here by LiteRT",
+    host="litert",
+    todo="on the phone: the golden cases, through LiteRT",
+    facts={"abi": "arm64-v8a", "provider": "XNNPACK", "isa": "arm"},
+)
+ANDROID_ONNX = _variant(
+    ANDROID,
+    "onnx",
     format="onnx",
     precisions=("int8", "fp32"),
     engine="onnxruntime-android",
-    requires=("onnxruntime-android>=1.17",),
-    opset=18,
+    requires=("onnxruntime>=1.17",),
     checked="ONNX here by onnxruntime",
+    host="onnxruntime",
     todo="on the phone: the golden cases, through onnxruntime-android",
-    facts={"abi": "arm64-v8a", "provider": "XNNPACK", "isa": "arm"},
 )
-ANDROID_NNAPI = _variant(
-    ANDROID,
-    "nnapi",
+ANDROID_NNAPI = replace(
+    ANDROID_ONNX,
+    name="android-nnapi",
     facts={"abi": "arm64-v8a", "provider": "NNAPI", "isa": "arm"},
 )
-ANDROID_QNN = _variant(
-    ANDROID,
-    "qnn",
+ANDROID_QNN = replace(
+    ANDROID_ONNX,
+    name="android-qnn",
     facts={"abi": "arm64-v8a", "provider": "QNN", "isa": "arm"},
 )
-ANDROID_X86 = _variant(
-    ANDROID,
-    "x86_64",
+ANDROID_X86 = replace(
+    ANDROID_ONNX,
+    name="android-x86_64",
     facts={"abi": "x86_64", "provider": "CPU", "isa": "x86"},
 )
 
@@ -168,7 +180,7 @@ WEB = Target(
     format="onnx",
     precisions=("int8", "fp32"),
     engine="onnxruntime-web",
-    requires=("onnxruntime-web>=1.17",),
+    requires=("onnxruntime>=1.17",),
     opset=18,
     checked="ONNX here by onnxruntime",
     todo="in the browser: the golden cases, through onnxruntime-web",
@@ -179,6 +191,17 @@ WEB_WEBGPU = _variant(
     "webgpu",
     precisions=("fp32",),
     facts={"provider": "webgpu", "isa": "x86"},
+)
+WEB_LITERT = _variant(
+    WEB,
+    "litert",
+    format="litert",
+    precisions=("int8", "fp16", "w8", "fp32"),
+    engine="LiteRT.js",
+    requires=("litert>=1.0",),
+    checked="here by LiteRT",
+    host="litert",
+    todo="in the browser: the golden cases, through LiteRT.js",
 )
 
 TARGETS: dict[str, str] = {
@@ -192,11 +215,13 @@ TARGETS: dict[str, str] = {
     "ios-16": "dermedge_export.target:IOS_16",
     "ios-18": "dermedge_export.target:IOS_18",
     "android": "dermedge_export.target:ANDROID",
+    "android-onnx": "dermedge_export.target:ANDROID_ONNX",
     "android-nnapi": "dermedge_export.target:ANDROID_NNAPI",
     "android-qnn": "dermedge_export.target:ANDROID_QNN",
     "android-x86_64": "dermedge_export.target:ANDROID_X86",
     "web": "dermedge_export.target:WEB",
     "web-webgpu": "dermedge_export.target:WEB_WEBGPU",
+    "web-litert": "dermedge_export.target:WEB_LITERT",
 }
 GROUP = "dermedge.targets"
 

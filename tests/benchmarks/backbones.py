@@ -56,7 +56,13 @@ TOLERANCE = 1e-3
 COARSER = 2**13
 COUNTS = ("parameters", "macs")
 # The precision that changes the student least, for each target.
-PRECISIONS = {"cpu": "fp32", "android": "fp32", "jetson": "fp16", "ios": "fp16"}
+PRECISIONS = {
+    "cpu": "fp32",
+    "android": "fp32",
+    "android-onnx": "fp32",
+    "jetson": "fp16",
+    "ios": "fp16",
+}
 
 
 @dataclass(frozen=True)

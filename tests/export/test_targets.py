@@ -70,7 +70,12 @@ def test_a_precision_that_the_target_lacks_is_refused_with_those_it_has() -> Non
 
 def test_without_a_precision_the_first_method_of_each_is_tried_in_order() -> None:
     names = [candidate.name for candidate in select_candidates(find_target("android"), None)]
-    assert names == ["int8 onnx minmax", "fp32 onnx plain"]
+    assert names == [
+        "int8 litert minmax",
+        "fp16 litert plain",
+        "w8 litert plain",
+        "fp32 litert plain",
+    ]
     assert [
         candidate.precision for candidate in select_candidates(find_target("jetson"), None)
     ] == [
@@ -120,7 +125,7 @@ class TestInstructionSet:
 
         assert options("cpu", VNNI) == {"activations": "u8", "reduce_range": False}
         assert options("cpu", ["avx2"]) == {"activations": "u8", "reduce_range": True}
-        assert options("android", VNNI) == {"activations": "s8", "reduce_range": False}
+        assert options("android-onnx", VNNI) == {"activations": "s8", "reduce_range": False}
         assert options("web", VNNI) == {"activations": "u8", "reduce_range": False}
 
     def test_bf16_is_a_candidate_only_where_the_cpu_has_it(self) -> None:
