@@ -49,8 +49,8 @@ def command() -> None:
 def debug_command(bundle: Path, student: Path, nodes: int, threshold: float, as_json: bool) -> None:
     """Show the node where BUNDLE first drifts from its student, and the noisiest nodes.
 
-    The golden images and four synthetic lesions run through both graphs. Every tensor
-    that both graphs hold is compared.
+    Ten synthetic lesions run through both graphs. Every tensor that both graphs hold is
+    compared.
     """
     from dermedge.workflows.debug_parity import debug_parity
 

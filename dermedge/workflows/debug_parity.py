@@ -18,8 +18,8 @@ def debug_parity(
 ) -> DebugReport:
     """Find the node at which a bundle's artifact first drifts from its student.
 
-    The golden images and four synthetic lesions run through both graphs. Every tensor
-    that both graphs hold is compared.
+    Ten synthetic lesions run through both graphs. Every tensor that both graphs hold is
+    compared.
 
     Args:
         bundle: A bundle or its path.

@@ -16,7 +16,7 @@ from dermedge.models import Network, TrainedModel
 from dermedge.models.network import Backbone
 from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.context import ExportContext, module_runner
-from dermedge_export.debug import DebugReport, debug_parity
+from dermedge_export.debug import LESIONS, DebugReport, debug_parity
 from dermedge_export.quantization.ptq import Quantizer
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.toolchain import quiet
@@ -149,7 +149,7 @@ def test_the_students_own_graph_does_not_drift(
     assert report.first is None
     assert report.worst == ()
     assert report.outputs == {"diagnosis": 150.0, "malignancy": 150.0}
-    assert report.images == 10  # six golden cases, four synthetic lesions
+    assert report.images == LESIONS
     assert report.compared > 40
 
 

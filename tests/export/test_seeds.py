@@ -17,6 +17,6 @@ def test_no_seed_range_overlaps_another_one() -> None:
 
 def test_each_range_is_long_enough_for_its_purpose() -> None:
     assert len(seeds.AGREEMENT) >= evaluator.SYNTHETIC_COUNT
-    assert len(seeds.GOLDEN) >= len(golden.SHAPES)
+    assert len(seeds.GOLDEN) >= golden.COUNT
     assert len(seeds.CALIBRATION) >= calibration.SYNTHETIC_COUNT
     assert len(seeds.DEBUG) >= debug.LESIONS

@@ -19,4 +19,4 @@ CALIBRATION = range(5000, 7000)
 """Lesions that calibrate quantization when there is no data."""
 
 DEBUG = range(7000, 8000)
-"""Lesions that `debug_parity` adds to the golden cases."""
+"""Lesions with which `debug_parity` compares two graphs."""
