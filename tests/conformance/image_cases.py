@@ -91,21 +91,36 @@ def _readable() -> Iterator[ImageCase]:
     yield from _transparent()
     yield from _shapes()
     yield from _profiles()
+    yield from _turned()
     picture = draw(24, 18)
-    for turn in range(1, 9):
-        yield ImageCase(f"exif-{turn}.png", png(picture, RGB, before=chunk(b"eXIf", _exif(turn))))
-    for turn in range(1, 9):
-        data = _jpeg(f"exif-{turn}.jpg", picture, exif=b"Exif\0\0" + _exif(turn))
-        yield ImageCase(f"exif-{turn}.jpg", data, lossy=True)
-    # A value outside 1..8 is ignored.
-    yield ImageCase("exif-9.png", png(picture, RGB, before=chunk(b"eXIf", _exif(9))))
     for name, pixels, options in (
         ("grey.jpg", to_grey(picture)[..., 0], {}),
         ("progressive.jpg", picture, {"progressive": True}),
+        ("restarts.jpg", picture, {"restart_marker_blocks": 2}),
         ("half-colour.jpg", picture, {"subsampling": 2}),
         ("cmyk.jpg", np.dstack((255 - picture, picture[..., 0] // 4)), {}),
     ):
         yield ImageCase(name, _jpeg(name, pixels, **options), lossy=True)
+
+
+def _turned() -> Iterator[ImageCase]:
+    """Yield images with an EXIF orientation."""
+    picture = draw(24, 18)
+    for turn in range(1, 9):
+        yield ImageCase(f"exif-{turn}.png", png(picture, RGB, before=chunk(b"eXIf", _exif(turn))))
+        data = _jpeg(f"exif-{turn}.jpg", picture, exif=b"Exif\0\0" + _exif(turn))
+        yield ImageCase(f"exif-{turn}.jpg", data, lossy=True)
+    # A value outside 1..8 is ignored.
+    yield ImageCase("exif-9.png", png(picture, RGB, before=chunk(b"eXIf", _exif(9))))
+    little = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    yield ImageCase("exif-little-end.png", png(picture, RGB, before=chunk(b"eXIf", little)))
+    data = _jpeg("exif-little-end.jpg", picture, exif=b"Exif\0\0" + little)
+    yield ImageCase("exif-little-end.jpg", data, lossy=True)
+    number = struct.pack(">2sHIHHHIII", b"MM", 42, 8, 1, 0x0112, 4, 1, 8, 0)
+    yield ImageCase("exif-4-bytes.png", png(picture, RGB, before=chunk(b"eXIf", number)))
+    whole = png(picture, RGB)
+    late = whole[:-12] + chunk(b"eXIf", _exif(6)) + whole[-12:]
+    yield ImageCase("exif-behind-the-pixels.png", late)
 
 
 def _colours() -> Iterator[ImageCase]:
@@ -125,6 +140,8 @@ def _colours() -> Iterator[ImageCase]:
     yield ImageCase("interlaced.png", png(picture, RGB, interlaced=True), MIDDLE)
     yield ImageCase("interlaced-1.png", png(grey >> 7, GREY, 1, interlaced=True))
     yield ImageCase("interlaced-16.png", png(deepen(picture, 7), RGB, 16, interlaced=True))
+    yield ImageCase("bytes-behind.png", png(picture, RGB) + b"more")
+    yield ImageCase("one-frame.png", _animated(frames=1))
 
 
 def _transparent() -> Iterator[ImageCase]:
@@ -191,6 +208,9 @@ def _refused() -> Iterator[ImageCase]:
         "few-rows.png": header + png(picture[:20], RGB)[33:],
         "checksum.png": header + data[:500] + bytes([data[500] ^ 1]) + data[501:],
         "signature-only.png": SIGNATURE,
+        "no-data.png": header + whole[-12:],
+        "no-palette.png": png(to_grey(picture) >> 4, PALETTE, 4),
+        "checksum-of-the-data.png": header + chunk(b"IDAT", _wrong_sum(picture)) + whole[-12:],
         "truncated.jpg": jpeg,
         "cut-and-closed.jpg": jpeg + b"\xff\xd9",
         "header-only.jpg": jpeg[:20],
@@ -242,23 +262,21 @@ def _broken_jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()[: len(buffer.getvalue()) * 2 // 3]
 
 
-def _animated() -> bytes:
-    """Return a PNG of two frames."""
+def _wrong_sum(pixels: np.ndarray) -> bytes:
+    """Return the data of a PNG whose zlib stream ends with a wrong checksum."""
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return stored(rows)[:-1] + b"?"
+
+
+def _animated(frames: int = 2) -> bytes:
+    """Return a PNG of one or two frames."""
     whole = png(draw(20, 20), RGB)
     header, data, end = whole[:33], whole[33:-12], whole[-12:]
-    second = stored(b"\0" * 20 * 61)
+    second = struct.pack(">I", 2) + stored(b"\0" * 20 * 61)
     control = [struct.pack(">IIIIIHHBB", n, 20, 20, 0, 0, 1, 2, 0, 0) for n in (0, 1)]
-    return b"".join(
-        (
-            header,
-            chunk(b"acTL", struct.pack(">II", 2, 0)),
-            chunk(b"fcTL", control[0]),
-            data,
-            chunk(b"fcTL", control[1]),
-            chunk(b"fdAT", struct.pack(">I", 2) + second),
-            end,
-        )
-    )
+    first = chunk(b"acTL", struct.pack(">II", frames, 0)) + chunk(b"fcTL", control[0]) + data
+    more = chunk(b"fcTL", control[1]) + chunk(b"fdAT", second) if frames > 1 else b""
+    return header + first + more + end
 
 
 def _gif() -> bytes:

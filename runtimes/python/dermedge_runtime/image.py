@@ -349,6 +349,8 @@ def _upright(
         image.draft(None, (width // divisor, height // divisor))
     turn = orientation(image)
     load(image)
+    if kind == "PNG":  # its EXIF may follow the pixels
+        turn = orientation(image)
     quality = check_jpeg(file, image) if jpeg and file else ()
     picture = opaque_rgb(image, background)
     # Pillow has already applied the orientation of a TIFF.

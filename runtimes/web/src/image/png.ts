@@ -113,7 +113,8 @@ function readChunks(data: Uint8Array): Chunks {
     const isFirst = compressed.length === 0;
     if (type === "IDAT" && (isFirst || previous === "IDAT")) compressed.push(content);
     else if (type === "acTL" && isFirst && length >= 8) frames = bytes.getUint32(at + 8);
-    else if (type !== "IDAT" && isFirst) found.set(type, content);
+    // Only the EXIF block may come after the pixels.
+    else if (type !== "IDAT" && (isFirst || type === "eXIf")) found.set(type, content);
     ended = type === "IEND";
     previous = type;
     at += 12 + length;
