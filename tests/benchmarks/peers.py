@@ -48,7 +48,10 @@ from dermedge_runtime.telemetry import no_telemetry
 PHOTOGRAPHS = {"small": (600, 450), "large": PHOTO}
 CALLS = {"engine": 5, "small": 3, "large": 1}  # timed calls per turn, after one untimed call
 SETTLE_SECONDS = 0.02  # until the threads of the previous contender stop spinning
-PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "pillow")
+PACKAGES = (
+    *("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "pillow"),
+    *("litert-torch", "litert-quantizer", "ai-edge-litert"),
+)
 ELSEWHERE = {
     "olive": ("olive-ai", "onnxruntime"),
     "executorch": ("executorch", "torch", "torchao", "timm"),
@@ -84,6 +87,16 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=int, help="number of images per split, to try the script out"
     )
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=CONTENDERS,
+        help="contenders to leave out; their rows say so",
+    )
+    parser.add_argument(
+        "--budget", type=float, default=10, help="minutes of dermedge's search per student"
+    )
     options = parser.parse_args()
     pythons = {"olive": options.olive_python, "executorch": options.executorch_python}
     pythons = {name: path.absolute() for name, path in pythons.items() if path is not None}
@@ -97,6 +110,7 @@ def main() -> None:
             "calls": CALLS,
             "photographs": PHOTOGRAPHS,
             "limit": options.limit,
+            "budget": options.budget,
         },
         "threads": threads,
         "students": {},
@@ -105,7 +119,14 @@ def main() -> None:
         spec = load_model_folder(student).spec
         folder = options.out / spec.name
         context = Work(
-            student, folder, options.data, pythons, bundles.get(spec.name), options.limit
+            student,
+            folder,
+            options.data,
+            pythons,
+            bundles.get(spec.name),
+            options.limit,
+            options.budget,
+            tuple(options.without),
         )
         prepare(context)
         document["students"][spec.name] = measure(context, threads, options.rounds)
@@ -176,6 +197,8 @@ def built(name: str, context: Work) -> dict[str, Any]:
         return dict(read_json(record, DataError))
     if contender.environment and contender.environment not in context.pythons:
         return {"status": "not_run", "why": f"no --{contender.environment}-python was given"}
+    if name in context.without:
+        return {"status": "not_run", "why": "left out by --without"}
     print_line(f"{context.folder.name}: building {contender.title}")
     record.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from peers_elsewhere import SERVER, Worker, run
 from peers_engine import SPLITS, Inputs, Opened
+from peers_litert import build_dynamic, build_litert, build_static, open_litert
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import DataError
@@ -29,7 +30,8 @@ class Work:
 
     `pythons` are the interpreters of tools that need their own environment. `bundle` is a
     finished bundle to measure instead of exporting one. `limit` is the number of images per
-    split, or None for all.
+    split, or None for all. `budget` is the minutes of dermedge's search. `without` names the
+    contenders that are left out.
     """
 
     student: Path
@@ -38,6 +40,8 @@ class Work:
     pythons: Mapping[str, Path] = field(default_factory=dict)
     bundle: Path | None = None
     limit: int | None = None
+    budget: float = 10
+    without: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> Inputs:
@@ -83,7 +87,7 @@ def build_dermedge(context: Work, artifact: Path) -> None:
             "cpu",
             artifact.parent,
             data=context.data,
-            options=ExportOptions(precision="auto", budget=10, overwrite=True),
+            options=ExportOptions(precision="auto", budget=context.budget, overwrite=True),
         ).path
     bundle = Bundle.open(path)
     artifact.with_name(BUNDLE).write_text(str(Path(path).resolve()))
@@ -154,7 +158,9 @@ def build_onnx(context: Work, artifact: Path) -> None:
     from peers_network import plain
 
     torch.onnx.export(
-        plain(context.student), (torch.from_numpy(_calibration(context)[0]),), artifact / GRAPH
+        plain(context.student),
+        (torch.from_numpy(context.inputs.calibration()[0]),),
+        artifact / GRAPH,
     )
 
 
@@ -174,7 +180,7 @@ def build_ort_static(context: Work, artifact: Path) -> None:
 
     class Reader(CalibrationDataReader):
         def __init__(self, name: str) -> None:
-            self.feeds = iter([{name: image} for image in _calibration(context)])
+            self.feeds = iter([{name: image} for image in context.inputs.calibration()])
 
         def get_next(self) -> Any:
             return next(self.feeds, None)
@@ -201,7 +207,7 @@ def _prepared(context: Work, artifact: Path) -> Path:
 def build_olive(context: Work, artifact: Path) -> None:
     """Call `olive run` with the static quantization pass, which reads images as raw files."""
     graph = _plain_graph(context)
-    name, images = _input_name(graph), _calibration(context)
+    name, images = _input_name(graph), context.inputs.calibration()
     raw = artifact.parent / "calibration"
     (raw / name).mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
@@ -239,7 +245,8 @@ def build_nncf_onnx(context: Work, artifact: Path) -> None:
     name = _input_name(graph)
     onnx.save(
         nncf.quantize(
-            onnx.load(graph), nncf.Dataset([{name: image} for image in _calibration(context)])
+            onnx.load(graph),
+            nncf.Dataset([{name: image} for image in context.inputs.calibration()]),
         ),
         artifact / GRAPH,
     )
@@ -251,7 +258,7 @@ def build_nncf_openvino(context: Work, artifact: Path) -> None:
 
     model = openvino.Core().read_model(_plain_graph(context))
     openvino.save_model(
-        nncf.quantize(model, nncf.Dataset(_calibration(context))), artifact / "model.xml"
+        nncf.quantize(model, nncf.Dataset(context.inputs.calibration())), artifact / "model.xml"
     )
 
 
@@ -294,6 +301,9 @@ CONTENDERS = {
     "executorch": Contender(
         "ExecuTorch, XNNPACK int8", build_executorch, open_executorch, "executorch"
     ),
+    "litert": Contender("LiteRT, litert-torch", build_litert, open_litert),
+    "litert-static": Contender("LiteRT, static int8", build_static, open_litert),
+    "litert-dynamic": Contender("LiteRT, dynamic int8", build_dynamic, open_litert),
 }
 
 
@@ -335,10 +345,3 @@ def _input_name(graph: Path) -> str:
 
     name: str = onnx.load(graph, load_external_data=False).graph.input[0].name
     return name
-
-
-def _calibration(context: Work) -> list[Any]:
-    """Return the calibration images, float32 [1, 3, S, S] each."""
-    return [
-        context.inputs.normalised(image[None]) for image in context.inputs.images("calibration")
-    ]

@@ -56,6 +56,10 @@ class Inputs:
         """Return the images of a split, uint8 [N, S, S, 3]."""
         return np.load(self.folder / f"{split}.npy", mmap_mode="r")
 
+    def calibration(self) -> list[Any]:
+        """Return the calibration images, float32 [1, 3, S, S] each."""
+        return [self.normalised(image[None]) for image in self.images("calibration")]
+
     def photograph(self, name: str) -> bytes:
         return (self.folder / f"{name}.jpg").read_bytes()
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -28,6 +28,30 @@ NEARLY = 1.1
 LAYERS = frozenset(
     ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "GlobalAveragePool", "LeakyRelu")
 )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Functions that read and run the models of one format.
+
+    Attributes:
+        run: Returns the outputs [N, ...] by name for a model and images [N, S, S, 3].
+        kinds: Returns the task kind of each output, as far as it is known.
+        operators: Returns the type of each operator by its name, in their order.
+        layers: Returns the operators, by name, that compute with quantized values; its
+            arguments are the result of `operators` and the quantized model.
+
+    Example:
+        >>> from dermedge_runtime.bundle import Bundle
+        >>> bundle = Bundle.open("toy.dermedge")
+        >>> ONNX.kinds(bundle.read(bundle.artifact.path))["malignancy"]
+        'binary'
+    """
+
+    run: Callable[[bytes, NDArray[np.uint8]], Outputs]
+    kinds: Callable[[bytes], Mapping[str, str]]
+    operators: Callable[[bytes], Mapping[str, str]]
+    layers: Callable[[Mapping[str, str], bytes], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,7 @@ def sweep(
     *,
     calls: int = MAX_CALLS,
     progress: Progress = no_progress,
+    reader: Reader | None = None,
 ) -> tuple[Sensitivity, ...]:
     """Rank the quantized layers by the drift that each causes alone, the worst first.
 
@@ -66,11 +91,12 @@ def sweep(
     layer.
 
     Args:
-        graph: The fp32 ONNX model.
+        graph: The fp32 model.
         quantize: Returns that model quantized, except for the nodes that it is given.
         images: uint8 [N, S, S, 3]; at most 16, evenly spaced, are used.
         calls: How often `quantize` may be called, 8 or more.
         progress: Receives the number of calls done, their total and the layer's name.
+        reader: Reads and runs the models; None is for ONNX.
 
     Raises:
         DermedgeError: The fp32 model gives NaN or Inf.
@@ -86,8 +112,9 @@ def sweep(
         >>> ranking[0].score >= ranking[-1].score
         True
     """
-    drift, nodes = drift_from(graph, images), _node_types(graph)
-    layers = _quantized_layers(nodes, quantize(()))
+    reader = reader or ONNX
+    drift, nodes = drift_from(graph, images, reader), reader.operators(graph)
+    layers = reader.layers(nodes, quantize(()))
     spent, total = 1, min(calls, len(layers) + 1)
 
     def drift_of(group: Sequence[str]) -> float:
@@ -119,6 +146,7 @@ def choose_kept(
     *,
     remaining: float = REMAINING,
     progress: Progress = no_progress,
+    reader: Reader | None = None,
 ) -> tuple[str, ...]:
     """Return the fewest layers to keep in fp32 so that little of the drift remains.
 
@@ -129,19 +157,20 @@ def choose_kept(
 
     Args:
         quantize: Returns the model quantized, except for the nodes that it is given.
-        graph: The fp32 ONNX model.
+        graph: The fp32 model.
         images: uint8 [N, S, S, 3]; at most 16, evenly spaced, are used.
         remaining: The share of the drift of the fully quantized model that may remain.
         progress: Receives the progress of the sweep, which takes most of the time.
+        reader: Reads and runs the models; None is for ONNX.
 
     Raises:
         DermedgeError: The fp32 model gives NaN or Inf.
     """
-    drift = drift_from(graph, images)
+    drift = drift_from(graph, images, reader)
     full_drift = drift(quantize(()))
     if full_drift == 0:
         return ()
-    ranking = sweep(graph, quantize, images, progress=progress)
+    ranking = sweep(graph, quantize, images, progress=progress, reader=reader)
     order = [entry.node for entry in ranking if entry.score > 0]
 
     @cache
@@ -165,7 +194,9 @@ def choose_kept(
     return tuple(order[:high])
 
 
-def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], float]:
+def drift_from(
+    graph: bytes, images: NDArray[np.uint8], reader: Reader | None = None
+) -> Callable[[bytes], float]:
     """Return a function that measures how far another model is from `graph`.
 
     The drift is a sum over outputs. Outputs that are read as probabilities add their KL
@@ -173,8 +204,9 @@ def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], flo
     The drift is infinite if an output is not finite.
 
     Args:
-        graph: The fp32 ONNX model; its metadata say how each output is read.
+        graph: The fp32 model; its metadata say how each output is read.
         images: uint8 [N, S, S, 3]; at most 16, evenly spaced, are used.
+        reader: Reads and runs the models; None is for ONNX.
 
     Raises:
         DermedgeError: The outputs of `graph` itself are not finite.
@@ -188,15 +220,16 @@ def drift_from(graph: bytes, images: NDArray[np.uint8]) -> Callable[[bytes], flo
         >>> drift_from(graph, images)(graph)
         0.0
     """
+    reader = reader or ONNX
     chosen = evenly_spaced(images, MAX_IMAGES)
-    reference, kinds = _run(graph, chosen), _output_kinds(graph)
+    reference, kinds = reader.run(graph, chosen), reader.kinds(graph)
     if bad := [name for name, values in reference.items() if not np.isfinite(values).all()]:
         raise DermedgeError(
             f"The fp32 model gives NaN or Inf in {', '.join(bad)}. Train or export it again."
         )
 
     def drift(candidate: bytes) -> float:
-        outputs = _run(candidate, chosen)
+        outputs = reader.run(candidate, chosen)
         with np.errstate(invalid="ignore", over="ignore"):
             parts = [
                 _distance(kinds.get(name), values, outputs[name])
@@ -251,13 +284,13 @@ def _output_kinds(graph: bytes) -> dict[str, str]:
 
 
 def _node_types(graph: bytes) -> dict[str, str]:
-    """Return the operator type of each node by its name, in the order of the graph."""
+    """Return the operator type of each ONNX node by its name, in the graph's order."""
     import onnx
 
     return {node.name: node.op_type for node in onnx.load_model_from_string(graph).graph.node}
 
 
-def _quantized_layers(nodes: dict[str, str], quantized: bytes) -> list[str]:
+def _quantized_layers(nodes: Mapping[str, str], quantized: bytes) -> list[str]:
     """Return the fp32 graph's layers that read quantized values in the other."""
     import onnx
 
@@ -267,3 +300,6 @@ def _quantized_layers(nodes: dict[str, str], quantized: bytes) -> list[str]:
         if any(producer_type(value) == "DequantizeLinear" for value in node.inputs)
     }
     return [name for name, op in nodes.items() if name in reading and op in LAYERS]
+
+
+ONNX = Reader(_run, _output_kinds, _node_types, _quantized_layers)
