@@ -108,7 +108,7 @@ def select_candidates(
 
 
 def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
-    """Return the ONNX candidates; for a native target also those for OpenVINO."""
+    """Return the ONNX candidates; for a native target also those for the other engines."""
     isa = instruction_set(target, flags)
     # VNNI multiplies unsigned activations by signed weights, and ARM multiplies signed
     # by signed bytes. x86 without VNNI adds two such products in 16 bits, which
@@ -120,10 +120,13 @@ def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     seven_bits = {"reduce_range": ranges["reduce_range"]}
     candidates = [Candidate("fp32", "onnx")]
     if target.native:
-        candidates.append(Candidate("fp32", "openvino"))
+        candidates += [Candidate("fp32", "openvino"), Candidate("fp32", "litert")]
         if {"avx512_bf16", "amx_bf16"} & set(flags):
             candidates.append(Candidate("bf16", "openvino"))
         candidates.append(Candidate("int8", "openvino", "nncf", seven_bits))
+        # XNNPACK sums products in 32 bits, also without VNNI, so 8-bit weights do not
+        # saturate.
+        candidates.append(Candidate("int8", "litert", "minmax"))
     candidates += [
         Candidate("int8", "onnx", "minmax", ranges),
         Candidate("int8", "onnx", "percentile", ranges),
@@ -139,8 +142,15 @@ def _onnx_candidates(target: Target, flags: list[str]) -> list[Candidate]:
             Candidate("int8", "openvino", "mixed", {**seven_bits, "remaining": 0.1}, "mixed"),
             Candidate("int8", "openvino", "mixed-more", {**seven_bits, "remaining": 0.02}, "mixed"),
             Candidate("int8", "openvino", "accuracy-control", seven_bits, "mixed"),
+            *MIXED_LITERT,
         ]
     return [*candidates, Candidate("int8", "onnx", "qat", ranges, "trained")]
+
+
+MIXED_LITERT = (
+    Candidate("int8", "litert", "mixed", {"remaining": 0.1}, "mixed"),
+    Candidate("int8", "litert", "mixed-more", {"remaining": 0.02}, "mixed"),
+)
 
 
 def _litert_candidates(target: Target, flags: list[str]) -> list[Candidate]:
@@ -148,6 +158,7 @@ def _litert_candidates(target: Target, flags: list[str]) -> list[Candidate]:
         Candidate("int8", "litert", "minmax"),
         Candidate("int8", "litert", "average"),
         Candidate("int8", "litert", "mse"),
+        *MIXED_LITERT,
         Candidate("fp16", "litert"),
         Candidate("w8", "litert"),
         Candidate("fp32", "litert"),

@@ -66,7 +66,7 @@ CPU = Target(
     name="cpu",
     format="onnx",
     precisions=("fp32", "int8", "bf16"),
-    engine="onnxruntime or openvino",
+    engine="onnxruntime or openvino or litert",
     requires=("onnxruntime>=1.17",),
     opset=18,
     checked="on the exporting machine",

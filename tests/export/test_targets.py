@@ -120,7 +120,9 @@ class TestInstructionSet:
 
         def options(name: str, flags: list[str]) -> object:
             return next(
-                c.options for c in list_candidates(find_target(name), flags) if c.method == "minmax"
+                c.options
+                for c in list_candidates(find_target(name), flags)
+                if (c.format, c.method) == ("onnx", "minmax")
             )
 
         assert options("cpu", VNNI) == {"activations": "u8", "reduce_range": False}

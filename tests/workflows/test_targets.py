@@ -19,7 +19,7 @@ def test_the_cpu_decides_which_precisions_can_be_built(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "describe_device", lambda: {"flags": "avx2 avx512_vnni"})
     assert [found.target.name for found in targets()] == list(TARGETS)
     assert state("cpu").build == {"fp32": (), "int8": (), "bf16": None}
-    assert state("cpu").run == ("onnxruntime", "openvino")
+    assert state("cpu").run == ("onnxruntime", "openvino", "litert")
     monkeypatch.setattr(module, "describe_device", lambda: {"flags": "avx512_bf16"})
     assert state("cpu").build["bf16"] == ()
 
@@ -54,6 +54,7 @@ def test_missing_packages_are_named_with_the_extra_that_installs_them() -> None:
         "nncf",
         "onnxruntime",
         "tensorrt",
+        "ai_edge_litert",
         "litert_torch",
         "litert_quantizer",
     )

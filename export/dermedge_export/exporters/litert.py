@@ -4,7 +4,7 @@ The same weights, calibration images and tool versions give the same bytes.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import (
@@ -23,7 +23,10 @@ from dermedge_export.quantization.litert import (
     quantize_litert,
     weights_recipe,
 )
+from dermedge_export.quantization.litert_mixed import sensitive_operators
 from dermedge_export.target import Target
+from dermedge_runtime.files import sha256_hex
+from dermedge_runtime.progress import no_progress
 
 PATH = "model.tflite"
 TOOLS = ("dermedge", "torch", "litert-torch", "litert-converter")
@@ -34,6 +37,8 @@ METHODS: Mapping[str, tuple[Update, str]] = {
     "minmax": ("minmax", PLAIN),
     "average": ("average", PLAIN),
     "mse": ("minmax", MSE),
+    "mixed": ("minmax", PLAIN),
+    "mixed-more": ("minmax", PLAIN),
 }
 
 
@@ -59,13 +64,15 @@ def export_litert(context: ExportContext, target: Target, candidate: Candidate) 
         (['model.tflite'], 1)
     """
     precision, method = candidate.precision, candidate.method
+    details: dict[str, Any] = {"batch": 1, "method": method, **candidate.options}
     if precision == "int8" and method in METHODS:
-        model = _quantize(context, method)
+        model, kept = _quantize(context, target, candidate)
+        details["kept_fp32"] = list(kept)
     elif precision in WEIGHT_BITS and method == "plain":
         recipe = weights_recipe(WEIGHT_BITS[precision])
-        model = quantize_litert(float_model(context), context.spec, recipe)
+        model = quantize_litert(float_model(context, target), context.spec, recipe)
     elif precision == "fp32" and method == "plain":
-        model = float_model(context)
+        model = float_model(context, target)
     else:
         raise unsupported_candidate(candidate)
     quantizer = () if precision == "fp32" else ("litert-quantizer",)
@@ -74,26 +81,46 @@ def export_litert(context: ExportContext, target: Target, candidate: Candidate) 
         candidate,
         PATH,
         (*TOOLS, *quantizer),
-        details={"batch": 1, "method": method},
+        details=details,
         calibration=context.calibration if precision == "int8" else None,
         requires=REQUIRES,
     )
     return BuiltArtifact(artifact, {PATH: model})
 
 
-def float_model(context: ExportContext) -> bytes:
+def float_model(context: ExportContext, target: Target) -> bytes:
     """Return the student as an fp32 LiteRT model, converted once per export.
 
     Args:
         context: The student.
+        target: The target. On other devices than this machine a GPU may compute, in
+            fp16.
     """
-    return context.cached("litert", lambda: trace_litert(context.module, context.spec))
+    module = context.module if target.native else context.gpu_module
+    return context.cached(
+        ("litert", module is context.module), lambda: trace_litert(module, context.spec)
+    )
 
 
-def _quantize(context: ExportContext, method: str) -> bytes:
-    """Return the student in int8, calibrated on the context's calibration images."""
-    ranges, weights = METHODS[method]
-    model = float_model(context)
-    recipe = int8_recipe(model, weights=weights)
-    observed = calibrate_litert(model, recipe, context.calibration.images, ranges)
-    return quantize_litert(model, context.spec, recipe, observed)
+def _quantize(
+    context: ExportContext, target: Target, candidate: Candidate
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the student in int8, and the names of the operators that stay in fp32."""
+    update, weights = METHODS[candidate.method]
+    model, images = float_model(context, target), context.calibration.images
+    ranges = context.cached(
+        ("litert ranges", sha256_hex(model), update),
+        lambda: calibrate_litert(model, int8_recipe(model), images, update),
+    )
+    kept: tuple[str, ...] = ()
+    if "remaining" in candidate.options:
+        kept = sensitive_operators(
+            model,
+            context.spec,
+            images,
+            ranges,
+            remaining=candidate.options["remaining"],
+            progress=context.progress or no_progress,
+        )
+    recipe = int8_recipe(model, weights=weights, kept=kept)
+    return quantize_litert(model, context.spec, recipe, ranges), kept

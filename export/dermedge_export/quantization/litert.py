@@ -95,9 +95,7 @@ def int8_recipe(
         kept: Names of operators that stay in fp32.
     """
     recipe = [
-        # litert-quantizer searches in the names of an operator's outputs, and ends each
-        # with a semicolon.
-        _static(f"^{re.escape(one.name)};", weights if one.kind in WEIGHTED else PLAIN)
+        _static(_exactly(one), weights if one.kind in WEIGHTED else PLAIN)
         for one in int8_operators(model)
         if one.name not in kept
     ]
@@ -198,6 +196,14 @@ def quantize_litert(
             f"litert-quantizer quantized no layer of {spec.name!r}. Export it in fp32."
         )
     return sealed
+
+
+def _exactly(operator: Operator) -> str:
+    """Return a regular expression that selects one operator of a model."""
+    # litert-quantizer searches in the names of an operator's outputs, each of which it
+    # ends with a semicolon. Names hold semicolons themselves, and one may begin with
+    # another, hence the end of the line.
+    return "^" + "".join(f"{re.escape(name)};" for name in operator.outputs) + "$"
 
 
 def _static(regex: str, weights: str) -> dict[str, Any]:

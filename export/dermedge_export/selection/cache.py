@@ -76,8 +76,8 @@ def _read(folder: Path) -> BuiltArtifact:
 def _key(context: ExportContext, target: Target, candidate: Candidate) -> str:
     """Return the digest of everything that determines the artifact."""
     # fp16 artifacts depend on the calibration images too: layers whose activations
-    # overflow fp16 on them stay in fp32.
-    calibrated = candidate.precision not in ("fp32", "bf16")
+    # overflow fp16 on them stay in fp32. LiteRT files for GPUs split means by them.
+    calibrated = candidate.precision not in ("fp32", "bf16") or candidate.format == "litert"
     return sha256_hex(
         canonical_json(
             {
