@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from dermedge.snippets import kotlin, render, swift, symbol, typescript
+from dermedge.workflows.page import FORMATS as WEB_FORMATS
+from dermedge.workflows.serve import HEADERS
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_folder, check_free, write_files
@@ -45,6 +47,12 @@ class Platform:
     literals: Callable[[Spec], Mapping[str, str]]
 
 
+def _web_literals(spec: Spec) -> dict[str, str]:
+    """Return the literals of TypeScript, and rows with the headers that a server must send."""
+    rows = (f"| `{name}` | `{value}` |" for name, value in HEADERS.items())
+    return {**typescript(spec), "headers": "\n".join(rows)}
+
+
 # Android: one file. `AssetManager` cannot tell a folder from a file without opening it,
 # and the packaging tool drops folders whose name starts with `_`.
 # iOS: a folder, because Core ML compiles the package from a path.
@@ -73,11 +81,11 @@ PLATFORMS = {
         Platform(
             "web",
             "the web",
-            ("litert", "onnx"),
+            WEB_FORMATS,
             zipped=False,
             bundle="public/{name}.dermedge",
             snippet="src/embedded{symbol}.ts",
-            literals=typescript,
+            literals=_web_literals,
         ),
     )
 }
