@@ -106,8 +106,11 @@ async function decodeJpeg(
   } catch (error) {
     throw damaged(name, "JPEG", firstLine(error));
   }
-  const bitmap = await decodeBitmap(data, "JPEG", name);
-  if ((!header.closed || hasGreyCorner(bitmap)) && (await differ(check.probes, name))) {
+  // Some browsers refuse a complete picture without an end marker.
+  const bitmap = await decodeBitmap(header.closed ? data : check.probes[0], "JPEG", name);
+  // The grey of four components is another colour in RGB.
+  const mustProbe = !header.closed || header.sampling.size === 4;
+  if ((mustProbe || hasGreyCorner(bitmap)) && (await differ(check.probes, name))) {
     bitmap.close();
     throw damaged(name, "JPEG", "rows are missing");
   }

@@ -86,9 +86,13 @@ function checkContent({ header, transparency, animated }: Chunks, name: string):
   if (animated) {
     throw new ImageError(`${name} is animated or has several pages. Pass a single frame.`);
   }
-  if (!transparency || header.depth !== 16) return;
+  if (!transparency || ![GREY, TRUECOLOUR].includes(header.colour)) return;
   // A key of 16 bits cannot be compared with samples of which the high byte is taken.
-  if (header.colour === GREY || readKey(transparency, header).some((value) => value > 255)) {
+  const deep =
+    header.colour === GREY
+      ? header.depth === 16
+      : readKey(transparency, header).some((value) => value > 255);
+  if (deep) {
     throw new ImageError(
       `${name} has 16 bits per sample and a transparent colour. Convert it to 8 bits per sample.`,
     );
@@ -133,8 +137,8 @@ function readChunks(data: Uint8Array): Chunks {
 function readHeader(content: Uint8Array | undefined): Header {
   if (!content || content.length < 13) throw new Error("the header is missing");
   const bytes = new DataView(content.buffer, content.byteOffset);
-  const [depth, colour, method, filter, interlace] = content.subarray(8, 13);
-  if (!DEPTHS[colour]?.includes(depth) || method || filter || interlace > 1) {
+  const [depth, colour, , filter, interlace] = content.subarray(8, 13);
+  if (!DEPTHS[colour]?.includes(depth) || filter) {
     throw new Error(`the header is not valid: depth ${depth}, colour type ${colour}`);
   }
   return {
@@ -142,7 +146,7 @@ function readHeader(content: Uint8Array | undefined): Header {
     height: bytes.getUint32(4),
     depth,
     colour,
-    interlaced: interlace === 1,
+    interlaced: interlace !== 0,
   };
 }
 
@@ -255,7 +259,8 @@ type Put = (line: Uint8Array, column: number, to: number) => void;
 function painter({ header, palette, transparency }: Chunks, rgb: Uint8Array, below: Rgb): Put {
   const { depth, colour } = header;
   const bytes = depth === 16 ? 2 : 1; // Of 16-bit samples the high byte comes first.
-  const key = transparency && colour !== PALETTE ? readKey(transparency, header) : [];
+  const keyed = transparency && [GREY, TRUECOLOUR].includes(colour);
+  const key = keyed ? readKey(transparency, header) : [];
   const set = (to: number, red: number, green: number, blue: number, alpha: number): void => {
     rgb[to] = alpha === 255 ? red : blend(alpha, below[0], red);
     rgb[to + 1] = alpha === 255 ? green : blend(alpha, below[1], green);
@@ -264,10 +269,11 @@ function painter({ header, palette, transparency }: Chunks, rgb: Uint8Array, bel
   switch (colour) {
     case GREY: {
       const scale = depth < 8 ? 255 / (2 ** depth - 1) : 1;
-      const keyed = key[0] * scale; // NaN, which no sample equals, if there is none.
+      // Of the key, the bits of a sample count. NaN, which no sample equals, is no key.
+      const hidden = (key.length ? key[0] & (2 ** depth - 1) : NaN) * scale;
       return (line, column, to) => {
         const grey = depth === 16 ? line[column * 2] : bitsAt(line, column, depth) * scale;
-        set(to, grey, grey, grey, grey === keyed ? 0 : 255);
+        set(to, grey, grey, grey, grey === hidden ? 0 : 255);
       };
     }
     case TRUECOLOUR:
