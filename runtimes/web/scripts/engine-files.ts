@@ -13,7 +13,6 @@ const LITERT = join(dirname(require.resolve("@litertjs/core/package.json")), "wa
 /** Every file that an engine loads at run time; a page loads one pair of them. */
 export const ENGINE_FILES: readonly string[] = [
   ...both(ONNXRUNTIME, "ort-wasm-simd-threaded", "mjs"),
-  ...both(ONNXRUNTIME, "ort-wasm-simd-threaded.asyncify", "mjs"), // for WebGPU
   ...both(LITERT, "litert_wasm_internal", "js"), // one thread, and WebGPU
   ...both(LITERT, "litert_wasm_threaded_internal", "js"),
   ...both(LITERT, "litert_wasm_compat_internal", "js"), // for browsers without relaxed SIMD

@@ -96,7 +96,6 @@ class LiteRt implements Engine {
   readonly name = NAME;
   readonly version = version;
   private closed = false;
-  private last: Promise<unknown> = Promise.resolve();
 
   constructor(
     private readonly compiled: CompiledModel,
@@ -106,14 +105,7 @@ class LiteRt implements Engine {
     private readonly free: (() => void)[],
   ) {}
 
-  run(image: Uint8Array): Promise<Record<string, Float32Array>> {
-    // Calls share one input buffer, so they follow each other.
-    const result = this.last.then(() => this.compute(image));
-    this.last = result.catch(() => undefined);
-    return result;
-  }
-
-  private async compute(image: Uint8Array): Promise<Record<string, Float32Array>> {
+  async run(image: Uint8Array): Promise<Record<string, Float32Array>> {
     if (this.closed) {
       throw new EngineError("The LiteRT model is closed. Load the bundle again.");
     }
@@ -149,7 +141,6 @@ class LiteRt implements Engine {
   async close(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    await this.last;
     this.free.reverse().forEach((release) => release());
   }
 }

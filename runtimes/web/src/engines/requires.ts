@@ -19,13 +19,13 @@ const TESTS: Readonly<Record<string, (order: number) => boolean>> = {
  *
  * @param name - Name of the engine, such as `onnxruntime`.
  * @param version - Dotted numbers; a suffix such as `-dev` is ignored.
- * @throws EngineError if the version does not satisfy an entry, or an entry cannot be read.
+ * @throws EngineError if the version does not satisfy an entry.
  */
 export function checkRequires({ requires }: Artifact, name: string, version: string): void {
   for (const entry of requires) {
-    const [, required, conditions] = /^\s*([\w.-]*\w)\s*(.*?)\s*$/.exec(entry) ?? [];
-    if (required !== name || !conditions) continue;
-    if (!conditions.split(",").every((condition) => satisfies(version, condition, entry))) {
+    const [, required, bounds] = /^\s*([\w.-]*\w)\s*(.*?)\s*$/.exec(entry) ?? [];
+    if (required !== name || !bounds) continue;
+    if (!bounds.split(",").every((bound) => satisfies(version, bound))) {
       throw new EngineError(
         `The bundle requires ${entry}, but this page has ${name} ${version}. ` +
           "Use a release of the dermedge package with that engine, or export the model again.",
@@ -48,15 +48,10 @@ export function describeRefusal(
   );
 }
 
-function satisfies(version: string, condition: string, entry: string): boolean {
-  const [, test, bound] = /^\s*(>=|<=|==|!=|>|<)\s*(\d+(?:\.\d+)*)\s*$/.exec(condition) ?? [];
-  if (!bound) {
-    throw new EngineError(
-      `The bundle requires '${entry}', which is not a condition on a version. ` +
-        "Export the model again.",
-    );
-  }
-  return TESTS[test](compare(numbers(version), numbers(bound)));
+/** Return whether a version satisfies a bound such as `>=1.17`, which the reader checked. */
+function satisfies(version: string, bound: string): boolean {
+  const [, test, least] = /^\s*([<>=!]+)\s*(.*)$/.exec(bound)!;
+  return TESTS[test](compare(numbers(version), numbers(least)));
 }
 
 function numbers(version: string): number[] {
