@@ -1,51 +1,32 @@
 """Damaged bundles: each breaks one rule, and is correctly sealed otherwise."""
 
-import io
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from conformance.toy import (
-    MALIGNANCY,
-    digests,
-    onnx_artifact,
-    onnx_model,
-    sealed,
-    toy_content,
+from conformance.damage import (
+    LICENCE,
+    STAND_IN,
+    Damage,
+    add_unknown_keys,
+    drop_value,
+    encrypted,
+    fit,
+    into_folder,
+    name_folder,
+    one_down,
+    packed,
+    put_files,
+    put_value,
+    require,
+    set_to_the_ends,
+    with_id,
+    without_id,
+    write_bundle_zip,
 )
 from conformance.writing import Files, cases_json
-from dermedge_runtime.container import EPOCH, MANIFEST, zip_bytes
+from dermedge_runtime.container import MANIFEST, zip_bytes
 from dermedge_runtime.errors import BundleError
-from dermedge_runtime.spec import Json, Preprocess, Spec
 
-SPEC = Spec("small", "1.0.0", (MALIGNANCY,), Preprocess(16))
-NETWORK = onnx_model(SPEC)
-# A reader finds the damage before it starts an engine, so these bundles need no network.
-STAND_IN = b"stands for a network\n"
-LICENCE = "LICENSES/CC0-1.0.txt"
 OTHER = "0" * 64
-Change = Callable[[Any], object]
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A bundle that breaks a rule; each function changes its argument in place.
-
-    `files` changes the content by path before the digests are taken. `content` changes
-    the manifest before its id is computed. `manifest` returns other bytes of the sealed
-    manifest. `after` changes the files once the manifest exists. `pack` writes the zip.
-    """
-
-    name: str
-    mentions: tuple[str, ...] = ()
-    files: Change | None = None
-    content: Change | None = None
-    manifest: Callable[[bytes], bytes] | None = None
-    after: Change | None = None
-    pack: Callable[[Files], bytes] = zip_bytes
-    valid: bool = False
 
 
 def bundle_files() -> Files:
@@ -55,44 +36,26 @@ def bundle_files() -> Files:
     for damage in (*_valid(), *_json(), *_manifest(), *_paths(), *_files(), *_zips()):
         path = f"bundles/{damage.name}.zip"
         assert path not in files, path
-        files[path] = _write(damage)
+        files[path] = write_bundle_zip(damage)
         error = None if damage.valid else BundleError.__name__
         mentions = list(damage.mentions)
         entries.append({"name": damage.name, "bundle": path, "error": error, "mentions": mentions})
     return {"bundles.json": cases_json(entries), **files}
 
 
-def _write(damage: Damage) -> bytes:
-    files: Files = {"model.onnx": NETWORK if damage.valid else STAND_IN, LICENCE: b"CC0-1.0\n"}
-    content = toy_content(SPEC, onnx_artifact())
-    content["parity"] = {"host": {"status": "not_run"}, "device": {"status": "not_run"}}
-    _apply(damage.files, files)
-    content["files"] = digests(files)
-    _apply(damage.content, content)
-    manifest = sealed(content)
-    files[MANIFEST] = damage.manifest(manifest) if damage.manifest else manifest
-    _apply(damage.after, files)
-    return damage.pack(files)
-
-
-def _apply(change: Change | None, target: object) -> None:
-    if change:
-        change(target)
-
-
 def _valid() -> Iterator[Damage]:
     """Yield bundles that a reader must open."""
     yield Damage("plain", valid=True)
-    yield Damage("unknown-keys", content=_add_unknown_keys, valid=True)
+    yield Damage("unknown-keys", content=add_unknown_keys, valid=True)
     yield Damage("compact", manifest=lambda data: b"".join(data.split(b"\n  ")), valid=True)
-    yield Damage("names", files=_put("notes/ä b 中.txt"), valid=True)
-    yield Damage("names-of-files-alike", files=_put("model.onnx.txt"), valid=True)
-    yield Damage("requires-other-names", content=_require("iOS>=17", "JetPack"), valid=True)
-    yield Damage("nothing-fitted", content=_fit(temperature=None, threshold=None), valid=True)
-    yield Damage("edges", content=_edges, valid=True)
-    yield Damage("empty-file", files=_put("empty.txt", content=b""), valid=True)
+    yield Damage("names", files=put_files("notes/ä b 中.txt"), valid=True)
+    yield Damage("names-of-files-alike", files=put_files("model.onnx.txt"), valid=True)
+    yield Damage("requires-other-names", content=require("iOS>=17", "JetPack"), valid=True)
+    yield Damage("nothing-fitted", content=fit(temperature=None, threshold=None), valid=True)
+    yield Damage("edges", content=set_to_the_ends, valid=True)
+    yield Damage("empty-file", files=put_files("empty.txt", content=b""), valid=True)
     # Only a `.bin` in an artifact's folder may start like a pickle.
-    yield Damage("weights", files=_into_folder(b"\x80\x02."), content=_folder, valid=True)
+    yield Damage("weights", files=into_folder(b"\x80\x02."), content=name_folder, valid=True)
 
 
 def _json() -> Iterator[Damage]:
@@ -123,10 +86,10 @@ def _manifest() -> Iterator[Damage]:
     """Yield manifests whose values are not those of the contract."""
 
     def put(name: str, *keys: str | int, to: object, mentions: tuple[str, ...] = ()) -> Damage:
-        return Damage(name, mentions, content=_put_value(keys, to))
+        return Damage(name, mentions, content=put_value(keys, to))
 
     def drop(name: str, *keys: str | int) -> Damage:
-        return Damage(name, (str(keys[-1]),), content=_drop_value(keys))
+        return Damage(name, (str(keys[-1]),), content=drop_value(keys))
 
     yield put(
         "schema-2", "schema", to="dermedge.bundle/2", mentions=("dermedge.bundle/2", "pgrade")
@@ -135,9 +98,9 @@ def _manifest() -> Iterator[Damage]:
     yield put("schema-number", "schema", to=1, mentions=("schema",))
     for key in ("schema", "spec", "artifact", "postprocessing", "tolerance", "parity", "files"):
         yield drop(f"no-{key}", key)
-    yield Damage("id-wrong", ("id",), manifest=lambda data: _with_id(data, OTHER))
-    yield Damage("id-capital", ("id",), manifest=lambda data: _with_id(data, None))
-    yield Damage("id-missing", ("id",), manifest=_without_id)
+    yield Damage("id-wrong", ("id",), manifest=lambda data: with_id(data, OTHER))
+    yield Damage("id-capital", ("id",), manifest=lambda data: with_id(data, None))
+    yield Damage("id-missing", ("id",), manifest=without_id)
     yield Damage(
         "changed-without-a-new-id", ("id",), manifest=lambda d: d.replace(b"0.45", b"0.95")
     )
@@ -171,7 +134,8 @@ def _manifest() -> Iterator[Damage]:
     yield put("artifact-path", "artifact", "path", to="other.onnx", mentions=("other.onnx",))
     for key in ("target", "format", "path", "precision", "requires", "toolchain"):
         yield drop(f"no-artifact-{key}", "artifact", key)
-    for name, value in {"operator": "onnxruntime~=1", "version": "onnxruntime>=1.x"}.items():
+    unreadable = {"operator": "onnxruntime~=1", "version": "onnxruntime>=1.x"}
+    for name, value in unreadable.items():
         words = ("requirement", value)
         yield put(f"requires-{name}", "artifact", "requires", to=["iOS>=17", value], mentions=words)
     yield put("requires-number", "artifact", "requires", to=[17], mentions=("17",))
@@ -230,166 +194,57 @@ def _paths() -> Iterator[Damage]:
         "long": f"notes/{'a' * 256}",
     }
     for name, path in unsafe.items():
-        yield Damage(f"path-{name}", ("unsafe",), files=_put(path))
-    yield Damage("path-case", ("one file",), files=_put(LICENCE.lower()))
-    yield Damage("path-case-of-letters", ("one file",), files=_put("Straße", "STRASSE"))
-    yield Damage("path-file-and-folder", ("both a file and a folder",), files=_put("LICENSES"))
+        yield Damage(f"path-{name}", ("unsafe",), files=put_files(path))
+    yield Damage("path-case", ("one file",), files=put_files(LICENCE.lower()))
+    yield Damage("path-case-of-letters", ("one file",), files=put_files("Straße", "STRASSE"))
+    yield Damage("path-file-and-folder", ("both a file and a folder",), files=put_files("LICENSES"))
     system = ("notes/.DS_Store", "._notes", "Thumbs.db")
     for path in system:
-        yield Damage(f"system-{path.rpartition('/')[2].strip('.')}", (path,), files=_put(path))
+        yield Damage(f"system-{path.rpartition('/')[2].strip('.')}", (path,), files=put_files(path))
 
 
 def _files() -> Iterator[Damage]:
     """Yield bundles whose files are not those of the manifest, or are pickles."""
     yield Damage("missing", (LICENCE,), after=lambda files: files.pop(LICENCE))
     yield Damage("missing-manifest", (MANIFEST,), after=lambda files: files.pop(MANIFEST))
-    yield Damage("unlisted", ("notes.txt",), after=_put("notes.txt"))
-    yield Damage("unlisted-empty", ("notes.txt",), after=_put("notes.txt", content=b""))
-    yield Damage("changed", (LICENCE,), after=_put(LICENCE, content=b"CC0-1.1\n"))
-    yield Damage("changed-model", ("model.onnx",), after=_put("model.onnx", content=STAND_IN[:-1]))
-    yield Damage("emptied-model", ("model.onnx", "empty"), after=_put("model.onnx", content=b""))
+    yield Damage("unlisted", ("notes.txt",), after=put_files("notes.txt"))
+    yield Damage("unlisted-empty", ("notes.txt",), after=put_files("notes.txt", content=b""))
+    yield Damage("changed", (LICENCE,), after=put_files(LICENCE, content=b"CC0-1.1\n"))
+    yield Damage(
+        "changed-model", ("model.onnx",), after=put_files("model.onnx", content=STAND_IN[:-1])
+    )
+    yield Damage(
+        "emptied-model", ("model.onnx", "empty"), after=put_files("model.onnx", content=b"")
+    )
     for ending in ("pkl", "pickle", "pt", "pth", "ckpt", "joblib", "dill", "cloudpickle"):
-        yield Damage(f"pickle-{ending}", (f"a.{ending}", "pickle"), files=_put(f"a.{ending}"))
-    yield Damage("pickle-capitals", ("a.PT", "pickle"), files=_put("a.PT"))
+        yield Damage(f"pickle-{ending}", (f"a.{ending}", "pickle"), files=put_files(f"a.{ending}"))
+    yield Damage("pickle-capitals", ("a.PT", "pickle"), files=put_files("a.PT"))
     heads = [b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6))]
     for head in heads:
-        change = _put("model.onnx", content=head + STAND_IN)
+        change = put_files("model.onnx", content=head + STAND_IN)
         yield Damage(f"pickle-{head[:2].hex()}", ("model.onnx", "pickle"), files=change)
     # A `.bin` that is the whole artifact must not start like a pickle.
     alone = Damage(
         "pickle-bin-alone",
         ("model.bin", "pickle"),
         files=lambda files: files.update({"model.bin": b"\x80\x04" + files.pop("model.onnx")}),
-        content=_put_value(("artifact", "path"), "model.bin"),
+        content=put_value(("artifact", "path"), "model.bin"),
     )
     yield alone
-    graph = _into_folder(b"", graph=b"\x80\x02.")
-    yield Damage("pickle-in-a-folder", ("model.xml", "pickle"), files=graph, content=_folder)
+    graph = into_folder(b"", graph=b"\x80\x02.")
+    yield Damage("pickle-in-a-folder", ("model.xml", "pickle"), files=graph, content=name_folder)
 
 
 def _zips() -> Iterator[Damage]:
     """Yield zips that dermedge does not write."""
-    yield Damage("zip-link", (LICENCE, "link"), pack=_packed({LICENCE: 0o120777}))
-    yield Damage("zip-device", (LICENCE,), pack=_packed({LICENCE: 0o020666}))
-    yield Damage("zip-compressed", ("model.onnx",), pack=_packed(compress=("model.onnx",)))
-    yield Damage("zip-twice", (LICENCE, "twice"), pack=_packed(again=(LICENCE,)))
-    yield Damage("zip-folder", ("notes/",), pack=_packed(folders=("notes/",)))
-    yield Damage("zip-encrypted", (), pack=_encrypted)
+    yield Damage("zip-link", (LICENCE, "link"), pack=packed({LICENCE: 0o120777}))
+    yield Damage("zip-device", (LICENCE,), pack=packed({LICENCE: 0o020666}))
+    yield Damage("zip-compressed", ("model.onnx",), pack=packed(compress=("model.onnx",)))
+    yield Damage("zip-twice", (LICENCE, "twice"), pack=packed(again=(LICENCE,)))
+    yield Damage("zip-folder", ("notes/",), pack=packed(folders=("notes/",)))
+    yield Damage("zip-encrypted", (), pack=encrypted)
     yield Damage("zip-cut", (), pack=lambda files: zip_bytes(files)[:-30])
-    yield Damage("zip-one-folder-down", (f"small/{MANIFEST}",), pack=_one_down)
+    yield Damage("zip-one-folder-down", (f"small/{MANIFEST}",), pack=one_down)
     yield Damage("zip-of-nothing", (), pack=lambda files: zip_bytes({}))
     yield Damage("zip-is-text", (), pack=lambda files: b"This is no zip.\n")
     yield Damage("zip-is-empty", ("empty",), pack=lambda files: b"")
-
-
-def _put(*paths: str, content: bytes = b"text\n") -> Change:
-    """Return a change that writes files."""
-    return lambda files: files.update(dict.fromkeys(paths, content))
-
-
-def _put_value(keys: tuple[str | int, ...], value: object) -> Change:
-    def change(content: Json) -> None:
-        *parents, last = keys
-        target: Any = content
-        for key in parents:
-            target = target[key]
-        target[last] = value
-
-    return change
-
-
-def _drop_value(keys: tuple[str | int, ...]) -> Change:
-    def change(content: Json) -> None:
-        *parents, last = keys
-        target: Any = content
-        for key in parents:
-            target = target[key]
-        del target[last]
-
-    return change
-
-
-def _require(*names: str) -> Change:
-    return _put_value(("artifact", "requires"), list(names))
-
-
-def _fit(**values: float | None) -> Change:
-    return _put_value(("postprocessing", "malignancy"), values)
-
-
-def _edges(content: Json) -> None:
-    """Set every number to the end of its range."""
-    content["postprocessing"]["malignancy"] = {"temperature": 1e-300, "threshold": 1}
-    content["tolerance"]["malignancy"] = 0.5
-    content["spec"]["preprocess"]["background"] = [0, 255, 0]
-
-
-def _add_unknown_keys(content: Json) -> None:
-    content["added"] = {"\ufb33": 1e20, "\U0001f600": [1e-7, -0.0, 5e-324, 1e21], "": "é\x7f"}
-    content["spec"]["added"] = content["artifact"]["added"] = None
-    content["postprocessing"]["malignancy"]["added"] = 1.0
-    content["spec"]["intended_use"] = content["artifact"]["details"] = None
-
-
-def _into_folder(weights: bytes, graph: bytes = b"<net/>") -> Change:
-    def change(files: Files) -> None:
-        del files["model.onnx"]
-        files.update({"model/model.xml": graph, "model/model.bin": weights + b"\0" * 8})
-
-    return change
-
-
-def _folder(content: Json) -> None:
-    content["artifact"] |= {"path": "model", "format": "openvino"}
-
-
-def _with_id(manifest: bytes, new: str | None) -> bytes:
-    """Replace the id, or write it in capitals if `new` is None."""
-    at = manifest.index(b'"id": "') + 7
-    old = manifest[at : at + 64]
-    return manifest[:at] + (new.encode() if new else old.upper()) + manifest[at + 64 :]
-
-
-def _without_id(manifest: bytes) -> bytes:
-    at = manifest.index(b'"id": "')
-    return manifest[:at] + manifest[manifest.index(b"\n", at) :].lstrip()
-
-
-def _packed(
-    modes: dict[str, int] | None = None,
-    *,
-    compress: tuple[str, ...] = (),
-    again: tuple[str, ...] = (),
-    folders: tuple[str, ...] = (),
-) -> Callable[[Files], bytes]:
-    """Return a function that writes a zip with file modes, compression or more entries."""
-
-    def pack(files: Files) -> bytes:
-        buffer = io.BytesIO()
-        # zipfile warns of a name that is given twice.
-        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(buffer, "w") as archive:
-            for name in (*sorted(files), *again, *folders):
-                info = zipfile.ZipInfo(name, EPOCH)
-                info.create_system = 3
-                info.external_attr = (modes or {}).get(name, 0o100644) << 16
-                # Level 0 writes the same bytes with every version of zlib.
-                method = zipfile.ZIP_DEFLATED if name in compress else zipfile.ZIP_STORED
-                archive.writestr(info, files.get(name, b""), method, compresslevel=0)
-        return buffer.getvalue()
-
-    return pack
-
-
-def _encrypted(files: Files) -> bytes:
-    """Set the flag of encryption in every entry."""
-    data = bytearray(zip_bytes(files))
-    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        at = data.find(magic)
-        while at >= 0:
-            data[at + offset] |= 1
-            at = data.find(magic, at + 4)
-    return bytes(data)
-
-
-def _one_down(files: Files) -> bytes:
-    return zip_bytes({f"small/{name}": content for name, content in files.items()})

@@ -102,6 +102,41 @@ def stored(data: bytes) -> bytes:
     return b"\x78\x01" + b"".join(blocks) + struct.pack(">I", zlib.adler32(data))
 
 
+def swapped_profile() -> bytes:
+    """Return an ICC profile that swaps red and blue, so that applying it shows."""
+
+    def fixed(*values: float) -> bytes:
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    red, green, blue = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 0x0233)
+    white = (0.9642, 1.0, 0.8249)
+    tags: dict[bytes, bytes] = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 8) + b"swapped\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0CC0\0",
+        **{
+            name: b"XYZ \0\0\0\0" + fixed(*value)
+            for name, value in (
+                (b"wtpt", white),
+                (b"rXYZ", blue),
+                (b"gXYZ", green),
+                (b"bXYZ", red),
+            )
+        },
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        padded = value + bytes(-len(value) % 4)
+        offset = 132 + 12 * len(tags) + len(body)
+        table, body = table + struct.pack(">4sII", name, offset, len(value)), body + padded
+    size = 128 + len(table) + len(body)
+    date = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    head = struct.pack(">I4sI", size, b"\0\0\0\0", 0x02100000) + b"mntrRGB XYZ " + date + b"acsp"
+    head += bytes(28) + fixed(*white)
+    return head + bytes(128 - len(head)) + table + body
+
+
 def _filtered(samples: np.ndarray, depth: int, step: int) -> bytes:
     """Return the rows of a pass, each with one of the five filters in turn.
 

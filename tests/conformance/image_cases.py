@@ -21,6 +21,7 @@ from conformance.drawing import (
     png,
     random_bytes,
     stored,
+    swapped_profile,
     to_grey,
 )
 from conformance.writing import Files, cases_json, keep
@@ -171,7 +172,7 @@ def _transparent() -> Iterator[ImageCase]:
     yield ImageCase("grey-key.png", png(few[..., :1], GREY, before=key), magenta)
     for depth in (1, 2, 4):
         samples = grey >> (8 - depth)
-        key = chunk(b"tRNS", struct.pack(">H", samples[10, 10, 0]))
+        key = chunk(b"tRNS", struct.pack(">H", samples[0, 0, 0]))
         data = png(samples, GREY, depth, before=key)
         yield ImageCase(f"grey-{depth}-key.png", data, magenta)
 
@@ -191,9 +192,9 @@ def _profiles() -> Iterator[ImageCase]:
     yield ImageCase("gamma.png", png(picture, RGB, before=linear))
     wide = struct.pack(">8I", 31270, 32900, 80000, 10000, 10000, 80000, 5000, 5000)
     yield ImageCase("chromaticities.png", png(picture, RGB, before=linear + chunk(b"cHRM", wide)))
-    profile = chunk(b"iCCP", b"swapped\0\0" + stored(_swapped_profile()))
+    profile = chunk(b"iCCP", b"swapped\0\0" + stored(swapped_profile()))
     yield ImageCase("icc.png", png(picture, RGB, before=profile))
-    data = _jpeg("icc.jpg", picture, icc_profile=_swapped_profile())
+    data = _jpeg("icc.jpg", picture, icc_profile=swapped_profile())
     yield ImageCase("icc.jpg", data, lossy=True)
 
 
@@ -284,38 +285,3 @@ def _gif() -> bytes:
     frames = [Image.fromarray(draw(20, 20, seed)) for seed in (1, 2)]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     return buffer.getvalue()
-
-
-def _swapped_profile() -> bytes:
-    """Return an ICC profile that swaps red and blue, so that applying it shows."""
-
-    def fixed(*values: float) -> bytes:
-        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
-
-    red, green, blue = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 0x0233)
-    white = (0.9642, 1.0, 0.8249)
-    tags: dict[bytes, bytes] = {
-        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 8) + b"swapped\0" + bytes(78),
-        b"cprt": b"text\0\0\0\0CC0\0",
-        **{
-            name: b"XYZ \0\0\0\0" + fixed(*value)
-            for name, value in (
-                (b"wtpt", white),
-                (b"rXYZ", blue),
-                (b"gXYZ", green),
-                (b"bXYZ", red),
-            )
-        },
-        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
-    }
-    table, body = struct.pack(">I", len(tags)), b""
-    for name, value in tags.items():
-        padded = value + bytes(-len(value) % 4)
-        offset = 132 + 12 * len(tags) + len(body)
-        table, body = table + struct.pack(">4sII", name, offset, len(value)), body + padded
-    size = 128 + len(table) + len(body)
-    date = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
-    head = struct.pack(">I4sI", size, b"\0\0\0\0", 0x02100000) + b"mntrRGB XYZ " + date + b"acsp"
-    head += bytes(28) + fixed(*white)
-    return head + bytes(128 - len(head)) + table + body

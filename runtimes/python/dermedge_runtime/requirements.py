@@ -16,7 +16,8 @@ COMPARATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }
 _NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)*")
-_BOUND = re.compile(rf"({'|'.join(COMPARATORS)})({_NUMBERS.pattern})")
+# A bound of more digits would be no version, and other languages round it.
+_BOUND = re.compile(rf"({'|'.join(COMPARATORS)})([0-9]{{1,9}}(?:\.[0-9]{{1,9}})*)")
 _REQUIREMENT = re.compile(rf"([A-Za-z0-9][A-Za-z0-9._-]*)({_BOUND.pattern}(?:,{_BOUND.pattern})*)?")
 
 
