@@ -182,6 +182,17 @@ class TestContract:
             for trace in (str(ROOT), str(Path.home()), sys.prefix, "site-packages", ".py", "/tmp"):
                 assert trace.encode() not in made.files[PATH], trace
 
+    def test_pixels_are_normalized_row_by_row(self, built: dict[str, BuiltArtifact]) -> None:
+        """Check the shape of the constants, on which the speed depends."""
+        for made in built.values():
+            graph = parsed(made).subgraphs[0]
+            constants = [
+                list(graph.tensors[one.inputs[1]].shape)
+                for one, kind in zip(graph.operators, kinds(made), strict=True)
+                if kind in ("SUB", "MUL")
+            ]
+            assert constants[:2] == [[1, 1, SIZE, 3]] * 2
+
 
 class TestPrecisions:
     def test_smaller_weights_make_a_smaller_file(self, built: dict[str, BuiltArtifact]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.errors import EngineError, UsageError
 from dermedge_runtime.golden import golden_files
 from dermedge_runtime.hardware import describe_device
+from dermedge_runtime.litert import LiteRtRuntime
 from dermedge_runtime.model import Runtime, load
 from dermedge_runtime.openvino import OpenVinoRuntime, check_precision
 from dermedge_runtime.registry import load_entry
@@ -30,6 +32,7 @@ from dermedge_runtime.signal_stack import keep_signal_stack
 from dermedge_runtime.spec import Spec
 from dermedge_runtime.verify import verify
 from support import toy_onnx
+from support.command import TOY_LITERT
 
 SPEC = toy_onnx.spec()
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
@@ -342,6 +345,78 @@ def test_a_signal_after_models_were_closed_in_any_order_is_survived(bundle: Bund
         [sys.executable, "-c", SIGNALLED, bundle.path], capture_output=True, text=True, check=False
     )
     assert (answer.returncode, answer.stdout) == (0, "caught\n"), answer.stderr
+
+
+OPENED = """
+import os, sys
+from dermedge_runtime.model import load
+if sys.argv[2] == "closed":
+    os.close(2)
+load(sys.argv[1]).close()
+before = os.dup(1)
+load(sys.argv[1]).close()
+print(os.dup(1) == before + 1)
+if sys.argv[2] == "open":
+    os.write(2, b"written")
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ai_edge_litert") is None, reason="ai-edge-litert is not installed"
+)
+class TestLiteRt:
+    @pytest.fixture
+    def toy(self) -> Bundle:
+        return Bundle.open(TOY_LITERT)
+
+    def test_the_placement_counts_every_node_once(self, toy: Bundle) -> None:
+        runtime = LiteRtRuntime.open(toy, threads=1)
+        nodes = runtime._interpreter._get_ops_details()  # type: ignore[union-attr]
+        placement = runtime.placement()
+        runtime.close()
+        counted = Counter[str]()
+        for operators in placement.values():
+            counted.update(operators)
+        assert counted == Counter(
+            node["op_name"] for node in nodes if node["op_name"] != "DELEGATE"
+        )
+        assert placement["XNNPACK"]["CONV_2D"] > 0
+        assert placement["builtin"]["CAST"] == 1
+
+    def test_a_version_without_the_list_of_nodes_has_no_placement(
+        self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        monkeypatch.delattr(Interpreter, "_get_ops_details")
+        assert LiteRtRuntime.open(toy, threads=1).placement() == {}
+
+    @pytest.mark.parametrize("closed", [False, True])
+    def test_opening_leaves_stderr_as_it_was(self, closed: bool, toy: Bundle) -> None:
+        """Check the descriptor, which is silenced while LiteRT prints its first line."""
+        ran = subprocess.run(
+            [sys.executable, "-c", OPENED, toy.path, "closed" if closed else "open"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ran.returncode, ran.stdout) == (0, "True\n"), ran.stderr
+        assert ran.stderr == ("" if closed else "written")
+
+    def test_a_model_without_one_signature_is_refused(self, toy: Bundle) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        model = flatbuffer_utils.read_model_from_bytearray(bytearray(toy.read("model.tflite")))
+        model.signatureDefs = []
+        unnamed = Interpreter(
+            model_content=bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+        )
+        unnamed.allocate_tensors()
+        with pytest.raises(
+            EngineError, match=r"signatures are \[\], not one.*Export the model again"
+        ):
+            LiteRtRuntime(unnamed, toy.spec, "1.0")
 
 
 @pytest.mark.skipif(

@@ -17,6 +17,7 @@ from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.files import sha256_hex
 
 TOY = Path(__file__).parents[1] / "data" / "toy.dermedge"
+TOY_LITERT = Path(__file__).parents[1] / "conformance" / "bundles" / "toy-litert.zip"
 
 
 @dataclass(frozen=True)

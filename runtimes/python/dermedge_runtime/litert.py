@@ -46,11 +46,12 @@ class LiteRtRuntime:
         version: Version of LiteRT.
 
     Example:
-        >>> bundle = Bundle.open("toy.dermedge")
-        >>> LiteRtRuntime.open(bundle, threads=1)  # LiteRT runs its own format only
-        Traceback (most recent call last):
-            ...
-        dermedge_runtime.errors.EngineError: litert ... refuses model.onnx...
+        >>> runtime = LiteRtRuntime.open(Bundle.open("toy-litert.zip"), threads=1)
+        >>> runtime.run(np.zeros((2, 32, 32, 3), np.uint8))["malignancy"].shape
+        (2, 1)
+        >>> list(runtime.placement())
+        ['XNNPACK', 'builtin']
+        >>> runtime.close()
     """
 
     name = "litert"
