@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from peers_contenders import CONTENDERS, Work, build
-from peers_engine import CONTRACT, TIMED_CALLS, Contract, Inputs
+from peers_engine import CLOCKS, CONTRACT, TIMED_CALLS, Contract, Inputs
 from peers_scores import scores, tables
 from peers_table import markdown
 from PIL import Image
@@ -97,6 +97,12 @@ def main() -> None:
     parser.add_argument(
         "--budget", type=float, default=10, help="minutes of dermedge's search per student"
     )
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time, for one thread on a busy machine",
+    )
     options = parser.parse_args()
     pythons = {"olive": options.olive_python, "executorch": options.executorch_python}
     pythons = {name: path.absolute() for name, path in pythons.items() if path is not None}
@@ -111,6 +117,7 @@ def main() -> None:
             "photographs": PHOTOGRAPHS,
             "limit": options.limit,
             "budget": options.budget,
+            "clock": options.clock,
         },
         "threads": threads,
         "students": {},
@@ -129,7 +136,7 @@ def main() -> None:
             tuple(options.without),
         )
         prepare(context)
-        document["students"][spec.name] = measure(context, threads, options.rounds)
+        document["students"][spec.name] = measure(context, threads, options.rounds, options.clock)
         atomic_write(options.out / "results.json", pretty_json(document))
         atomic_write(options.out / "results.md", markdown(document).encode())
     print(markdown(document))
@@ -172,12 +179,12 @@ def prepare(context: Work) -> None:
     Inputs.write(folder, contract, images, photographs)
 
 
-def measure(context: Work, threads: list[int], rounds: int) -> dict[str, Any]:
+def measure(context: Work, threads: list[int], rounds: int, clock: str) -> dict[str, Any]:
     """Measure one student; return the rows of the contenders, then of the student itself."""
     rows = {name: built(name, context) for name in CONTENDERS}
     ready = [name for name, row in rows.items() if row["status"] == "built"]
     for count in threads:
-        taken = timed(context, ready, count, rounds)
+        taken = timed(context, ready, count, rounds, clock)
         for name in ready:
             if "error" in taken[name]:
                 rows[name] |= {"status": "failed", "why": taken[name]["error"]}
@@ -213,7 +220,7 @@ def built(name: str, context: Work) -> dict[str, Any]:
     return result
 
 
-def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[str, Any]:
+def timed(context: Work, names: list[str], threads: int, rounds: int, clock: str) -> dict[str, Any]:
     """Return the milliseconds by contender and input, measured in turns in one process."""
     record = context.folder / f"timing-{threads}.json"
     if record.exists():
@@ -222,7 +229,7 @@ def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[st
             return dict(document)
     print_line(f"{context.folder.name}: timing {len(names)} contenders, threads: {threads}")
     result = isolated(
-        partial(time_in_turns, names, context, threads, rounds), record.with_suffix(".log")
+        partial(time_in_turns, names, context, threads, rounds, clock), record.with_suffix(".log")
     )
     if "error" in result:
         raise SystemExit(f"timing failed: {result['error']}; see {record.with_suffix('.log')}")
@@ -230,7 +237,9 @@ def timed(context: Work, names: list[str], threads: int, rounds: int) -> dict[st
     return result
 
 
-def time_in_turns(names: list[str], context: Work, threads: int, rounds: int) -> dict[str, Any]:
+def time_in_turns(
+    names: list[str], context: Work, threads: int, rounds: int, clock: str
+) -> dict[str, Any]:
     """Call every contender in every round; reverse the order every other round."""
     times: dict[str, Any] = {name: {} for name in names}
     opened = {}
@@ -244,8 +253,8 @@ def time_in_turns(names: list[str], context: Work, threads: int, rounds: int) ->
         for turn in range(rounds if call_name == "engine" else max(3, rounds // 2)):
             for name in list(opened) if turn % 2 else reversed(opened):
                 time.sleep(SETTLE_SECONDS)
-                opened[name].times(call_name, 1)
-                taken[name] += opened[name].times(call_name, CALLS[call_name])
+                opened[name].times(call_name, 1, clock)
+                taken[name] += opened[name].times(call_name, CALLS[call_name], clock)
         for name, values in taken.items():
             times[name][call_name] = vars(percentiles(values))
     for contender in opened.values():

@@ -39,8 +39,10 @@ class Worker:
         self.outputs_file.unlink()
         return outputs
 
-    def times(self, call_name: str, count: int) -> list[float]:
-        taken: list[float] = self._request(do="times", call_name=call_name, count=count)
+    def times(self, call_name: str, count: int, clock: str = "wall") -> list[float]:
+        taken: list[float] = self._request(
+            do="times", call_name=call_name, count=count, clock=clock
+        )
         return taken
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ def serve(contender: Opened, replies: Any) -> None:
         request = json.loads(line)
         reply: Any = None
         if request["do"] == "times":
-            reply = contender.times(request["call_name"], request["count"])
+            reply = contender.times(request["call_name"], request["count"], request["clock"])
         else:
             np.savez(request["to"], **contender.outputs(request["split"]))
         print(json.dumps(reply), file=replies, flush=True)
