@@ -14,8 +14,8 @@ INT8 = (
 
 GPU_HAZARDS = "gpu_hazards"
 GPU_ADVICE = (
-    "A GPU that computes in fp16 may give wrong results or NaN. Run this model on the CPU, or "
-    "force fp32 on the GPU."
+    "A GPU that computes in fp16 may be wrong or slow at such operators. Run this model on the "
+    "CPU, or force fp32 on the GPU."
 )
 
 
@@ -170,7 +170,7 @@ def _task_line(task: Task, fitted: Postprocessing) -> str:
 def _gpu_lines(hazards: tuple[str, ...]) -> list[str]:
     if not hazards:
         return []
-    return [f"{GPU_ADVICE} These operators were found:", "", *(f"- {one}" for one in hazards), ""]
+    return [f"{GPU_ADVICE} They are:", "", *(f"- {one}" for one in hazards), ""]
 
 
 def _limit_table(report: ParityReport) -> list[str]:

@@ -1,15 +1,26 @@
 """Plant what breaks on GPUs in fp16: wide sums, values out of range, indices, transposes."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dermedge_export.calibration import Calibration
+from dermedge_export.context import BuiltArtifact, ExportContext
+from dermedge_export.gpu_hazards import with_gpu_hazards
 from dermedge_export.graph.delegates import find_hazards, find_transposes, split_means
+from dermedge_export.model_card import GPU_HAZARDS, gpu_hazards, model_card
+from dermedge_export.target import ANDROID, CPU, Target
+from dermedge_runtime.report import ParityReport
+from dermedge_runtime.spec import Artifact, Label, Preprocess, Spec, Task
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+
+LABELS = tuple(Label(name, name) for name in ("nv", "mel", "bkl"))
+SPEC = Spec("gate", "1", (Task("diagnosis", "classify", LABELS),), Preprocess(64))
 
 
 class Squeeze(nn.Module):
@@ -149,6 +160,40 @@ class TestTransposes:
         found = find_transposes(litert_model(["CONV_2D"] * 2 + ["TRANSPOSE"] * turned))
         assert bool(found) == expected
         assert not found or "4 transposes" in found[0].reason
+
+
+class TestBundles:
+    def described(
+        self, gain: float, target: Target, kinds: Sequence[str] = ("CONV_2D",)
+    ) -> Artifact:
+        """Return the description of an artifact of a network with a squeeze-excite gate."""
+        context = ExportContext(
+            SimpleNamespace(module=network(Squeeze(gain)), spec=SPEC),
+            lambda: Calibration(IMAGES, ("0" * 64,) * len(IMAGES), "procedural"),
+        )
+        built = BuiltArtifact(
+            Artifact(target.name, target.format, "model", "fp32"), {"model": litert_model(kinds)}
+        )
+        return with_gpu_hazards(built, context, target).artifact
+
+    def test_a_litert_bundle_lists_what_no_split_mends(self) -> None:
+        """The values themselves are out of range, so splitting the mean cannot help."""
+        artifact = self.described(50_000.0, ANDROID)
+        assert "body" in gpu_hazards(artifact)[0]
+        report = ParityReport("passed", "drawn lesions", 4, "litert", "a CPU", "fp32", ())
+        card = model_card(SPEC, artifact, {}, report)
+        assert "force fp32 on the GPU" in card
+        assert gpu_hazards(artifact)[0] in card
+
+    def test_a_mean_that_was_split_is_no_hazard(self) -> None:
+        assert gpu_hazards(self.described(300.0, ANDROID)) == ()
+
+    def test_transposes_are_listed_too(self) -> None:
+        artifact = self.described(1.0, ANDROID, ("CONV_2D", "TRANSPOSE"))
+        assert "1 transposes" in gpu_hazards(artifact)[0]
+
+    def test_other_formats_are_not_examined(self) -> None:
+        assert GPU_HAZARDS not in self.described(50_000.0, CPU).details
 
 
 def litert_model(kinds: Sequence[str]) -> bytes:
