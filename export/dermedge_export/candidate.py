@@ -157,7 +157,6 @@ def _litert_candidates(target: Target, flags: list[str]) -> list[Candidate]:
     return [
         Candidate("int8", "litert", "minmax"),
         Candidate("int8", "litert", "average"),
-        Candidate("int8", "litert", "mse"),
         *MIXED_LITERT,
         Candidate("fp16", "litert"),
         Candidate("w8", "litert"),

@@ -49,7 +49,6 @@ PRECISIONS = {
     "w8": (Candidate("w8", "litert"), 0.2),
     "int8": (INT8, 1.0),
     "int8 average": (Candidate("int8", "litert", "average"), 1.0),
-    "int8 mse": (Candidate("int8", "litert", "mse"), 1.0),
 }
 SIZE = 64
 LEVELS = tuple(Label(str(level), f"severity {level}") for level in range(4))
@@ -207,7 +206,7 @@ class TestPrecisions:
     def test_pixels_are_normalized_and_heads_computed_in_float32(
         self, built: dict[str, BuiltArtifact]
     ) -> None:
-        for name in ("int8", "int8 average", "int8 mse"):
+        for name in ("int8", "int8 average"):
             integer = integer_operators(built[name])
             first, last = integer.index(True), len(integer) - integer[::-1].index(True)
             found = kinds(built[name])
@@ -218,8 +217,8 @@ class TestPrecisions:
             assert len(layers) > 10
 
     def test_the_methods_of_int8_differ(self, built: dict[str, BuiltArtifact]) -> None:
-        files = [built[name].files[PATH] for name in ("int8", "int8 average", "int8 mse")]
-        assert len(set(files)) == 3
+        files = [built[name].files[PATH] for name in ("int8", "int8 average")]
+        assert len(set(files)) == 2
 
     def test_no_precision_quantizes_activations_at_run_time(
         self, built: dict[str, BuiltArtifact]

@@ -15,8 +15,6 @@ from dermedge_export.context import (
 )
 from dermedge_export.graph.litert import trace_litert
 from dermedge_export.quantization.litert import (
-    MSE,
-    PLAIN,
     Update,
     calibrate_litert,
     int8_recipe,
@@ -32,13 +30,12 @@ PATH = "model.tflite"
 TOOLS = ("dermedge", "torch", "litert-torch", "litert-converter")
 REQUIRES = ("litert>=1.0",)
 WEIGHT_BITS: Mapping[str, Literal[8, 16]] = {"w8": 8, "fp16": 16}
-# By method of int8: the ranges of activations, and the algorithm for weights.
-METHODS: Mapping[str, tuple[Update, str]] = {
-    "minmax": ("minmax", PLAIN),
-    "average": ("average", PLAIN),
-    "mse": ("minmax", MSE),
-    "mixed": ("minmax", PLAIN),
-    "mixed-more": ("minmax", PLAIN),
+# By method of int8: how the ranges of activations follow from those of each image.
+METHODS: Mapping[str, Update] = {
+    "minmax": "minmax",
+    "average": "average",
+    "mixed": "minmax",
+    "mixed-more": "minmax",
 }
 
 
@@ -106,7 +103,7 @@ def _quantize(
     context: ExportContext, target: Target, candidate: Candidate
 ) -> tuple[bytes, tuple[str, ...]]:
     """Return the student in int8, and the names of the operators that stay in fp32."""
-    update, weights = METHODS[candidate.method]
+    update = METHODS[candidate.method]
     model, images = float_model(context, target), context.calibration.images
     ranges = context.cached(
         ("litert ranges", sha256_hex(model), update),
@@ -122,5 +119,5 @@ def _quantize(
             remaining=candidate.options["remaining"],
             progress=context.progress or no_progress,
         )
-    recipe = int8_recipe(model, weights=weights, kept=kept)
+    recipe = int8_recipe(model, kept=kept)
     return quantize_litert(model, context.spec, recipe, ranges), kept
