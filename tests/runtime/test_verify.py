@@ -361,6 +361,31 @@ def test_other_labels_are_named(tmp_path, edit, found):
     assert detail.endswith("Export the model again.")
 
 
+def test_other_malignant_labels_are_named(tmp_path):
+    diagnosis = TOY_SPEC.tasks[0]
+    alone = replace(TOY_SPEC, tasks=(diagnosis,))
+    labels = tuple(replace(label, malignant=label.id != "mel") for label in diagnosis.labels)
+    other = replace(alone, tasks=(replace(diagnosis, labels=labels),))
+    cases = []
+    for case in toy_cases():
+        outputs = {"diagnosis": case.expected["diagnosis"]}
+        prediction = decode(outputs, other, TOY_POSTPROCESSING).to_json()
+        cases.append(
+            replace(case, reference=outputs, expected=outputs, prediction=drop_volatile(prediction))
+        )
+    fitted = {"diagnosis": TOY_POSTPROCESSING["diagnosis"]}
+    changes = {"spec": alone, "postprocessing": fitted, "tolerance": {"diagnosis": 1e-3}}
+
+    class Alone(FakeRuntime):
+        def run(self, images):
+            return {"diagnosis": super().run(images)["diagnosis"]}
+
+    report = verify(bundle_with(tmp_path / "x", cases, **changes), runtime=Alone())
+    detail = failed_detail(report, "decoding")
+    assert "malignancy is " in detail
+    assert "The malignant labels of task 'diagnosis' are ['mel']" in detail
+
+
 def test_a_difference_without_a_known_cause_asks_for_another_dermedge(tmp_path, fake_runtime):
     case = toy_cases()[0]
     rubbish = (
@@ -396,6 +421,7 @@ def parity_bundle(path, parity, reports):
         ({"status": "passed"}, {}, {PARITY_REPORT: {}}, "None"),
         ({"status": "passed"}, {}, {PARITY_REPORT: []}, "not a JSON object"),
         ({"status": "passed", "report": "gone.json"}, {}, {}, "gone.json"),
+        ({"status": "passed", "report": ""}, {}, {PARITY_REPORT: {"status": "passed"}}, "''"),
         ({"status": "passed", "report": 3}, {}, {}, "parity.host.report"),
         (
             {"status": "passed"},

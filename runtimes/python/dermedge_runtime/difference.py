@@ -90,6 +90,10 @@ def _find_cause(
             continue
         if field == "labels" and (text := _compare_labels(actual[field], golden.get(field), task)):
             return text, True
+        if field == "malignancy" and task.kind == "classify":
+            # The labels and their probabilities are equal, so the sum is another one.
+            malignant = [label.id for label in task.labels if label.malignant]
+            return f"The malignant labels of task {task.name!r} are {malignant}.", True
         values = fitted.get(task.name, Postprocessing())
         text = (
             f"Task {task.name!r} has temperature {_written(values.temperature)} and threshold "

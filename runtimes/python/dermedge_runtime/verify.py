@@ -134,9 +134,10 @@ def _check_parity(bundle: Bundle) -> None:
         BundleError: A report is missing, is not readable, or has another status.
     """
     for side in ("host", "device"):
-        named = optional(bundle.parity[side], "report", str, f"parity.{side}")
-        path = named or PARITY_REPORT if side == "host" else named
-        if path is None or (named is None and path not in bundle.files):
+        path = optional(bundle.parity[side], "report", str, f"parity.{side}")
+        if path is None and side == "host" and PARITY_REPORT in bundle.files:
+            path = PARITY_REPORT
+        if path is None:
             continue
         if path not in bundle.files:
             raise BundleError(f"parity.{side} names {path!r}, which is not a file. {AGAIN}")
