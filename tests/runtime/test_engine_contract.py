@@ -347,6 +347,23 @@ def test_a_signal_after_models_were_closed_in_any_order_is_survived(bundle: Bund
     assert (answer.returncode, answer.stdout) == (0, "caught\n"), answer.stderr
 
 
+FORKED = """
+import os, signal, sys
+import numpy as np
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.litert import LiteRtRuntime
+runtime = LiteRtRuntime.open(Bundle.open(sys.argv[1]), threads=2)
+images = np.zeros((1, 32, 32, 3), np.uint8)
+runtime.run(images)
+if os.fork() == 0:
+    signal.alarm(30)
+    try:
+        runtime.run(images)
+    except Exception as error:
+        print(error, flush=True)
+else:
+    os.wait()
+"""
 OPENED = """
 import os, sys
 from dermedge_runtime.model import load
@@ -403,6 +420,17 @@ class TestLiteRt:
         )
         assert (ran.returncode, ran.stdout) == (0, "True\n"), ran.stderr
         assert ran.stderr == ("" if closed else "written")
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+    def test_a_forked_process_does_not_use_the_threads_of_its_parent(self, toy: Bundle) -> None:
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, toy.path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert ran.stdout == "The LiteRT interpreter is closed. Load the bundle again.\n"
 
     def test_a_model_without_one_signature_is_refused(self, toy: Bundle) -> None:
         from ai_edge_litert.interpreter import Interpreter
