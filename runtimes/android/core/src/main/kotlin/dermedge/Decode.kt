@@ -53,7 +53,7 @@ internal fun decode(
 }
 
 /** exp(z / T), normalised to a sum of one. */
-private fun softmax(logits: DoubleArray, temperature: Double): DoubleArray {
+internal fun softmax(logits: DoubleArray, temperature: Double): DoubleArray {
     val top = logits.max()
     val powers = DoubleArray(logits.size) { exp((logits[it] - top) / temperature) }
     val total = powers.sum()

@@ -192,6 +192,13 @@ internal fun canonicalJson(value: Any?): ByteArray {
     }
 }
 
+/**
+ * Write maps, lists, texts, numbers, booleans and null as JSON on one line.
+ *
+ * @throws UsageError A number is not finite, or a value is of another type.
+ */
+public fun toJsonText(value: Any?): String = jsonText(value)
+
 /** Write a JSON value on one line, with the keys in their order. */
 internal fun jsonText(value: Any?): String = StringBuilder().also { write(value, it, sorted = false) }.toString()
 

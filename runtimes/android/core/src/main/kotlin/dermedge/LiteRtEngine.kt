@@ -76,7 +76,6 @@ public class LiteRtEngine private constructor(
                     error,
                 )
             }
-            checkRequires(bundle.artifact.requires, NAME, version)
             val model = bundle.read(bundle.artifact.path)
             // The interpreter reads the file's bytes as long as it lives.
             val direct = ByteBuffer.allocateDirect(model.size).order(ByteOrder.nativeOrder())

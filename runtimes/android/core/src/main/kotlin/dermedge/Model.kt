@@ -82,7 +82,7 @@ public class Model private constructor(
     /**
      * Convert an encoded image to the network's input, uint8 [S, S, 3].
      *
-     * @throws ImageError The bytes are not a single readable image.
+     * @throws ImageError As for [predict].
      */
     @JvmOverloads
     public fun preprocess(image: ByteArray, exact: Boolean = false): ByteArray =
@@ -176,5 +176,12 @@ internal fun openEngine(bundle: Bundle, options: ModelOptions): Engine {
     if (threads != null && threads < 1) {
         throw UsageError("threads is $threads. Use 1 or more, or leave it out.")
     }
-    return (options.engine ?: engineFor(bundle.artifact.format)).open(bundle, threads)
+    val engine = (options.engine ?: engineFor(bundle.artifact.format)).open(bundle, threads)
+    try {
+        checkEngine(engine.name, engine.version, bundle.artifact.requires)
+    } catch (error: EngineError) {
+        engine.close()
+        throw error
+    }
+    return engine
 }

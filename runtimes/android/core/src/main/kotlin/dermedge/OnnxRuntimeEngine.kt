@@ -93,7 +93,6 @@ public class OnnxRuntimeEngine private constructor(
                 )
             }
             val version = environment.version
-            checkRequires(bundle.artifact.requires, NAME, version)
             val graph = bundle.read(bundle.artifact.path)
             val session = try {
                 environment.setTelemetry(false)

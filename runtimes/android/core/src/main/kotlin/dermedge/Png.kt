@@ -176,7 +176,7 @@ internal class Png(private val data: ByteArray) {
         private val scale = if (colour == PALETTE || depth > 8) 1 else 255 / ((1 shl depth) - 1)
         private val stride = CHANNELS.getValue(colour)
         private val key = transparency.takeIf { colour == GREY || colour == RGB }
-            ?.let { key -> IntArray(stride) { key.big(2 * it, 2) } }
+            ?.let { key -> IntArray(stride) { key.big(2 * it, 2) * scale } }
         private val alphas = transparency.takeIf { colour == PALETTE }
 
         fun paint(samples: ByteArray, columns: Int, pass: Pass, row: Int) {

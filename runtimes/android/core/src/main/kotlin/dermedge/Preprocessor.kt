@@ -82,11 +82,13 @@ private class Taps(length: Int, size: Int) {
 }
 
 /** The rectangle that is resized: the image, its middle square, or a square around it. */
-private class Canvas(private val image: RgbImage, private val spec: Preprocess) {
+private class Canvas(private val image: RgbImage, spec: Preprocess) {
     val width: Int
     val height: Int
     private val left: Int
     private val top: Int
+    private val colour =
+        spec.background.run { byteArrayOf(red.toByte(), green.toByte(), blue.toByte()) }
     private val padded: ByteArray?
 
     init {
@@ -100,21 +102,12 @@ private class Canvas(private val image: RgbImage, private val spec: Preprocess) 
         height = if (stretch) image.height else side
         left = offset(width, image.width)
         top = offset(height, image.height)
-        padded = if (spec.fit == Fit.PAD) ByteArray(3 * width).also { fill(it) } else null
+        padded = if (spec.fit == Fit.PAD) ByteArray(3 * width) { colour[it % 3] } else null
     }
 
     /** Where the image starts on the canvas; a margin of half a pixel rounds down. */
     private fun offset(canvas: Int, length: Int): Int =
         if (canvas >= length) (canvas - length) / 2 else -((length - canvas) / 2)
-
-    private fun fill(row: ByteArray) {
-        val colour = byteArrayOf(
-            spec.background.red.toByte(),
-            spec.background.green.toByte(),
-            spec.background.blue.toByte(),
-        )
-        for (i in row.indices) row[i] = colour[i % 3]
-    }
 
     /** Resize one row of the canvas to the width of the network. */
     fun resizeRow(row: Int, taps: Taps, target: IntArray) {
@@ -125,7 +118,7 @@ private class Canvas(private val image: RgbImage, private val spec: Preprocess) 
         }
         if (y !in 0 until image.height) {
             // The weights of a sample sum to 1, so a row of one colour keeps it.
-            for (i in target.indices) target[i] = padded[i % 3].toInt() and 0xFF
+            for (i in target.indices) target[i] = colour[i % 3].toInt() and 0xFF
             return
         }
         System.arraycopy(image.pixels, 3 * y * image.width, padded, 3 * left, 3 * image.width)

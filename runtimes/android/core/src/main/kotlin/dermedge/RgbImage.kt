@@ -153,9 +153,9 @@ public fun yuvToRgb(
             val luma = y.at(column, row) shl 16
             val blue = u.at(column / 2, row / 2) - 128
             val red = v.at(column / 2, row / 2) - 128
-            pixels[to++] = rounded(luma + 91881 * red) // 1.402
-            pixels[to++] = rounded(luma - 22554 * blue - 46802 * red) // 0.344136, 0.714136
-            pixels[to++] = rounded(luma + 116130 * blue) // 1.772
+            pixels[to++] = fixed(luma + 91881 * red) // 1.402
+            pixels[to++] = fixed(luma - 22554 * blue - 46802 * red) // 0.344136, 0.714136
+            pixels[to++] = fixed(luma + 116130 * blue) // 1.772
         }
     }
     return RgbImage(width, height, pixels).upright(orientation)
@@ -178,7 +178,7 @@ private fun checkPlane(name: String, plane: YuvPlane, columns: Int, rows: Int) {
 }
 
 /** Round a sample of 16.16 bits to a byte. */
-private fun rounded(value: Int): Byte = (value + 0x8000 shr 16).coerceIn(0, 255).toByte()
+private fun fixed(value: Int): Byte = (value + 0x8000 shr 16).coerceIn(0, 255).toByte()
 
 /** Refuse an image that is too large for the memory, or too small to be a photograph. */
 internal fun checkSize(width: Int, height: Int, limit: Long = MAX_PIXELS, name: String = "The image") {

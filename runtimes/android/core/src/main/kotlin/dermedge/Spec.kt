@@ -166,7 +166,7 @@ private fun readLabel(value: Any?): Label {
     )
 }
 
-private fun readPreprocess(data: JsonObject): Preprocess {
+internal fun readPreprocess(data: JsonObject): Preprocess {
     val size = data.integer("size", "preprocess")
     val fit = data.string("fit", "preprocess")
     val kernel = data.string("kernel", "preprocess")
@@ -192,11 +192,7 @@ internal fun readArtifact(data: JsonObject): Artifact = Artifact(
     format = data.string("format", "artifact"),
     path = data.string("path", "artifact"),
     precision = data.string("precision", "artifact"),
-    requires = data.array("requires", "artifact").map {
-        it as? String ?: throw BundleError(
-            "artifact.requires holds ${jsonText(it)}, which is not a string. $AGAIN",
-        )
-    },
+    requires = data.array("requires", "artifact").map(::readRequirement),
     toolchain = data.obj("toolchain", "artifact"),
     details = data.optionalObject("details", "artifact") ?: emptyMap(),
     calibration = data.optionalObject("calibration", "artifact"),

@@ -6,9 +6,6 @@ import java.math.MathContext
 private val CHECKS = listOf("files", "preprocessing", "engine", "decoding")
 private val VOLATILE = setOf("timing", "provenance")
 private const val PARITY_REPORT = "reports/parity.json"
-
-// Languages differ in the last digits of exp(); a wrong formula differs by far more.
-private const val DECODED_WITHIN = 1e-6
 private const val SHOWN = 5
 
 /** Failure of one check; the message says what differs and what to do. */
@@ -29,7 +26,10 @@ public fun verify(files: BundleFiles, options: ModelOptions = ModelOptions()): V
 
 /** Verify with an engine that is open already, and stays open. */
 internal fun verify(files: BundleFiles, engine: Engine): VerifyReport =
-    Verification(files).run { engine to false }
+    Verification(files).run { bundle ->
+        checkEngine(engine.name, engine.version, bundle.artifact.requires)
+        engine to false
+    }
 
 private class Verification(private val files: BundleFiles) {
     private var identity = files.name
@@ -87,7 +87,7 @@ private fun start(bundle: Bundle, open: (Bundle) -> Pair<Engine, Boolean>): Pair
 private fun checkFiles(files: BundleFiles): Pair<Bundle, List<GoldenCase>> {
     val (bundle, cases) = try {
         val bundle = Bundle.open(files)
-        bundle to readGolden(bundle)
+        (bundle to readGolden(bundle)).also { checkParity(bundle) }
     } catch (error: BundleError) {
         throw Failure(error.message.orEmpty())
     }
@@ -119,6 +119,25 @@ private fun checkShapes(where: String, outputs: Map<String, Tensor>, spec: Spec)
         if (!fits(actual, expected)) {
             throw Failure(
                 "${quote(task.name)} in $where has shape $actual, not ${shapeText(expected)}. $AGAIN_GET",
+            )
+        }
+    }
+}
+
+/** Check that the manifest's statuses of parity are those of the reports. */
+private fun checkParity(bundle: Bundle) {
+    for (side in listOf("host", "device")) {
+        val entry = asObject(bundle.parity[side], "parity.$side")
+        val named = entry.optional<String>("report", "parity.$side")
+        val path = named ?: PARITY_REPORT.takeIf { side == "host" && it in bundle.digests } ?: continue
+        if (path !in bundle.digests) {
+            throw BundleError("parity.$side names ${quote(path)}, which is not a file. $AGAIN_GET")
+        }
+        val report = asObject(parseJson(bundle.read(path), path), path)
+        if (entry["status"] != report["status"]) {
+            throw BundleError(
+                "parity.$side.status of the manifest is ${jsonText(entry["status"])}, " +
+                    "but $path has ${jsonText(report["status"])}. $AGAIN_GET",
             )
         }
     }
@@ -198,7 +217,8 @@ private fun distance(first: Tensor, second: Tensor): Double {
     }
 }
 
-private fun rounded(value: Double, digits: Int): String =
+/** A number with a few digits. */
+internal fun rounded(value: Double, digits: Int): String =
     if (value.isFinite()) numberText(BigDecimal(value).round(MathContext(digits)).toDouble()) else "$value"
 
 private fun checkDecoding(bundle: Bundle, cases: List<GoldenCase>): String {
@@ -208,34 +228,9 @@ private fun checkDecoding(bundle: Bundle, cases: List<GoldenCase>): String {
         } catch (error: DermedgeError) {
             throw Failure("Golden case ${quote(case.name)} cannot be decoded: ${error.message}")
         }
-        findDifference(prediction - VOLATILE, case.prediction - VOLATILE, "")?.let {
-            throw Failure("Golden case ${quote(case.name)} decodes differently: $it. Install the newest dermedge.")
+        describeDifference(prediction - VOLATILE, case.prediction - VOLATILE, case.expected, bundle)?.let {
+            throw Failure("Golden case ${quote(case.name)} decodes differently: $it")
         }
     }
     return "${cases.size} golden predictions, within 1e-06"
-}
-
-/**
- * Describe the first difference between two JSON values; null if there is none.
- *
- * A missing key is null, so that fields may be added later.
- */
-internal fun findDifference(
-    actual: Any?,
-    wanted: Any?,
-    where: String,
-    within: Double = DECODED_WITHIN,
-): String? = when {
-    actual is Map<*, *> && wanted is Map<*, *> ->
-        (actual.keys + wanted.keys).map { it as String }.sorted().firstNotNullOfOrNull {
-            findDifference(actual[it], wanted[it], "$where.$it", within)
-        }
-    actual is List<*> && wanted is List<*> && actual.size == wanted.size ->
-        actual.indices.firstNotNullOfOrNull {
-            findDifference(actual[it], wanted[it], "$where[$it]", within)
-        }
-    actual is Number && wanted is Number &&
-        Math.abs(actual.toDouble() - wanted.toDouble()) <= within -> null
-    actual == wanted -> null
-    else -> "${where.trimStart('.').ifEmpty { "it" }} is ${jsonText(actual)}, not ${jsonText(wanted)}"
 }
