@@ -6,7 +6,11 @@ import java.io.IOException
 private const val TENTHS = 10
 
 /** Measures a model: each run in three stages, then its start and its memory. */
-internal class Bench(private val model: Model, private val options: ModelOptions, image: ByteArray?) {
+internal class Bench(
+    private val model: Model,
+    private val options: ModelOptions,
+    image: ByteArray?,
+) {
     private val golden = if (image == null) readGolden(model.bundle).first() else null
     private val data: ByteArray = image ?: golden!!.image
 

@@ -16,7 +16,8 @@ private val DIGEST = Regex("[0-9a-f]{64}")
 // protocol's opcode.
 private val PICKLES =
     setOf("pkl", "pickle", "pt", "pth", "ckpt", "joblib", "dill", "cloudpickle")
-private val PICKLE_HEADS = listOf(ZIP_MAGIC) + (2..5).map { byteArrayOf(0x80.toByte(), it.toByte()) }
+private val PICKLE_HEADS =
+    listOf(ZIP_MAGIC) + (2..5).map { byteArrayOf(0x80.toByte(), it.toByte()) }
 
 /**
  * An opened bundle: the content of its manifest, checked.
@@ -134,9 +135,11 @@ public class Bundle private constructor(
     }
 }
 
-internal fun sha256(data: ByteArray): String = hex(MessageDigest.getInstance("SHA-256").digest(data))
+internal fun sha256(data: ByteArray): String =
+    hex(MessageDigest.getInstance("SHA-256").digest(data))
 
-private fun hex(data: ByteArray): String = data.joinToString("") { "%02x".format(it) }
+private fun hex(data: ByteArray): String =
+    data.joinToString("") { (it.toInt() and 0xFF or 0x100).toString(16).substring(1) }
 
 private fun BundleFiles.read(path: String): ByteArray = try {
     open(path).use { it.readBytes() }
@@ -171,7 +174,8 @@ private fun readManifest(files: BundleFiles): JsonObject {
 private fun checkSchema(schema: String, name: String) {
     if (schema == BUNDLE_SCHEMA) return
     val (kind, major) = schema.substringBefore('/') to schema.substringAfter('/', "")
-    if (kind == BUNDLE_SCHEMA.substringBefore('/') && major.isNotEmpty() && major.all(Char::isDigit)) {
+    val own = BUNDLE_SCHEMA.substringBefore('/')
+    if (kind == own && major.isNotEmpty() && major.all(Char::isDigit)) {
         throw BundleError(
             "$name has schema ${quote(schema)}, and this dermedge reads ${quote(BUNDLE_SCHEMA)}. " +
                 "Upgrade dermedge.",
@@ -211,8 +215,8 @@ private fun readParity(data: JsonObject): JsonObject {
         val status = data.obj(side, "parity").string("status", "parity.$side")
         if (status !in STATUSES) {
             throw BundleError(
-                "parity.$side.status is ${quote(status)}, not one of ${STATUSES.joinToString(", ")}. " +
-                    AGAIN,
+                "parity.$side.status is ${quote(status)}, " +
+                    "not one of ${STATUSES.joinToString(", ")}. $AGAIN",
             )
         }
     }
@@ -254,7 +258,8 @@ private fun missing(files: BundleFiles, names: List<String>): BundleError {
             )
         }
     }
-    return BundleError("${files.name} misses ${names.joinToString(", ", transform = ::quote)}. $DAMAGED")
+    val listed = names.joinToString(", ", transform = ::quote)
+    return BundleError("${files.name} misses $listed. $DAMAGED")
 }
 
 private fun unlisted(files: BundleFiles, names: List<String>): BundleError {
@@ -285,7 +290,8 @@ private fun changed(files: BundleFiles, path: String, expected: String): BundleE
         }
     }
     return BundleError(
-        "${quote(path)} in ${files.name} is damaged: its SHA-256 does not fit the manifest. $DAMAGED",
+        "${quote(path)} in ${files.name} is damaged: " +
+            "its SHA-256 does not fit the manifest. $DAMAGED",
     )
 }
 

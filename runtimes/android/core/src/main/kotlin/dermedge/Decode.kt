@@ -35,7 +35,8 @@ internal fun decode(
                     result = result.copy(malignancy = sumMalignant(task, probabilities))
                 }
             }
-            task == malignancy -> result = result.copy(malignancy = sigmoid(values[0] / temperature))
+            task == malignancy ->
+                result = result.copy(malignancy = sigmoid(values[0] / temperature))
             task.kind == Kind.ORDINAL && result.severity == null ->
                 result = result.copy(severity = ordinalLevel(values, temperature))
             task.kind == Kind.EMBED && result.embedding == null ->
@@ -76,8 +77,13 @@ private fun ordinalLevel(logits: DoubleArray, temperature: Double): Int {
     }
 }
 
-/** The sigmoid of the logits, enlarged bilinearly (columns before rows), at or above a threshold. */
-private fun segmentMask(logits: DoubleArray, size: Int, temperature: Double, threshold: Double): Mask {
+/** The sigmoid of the logits, enlarged bilinearly (first along x), at or above a threshold. */
+private fun segmentMask(
+    logits: DoubleArray,
+    size: Int,
+    temperature: Double,
+    threshold: Double,
+): Mask {
     val side = size / 4
     val probability = DoubleArray(logits.size) { sigmoid(logits[it] / temperature) }
     val wide = DoubleArray(side * size)
@@ -85,7 +91,8 @@ private fun segmentMask(logits: DoubleArray, size: Int, temperature: Double, thr
         for (x in 0 until size) {
             val place = Place(x, size, side)
             val start = probability[row * side + place.low]
-            wide[row * size + x] = start + (probability[row * side + place.high] - start) * place.weight
+            val end = probability[row * side + place.high]
+            wide[row * size + x] = start + (end - start) * place.weight
         }
     }
     val inside = BooleanArray(size * size)
@@ -111,7 +118,8 @@ private class Place(index: Int, size: Int, count: Int) {
 
 /** The sum of the malignant labels; labels whose sources disagree (null) count as neither. */
 private fun sumMalignant(task: Task, probabilities: DoubleArray): Double {
-    val sum = task.labels.indices.filter { task.labels[it].malignant == true }.sumOf { probabilities[it] }
+    val malignant = task.labels.indices.filter { task.labels[it].malignant == true }
+    val sum = malignant.sumOf { probabilities[it] }
     return minOf(sum, 1.0) // a sum of rounded probabilities may exceed 1 by 1e-16
 }
 
@@ -123,12 +131,14 @@ private fun rank(task: Task, probabilities: DoubleArray): List<ScoredLabel> =
 
 private fun checked(outputs: Map<String, Tensor>, task: Task, size: Int): DoubleArray {
     val tensor = outputs[task.name] ?: throw EngineError(
-        "The engine gave no output ${quote(task.name)}, only ${quoteAll(outputs.keys.sorted())}. $AGAIN",
+        "The engine gave no output ${quote(task.name)}, " +
+            "only ${quoteAll(outputs.keys.sorted())}. $AGAIN",
     )
     val expected = task.shape(size)
     if (!fits(tensor.shape, expected) || tensor.values.size != tensor.shape.fold(1, Int::times)) {
         throw EngineError(
-            "Output ${quote(task.name)} has shape ${tensor.shape}, not ${shapeText(expected)}. $AGAIN",
+            "Output ${quote(task.name)} has shape ${tensor.shape}, " +
+                "not ${shapeText(expected)}. $AGAIN",
         )
     }
     if (!tensor.values.all { it.isFinite() }) {

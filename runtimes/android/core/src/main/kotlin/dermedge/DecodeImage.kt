@@ -80,12 +80,14 @@ internal fun Int.ceilDiv(divisor: Int): Int = (this + divisor - 1) / divisor
 
 private fun unknown(format: String?, data: ByteArray): ImageError {
     if (format != null) {
-        return ImageError("The image is $format, which dermedge does not read. Convert it to JPEG or PNG.")
+        return ImageError(
+            "The image is $format, which dermedge does not read. Convert it to JPEG or PNG.",
+        )
     }
     val media = data.ascii(4, 4) == "ftyp"
-    val what = if (media) "a media file of the brand ${quote(data.ascii(8, 4))}, not an image" else "not an image"
+    val brand = if (media) "a media file of the brand ${quote(data.ascii(8, 4))}, " else ""
     return ImageError(
-        "The image is $what that dermedge reads (${FORMATS.joinToString(", ")}). " +
+        "The image is ${brand}not an image that dermedge reads (${FORMATS.joinToString(", ")}). " +
             "Convert it to JPEG or PNG.",
     )
 }

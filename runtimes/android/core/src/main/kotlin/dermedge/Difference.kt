@@ -44,9 +44,11 @@ internal fun findDifference(
         actual.indices.firstNotNullOfOrNull {
             findDifference(actual[it], golden[it], "$where[$it]", within)
         }
-    actual is Number && golden is Number && abs(actual.toDouble() - golden.toDouble()) <= within -> null
+    actual is Number && golden is Number &&
+        abs(actual.toDouble() - golden.toDouble()) <= within -> null
     actual == golden -> null
-    else -> "${where.trimStart('.').ifEmpty { "it" }} is ${jsonText(actual)}, not ${jsonText(golden)}"
+    else -> where.trimStart('.').ifEmpty { "it" } +
+        " is ${jsonText(actual)}, not ${jsonText(golden)}"
 }
 
 /** A sentence about the task whose field differs, and whether it explains the difference. */
@@ -66,7 +68,8 @@ private fun findCause(
     val text = "Task ${quote(task.name)} has temperature ${jsonText(fitted.temperature)} and " +
         "threshold ${jsonText(fitted.threshold)}"
     val logits = outputs.getValue(task.name).values.map { it.toDouble() }
-    val other = if (field in setOf("labels", "malignancy")) solveTemperature(golden, task, logits) else null
+    val solvable = field == "labels" || field == "malignancy"
+    val other = if (solvable) solveTemperature(golden, task, logits) else null
     val own = fitted.temperature ?: 1.0
     if (other != null && abs(other - own) > SAME_TEMPERATURE * maxOf(other, own)) {
         return "$text, but temperature ${rounded(other, 4)} gives the golden prediction." to true
@@ -95,12 +98,14 @@ private fun compareLabels(actual: Any?, golden: Any?, task: Task): String? {
             "and the golden case $other."
     }
     names.entries.firstOrNull { it.value != own[it.key] }?.let { (id, name) ->
-        return "The label ${quote(id)} is ${jsonText(own[id])}, and in the golden case ${jsonText(name)}."
+        return "The label ${quote(id)} is ${jsonText(own[id])}, " +
+            "and in the golden case ${jsonText(name)}."
     }
     val ours = probabilities(actual) ?: return null
     val theirs = probabilities(golden) ?: return null
     val moved = own.keys.any { abs(ours.getValue(it) - theirs.getValue(it)) > DECODED_WITHIN }
-    val same = ours.values.sorted().zip(theirs.values.sorted()).all { abs(it.first - it.second) <= DECODED_WITHIN }
+    val same = ours.values.sorted().zip(theirs.values.sorted())
+        .all { abs(it.first - it.second) <= DECODED_WITHIN }
     return if (moved && same) {
         "The labels of task ${quote(task.name)} are in another order than at the export."
     } else {
@@ -109,10 +114,11 @@ private fun compareLabels(actual: Any?, golden: Any?, task: Task): String? {
 }
 
 /** One value of each of a prediction's labels by id; null if they are something else. */
-private fun values(labels: Any?, key: String): Map<String, Any?>? = (labels as? List<*>)?.associate {
-    val label = it as? Map<*, *> ?: return null
-    (label["id"] as? String ?: return null) to label[key]
-}
+private fun values(labels: Any?, key: String): Map<String, Any?>? =
+    (labels as? List<*>)?.associate {
+        val label = it as? Map<*, *> ?: return null
+        (label["id"] as? String ?: return null) to label[key]
+    }
 
 private fun probabilities(labels: Any?): Map<String, Double>? =
     values(labels, "probability")?.mapValues { (it.value as? Number ?: return null).toDouble() }
@@ -137,5 +143,6 @@ private fun solveTemperature(golden: JsonObject, task: Task, outputs: List<Doubl
     val temperature = (logits[high] - logits[low]) / ratio
     if (!(ratio > 0 && temperature > 0)) return null
     val again = softmax(logits.toDoubleArray(), temperature)
-    return temperature.takeIf { wanted.indices.all { abs(again[it] - wanted[it]) <= DECODED_WITHIN } }
+    val fits = wanted.indices.all { abs(again[it] - wanted[it]) <= DECODED_WITHIN }
+    return temperature.takeIf { fits }
 }

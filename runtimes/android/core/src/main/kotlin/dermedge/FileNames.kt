@@ -39,21 +39,24 @@ internal fun checkNames(names: List<String>, where: String) {
     for (name in names) {
         if (!isSafe(name)) {
             throw BundleError(
-                "${quote(name)} in $where is an unsafe path (not relative, plain and NFC). $DAMAGED",
+                "${quote(name)} in $where is an unsafe path " +
+                    "(not relative, plain and NFC). $DAMAGED",
             )
         }
         val other = seen.getOrPut(fold(name)) { name }
         if (other != name) {
             throw BundleError(
-                "${quote(other)} and ${quote(name)} in $where are one file on some systems. $DAMAGED",
+                "${quote(other)} and ${quote(name)} in $where " +
+                    "are one file on some systems. $DAMAGED",
             )
         }
     }
     for (name in names) {
         for (end in name.indices.filter { name[it] == '/' }) {
-            if (fold(name.substring(0, end)) in seen) {
+            val folder = name.substring(0, end)
+            if (fold(folder) in seen) {
                 throw BundleError(
-                    "${quote(name.substring(0, end))} in $where is both a file and a folder. $DAMAGED",
+                    "${quote(folder)} in $where is both a file and a folder. $DAMAGED",
                 )
             }
         }

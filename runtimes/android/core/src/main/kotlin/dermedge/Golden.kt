@@ -23,8 +23,8 @@ internal fun readGolden(bundle: Bundle): List<GoldenCase> {
     val schema = data.string("schema", CASES)
     if (schema != GOLDEN_SCHEMA) {
         throw BundleError(
-            "$CASES has schema ${quote(schema)}, and this dermedge reads ${quote(GOLDEN_SCHEMA)}. " +
-                "Upgrade dermedge.",
+            "$CASES has schema ${quote(schema)}, " +
+                "and this dermedge reads ${quote(GOLDEN_SCHEMA)}. Upgrade dermedge.",
         )
     }
     val cases = data.array("cases", CASES).map { readCase(asObject(it, "golden case"), bundle) }
@@ -78,7 +78,12 @@ private fun readShape(entry: JsonObject, dtype: String, where: String): List<Int
     return shape
 }
 
-private fun readValues(entry: JsonObject, shape: List<Int>, dtype: String, bundle: Bundle): ByteArray {
+private fun readValues(
+    entry: JsonObject,
+    shape: List<Int>,
+    dtype: String,
+    bundle: Bundle,
+): ByteArray {
     val path = entry["path"] as String
     val data = bundle.read(path)
     val wanted = shape.fold((if (dtype == "uint8") 1 else 4).toBigInteger()) { all, size ->

@@ -109,14 +109,17 @@ internal fun readOrientation(exif: ByteArray): Int {
     fun number(at: Int, length: Int): Long {
         var value = 0L
         for (index in 0 until length) {
-            val byte = exif.getOrNull(base + at + if (big) index else length - 1 - index) ?: continue
+            val place = base + at + if (big) index else length - 1 - index
+            val byte = exif.getOrNull(place) ?: continue
             value = value shl 8 or (byte.toLong() and 0xFF)
         }
         return value
     }
 
     val entries = number(4, 4) + 2
-    val end = minOf(entries + 12 * number((entries - 2).coerceAtMost(exif.size.toLong()).toInt(), 2), exif.size.toLong())
+    val size = exif.size.toLong()
+    val count = number(minOf(entries - 2, size).toInt(), 2)
+    val end = minOf(entries + 12 * count, size)
     for (entry in entries until end step 12) {
         val at = entry.toInt()
         if (number(at, 2) == ORIENTATION_TAG.toLong()) {

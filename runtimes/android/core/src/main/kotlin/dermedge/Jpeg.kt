@@ -50,20 +50,28 @@ internal fun checkJpeg(data: ByteArray, picture: RgbImage, decoder: ImageDecoder
     require(jpeg.hasAllRestarts(end)) { "restart markers are missing" }
     require(!endsInGrey(picture) || !wasFilledIn(jpeg, end, decoder)) { "rows are missing" }
     if (findLostBlock(data, jpeg.start, end)) {
-        return listOf("The JPEG's data holds a block of zeros, and part of the picture may be wrong.")
+        return listOf(
+            "The JPEG's data holds a block of zeros, and part of the picture may be wrong.",
+        )
     }
     return emptyList()
 }
 
 /** The part of a JPEG's headers that tells how much compressed data must follow. */
-private class Jpeg(val data: ByteArray, val frame: Segment, val interval: Int, val scan: Segment) {
+private class Jpeg(
+    val data: ByteArray,
+    val frame: Segment,
+    val interval: Int,
+    val scan: Segment,
+) {
     val start: Int get() = scan.end
 
     /** Sampling factors across and down by component. */
-    val sampling: Map<Int, Pair<Int, Int>> = (frame.start + 6 until frame.end - 2 step 3).associate {
-        val factors = data.big(it + 1, 1)
-        data.big(it, 1) to (maxOf(factors shr 4, 1) to maxOf(factors and 15, 1))
-    }
+    val sampling: Map<Int, Pair<Int, Int>> =
+        (frame.start + 6 until frame.end - 2 step 3).associate {
+            val factors = data.big(it + 1, 1)
+            data.big(it, 1) to (maxOf(factors shr 4, 1) to maxOf(factors and 15, 1))
+        }
 
     /** Whether the scans hold every coefficient in full precision. */
     fun hasAllScans(rest: Iterator<Segment>): Boolean {
@@ -75,7 +83,8 @@ private class Jpeg(val data: ByteArray, val frame: Segment, val interval: Int, v
         while (current != null) {
             val count = data.big(current.start, 1)
             val tail = current.start + 1 + 2 * count
-            val (first, last) = if (progressive) data.big(tail, 1) to data.big(tail + 1, 1) else 0 to 63
+            val first = if (progressive) data.big(tail, 1) else 0
+            val last = if (progressive) data.big(tail + 1, 1) else COEFFICIENTS - 1
             if (!progressive || data.big(tail + 2, 1) and 15 == 0) {
                 for (index in 0 until count) {
                     val one = data.big(current.start + 1 + 2 * index, 1)
@@ -124,7 +133,8 @@ private fun readHeader(data: ByteArray, segments: Iterator<Segment>): Jpeg? {
         when (segment.marker) {
             in FRAMES -> frame = segment
             INTERVAL -> interval = data.big(segment.start, 2)
-            SCAN -> return frame?.let { Jpeg(data, it, interval, segment) }?.takeIf { it.sampling.isNotEmpty() }
+            SCAN -> return frame?.let { Jpeg(data, it, interval, segment) }
+                ?.takeIf { it.sampling.isNotEmpty() }
         }
     }
     return null

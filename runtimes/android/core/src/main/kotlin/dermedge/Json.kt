@@ -200,7 +200,8 @@ internal fun canonicalJson(value: Any?): ByteArray {
 public fun toJsonText(value: Any?): String = jsonText(value)
 
 /** Write a JSON value on one line, with the keys in their order. */
-internal fun jsonText(value: Any?): String = StringBuilder().also { write(value, it, sorted = false) }.toString()
+internal fun jsonText(value: Any?): String =
+    StringBuilder().also { write(value, it, sorted = false) }.toString()
 
 private fun write(value: Any?, to: StringBuilder, sorted: Boolean) {
     when (value) {
@@ -239,7 +240,9 @@ private fun write(value: Any?, to: StringBuilder, sorted: Boolean) {
 
 private fun exact(value: Long): Long {
     if (value !in -LARGEST_INTEGER..LARGEST_INTEGER) {
-        throw UsageError("The integer $value is beyond 2^53 - 1 and not exact in JSON. Write it as text.")
+        throw UsageError(
+            "The integer $value is beyond 2^53 - 1 and not exact in JSON. Write it as text.",
+        )
     }
     return value
 }
@@ -255,7 +258,8 @@ private fun writeString(text: String, to: StringBuilder) {
             '\r' -> to.append("\\r")
             '"' -> to.append("\\\"")
             '\\' -> to.append("\\\\")
-            else -> if (letter < ' ') to.append("\\u%04x".format(letter.code)) else to.append(letter)
+            in '\u0000'..'\u001f' -> to.append("\\u%04x".format(letter.code))
+            else -> to.append(letter)
         }
     }
     to.append('"')

@@ -65,14 +65,21 @@ public class LiteRtEngine private constructor(
     /** Opens LiteRT on the CPU. */
     public companion object : EngineFactory {
         internal const val NAME: String = "litert"
+        private const val ANDROID = "Dalvik"
 
         override fun open(bundle: Bundle, threads: Int?): Engine {
+            if (System.getProperty("java.vm.name") != ANDROID) {
+                throw ElsewhereError(
+                    "A LiteRT bundle runs on Android only, and this is another JVM. " +
+                        "Run `verify` in the app, or `dermedge verify` of Python here.",
+                )
+            }
             val version = try {
                 TensorFlowLite.runtimeVersion()
             } catch (error: LinkageError) {
                 throw MissingExtraError(
                     "A LiteRT bundle needs LiteRT, which the app has not. Add the dependency " +
-                        "com.google.ai.edge.litert:litert; it runs on Android only.",
+                        "com.google.ai.edge.litert:litert.",
                     error,
                 )
             }
@@ -104,7 +111,9 @@ public class LiteRtEngine private constructor(
         private fun checkInterpreter(interpreter: Interpreter, spec: Spec): String {
             val names = interpreter.signatureKeys
             if (names.size != 1) {
-                throw EngineError("The model's signatures are ${quoteAll(names.asList())}, not one. $AGAIN")
+                throw EngineError(
+                    "The model's signatures are ${quoteAll(names.asList())}, not one. $AGAIN",
+                )
             }
             val signature = names[0]
             checkSignature(

@@ -141,7 +141,9 @@ public class Model private constructor(
 
     private inline fun <T> whileOpen(block: () -> T): T = lock.read {
         if (closed) {
-            throw UsageError("The model ${quote(bundle.spec.name)} is closed. Load its bundle again.")
+            throw UsageError(
+                "The model ${quote(bundle.spec.name)} is closed. Load its bundle again.",
+            )
         }
         block()
     }

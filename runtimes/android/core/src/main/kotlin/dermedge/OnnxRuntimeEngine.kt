@@ -84,11 +84,13 @@ public class OnnxRuntimeEngine private constructor(
         override fun open(bundle: Bundle, threads: Int?): Engine {
             forbidTelemetry()
             val environment = try {
-                OrtEnvironment.getEnvironment(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL, "dermedge")
+                val level = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL
+                OrtEnvironment.getEnvironment(level, "dermedge")
             } catch (error: LinkageError) {
                 throw MissingExtraError(
-                    "An ONNX bundle needs ONNX Runtime, which the app has not. Add the dependency " +
-                        "com.microsoft.onnxruntime:onnxruntime-android (on a JVM: onnxruntime).",
+                    "An ONNX bundle needs ONNX Runtime, which the app has not. Add the " +
+                        "dependency com.microsoft.onnxruntime:onnxruntime-android " +
+                        "(on a JVM: onnxruntime).",
                     error,
                 )
             }
@@ -99,9 +101,8 @@ public class OnnxRuntimeEngine private constructor(
                 options(threads).use { environment.createSession(graph, it) }
             } catch (error: OrtException) {
                 throw EngineError(
-                    "$NAME $version refuses ${bundle.artifact.path} (${error.firstLine()}): it needs " +
-                        bundle.artifact.requires.joinToString(", ").ifEmpty { "another version" } +
-                        ". Upgrade it, or export the model again.",
+                    "$NAME $version refuses ${bundle.artifact.path} (${error.firstLine()}). " +
+                        "Upgrade it, or export the model again.",
                     error,
                 )
             }
@@ -125,15 +126,16 @@ public class OnnxRuntimeEngine private constructor(
             setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL)
         }
 
-        private fun ports(nodes: Map<String, NodeInfo>): Map<String, Port> = nodes.mapValues { (_, node) ->
-            val info = node.info as? TensorInfo
-            val type = when (info?.type) {
-                OnnxJavaType.UINT8 -> "uint8"
-                OnnxJavaType.FLOAT -> "float32"
-                else -> info?.type.toString().lowercase()
+        private fun ports(nodes: Map<String, NodeInfo>): Map<String, Port> =
+            nodes.mapValues { (_, node) ->
+                val info = node.info as? TensorInfo
+                val type = when (info?.type) {
+                    OnnxJavaType.UINT8 -> "uint8"
+                    OnnxJavaType.FLOAT -> "float32"
+                    else -> info?.type.toString().lowercase()
+                }
+                Port(type, info?.shape?.map { it.toInt() } ?: emptyList())
             }
-            Port(type, info?.shape?.map { it.toInt() } ?: emptyList())
-        }
 
         /**
          * Disable ONNX Runtime's telemetry before its library is loaded.
@@ -145,8 +147,9 @@ public class OnnxRuntimeEngine private constructor(
          */
         private fun forbidTelemetry() {
             try {
+                val text = String::class.java
                 Class.forName("android.system.Os")
-                    .getMethod("setenv", String::class.java, String::class.java, Boolean::class.java)
+                    .getMethod("setenv", text, text, Boolean::class.java)
                     .invoke(null, "ORT_DISABLE_TELEMETRY", "1", true)
             } catch (error: ReflectiveOperationException) {
                 return

@@ -57,7 +57,8 @@ internal class Png(private val data: ByteArray) {
         private set
 
     init {
-        require(data.big(8, 4) == HEADER_LENGTH && data.ascii(12, 4) == "IHDR") { "it has no header" }
+        val header = data.big(8, 4) == HEADER_LENGTH && data.ascii(12, 4) == "IHDR"
+        require(header) { "it has no header" }
         width = data.big(16, 4)
         height = data.big(20, 4)
         depth = data.big(24, 1)
@@ -130,7 +131,8 @@ internal class Png(private val data: ByteArray) {
         return RgbImage(width, height, target)
     }
 
-    private fun count(length: Int, start: Int, step: Int) = ((length - start).coerceAtLeast(0)).ceilDiv(step)
+    private fun count(length: Int, start: Int, step: Int) =
+        (length - start).coerceAtLeast(0).ceilDiv(step)
 
     /** Reads the rows of a pass: inflates them and removes their filters. */
     private inner class RowReader(private val pixelBytes: Int) : AutoCloseable {
@@ -194,20 +196,24 @@ internal class Png(private val data: ByteArray) {
         private fun paintPixel(samples: ByteArray, from: Int, to: Int) {
             val first = sample(samples, from)
             when (colour) {
-                GREY -> put(to, first, first, first, if (key != null && first == key[0]) 0 else 255)
+                GREY -> put(to, first, first, first, if (first == key?.get(0)) 0 else 255)
                 GREY_ALPHA -> put(to, first, first, first, sample(samples, from + 1))
                 PALETTE -> put(
                     to,
                     palette.big(3 * first, 1),
                     palette.big(3 * first + 1, 1),
                     palette.big(3 * first + 2, 1),
-                    if (alphas != null && first < alphas.size) alphas[first].toInt() and 0xFF else 255,
+                    alphas?.getOrNull(first)?.let { it.toInt() and 0xFF } ?: 255,
                 )
                 else -> {
                     val green = sample(samples, from + 1)
                     val blue = sample(samples, from + 2)
-                    val clear = key != null && first == key[0] && green == key[1] && blue == key[2]
-                    val alpha = if (colour == RGBA) sample(samples, from + 3) else if (clear) 0 else 255
+                    val alpha = when {
+                        colour == RGBA -> sample(samples, from + 3)
+                        key == null -> 255
+                        first == key[0] && green == key[1] && blue == key[2] -> 0
+                        else -> 255
+                    }
                     put(to, first, green, blue, alpha)
                 }
             }

@@ -32,7 +32,8 @@ internal class Preprocessor(private val spec: Preprocess) {
             ready = maxOf(ready, last)
             sum.fill(HALF)
             for (tap in 0 until down.count[i]) {
-                addScaled(rows[(first + tap) % rows.size], down.weights[i * down.longest + tap], sum)
+                val weight = down.weights[i * down.longest + tap]
+                addScaled(rows[(first + tap) % rows.size], weight, sum)
             }
             val start = i * size * 3
             for (x in sum.indices) result[start + x] = minOf(sum[x] shr PRECISION, 255).toByte()

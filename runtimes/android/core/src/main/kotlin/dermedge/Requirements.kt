@@ -2,10 +2,10 @@ package dermedge
 
 import java.math.BigInteger
 
-private const val NUMBERS = "[0-9]+(?:\\.[0-9]+)*"
-private const val BOUND = "(>=|<=|==|!=|>|<)($NUMBERS)"
+// A bound of more digits would be no version, and other languages round it.
+private const val BOUND = "(>=|<=|==|!=|>|<)([0-9]{1,9}(?:\\.[0-9]{1,9})*)"
 private val BOUNDS = Regex(BOUND)
-private val LEADING = Regex("^$NUMBERS")
+private val LEADING = Regex("^[0-9]+(?:\\.[0-9]+)*")
 private val REQUIREMENT = Regex("([A-Za-z0-9][A-Za-z0-9._-]*)((?:$BOUND(?:,$BOUND)*)?)")
 
 /** Read one entry of an artifact's `requires`, such as `onnxruntime>=1.17,<2`. */
@@ -13,7 +13,8 @@ internal fun readRequirement(value: Any?): String {
     if (value !is String || !REQUIREMENT.matches(value)) {
         val shown = if (value is String) quote(value) else jsonText(value)
         throw BundleError(
-            "The requirement $shown is not a name with bounds, such as 'onnxruntime>=1.17,<2'. $AGAIN",
+            "The requirement $shown is not a name with bounds, " +
+                "such as 'onnxruntime>=1.17,<2'. $AGAIN",
         )
     }
     return value
@@ -59,7 +60,8 @@ private fun satisfies(version: String, bounds: String): Boolean {
 private fun compareVersions(first: String, second: String): Int {
     val (a, b) = listOf(first, second).map { version -> version.split(".").map(::BigInteger) }
     for (index in 0 until maxOf(a.size, b.size)) {
-        val order = a.getOrElse(index) { BigInteger.ZERO }.compareTo(b.getOrElse(index) { BigInteger.ZERO })
+        val order = (a.getOrNull(index) ?: BigInteger.ZERO)
+            .compareTo(b.getOrNull(index) ?: BigInteger.ZERO)
         if (order != 0) return order
     }
     return 0

@@ -170,8 +170,8 @@ private fun checkPlane(name: String, plane: YuvPlane, columns: Int, rows: Int) {
         plane.buffer.remaining() < needed
     ) {
         throw UsageError(
-            "Plane $name has ${plane.buffer.remaining()} bytes, and $columns x $rows samples with " +
-                "strides ${plane.rowStride} and ${plane.pixelStride} need $needed. " +
+            "Plane $name has ${plane.buffer.remaining()} bytes, and $columns x $rows samples " +
+                "with strides ${plane.rowStride} and ${plane.pixelStride} need $needed. " +
                 "Pass the plane from its first sample on.",
         )
     }
@@ -181,15 +181,15 @@ private fun checkPlane(name: String, plane: YuvPlane, columns: Int, rows: Int) {
 private fun fixed(value: Int): Byte = (value + 0x8000 shr 16).coerceIn(0, 255).toByte()
 
 /** Refuse an image that is too large for the memory, or too small to be a photograph. */
-internal fun checkSize(width: Int, height: Int, limit: Long = MAX_PIXELS, name: String = "The image") {
+internal fun checkSize(width: Int, height: Int, limit: Long = MAX_PIXELS) {
     if (width.toLong() * height > limit) {
         throw ImageError(
-            "$name has $width x $height pixels, over the limit of $limit. Pass a smaller one.",
+            "The image has $width x $height pixels, over the limit of $limit. Pass a smaller one.",
         )
     }
     if (minOf(width, height) < MIN_SIDE) {
         throw ImageError(
-            "$name has $width x $height pixels, too small to be a photograph. " +
+            "The image has $width x $height pixels, too small to be a photograph. " +
                 "Each side needs $MIN_SIDE or more.",
         )
     }

@@ -6,7 +6,7 @@ internal const val INPUT: String = "image"
 internal class Port(val type: String, val shape: List<Int>) {
     /** The port as text, such as `float32 [N, 3]`. */
     override fun toString(): String = shape
-        .mapIndexed { index, size -> if (size != FREE) "$size" else if (index == 0) "N" else "D" }
+        .mapIndexed { at, size -> if (size != FREE) "$size" else if (at == 0) "N" else "D" }
         .joinToString(", ", "$type [", "]")
 }
 
@@ -18,7 +18,8 @@ internal class Port(val type: String, val shape: List<Int>) {
 internal fun checkSignature(inputs: Map<String, Port>, outputs: Map<String, Port>, spec: Spec) {
     val size = spec.preprocess.size
     val input = inputs[INPUT]
-    if (inputs.size != 1 || input?.type != "uint8" || input.shape.drop(1) != listOf(size, size, 3)) {
+    val shape = listOf(size, size, 3)
+    if (inputs.size != 1 || input?.type != "uint8" || input.shape.drop(1) != shape) {
         val found = inputs.map { (name, port) -> "${quote(name)} $port" }.joinToString(", ")
         throw EngineError(
             "The graph's inputs are ${found.ifEmpty { "none" }}, " +
@@ -40,7 +41,9 @@ internal fun checkSignature(inputs: Map<String, Port>, outputs: Map<String, Port
         val port = outputs.getValue(task.name)
         val expected = listOf(batch) + task.shape(size)
         val fits = port.shape.size == expected.size &&
-            port.shape.zip(expected).all { (have, want) -> have == FREE || want == FREE || have == want }
+            port.shape.zip(expected).all { (have, want) ->
+                have == want || have == FREE || want == FREE
+            }
         if (port.type != "float32" || !fits) {
             val wanted = Port("float32", listOf(FREE) + task.shape(size))
             throw EngineError("Output ${quote(task.name)} is $port, not $wanted. $AGAIN")

@@ -61,7 +61,8 @@ internal const val FREE: Int = -1
 
 /** Whether a shape is the one that a task needs; [FREE] fits every size. */
 internal fun fits(actual: List<Int>, expected: List<Int>): Boolean =
-    actual.size == expected.size && actual.zip(expected).all { (have, want) -> want == FREE || have == want }
+    actual.size == expected.size &&
+        actual.zip(expected).all { (have, want) -> want == FREE || have == want }
 
 /**
  * Conversion of decoded RGB to the network's uint8 [S, S, 3] input.
@@ -150,7 +151,8 @@ private fun readTask(value: Any?): Task {
     val tooFew = kind in setOf(Kind.CLASSIFY, Kind.ORDINAL) && ids.size < 2
     if (ids.distinct() != ids || tooFew) {
         throw BundleError(
-            "Task ${quote(task.name)} needs two or more distinct labels, not ${quoteAll(ids)}. $AGAIN",
+            "Task ${quote(task.name)} needs two or more distinct labels, " +
+                "not ${quoteAll(ids)}. $AGAIN",
         )
     }
     return task

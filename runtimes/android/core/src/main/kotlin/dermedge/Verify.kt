@@ -75,7 +75,7 @@ private class Verification(private val files: BundleFiles) {
     }
 }
 
-private fun start(bundle: Bundle, open: (Bundle) -> Pair<Engine, Boolean>): Pair<Engine, Boolean> = try {
+private fun <T> start(bundle: Bundle, open: (Bundle) -> T): T = try {
     open(bundle)
 } catch (error: EngineError) {
     throw Failure(error.message.orEmpty())
@@ -95,7 +95,8 @@ private fun checkFiles(files: BundleFiles): Pair<Bundle, List<GoldenCase>> {
     for (case in cases) {
         if (case.size != size) {
             throw Failure(
-                "Golden case ${quote(case.name)} has a tensor of ${case.size} px, not $size. $AGAIN_GET",
+                "Golden case ${quote(case.name)} has a tensor of ${case.size} px, " +
+                    "not $size. $AGAIN_GET",
             )
         }
         checkShapes("reference of golden case ${quote(case.name)}", case.reference, bundle.spec)
@@ -110,7 +111,8 @@ private fun checkShapes(where: String, outputs: Map<String, Tensor>, spec: Spec)
     val tasks = spec.tasks.map { it.name }.sorted()
     if (outputs.keys.sorted() != tasks) {
         throw Failure(
-            "$where has outputs ${quoteAll(outputs.keys.sorted())}, not ${quoteAll(tasks)}. $AGAIN_GET",
+            "$where has outputs ${quoteAll(outputs.keys.sorted())}, " +
+                "not ${quoteAll(tasks)}. $AGAIN_GET",
         )
     }
     for (task in spec.tasks) {
@@ -118,7 +120,8 @@ private fun checkShapes(where: String, outputs: Map<String, Tensor>, spec: Spec)
         val actual = outputs.getValue(task.name).shape
         if (!fits(actual, expected)) {
             throw Failure(
-                "${quote(task.name)} in $where has shape $actual, not ${shapeText(expected)}. $AGAIN_GET",
+                "${quote(task.name)} in $where has shape $actual, " +
+                    "not ${shapeText(expected)}. $AGAIN_GET",
             )
         }
     }
@@ -129,7 +132,8 @@ private fun checkParity(bundle: Bundle) {
     for (side in listOf("host", "device")) {
         val entry = asObject(bundle.parity[side], "parity.$side")
         val named = entry.optional<String>("report", "parity.$side")
-        val path = named ?: PARITY_REPORT.takeIf { side == "host" && it in bundle.digests } ?: continue
+        val usual = PARITY_REPORT.takeIf { side == "host" && it in bundle.digests }
+        val path = named ?: usual ?: continue
         if (path !in bundle.digests) {
             throw BundleError("parity.$side names ${quote(path)}, which is not a file. $AGAIN_GET")
         }
@@ -157,9 +161,13 @@ private fun checkPreprocessing(bundle: Bundle, cases: List<GoldenCase>): String 
         val tensor = try {
             preprocessor.prepare(decodeImage(case.image, spec.background, NoDecoder).picture)
         } catch (error: DermedgeError) {
-            throw Failure("Golden image ${quote(case.name)} cannot be preprocessed: ${error.message}")
+            throw Failure(
+                "Golden image ${quote(case.name)} cannot be preprocessed: ${error.message}",
+            )
         }
-        val distances = tensor.indices.map { Math.abs((tensor[it].toInt() and 0xFF) - (case.tensor[it].toInt() and 0xFF)) }
+        val distances = tensor.indices.map {
+            Math.abs((tensor[it].toInt() and 0xFF) - (case.tensor[it].toInt() and 0xFF))
+        }
         if (distances.any { it > 0 }) {
             throw Failure(
                 "Preprocessing of golden image ${quote(case.name)} differs in " +
@@ -188,7 +196,9 @@ private fun checkEngine(bundle: Bundle, cases: List<GoldenCase>, engine: Engine)
             val actual = outputs[task]
             if (actual == null || actual.shape != expected.shape) {
                 val found = if (actual == null) "nothing" else "shape ${actual.shape}"
-                throw Failure("$where: $found, not shape ${expected.shape}. Use the engine of the export.")
+                throw Failure(
+                    "$where: $found, not shape ${expected.shape}. Use the engine of the export.",
+                )
             }
             val limit = bundle.tolerance.getValue(task)
             val difference = distance(actual, expected)
@@ -218,8 +228,10 @@ private fun distance(first: Tensor, second: Tensor): Double {
 }
 
 /** A number with a few digits. */
-internal fun rounded(value: Double, digits: Int): String =
-    if (value.isFinite()) numberText(BigDecimal(value).round(MathContext(digits)).toDouble()) else "$value"
+internal fun rounded(value: Double, digits: Int): String {
+    if (!value.isFinite()) return "$value"
+    return numberText(BigDecimal(value).round(MathContext(digits)).toDouble())
+}
 
 private fun checkDecoding(bundle: Bundle, cases: List<GoldenCase>): String {
     for (case in cases) {
@@ -228,7 +240,8 @@ private fun checkDecoding(bundle: Bundle, cases: List<GoldenCase>): String {
         } catch (error: DermedgeError) {
             throw Failure("Golden case ${quote(case.name)} cannot be decoded: ${error.message}")
         }
-        describeDifference(prediction - VOLATILE, case.prediction - VOLATILE, case.expected, bundle)?.let {
+        val golden = case.prediction - VOLATILE
+        describeDifference(prediction - VOLATILE, golden, case.expected, bundle)?.let {
             throw Failure("Golden case ${quote(case.name)} decodes differently: $it")
         }
     }

@@ -109,7 +109,9 @@ internal class ZipFiles(override val name: String, private val bytes: Bytes) : B
     }
 
     private fun addEntry(path: String, directory: ByteBuffer, at: Int) {
-        if (path in entries) throw BundleError("$name holds ${quote(path)} twice, which is unsafe. $DAMAGED")
+        if (path in entries) {
+            throw BundleError("$name holds ${quote(path)} twice, which is unsafe. $DAMAGED")
+        }
         // The upper half of the attributes is the mode of Unix: 8 is a file, 4 a folder.
         val mode = directory.short(at + 40) ushr 12
         if (mode !in setOf(0, 4, 8)) throw notRegular(path, name)
@@ -145,7 +147,8 @@ internal class ZipFiles(override val name: String, private val bytes: Bytes) : B
         return String(stored, Charsets.UTF_8)
     }
 
-    private fun damaged(problem: String) = BundleError("$name is a damaged zip ($problem). $DAMAGED")
+    private fun damaged(problem: String) =
+        BundleError("$name is a damaged zip ($problem). $DAMAGED")
 
     private fun rezipped(path: String) = BundleError(
         "$name has the entry ${quote(path)}, so another program zipped or compressed it. " +

@@ -9,10 +9,13 @@ import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import kotlin.test.assertTrue
 
-private fun plane(vararg samples: Int, rowStride: Int, pixelStride: Int = 1) =
-    YuvPlane(ByteBuffer.wrap(ByteArray(samples.size) { samples[it].toByte() }), rowStride, pixelStride)
+private fun plane(vararg samples: Int, rowStride: Int): YuvPlane {
+    val bytes = ByteArray(samples.size) { samples[it].toByte() }
+    return YuvPlane(ByteBuffer.wrap(bytes), rowStride, pixelStride = 1)
+}
 
-private fun RgbImage.at(x: Int, y: Int) = List(3) { pixels[3 * (y * width + x) + it].toInt() and 0xFF }
+private fun RgbImage.at(x: Int, y: Int) =
+    List(3) { pixels[3 * (y * width + x) + it].toInt() and 0xFF }
 
 /** Frames of cameras, transparency, and names of files. */
 class PixelsTest {

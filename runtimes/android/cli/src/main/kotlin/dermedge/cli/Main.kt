@@ -13,7 +13,8 @@ import java.io.File
 import java.io.IOException
 import kotlin.system.exitProcess
 
-private const val USAGE = """Usage: dermedge COMMAND BUNDLE [IMAGE...] [--threads N] [--runs N] [--exact]
+private const val USAGE = """
+Usage: dermedge COMMAND BUNDLE [IMAGE...] [--threads N] [--runs N] [--exact]
 
 Commands:
   verify   Verify BUNDLE on this machine.
@@ -93,15 +94,18 @@ private fun predict(arguments: Arguments): Int {
 }
 
 /** Print the bytes of the heap that are in use after each tenth of the predictions. */
-private fun soak(arguments: Arguments): Int = Model.load(arguments.bundle, arguments.options).use { model ->
-    val image = readImage(arguments.images.firstOrNull() ?: throw UsageError("No image is given. $USAGE"))
-    val heap = (1..TENTHS).map {
-        repeat(arguments.runs / TENTHS) { model.predict(image) }
-        System.gc()
-        Runtime.getRuntime().let { it.totalMemory() - it.freeMemory() }
+private fun soak(arguments: Arguments): Int {
+    val name = arguments.images.firstOrNull() ?: throw UsageError("No image is given. $USAGE")
+    val image = readImage(name)
+    Model.load(arguments.bundle, arguments.options).use { model ->
+        val heap = (1..TENTHS).map {
+            repeat(arguments.runs / TENTHS) { model.predict(image) }
+            System.gc()
+            Runtime.getRuntime().let { it.totalMemory() - it.freeMemory() }
+        }
+        println(toJsonText(mapOf("predictions" to arguments.runs, "heap_bytes" to heap)))
     }
-    println(toJsonText(mapOf("predictions" to arguments.runs, "heap_bytes" to heap)))
-    0
+    return 0
 }
 
 private fun readImage(name: String): ByteArray = try {
