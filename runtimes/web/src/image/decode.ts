@@ -106,11 +106,10 @@ async function decodeJpeg(
   } catch (error) {
     throw damaged(name, "JPEG", firstLine(error));
   }
-  // Some browsers refuse a complete picture without an end marker.
-  const bitmap = await decodeBitmap(header.closed ? data : check.probes[0], "JPEG", name);
+  const bitmap = await decodeBitmap(data, "JPEG", name);
   // The grey of four components is another colour in RGB.
-  const mustProbe = !header.closed || header.sampling.size === 4;
-  if ((mustProbe || hasGreyCorner(bitmap)) && (await differ(check.probes, name))) {
+  const suspect = header.sampling.size === 4 || hasGreyCorner(bitmap);
+  if (suspect && (await differ(check.probes, name))) {
     bitmap.close();
     throw damaged(name, "JPEG", "rows are missing");
   }

@@ -90,9 +90,8 @@ export interface JpegCheck {
  * @throws Error if part of the picture is missing.
  */
 export function checkJpeg(data: Uint8Array, header: JpegHeader): JpegCheck {
+  if (!header.closed) throw new Error("the end marker is missing");
   if (!hasAllScans(header)) throw new Error("scans are missing");
-  // A single scan may be complete without an end marker; the probes show it.
-  if (!header.closed && header.scans.length > 1) throw new Error("the end marker is missing");
   const end = findMarker(data, header.start) ?? data.length;
   if (lacksRestarts(data, header, end)) throw new Error("restart markers are missing");
   return {
