@@ -128,4 +128,3 @@ function startsLikePickle(data: Uint8Array): boolean {
 function missing(names: readonly string[], where: string): BundleError {
   return new BundleError(`${where} misses ${quoteAll(names)}. ${DAMAGED}`);
 }
-

@@ -37,7 +37,9 @@ export class Client {
       );
     });
     this.worker.addEventListener("messageerror", () => {
-      this.fail(new DermedgeError("A message of the worker cannot be read. Load the bundle again."));
+      this.fail(
+        new DermedgeError("A message of the worker cannot be read. Load the bundle again."),
+      );
     });
   }
 

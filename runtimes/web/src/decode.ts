@@ -155,7 +155,10 @@ function sumMalignant(task: Task, probabilities: readonly number[]): number {
   // Labels whose sources disagree (null) count as neither.
   const chosen = probabilities.filter((_, index) => task.labels[index].malignant);
   // A sum of rounded probabilities may exceed 1 by 1e-16.
-  return Math.min(chosen.reduce((sum, probability) => sum + probability, 0), 1);
+  return Math.min(
+    chosen.reduce((sum, probability) => sum + probability, 0),
+    1,
+  );
 }
 
 /** Return the labels, most probable first; equal ones keep the task's order. */
@@ -203,10 +206,7 @@ function checkedValues(
 }
 
 /** Return whether a shape is the expected one, of which null is a free width. */
-export function fitsShape(
-  shape: readonly number[],
-  expected: readonly (number | null)[],
-): boolean {
+export function fitsShape(shape: readonly number[], expected: readonly (number | null)[]): boolean {
   return (
     shape.length === expected.length &&
     expected.every((length, index) => length === null || length === shape[index])

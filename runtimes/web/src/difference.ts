@@ -2,13 +2,7 @@
 
 import { softmax, type Tensor } from "./decode";
 import { quote, quoteAll } from "./json";
-import {
-  diagnosisTask,
-  malignancyTask,
-  type Postprocessing,
-  type Spec,
-  type Task,
-} from "./spec";
+import { diagnosisTask, malignancyTask, type Postprocessing, type Spec, type Task } from "./spec";
 import { AGAIN, isRecord } from "./take";
 
 /** Languages differ in the last digits of exp(); a wrong formula differs by far more. */
@@ -77,19 +71,28 @@ function firstText<T>(items: readonly T[], describe: (item: T) => string): strin
   return "";
 }
 
-function findCause(actual: Fields, golden: Fields, { outputs, spec, postprocessing }: Decoding): Cause {
+function findCause(
+  actual: Fields,
+  golden: Fields,
+  { outputs, spec, postprocessing }: Decoding,
+): Cause {
   for (const [field, task] of fieldTasks(spec)) {
     if (!task || !findDifference(actual[field] ?? null, golden[field] ?? null, field)) continue;
     const labels = field === "labels" ? compareLabels(actual[field], golden[field], task) : "";
     if (labels) return { text: labels, explained: true };
     const { temperature, threshold } = postprocessing[task.name];
-    const text = `Task ${quote(task.name)} has temperature ${temperature} and threshold ${threshold}`;
+    const text =
+      `Task ${quote(task.name)} has temperature ${temperature} ` +
+      `and threshold ${threshold}`;
     const solvable = field === "labels" || field === "malignancy";
     const other = solvable ? solveTemperature(golden, task, outputs[task.name].values) : null;
     const own = temperature ?? 1;
     if (other !== null && Math.abs(other - own) > 1e-4 * Math.max(other, own)) {
       const gives = Number(other.toPrecision(4));
-      return { text: `${text}, but temperature ${gives} gives the golden prediction.`, explained: true };
+      return {
+        text: `${text}, but temperature ${gives} gives the golden prediction.`,
+        explained: true,
+      };
     }
     return { text: `${text}.`, explained: field === "threshold" };
   }

@@ -82,7 +82,9 @@ function readTensor(entry: Json, dtype: keyof typeof BYTES, where: string, read:
   const shape = take(entry, "shape", "list", where).filter(isLength);
   const complete = shape.length === take(entry, "shape", "list", where).length;
   if (take(entry, "dtype", "string", where) !== dtype || !complete) {
-    throw new BundleError(`${path} of ${where} is ${quote(entry)}, not a ${dtype} tensor. ${AGAIN}`);
+    throw new BundleError(
+      `${path} of ${where} is ${quote(entry)}, not a ${dtype} tensor. ${AGAIN}`,
+    );
   }
   const data = read(path);
   const count = shape.reduce((product, length) => product * length, 1);

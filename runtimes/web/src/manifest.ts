@@ -70,10 +70,7 @@ export async function parseManifest(manifest: Json, where: string): Promise<Bund
     id: digest,
     spec,
     artifact: parseArtifact(take(manifest, "artifact", "object", MANIFEST)),
-    postprocessing: parsePostprocessing(
-      take(manifest, "postprocessing", "object", MANIFEST),
-      spec,
-    ),
+    postprocessing: parsePostprocessing(take(manifest, "postprocessing", "object", MANIFEST), spec),
     tolerance: parseTolerance(take(manifest, "tolerance", "object", MANIFEST), spec),
     parity: parseParity(take(manifest, "parity", "object", MANIFEST)),
     files: parseFiles(take(manifest, "files", "object", MANIFEST), where),
@@ -158,7 +155,8 @@ function parseTask(data: Json): Task {
   const needsTwo = task.kind === "classify" || task.kind === "ordinal";
   if (new Set(ids).size !== ids.length || (needsTwo && ids.length < 2)) {
     throw new BundleError(
-      `Task ${quote(task.name)} needs two or more distinct labels, not [${quoteAll(ids)}]. ${AGAIN}`,
+      `Task ${quote(task.name)} needs two or more distinct labels, ` +
+        `not [${quoteAll(ids)}]. ${AGAIN}`,
     );
   }
   return task;

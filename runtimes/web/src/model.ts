@@ -140,7 +140,8 @@ export class Model {
     signal,
     onProgress,
     ...options
-  }: BenchOptions & CallSettings & { onProgress?: (done: number) => void } = {}): Promise<LatencyReport> {
+  }: BenchOptions &
+    CallSettings & { onProgress?: (done: number) => void } = {}): Promise<LatencyReport> {
     this.checkOpen();
     const { report, image } = await this.client.call("bench", options, { signal, onProgress });
     const starts: number[] = [];
@@ -162,9 +163,7 @@ export class Model {
 
   private checkOpen(): void {
     if (!this.closing) return;
-    throw new UsageError(
-      `The model '${this.bundle.spec.name}' is closed. Load its bundle again.`,
-    );
+    throw new UsageError(`The model '${this.bundle.spec.name}' is closed. Load its bundle again.`);
   }
 }
 

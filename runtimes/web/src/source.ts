@@ -45,8 +45,8 @@ export async function toSendable(source: ImageSource): Promise<Sendable> {
     return { image: bitmap, transfer: [bitmap] };
   } catch (error) {
     throw new ImageError(
-      `The ${drawable.constructor.name} cannot be read (${firstLine(error)}). Pass one that has a ` +
-        "picture and comes from the page's own origin.",
+      `The ${drawable.constructor.name} cannot be read (${firstLine(error)}). ` +
+        "Pass one that has a picture and comes from the page's own origin.",
     );
   }
 }
@@ -71,7 +71,9 @@ async function checkDrawable(source: Drawable): Promise<Drawable> {
     if (video.readyState < video.HAVE_CURRENT_DATA) {
       throw new ImageError("The video has no frame yet. Wait for its event 'loadeddata'.");
     }
-  } else if (!["HTMLCanvasElement", "OffscreenCanvas", "VideoFrame"].some((name) => isA(source, name))) {
+  } else if (
+    !["HTMLCanvasElement", "OffscreenCanvas", "VideoFrame"].some((name) => isA(source, name))
+  ) {
     throw new ImageError(
       `${describe(source)} is not an image. Pass a File, a Blob, ImageData, an ImageBitmap, ` +
         "or an <img>, <canvas> or <video>.",

@@ -136,7 +136,9 @@ function checkCase({ name, tensor, reference, expected }: GoldenCase, { spec }: 
     const where = `${kind} of golden case ${quote(name)}`;
     const names = Object.keys(outputs).sort();
     if (quoteAll(names) !== quoteAll(tasks)) {
-      throw new Failure(`${where} has outputs [${quoteAll(names)}], not [${quoteAll(tasks)}]. ${AGAIN}`);
+      throw new Failure(
+        `${where} has outputs [${quoteAll(names)}], not [${quoteAll(tasks)}]. ${AGAIN}`,
+      );
     }
     for (const task of spec.tasks) {
       const { shape } = outputs[task.name];
@@ -203,7 +205,9 @@ async function checkEngine(
   for (const { name, tensor, expected, reference } of cases) {
     const outputs = await runCase(name, tensor.values, engine);
     for (const { name: task } of spec.tasks) {
-      const where = `${engine.name} ${engine.version}, golden case ${quote(name)}, output ${quote(task)}`;
+      const where =
+        `${engine.name} ${engine.version}, ` +
+        `golden case ${quote(name)}, output ${quote(task)}`;
       const actual = outputs[task];
       const want = expected[task];
       if (!actual || actual.length !== want.values.length) {
@@ -260,9 +264,7 @@ function checkDecoding(bundle: Bundle, cases: readonly GoldenCase[]): string {
 }
 
 function dropVolatile(prediction: object): Record<string, unknown> {
-  return Object.fromEntries(
-    Object.entries(prediction).filter(([key]) => !VOLATILE.includes(key)),
-  );
+  return Object.fromEntries(Object.entries(prediction).filter(([key]) => !VOLATILE.includes(key)));
 }
 
 function distance(left: Tensor["values"], right: Tensor["values"]): number {

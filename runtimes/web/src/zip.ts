@@ -47,7 +47,8 @@ function readEntries(data: Uint8Array, where: string): Map<string, Uint8Array> {
   const files = new Map<string, Uint8Array>();
   let at = bytes.getUint32(end + 16, true);
   for (let index = 0; index < count; index++) {
-    if (bytes.getUint32(at, true) !== CENTRAL_HEADER) throw damaged(where, "its directory is cut off");
+    if (bytes.getUint32(at, true) !== CENTRAL_HEADER)
+      throw damaged(where, "its directory is cut off");
     const nameLength = bytes.getUint16(at + 28, true);
     const name = decodeName(data.subarray(at + 46, at + 46 + nameLength), where);
     if (files.has(name)) {
@@ -76,9 +77,7 @@ function checkEntry(bytes: DataView, at: number, name: string, where: string): v
   const method = bytes.getUint16(at + 10, true);
   const type = bytes.getUint16(at + 40, true) & FILE_TYPE;
   if (type !== 0 && type !== REGULAR && type !== FOLDER) {
-    throw new BundleError(
-      `${quote(name)} in ${where} is a link or not a regular file. ${DAMAGED}`,
-    );
+    throw new BundleError(`${quote(name)} in ${where} is a link or not a regular file. ${DAMAGED}`);
   }
   if (name.endsWith("/") || isSystemFile(name) || method !== 0) throw rezipped(name, where);
   if (flags & ENCRYPTED) throw damaged(where, `${quote(name)} is encrypted`);

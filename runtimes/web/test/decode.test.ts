@@ -27,7 +27,9 @@ describe("outputs", () => {
     const prediction = run(one);
     expectClose(JSON.parse(JSON.stringify(prediction)), one.prediction, 1e-12);
     if (one.mask_sha256 !== undefined) {
-      const digest = createHash("sha256").update(prediction.mask ?? "").digest("hex");
+      const digest = createHash("sha256")
+        .update(prediction.mask ?? "")
+        .digest("hex");
       expect(digest).toBe(one.mask_sha256);
     }
   });

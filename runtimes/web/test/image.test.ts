@@ -31,10 +31,12 @@ function fileOf({ image }: ImageCase): Blob {
 
 describe("resizing", () => {
   test("gives the bytes of Python for 500 random sizes, fits and backgrounds", () => {
-    const wrong = cases<ResizeCase>("resize.json").filter(({ width, height, seed, preprocess, sha256: want }) => {
-      const picture = new RgbPicture(width, height, randomPixels(seed, width * height * 3));
-      return sha256(new Resizer(preprocess).resize(picture)) !== want;
-    });
+    const wrong = cases<ResizeCase>("resize.json").filter(
+      ({ width, height, seed, preprocess, sha256: want }) => {
+        const picture = new RgbPicture(width, height, randomPixels(seed, width * height * 3));
+        return sha256(new Resizer(preprocess).resize(picture)) !== want;
+      },
+    );
     expect(wrong).toEqual([]);
   });
 

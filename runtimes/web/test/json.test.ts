@@ -15,7 +15,9 @@ describe("JSON", () => {
 
   test("is refused if it is not UTF-8 or too deep, without a crash", () => {
     const latin1 = Uint8Array.of(0x22, 0xe9, 0x22);
-    expect(() => parseJson(latin1, "it", BundleError)).toThrow("it is not valid JSON (it is not UTF-8)");
+    expect(() => parseJson(latin1, "it", BundleError)).toThrow(
+      "it is not valid JSON (it is not UTF-8)",
+    );
     expect(() => canonical("[".repeat(100_000))).toThrow(BundleError);
   });
 

@@ -48,14 +48,15 @@ describe("a session", () => {
 
   afterAll(() => session.close());
 
-  test.each(
-    cases<PredictionCase>("predictions.json").filter(({ bundle }) => bundle === TOY),
-  )("gives Python's prediction for $image", async ({ image, prediction }) => {
-    const { timing, provenance, ...fields } = await session.predict(file(image));
-    expectClose(fields, prediction, 1e-6);
-    expect(timing?.engine_ms).toBeGreaterThan(0);
-    expect(provenance).toEqual(session.provenance);
-  });
+  test.each(cases<PredictionCase>("predictions.json").filter(({ bundle }) => bundle === TOY))(
+    "gives Python's prediction for $image",
+    async ({ image, prediction }) => {
+      const { timing, provenance, ...fields } = await session.predict(file(image));
+      expectClose(fields, prediction, 1e-6);
+      expect(timing?.engine_ms).toBeGreaterThan(0);
+      expect(provenance).toEqual(session.provenance);
+    },
+  );
 
   test("predicts as before after images that it refuses", async () => {
     const before = await session.predict(file("images/alpha.png"));

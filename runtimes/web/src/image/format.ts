@@ -89,7 +89,7 @@ function inspectGif(data: Uint8Array): Content {
   };
   let frames = 0;
   let firstEnd = data.length + 1;
-  for (let at = 13 + table(data[10]); at < data.length; ) {
+  for (let at = 13 + table(data[10]); at < data.length;) {
     if (data[at] === 0x21) {
       at = skipBlocks(at + 2);
     } else if (data[at] === 0x2c) {
@@ -110,7 +110,7 @@ function inspectGif(data: Uint8Array): Content {
 function inspectWebp(data: Uint8Array): Content {
   const end = 8 + number(data, 4, 4);
   let frames = 0;
-  for (let at = 12; at + 8 <= end && at < data.length; ) {
+  for (let at = 12; at + 8 <= end && at < data.length;) {
     if (text(data, at, 4) === "ANMF") frames++;
     const length = number(data, at + 4, 4);
     at += 8 + length + (length & 1);

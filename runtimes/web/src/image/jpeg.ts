@@ -104,7 +104,7 @@ export function checkJpeg(data: Uint8Array, header: JpegHeader): JpegCheck {
 
 /** Yield every segment, and the end of the picture as the last one. */
 function* segments(data: Uint8Array): Generator<Segment> {
-  for (let at = findMarker(data, 2); at !== null; ) {
+  for (let at = findMarker(data, 2); at !== null;) {
     const marker = data[at + 1];
     at += 2;
     if (marker === END_OF_IMAGE) {
@@ -223,7 +223,10 @@ function makeNoise(restarts: boolean): Uint8Array {
   if (!restarts) return noise;
   // The decoder may wait for any of the eight restart markers.
   return concatenate(
-    Array.from({ length: 16 }, (_, index) => [noise, Uint8Array.of(0xff, 0xd0 + (index % 8))]).flat(),
+    Array.from({ length: 16 }, (_, index) => [
+      noise,
+      Uint8Array.of(0xff, 0xd0 + (index % 8)),
+    ]).flat(),
   );
 }
 

@@ -105,7 +105,7 @@ function readChunks(data: Uint8Array): Chunks {
   const found = new Map<string, Uint8Array>();
   const compressed: Uint8Array[] = [];
   let [frames, previous, ended] = [0, "", false];
-  for (let at = 8; !ended; ) {
+  for (let at = 8; !ended;) {
     if (at + 12 > data.length) throw new Error("the end chunk is missing");
     const length = bytes.getUint32(at);
     if (at + 12 + length > data.length) throw new Error("a chunk is cut off");
@@ -287,7 +287,11 @@ function painter({ header, palette, transparency }: Chunks, rgb: Uint8Array, bel
       if (!palette) throw new Error("the palette is missing");
       return (line, column, to) => {
         const index = bitsAt(line, column, depth);
-        const [red, green, blue] = [palette[3 * index], palette[3 * index + 1], palette[3 * index + 2]];
+        const [red, green, blue] = [
+          palette[3 * index],
+          palette[3 * index + 1],
+          palette[3 * index + 2],
+        ];
         set(to, red ?? 0, green ?? 0, blue ?? 0, transparency?.[index] ?? 255);
       };
     }
@@ -320,6 +324,7 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
 
 function crc32(data: Uint8Array): number {
   let value = 0xffffffff;
-  for (let at = 0; at < data.length; at++) value = CRC_TABLE[(value ^ data[at]) & 255] ^ (value >>> 8);
+  for (let at = 0; at < data.length; at++)
+    value = CRC_TABLE[(value ^ data[at]) & 255] ^ (value >>> 8);
   return ~value >>> 0;
 }

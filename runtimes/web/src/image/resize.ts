@@ -185,7 +185,13 @@ function toByte(sum: number): number {
 }
 
 /** Copy a row of RGB or RGBA pixels to RGB. */
-function paste({ data, step }: Rows, from: number, width: number, to: Uint8Array, at: number): void {
+function paste(
+  { data, step }: Rows,
+  from: number,
+  width: number,
+  to: Uint8Array,
+  at: number,
+): void {
   for (let x = 0; x < width; x++, from += step) {
     to[at++] = data[from];
     to[at++] = data[from + 1];
