@@ -25,7 +25,7 @@ const LARGEST_TOLERANCE = 0.5;
 const DIGEST = /^[0-9a-f]{64}$/;
 /** Form of the names of models, tasks and golden cases. */
 export const IDENTIFIER = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
-const BOUND = String.raw`(?:>=|<=|==|!=|>|<)[0-9]+(?:\.[0-9]+)*`;
+const BOUND = String.raw`(?:>=|<=|==|!=|>|<)[0-9]{1,9}(?:\.[0-9]{1,9})*`;
 const REQUIREMENT = new RegExp(`^[A-Za-z0-9][A-Za-z0-9._-]*(?:${BOUND}(?:,${BOUND})*)?$`);
 // A pickle runs code when it is loaded. PyTorch's pickles are zips; the others start with
 // the protocol's opcode.
