@@ -292,9 +292,10 @@ internal fun numberText(value: Double): String {
 private fun shortest(value: Double): BigDecimal {
     val exact = BigDecimal(value)
     for (digits in 1..16) {
-        val below = exact.round(MathContext(digits, RoundingMode.DOWN))
-        val above = exact.round(MathContext(digits, RoundingMode.UP))
-        val fitting = listOf(below, above).filter { it.toDouble() == value }
+        // Of two that are as near, the even one, which comes first in this list.
+        val fitting = listOf(RoundingMode.HALF_EVEN, RoundingMode.DOWN, RoundingMode.UP)
+            .map { exact.round(MathContext(digits, it)) }
+            .filter { it.toDouble() == value }
         fitting.minByOrNull { (it - exact).abs() }?.let { return it }
     }
     return exact.round(MathContext(17, RoundingMode.HALF_EVEN))
