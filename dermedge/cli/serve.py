@@ -61,10 +61,10 @@ def command(
     first load.
     """
     with serve(bundle, host=host, port=port, cert=cert, key=key, page=page) as server:
-        show(server)
-        if open_page:
-            webbrowser.open(server.url)
         try:
+            show(server)
+            if open_page:
+                webbrowser.open(server.url)
             server.wait()
         except KeyboardInterrupt:
             print_line("Stopped.")

@@ -159,8 +159,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: _Listener
     protocol_version = "HTTP/1.1"
-    server_version = "dermedge"
-    sys_version = ""
     timeout = IDLE_SECONDS
 
     def do_GET(self) -> None:
@@ -170,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_own_name(self.headers.get("Host", "")):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "This server has another name.")
             return
-        resource = self.server.resources.get(unquote(urlsplit(self.path).path))
+        resource = self.server.resources.get(unquote(self.path.partition("?")[0]))
         if resource is None:
             self.send_error(HTTPStatus.NOT_FOUND, "There is no such file.")
             return
@@ -198,6 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Allow"] = ALLOWED
         self._answer(code, f"{message or HTTPStatus(code).phrase}\n".encode(), headers)
 
+    def version_string(self) -> str:
+        """Return the name of this server, without versions that help an attacker."""
+        return "dermedge"
+
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: the requests of a page are no news."""
 
@@ -220,7 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         address is always fine, and over HTTPS its certificate would not fit.
         """
         names = self.server.names
-        name = (urlsplit(f"//{host}").hostname or "").lower()
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # An address in brackets that is none.
+            return False
         return names is None or name in names or _is_address(name)
 
 

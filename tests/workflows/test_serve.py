@@ -157,18 +157,29 @@ def test_a_foreign_name_for_this_machine_is_refused(server: PageServer) -> None:
     assert ask(server, "/", Host=f"attacker.example:{port}")[0] == 421
     assert ask(server, "/", Host=f"localhost:{port}")[0] == 200
     assert ask(server, "/", Host=f"[::1]:{port}")[0] == 200
+    assert ask(server, "/", Host="[::bad")[0] == 421
+
+
+def send(server: PageServer, request: bytes) -> bytes:
+    """Send bytes as they are, and return all that the server answers."""
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def test_the_content_of_a_request_is_no_second_request(server: PageServer) -> None:
     smuggled = b"GET /bundle/modelcard.md HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
-    parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as client:
-        client.sendall(head + smuggled)
-        answer = b""
-        while piece := client.recv(65536):
-            answer += piece
-    assert answer.count(b"HTTP/1.1 ") == 1
+    assert send(server, head + smuggled).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_malformed_request_gets_an_error(server: PageServer) -> None:
+    end = b"Host: localhost\r\nConnection: close\r\n\r\n"
+    assert send(server, b"GET http://[bad/ HTTP/1.1\r\n" + end).startswith(b"HTTP/1.1 404 ")
+    assert b"Bad request" in send(server, b"\x16\x03\x01\x02\r\n\r\n")
+    long = b"GET /%s HTTP/1.1\r\n" % (b"a" * 70_000)
+    assert send(server, long).startswith(b"HTTP/1.1 414 ")
 
 
 def test_a_file_that_changes_meanwhile_is_not_served(page: Path, tmp_path: Path) -> None:

@@ -12,12 +12,19 @@ const QUIET = [
   "--disable-component-update",
   "--disable-sync",
 ];
-const FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"];
-export const PHONE = { width: 390, height: 844 };
+// A busy machine is slow; nothing waits this long otherwise.
+const TIMEOUT = 300_000;
+const PHONE = { width: 390, height: 844 };
 
-/** Start the installed Chromium with a fake camera. */
-export function startBrowser(executablePath) {
-  return chromium.launch({ executablePath, args: [...QUIET, ...FAKE_CAMERA] });
+/**
+ * Start the installed Chromium with a fake camera.
+ *
+ * @param answer What the user answers when the page asks for the camera: `allow` or `deny`.
+ */
+export function startBrowser(executablePath = "/usr/bin/chromium", answer = "allow") {
+  const question = `--use-fake-ui-for-media-stream${answer === "deny" ? "=deny" : ""}`;
+  const args = [...QUIET, "--use-fake-device-for-media-stream", question];
+  return chromium.launch({ executablePath, args });
 }
 
 /**
@@ -28,9 +35,9 @@ export function startBrowser(executablePath) {
 export async function openPage(browser, url, options = {}, prepare = async () => {}) {
   const context = await browser.newContext({
     viewport: PHONE,
-    deviceScaleFactor: 2,
     hasTouch: true,
     isMobile: true,
+    reducedMotion: "reduce", // Without a GPU, an animation takes much of a processor.
     ...options,
   });
   const faults = [];
@@ -47,7 +54,9 @@ export async function openPage(browser, url, options = {}, prepare = async () =>
     }
   });
   const page = await context.newPage();
-  await prepare(page, context);
+  page.setDefaultTimeout(TIMEOUT);
+  page.setDefaultNavigationTimeout(TIMEOUT);
+  await prepare(page);
   await page.goto(url);
   return { page, context, faults };
 }
@@ -61,10 +70,9 @@ export async function ready(page) {
 
 /** Choose a photo and return what the page shows: a result, or a problem. */
 export async function predict(page, path) {
-  const before = await page.locator("#problem-text").innerText();
   await page.setInputFiles("#file", path);
   await page.locator("body[aria-busy=false]").waitFor();
-  return before === null ? null : await shown(page);
+  return await shown(page);
 }
 
 /** Return the result and the problem that the page shows. */
@@ -77,6 +85,7 @@ export async function shown(page) {
   return {
     problem: await text("#problem"),
     result,
+    announced: await page.locator("#announce").textContent(),
     json: result === null ? null : JSON.parse(await page.locator("#json").textContent()),
     names: await page.locator("#diagnoses .name").allInnerTexts(),
     values: await page.locator("#diagnoses .value").allInnerTexts(),

@@ -9,12 +9,10 @@ const svg = await readFile(new URL("icon.svg", folder), "utf8");
 // Apple round the corners themselves.
 const full = svg.replace(/ rx="112"/, "");
 const icons = { "icon-192": [192, svg], "icon-512": [512, svg], "icon-180": [180, full] };
-icons["icon-maskable-512"] = [512, full.replace(/<g /, '<g transform="translate(51 51) scale(.8)" ')];
-icons["icon-maskable-512"][1] = icons["icon-maskable-512"][1]
-  .replace(/(<path d="M262)/, '<g transform="translate(51 51) scale(.8)">$1')
-  .replace("</svg>", "</g></svg>");
+const small = '<g transform="translate(51 51) scale(.8)">';
+icons["icon-maskable-512"] = [512, full.replace("/><g", `/>${small}<g`).replace("</svg>", "</g></svg>")];
 
-const browser = await startBrowser(process.env.CHROMIUM ?? "/usr/bin/chromium");
+const browser = await startBrowser(process.env.CHROMIUM);
 for (const [name, [size, text]] of Object.entries(icons)) {
   const page = await browser.newPage({ viewport: { width: size, height: size } });
   await page.setContent(`<style>*{margin:0}svg{display:block}</style>${text}`);

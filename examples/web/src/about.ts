@@ -53,10 +53,11 @@ function threads(count: number): string {
 }
 
 function parityParts(report: JsonObject): (Node | string)[] {
-  const { status, basis, cases } = report;
+  const { status, basis, cases, todo } = report;
   const measured = typeof basis === "string" ? ` on ${basis}` : "";
   const count = typeof cases === "number" ? ` (${cases} images)` : "";
-  return [badge(String(status)), `${measured}${count}`];
+  const next = typeof todo === "string" ? ` Left to do: ${todo}` : "";
+  return [badge(String(status)), `${measured}${count}${next}`];
 }
 
 function card(text: string): HTMLElement {

@@ -93,7 +93,7 @@ async function predict(source: Blob | ImageBitmap): Promise<void> {
   result.hidden = true;
   busy("Computing");
   try {
-    // Draw first: the worker takes a bitmap over.
+    // A frame of the camera is shown at once, a file only if the model can read it.
     if (source instanceof ImageBitmap) showPhoto(source, model);
     const prediction = await model.predict(source);
     if (turn !== newest) return;
@@ -109,6 +109,7 @@ async function predict(source: Blob | ImageBitmap): Promise<void> {
   } catch (error) {
     if (turn === newest) showProblem(error);
   } finally {
+    if (source instanceof ImageBitmap) source.close();
     if (turn === newest) busy(null);
   }
 }

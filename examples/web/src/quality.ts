@@ -17,7 +17,8 @@ export interface Quality {
   readonly glare: number;
 }
 
-const LIMITS = { blur: 0.6, dark: 70, bright: 225, glare: 0.1 };
+// `dark` is low so that a well lit photo of dark skin is not called dark.
+const LIMITS = { blur: 0.6, dark: 45, bright: 225, glare: 0.1 };
 
 /**
  * Measure a frame.

@@ -99,7 +99,7 @@ function facts({ severity, mask_fraction, embedding, timing }: Prediction, bundl
   if (severity !== null) {
     const task = bundle.spec.tasks.find(({ kind }) => kind === "ordinal");
     const last = (task?.labels.length ?? 1) - 1;
-    add("Severity", `${task?.labels[severity].name ?? severity} (level ${severity} of 0 to ${last})`);
+    add("Severity", `${task?.labels[severity].name}: ${severity} on a scale from 0 to ${last}`);
   }
   if (mask_fraction !== null) add("Outlined lesion", `${percent(mask_fraction)} of the frame`);
   if (embedding !== null) add("Embedding", `${embedding.length} values`);
