@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from dermedge_runtime.litert import LiteRtRuntime
 from dermedge_runtime.model import load
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
 from support import small
-from support.command import dermedge
+from support.command import TOY_LITERT, dermedge
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("litert_torch") is None, reason="litert-torch is not installed"
@@ -263,6 +264,26 @@ class TestProcess:
         )
         assert state() == before
         assert capfd.readouterr() == ("", "")
+
+
+QUANTIZED = """
+import sys
+import numpy as np
+from dermedge_export.quantization.litert import calibrate_litert, int8_recipe, quantize_litert
+from dermedge_runtime.bundle import Bundle
+bundle = Bundle.open(sys.argv[1])
+model = bundle.read("model.tflite")
+recipe = int8_recipe(model)
+ranges = calibrate_litert(model, recipe, np.zeros((2, 32, 32, 3), np.uint8))
+print(len(quantize_litert(model, bundle.spec, recipe, ranges)) > 0)
+"""
+
+
+def test_the_first_use_of_litert_in_a_process_prints_nothing() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", QUANTIZED, TOY_LITERT], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "True\n", "")
 
 
 class Network1(torch.nn.Module):

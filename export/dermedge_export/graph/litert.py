@@ -64,8 +64,7 @@ def trace_litert(module: "torch.nn.Module", spec: Spec) -> bytes:
         >>> model[4:8]
         b'TFL3'
     """
-    import torch
-
+    torch = import_litert("torch")
     size = spec.preprocess.size
     example = {INPUT: torch.zeros(1, size, size, 3, dtype=torch.uint8)}
     with _conversion():

@@ -19,6 +19,7 @@ from dermedge_export.graph.read_litert import Operator, read_litert
 from dermedge_export.toolchain import silence
 from dermedge_runtime.errors import DermedgeError, first_line
 from dermedge_runtime.hardware import usable_cores
+from dermedge_runtime.litert import hide_first_message
 from dermedge_runtime.signature import INPUT
 from dermedge_runtime.spec import Spec
 
@@ -152,12 +153,11 @@ def calibrate_litert(
         manager = recipes.RecipeManager()
         manager.load_quantization_recipe([dict(entry) for entry in recipe])
         # This mode reads the ranges in C++; the default copies every tensor to Python.
-        observer = calibrator.Calibrator(
-            model,
-            num_threads=usable_cores(),
-            mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
-            qsv_update_func=functions[update],
-        )
+        mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
+        with hide_first_message():
+            observer = calibrator.Calibrator(
+                model, usable_cores(), mode=mode, qsv_update_func=functions[update]
+            )
         observer.calibrate({None: samples}, manager)
         ranges: Ranges = observer.get_model_qsvs()
     return ranges

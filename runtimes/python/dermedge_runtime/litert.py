@@ -92,7 +92,7 @@ class LiteRtRuntime:
         version = str(ai_edge_litert.__version__)
         model = bundle.read(bundle.artifact.path)
         try:
-            with _hide_first_message():
+            with hide_first_message():
                 interpreter = Interpreter(
                     model_content=model, num_threads=threads or usable_cores()
                 )
@@ -194,8 +194,10 @@ def _read_placement(interpreter: "Interpreter") -> Placement:
 
 
 @contextlib.contextmanager
-def _hide_first_message() -> Iterator[None]:
+def hide_first_message() -> Iterator[None]:
     """Hide the line that LiteRT prints when a process uses XNNPACK for the first time.
+
+    Allocate the tensors of an interpreter within this block.
 
     LiteRT writes it to the file descriptor of stderr, and only C++ can change that
     (https://github.com/tensorflow/tensorflow/issues/58050). Text that another thread
