@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("litert_torch") is None, reason="litert-torch is not installed"
 )
 from dermedge_export.exporters.litert import PATH, export_litert, float_model  # noqa: E402
-from dermedge_export.graph.read_litert import read_litert  # noqa: E402
+from dermedge_export.graph.read_litert import layer_of, read_litert  # noqa: E402
 from dermedge_export.quantization.litert import (  # noqa: E402
     Ranges,
     calibrate_litert,
@@ -101,7 +101,7 @@ def test_the_artifact_computes_kept_layers_in_float_and_the_others_in_int8(
 ) -> None:
     candidate = Candidate("int8", "litert", "mixed", {"remaining": 0.1}, "mixed")
     built = export_litert(context, ANDROID, candidate)
-    assert built.artifact.details["kept_fp32"] == list(kept)
+    assert built.artifact.details["kept_fp32"] == [layer_of(name) for name in kept]
     operators = read_litert(built.files[PATH])
     made = {output: one.kind for one in operators for output in one.outputs}
     layers = [one for one in operators if one.kind == "CONV_2D"]

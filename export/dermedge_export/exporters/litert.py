@@ -14,6 +14,7 @@ from dermedge_export.context import (
     unsupported_candidate,
 )
 from dermedge_export.graph.litert import trace_litert
+from dermedge_export.graph.read_litert import layer_of
 from dermedge_export.quantization.litert import (
     Update,
     calibrate_litert,
@@ -64,7 +65,7 @@ def export_litert(context: ExportContext, target: Target, candidate: Candidate) 
     details: dict[str, Any] = {"batch": 1, "method": method, **candidate.options}
     if precision == "int8" and method in METHODS:
         model, kept = _quantize(context, target, candidate)
-        details["kept_fp32"] = list(kept)
+        details["kept_fp32"] = list(dict.fromkeys(map(layer_of, kept)))
     elif precision in WEIGHT_BITS and method == "plain":
         recipe = weights_recipe(WEIGHT_BITS[precision])
         model = quantize_litert(float_model(context, target), context.spec, recipe)

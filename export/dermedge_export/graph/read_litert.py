@@ -68,6 +68,27 @@ def read_litert(model: bytes) -> tuple[Operator, ...]:
     return tuple(operators)
 
 
+def layer_of(name: str) -> str:
+    """Return the path of the torch module that an operator's name tells, for people.
+
+    litert-torch names a tensor after the classes and attributes of the modules around
+    it. If it merged several operators, the first one counts.
+
+    Args:
+        name: Name of an operator.
+
+    Example:
+        >>> layer_of("app.Net/torch.nn.modules.conv.Conv2d_stem;;app.Net;1")
+        'stem'
+        >>> layer_of("serving_default_diagnosis_output")
+        'serving_default_diagnosis_output'
+    """
+    parts = name.partition(";")[0].split("/")[1:]
+    # Each part is the path of a class, then "_" and the attribute.
+    attributes = [part.rpartition(".")[2].partition("_")[2] for part in parts]
+    return ".".join(filter(None, attributes)) or name
+
+
 def _shape(tensor: object) -> list[int]:
     shape = getattr(tensor, "shape", None)
     return [] if shape is None else list(shape)

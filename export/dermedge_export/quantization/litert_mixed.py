@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.graph.litert import import_litert
-from dermedge_export.graph.read_litert import read_litert
+from dermedge_export.graph.read_litert import layer_of, read_litert
 from dermedge_export.quantization.litert import (
     Ranges,
     int8_operators,
@@ -80,6 +80,7 @@ def litert_reader(model: bytes, spec: Spec) -> Reader:
         kinds=lambda model: kinds,
         operators=lambda model: {one.name: one.kind for one in read_litert(model)},
         layers=lambda operators, quantized: layers,
+        label=layer_of,
     )
 
 

@@ -40,6 +40,7 @@ class Reader:
         operators: Returns the type of each operator by its name, in their order.
         layers: Returns the operators, by name, that compute with quantized values; its
             arguments are the result of `operators` and the quantized model.
+        label: Returns the name of an operator as people read it.
 
     Example:
         >>> from dermedge_runtime.bundle import Bundle
@@ -52,6 +53,7 @@ class Reader:
     kinds: Callable[[bytes], Mapping[str, str]]
     operators: Callable[[bytes], Mapping[str, str]]
     layers: Callable[[Mapping[str, str], bytes], Sequence[str]]
+    label: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def sweep(
         nonlocal spent
         score = drift(quantize(sorted(set(nodes) - set(group))))
         spent += 1
-        progress(spent, total, f"sensitivity of {group[0]}")
+        progress(spent, total, f"sensitivity of {reader.label(group[0])}")
         return score
 
     # With more layers than calls, a third of the calls measures groups, and the rest is
