@@ -15,6 +15,7 @@ const PARALLEL = 4;
 
 /** A file that arrives: files that are complete, and bytes of this one. */
 export interface FileProgress {
+  /** Path of the file in the bundle; "" for the bundle's zip. */
   readonly file: string;
   readonly filesDone: number;
   readonly filesTotal: number;

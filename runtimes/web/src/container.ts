@@ -28,19 +28,28 @@ export interface Container {
   read(name: string, onBytes?: OnBytes): Promise<Uint8Array | null>;
 }
 
+/** What ends the opening of a bundle, and what hears of a zip's bytes that arrive. */
+export interface OpenOptions {
+  readonly signal?: AbortSignal;
+  readonly onBytes?: OnBytes;
+}
+
 /**
  * Open a bundle's files. Nothing outside of the bundle's own URL is fetched.
  *
  * @throws UsageError if there is no bundle.
  * @throws BundleError if the zip is damaged or unsafe.
  */
-export async function openContainer(source: Source, signal?: AbortSignal): Promise<Container> {
+export async function openContainer(
+  source: Source,
+  options: OpenOptions = {},
+): Promise<Container> {
   if (source instanceof Map) return new Files("The bundle", source);
   if (source instanceof Blob) {
     const where = "name" in source && source.name ? String(source.name) : "The bundle";
     return unzip(new Uint8Array(await source.arrayBuffer()), where);
   }
-  if (typeof source === "string" || source instanceof URL) return openUrl(source, signal);
+  if (typeof source === "string" || source instanceof URL) return openUrl(source, options);
   throw new UsageError(
     `A bundle cannot be loaded from ${quote(source)}. Pass a URL, a File, a Blob or a Map.`,
   );
@@ -93,13 +102,16 @@ class HttpFolder implements Container {
   }
 }
 
-async function openUrl(source: string | URL, signal?: AbortSignal): Promise<Container> {
+async function openUrl(
+  source: string | URL,
+  { signal, onBytes }: OpenOptions,
+): Promise<Container> {
   const url = parseUrl(source);
   const isBlob = url.protocol === "blob:"; // It has no files below it.
   const manifest = isBlob ? null : await download(below(url, MANIFEST), signal);
   // A server of single-page applications answers with a page where it has no file.
   if (manifest && !isPage(manifest)) return new HttpFolder(url, manifest, signal);
-  const zip = url.pathname.endsWith("/") ? null : await download(url, signal);
+  const zip = url.pathname.endsWith("/") ? null : await download(url, signal, onBytes);
   if (!zip || isPage(zip)) {
     throw new UsageError(
       `There is no bundle at ${url.href}: it has no ${MANIFEST} and is no zip. Check the URL.`,

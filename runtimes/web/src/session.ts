@@ -54,7 +54,10 @@ export class Session {
     options: SessionOptions,
     onProgress?: (progress: Progress) => void,
   ): Promise<Session> {
-    const container = await openContainer(source);
+    const container = await openContainer(source, {
+      onBytes: (bytes, bytesTotal) =>
+        onProgress?.({ stage: "files", file: "", filesDone: 0, filesTotal: 1, bytes, bytesTotal }),
+    });
     const { bundle, model } = await openModel(container, onProgress);
     onProgress?.({ stage: "engine" });
     return new Session(source, bundle, await openEngine(bundle, model, options));

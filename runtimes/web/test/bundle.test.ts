@@ -13,7 +13,7 @@ import { type BundleCase, cases, read } from "./conformance";
 const TOY = "bundles/toy-onnx.zip";
 
 function open(source: Source, onProgress?: (progress: FileProgress) => void, signal?: AbortSignal) {
-  return openContainer(source, signal).then((container) =>
+  return openContainer(source, signal ? { signal } : {}).then((container) =>
     openBundle(container, (name) => name.startsWith("golden/"), onProgress),
   );
 }
@@ -109,6 +109,13 @@ describe("a bundle over HTTP", () => {
     expect(seen.at(-1)).toMatchObject({ filesDone: total, filesTotal: total });
     const model = seen.filter(({ file }) => file === bundle.artifact.path);
     expect(model.at(-1)?.bytes).toBe(files.get(bundle.artifact.path)?.length);
+  });
+
+  test("reports the bytes of a zip", async () => {
+    const seen: [number, number | null][] = [];
+    await openContainer(`${site}/toy.zip`, { onBytes: (...bytes) => seen.push(bytes) });
+    const { length } = read(TOY);
+    expect(seen.at(-1)).toEqual([length, length]);
   });
 
   test.each([

@@ -103,4 +103,14 @@ describe("verify", () => {
     const stopped = report.checks.find(({ status }) => status !== "passed");
     for (const text of one.mentions) expect(stopped?.detail).toContain(text);
   });
+
+  test.each([
+    ["verify-labels-temperature", /but temperature [\d.]+ gives the golden prediction/],
+    ["verify-score-temperature", /but temperature [\d.]+ gives the golden prediction/],
+    ["verify-order-of-labels", /in another order than at the export/],
+    ["verify-threshold", /threshold 0\.45\. Export the model again/],
+  ])("names why %s decodes differently", async (name, cause) => {
+    const { checks } = await verifyFile(`bundles/${name}.zip`);
+    expect(checks[3].detail).toMatch(cause);
+  });
 });
