@@ -40,10 +40,7 @@ export interface OpenOptions {
  * @throws UsageError if there is no bundle.
  * @throws BundleError if the zip is damaged or unsafe.
  */
-export async function openContainer(
-  source: Source,
-  options: OpenOptions = {},
-): Promise<Container> {
+export async function openContainer(source: Source, options: OpenOptions = {}): Promise<Container> {
   if (source instanceof Map) return new Files("The bundle", source);
   if (source instanceof Blob) {
     const where = "name" in source && source.name ? String(source.name) : "The bundle";
@@ -102,10 +99,7 @@ class HttpFolder implements Container {
   }
 }
 
-async function openUrl(
-  source: string | URL,
-  { signal, onBytes }: OpenOptions,
-): Promise<Container> {
+async function openUrl(source: string | URL, { signal, onBytes }: OpenOptions): Promise<Container> {
   const url = parseUrl(source);
   const isBlob = url.protocol === "blob:"; // It has no files below it.
   const manifest = isBlob ? null : await download(below(url, MANIFEST), signal);

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 
+import { decodeImage } from "../src/image/decode";
 import { checkJpeg, readJpeg } from "../src/image/jpeg";
 import { cases, type ImageCase, read } from "./conformance";
 
@@ -60,5 +61,15 @@ describe("a JPEG", () => {
     expect(noisy.slice(0, plain.length - 2)).toEqual(plain.slice(0, -2));
     expect(noisy.length).toBeGreaterThan(plain.length + 4000);
     expect(noisy.slice(-2)).toEqual(END);
+  });
+
+  test("of 100 megapixels is refused before it is decoded", async () => {
+    const data = read("images/grey.jpg");
+    const frame = indexOfMarker(data, 0xc0, 0);
+    const size = Uint8Array.of(8660 >> 8, 8660 & 255, 11547 >> 8, 11547 & 255);
+    const file = new Blob([splice(data, frame + 5, 4, size) as Uint8Array<ArrayBuffer>]);
+    await expect(decodeImage(file, [0, 0, 0])).rejects.toThrow(
+      "11547 x 8660 pixels, over the limit",
+    );
   });
 });
