@@ -177,31 +177,32 @@ ANDROID_X86 = replace(
 
 WEB = Target(
     name="web",
-    format="onnx",
-    precisions=("int8", "fp32"),
-    engine="onnxruntime-web",
-    requires=("onnxruntime>=1.17",),
+    format="litert",
+    precisions=("int8", "fp16", "w8", "fp32"),
+    engine="LiteRT.js",
+    requires=("litert>=1.0",),
     opset=18,
-    checked="ONNX here by onnxruntime",
-    todo="in the browser: the golden cases, through onnxruntime-web",
+    checked="here by LiteRT",
+    host="litert",
+    todo="in the browser: the golden cases, through LiteRT.js",
     facts={"provider": "wasm", "isa": "x86"},
 )
 WEB_WEBGPU = _variant(
     WEB,
     "webgpu",
-    precisions=("fp32",),
+    precisions=("fp32", "fp16"),
     facts={"provider": "webgpu", "isa": "x86"},
 )
-WEB_LITERT = _variant(
+WEB_ONNX = _variant(
     WEB,
-    "litert",
-    format="litert",
-    precisions=("int8", "fp16", "w8", "fp32"),
-    engine="LiteRT.js",
-    requires=("litert>=1.0",),
-    checked="here by LiteRT",
-    host="litert",
-    todo="in the browser: the golden cases, through LiteRT.js",
+    "onnx",
+    format="onnx",
+    precisions=("int8", "fp32"),
+    engine="onnxruntime-web",
+    requires=("onnxruntime>=1.17",),
+    checked="ONNX here by onnxruntime",
+    host="onnxruntime",
+    todo="in the browser: the golden cases, through onnxruntime-web",
 )
 
 TARGETS: dict[str, str] = {
@@ -221,7 +222,7 @@ TARGETS: dict[str, str] = {
     "android-x86_64": "dermedge_export.target:ANDROID_X86",
     "web": "dermedge_export.target:WEB",
     "web-webgpu": "dermedge_export.target:WEB_WEBGPU",
-    "web-litert": "dermedge_export.target:WEB_LITERT",
+    "web-onnx": "dermedge_export.target:WEB_ONNX",
 }
 GROUP = "dermedge.targets"
 

@@ -358,7 +358,7 @@ class TestCommand:
         ("arguments", "name"),
         [
             (("--target", "android"), "small-android.dermedge"),
-            (("--target", "web-litert", "--precision", "fp16"), "small-web-litert.dermedge"),
+            (("--target", "web", "--precision", "fp16"), "small-web.dermedge"),
         ],
     )
     def test_a_bundle_is_written_that_verifies_and_predicts(
@@ -397,4 +397,5 @@ def test_the_targets_of_litert_and_their_variants() -> None:
         target = find_target(name)
         assert (target.format, target.family) == ("onnx", "android")
         assert target.requires == ("onnxruntime>=1.17",)
-    assert find_target("web-litert").family == "web"
+    assert find_target("web").format == find_target("web-webgpu").format == "litert"
+    assert (find_target("web-onnx").format, find_target("web-onnx").family) == ("onnx", "web")

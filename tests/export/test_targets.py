@@ -128,7 +128,7 @@ class TestInstructionSet:
         assert options("cpu", VNNI) == {"activations": "u8", "reduce_range": False}
         assert options("cpu", ["avx2"]) == {"activations": "u8", "reduce_range": True}
         assert options("android-onnx", VNNI) == {"activations": "s8", "reduce_range": False}
-        assert options("web", VNNI) == {"activations": "u8", "reduce_range": False}
+        assert options("web-onnx", VNNI) == {"activations": "u8", "reduce_range": False}
 
     def test_bf16_is_a_candidate_only_where_the_cpu_has_it(self) -> None:
         cpu = find_target("cpu")

@@ -28,8 +28,8 @@ def test_a_target_without_its_engine_here_is_checked_by_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    assert (state("web").run, state("web").check) == ((), "onnxruntime")
-    assert (state("web-litert").run, state("web-litert").check) == ((), "litert")
+    assert (state("web").run, state("web").check) == ((), "litert")
+    assert (state("web-onnx").run, state("web-onnx").check) == ((), "onnxruntime")
     assert (state("android").run, state("android").check) == (("litert",), "litert")
     assert (state("ios").run, state("ios").check) == ((), "torch simulation")
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -65,7 +65,7 @@ def test_missing_packages_are_named_with_the_extra_that_installs_them() -> None:
     assert states["cpu"][0]["fp32"] == ["onnxruntime"]
     assert states["cpu"][1:] == [[], None]
     assert "ios fp16: pip install 'dermedge[coreml]'" in shown
-    assert "web int8: pip install 'dermedge[onnxruntime]'" in shown
+    assert "web int8: pip install 'dermedge[litert-export]'" in shown
     assert states["android"][0]["w8"] == ["litert_torch", "litert_quantizer"]
     assert "android int8: pip install 'dermedge[litert-export]'" in shown
 
