@@ -82,13 +82,15 @@ class ModelTest {
 
     @Test
     fun `two threads get the numbers of one`(): Unit = load().use { model ->
-        val wanted = model.predict(image).copy(timing = null)
+        val images = readGolden(bundle).take(2).map { it.image }
+        val wanted = images.map { model.predict(it).copy(timing = null) }
         val threads = Executors.newFixedThreadPool(2)
-        val found = List(2) {
-            threads.submit(Callable { List(50) { model.predict(image).copy(timing = null) } })
-        }.flatMap { it.get() }
+        val found = images.map { image ->
+            threads.submit(Callable { List(300) { model.predict(image).copy(timing = null) } })
+        }.map { it.get() }
         threads.shutdown()
-        assertTrue(found.all { it == wanted })
+        assertTrue(wanted[0] != wanted[1])
+        found.zip(wanted).forEach { (all, one) -> assertTrue(all.all { it == one }) }
     }
 
     @Test

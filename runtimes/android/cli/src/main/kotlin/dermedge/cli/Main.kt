@@ -24,14 +24,14 @@ Commands:
 private const val TENTHS = 10
 
 /** Run a command, print its JSON, and end with its exit code. */
-public fun main(arguments: Array<String>) {
-    val code = try {
-        run(Arguments(arguments.toList()))
-    } catch (error: DermedgeError) {
-        System.err.println("Error: ${error.message}")
-        error.exitCode
-    }
-    exitProcess(code)
+public fun main(arguments: Array<String>): Unit = exitProcess(execute(arguments.toList()))
+
+/** Run a command, print its JSON, and return its exit code. */
+internal fun execute(arguments: List<String>): Int = try {
+    run(Arguments(arguments))
+} catch (error: DermedgeError) {
+    System.err.println("Error: ${error.message}")
+    error.exitCode
 }
 
 private class Arguments(arguments: List<String>) {
