@@ -3,21 +3,42 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NPM := npm --no-audit --no-fund --loglevel=error
 
-.PHONY: help demo test coverage check clean
+.PHONY: help demo test test-python test-web test-android web coverage check clean
 
 help:
 	@echo "make demo   run every stage on synthetic lesions, into runs/demo"
-	@echo "make test   run the static checks and all tests"
-	@echo "make check  run the static checks only: ruff, mypy, import-linter"
-	@echo "make coverage  run all tests and check the coverage floor"
-	@echo "make clean  remove .venv and runs/demo"
+	@echo "make test   run the static checks and all tests: Python, TypeScript, Kotlin"
+	@echo "make web    build the npm package and the page of dermedge serve (needs Node.js 20)"
+	@echo "make check  run the static checks of Python only: ruff, mypy, import-linter"
+	@echo "make coverage  run the Python tests and check the coverage floor"
+	@echo "make clean  remove .venv, runs/demo and what the builds wrote"
 
 demo: $(STAMP)
 	$(BIN)/dermedge demo -o runs/demo
 
-test: check
+# The Python tests use the built page, so the web part comes first.
+test: check test-web test-android test-python
+	@command -v npm >/dev/null || echo "Skipped the web tests: install Node.js 20 or newer to run them."
+	@command -v mvn >/dev/null || echo "Skipped the Kotlin tests: install a JDK and Maven to run them."
+
+test-python: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-web:
+	@! command -v npm >/dev/null || { $(MAKE) --no-print-directory web && \
+		$(NPM) --prefix runtimes/web run check && $(NPM) --prefix runtimes/web run size && \
+		$(NPM) --prefix runtimes/web test; }
+
+test-android:
+	@! command -v mvn >/dev/null || mvn -q -B -f runtimes/android/pom.xml test
+
+web:
+	$(NPM) --prefix runtimes/web ci
+	$(NPM) --prefix runtimes/web run build
+	$(NPM) --prefix examples/web ci
+	$(NPM) --prefix examples/web run build
 
 # Measuring lines doubles the processor time of the tests, so `make test` does not.
 coverage: $(STAMP)
@@ -31,7 +52,9 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo dermedge/page
+	rm -rf runtimes/web/node_modules runtimes/web/dist examples/web/node_modules
+	rm -rf runtimes/android/target runtimes/android/*/target
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
