@@ -47,7 +47,19 @@ public fun Bitmap.toRgbImage(background: Rgb = Rgb(255, 255, 255)): RgbImage {
     }
 }
 
-/** Read the pixels of an `ARGB_8888` bitmap, which are stored as bytes R, G, B, A. */
+/**
+ * Whether red is the first byte of a stored pixel. It is on Android; where Robolectric runs
+ * Android's code on a desktop, blue is first.
+ */
+private val redFirst: Boolean by lazy {
+    val red = Bitmap.createBitmap(1, 1, Bitmap.Config.ARGB_8888)
+    red.setPixel(0, 0, 0xFFFF0000.toInt())
+    val stored = ByteBuffer.allocate(4)
+    red.copyPixelsToBuffer(stored)
+    stored.get(0) == 0xFF.toByte()
+}
+
+/** Read the pixels of an `ARGB_8888` bitmap as they are stored. */
 private fun Bitmap.readPixels(background: Rgb): RgbImage {
     // `getPixels` would convert to sRGB, and the contract ignores colour profiles.
     val stored = ByteBuffer.allocate(rowBytes * height).order(ByteOrder.LITTLE_ENDIAN)
@@ -56,9 +68,8 @@ private fun Bitmap.readPixels(background: Rgb): RgbImage {
     val pixels = ByteArray(3 * width * height)
     for (row in 0 until height) {
         for (column in 0 until width) {
-            val abgr = stored.getInt(row * rowBytes + 4 * column)
-            val argb = abgr and 0xFF00FF00.toInt() or
-                (abgr and 0xFF shl 16) or (abgr shr 16 and 0xFF)
+            val pixel = stored.getInt(row * rowBytes + 4 * column)
+            val argb = if (redFirst) swapRedAndBlue(pixel) else pixel
             colours[column] = when {
                 !hasAlpha() -> argb or OPAQUE
                 isPremultiplied -> unpremultiply(argb)
@@ -69,6 +80,9 @@ private fun Bitmap.readPixels(background: Rgb): RgbImage {
     }
     return RgbImage(width, height, pixels)
 }
+
+private fun swapRedAndBlue(pixel: Int): Int =
+    (pixel and 0xFF00FF00.toInt()) or (pixel and 0xFF shl 16) or (pixel shr 16 and 0xFF)
 
 /** Divide the samples by alpha; each is within half a level of `255 * sample / alpha`. */
 private fun unpremultiply(argb: Int): Int {

@@ -9,12 +9,11 @@ import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import org.junit.runner.RunWith
 import org.robolectric.RobolectricTestRunner
-import org.robolectric.RuntimeEnvironment
 
 /** The snippet that `dermedge embed` wrote opens its bundle among an app's assets. */
 @RunWith(RobolectricTestRunner::class)
 class AssetsTest {
-    private val app = RuntimeEnvironment.getApplication()
+    private val app = appWithAssets()
 
     @Test
     fun `the snippet opens the bundle, and it verifies`() {
