@@ -16,8 +16,4 @@ dependencyResolutionManagement {
 }
 rootProject.name = "dermedge-example"
 include(":app")
-includeBuild("../../runtimes/android") {
-    dependencySubstitution {
-        substitute(module("dermedge:dermedge-android")).using(project(":android"))
-    }
-}
+includeBuild("../../runtimes/android")

@@ -12,5 +12,10 @@ dependencyResolutionManagement {
         mavenCentral()
     }
 }
-rootProject.name = "dermedge"
-include(":litert-stubs", ":core", ":android")
+rootProject.name = "dermedge-parent"
+// The projects have the names of the Maven build, by which an app that includes this build
+// finds them.
+for (folder in listOf("litert-stubs", "core", "android")) {
+    include(":dermedge-$folder")
+    project(":dermedge-$folder").projectDir = file(folder)
+}

@@ -39,8 +39,8 @@ def test_every_file_that_gradle_names_exists() -> None:
         text = path.read_text(encoding="utf-8")
         for named in re.findall(r"(?:files|includeBuild)\(\"([^\"]+)\"\)", text):
             assert (path.parent / named).exists(), f"{path}: {named}"
-        for line in re.findall(r"^include\((.*)\)", text, re.MULTILINE):
-            for module in re.findall(r'":([\w-]+)"', line):
+        for line in re.findall(r"(?:^include|listOf)\((.*)\)", text, re.MULTILINE):
+            for module in re.findall(r'":?([\w-]+)"', line):
                 folder = path.parent / module
                 assert (folder / "build.gradle.kts").is_file(), f"{path}: {module}"
                 assert (folder / "src" / "main").is_dir(), f"{path}: {module}"

@@ -16,5 +16,5 @@ android {
 }
 
 dependencies {
-    api(project(":core"))
+    api(project(":dermedge-core"))
 }

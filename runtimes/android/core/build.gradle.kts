@@ -17,5 +17,5 @@ java {
 // An app brings its engine: onnxruntime-android, or litert.
 dependencies {
     compileOnly(libs.onnxruntime)
-    compileOnly(project(":litert-stubs"))
+    compileOnly(project(":dermedge-litert-stubs"))
 }
