@@ -1,6 +1,6 @@
 /** Register the service worker, which keeps the page and the engine for offline use. */
 
-const WAIT = 5000; // Milliseconds; without a service worker the page works, but not offline.
+const WAIT = 60_000; // Milliseconds; without a service worker the page works, but not offline.
 
 /**
  * Register the service worker, and wait until it answers this page's requests.
@@ -16,7 +16,7 @@ export async function keepPage(onUpdate: (reload: () => void) => void): Promise<
     watch(registration, onUpdate);
     // A forced reload passes by a worker that is active already.
     if (!container.controller && registration.active?.state !== "activated") {
-      await controlled(container);
+      await controlled(container, registration.installing);
     }
   } catch {
     return false; // Private windows of some browsers refuse.
@@ -45,8 +45,15 @@ function watch(
   });
 }
 
-async function controlled(container: ServiceWorkerContainer): Promise<void> {
+/** Wait until the worker answers this page's requests, or cannot be installed. */
+async function controlled(
+  container: ServiceWorkerContainer,
+  worker: ServiceWorker | null,
+): Promise<void> {
   await new Promise<void>((resolve) => {
+    worker?.addEventListener("statechange", () => {
+      if (worker.state === "redundant") resolve();
+    });
     container.addEventListener("controllerchange", () => resolve(), { once: true });
     setTimeout(resolve, WAIT);
   });
