@@ -19,11 +19,7 @@ function addEngines(): Plugin {
       out = resolve(config.root, config.build.outDir);
     },
     closeBundle() {
-      cpSync(join(library, ENGINES), join(out, ENGINES), {
-        recursive: true,
-        // The build for WebGPU, which this page does not use, has 27 MB.
-        filter: (path) => !path.includes(".asyncify."),
-      });
+      cpSync(join(library, ENGINES), join(out, ENGINES), { recursive: true });
       const names = walk(out).filter((name) => name !== "sw.js").sort();
       const digest = createHash("sha256");
       for (const name of names) digest.update(name).update(readFileSync(join(out, name)));

@@ -3,12 +3,16 @@
 import { copyFile, mkdir } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { basename, dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
 
 import { defaultClientConditions, type Plugin } from "vite";
 
 const require = createRequire(import.meta.url);
 const ONNXRUNTIME = dirname(require.resolve("onnxruntime-web/wasm"));
 const LITERT = join(dirname(require.resolve("@litertjs/core/package.json")), "wasm");
+
+/** The licences of these files, which the npm packages leave out. */
+const NOTICE = fileURLToPath(new URL("../engines-notice.txt", import.meta.url));
 
 /** Every file that an engine loads at run time; a page loads one pair of them. */
 export const ENGINE_FILES: readonly string[] = [
@@ -31,6 +35,7 @@ export function engineFiles(): Plugin {
       const folder = join(dir!, "engines");
       await mkdir(folder, { recursive: true });
       for (const file of ENGINE_FILES) await copyFile(file, join(folder, basename(file)));
+      await copyFile(NOTICE, join(folder, "NOTICE.txt"));
     },
   };
 }
