@@ -145,7 +145,7 @@ ANDROID = Target(
     opset=18,
     checked="here by LiteRT",
     host="litert",
-    todo="on the phone: the golden cases, through LiteRT",
+    todo="in the app: dermedge embed {bundle} --platform android -o DIR, then model.verify()",
     facts={"abi": "arm64-v8a", "provider": "XNNPACK", "isa": "arm"},
 )
 ANDROID_ONNX = _variant(
@@ -157,7 +157,7 @@ ANDROID_ONNX = _variant(
     requires=("onnxruntime>=1.17",),
     checked="ONNX here by onnxruntime",
     host="onnxruntime",
-    todo="on the phone: the golden cases, through onnxruntime-android",
+    todo="in the app: dermedge embed {bundle} --platform android -o DIR, then model.verify()",
 )
 ANDROID_NNAPI = replace(
     ANDROID_ONNX,
@@ -184,13 +184,14 @@ WEB = Target(
     opset=18,
     checked="here by LiteRT",
     host="litert",
-    todo="in the browser: the golden cases, through LiteRT.js",
+    todo="in the browser: dermedge serve {bundle}, then run the self-test",
     facts={"provider": "wasm", "isa": "x86"},
 )
 WEB_WEBGPU = _variant(
     WEB,
     "webgpu",
     precisions=("fp32", "fp16"),
+    todo="in the browser: load {bundle} with accelerator webgpu, then model.verify()",
     facts={"provider": "webgpu", "isa": "x86"},
 )
 WEB_ONNX = _variant(
@@ -202,7 +203,7 @@ WEB_ONNX = _variant(
     requires=("onnxruntime>=1.17",),
     checked="ONNX here by onnxruntime",
     host="onnxruntime",
-    todo="in the browser: the golden cases, through onnxruntime-web",
+    todo="in the browser: dermedge serve {bundle}, then run the self-test",
 )
 
 TARGETS: dict[str, str] = {
