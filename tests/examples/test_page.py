@@ -172,7 +172,7 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
         folder / "100-megapixels.jpg": "10000 x 10000",
         folder / "empty.jpg": "0 bytes",
         folder / "letter.jpg": "image",
-        images / "drawing.svg": "SVG",
+        images / "drawing.svg": "not an image",
         images / "truncated.jpg": "truncated",
         images / "animated.png": "animated",
         ROOT / "tests" / "data" / "lesion.heic": "HEI",

@@ -188,6 +188,8 @@ async function camera(browser, { url, photo, chromium }) {
 /** Use the page with the keyboard only. */
 async function keyboard(browser, { url, photo }) {
   const { page, context, faults } = await openPage(browser, url, { isMobile: false });
+  // Asked for here, because Chromium needs a moment until it reports a file chooser.
+  const asked = page.waitForEvent("filechooser");
   await ready(page);
   const order = [];
   for (let count = 0; count < 6; count++) {
@@ -195,7 +197,6 @@ async function keyboard(browser, { url, photo }) {
     order.push(await page.evaluate(() => document.activeElement.id || document.activeElement.className));
   }
   await page.locator("#file").focus();
-  const asked = page.waitForEvent("filechooser");
   await page.keyboard.press("Enter");
   await (await asked).setFiles(photo);
   await page.locator("#result:not([hidden])").waitFor();

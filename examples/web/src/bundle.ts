@@ -36,13 +36,13 @@ export async function fetchBundle(
     );
   }
   const { id, names } = readManifest(await manifest.clone().text());
-  const cache = await openCache(PREFIX + id);
+  const cacheName = PREFIX + id;
   const arrived = new Map<string, Blob>([[MANIFEST, await manifest.blob()]]);
   const queue = names.values();
 
   async function fetchFiles(): Promise<void> {
     for (const name of queue) {
-      const response = (await cache?.match(address(name))) ?? (await fetch(address(name)));
+      const response = (await findKept(cacheName, name)) ?? (await fetch(address(name)));
       if (!response.ok) throw new Error(`${name}: ${(await response.text()).trim()}`);
       arrived.set(name, await response.blob());
       onProgress(arrived.size, names.length + 1);
@@ -56,16 +56,22 @@ export async function fetchBundle(
     files,
     offline: answer === undefined,
     async keep() {
-      if (!cache) throw new Error("This browser keeps no files for this page.");
-      for (const [name, blob] of arrived) {
-        if (!(await cache.match(address(name)))) await cache.put(address(name), new Response(blob));
+      const cache = await caches.open(cacheName);
+      try {
+        for (const [name, blob] of arrived) {
+          if (await cache.match(address(name))) continue;
+          await cache.put(address(name), new Response(blob));
+        }
+      } catch (error) {
+        await caches.delete(cacheName); // A part of a bundle is no use.
+        throw error;
       }
       for (const name of await bundleCaches()) {
-        if (name !== PREFIX + id) await caches.delete(name);
+        if (name !== cacheName) await caches.delete(name);
       }
     },
     async forget() {
-      if (cache) await caches.delete(PREFIX + id);
+      if ((await bundleCaches()).includes(cacheName)) await caches.delete(cacheName);
     },
   };
 }
@@ -85,7 +91,7 @@ async function ask(name: string): Promise<Response | undefined> {
 
 async function keptManifest(): Promise<Response | undefined> {
   for (const name of await bundleCaches()) {
-    const kept = await (await openCache(name))?.match(address(MANIFEST));
+    const kept = await findKept(name, MANIFEST);
     if (kept) return kept;
   }
   return undefined;
@@ -109,9 +115,10 @@ async function bundleCaches(): Promise<string[]> {
   }
 }
 
-async function openCache(name: string): Promise<Cache | undefined> {
+/** Return a file's copy on the device. Unlike `caches.open`, this creates no cache. */
+async function findKept(cacheName: string, name: string): Promise<Response | undefined> {
   try {
-    return await caches.open(name);
+    return await caches.match(address(name), { cacheName });
   } catch {
     return undefined; // Private windows of some browsers refuse.
   }
