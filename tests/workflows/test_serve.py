@@ -272,9 +272,18 @@ def test_from_the_network_it_says_what_a_phone_needs(page: Path) -> None:
         assert ask(running, "/")[0] == 200
 
 
+# A process that a script starts in the background ignores SIGINT, and so do its children.
+INTERRUPTIBLE = """
+import signal
+from dermedge.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_ends_the_command(page: Path) -> None:
-    command = [sys.executable, "-m", "dermedge", "serve", TOY, "--port", "0", "--page", page]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "serve", TOY, "--port", "0", "--page", page]
     with subprocess.Popen(
         [*command, "--host", "0.0.0.0"],
         stdout=subprocess.PIPE,
@@ -283,10 +292,13 @@ def test_ctrl_c_ends_the_command(page: Path) -> None:
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as running:
         assert running.stdout is not None
-        assert running.stdout.readline().startswith("http://")
-        assert "toy 1.0.0 (onnx, fp32)" in running.stdout.readline()
-        running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=20)
+        try:
+            assert running.stdout.readline().startswith("http://")
+            assert "toy 1.0.0 (onnx, fp32)" in running.stdout.readline()
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert (running.returncode, out) == (0, "Stopped.\n")
     assert "--cert" in err
     assert "Traceback" not in err
