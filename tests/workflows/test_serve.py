@@ -292,13 +292,14 @@ def test_ctrl_c_ends_the_command(page: Path) -> None:
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as running:
         assert running.stdout is not None
+        assert running.stderr is not None
         try:
             assert running.stdout.readline().startswith("http://")
             assert "toy 1.0.0 (onnx, fp32)" in running.stdout.readline()
+            assert "--cert" in running.stderr.readline()
             running.send_signal(signal.SIGINT)
             out, err = running.communicate(timeout=60)
         finally:
             running.kill()
     assert (running.returncode, out) == (0, "Stopped.\n")
-    assert "--cert" in err
     assert "Traceback" not in err
