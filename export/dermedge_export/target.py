@@ -157,7 +157,6 @@ ANDROID_ONNX = _variant(
     requires=("onnxruntime>=1.17",),
     checked="ONNX here by onnxruntime",
     host="onnxruntime",
-    todo="in the app: dermedge embed {bundle} --platform android -o DIR, then model.verify()",
 )
 ANDROID_NNAPI = replace(
     ANDROID_ONNX,
@@ -203,7 +202,6 @@ WEB_ONNX = _variant(
     requires=("onnxruntime>=1.17",),
     checked="ONNX here by onnxruntime",
     host="onnxruntime",
-    todo="in the browser: dermedge serve {bundle}, then run the self-test",
 )
 
 TARGETS: dict[str, str] = {

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from conformance.drawing import random_bytes
 from conformance.make import existing, make
 from conformance.writing import FOLDER
-from dermedge_runtime import errors
+from dermedge_runtime import errors, system_files
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import canonical_json, parse_json
 from dermedge_runtime.decode import decode
@@ -216,3 +217,15 @@ def test_every_kind_of_task_is_predicted_by_each_bundle():
             case["prediction"][field] is not None
             for field in ("decision", "severity", "mask_fraction", "embedding")
         )
+
+
+@pytest.mark.parametrize(
+    "port", ["web/src/names.ts", "android/core/src/main/kotlin/dermedge/FileNames.kt"]
+)
+def test_every_port_ignores_the_same_system_files(port):
+    source = (FOLDER.parents[1] / "runtimes" / port).read_text(encoding="utf-8")
+    lists = source[source.index('"__macosx"') : source.index('".~lock."') + len('".~lock."')]
+    listed = {
+        name.replace("\\r", "\r").replace("\\$", "$") for name in re.findall(r'"([^"]+)"', lists)
+    }
+    assert listed == {*system_files._SYSTEM_NAMES, *system_files._SYSTEM_PREFIXES}
