@@ -215,6 +215,7 @@ def _refused() -> Iterator[ImageCase]:
         "truncated.jpg": jpeg,
         "cut-and-closed.jpg": jpeg + b"\xff\xd9",
         "header-only.jpg": jpeg[:20],
+        "no-end.jpg": _jpeg("icc.jpg", draw(20, 20), icc_profile=swapped_profile())[:-2],
     }
     for name, content in damage.items():
         yield ImageCase(name, content, mentions=("truncated or damaged",))

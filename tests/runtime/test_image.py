@@ -253,6 +253,16 @@ def test_a_jpeg_that_broke_off_and_was_closed_is_refused(
                     decode(closed, scale=lambda width, height, scale=scale: scale)
 
 
+def test_a_jpeg_without_its_end_marker_is_refused() -> None:
+    # Pillow accepts it at some sizes only, so many are tried.
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    for width in range(16, 300, 4):
+        data = encode(Image.fromarray(noise).crop((0, 0, width, 16)), "JPEG", quality=90)
+        assert decode(data + b"a second picture").quality == ()
+        with pytest.raises(ImageError, match="truncated or damaged"):
+            decode(data[:-2])
+
+
 def test_a_jpeg_that_stops_at_a_stray_restart_marker_is_refused() -> None:
     data = encode(LESION.resize((128, 96)), "JPEG", quality=95)
     with pytest.raises(ImageError, match="rows are missing"):

@@ -166,8 +166,8 @@ def _untraceable(error: Exception) -> UsageError:
     operator = OPERATOR.search(text)
     cause = f"the operator {operator[0]}" if operator else first_line(error)
     return UsageError(
-        f"This network cannot be exported to LiteRT ({cause}). Try --target android-onnx, "
-        "or another backbone."
+        f"This network cannot be exported to LiteRT ({cause}). Choose another backbone, or a "
+        "target in ONNX: --target android-onnx, web-onnx or cpu with --engine onnxruntime."
     )
 
 

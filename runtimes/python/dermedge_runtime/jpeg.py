@@ -23,6 +23,7 @@ _COEFFICIENTS = 64
 # Compressed data holds FF 00 for the value FF, and restart markers FF D0 to FF D7.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_END = bytes((0xFF, _END_OF_IMAGE))
 _GREY = range(127, 130)
 # A disk or a network file system leaves zeros in place of a lost block.
 _LOST_BLOCK = bytes(512)
@@ -71,6 +72,10 @@ def check_jpeg(file: IO[bytes], picture: Image.Image) -> tuple[str, ...]:
     header = _read_header(data, segments)
     if header is None:
         return ()
+    # Pillow accepts a picture whose last two bytes are missing; other platforms' decoders
+    # do not.
+    if data.find(_END, header.start) < 0:
+        raise ValueError("the end marker is missing")
     if not _has_all_scans(data, header, segments):
         raise ValueError("scans are missing")
     lost = data.find(_LOST_BLOCK, header.start)
