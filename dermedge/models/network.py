@@ -108,11 +108,32 @@ class Network(nn.Module):
                 f"The side of a segmentation model's input must be divisible by 4, not {size}. "
                 "Change --size."
             )
+        return self.apply_heads(*self.encode(image), size)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of one pass through the backbone.
+
+        Args:
+            image: uint8 [N, S, S, 3].
+
+        Returns:
+            Pooled features [N, D], and the backbone's last features as timm returns
+            them, which `feature_map` converts to [N, C, h, w].
+        """
         last = self.backbone.forward_features(self.normalised(image))
-        # The forward of timm's models is `forward_features` and `forward_head`, so both
-        # kinds of heads share one pass.
-        pooled = self.pooled(self.backbone.forward_head(last))
-        spatial = feature_map(self.backbone, last)
+        # The forward of timm's models is `forward_features` and `forward_head`, so all
+        # heads share one pass.
+        return self.pooled(self.backbone.forward_head(last)), last
+
+    def apply_heads(self, pooled: Tensor, last: Tensor, size: int) -> dict[str, Tensor]:
+        """Return the outputs of every task from the result of `encode`.
+
+        Args:
+            pooled: Pooled features [N, D].
+            last: The backbone's last features.
+            size: Side S of the images in pixels.
+        """
+        spatial = feature_map(self.backbone, last) if self.segments else last
         return {
             name: resize_logits(head(spatial), size // 4) if name in self.segments else head(pooled)
             for name, head in self.heads.items()
