@@ -1,6 +1,8 @@
 """Damaged bundles: each breaks one rule, and is correctly sealed otherwise."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
 
 from conformance.damage import (
     LICENCE,
@@ -30,17 +32,25 @@ OTHER = "0" * 64
 
 
 def bundle_files() -> Files:
-    """Return `bundles.json` and the zips."""
+    """Return `bundles.json`, `abstain-bundles.json` and the zips."""
+    return {
+        **_list("bundles", _valid(), _json(), _manifest(), _paths(), _files(), _zips()),
+        **_list("abstain-bundles", _abstain()),
+    }
+
+
+def _list(name: str, *damages: Iterator[Damage]) -> Files:
+    """Return a list of bundles and the zips."""
     files: Files = {}
     entries = []
-    for damage in (*_valid(), *_json(), *_manifest(), *_paths(), *_files(), *_zips()):
+    for damage in chain(*damages):
         path = f"bundles/{damage.name}.zip"
         assert path not in files, path
         files[path] = write_bundle_zip(damage)
         error = None if damage.valid else BundleError.__name__
         mentions = list(damage.mentions)
         entries.append({"name": damage.name, "bundle": path, "error": error, "mentions": mentions})
-    return {"bundles.json": cases_json(entries), **files}
+    return {f"{name}.json": cases_json(entries), **files}
 
 
 def _valid() -> Iterator[Damage]:
@@ -154,8 +164,7 @@ def _fitted(put: Callable[..., Damage], drop: Callable[..., Damage]) -> Iterator
         yield put(name, *entry, "temperature", to=value, mentions=("emperature",))
     for value in (-0.25, 1.25, "0.5"):
         yield put(f"threshold-{value}", *entry, "threshold", to=value, mentions=("hreshold",))
-    for key in ("conformal_quantile", "ood_threshold"):
-        yield put(f"fitted-{key}", *entry, key, to=0.5, mentions=(key, "pgrade"))
+    yield put("fitted-ood_threshold", *entry, "ood_threshold", to=0.5, mentions=("ood_threshold",))
     yield put("tolerance-nothing", "tolerance", to={}, mentions=("malignancy",))
     yield put("tolerance-other-task", "tolerance", "other", to=0.1, mentions=("other",))
     for value in (0.6, -0.1, "0.1", True, None):
@@ -166,6 +175,76 @@ def _fitted(put: Callable[..., Damage], drop: Callable[..., Damage]) -> Iterator
     yield put("digest-short", "files", LICENCE, to="ab12", mentions=("ab12",))
     yield put("digest-capital", "files", LICENCE, to="A" * 64, mentions=(LICENCE,))
     yield put("digest-of-the-manifest", "files", MANIFEST, to=OTHER, mentions=(MANIFEST,))
+
+
+def _abstain() -> Iterator[Damage]:
+    """Yield bundles with conformal sets, `rule_in` and OOD tasks, most of them malformed."""
+    labels = [{"id": name, "name": name.title()} for name in ("a", "b")]
+    tasks = [
+        {"name": "malignancy", "kind": "binary"},
+        {"name": "type", "kind": "classify", "labels": labels},
+        {"name": "foreign", "kind": "ood"},
+    ]
+    sets = {"method": "raps", "coverage": 0.9, "quantiles": [0.5, None], "penalty": 0.1, "free": 1}
+
+    def damage(
+        name: str, changes: dict[str, Any], *mentions: str, task: str = "type", valid: bool = False
+    ) -> Damage:
+        def change(content: Any) -> None:
+            content["spec"]["tasks"] = tasks
+            content["tolerance"] = dict.fromkeys(("malignancy", "type", "foreign"), 0.1)
+            content["postprocessing"] = {
+                "malignancy": {"temperature": 1.5, "threshold": 0.25, "rule_in": 0.75},
+                "type": {"conformal": sets},
+                "foreign": {"ood_threshold": -2.5},
+            }
+            content["postprocessing"][task] |= changes
+
+        return Damage(f"abstain-{name}", mentions, content=change, valid=valid)
+
+    yield damage("plain", {}, valid=True)
+    yield damage("nothing", {"conformal": None, "rule_in": None, "ood_threshold": None}, valid=True)
+    edges = {"method": "lac", "coverage": 1e-9, "quantiles": [0, 0], "penalty": 0, "free": 0}
+    yield damage("edges", {"conformal": edges}, valid=True)
+    short = {"method": "aps", "coverage": 0.5, "quantiles": [None, None]}
+    yield damage("no-penalty", {"conformal": short}, valid=True)
+    yield damage("old-name", {"conformal_quantile": 0.5}, valid=True)
+    for name, value in {"0.2": 0.2, "1.5": 1.5, "text": "0.5", "true": True}.items():
+        yield damage(f"rule_in-{name}", {"rule_in": value}, "rule_in", task="malignancy")
+    yield damage("rule_in-alone", {"threshold": None}, "rule_in", task="malignancy")
+    yield damage("rule_in-elsewhere", {"threshold": 0.2, "rule_in": 0.5}, "rule_in", "type")
+    for name, value in {"text": "1", "true": True, "list": [1.0]}.items():
+        yield damage(
+            f"ood_threshold-{name}", {"ood_threshold": value}, "ood_threshold", task="foreign"
+        )
+    yield damage("ood_threshold-elsewhere", {"ood_threshold": 1.0}, "ood_threshold", "type")
+    yield damage("conformal-number", {"conformal": 0.9}, "conformal")
+    yield damage("conformal-elsewhere", {"conformal": sets}, "conformal", task="malignancy")
+    yield damage("conformal-of-ood", {"conformal": sets}, "conformal", task="foreign")
+    for key in ("method", "coverage", "quantiles"):
+        part = {name: value for name, value in sets.items() if name != key}
+        yield damage(f"no-{key}", {"conformal": part}, key)
+    wrong: dict[str, tuple[str, object]] = {
+        "method-unknown": ("method", "topk"),
+        "method-number": ("method", 1),
+        "coverage-0": ("coverage", 0),
+        "coverage-1": ("coverage", 1),
+        "coverage-text": ("coverage", "0.9"),
+        "quantiles-number": ("quantiles", 0.5),
+        "quantiles-few": ("quantiles", [0.5]),
+        "quantiles-many": ("quantiles", [0.5, 0.5, 0.5]),
+        "quantile-negative": ("quantile", [0.5, -0.25]),
+        "quantile-text": ("quantile", ["0.5", None]),
+        "quantile-true": ("quantile", [True, None]),
+        "penalty-negative": ("penalty", -0.5),
+        "penalty-text": ("penalty", "0.5"),
+        "free-negative": ("free", -1),
+        "free-fraction": ("free", 1.5),
+        "free-true": ("free", True),
+    }
+    for name, (key, value) in wrong.items():
+        changed = {**sets, "quantiles" if key == "quantile" else key: value}
+        yield damage(name, {"conformal": changed}, key)
 
 
 def _paths() -> Iterator[Damage]:

@@ -6,38 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from conformance.abstain_cases import abstain_cases
 from conformance.drawing import random_bytes
+from conformance.tasks import BENIGN, DIAGNOSIS, EMBEDDING, LESION, LEVELS, MALIGNANCY, SEVERITY
 from conformance.writing import Files, cases_json
 from dermedge_runtime.decode import decode
 from dermedge_runtime.errors import EngineError
 from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.golden import drop_volatile
-from dermedge_runtime.spec import Json, Label, Postprocessing, Preprocess, Spec, Task, to_json
+from dermedge_runtime.spec import Json, Postprocessing, Preprocess, Spec, Task, to_json
 
-DIAGNOSIS = Task(
-    "diagnosis",
-    "classify",
-    (
-        Label("nv", "Melanocytic naevus", malignant=False),
-        Label("mel", "Melanoma", malignant=True),
-        Label("akiec", "Actinic keratosis or Bowen's disease"),
-        Label("bcc", "Basal cell carcinoma", malignant=True),
-    ),
-)
-BENIGN = Task("type", "classify", tuple(Label(name, name.title()) for name in ("a", "b", "c")))
-MALIGNANCY = Task("malignancy", "binary")
-LEVELS = tuple(Label(str(level), f"Level {level}") for level in range(5))
-SEVERITY = Task("severity", "ordinal", LEVELS)
-LESION = Task("lesion", "segment")
-EMBEDDING = Task("embedding", "embed")
 NAMES = {math.inf: "Infinity", -math.inf: "-Infinity"}
 Outputs = Mapping[str, Any]
 Fitted = Mapping[str, Postprocessing]
 
 
 def decode_files() -> Files:
-    """Return `decode.json`."""
-    return {"decode.json": cases_json([_case(*case) for case in _cases()])}
+    """Return `decode.json` and `abstain.json`."""
+    return {
+        "decode.json": cases_json([_case(*case) for case in _cases()]),
+        "abstain.json": cases_json([_case(*case) for case in abstain_cases()]),
+    }
 
 
 def _case(

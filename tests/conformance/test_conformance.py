@@ -28,6 +28,7 @@ from support import reference_resize
 
 LEVELS = 4  # Largest difference between two decoders of JPEG, of 255.
 LISTS = ("images", "resize", "json", "decode", "bundles", "verify", "predictions")
+LISTS += ("abstain", "abstain-bundles")  # not yet read by the ports
 SMALL_FILE, SMALL_FOLDER = 130_000, 1_500_000
 
 
@@ -148,7 +149,7 @@ def assert_same(actual, expected, within):
         assert actual == expected
 
 
-@pytest.mark.parametrize("case", named("decode.json"))
+@pytest.mark.parametrize("case", named("decode.json") + named("abstain.json"))
 def test_outputs_decode_to_the_prediction_or_are_refused(case):
     spec = Spec.from_json(case["spec"])
     fitted = {
@@ -166,7 +167,7 @@ def test_outputs_decode_to_the_prediction_or_are_refused(case):
         assert sha256_hex(prediction.mask.astype(np.uint8).tobytes()) == case["mask_sha256"]
 
 
-@pytest.mark.parametrize("case", named("bundles.json"))
+@pytest.mark.parametrize("case", named("bundles.json") + named("abstain-bundles.json"))
 def test_a_bundle_opens_or_is_refused(case):
     if case["error"] is None:
         assert Bundle.open(FOLDER / case["bundle"]).spec.name == "small"

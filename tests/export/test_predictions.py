@@ -11,7 +11,7 @@ from dermedge_runtime.activations import sigmoid, softmax
 from dermedge_runtime.decode import decode, ordinal_level, segment_mask
 from dermedge_runtime.decode import sigmoid as scalar_sigmoid
 from dermedge_runtime.decode import softmax as scalar_softmax
-from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
+from dermedge_runtime.spec import Conformal, Label, Postprocessing, Preprocess, Spec, Task
 
 SIZE, CELLS = 16, 4
 LABELS = tuple(
@@ -141,3 +141,35 @@ def test_softmax_lets_nan_and_infinity_through():
 def test_activations_keep_the_type_of_their_logits():
     logits = np.zeros((1, 2), np.float32)
     assert softmax(logits).dtype == sigmoid(logits).dtype == np.float32
+
+
+@pytest.mark.parametrize("method", ["lac", "aps", "raps"])
+def test_a_table_has_the_sets_decisions_and_flags_of_each_image(method):
+    labels = tuple(Label(name, name, malignant=name == "b") for name in "abcd")
+    spec = Spec(
+        "toy", "1", (Task("type", "classify", labels), Task("foreign", "ood")), Preprocess(16)
+    )
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 2, (60, 4)).astype(np.float32).round(0)  # with ties
+    foreign = rng.normal(0, 1, (60, 1)).astype(np.float32)
+    table = Predictions(
+        tuple(map(str, range(60))),
+        {"type": logits, "foreign": foreign},
+        np.zeros(60, np.int64),
+        np.zeros(60),
+        np.arange(60).astype(str),
+    )
+    sets = Conformal(method, 0.9, (0.6, 0.8, None, 0.7), penalty=0.05, free=1)
+    fitted = {
+        "type": Postprocessing(1.4, 0.2, 0.5, sets),
+        "foreign": Postprocessing(ood_threshold=1.0),
+    }
+    decoded = decode_table(table, spec, fitted)
+    for row in range(60):
+        one = decode({"type": logits[row], "foreign": foreign[row]}, spec, fitted)
+        members = {label.id for label, inside in zip(labels, decoded.sets[row]) if inside}
+        assert members == set(one.conformal_set)
+        assert decoded.referred[row] == (one.decision == "refer")
+        assert (decoded.ood[row], decoded.ood_scores[row]) == (one.ood, one.ood_score)
+    assert 0 < decoded.referred.sum() < 60 and 0 < decoded.ood.sum() < 60
+    assert decoded.sets.sum(axis=1).min() < decoded.sets.sum(axis=1).max()

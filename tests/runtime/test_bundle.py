@@ -369,6 +369,14 @@ def test_an_artifact_may_be_a_folder_with_raw_weights(tmp_path):
         assert bundle.read("model/net.bin") == weights
 
 
+CONFORMAL = ("postprocessing", "diagnosis", "conformal")
+
+
+def conformal(**changes):
+    sets = {"method": "lac", "coverage": 0.9, "quantiles": [0.5, 0.5, None]}
+    return at(*CONFORMAL, value=sets | changes)
+
+
 BROKEN = {
     "no schema": at("schema"),
     "schema of another type": at("schema", value=1),
@@ -395,7 +403,18 @@ BROKEN = {
     "temperature zero": at("postprocessing", "diagnosis", "temperature", value=0),
     "temperature is text": at("postprocessing", "diagnosis", "temperature", value="1"),
     "threshold above one": at("postprocessing", "malignancy", "threshold", value=1.5),
-    "conformal of the future": at("postprocessing", "diagnosis", "conformal_quantile", value=0.9),
+    "rule_in above one": at("postprocessing", "malignancy", "rule_in", value=1.5),
+    "rule_in without a threshold": at("postprocessing", "diagnosis", "rule_in", value=0.5),
+    "ood_threshold is text": at("postprocessing", "diagnosis", "ood_threshold", value="1"),
+    "conformal is a number": at("postprocessing", "diagnosis", "conformal", value=0.9),
+    "conformal without quantiles": at(*CONFORMAL, value={"method": "lac", "coverage": 0.9}),
+    "unknown conformal method": conformal(method="topk"),
+    "coverage is all": conformal(coverage=1),
+    "coverage is nothing": conformal(coverage=0),
+    "negative quantile": conformal(quantiles=[0.5, -0.1, None]),
+    "quantile is true": conformal(quantiles=[0.5, True, None]),
+    "negative penalty": conformal(method="raps", penalty=-0.5),
+    "free is a fraction": conformal(method="raps", free=1.5),
     "tolerance negative": at("tolerance", "diagnosis", value=-0.1),
     "tolerance unbounded": at("tolerance", "diagnosis", value=0.51),
     "tolerance is text": at("tolerance", "diagnosis", value="0.1"),
@@ -432,6 +451,18 @@ BROKEN_BEYOND_SCHEMA = {
     "artifact not listed": at("artifact", "path", value="other.onnx"),
     "artifact outside": at("artifact", "path", value="../model.fake"),
     "label twice": at("spec", "tasks", 0, "labels", 0, "id", value="mel"),
+    "rule_in below the threshold": at("postprocessing", "malignancy", "rule_in", value=0.01),
+    "rule_in of another task": at(
+        "postprocessing", "diagnosis", value={"threshold": 0.2, "rule_in": 0.5}
+    ),
+    "ood_threshold of another task": at("postprocessing", "diagnosis", "ood_threshold", value=1.0),
+    "conformal of a binary task": at(
+        "postprocessing",
+        "malignancy",
+        "conformal",
+        value={"method": "lac", "coverage": 0.9, "quantiles": []},
+    ),
+    "quantiles of other labels": conformal(quantiles=[0.5]),
     "task twice": at("spec", "tasks", 0, "name", value="malignancy"),
 }
 

@@ -16,7 +16,7 @@ from dermedge_runtime.decode import (
     softmax,
 )
 from dermedge_runtime.errors import EngineError
-from dermedge_runtime.spec import Label, Postprocessing, Preprocess, Spec, Task
+from dermedge_runtime.spec import Conformal, Label, Postprocessing, Preprocess, Spec, Task
 
 LABELS = (
     Label("nv", "Naevus", malignant=False),
@@ -31,6 +31,7 @@ SEVERITY = Task(
 )
 LESION = Task("lesion", "segment")
 EMBEDDING = Task("features", "embed")
+LABEL_IDS = ("mel", "nv", "bcc", "akiec")
 LOGITS = np.array([1.0, 2.0, 0.5, 0.0], np.float32)
 
 
@@ -94,8 +95,10 @@ def test_fields_that_were_not_fitted_are_none():
         "threshold",
         "decision",
         "mask",
+        "refer_reason",
         "conformal_set",
         "ood",
+        "ood_score",
         "severity",
         "embedding",
         "timing",
@@ -108,6 +111,57 @@ def test_fields_that_were_not_fitted_are_none():
         (Label("a", "A", malignant=False), Label("b", "B", malignant=False)),
     )
     assert decode({"diagnosis": LOGITS[:2]}, spec(benign), {}).malignancy is None
+
+
+# Probabilities 0.4, 0.3, 0.2 and 0.1 of mel, nv, bcc and akiec.
+RANKED = np.log(np.array([0.3, 0.4, 0.1, 0.2], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("conformal", "members"),
+    [
+        (Conformal("lac", 0.9, (0.65, 0.65, 0.65, 0.65)), ("mel",)),
+        (Conformal("lac", 0.9, (0.75, 0.55, 0.95, 0.75)), ("nv", "akiec")),
+        (Conformal("lac", 0.9, (0.1, 0.1, 0.1, 0.1)), ()),
+        (Conformal("aps", 0.9, (0.75, 0.75, 0.75, 0.75)), ("mel", "nv")),
+        (Conformal("aps", 0.9, (0.1, 0.3, None, 0.95)), ("bcc", "akiec")),
+        (Conformal("raps", 0.9, (0.75, 0.75, 0.75, 0.75), penalty=0.1, free=1), ("mel",)),
+        (Conformal("raps", 0.9, (0.75, 0.75, 0.75, 0.75), penalty=0.1, free=2), ("mel", "nv")),
+        (Conformal("raps", 0.9, (1.05, 1.05, 1.25, 1.05), penalty=0.1, free=2), LABEL_IDS),
+    ],
+)
+def test_a_label_is_in_the_set_up_to_its_quantile(conformal, members):
+    fitted = {"diagnosis": Postprocessing(conformal=conformal)}
+    prediction = decode({"diagnosis": RANKED}, spec(DIAGNOSIS), fitted)
+    assert prediction.conformal_set == members
+
+
+@pytest.mark.parametrize(
+    ("score", "ood", "decision", "reason"),
+    [
+        (0.2, 0.0, "benign", None),
+        (0.3, 0.0, "refer", "uncertain"),
+        (0.79, 0.0, "refer", "uncertain"),
+        (0.81, 0.0, "malignant", None),
+        (0.2, 2.5, "refer", "ood"),
+        (0.5, 2.5, "refer", "ood"),
+        (0.9, 2.5, "refer", "ood"),
+    ],
+)
+def test_a_score_between_the_thresholds_or_a_foreign_image_is_referred(
+    score, ood, decision, reason
+):
+    outputs = {
+        "malignancy": np.array([math.log(score / (1 - score))], np.float32),
+        "foreign": np.array([ood], np.float32),
+    }
+    fitted = {
+        "malignancy": Postprocessing(threshold=0.25, rule_in=0.8),
+        "foreign": Postprocessing(ood_threshold=2.0),
+    }
+    prediction = decode(outputs, spec(MALIGNANCY, Task("foreign", "ood")), fitted)
+    assert (prediction.decision, prediction.refer_reason) == (decision, reason)
+    assert (prediction.ood, prediction.ood_score) == (ood > 2, ood)
 
 
 @pytest.mark.parametrize(

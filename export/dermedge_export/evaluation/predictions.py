@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.evaluation import metrics
+from dermedge_export.evaluation.conformal import conformal_sets
 from dermedge_runtime.activations import sigmoid, softmax
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Kind, Postprocessing, Spec, Task
 
 Array = NDArray[Any]
 PostprocessingByTask = Mapping[str, Postprocessing]
+_UNFITTED = Postprocessing()
 Run = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
 
 
@@ -167,6 +169,10 @@ class Decoded:
         graded: Severity levels; None for a model without an ordinal task.
         outlined: Masks; None for a model without a `segment` task.
         embedding: Embeddings, float32 [N, D]; None for a model without an `embed` task.
+        rule_in: Smallest score that is malignant; None is the threshold.
+        sets: Labels in the conformal sets, bool [N, K]; None if not fitted.
+        ood_scores: Scores of the `ood` task, float64 [N]; None for a model without one.
+        ood: Flagged images, bool [N]; None if the threshold is not fitted.
 
     Example:
         >>> decoded = Decoded(
@@ -191,6 +197,20 @@ class Decoded:
     graded: Graded | None = None
     outlined: Outlined | None = None
     embedding: NDArray[np.float32] | None = None
+    rule_in: float | None = None
+    sets: NDArray[np.bool_] | None = None
+    ood_scores: NDArray[np.float64] | None = None
+    ood: NDArray[np.bool_] | None = None
+
+    @property
+    def referred(self) -> NDArray[np.bool_]:
+        """Images whose decision is `refer`, bool [N]."""
+        flagged = np.zeros(len(self.scores), bool) if self.ood is None else self.ood
+        if self.threshold is None or self.rule_in is None:
+            return flagged
+        return np.asarray(
+            flagged | ((self.scores >= self.threshold) & (self.scores < self.rule_in))
+        )
 
 
 def predict_table(
@@ -297,26 +317,50 @@ def decode_table(
         graded=graded(predictions, spec, postprocessing),
         outlined=outlined(predictions, spec, postprocessing),
         embedding=None if embed is None else predictions.outputs[embed.name],
+        **_decode_ood(predictions, spec, postprocessing),
     )
 
 
 def _classes(predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask) -> Decoded:
     scores = malignancy_scores(predictions, spec, postprocessing)
-    fitted = postprocessing.get(spec.malignancy.name) if spec.malignancy is not None else None
-    threshold = fitted.threshold if fitted is not None else None
+    fitted = _fitted(spec.malignancy, postprocessing)
+    threshold, rule_in = fitted.threshold, fitted.rule_in
     if spec.diagnosis is not None:
         names = tuple(label.id for label in spec.diagnosis.labels)
         diagnosed = probabilities(predictions, spec, postprocessing)
+        conformal = _fitted(spec.diagnosis, postprocessing).conformal
         return Decoded(
-            names, predictions.labels, diagnosed.argmax(axis=1), diagnosed, scores, threshold
+            names,
+            predictions.labels,
+            diagnosed.argmax(axis=1),
+            diagnosed,
+            scores,
+            threshold,
+            rule_in=rule_in,
+            sets=None if conformal is None else conformal_sets(diagnosed, conformal),
         )
     names = ("benign", "malignant") if spec.malignancy is not None else ()
     labels = np.where(np.isnan(predictions.malignant), -1, predictions.malignant).astype(np.int64)
     predicted = (scores >= (0.5 if threshold is None else threshold)).astype(np.int64)
     both = np.stack([1 - scores, scores], axis=1)[:, : len(names)]
-    return Decoded(
-        names, labels if names else np.full_like(labels, -1), predicted, both, scores, threshold
-    )
+    known = labels if names else np.full_like(labels, -1)
+    return Decoded(names, known, predicted, both, scores, threshold, rule_in=rule_in)
+
+
+def _decode_ood(
+    predictions: Predictions, spec: Spec, postprocessing: PostprocessingByTask
+) -> dict[str, Any]:
+    """Return `ood_scores` and `ood` of the first `ood` task, as far as they are known."""
+    task = _first_task(predictions, spec, "ood")
+    if task is None:
+        return {}
+    scores = _read_logits(predictions, task.name)[:, 0]
+    threshold = _fitted(task, postprocessing).ood_threshold
+    return {"ood_scores": scores, "ood": None if threshold is None else scores > threshold}
+
+
+def _fitted(task: Task | None, postprocessing: PostprocessingByTask) -> Postprocessing:
+    return postprocessing.get(task.name, _UNFITTED) if task is not None else _UNFITTED
 
 
 def graded(

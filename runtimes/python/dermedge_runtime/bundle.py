@@ -284,7 +284,10 @@ def _check_schema(schema: str, path: Path) -> None:
 
 def _read_postprocessing(data: Json, spec: Spec) -> dict[str, Postprocessing]:
     _check_tasks(data, spec, "postprocessing")
-    return {name: Postprocessing.from_json(entry) for name, entry in data.items()}
+    fitted = {name: Postprocessing.from_json(entry) for name, entry in data.items()}
+    for task in spec.tasks:
+        fitted[task.name].check_task(task, spec.malignancy)
+    return fitted
 
 
 def _read_tolerance(data: Json, spec: Spec) -> dict[str, float]:

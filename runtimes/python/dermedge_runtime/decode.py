@@ -13,11 +13,14 @@ import numpy.typing as npt
 
 from dermedge_runtime import activations
 from dermedge_runtime.errors import EngineError
-from dermedge_runtime.spec import AGAIN, Json, Postprocessing, Spec, Task, to_json
+from dermedge_runtime.spec import AGAIN, Conformal, Json, Postprocessing, Spec, Task, to_json
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, npt.NDArray[np.float32]]
 """Raw outputs of an engine by task, float32 [N, ...]."""
+
+Decision = Literal["malignant", "benign", "refer"]
+ReferReason = Literal["ood", "uncertain"]
 
 _UNFITTED = Postprocessing()
 
@@ -85,10 +88,14 @@ class Prediction:
     needs was not fitted.
 
     `labels` are those of the diagnosis task, most probable first. `malignancy` is the
-    score that `threshold` turns into `decision`. `severity` is the level of the ordinal
-    task, counted from 0. `mask` is bool [S, S] in the preprocessed frame. `embedding`
-    is L2-normalised. `conformal_set` and `ood` are always None in this version.
-    `quality` has a sentence for each sign that the image is damaged, if any.
+    score that `threshold` turns into `decision`. The decision `refer` means that a
+    person must decide; `refer_reason` is `ood`, or `uncertain` for a score that is
+    neither clearly benign nor clearly malignant. `conformal_set` has the ids of the
+    labels that fit the image, most probable first; it may be empty. `ood` is True for
+    an image unlike the training images, whose `ood_score` exceeds the fitted threshold.
+    `severity` is the level of the ordinal task, counted from 0. `mask` is bool [S, S]
+    in the preprocessed frame. `embedding` is L2-normalised. `quality` has a sentence
+    for each sign that the image is damaged, if any.
 
     Example:
         >>> from dermedge_runtime.model import load
@@ -101,9 +108,11 @@ class Prediction:
     labels: tuple[ScoredLabel, ...] = ()
     malignancy: float | None = None
     threshold: float | None = None
-    decision: Literal["malignant", "benign"] | None = None
+    decision: Decision | None = None
+    refer_reason: ReferReason | None = None
     conformal_set: tuple[str, ...] | None = None
     ood: bool | None = None
+    ood_score: float | None = None
     severity: int | None = None
     mask: npt.NDArray[np.bool_] | None = field(default=None, compare=False)
     embedding: tuple[float, ...] | None = None
@@ -180,6 +189,8 @@ def decode(
         if task is diagnosis:
             probabilities = softmax(values, temperature)
             labels = _rank(task, probabilities)
+            if fitted.conformal is not None:
+                decoded["conformal_set"] = conformal_set(labels, task, fitted.conformal)
             if task is malignancy:
                 score = _sum_malignant(task, probabilities)
         elif task is malignancy:
@@ -188,20 +199,73 @@ def decode(
             decoded["severity"] = ordinal_level(values, temperature)
         elif task.kind == "embed" and "embedding" not in decoded:
             decoded["embedding"] = tuple(values)
-    threshold = (
-        None if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED).threshold
-    )
-    if score is not None and threshold is not None:
-        decoded["decision"] = "malignant" if score >= threshold else "benign"
+        elif task.kind == "ood" and "ood_score" not in decoded:
+            decoded["ood_score"] = values[0]
+            if fitted.ood_threshold is not None:
+                decoded["ood"] = values[0] > fitted.ood_threshold
+    fitted = _UNFITTED if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED)
+    decision, reason = _decide(score, fitted, decoded.get("ood"))
     return Prediction(
         labels,
         score,
-        threshold,
+        fitted.threshold,
+        decision,
+        reason,
         timing=timing,
         provenance=provenance,
         quality=quality,
         **decoded,
     )
+
+
+def _decide(
+    score: float | None, fitted: Postprocessing, ood: bool | None
+) -> tuple[Decision | None, ReferReason | None]:
+    """Return the decision for a malignancy score, and the reason if it is `refer`."""
+    if ood:
+        return "refer", "ood"
+    if score is None or fitted.threshold is None:
+        return None, None
+    if score < fitted.threshold:
+        return "benign", None
+    if fitted.rule_in is None or score >= fitted.rule_in:
+        return "malignant", None
+    return "refer", "uncertain"
+
+
+def conformal_set(
+    labels: Sequence[ScoredLabel], task: Task, conformal: Conformal
+) -> tuple[str, ...]:
+    """Return the ids of the labels whose conformal score is at most their quantile.
+
+    Args:
+        labels: Labels of the task, most probable first.
+        task: The `classify` task.
+        conformal: Fitted method and quantiles.
+
+    Example:
+        >>> from dermedge_runtime.spec import Label
+        >>> task = Task("type", "classify", (Label("a", "A"), Label("b", "B")))
+        >>> labels = [ScoredLabel("b", "B", 0.7), ScoredLabel("a", "A", 0.3)]
+        >>> conformal_set(labels, task, Conformal("aps", 0.9, (0.95, 0.95)))
+        ('b',)
+
+    Source: `lac`, Sadinle et al., Least Ambiguous Set-Valued Classifiers with Bounded
+    Error Levels, JASA 2019. `aps`, Romano et al., Classification with Valid and Adaptive
+    Coverage, NeurIPS 2020, without randomization. `raps`, Angelopoulos et al.,
+    Uncertainty Sets for Image Classifiers using Conformal Prediction, ICLR 2021.
+    """
+    quantiles = dict(zip((label.id for label in task.labels), conformal.quantiles, strict=True))
+    members, total = [], 0.0
+    for rank, label in enumerate(labels, start=1):
+        total += label.probability
+        score = 1.0 - label.probability if conformal.method == "lac" else total
+        if conformal.method == "raps":
+            score += conformal.penalty * max(0, rank - conformal.free)
+        quantile = quantiles[label.id]
+        if quantile is None or score <= quantile:
+            members.append(label.id)
+    return tuple(members)
 
 
 def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
@@ -313,7 +377,7 @@ def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
         return (len(task.labels) - 1,)
     if task.kind == "segment":  # networks predict masks at a quarter of the resolution
         return (1, size // 4, size // 4)
-    return (1,) if task.kind == "binary" else (None,)
+    return (1,) if task.kind in ("binary", "ood") else (None,)
 
 
 def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:

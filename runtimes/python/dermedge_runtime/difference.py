@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dermedge_runtime.decode import Array, softmax
-from dermedge_runtime.spec import AGAIN, Json, Postprocessing, Spec, Task
+from dermedge_runtime.spec import AGAIN, Json, Postprocessing, Spec, Task, to_json
 
 # Languages differ in the last digits of exp(); a wrong formula differs by far more.
 DECODED_WITHIN = 1e-6
@@ -95,10 +95,7 @@ def _find_cause(
             malignant = [label.id for label in task.labels if label.malignant]
             return f"The malignant labels of task {task.name!r} are {malignant}.", True
         values = fitted.get(task.name, Postprocessing())
-        text = (
-            f"Task {task.name!r} has temperature {_written(values.temperature)} and threshold "
-            f"{_written(values.threshold)}"
-        )
+        text = f"Task {task.name!r} has {_describe(values)}"
         logits = [float(value) for value in outputs[task.name].ravel()]
         other = _solve_temperature(golden, task, logits) if field in SOLVED else None
         if other is not None and not math.isclose(other, values.temperature or 1, rel_tol=1e-4):
@@ -117,11 +114,28 @@ def _fields(spec: Spec) -> dict[str, Task | None]:
         "labels": spec.diagnosis,
         "malignancy": spec.malignancy,
         "threshold": spec.malignancy,
+        "ood_score": first("ood"),
+        "ood": first("ood"),
         "decision": spec.malignancy,
+        "refer_reason": spec.malignancy,
+        "conformal_set": spec.diagnosis,
         "severity": first("ordinal"),
         "mask_fraction": first("segment"),
         "embedding": first("embed"),
     }
+
+
+def _describe(values: Postprocessing) -> str:
+    """Name the temperature and the threshold, and the other values that are fitted."""
+    text = f"temperature {_written(values.temperature)} and threshold {_written(values.threshold)}"
+    others = {
+        "rule_in": values.rule_in,
+        "ood_threshold": values.ood_threshold,
+        **(to_json(values.conformal) if values.conformal else {}),
+    }
+    return ", ".join(
+        [text, *(f"{key} {value}" for key, value in others.items() if value is not None)]
+    )
 
 
 def _written(value: float | None) -> str:

@@ -5,6 +5,7 @@ reads them back and refuses unknown or invalid values. No type depends on an eng
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from dermedge_runtime.errors import BundleError
 from dermedge_runtime.requirements import check_requirement
 
 Json = dict[str, Any]
-Kind = Literal["classify", "binary", "ordinal", "segment", "embed"]
+Kind = Literal["classify", "binary", "ordinal", "segment", "embed", "ood"]
 Fit = Literal["crop", "pad", "stretch"]
+ConformalMethod = Literal["lac", "aps", "raps"]
 Status = Literal["passed", "warn", "failed", "insufficient", "not_run"]
 T = TypeVar("T")
 
@@ -57,7 +59,8 @@ class Task:
     """One output of the network and its meaning; the output tensor has the task's name.
 
     Shapes, per image: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1]
-    cumulative logits, `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised.
+    cumulative logits, `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised, `ood`
+    [1], larger for images that are more unlike the training images.
 
     Example:
         >>> levels = tuple(Label(str(level), f"Level {level}") for level in range(4))
@@ -259,12 +262,71 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Conformal:
+    """Class-conditional conformal sets of a `classify` task.
+
+    Attributes:
+        method: Score of a label: `lac`, `aps` or `raps`.
+        coverage: Share of the images of each label whose set holds that label, 0 to 1.
+        quantiles: Largest score of each label that is in the set, in the task's order.
+            None is a label with too few images to fit one; it is in every set.
+        penalty: RAPS adds this to the score for each rank after `free`.
+        free: Number of first ranks that RAPS does not penalize.
+
+    Example:
+        >>> Conformal("lac", 0.9, (0.8, None)).quantiles
+        (0.8, None)
+    """
+
+    method: ConformalMethod
+    coverage: float
+    quantiles: tuple[float | None, ...]
+    penalty: float = 0.0
+    free: int = 0
+
+    @classmethod
+    def from_json(cls, data: Json) -> "Conformal":
+        """Read conformal sets from JSON types.
+
+        Raises:
+            BundleError: A part is missing, unknown or out of range.
+        """
+        method = take(data, "method", str, "conformal")
+        if method not in get_args(ConformalMethod):
+            raise BundleError(
+                f"Unknown conformal method {method!r}: this dermedge knows "
+                f"{', '.join(get_args(ConformalMethod))}. Upgrade it."
+            )
+        coverage = take(data, "coverage", float, "conformal")
+        if not 0 < coverage < 1:
+            raise BundleError(f"Conformal coverage {coverage} is not between 0 and 1. {AGAIN}")
+        quantiles = [
+            optional({"quantile": value}, "quantile", float, "conformal")
+            for value in take(data, "quantiles", list, "conformal")
+        ]
+        penalty = optional(data, "penalty", float, "conformal") or 0.0
+        free = optional(data, "free", int, "conformal") or 0
+        numbers = [value for value in quantiles if value is not None]
+        if not all(0 <= value < math.inf for value in (*numbers, penalty, free)):
+            raise BundleError(
+                f"Conformal quantiles {quantiles}, penalty {penalty} and free {free} are not "
+                f"numbers of 0 or more. {AGAIN}"
+            )
+        return cls(cast(ConformalMethod, method), coverage, tuple(quantiles), penalty, free)
+
+
+@dataclass(frozen=True)
 class Postprocessing:
     """Values fitted on validation data for one task; None is not fitted.
 
-    `temperature` divides logits. `threshold` turns the malignancy score into a
-    decision, or a `segment` probability into a mask. The manifest reserves
-    `conformal_quantile` and `ood_threshold`; this version cannot apply them.
+    Attributes:
+        temperature: Divisor of the logits.
+        threshold: Smallest malignancy score that is not `benign`, or smallest
+            probability inside the mask of a `segment` task.
+        rule_in: Smallest malignancy score that is `malignant`, at least `threshold`.
+            Scores between the two are `refer`. None is `threshold`.
+        conformal: Conformal sets of a `classify` task.
+        ood_threshold: Largest score of an `ood` task that is not flagged.
 
     Example:
         >>> Postprocessing(temperature=1.25).threshold is None
@@ -273,29 +335,66 @@ class Postprocessing:
 
     temperature: float | None = None
     threshold: float | None = None
-    conformal_quantile: None = None
-    ood_threshold: None = None
+    rule_in: float | None = None
+    conformal: Conformal | None = None
+    ood_threshold: float | None = None
 
     @classmethod
     def from_json(cls, data: Json) -> "Postprocessing":
         """Read fitted values from JSON types.
 
         Raises:
-            BundleError: A value is out of range, or this version cannot apply it.
+            BundleError: A value is out of range.
         """
-        for name in ("conformal_quantile", "ood_threshold"):
-            if optional(data, name, object, "postprocessing") is not None:
-                raise BundleError(
-                    f"The bundle has a fitted {name!r}, which this dermedge cannot apply. "
-                    "Upgrade dermedge."
-                )
-        temperature = optional(data, "temperature", float, "postprocessing")
-        threshold = optional(data, "threshold", float, "postprocessing")
-        if temperature is not None and not 0 < temperature < float("inf"):
-            raise BundleError(f"Temperature {temperature} is not a positive number. {AGAIN}")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise BundleError(f"Threshold {threshold} is not a probability. {AGAIN}")
-        return cls(temperature=temperature, threshold=threshold)
+        values = {
+            name: optional(data, name, float, "postprocessing")
+            for name in ("temperature", "threshold", "rule_in", "ood_threshold")
+        }
+        conformal = optional(data, "conformal", dict, "postprocessing")
+        fitted = cls(
+            **values, conformal=None if conformal is None else Conformal.from_json(conformal)
+        )
+        if fitted.temperature is not None and not 0 < fitted.temperature < math.inf:
+            raise BundleError(f"Temperature {fitted.temperature} is not a positive number. {AGAIN}")
+        if fitted.threshold is not None and not 0 <= fitted.threshold <= 1:
+            raise BundleError(f"Threshold {fitted.threshold} is not a probability. {AGAIN}")
+        if fitted.rule_in is not None and (
+            fitted.threshold is None or not fitted.threshold <= fitted.rule_in <= 1
+        ):
+            raise BundleError(
+                f"rule_in {fitted.rule_in} is not a probability of at least the threshold "
+                f"{fitted.threshold}. {AGAIN}"
+            )
+        if fitted.ood_threshold is not None and not math.isfinite(fitted.ood_threshold):
+            raise BundleError(f"ood_threshold {fitted.ood_threshold} is not finite. {AGAIN}")
+        return fitted
+
+    def check_task(self, task: Task, malignancy: Task | None) -> None:
+        """Check that the values can be applied to a task.
+
+        Args:
+            task: The task.
+            malignancy: Task that gives the malignancy score of the same model.
+
+        Raises:
+            BundleError: A value belongs to another kind of task, or the number of
+                conformal quantiles is not the number of labels.
+        """
+        wrong = (
+            (self.conformal is not None and task.kind != "classify", "conformal"),
+            (self.ood_threshold is not None and task.kind != "ood", "ood_threshold"),
+            (self.rule_in is not None and task is not malignancy, "rule_in"),
+        )
+        for name in (name for is_wrong, name in wrong if is_wrong):
+            raise BundleError(
+                f"The {task.kind} task {task.name!r} has a fitted {name!r}, which belongs to "
+                f"another task. {AGAIN}"
+            )
+        if self.conformal is not None and len(self.conformal.quantiles) != len(task.labels):
+            raise BundleError(
+                f"Task {task.name!r} has {len(self.conformal.quantiles)} conformal quantiles for "
+                f"{len(task.labels)} labels. {AGAIN}"
+            )
 
 
 def to_json(value: object) -> Any:
