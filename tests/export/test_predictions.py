@@ -167,7 +167,9 @@ def test_a_table_has_the_sets_decisions_and_flags_of_each_image(method):
     decoded = decode_table(table, spec, fitted)
     for row in range(60):
         one = decode({"type": logits[row], "foreign": foreign[row]}, spec, fitted)
-        members = {label.id for label, inside in zip(labels, decoded.sets[row]) if inside}
+        members = {
+            label.id for label, inside in zip(labels, decoded.sets[row], strict=True) if inside
+        }
         assert members == set(one.conformal_set)
         assert decoded.referred[row] == (one.decision == "refer")
         assert (decoded.ood[row], decoded.ood_scores[row]) == (one.ood, one.ood_score)
