@@ -7,6 +7,30 @@ from torch import Tensor
 from dermedge_runtime.spec import Kind
 
 
+def widen(values: Tensor) -> Tensor:
+    """Return values as float32, or as float64 if they are float64.
+
+    Example:
+        >>> widen(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def zero_of(values: Tensor) -> Tensor:
+    """Return a loss of 0 that stays connected to `values`.
+
+    Every parameter then has a gradient in every step, as training in several processes
+    needs. The sum is in float32, because a float16 sum of a map overflows, and infinity
+    times 0 is NaN.
+
+    Example:
+        >>> zero_of(torch.full((1000,), 1000.0, dtype=torch.float16)).item()
+        0.0
+    """
+    return widen(values).sum() * 0
+
+
 def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tensor:
     """Compute cross entropy with logits shifted by the log class frequencies.
 
@@ -29,8 +53,8 @@ def adjusted_cross_entropy(logits: Tensor, labels: Tensor, log_prior: Tensor) ->
     """
     known = labels >= 0
     if not known.any():
-        return logits.sum() * 0
-    return F.cross_entropy(logits[known] + log_prior, labels[known])
+        return zero_of(logits)
+    return F.cross_entropy(widen(logits[known]) + log_prior, labels[known])
 
 
 def masked_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -50,8 +74,8 @@ def masked_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     known = ~targets.isnan()
     if not known.any():
-        return logits.sum() * 0
-    return F.binary_cross_entropy_with_logits(logits[known, 0], targets[known])
+        return zero_of(logits)
+    return F.binary_cross_entropy_with_logits(widen(logits[known, 0]), widen(targets[known]))
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -72,8 +96,8 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
         0.0
     """
     # Both sides stay logarithms (log_target), which is stable for probabilities near 0.
-    student = F.log_softmax(logits / temperature, dim=1)
-    target = F.log_softmax(teacher / temperature, dim=1)
+    student = F.log_softmax(widen(logits) / temperature, dim=1)
+    target = F.log_softmax(widen(teacher) / temperature, dim=1)
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -89,7 +113,7 @@ def soft_binary_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
         >>> round(soft_binary_cross_entropy(logits, logits).item(), 3)
         0.693
     """
-    return F.binary_cross_entropy_with_logits(logits, torch.sigmoid(teacher))
+    return F.binary_cross_entropy_with_logits(widen(logits), torch.sigmoid(widen(teacher)))
 
 
 def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
@@ -112,11 +136,10 @@ def cumulative_cross_entropy(logits: Tensor, levels: Tensor) -> Tensor:
     """
     known = levels >= 0
     if not known.any():
-        return logits.sum() * 0
+        return zero_of(logits)
     above = levels[known, None] > torch.arange(logits.shape[1], device=logits.device)
-    losses = F.binary_cross_entropy_with_logits(
-        logits[known], above.to(logits.dtype), reduction="none"
-    )
+    chosen = widen(logits[known])
+    losses = F.binary_cross_entropy_with_logits(chosen, above.to(chosen.dtype), reduction="none")
     return losses.sum(1).mean()
 
 
@@ -140,7 +163,7 @@ def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     """
     known = ~masks.flatten(1).isnan().any(1)
     if not known.any():
-        return logits.sum() * 0
+        return zero_of(logits)
     known_logits = logits[known].float()
     grid = (known_logits.shape[2], known_logits.shape[3])
     target = F.adaptive_avg_pool2d(masks[known, None].float(), grid)
@@ -175,7 +198,8 @@ def distillation_loss(kind: Kind, outputs: Tensor, teacher: Tensor, temperature:
     if kind == "classify":
         return soft_cross_entropy(outputs, teacher, temperature)
     if kind == "embed":
-        return F.mse_loss(outputs @ outputs.T, teacher @ teacher.T)
+        own, other = widen(outputs), widen(teacher)
+        return F.mse_loss(own @ own.T, other @ other.T)
     # The mean over an ordinal task's outputs, times their number, is their sum. The
     # factor is 1 for the other kinds.
     return soft_binary_cross_entropy(outputs, teacher) * outputs.shape[1]
