@@ -30,7 +30,7 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
     "--task",
     "tasks",
     multiple=True,
-    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation"]),
+    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation", "embedding"]),
     help="Task to learn. Can be repeated. Default: the diagnosis and the malignancy, if the "
     "table has them, and otherwise the severity.",
 )
@@ -50,6 +50,13 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
     default="teacher",
     show_default=True,
     help="Role of the model. It names the JSON file of the model folder.",
+)
+@click.option(
+    "--task-weights",
+    type=click.Choice(["uniform", "uncertainty"]),
+    default="uniform",
+    show_default=True,
+    help="Weights of the tasks in the loss: equal, or learned from each task's uncertainty.",
 )
 @training_options
 def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:

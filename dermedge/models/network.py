@@ -1,7 +1,7 @@
 """The network: normalization, a timm backbone, and one light head per task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -39,6 +39,9 @@ else:
 
 # Errors of timm's networks that refuse an argument or an input size.
 REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+# Further outputs of `Network.forward`. No task can have these names, because an identifier
+# does not begin with a point.
+POOLED, LAST_MAP = ".pooled", ".map"
 
 
 class Network(nn.Module):
@@ -89,26 +92,34 @@ class Network(nn.Module):
             return feature_map(self.backbone, features).mean((2, 3))
         return features.mean(1) if features.ndim == 3 else features
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, extra: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the outputs of every task, with the shapes that `Task` defines.
 
         Args:
             image: uint8 [N, S, S, 3].
+            extra: Further outputs of the same pass: `POOLED` features [N, D],
+                `LAST_MAP` [N, C, h, w], both or none. Exported graphs have none.
 
         Raises:
-            UsageError: There is a `segment` task, and S is not divisible by 4 or the
-                backbone has no feature map.
+            UsageError: There is a `segment` task or `LAST_MAP`, and the backbone has no
+                feature map; or a `segment` task, and S is not divisible by 4.
         """
-        if not self.segments:
+        if not self.segments and not extra:
             pooled = self.features(image)
             return {name: head(pooled) for name, head in self.heads.items()}
         size = image.shape[1]
-        if size % 4:
+        if self.segments and size % 4:
             raise UsageError(
                 f"The side of a segmentation model's input must be divisible by 4, not {size}. "
                 "Change --size."
             )
-        return self.apply_heads(*self.encode(image), size)
+        pooled, last = self.encode(image)
+        outputs = self.apply_heads(pooled, last, size)
+        if POOLED in extra:
+            outputs[POOLED] = pooled
+        if LAST_MAP in extra:
+            outputs[LAST_MAP] = feature_map(self.backbone, last)
+        return outputs
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of one pass through the backbone.

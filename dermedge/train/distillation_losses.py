@@ -167,7 +167,8 @@ class OrthogonalProjector(nn.Module):
         """Return features [..., E] of features [..., D]."""
         features = widen(features)
         q = torch.linalg.qr(widen(self.weight)).Q.to(features.dtype)
-        return features @ (q.T if self.widens else q)
+        projected: Tensor = features @ (q.T if self.widens else q)
+        return projected
 
 
 def cosine_distance(features: Tensor, teacher: Tensor) -> Tensor:
@@ -232,7 +233,8 @@ def relational_angle(features: Tensor, teacher: Tensor) -> Tensor:
 def _angles(values: Tensor) -> Tensor:
     """Return the cosine at each vertex to each pair of other rows, [N, N, N]."""
     edges = F.normalize(values[None] - values[:, None], dim=2)
-    return edges @ edges.transpose(1, 2)
+    cosines: Tensor = edges @ edges.transpose(1, 2)
+    return cosines
 
 
 def map_distance(features: Tensor, teacher: Tensor) -> Tensor:

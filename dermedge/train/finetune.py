@@ -8,12 +8,14 @@ from dermedge.models.folder_metadata import Role
 from dermedge.models.initialize import choose_backbone
 from dermedge.models.model_folder import TrainedModel
 from dermedge.models.new_spec import make_preprocess, make_spec
+from dermedge.train.distill_recipe import Weighting, check_weighting
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import read_samples
 from dermedge.train.train_model import describe_training, train_model
-from dermedge.train.training_data import Batches, Loss, TrainingData, make_labelled_loss
+from dermedge.train.training_data import Batches, Loss, TrainingData
+from dermedge.train.training_loss import LabelledLoss
 from dermedge_runtime.progress import Progress
 
 
@@ -23,11 +25,16 @@ class FinetuneOptions(TrainingOptions):
 
     Attributes:
         tasks: Names of the tasks to learn: `diagnosis`, `malignancy`, `severity`,
-            `segmentation`. None learns the diagnosis and the malignancy if the table
+            `segmentation`, `embedding`. None learns the diagnosis and the malignancy if the table
             has them, and otherwise the severity.
         size: Side of the network's square input in pixels.
         fit: Conversion of a rectangle to a square: `crop`, `pad` or `stretch`.
         role: `teacher` or `student`. It names the JSON file of the model folder.
+        task_weights: `uniform` sums the losses of the tasks. `uncertainty` learns a
+            weight per task; see `TaskWeights`.
+
+    Raises:
+        UsageError: The weighting is unknown.
 
     Example:
         >>> options = FinetuneOptions(backbone="mobilenetv2_100", size=224)
@@ -39,6 +46,11 @@ class FinetuneOptions(TrainingOptions):
     size: int = 160
     fit: str = "crop"
     role: Role = "teacher"
+    task_weights: Weighting = "uniform"
+
+    def __post_init__(self) -> None:
+        """Check the weighting."""
+        check_weighting(self.task_weights)
 
 
 def finetune(
@@ -99,14 +111,18 @@ def finetune(
         make_preprocess(options.size, options.fit),
         lineage,
     )
+    own: dict[str, object] = {"role": options.role}
+    if options.task_weights != "uniform":  # so that earlier runs keep their fingerprint
+        own["task_weights"] = options.task_weights
     settings = {
         "data": samples.table_digest,
-        **describe_training(options, samples, backbone, spec, role=options.role),
+        **describe_training(options, samples, backbone, spec, **own),
     }
     run = RunRecord(Path(out), "finetune", options.role, settings, samples.images_digest)
 
     def objective(training: TrainingData) -> tuple[Batches, Loss]:
-        return training.labelled_batches, make_labelled_loss(training, balance=options.balance)
+        log_prior = training.log_prior(balance=options.balance)
+        return training.labelled_batches, LabelledLoss(tasks, log_prior, options.task_weights)
 
     return train_model(
         run, samples, spec, backbone, options, objective, overwrite=overwrite, progress=progress

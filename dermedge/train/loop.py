@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from dermedge.train.precisions import check_precision
+from dermedge.train.training_loss import TrainingLoss
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_file
 from dermedge_runtime.progress import Progress
@@ -111,7 +112,8 @@ def fit(
         steps: Optimizer steps per epoch.
         batches: Function that returns the batches of an epoch. Its result must depend
             on the epoch only, so that a resumed run repeats it.
-        loss: Function that returns the loss of one batch.
+        loss: Function that returns the loss of one batch. The parameters of a
+            `TrainingLoss` are trained too, and are not kept.
         score: Function that returns metrics on val. The metric `score` selects the
             epoch; more is better.
         schedule: Number of epochs, batch size and learning rate.
@@ -122,19 +124,21 @@ def fit(
         progress: Called after every step.
 
     Raises:
-        DataError: The folder's checkpoint belongs to another run, or the loss is not
-            finite.
+        DataError: The folder's checkpoint belongs to another run, or the loss or a
+            weight is not finite. The checkpoint of the last complete epoch is kept.
     """
     fabric = Fabric(accelerator="auto", devices=1, precision=schedule.precision)
-    adamw = torch.optim.AdamW(
-        network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
-    )
+    own = loss if isinstance(loss, TrainingLoss) else TrainingLoss()
+    own.start(network)
+    adamw = torch.optim.AdamW(_parameter_groups(network, own, schedule.weight_decay), schedule.lr)
     network.to(fabric.device)
+    own.to(fabric.device)
     ema = ModelEmaV3(network, decay=schedule.ema_decay, use_warmup=True)
     model, optimizer = fabric.setup(network, adamw)
     # The unwrapped modules go into the checkpoint, so that it does not depend on
     # Fabric's wrappers.
-    checkpoint = _Checkpoint(folder / CHECKPOINT, fingerprint, network, ema.module, optimizer)
+    parts = {"network": network, "ema": ema.module, "optimizer": optimizer, "loss": own}
+    checkpoint = _Checkpoint(folder / CHECKPOINT, fingerprint, parts)
     state = checkpoint.read()
     resumed = None if state is None else int(state["epoch"])
     if state is None:
@@ -153,7 +157,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * _rate(step, steps, total, schedule.warmup)
             value = loss(model, fabric.to_device(batch))
-            _check_finite(value, epoch)
+            _check_loss(value, own.parts, f"epoch {epoch + 1}, step {step % steps + 1}", schedule)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(value)
             optimizer.step()
@@ -164,7 +168,8 @@ def fit(
                 progress(step + 1, total, f"epoch {epoch + 1}/{schedule.epochs}, best {best:.3f}")
         # The average is scored and kept instead of the weights of the last step,
         # because the average is exported.
-        metrics = {"loss": running / steps, **score(ema.module)}
+        _check_weights(network, f"epoch {epoch + 1}", schedule)
+        metrics = {"loss": running / steps, **own.metrics(), **score(ema.module)}
         state["history"].append(metrics)
         state["epoch"] = epoch + 1
         if metrics["score"] > state["best"]:
@@ -176,37 +181,58 @@ def fit(
     return FitResult(best_epoch, history[best_epoch] if best_epoch >= 0 else {}, history, resumed)
 
 
-def _check_finite(loss: Tensor, epoch: int) -> None:
-    if not torch.isfinite(loss):
-        raise DataError(
-            f"The loss became {loss.item()} in epoch {epoch + 1}. Lower --lr and train again."
-        )
+def _parameter_groups(
+    network: nn.Module, loss: nn.Module, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return the parameters to train. Those of the loss have no weight decay."""
+    groups = [{"params": list(network.parameters()), "weight_decay": weight_decay}]
+    extra = list(loss.parameters())
+    return [*groups, {"params": extra, "weight_decay": 0.0}] if extra else groups
+
+
+def _check_loss(loss: Tensor, parts: Mapping[str, Tensor], when: str, schedule: Schedule) -> None:
+    """Raise DataError with the names of the parts that are not finite."""
+    if torch.isfinite(loss):
+        return
+    names = [name for name, value in parts.items() if not torch.isfinite(value)]
+    which = f" of {', '.join(names)}" if names else ""
+    raise DataError(f"The loss{which} became {loss.item()} in {when}. {_remedy(schedule)}")
+
+
+def _check_weights(network: nn.Module, when: str, schedule: Schedule) -> None:
+    """Raise DataError if a weight is not finite, before the checkpoint is replaced."""
+    for name, weight in network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise DataError(
+                f"The weight {name} is not finite at the end of {when}. {_remedy(schedule)}"
+            )
+
+
+def _remedy(schedule: Schedule) -> str:
+    other = "" if schedule.precision == "32-true" else " or use --precision 32-true"
+    return f"Lower --lr{other}, and train again into another folder or with --overwrite."
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """A run's state on disk: loop, network, moving average and optimizer."""
+    """A run's state on disk: loop, and the state of its parts by name."""
 
     path: Path
     fingerprint: str
-    network: nn.Module
-    ema: nn.Module
-    optimizer: torch.optim.Optimizer
+    parts: Mapping[str, nn.Module | torch.optim.Optimizer]
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write everything that a resumed run needs."""
         content = {
             "fingerprint": self.fingerprint,
             "state": dict(state),
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
         }
         with atomic_file(self.path) as stream:
             torch.save(content, stream)
 
     def read(self) -> dict[str, Any] | None:
-        """Restore network, average and optimizer; return the loop's state or None.
+        """Restore all parts; return the loop's state or None.
 
         Raises:
             DataError: The file is damaged, or belongs to another run.
@@ -225,9 +251,9 @@ class _Checkpoint:
                 f"{self.path} belongs to a run with other settings or data. Train into another "
                 "folder, or pass --overwrite."
             )
-        self.network.load_state_dict(saved["network"])
-        self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        for name, part in self.parts.items():
+            # The checkpoint of an earlier version has no entry for the loss.
+            part.load_state_dict(saved.get(name, {}))
         return dict(saved["state"])
 
 

@@ -54,7 +54,7 @@ def training_target(
     rows: RowIndices,
     masks: Coverage | None,
 ) -> Tensor:
-    """Return the target of some rows for one task, in the form of `labelled_loss`.
+    """Return the target of some rows for one task, in the form of `labelled_losses`.
 
     Args:
         task: One of `tasks`. A task without a column gets NaN.
@@ -79,13 +79,15 @@ def training_target(
     return torch.full((len(rows),), float("nan"))
 
 
-def labelled_loss(
+def labelled_losses(
     tasks: Sequence[Task],
     outputs: Mapping[str, Tensor],
     targets: Sequence[Tensor],
     log_prior: Tensor,
-) -> Tensor:
-    """Return the sum of the losses of all tasks that a table has labels for.
+) -> dict[str, Tensor]:
+    """Return the loss of each task that a table has labels for, by name.
+
+    Without a label in the batch it is exactly 0.
 
     Args:
         tasks: Tasks of the model.
@@ -94,19 +96,30 @@ def labelled_loss(
         log_prior: Log frequencies of the diagnoses [K], as in `adjusted_cross_entropy`.
     """
     supervised = supervised_tasks(tasks).values()
-    losses = []
+    losses = {}
     for task, target in zip(tasks, targets, strict=True):
         if task not in supervised:
             continue
         logits = outputs[task.name]
         if task.kind == "classify":
-            losses.append(adjusted_cross_entropy(logits, target, log_prior.to(target.device)))
+            losses[task.name] = adjusted_cross_entropy(logits, target, log_prior.to(target.device))
         elif task.kind == "binary":
-            losses.append(masked_binary_cross_entropy(logits, target))
+            losses[task.name] = masked_binary_cross_entropy(logits, target)
         elif task.kind == "ordinal":
-            losses.append(cumulative_cross_entropy(logits, target))
+            losses[task.name] = cumulative_cross_entropy(logits, target)
         else:
-            losses.append(dice_cross_entropy(logits, target))
+            losses[task.name] = dice_cross_entropy(logits, target)
+    return losses
+
+
+def labelled_loss(
+    tasks: Sequence[Task],
+    outputs: Mapping[str, Tensor],
+    targets: Sequence[Tensor],
+    log_prior: Tensor,
+) -> Tensor:
+    """Return the sum of `labelled_losses`."""
+    losses = list(labelled_losses(tasks, outputs, targets, log_prior).values())
     return sum(losses[1:], losses[0])
 
 

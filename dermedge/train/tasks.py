@@ -20,6 +20,8 @@ def derive_tasks(
     - `malignancy` needs malignant and benign rows.
     - `severity` is ordinal over the levels that occur.
     - `segmentation` becomes the task `lesion` and needs a mask.
+    - `embedding` is the normalised pooled features. It needs no column, and no label trains
+      it alone.
 
     Args:
         frame: The train rows.
@@ -106,10 +108,15 @@ def _derive_segmentation(frame: "pd.DataFrame") -> Task | str:
     return Task("lesion", "segment") if has_masks else "have no mask (column mask)"
 
 
+def _derive_embedding(frame: "pd.DataFrame") -> Task | str:
+    return Task("embedding", "embed")
+
+
 _DERIVED: dict[str, Callable[["pd.DataFrame"], Task | str]] = {
     "diagnosis": _derive_diagnosis,
     "malignancy": _derive_malignancy,
     "severity": _derive_severity,
     "segmentation": _derive_segmentation,
+    "embedding": _derive_embedding,
 }
 TASKS = tuple(_DERIVED)

@@ -26,7 +26,6 @@ from dermedge.train.samples import (
     Views,
 )
 from dermedge.train.supervision import (
-    labelled_loss,
     supervised_tasks,
     training_target,
     val_metrics,
@@ -214,17 +213,6 @@ def train_network(
         fingerprint=run.fingerprint,
         progress=progress,
     )
-
-
-def make_labelled_loss(data: TrainingData, *, balance: bool) -> Loss:
-    """Return the loss of a labelled batch, summed over tasks."""
-    log_prior = data.log_prior(balance=balance)
-
-    def loss(network: nn.Module, batch: TrainingBatch) -> Tensor:
-        image, *targets = batch
-        return labelled_loss(data.spec.tasks, network(image), targets, log_prior)
-
-    return loss
 
 
 def make_val_score(data: TrainingData) -> Score:

@@ -463,7 +463,7 @@ class TestLoop:
             self.fit(tmp_path, iter([0.5] * 8), [], fingerprint="that")
 
     def test_a_loss_that_is_not_finite_is_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"The loss became nan in epoch 1\. Lower --lr"):
+        with pytest.raises(DataError, match=r"The loss became nan in epoch 1, step 1\. Lower --lr"):
             self.fit(
                 tmp_path,
                 iter([0.5]),

@@ -216,6 +216,32 @@ def test_rows_without_level_or_mask_are_left_out(data: Path, tmp_path: Path) -> 
     assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
 
 
+def test_any_label_may_be_missing_and_the_weights_of_the_tasks_are_learned(
+    data: Path, tmp_path: Path
+) -> None:
+    def fewer(frame: pd.DataFrame) -> pd.DataFrame:
+        columns = ("dx", "malignant", "severity", "mask")
+        gone = {name: frame[name].mask(frame.index % 5 == k, "") for k, name in enumerate(columns)}
+        return frame.assign(**gone)
+
+    table = edited(data, tmp_path / "fewer", fewer)
+    options = {"tasks": (*small.TASKS, "embedding"), "task_weights": "uncertainty", **QUICK}
+    model = train(table, tmp_path / "out", **options)
+    run = record(tmp_path / "out")
+    weights = [run["history"][-1][f"weight_{task.name}"] for task in model.spec.tasks[:4]]
+    assert len({1.0, *weights}) == 5
+    assert run["settings"]["task_weights"] == "uncertainty"
+    with torch.no_grad():
+        vectors = model.module(small.pixels(3, model.spec.preprocess.size))["embedding"]
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+
+
+def test_an_embedding_alone_cannot_be_trained_on_labels(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no column for the model's tasks \(embedding\)"):
+        train(data, tmp_path / "out", tasks=("embedding",), **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
 def test_empty_val_masks_are_not_a_success(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from dermedge.train.hybrid.checkpoint import LOG, TrainingState, save_checkpoint
 from dermedge.train.hybrid.crops import CropBatch
 from dermedge.train.hybrid.distributed import world_max
-from dermedge.train.hybrid.loss_log import StepLosses, format_losses, format_speed
+from dermedge.train.hybrid.loss_log import LOSSES, StepLosses, format_losses, format_speed
 from dermedge.train.hybrid.schedule import rates
 from dermedge.train.hybrid.sources import MAX_UNREADABLE, Sources
 from dermedge.train.hybrid.step import Learner, train_step
@@ -108,9 +108,15 @@ def check_loss(losses: StepLosses, step: int) -> None:
         DataError: A loss is not finite.
     """
     if not torch.isfinite(losses.values).all():
+        bad = [
+            name
+            for name, value in zip(LOSSES, losses.values.tolist(), strict=False)
+            if not math.isfinite(value)
+        ]
+        which = f" of {', '.join(bad)}" if bad else ""
         raise DataError(
-            f"The loss became {losses.values[-2].item()} in step {step + 1}. Lower --lr and "
-            "train again."
+            f"The loss{which} became {losses.values[-2].item()} in step {step + 1}. Lower --lr or "
+            "use another --precision, and train again."
         )
 
 
