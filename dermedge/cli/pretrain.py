@@ -154,7 +154,7 @@ def command(
     """
     # Loading takes seconds, so the first line of output comes before it.
     report(f"Loading PyTorch to pretrain on {', '.join(map(str, data))}.")
-    from dermedge.train.hybrid.distributed import rank, torchrun_layout
+    from dermedge.train.distributed import rank, torchrun_layout
     from dermedge.train.hybrid.pretrain import pretrain
 
     recipe = make_recipe(preset, **take(options, HybridRecipe))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dermedge.train.hybrid.distributed import world_sum
+from dermedge.train.distributed import world_sum
 from dermedge.train.hybrid.recipe import HybridRecipe
 
 LOSSES = ("dino", "ibot", "koleo", "label", "pull")

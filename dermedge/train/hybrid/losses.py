@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dermedge.train.hybrid.distributed import gather, rank, world_max, world_size, world_sum
+from dermedge.train.distributed import gather, rank, world_max, world_size, world_sum
 
 SINKHORN_ROUNDS = 3
 

@@ -15,14 +15,14 @@ from dermedge.models.initialize import choose_backbone
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
 from dermedge.models.new_spec import make_preprocess, make_spec
-from dermedge.train.hybrid import estimate
-from dermedge.train.hybrid.checkpoint import TrainingState, load_checkpoint
-from dermedge.train.hybrid.crops import CropBatch, CropDataset, RankSampler, load_steps
-from dermedge.train.hybrid.distributed import (
+from dermedge.train.distributed import (
     COLLECTIVE_TIMEOUT,
     explain_lost_rank,
     torchrun_layout,
 )
+from dermedge.train.hybrid import estimate
+from dermedge.train.hybrid.checkpoint import TrainingState, load_checkpoint
+from dermedge.train.hybrid.crops import CropBatch, CropDataset, RankSampler, load_steps
 from dermedge.train.hybrid.loss_log import collapse_warnings
 from dermedge.train.hybrid.prepare import (
     FEATURES,

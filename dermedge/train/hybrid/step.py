@@ -10,8 +10,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from dermedge.models.initialize import BATCH_NORMS
+from dermedge.train.distributed import world_sum
 from dermedge.train.hybrid.crops import CropBatch
-from dermedge.train.hybrid.distributed import world_sum
 from dermedge.train.hybrid.loss_log import LOSSES, StepLosses, loss_weights
 from dermedge.train.hybrid.losses import (
     dino_loss,

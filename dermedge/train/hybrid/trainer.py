@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from dermedge.train.distributed import world_max
 from dermedge.train.hybrid.checkpoint import LOG, TrainingState, save_checkpoint
 from dermedge.train.hybrid.crops import CropBatch
-from dermedge.train.hybrid.distributed import world_max
 from dermedge.train.hybrid.loss_log import LOSSES, StepLosses, format_losses, format_speed
 from dermedge.train.hybrid.schedule import rates
 from dermedge.train.hybrid.sources import MAX_UNREADABLE, Sources
