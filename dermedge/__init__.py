@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dermedge.probing.probe import probe
     from dermedge.report.html import write_report
     from dermedge.train.distill import DistillOptions, distill
+    from dermedge.train.ensemble import make_ensemble
     from dermedge.train.finetune import FinetuneOptions, finetune
     from dermedge.train.hybrid.pretrain import pretrain
     from dermedge.train.hybrid.recipe import ExecutionOptions, HybridRecipe
@@ -83,6 +84,7 @@ else:
             "DistillOptions",
             "distill",
         ),
+        "dermedge.train.ensemble": ("make_ensemble",),
         "dermedge.train.finetune": (
             "FinetuneOptions",
             "finetune",
@@ -218,6 +220,7 @@ __all__ = [
     "list_data_sets",
     "load",
     "load_model_folder",
+    "make_ensemble",
     "predict",
     "pretrain",
     "probe",

@@ -59,9 +59,9 @@ fit_option = click.option(
 views_option = click.option(
     "--views",
     type=click.IntRange(min=1),
-    default=4,
+    default=8,
     show_default=True,
-    help="Fixed views of each image that the teacher predicts.",
+    help="Stored views of each image that the teacher predicts.",
 )
 seed_option = click.option(
     "--seed",

@@ -10,10 +10,25 @@ from dermedge.cli.finetune import gather_schedule, summarize
 
 
 @click.command("distill")
-@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument(
+    "teachers", metavar="TEACHER...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @data_option
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the student."
+)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation"]),
+    help="Task to learn, with the labels of the table. Can be repeated. Default: the tasks and "
+    "labels of the teacher.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(16, 4096),
+    help="Side of the student's square input in pixels. Default: the teacher's.",
 )
 @click.option("--backbone", help="timm name of the student. May be omitted if --init names it.")
 @click.option(
@@ -44,19 +59,37 @@ from dermedge.cli.finetune import gather_schedule, summarize
     help="Share of the distillation loss. The labelled loss has the rest.",
 )
 @views_option
+@click.option(
+    "--teacher-cache",
+    type=click.Path(path_type=Path),
+    help="Folder for the stored views and the teacher's outputs, which several runs can share. "
+    "Default: in the run's folder, and deleted at the end.",
+)
 @training_options
 def command(
-    teacher: Path, data: Path, out: Path, overwrite: bool, as_json: bool, **options: Any
+    teachers: tuple[Path, ...],
+    data: Path,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a compact student from TEACHER's softened logits and the labels.
+
+    Several teachers are averaged: each is calibrated on val, and the student learns from
+    the mean of their probabilities. TEACHER may also be a folder that `dermedge teacher
+    ensemble` wrote.
+
+    The teacher runs once on every stored view, so an epoch costs the student alone.
 
     A killed run continues. A finished run with the same settings is not repeated.
     """
     from dermedge.train.distill import DistillOptions, distill
 
-    training = DistillOptions(**gather_schedule(options))
+    tasks = options.pop("tasks") or None
+    training = DistillOptions(tasks=tasks, **gather_schedule(options))
     with progress("distill") as report_progress:
         student = distill(
-            teacher, data, out, training, overwrite=overwrite, progress=report_progress
+            teachers, data, out, training, overwrite=overwrite, progress=report_progress
         )
     emit(summarize(student, out), as_json, pairs)

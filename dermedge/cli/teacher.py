@@ -1,4 +1,4 @@
-"""`dermedge teacher import`: options and printing."""
+"""`dermedge teacher import` and `teacher ensemble`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,11 +7,13 @@ import click
 
 from dermedge.cli.console import (
     backbone_arg_option,
+    data_option,
     emit,
     fit_option,
     json_option,
     overwrite_option,
     pairs,
+    progress,
 )
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.group("teacher")
 def command() -> None:
-    """Import published checkpoints as teachers."""
+    """Import published checkpoints as teachers, and combine teachers."""
 
 
 @command.command("import", short_help="Convert a published checkpoint to a teacher folder.")
@@ -70,6 +72,36 @@ def import_command(
 
     teacher = import_teacher(file, out, format, ImportOptions(**options), overwrite=overwrite)
     emit(summarize(teacher, out), as_json, pairs)
+
+
+@command.command("ensemble", short_help="Calibrate several teachers, and name them in one folder.")
+@click.argument(
+    "teachers", metavar="TEACHER...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@data_option
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the ensemble."
+)
+@overwrite_option
+@json_option
+def ensemble_command(
+    teachers: tuple[Path, ...], data: Path, out: Path, overwrite: bool, as_json: bool
+) -> None:
+    """Calibrate each TEACHER on val, and write a folder that names them all.
+
+    `dermedge distill` takes the folder as one teacher, whose probabilities are the mean
+    of the calibrated ones. The models stay where they are.
+    """
+    from dermedge.train.ensemble import make_ensemble
+
+    with progress("ensemble") as report_progress:
+        ensemble = make_ensemble(teachers, data, out, overwrite=overwrite, progress=report_progress)
+    members = {
+        f"temperatures of {member.model.spec.name}": dict(member.temperatures)
+        for member in ensemble.members
+    }
+    scores = {f"val {name}": round(value, 4) for name, value in ensemble.metrics.items()}
+    emit({"folder": str(out), **members, **scores}, as_json, pairs)
 
 
 def summarize(teacher: "TrainedModel", out: Path) -> dict[str, Any]:

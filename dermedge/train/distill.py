@@ -1,12 +1,11 @@
 """`distill`: train a compact student from a teacher's softened logits.
 
-A pass of the teacher costs more than a training step of a small student. The teacher
-therefore runs once on a few fixed views of each image, and its outputs are kept on
-disk. Each epoch trains on one of these views, rotated or mirrored at random, which does
-not change a lesion's diagnosis.
+The teacher runs once on a few fixed views of each image; see `teacher_cache`. Each epoch
+trains on one of these views, rotated or mirrored at random, which does not change a
+lesion's diagnosis.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,34 +16,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dermedge.models.backbone import Backbone
-from dermedge.models.folder_metadata import WEIGHTS
 from dermedge.models.initialize import choose_backbone, is_prunable
-from dermedge.models.model_folder import TrainedModel, load_model_folder
-from dermedge.models.network import Network
+from dermedge.models.model_folder import TrainedModel
 from dermedge.models.new_spec import make_spec
+from dermedge.train.ensemble import calibrate
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.losses import distillation_loss
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import CACHE, RunRecord
 from dermedge.train.samples import RowIndices, Samples, read_samples
 from dermedge.train.supervision import labelled_loss
+from dermedge.train.teacher_cache import TeacherCache
+from dermedge.train.teachers import Teacher, describe_teacher, load_teacher, save_ensemble
 from dermedge.train.train_model import describe_training, train_model
-from dermedge.train.training_data import (
-    Batches,
-    Loss,
-    TrainingBatch,
-    TrainingData,
-    run_network,
-    stack_outputs,
-)
+from dermedge.train.training_data import Batches, Loss, TrainingBatch, TrainingData
 from dermedge_runtime.errors import UsageError
-from dermedge_runtime.files import atomic_write, sha256_file
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec
 
 T = TypeVar("T", np.uint8, np.float32)
-Outputs = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +52,12 @@ class DistillOptions(TrainingOptions):
         soft_weight: Share of the distillation loss, 0 to 1. The labelled loss has the
             rest.
         views: Fixed views of each image that the teacher runs on. More views cost more
-            of the teacher's time.
+            of the teacher's time and of the disk.
+        tasks: Names of the tasks to learn, as in `FinetuneOptions`. None takes the
+            teacher's. The labels of the teachers are mapped to those of the table.
+        size: Side of the student's input in pixels. None takes the teacher's.
+        teacher_cache: Folder of the stored views, which several runs can share. None
+            stores them in the run's folder and deletes them with the last epoch.
 
     Raises:
         UsageError: A value is outside its range.
@@ -75,7 +71,10 @@ class DistillOptions(TrainingOptions):
     unlabelled: Sequence[Path | str] = ()
     temperature: float = 2.0
     soft_weight: float = 0.7
-    views: int = 4
+    views: int = 8
+    tasks: Sequence[str] | None = None
+    size: int | None = None
+    teacher_cache: Path | str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.soft_weight <= 1 or self.temperature <= 0 or self.views < 1:
@@ -87,7 +86,7 @@ class DistillOptions(TrainingOptions):
 
 
 def distill(
-    teacher: Path | str,
+    teachers: Path | str | Sequence[Path | str],
     data: Path | str,
     out: Path | str,
     options: DistillOptions | None = None,
@@ -103,12 +102,16 @@ def distill(
         + (1 - soft_weight) x labelled loss
 
     Rows without a label, and all rows of `unlabelled`, count in the first part only.
-    The student has the teacher's tasks and preprocessing.
+    Unless the options say otherwise, the student has the teacher's tasks and size.
+
+    The views of the train images and the teacher's outputs are stored once, so an epoch
+    costs the student alone.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
     Args:
-        teacher: Model folder of the teacher.
+        teachers: Model folder of the teacher, several, or the folder of an ensemble.
+            Several are averaged as by `make_ensemble`, and `out/ensemble` names them.
         data: Folder or table file of a data set. The student trains on its train split,
             and its val split stops training early.
         out: Folder for the student, its `run.json` and, while training, its checkpoint.
@@ -117,10 +120,12 @@ def distill(
         progress: Called after every batch of the teacher, then after every step.
 
     Raises:
-        DataError: A table cannot be read or lacks labels, or the teacher's folder is
-            damaged.
-        UsageError: The backbone or the initial weights do not exist or do not fit, or
-            `out` holds another run and `overwrite` is false.
+        DataError: A table cannot be read or lacks labels, a teacher's folder is
+            damaged, or its labels do not map to the student's.
+        DermedgeError: The disk has too little space for the stored views.
+        UsageError: The backbone or the initial weights do not exist or do not fit, the
+            preprocessing of the teachers differs in more than size, or `out` holds
+            another run and `overwrite` is false.
 
     Example:
         >>> from dermedge.train.loop import Schedule
@@ -132,18 +137,20 @@ def distill(
         'student'
     """
     options = options or DistillOptions()
-    teacher_model = load_model_folder(teacher)
-    options = replace(options, init=_choose_init(options, teacher_model, teacher))
+    teacher = load_teacher(teachers)
+    options = replace(options, init=_choose_init(options, teacher))
     backbone = choose_backbone(
         options.backbone, options.backbone_args, options.init, options.stages
     )
-    labelled, tasks = read_samples(data, teacher_model.spec.tasks)
+    given = teacher.spec.tasks if options.tasks is None else None
+    labelled, tasks = read_samples(data, given, wanted=options.tasks)
+    teacher = teacher.fit_to(tasks, options.size or teacher.size)
     unlabelled = [read_samples(table, tasks)[0] for table in options.unlabelled]
     samples = append_unlabelled(labelled, unlabelled)
-    spec = _make_student_spec(options, backbone, teacher_model, teacher, samples)
+    spec = _make_student_spec(options, backbone, teacher, samples)
     settings = {
         "data": [table.table_digest for table in (labelled, *unlabelled)],
-        "teacher": sha256_file(Path(teacher) / WEIGHTS),
+        "teacher": teacher.digest,
         **describe_training(
             options,
             samples,
@@ -155,13 +162,26 @@ def distill(
         ),
     }
     run = RunRecord(Path(out), "distill", "student", settings, samples.images_digest)
+    finished = run.finished(overwrite=overwrite)
+    if finished is not None:
+        return finished
+    if not teacher.calibrated:
+        teacher = calibrate(teacher, data, labelled, progress)
+        spec = replace(spec, lineage={**spec.lineage, "teacher": describe_teacher(teacher)})
 
     def objective(training: TrainingData) -> tuple[Batches, Loss]:
-        outputs = run_teacher(
-            teacher_model.module, training, run.folder / CACHE, options.views, progress
+        if len(teacher.members) > 1:
+            save_ensemble(teacher, run.folder / "ensemble")
+        cache = TeacherCache.open(
+            Path(options.teacher_cache or run.folder / CACHE),
+            samples,
+            teacher,
+            views=options.views,
+            masked=training.masks is not None,
         )
+        cache.fill(training.train, progress)
         return (
-            lambda epoch: distillation_batches(training, outputs, epoch),
+            lambda epoch: distillation_batches(training, cache, epoch),
             make_distillation_loss(training, options),
         )
 
@@ -172,37 +192,34 @@ def distill(
         backbone,
         options,
         objective,
-        teacher=teacher_model,
+        teacher=teacher,
         overwrite=overwrite,
         progress=progress,
     )
 
 
-def _choose_init(options: DistillOptions, teacher: TrainedModel, folder: Path | str) -> str:
+def _choose_init(options: DistillOptions, teacher: Teacher) -> str:
     """Return the student's initial weights, with `auto` resolved."""
     init = options.init
     if init == "auto":
-        prunable = is_prunable(
-            teacher.backbone, options.backbone, options.backbone_args, options.stages
-        )
-        init = str(folder) if prunable else "none"
+        wide = [
+            member
+            for member in teacher.members
+            if is_prunable(
+                member.model.backbone, options.backbone, options.backbone_args, options.stages
+            )
+        ]
+        init = str(wide[0].folder) if wide else "none"
     if init in ("none", "hub") and options.backbone is None:
         raise UsageError("No student backbone is named. Pass --backbone with a timm name.")
     return init
 
 
 def _make_student_spec(
-    options: DistillOptions,
-    backbone: Backbone,
-    teacher: TrainedModel,
-    folder: Path | str,
-    samples: Samples,
+    options: DistillOptions, backbone: Backbone, teacher: Teacher, samples: Samples
 ) -> Spec:
     lineage = {
-        "teacher": {
-            **teacher.spec.lineage.get(teacher.role, {}),
-            "weights": sha256_file(Path(folder) / WEIGHTS),
-        },
+        "teacher": describe_teacher(teacher),
         "student": make_model_lineage(backbone, options.init),
         "data": make_data_lineage(samples),
     }
@@ -210,62 +227,24 @@ def _make_student_spec(
     return make_spec(name, teacher.spec.tasks, teacher.spec.preprocess, lineage)
 
 
-def run_teacher(
-    teacher: Network,
-    data: TrainingData,
-    cache: Path,
-    views: int,
-    progress: Progress | None = None,
-) -> tuple[Outputs, ...]:
-    """Run the teacher on every view of every train image.
+def distillation_batches(
+    data: TrainingData, cache: TeacherCache, epoch: int, needs: Collection[str] = ()
+) -> Iterator[TrainingBatch]:
+    """Return the batches of one epoch.
+
+    A batch is a tuple: images, a target per task, a teacher output per task, and the
+    teacher's outputs in `needs` in the order `embedding`, `map`. Image, mask, the
+    teacher's mask and its map get the same symmetry of the square.
 
     Args:
-        teacher: The network.
-        data: Train rows and their views.
-        cache: Folder with one file per view. A view whose file exists is not computed.
-        views: Number of views.
-        progress: Called after every batch.
-
-    Returns:
-        Per view, the outputs [N, ...] by task, in the order of `data.train`.
+        data: Train rows.
+        cache: Stored views, which hold all train rows.
+        epoch: Index of the epoch. It selects the view, the order and the symmetries.
+        needs: `embedding`, `map`, both or none.
     """
-    from safetensors.numpy import load_file, save
-
-    chunks = [data.train[start : start + 64] for start in range(0, len(data.train), 64)]
-    outputs: list[Outputs] = []
-    for view in range(views):
-        # One file per view: a killed run loses at most one pass of the teacher.
-        path = cache / f"view-{view}.safetensors"
-        if path.is_file():
-            outputs.append(load_file(path))
-            continue
-
-        def read_view(rows: RowIndices, view: int = view) -> Tensor:
-            return torch.from_numpy(np.stack([data.views.view(int(row), view) for row in rows]))
-
-        parts = []
-        for done, pixels in enumerate(prefetch(read_view, chunks), 1):
-            parts.append(run_network(teacher, pixels))
-            if progress:
-                progress(done, len(chunks), f"teacher runs on view {view + 1}/{views}")
-        stacked = stack_outputs(parts)
-        cache.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, save(stacked))
-        outputs.append(stacked)
-    return tuple(outputs)
-
-
-def distillation_batches(
-    data: TrainingData, outputs: Sequence[Outputs], epoch: int
-) -> Iterator[TrainingBatch]:
-    """Return the batches of one epoch: images, a target and a teacher output per task.
-
-    Image, mask and the teacher's mask get the same symmetry of the square.
-    """
-    view = epoch % len(outputs)
-    position = np.full(len(data.samples.image_ids), -1)
-    position[data.train] = np.arange(len(data.train))
-    # Views repeat every `len(outputs)` epochs. The symmetry makes each repetition a new
+    view = epoch % cache.views
+    names = [name for name in ("embedding", "map") if name in needs]
+    # Views repeat every `cache.views` epochs. The symmetry makes each repetition a new
     # image, and the third seed keeps it independent of the order of the rows.
     symmetries = np.random.default_rng((data.seed, epoch, 1)).integers(
         8, size=len(data.samples.image_ids)
@@ -275,16 +254,21 @@ def distillation_batches(
         pairs = zip(arrays, rows, strict=True)
         return np.stack([apply_symmetry(array, int(symmetries[row])) for array, row in pairs])
 
+    def transform_maps(maps: NDArray[T], rows: RowIndices) -> NDArray[T]:
+        turned = transform(np.moveaxis(maps, 1, -1), rows)
+        return np.ascontiguousarray(np.moveaxis(turned, -1, 1))
+
     def make_batch(rows: RowIndices) -> TrainingBatch:
-        pixels, masks = data.view(rows, view)
+        pixels, masks, outputs = cache.read(rows, view, names)
         targets = data.targets(rows, None if masks is None else transform(masks, rows))
         soft = []
-        for task in data.spec.tasks:
-            output = outputs[view][task.name][position[rows]]
-            # Only a mask has places that move with the pixels; other outputs stay as
-            # they are.
-            if task.kind == "segment":
-                output = transform(output[:, 0], rows)[:, None]
+        for name, kind in [
+            *((task.name, task.kind) for task in data.spec.tasks),
+            *zip(names, names, strict=True),
+        ]:
+            # Only masks and maps have places that move with the pixels.
+            moves = kind in ("segment", "map")
+            output = transform_maps(outputs[name], rows) if moves else outputs[name]
             soft.append(torch.from_numpy(output))
         return torch.from_numpy(transform(pixels, rows)), *targets, *soft
 

@@ -316,7 +316,7 @@ class Views:
 
     def view(self, row: int, number: int) -> Pixels:
         """Return view `number` of a row: uint8 [S, S, 3]."""
-        return self._cut(row, number, None)[0]
+        return self.cut(row, number, None)[0]
 
     def masked_view(self, row: int, number: int) -> tuple[Pixels, Coverage]:
         """Return view `number` of a row and the mask in that view.
@@ -325,14 +325,15 @@ class Views:
             Image uint8 [S, S, 3], and coverage [S/4, S/4], NaN without a mask.
         """
         side = self.frames.spec.size // 4
-        pixels, mask = self._cut(row, number, self.masks.framed(row) if self.masks else None)
+        pixels, mask = self.cut(row, number, self.masks.framed(row) if self.masks else None)
         if mask is None:
             return pixels, np.full((side, side), np.nan, np.float32)
         # The output grid has a quarter of the input's side. Its targets are the means
         # of 4 x 4 pixels.
         return pixels, mask.reshape(side, 4, side, 4).mean((1, 3), dtype=np.float32)
 
-    def _cut(self, row: int, number: int, mask: Pixels | None) -> tuple[Pixels, Pixels | None]:
+    def cut(self, row: int, number: int, mask: Pixels | None) -> tuple[Pixels, Pixels | None]:
+        """Return view `number` of a row, and the same view of its frame's mask, if any."""
         # A transform holds its random state, so each thread has its own.
         if not hasattr(self._local, "transform"):
             self._local.transform = make_augmentation(self.frames.spec.size)

@@ -19,6 +19,7 @@ from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Samples
 from dermedge.train.supervision import check_val
+from dermedge.train.teachers import Teacher
 from dermedge.train.training_data import (
     Batches,
     Loss,
@@ -67,7 +68,7 @@ def train_model(
     options: TrainingOptions,
     objective: Objective,
     *,
-    teacher: TrainedModel | None = None,
+    teacher: Teacher | None = None,
     overwrite: bool,
     progress: Progress | None,
 ) -> TrainedModel:
@@ -80,7 +81,7 @@ def train_model(
         backbone: The new model's backbone.
         options: Initial weights, schedule and seed.
         objective: Called once the run's folder exists.
-        teacher: Teacher of the new model. Its split and its val metrics are recorded.
+        teacher: Teacher of the new model. Its splits and its val metrics are recorded.
         overwrite: Replace another run in the folder.
         progress: Called after every step.
 
@@ -98,8 +99,9 @@ def train_model(
     # The network is created before the folder, so that an unusable backbone or weights
     # file leaves no folder behind.
     network = start_network(training, backbone, options.init)
-    earlier = (() if teacher is None else teacher.split, read_init_split(options.init))
-    split = collect_split(samples, *earlier)
+    members = () if teacher is None else teacher.members
+    earlier = [member.model.split for member in members]
+    split = collect_split(samples, *earlier, read_init_split(options.init))
     run.open(overwrite=overwrite)
     batches, loss = objective(training)
     fitted = train_network(
@@ -113,7 +115,7 @@ def train_model(
         progress=progress,
     )
     model = TrainedModel(network, spec, backbone, run.role, split=split)
-    results = {} if teacher is None else {"teacher_val": dict(teacher.metrics.get("val", {}))}
+    results = {} if teacher is None else {"teacher_val": dict(teacher.metrics)}
     return _save(model, run, fitted, results)
 
 

@@ -73,7 +73,7 @@ class RunOptions:
         batch_size: Images per step.
         lr: Peak learning rate of both trainings.
         patience: Epochs without a better val score before a training stops.
-        views: Fixed views of each image that the teacher predicts for distillation.
+        views: Stored views of each image that the teacher predicts for distillation.
         seed: Random seed for shuffling, augmentation and initialization.
         name: Name of the student. None is its backbone's name.
 
@@ -99,7 +99,7 @@ class RunOptions:
     batch_size: int = 64
     lr: float = 1e-3
     patience: int = 6
-    views: int = 4
+    views: int = 8
     seed: int = 0
     name: str | None = None
 

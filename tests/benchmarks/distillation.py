@@ -94,7 +94,7 @@ def train(data: Path, init: str, out: Path) -> None:
         teacher,
         data,
         out / "student-distilled",
-        DistillOptions(backbone=STUDENT, stages=STAGES, schedule=Schedule(epochs=8)),
+        DistillOptions(backbone=STUDENT, stages=STAGES, views=4, schedule=Schedule(epochs=8)),
         progress=print_progress("distilled"),
     )
     finetune(

@@ -20,6 +20,7 @@ FUNCTIONS = {
     "data sets": "list_data_sets",
     "data split": "split_data",
     "parity debug": "debug_parity",
+    "teacher ensemble": "make_ensemble",
     "teacher import": "import_teacher",
 }
 # Printing and opening a browser belong to the command line. `--preset` names a recipe, which

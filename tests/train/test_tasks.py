@@ -13,11 +13,14 @@ from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 from dermedge.data.masks import output_grid, read_mask
 from dermedge.data.table import read_table
 from dermedge.models import TrainedModel, load_model_folder
+from dermedge.models.backbone import Backbone
 from dermedge.models.new_spec import make_spec
-from dermedge.train.distill import distillation_batches, run_teacher
+from dermedge.train.distill import distillation_batches
 from dermedge.train.loop import Schedule
 from dermedge.train.samples import Frames, read_samples
 from dermedge.train.supervision import training_target
+from dermedge.train.teacher_cache import TeacherCache
+from dermedge.train.teachers import Member, Teacher
 from dermedge.train.training_data import TrainingData
 from dermedge_export.evaluation.metrics import dice
 from dermedge_runtime.decode import ordinal_level, segment_mask
@@ -129,9 +132,14 @@ class Redness(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         redder = (image[..., 0].float() - image[..., 1].float() > 60).float()
-        return {"lesion": (torch.nn.functional.avg_pool2d(redder[:, None], 4) - 0.5) * self.weight}
+        return image[:, 0, 0].float(), redder[:, None]
+
+    def apply_heads(
+        self, pooled: torch.Tensor, last: torch.Tensor, size: int
+    ) -> dict[str, torch.Tensor]:
+        return {"lesion": (torch.nn.functional.avg_pool2d(last, 4) - 0.5) * self.weight}
 
 
 def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> None:
@@ -152,11 +160,14 @@ def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> N
     samples, tasks = read_samples(tmp_path, wanted=["segmentation"])
     spec = make_spec("red", tasks, Preprocess(64), {})
     training = TrainingData.prepare(samples, spec, batch_size=4, seed=0)
-    outputs = run_teacher(Redness(), training, tmp_path / "cache", views=2)  # type: ignore[arg-type]
+    red = TrainedModel(Redness(), spec, Backbone("red"))  # type: ignore[arg-type]
+    teacher = Teacher(spec, (Member(red, tmp_path, "red"),))
+    cache = TeacherCache.open(tmp_path / "cache", samples, teacher, views=2, masked=True)
+    cache.fill(training.train)
     turns = 0
     for epoch in range(6):
-        for image, mask, teacher in distillation_batches(training, outputs, epoch):
-            seen = Redness()(image)["lesion"]
+        for image, mask, teacher in distillation_batches(training, cache, epoch):
+            seen = red.module.apply_heads(*red.module.encode(image), 64)["lesion"]
             assert (seen - teacher).abs().max() < 1e-6
             assert (seen[:, 0] + 0.5 - mask).abs().mean() < 0.03
             turns += int((seen - seen.flip(3)).abs().sum((1, 2, 3)).gt(1).sum())
