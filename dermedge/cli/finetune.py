@@ -58,6 +58,12 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
     show_default=True,
     help="Weights of the tasks in the loss: equal, or learned from each task's uncertainty.",
 )
+@click.option(
+    "--freeze",
+    is_flag=True,
+    help="Train only linear heads, on stored features of the frozen backbone. Epochs, batch size "
+    "and learning rate are not used. Such a model is often the better teacher.",
+)
 @training_options
 def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Train a backbone with a head for each task that the table has labels for.

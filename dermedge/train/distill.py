@@ -28,7 +28,7 @@ from dermedge.train.samples import RowIndices, Samples, read_samples
 from dermedge.train.supervision import labelled_loss
 from dermedge.train.teacher_cache import TeacherCache
 from dermedge.train.teachers import Teacher, describe_teacher, load_teacher, save_ensemble
-from dermedge.train.train_model import describe_training, train_model
+from dermedge.train.train_model import by_steps, describe_training, train_model
 from dermedge.train.training_data import Batches, Loss, TrainingBatch, TrainingData
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.prefetch import prefetch
@@ -191,10 +191,9 @@ def distill(
         spec,
         backbone,
         options,
-        objective,
+        by_steps(run, options, objective, progress),
         teacher=teacher,
         overwrite=overwrite,
-        progress=progress,
     )
 
 

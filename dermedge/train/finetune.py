@@ -7,13 +7,16 @@ from pathlib import Path
 from dermedge.models.folder_metadata import Role
 from dermedge.models.initialize import choose_backbone
 from dermedge.models.model_folder import TrainedModel
+from dermedge.models.network import Network
 from dermedge.models.new_spec import make_preprocess, make_spec
 from dermedge.train.distill_recipe import Weighting, check_weighting
+from dermedge.train.frozen import check_heads, fit_heads
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
+from dermedge.train.loop import FitResult
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import read_samples
-from dermedge.train.train_model import describe_training, train_model
+from dermedge.train.train_model import by_steps, describe_training, train_model
 from dermedge.train.training_data import Batches, Loss, TrainingData
 from dermedge.train.training_loss import LabelledLoss
 from dermedge_runtime.progress import Progress
@@ -25,13 +28,15 @@ class FinetuneOptions(TrainingOptions):
 
     Attributes:
         tasks: Names of the tasks to learn: `diagnosis`, `malignancy`, `severity`,
-            `segmentation`, `embedding`. None learns the diagnosis and the malignancy if the table
-            has them, and otherwise the severity.
+            `segmentation`, `embedding`. None learns the diagnosis and the malignancy if
+            the table has them, and otherwise the severity.
         size: Side of the network's square input in pixels.
         fit: Conversion of a rectangle to a square: `crop`, `pad` or `stretch`.
         role: `teacher` or `student`. It names the JSON file of the model folder.
         task_weights: `uniform` sums the losses of the tasks. `uncertainty` learns a
             weight per task; see `TaskWeights`.
+        freeze: Train only the heads, on features of the frozen backbone; see
+            `fit_heads`. Of the schedule, nothing is used.
 
     Raises:
         UsageError: The weighting is unknown.
@@ -47,6 +52,7 @@ class FinetuneOptions(TrainingOptions):
     fit: str = "crop"
     role: Role = "teacher"
     task_weights: Weighting = "uniform"
+    freeze: bool = False
 
     def __post_init__(self) -> None:
         """Check the weighting."""
@@ -84,8 +90,9 @@ def finetune(
     Raises:
         DataError: The table has no train or val rows, lacks the labels of the tasks, or
             names an image that cannot be read.
-        UsageError: The backbone or the initial weights do not exist or do not fit, or
-            `out` holds another run and `overwrite` is false.
+        UsageError: The backbone or the initial weights do not exist or do not fit, a
+            frozen backbone is asked to learn masks, or `out` holds another run and
+            `overwrite` is false.
 
     Example:
         >>> from dermedge.train.loop import Schedule
@@ -98,6 +105,8 @@ def finetune(
     """
     options = options or FinetuneOptions()
     samples, tasks = read_samples(data, wanted=options.tasks)
+    if options.freeze:
+        check_heads(tasks)
     backbone = choose_backbone(
         options.backbone, options.backbone_args, options.init, options.stages
     )
@@ -114,6 +123,8 @@ def finetune(
     own: dict[str, object] = {"role": options.role}
     if options.task_weights != "uniform":  # so that earlier runs keep their fingerprint
         own["task_weights"] = options.task_weights
+    if options.freeze:
+        own["freeze"] = True
     settings = {
         "data": samples.table_digest,
         **describe_training(options, samples, backbone, spec, **own),
@@ -124,6 +135,9 @@ def finetune(
         log_prior = training.log_prior(balance=options.balance)
         return training.labelled_batches, LabelledLoss(tasks, log_prior, options.task_weights)
 
-    return train_model(
-        run, samples, spec, backbone, options, objective, overwrite=overwrite, progress=progress
-    )
+    def fit_frozen(network: Network, training: TrainingData) -> FitResult:
+        model = TrainedModel(network, spec, backbone, options.role)
+        return fit_heads(model, training, run, balance=options.balance, progress=progress)
+
+    train = fit_frozen if options.freeze else by_steps(run, options, objective, progress)
+    return train_model(run, samples, spec, backbone, options, train, overwrite=overwrite)

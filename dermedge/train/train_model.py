@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from dermedge.models.backbone import Backbone
 from dermedge.models.model_folder import TrainedModel, save_model_folder
-from dermedge.models.network import count_parameters
+from dermedge.models.network import Network, count_parameters
 from dermedge.train.lineage import (
     collect_split,
     describe_backbone,
@@ -33,6 +33,36 @@ from dermedge_runtime.spec import Spec, to_json
 
 Objective: TypeAlias = Callable[[TrainingData], tuple[Batches, Loss]]
 """Function that returns the batches of each epoch and the loss of a batch."""
+Train: TypeAlias = Callable[[Network, TrainingData], FitResult]
+"""Function that trains a network in place, once the run's folder exists."""
+
+
+def by_steps(
+    run: RunRecord, options: TrainingOptions, objective: Objective, progress: Progress | None
+) -> Train:
+    """Return a function that trains the whole network by the steps of an objective.
+
+    Args:
+        run: Record of the run.
+        options: Schedule.
+        objective: Called once the run's folder exists.
+        progress: Called after every step.
+    """
+
+    def train(network: Network, training: TrainingData) -> FitResult:
+        batches, loss = objective(training)
+        return train_network(
+            network,
+            training,
+            run,
+            options.schedule,
+            batches=batches,
+            loss=loss,
+            score=make_val_score(training),
+            progress=progress,
+        )
+
+    return train
 
 
 def describe_training(
@@ -66,11 +96,10 @@ def train_model(
     spec: Spec,
     backbone: Backbone,
     options: TrainingOptions,
-    objective: Objective,
+    train: Train,
     *,
     teacher: Teacher | None = None,
     overwrite: bool,
-    progress: Progress | None,
 ) -> TrainedModel:
     """Return the finished model of a run, or train it and finish the run.
 
@@ -80,10 +109,9 @@ def train_model(
         spec: The new model's tasks and preprocessing.
         backbone: The new model's backbone.
         options: Initial weights, schedule and seed.
-        objective: Called once the run's folder exists.
+        train: Trains the network.
         teacher: Teacher of the new model. Its splits and its val metrics are recorded.
         overwrite: Replace another run in the folder.
-        progress: Called after every step.
 
     Raises:
         DataError: The table lacks rows or labels, or the initial weights do not fit.
@@ -103,17 +131,7 @@ def train_model(
     earlier = [member.model.split for member in members]
     split = collect_split(samples, *earlier, read_init_split(options.init))
     run.open(overwrite=overwrite)
-    batches, loss = objective(training)
-    fitted = train_network(
-        network,
-        training,
-        run,
-        options.schedule,
-        batches=batches,
-        loss=loss,
-        score=make_val_score(training),
-        progress=progress,
-    )
+    fitted = train(network, training)
     model = TrainedModel(network, spec, backbone, run.role, split=split)
     results = {} if teacher is None else {"teacher_val": dict(teacher.metrics)}
     return _save(model, run, fitted, results)

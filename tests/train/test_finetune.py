@@ -17,9 +17,12 @@ from dermedge.data.table import digests, read_table, table_digest
 from dermedge.models import load_model_folder
 from dermedge.train.loop import FitResult, Schedule, fit
 from dermedge.train.losses import adjusted_cross_entropy
+from dermedge.train.samples import read_samples
+from dermedge.train.training_data import TrainingData, make_val_score
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import to_json
+from support import untrained
 from support.small import (
     SCHEDULE,
     SIZE,
@@ -470,3 +473,50 @@ class TestLoop:
                 [],
                 loss=lambda model, batch: model(batch).sum() * float("nan"),
             )
+
+
+class TestFrozenBackbone:
+    def test_only_the_heads_are_trained_and_they_learn(self, tmp_path: Path) -> None:
+        table = untrained.data_set(tmp_path / "table", untrained.coloured())
+        data, start = table, untrained.teacher(tmp_path / "start")
+        options = {
+            "backbone": untrained.CNN,
+            "backbone_args": {},
+            "init": str(start),
+            "freeze": True,
+            "tasks": ["diagnosis", "severity"],
+        }
+        model = train(data, tmp_path / "probed", **options)
+        images = pixels(3)
+        with torch.no_grad():
+            expected, found = (
+                one.module.features(images) for one in (load_model_folder(start), model)
+            )
+        torch.testing.assert_close(found, expected)
+        assert model.metrics["val"]["balanced_accuracy"] == 1
+        assert model.metrics["val"]["severity_mae"] < 0.5
+        loaded = load_model_folder(tmp_path / "probed")
+        assert loaded.metrics["val"] == model.metrics["val"]
+        assert {path.name for path in (tmp_path / "probed").iterdir()} == {
+            "run.json",
+            "split.csv",
+            "teacher.json",
+            "weights.safetensors",
+        }
+        calls: list[str] = []
+        train(data, tmp_path / "probed", progress=lambda *call: calls.append(""), **options)
+        assert calls == []
+
+    def test_the_saved_network_gives_the_recorded_metrics(self, data: Path, tmp_path: Path) -> None:
+        """The heads were fitted to standardised features, and must be folded."""
+        tasks = ["diagnosis", "malignancy", "severity", "embedding"]
+        model = train(data, tmp_path / "out", freeze=True, backbone_args={}, tasks=tasks)
+        samples, _ = read_samples(data, model.spec.tasks)
+        training = TrainingData.prepare(samples, model.spec, batch_size=16, seed=0)
+        again = make_val_score(training)(load_model_folder(tmp_path / "out").module)
+        assert again == pytest.approx(dict(model.metrics["val"]), abs=1e-6)
+
+    def test_masks_are_refused(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="--freeze"):
+            train(data, tmp_path / "out", freeze=True, tasks=["diagnosis", "segmentation"])
+        assert not (tmp_path / "out").exists()
