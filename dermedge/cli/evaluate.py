@@ -29,7 +29,11 @@ SUBGROUP_COLUMNS = {
     "sensitivity": "sensitivity",
     "severity_kappa": "severity kappa",
     "dice": "Dice",
+    "coverage": "coverage",
+    "set_size": "set size",
+    "referred": "referred",
 }
+ABSTENTION = ("coverage", "set_size", "referred")
 CHANCE = "by chance (1 in 20 above)"
 
 
@@ -100,10 +104,22 @@ def show(report: "EvaluationReport") -> None:
         f"{scores.cases} images of {scores.groups} groups, split {report.split}",
     )
     if report.labels:
+        sets = [name for name in ABSTENTION if name in measured]
+        abstention = {group.value: group.scores.metrics for group in report.classes}
         table(
-            ("class", "images", "recall (95 % interval)"),
+            (
+                "class",
+                "images",
+                "recall (95 % interval)",
+                *(SUBGROUP_COLUMNS[name] for name in sets),
+            ),
             [
-                (label, report.support.get(label, 0), interval(report.recall.get(label)))
+                (
+                    label,
+                    report.support.get(label, 0),
+                    interval(report.recall.get(label)),
+                    *(interval(abstention.get(label, {}).get(name)) for name in sets),
+                )
                 for label in report.labels
             ],
         )

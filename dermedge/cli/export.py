@@ -69,6 +69,20 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     help="Model folder that quantization-aware training learns from, besides the model itself. "
     "It trains only if no other candidate keeps the accuracy.",
 )
+@click.option(
+    "--sensitivity",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of malignant val images that the threshold keeps from being called benign.",
+)
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of the val images of each label whose conformal set holds that label.",
+)
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size open instead of 1.")
 @click.option(
     "--allow-parity-failure",
@@ -132,6 +146,7 @@ def command(
 def show(bundle: Bundle) -> None:
     """Print the candidates, the bundle, and the next command."""
     from dermedge.workflows.export import next_command
+    from dermedge_export.evaluation.conformal import describe_unfitted
 
     command = next_command(bundle)
     show_candidates(bundle)
@@ -144,6 +159,8 @@ def show(bundle: Bundle) -> None:
             "next": command,
         }
     )
+    for warning in describe_unfitted(bundle.spec, bundle.postprocessing):
+        print_line(f"warning: {warning}")
     if hazards := gpu_hazards(bundle.artifact):
         print_line(f"warning: {hazards[0]}. {GPU_ADVICE} The model card lists all of them.")
 

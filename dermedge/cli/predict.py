@@ -90,6 +90,16 @@ def _print_line(name: str, result: Prediction | ImageError) -> None:
     click.echo(to_json_text({"image": name, **content}))
 
 
+def _describe_decision(prediction: Prediction) -> str:
+    reason = {
+        "ood": "refer: unlike the training images",
+        "uncertain": "refer: neither clearly benign nor clearly malignant",
+    }
+    if prediction.refer_reason is not None:
+        return reason[prediction.refer_reason]
+    return prediction.decision or "-"
+
+
 def _cells(prediction: Prediction, tasks: Sequence[Task]) -> dict[str, str]:
     """Return the cells of a table row; the model's tasks decide the columns."""
     kinds = {task.kind: task for task in tasks}
@@ -103,7 +113,12 @@ def _cells(prediction: Prediction, tasks: Sequence[Task]) -> dict[str, str]:
     if {"classify", "binary"} & kinds.keys():
         score = prediction.malignancy
         cells["malignancy"] = "-" if score is None else f"{score:.3f}"
-        cells["decision"] = prediction.decision or "-"
+        cells["decision"] = _describe_decision(prediction)
+    if "classify" in kinds:
+        members = prediction.conformal_set
+        cells["could be"] = "" if members is None else ", ".join(members) or "no label fits"
+    if "ood" in kinds:
+        cells["like the training images"] = {None: "-", True: "no", False: "yes"}[prediction.ood]
     if "ordinal" in kinds:
         level = prediction.severity
         cells["severity"] = "-" if level is None else kinds["ordinal"].labels[level].name

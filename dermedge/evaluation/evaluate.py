@@ -24,6 +24,7 @@ from dermedge.evaluation.report import (
 from dermedge.evaluation.scores import RowMask, describe_empty_masks, score_images
 from dermedge.evaluation.table_predictions import count_unmapped, table_predictions
 from dermedge_export.evaluation import metrics
+from dermedge_export.evaluation.conformal import describe_unfitted
 from dermedge_export.evaluation.metrics import Floats
 from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
 from dermedge_runtime.bundle import Bundle
@@ -112,10 +113,12 @@ def evaluate(
         warnings=(
             *describe_known_images(known, len(table)),
             *describe_unmapped(unmapped),
+            *describe_unfitted(opened.spec, opened.postprocessing),
             *_describe_masks(scores.overall),
         ),
         images=tuple(_list_images(table, predictions, decoded, known)),
         fairness=_compare_groups(predictions, decoded, replicates, seed),
+        classes=scores.classes,
     )
 
 
@@ -215,6 +218,7 @@ def _list_images(
     def label_name(index: int) -> str | None:
         return decoded.names[index] if decoded.names and index >= 0 else None
 
+    referred = decoded.referred
     for row, image_id in enumerate(predictions.image_ids):
         predicted, score, malignant = (
             int(decoded.predicted[row]),
@@ -231,4 +235,5 @@ def _list_images(
             malignant=bool(malignant) if np.isfinite(malignant) else None,
             malignancy=float(score) if np.isfinite(score) else None,
             trained_on=bool(known.training[row]) if known.training is not None else False,
+            referred=bool(referred[row]),
         )

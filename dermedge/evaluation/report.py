@@ -16,7 +16,10 @@ class Scores:
     `malignant_auroc` (malignant against benign), `ece`, and `sensitivity` and
     `specificity` at the bundle's threshold. Models that grade severity have
     `severity_kappa` (quadratic weights) and `severity_mae` (in levels). Models that
-    segment lesions have `dice`, the mean over images whose mask has a lesion.
+    segment lesions have `dice`, the mean over images whose mask has a lesion. Models with
+    conformal sets have `coverage` (share of labelled images whose set holds their class)
+    and `set_size` (mean number of labels). Models that can refer have `referred`, the
+    share of images with the decision `refer`.
 
     Attributes:
         cases: Number of images.
@@ -179,6 +182,7 @@ class EvaluatedImage:
         malignant: True class. None if unknown.
         malignancy: Predicted malignancy score.
         trained_on: True if the model was trained on an identical file.
+        referred: True if the decision is `refer`.
 
     Examples:
         >>> image = EvaluatedImage(
@@ -197,6 +201,7 @@ class EvaluatedImage:
     malignant: bool | None
     malignancy: float | None
     trained_on: bool
+    referred: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,8 @@ class EvaluationReport:
         images: All images in the order of the table.
         fairness: Comparisons by skin type and by sex. Reports of older versions lack
             it.
+        classes: Coverage, set size and share referred by true label, with the column
+            `class`. Reports of older versions lack it.
 
     Examples:
         >>> from dermedge.evaluation.evaluate import evaluate
@@ -254,3 +261,4 @@ class EvaluationReport:
     warnings: tuple[str, ...]
     images: tuple[EvaluatedImage, ...]
     fairness: tuple[Fairness, ...] = ()
+    classes: tuple[SubgroupScores, ...] = ()

@@ -21,6 +21,7 @@ CLASSIFICATION_METRICS = (
     "ece",
 )
 OVERALL = ("", "")
+CLASS = "class"
 RECALL_KEY = ("", "", "recall")
 RowMask = NDArray[np.bool_]
 
@@ -37,6 +38,7 @@ class ImageScores:
     overall: Scores
     recall: dict[str, Interval]
     subgroups: tuple[SubgroupScores, ...]
+    classes: tuple[SubgroupScores, ...] = ()
 
 
 def score_images(
@@ -77,6 +79,12 @@ def score_images(
         for part, rows in parts.items()
         for name, measure in _make_measures(decoded, predictions.malignant, rows).items()
     }
+    by_class = {(CLASS, name): decoded.labels == k for k, name in enumerate(decoded.names)}
+    measures |= {
+        (*part, name): measure
+        for part, rows in by_class.items()
+        for name, measure in _abstention_measures(decoded, rows).items()
+    }
     labelled = decoded.labels >= 0
     truth, predicted = decoded.labels[labelled], decoded.predicted[labelled]
     # Recall has a column per class, so it is one measure with values [..., K].
@@ -98,16 +106,15 @@ def score_images(
                 if key[:2] == part and key != RECALL_KEY
             },
         )
-        for part, rows in parts.items()
+        for part, rows in (parts | by_class).items()
     }
     recall = {
         name: metrics.interval(point[RECALL_KEY][k], drawn[RECALL_KEY][:, k])
         for k, name in enumerate(decoded.names)
     }
-    subgroups = tuple(
-        SubgroupScores(*part, group) for part, group in scores.items() if part != OVERALL
-    )
-    return ImageScores(scores[OVERALL], recall, subgroups)
+    subgroups = tuple(SubgroupScores(*part, scores[part]) for part in parts if part != OVERALL)
+    classes = tuple(SubgroupScores(*part, scores[part]) for part in by_class)
+    return ImageScores(scores[OVERALL], recall, subgroups, classes)
 
 
 def _make_measures(decoded: Decoded, malignant: Floats, rows: RowMask) -> dict[str, Statistic]:
@@ -115,7 +122,22 @@ def _make_measures(decoded: Decoded, malignant: Floats, rows: RowMask) -> dict[s
     measures: dict[str, Statistic] = dict.fromkeys(CLASSIFICATION_METRICS, _undefined)
     measures |= _diagnosis_measures(decoded, rows)
     measures |= _malignancy_measures(decoded, malignant, rows)
+    measures |= _abstention_measures(decoded, rows)
     return measures | _severity_and_mask_measures(decoded, rows)
+
+
+def _abstention_measures(decoded: Decoded, rows: RowMask) -> dict[str, Statistic]:
+    """Return the metrics of conformal sets and of the decision `refer`, where fitted."""
+    measures: dict[str, Statistic] = {}
+    if decoded.sets is not None:
+        labelled = rows & (decoded.labels >= 0)
+        covered, sizes = decoded.covered[labelled], decoded.sets[rows].sum(axis=1)
+        measures["coverage"] = lambda w: metrics.weighted_mean(covered, w[..., labelled])
+        measures["set_size"] = lambda w: metrics.weighted_mean(sizes, w[..., rows])
+    if decoded.rule_in is not None or decoded.ood is not None:
+        referred = decoded.referred[rows]
+        measures["referred"] = lambda w: metrics.weighted_mean(referred, w[..., rows])
+    return measures
 
 
 def _diagnosis_measures(decoded: Decoded, rows: RowMask) -> dict[str, Statistic]:

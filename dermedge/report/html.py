@@ -47,6 +47,7 @@ HEADLINE_METRICS = (
     "severity_kappa",
     "dice",
 )
+OPTIONAL_METRICS = (*OTHER_TASKS, "coverage", "set_size", "referred")
 SUBGROUP_METRICS = ("balanced_accuracy", "severity_kappa", "dice")
 FILTERS = (
     *(
@@ -189,6 +190,11 @@ def _describe_accuracy(
         "by_group": next((name for name in SUBGROUP_METRICS if name in shown), SUBGROUP_METRICS[0]),
         "part": describe_split(evaluation),
         "subgroups": _group_by_column(evaluation.subgroups),
+        "abstention": _describe_abstention(evaluation),
+        "aimed": next(
+            (fit.conformal.coverage for fit in evaluation.postprocessing.values() if fit.conformal),
+            None,
+        ),
         "fairness": make_comparisons(
             evaluation.fairness, evaluation.labels, _display_names(bundle, evaluation)
         ),
@@ -253,7 +259,7 @@ def _select_metrics(evaluation: EvaluationReport) -> dict[str, text.MetricText]:
         name: metric
         for name, metric in text.EVALUATION_METRICS.items()
         if text.read_interval(metrics.get(name)).value is not None
-        or (is_classifier(evaluation) and name not in OTHER_TASKS)
+        or (is_classifier(evaluation) and name not in OPTIONAL_METRICS)
     }
 
 
@@ -265,6 +271,20 @@ def _group_by_column(subgroups: Iterable[SubgroupScores]) -> list[tuple[str, lis
     return [
         (text.COLUMN_TITLES.get(name, name), groups) for name, groups in columns.items() if groups
     ]
+
+
+def _describe_abstention(evaluation: EvaluationReport) -> dict[str, Any] | None:
+    """Return columns and rows of the table of sets and referrals; None without them."""
+    columns = [
+        name
+        for name in ("coverage", "set_size", "referred")
+        if text.read_interval(evaluation.overall.metrics.get(name)).value is not None
+    ]
+    if not columns:
+        return None
+    known = [group for group in evaluation.classes if group.scores.cases]
+    rows = [("Diagnosis", known)] if known else []
+    return {"columns": columns, "rows": rows + _group_by_column(evaluation.subgroups)}
 
 
 def _examples(

@@ -252,6 +252,22 @@ EVALUATION_METRICS: Mapping[str, MetricText] = {
         meaning="Mean gap between predicted confidence and observed accuracy. 0 is perfect; lower "
         "is better.",
     ),
+    "coverage": MetricText(
+        "Coverage of conformal sets",
+        "percent",
+        meaning="Share of images whose conformal set holds the correct diagnosis.",
+    ),
+    "set_size": MetricText(
+        "Size of conformal sets",
+        "decimal",
+        meaning="Mean number of diagnoses in a conformal set. Lower is more informative; 0 "
+        "diagnoses are possible.",
+    ),
+    "referred": MetricText(
+        "Referred",
+        "percent",
+        meaning="Share of images with the decision refer: a person must examine them.",
+    ),
     "severity_kappa": MetricText(
         "Severity, quadratic weighted kappa",
         "decimal",
@@ -283,6 +299,10 @@ GATE_METRICS: Mapping[str, MetricText] = {
         "Worst subgroup's balanced accuracy", "percent_fine", "percent_fine"
     ),
     "ece": MetricText("Calibration error (ECE)", "decimal_fine", "decimal_fine"),
+    "conformal_coverage": MetricText("Coverage of conformal sets", "percent_fine", "points"),
+    "worst_subgroup_coverage": MetricText(
+        "Worst subgroup's coverage of conformal sets", "percent_fine", "points"
+    ),
     "level_agreement": MetricText("Same severity", "percent_fine", "points"),
     "severity_kappa": MetricText(
         "Severity, quadratic weighted kappa", "decimal_fine", "decimal_fine"

@@ -14,6 +14,7 @@ from dermedge_export.context import (
     Retrain,
     module_runner,
 )
+from dermedge_export.evaluation.postprocessing import FitOptions
 from dermedge_export.gpu_hazards import with_gpu_hazards
 from dermedge_export.model_card import licences, model_card
 from dermedge_export.options import ExportOptions
@@ -106,8 +107,10 @@ class ExportSession:
 
         Raises:
             DataError: The student was trained on test images of `data`.
+            UsageError: The sensitivity or the coverage is not between 0 and 1.
         """
         options = options or ExportOptions()
+        fit = FitOptions(options.sensitivity, options.coverage)
         if data is not None:
             check_leakage(data, training_images)
         context = ExportContext(
@@ -117,7 +120,7 @@ class ExportSession:
             retrain=retrain,
             progress=progress,
         )
-        evaluator = ParityEvaluator(model.spec, module_runner(model.module), data)
+        evaluator = ParityEvaluator(model.spec, module_runner(model.module), data, fit)
         return cls(context, evaluator, options, tuple(training_images), progress or no_progress)
 
     def export(self, target: str | Target, out: Path | str) -> Bundle:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dermedge_export.evaluation.conformal import describe_unfitted
 from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.report import ParityReport
 from dermedge_runtime.spec import Artifact, Postprocessing, Spec, Task, to_json
@@ -72,13 +73,40 @@ def model_card(
         "",
         "## Limitations",
         "",
-        "Out-of-distribution detection and conformal sets are not fitted. The model gives a "
-        "prediction for any image, even if it shows no skin. The gate did not evaluate subgroups "
-        "with fewer than 100 cases.",
+        *_abstention_lines(spec, postprocessing),
+        "The gate did not evaluate subgroups with fewer than 100 cases.",
         "",
         *_gpu_lines(gpu_hazards(artifact)),
     ]
     return "\n".join(lines)
+
+
+def _abstention_lines(spec: Spec, postprocessing: Mapping[str, Postprocessing]) -> list[str]:
+    """Return what the model does with images that it cannot judge."""
+    fits = [postprocessing.get(task.name, Postprocessing()) for task in spec.tasks]
+    lines = []
+    for fit in fits:
+        if fit.conformal is not None:
+            share = f"{100 * fit.conformal.coverage:.4g} %"
+            lines.append(
+                f"Conformal sets ({fit.conformal.method}) are fitted to hold the correct label for "
+                f"{share} of the images of each label, on images like those of the val split. "
+                "Photographs of another kind may be covered less."
+            )
+        if fit.rule_in is not None:
+            lines.append(
+                f"Scores from {fit.threshold:.4f} to {fit.rule_in:.4f} get the decision `refer`: a "
+                "person must examine the image."
+            )
+    lines += list(describe_unfitted(spec, postprocessing))
+    if all(fit.conformal is None for fit in fits):
+        lines.append("Conformal sets are not fitted.")
+    if all(fit.ood_threshold is None for fit in fits):
+        lines.append(
+            "Out-of-distribution detection is not fitted. The model gives a prediction for any "
+            "image, even if it shows no skin."
+        )
+    return lines
 
 
 def calibrated_on(artifact: Artifact) -> str:

@@ -25,6 +25,10 @@ class ExportOptions:
         allow_parity_failure: Write the bundle even if the gate fails. The manifest
             records the failure.
         overwrite: Replace an existing bundle.
+        sensitivity: Share of malignant val images that the decision threshold keeps
+            from being called benign.
+        coverage: Share of the val images of each label whose conformal set holds that
+            label. The same share of benign images is not called malignant.
     """
 
     precision: str | None = None
@@ -33,3 +37,5 @@ class ExportOptions:
     dynamic_batch: bool = False
     allow_parity_failure: bool = False
     overwrite: bool = False
+    sensitivity: float = 0.9
+    coverage: float = 0.9

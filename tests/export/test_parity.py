@@ -74,7 +74,7 @@ def test_an_identical_candidate_passes_at_fp32():
     assert report.status == "passed"
     assert failure_messages(report) == []
     assert {entry.status for entry in report.limits} == {"passed"}
-    assert len(report.limits) == 8
+    assert len(report.limits) == 10
     assert report.agreement["top1"] == report.agreement["cosine"] == 1
     assert report.agreement["max_abs"] == report.agreement["kl"] == 0
     assert all(entry.loss.value == 0 for entry in report.subgroups)
@@ -392,3 +392,41 @@ def test_predict_table_keeps_order_and_batches():
     np.testing.assert_allclose(outputs["diagnosis"], images.mean((1, 2)), rtol=1e-6)
     assert outputs["malignancy"].shape == (10, 1)
     assert outputs["malignancy"].dtype == np.float32
+
+
+def covering(fits, change):
+    """Return postprocessing whose conformal quantiles are changed."""
+    fitted = fits["diagnosis"]
+    quantiles = tuple(change(value) for value in fitted.conformal.quantiles)
+    conformal = dataclasses.replace(fitted.conformal, quantiles=quantiles)
+    return {**fits, "diagnosis": dataclasses.replace(fitted, conformal=conformal)}
+
+
+def test_a_candidate_that_loses_coverage_fails_overall_and_in_its_worst_subgroup():
+    fits, test = fit_postprocessing(student(seed=1), SPEC), student(n=1500)
+
+    def gate(candidate):
+        return parity(test, test, SPEC, fits, candidate, precision="int8", replicates=300, **ABOUT)
+
+    same = gate(fits)
+    assert limit(same, "conformal_coverage").status == "passed"
+    assert limit(same, "conformal_coverage").candidate == pytest.approx(0.9, abs=0.03)
+    assert limit(same, "worst_subgroup_coverage").status == "passed"
+    worse = gate(covering(fits, lambda quantile: 0.8 * quantile))
+    assert limit(worse, "conformal_coverage").status == "failed"
+    overall, worst = (
+        limit(worse, name) for name in ("conformal_coverage", "worst_subgroup_coverage")
+    )
+    assert worst.loss.value >= overall.loss.value > 0.02
+    assert worst.note.partition(" ")[0] in test.subgroups
+    assert worst.cases >= 100
+    wider = gate(covering(fits, lambda quantile: 1.0))
+    assert limit(wider, "conformal_coverage").status == "passed"
+
+
+def test_coverage_is_not_compared_if_a_side_has_no_sets():
+    fits, test = fit_postprocessing(student(seed=1), SPEC), student()
+    report = parity(test, test, SPEC, {}, fits, precision="fp32", replicates=100, **ABOUT)
+    assert not {"conformal_coverage", "worst_subgroup_coverage"} & {
+        one.metric for one in report.limits
+    }

@@ -1,24 +1,61 @@
-"""Fit temperatures and decision thresholds of one artifact on validation data."""
+"""Fit temperatures, thresholds and conformal sets of one artifact on validation data."""
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from dermedge_export.evaluation.conformal import (
+    MARGIN,
+    conformal_quantile,
+    fit_conformal,
+)
 from dermedge_export.evaluation.metrics import Array, dice
 from dermedge_export.evaluation.predictions import (
     Predictions,
     malignancy_scores,
     mask_probabilities,
+    probabilities,
 )
-from dermedge_runtime.errors import DataError
+from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import Postprocessing, Spec
 
 TEMPERATURES = (0.05, 20.0)  # range of the fit
 SENSITIVITY = 0.90  # of malignant images, at the fitted threshold
-MARGIN = 1e-6  # relative; more than the rounding of a score in float32
+COVERAGE = 0.90  # of the images of each label, by conformal sets and by `rule_in`
+Fitted = dict[str, Postprocessing]
 MASK_THRESHOLDS = (0.5, *(0.5 + sign * step / 20 for step in range(1, 10) for sign in (-1, 1)))
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The targets that decision thresholds and conformal sets are fitted to.
+
+    Attributes:
+        sensitivity: Share of malignant images whose score reaches the threshold.
+        coverage: Share of the images of each label whose conformal set holds it, and
+            share of benign images whose score stays below `rule_in`.
+
+    Raises:
+        UsageError: A value is not between 0 and 1.
+
+    Example:
+        >>> FitOptions(sensitivity=0.95).coverage
+        0.9
+    """
+
+    sensitivity: float = SENSITIVITY
+    coverage: float = COVERAGE
+
+    def __post_init__(self) -> None:
+        for name in ("sensitivity", "coverage"):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise UsageError(
+                    f"The {name} {value} is not between 0 and 1. Give one such as 0.9."
+                )
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
@@ -95,6 +132,31 @@ def fit_threshold(
     return float(positives[needed - 1]) * (1 - MARGIN)
 
 
+def fit_rule_in(scores: Array, malignant: Array, threshold: float, coverage: float) -> float | None:
+    """Fit the score that a benign image stays below with a probability of `coverage`.
+
+    Together, `threshold` and `rule_in` are a conformal set of benign and malignant: a
+    score between them fits both.
+
+    Args:
+        scores: Malignancy scores in 0..1, [N].
+        malignant: 1, 0 or NaN for unknown, [N].
+        threshold: Fitted threshold, the lowest value of `rule_in`.
+        coverage: Share of benign images below `rule_in`.
+
+    Returns:
+        The score, at most 1. None with fewer than `needed_images(coverage)` benign
+        images.
+
+    Example:
+        >>> fit_rule_in(np.arange(1, 20) / 20, np.zeros(19), 0.3, 0.9)
+        0.900001
+    """
+    benign = scores[(malignant == 0) & np.isfinite(scores)]
+    quantile = conformal_quantile(benign, coverage)
+    return None if quantile is None else float(min(1.0, max(threshold, quantile)))
+
+
 def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
     """Select the threshold of `MASK_THRESHOLDS` with the highest mean Dice coefficient.
 
@@ -123,31 +185,24 @@ def fit_mask_threshold(probabilities: Array, masks: Array) -> float | None:
     return max(MASK_THRESHOLDS, key=score)
 
 
-def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postprocessing]:
-    """Fit the temperature and threshold of each task, as far as labels allow.
+def fit_postprocessing(
+    predictions: Predictions, spec: Spec, options: FitOptions | None = None
+) -> dict[str, Postprocessing]:
+    """Fit the postprocessing of each task, as far as labels allow.
 
     Args:
         predictions: Predictions of one artifact for the val split.
         spec: Tasks and labels of the model.
+        options: Sensitivity and coverage to fit.
 
     Returns:
         Postprocessing by task. A field is None if no image is labelled for it.
     """
+    options = options or FitOptions()
     fitted = {task.name: Postprocessing() for task in spec.tasks}
-    truths: list[tuple[str, NDArray[np.float64]]] = []
-    if spec.diagnosis is not None:
-        truths.append((spec.diagnosis.name, predictions.labels.astype(np.float64)))
-    task = spec.malignancy
-    if task is not None and task.kind == "binary":
-        truths.append((task.name, np.nan_to_num(predictions.malignant, nan=-1.0)))
-    for name, truth in truths:
-        logits = predictions.outputs[name]
-        if (np.isfinite(logits).all(axis=1) & (truth >= 0)).any():
-            fitted[name] = Postprocessing(temperature=fit_temperature(logits, truth))
-    scores = malignancy_scores(predictions, spec, fitted)
-    if task is not None:
-        threshold = fit_threshold(scores, predictions.malignant)
-        fitted[task.name] = Postprocessing(fitted[task.name].temperature, threshold)
+    _fit_temperatures(fitted, predictions, spec)
+    _fit_sets(fitted, predictions, spec, options.coverage)
+    _fit_decision(fitted, predictions, spec, options)
     segment = next((task for task in spec.tasks if task.kind == "segment"), None)
     if (
         segment is not None
@@ -159,3 +214,38 @@ def fit_postprocessing(predictions: Predictions, spec: Spec) -> dict[str, Postpr
             threshold=fit_mask_threshold(inside, predictions.masks)
         )
     return fitted
+
+
+def _fit_temperatures(fitted: Fitted, predictions: Predictions, spec: Spec) -> None:
+    truths: list[tuple[str, NDArray[np.float64]]] = []
+    if spec.diagnosis is not None:
+        truths.append((spec.diagnosis.name, predictions.labels.astype(np.float64)))
+    task = spec.malignancy
+    if task is not None and task.kind == "binary":
+        truths.append((task.name, np.nan_to_num(predictions.malignant, nan=-1.0)))
+    for name, truth in truths:
+        logits = predictions.outputs[name]
+        if (np.isfinite(logits).all(axis=1) & (truth >= 0)).any():
+            fitted[name] = Postprocessing(temperature=fit_temperature(logits, truth))
+
+
+def _fit_sets(fitted: Fitted, predictions: Predictions, spec: Spec, coverage: float) -> None:
+    task = spec.diagnosis
+    if task is not None:
+        likely = probabilities(predictions, spec, fitted)
+        sets = fit_conformal(likely, predictions.labels, predictions.groups, coverage)
+        fitted[task.name] = replace(fitted[task.name], conformal=sets)
+
+
+def _fit_decision(
+    fitted: Fitted, predictions: Predictions, spec: Spec, options: FitOptions
+) -> None:
+    task = spec.malignancy
+    if task is None:
+        return
+    scores = malignancy_scores(predictions, spec, fitted)
+    threshold = fit_threshold(scores, predictions.malignant, options.sensitivity)
+    rule_in = None
+    if threshold is not None:
+        rule_in = fit_rule_in(scores, predictions.malignant, threshold, options.coverage)
+    fitted[task.name] = replace(fitted[task.name], threshold=threshold, rule_in=rule_in)

@@ -203,6 +203,15 @@ class Decoded:
     ood: NDArray[np.bool_] | None = None
 
     @property
+    def covered(self) -> NDArray[np.bool_]:
+        """Labelled images whose conformal set holds their class, bool [N]."""
+        covered = np.zeros(len(self.labels), bool)
+        if self.sets is not None:
+            rows = np.flatnonzero(self.labels >= 0)
+            covered[rows] = self.sets[rows, self.labels[rows]]
+        return covered
+
+    @property
     def referred(self) -> NDArray[np.bool_]:
         """Images whose decision is `refer`, bool [N]."""
         flagged = np.zeros(len(self.scores), bool) if self.ood is None else self.ood

@@ -19,6 +19,7 @@ from dermedge_export.parity import gate
 from dermedge_export.parity.comparisons import (
     MetricComparison,
     class_comparisons,
+    have_sets,
     list_comparisons,
     subgroup_comparisons,
 )
@@ -98,6 +99,11 @@ def parity(
     comparisons = list_comparisons(sides, reference)
     within = subgroup_comparisons(sides[0], reference)
     by_class = class_comparisons(sides[0])
+    coverage = (
+        list(subgroup_comparisons(sides[0], reference, "worst_subgroup_coverage").values())
+        if have_sets(sides)
+        else []
+    )
     measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
     subgroups: list[Measurement] = []
     classes: list[Measurement] = []
@@ -111,12 +117,14 @@ def parity(
         agreement = _agreement(reference, candidate, sides)
         measured.append(_relative_difference(reference, candidate))
         # One bootstrap serves all comparisons, so that they share their replicates.
-        every = [*comparisons, *within.values(), *by_class.values()]
+        every = [*comparisons, *within.values(), *by_class.values(), *coverage]
         results = iter(_measure(every, sides, reference.groups, replicates, seed))
         measured += islice(results, len(comparisons))
-        subgroups, classes = list(islice(results, len(within))), list(results)
+        subgroups, classes = (list(islice(results, len(part))) for part in (within, by_class))
         if (sides[0].labels >= 0).any():
-            measured.append(_worst_subgroup(subgroups))
+            measured.append(_worst_subgroup(subgroups, "worst_subgroup"))
+            if have_sets(sides):
+                measured.append(_worst_subgroup(list(results), "worst_subgroup_coverage"))
         elif not _has_other_truth(sides[0], reference):
             basis += " (no labels: agreement only)"
     checked = tuple(gate.check_limit(m, allowed[m.metric]) for m in measured if m.metric in allowed)
@@ -255,7 +263,7 @@ def _loss(metric: str, pair: Floats) -> Floats:
     return metrics.ratio(loss, pair[..., 0]) if metric in RELATIVE else loss
 
 
-def _worst_subgroup(subgroups: list[Measurement]) -> Measurement:
+def _worst_subgroup(subgroups: list[Measurement], metric: str) -> Measurement:
     """Return the largest loss among the subgroups of 100 cases or more."""
     large = [
         (m.loss.value, m)
@@ -270,7 +278,7 @@ def _worst_subgroup(subgroups: list[Measurement]) -> Measurement:
         if most
         else "no skin type, sex, age or site is known"
     )
-    return Measurement("worst_subgroup", min(most, MINIMUM_CASES - 1), note=note)
+    return Measurement(metric, min(most, MINIMUM_CASES - 1), note=note)
 
 
 def _relative_difference(reference: Predictions, candidate: Predictions) -> Measurement:

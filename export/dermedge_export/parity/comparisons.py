@@ -78,6 +78,11 @@ def list_comparisons(sides: tuple[Decoded, Decoded], table: Predictions) -> list
             unfitted,
         ),
         MetricComparison("ece", _ece, labelled, unlabelled),
+        *(
+            [MetricComparison("conformal_coverage", _coverage, labelled, unlabelled)]
+            if have_sets(sides)
+            else []
+        ),
         *_task_comparisons(sides, everything),
     ]
 
@@ -129,18 +134,26 @@ def _mask_comparisons(
     )
 
 
+def have_sets(sides: tuple[Decoded, Decoded]) -> bool:
+    """Return whether conformal sets were fitted for reference and candidate."""
+    return all(side.sets is not None for side in sides)
+
+
 def subgroup_comparisons(
-    first: Decoded, table: Predictions
+    first: Decoded, table: Predictions, metric: str = "worst_subgroup"
 ) -> dict[tuple[str, str], MetricComparison]:
-    """Return a comparison of balanced accuracy for each subgroup of labelled images.
+    """Return a comparison for each subgroup of labelled images.
 
     Args:
         first: The decoded reference.
         table: Predictions of the reference, with the subgroup columns.
+        metric: `worst_subgroup` compares balanced accuracy, `worst_subgroup_coverage`
+            the coverage of conformal sets.
 
     Returns:
         (column, value) -> comparison, for each value that a labelled image has.
     """
+    measure = _coverage if metric == "worst_subgroup_coverage" else _balanced_accuracy
     rows = {
         (column, value): (values == value) & (first.labels >= 0)
         for column, values in table.subgroups.items()
@@ -151,8 +164,8 @@ def subgroup_comparisons(
     comparisons = sum(int(chosen.sum()) >= MINIMUM_CASES for chosen in rows.values())
     return {
         (column, value): MetricComparison(
-            "worst_subgroup",
-            _balanced_accuracy,
+            metric,
+            measure,
             chosen,
             note=f"{column} {value}",
             comparisons=max(1, comparisons),
@@ -194,6 +207,10 @@ def _macro_auroc(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
 
 def _ece(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
     return metrics.ece(side.labels[rows], side.probabilities[rows], weights)
+
+
+def _coverage(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    return metrics.weighted_mean(side.covered[rows], weights)
 
 
 def _sensitivity(side: Decoded, rows: Array, weights: Floats | None) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.calibration import Calibration
-from dermedge_export.evaluation.postprocessing import fit_postprocessing
+from dermedge_export.evaluation.postprocessing import FitOptions, fit_postprocessing
 from dermedge_export.evaluation.predictions import (
     PostprocessingByTask,
     Predictions,
@@ -70,6 +70,7 @@ class ParityEvaluator:
         spec: Tasks, labels and preprocessing of the student.
         reference: The fp32 student, from uint8 [N, S, S, 3] to outputs by task.
         data: Labelled images; None for synthetic lesions.
+        fit: Sensitivity and coverage that postprocessing is fitted to.
 
     Example:
         >>> from dermedge_runtime.spec import Preprocess, Task
@@ -86,6 +87,7 @@ class ParityEvaluator:
     spec: Spec
     reference: Run
     data: EvaluationData | None
+    fit: FitOptions = field(default_factory=FitOptions)
     _predictions: dict[str, Predictions] = field(default_factory=dict, init=False, repr=False)
 
     def reference_predictions(self, split: str) -> Predictions:
@@ -123,7 +125,7 @@ class ParityEvaluator:
         return self.data.predictions(split, run)
 
     def fit_postprocessing(self, val: Predictions) -> PostprocessingByTask:
-        """Fit temperatures and thresholds on a model's predictions for val.
+        """Fit postprocessing on a model's predictions for val.
 
         Returns:
             Postprocessing of each task; its fields are None where no image is labelled.
@@ -131,7 +133,7 @@ class ParityEvaluator:
         unfitted = {task.name: Postprocessing() for task in self.spec.tasks}
         if self.data is None:
             return unfitted
-        return unfitted | dict(fit_postprocessing(val, self.spec))
+        return unfitted | dict(fit_postprocessing(val, self.spec, self.fit))
 
     def basis(self, split: str) -> str:
         """Name the images of a split, for reports."""
