@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 
 import dermedge as library
 from dermedge_export.synthetic.lesions import draw_lesion
+from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.spec import Conformal, Postprocessing
 from support.command import TOY, dermedge, process
 
 
@@ -195,3 +198,39 @@ def test_the_photographs_of_a_day_are_answered_as_they_come(photos: Path, tmp_pa
         f"Not looked at: 2 hidden or system ({day / '._1.jpg'}, {day / '__MACOSX'}/); "
         f"1 not an image ({day / 'film.mp4'})."
     )
+
+
+def test_sets_and_referrals_are_printed_in_plain_words(tmp_path: Path, photos: Path) -> None:
+    toy = Bundle.open(TOY)
+    tasks = {task.name: toy.postprocessing[task.name] for task in toy.spec.tasks}
+    count = len(toy.spec.task("diagnosis").labels)
+    score = library.predict(toy, [photos / "a.jpg"])
+    ((_, prediction),) = score
+    low, high = prediction.malignancy - 0.01, prediction.malignancy + 0.01
+
+    def printed(quantile: float, **fitted: float) -> str:
+        changed = {
+            **tasks,
+            "diagnosis": Postprocessing(conformal=Conformal("lac", 0.9, (quantile,) * count)),
+            "malignancy": replace(tasks["malignancy"], **fitted),
+        }
+        path = tmp_path / "sets.dermedge"
+        files = {name: toy.read(name) for name in toy.files}
+        write_bundle(
+            path,
+            spec=toy.spec,
+            artifact=toy.artifact,
+            postprocessing=changed,
+            tolerance=toy.tolerance,
+            parity={"host": {"status": "not_run"}, "device": {"status": "not_run"}},
+            files=files,
+            overwrite=True,
+        )
+        return " ".join(dermedge("predict", path, photos / "a.jpg").out.split())
+
+    wide = printed(1.0, threshold=low, rule_in=high)
+    assert "refer: neither clearly benign nor clearly malignant" in wide
+    assert ", ".join(label.id for label in prediction.labels) in wide
+    narrow = printed(0.0, threshold=low, rule_in=low)
+    assert "no label fits" in narrow
+    assert "refer" not in narrow

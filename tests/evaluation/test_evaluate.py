@@ -20,7 +20,7 @@ from dermedge_runtime.bundle import write_bundle
 from dermedge_runtime.errors import DataError, EngineError, UsageError
 from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
-from dermedge_runtime.spec import Postprocessing, Spec, Task, to_json
+from dermedge_runtime.spec import Conformal, Postprocessing, Spec, Task, to_json
 
 # The fake engine predicts by the brightest colour channel: red is nv, green mel, blue
 # akiec.
@@ -114,6 +114,49 @@ def test_metrics_agree_with_single_predictions(data, bundle):
         assert (row.image_id, row.predicted) == (image_id, answer.labels[0].id)
         assert row.probability == pytest.approx(answer.labels[0].probability)
         assert row.malignancy == pytest.approx(answer.malignancy)
+
+
+def test_sets_and_referrals_agree_with_single_predictions(data, tmp_path):
+    sets = Conformal("aps", 0.9, (0.6, 0.7, None))
+    path = make_bundle(
+        tmp_path / "sets.dermedge",
+        postprocessing={
+            "diagnosis": Postprocessing(conformal=sets),
+            "malignancy": Postprocessing(0.8, 0.33, rule_in=0.4),
+        },
+    )
+    report = evaluate(path, data, replicates=50)
+    table = read_table(data).select_split("test").frame.reset_index(drop=True)
+    with load(path) as loaded:
+        answers = [loaded.predict(data / image, exact=True) for image in table["image"]]
+    covered = [dx in answer.conformal_set for dx, answer in zip(table["dx"], answers, strict=True)]
+    table = table.assign(
+        coverage=covered,
+        set_size=[len(answer.conformal_set) for answer in answers],
+        referred=[answer.decision == "refer" for answer in answers],
+    )
+    assert [image.referred for image in report.images] == table["referred"].tolist()
+    parts = {"all": (report.overall, table)}
+    parts |= {one.value: (one.scores, table[table["dx"] == one.value]) for one in report.classes}
+    parts |= {
+        one.value: (one.scores, table[table["sex"] == one.value])
+        for one in report.subgroups
+        if one.column == "sex"
+    }
+    assert set(parts) == {"all", "nv", "mel", "akiec", "female", "male"}
+    for scores, rows in parts.values():
+        assert scores.cases == len(rows)
+        for name in ("coverage", "set_size", "referred"):
+            found = scores.metrics[name]
+            assert found.value == pytest.approx(rows[name].mean())
+            assert found.low <= found.value <= found.high
+    assert 0 < table["referred"].mean() < 1 and 0 < table["coverage"].mean() < 1
+    assert "9 validation images of each label; akiec has fewer" in " ".join(report.warnings)
+
+
+def test_a_bundle_without_sets_reports_no_coverage(data, bundle):
+    metrics = evaluate(bundle, data, replicates=10).overall.metrics
+    assert not {"coverage", "set_size", "referred"} & metrics.keys()
 
 
 def test_the_report_holds_all_data_of_its_plots(data, toy_bundle_path):

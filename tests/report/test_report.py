@@ -41,7 +41,7 @@ from dermedge_runtime.report import (
     Subgroup,
     VerifyReport,
 )
-from dermedge_runtime.spec import Label, Postprocessing, to_json
+from dermedge_runtime.spec import Conformal, Label, Postprocessing, to_json
 
 EVIL = "<script>alert('x')</script>"
 LABELS = ("nv", "mel", "akiec")
@@ -684,6 +684,43 @@ def test_a_pretraining_shows_its_losses_and_warnings(tmp_path, bundle):
     assert "Warnings The dino loss taught nothing." in found
     assert "weight decay 0.04 to 0.2" in found
     assert "Input 96 x 96 pixels, crops" in found
+
+
+def test_sets_and_referrals_are_shown_by_diagnosis_and_subgroup(tmp_path, bundle):
+    def covered(share, size, referred):
+        abstention = {
+            "coverage": Interval(share, share - 0.02, share + 0.02),
+            "set_size": Interval(size, size - 0.1, size + 0.1),
+            "referred": Interval(referred),
+        }
+        answers = scores(Interval(0.71, 0.65, 0.77))
+        return replace(answers, metrics=answers.metrics | abstention)
+
+    sets = Postprocessing(1.25, conformal=Conformal("lac", 0.9, (0.8, 0.7, None)))
+    found = page(
+        tmp_path,
+        bundle,
+        evaluation=evaluation_of(
+            bundle,
+            postprocessing={"diagnosis": sets},
+            overall=covered(0.911, 1.97, 0.183),
+            subgroups=(SubgroupScores("sex", "female", covered(0.938, 2.1, 0.15)),),
+            classes=(SubgroupScores("class", "mel", covered(0.844, 2.5, 0.31)),),
+            images=(picture(0, "mel", "nv", 0.83, True, 0.5, referred=True),),
+        ),
+    )
+    assert found.row("Coverage of conformal sets").startswith(
+        "Coverage of conformal sets 91.1 % 89.1 to 93.1 %"
+    )
+    assert found.row("Referred 18.3 %")
+    assert "the correct one for 90.0 %" in found.text
+    assert found.row("Melanoma 1,253") == (
+        "Melanoma 1,253 84.4 % (82.4 to 86.4) 2.500 (2.400 to 2.600) 31.0 %"
+    )
+    assert found.row("female 1,253 93.8") == (
+        "female 1,253 93.8 % (91.8 to 95.8) 2.100 (2.000 to 2.200) 15.0 %"
+    )
+    assert "Conformal sets" not in page(tmp_path, bundle).text
 
 
 def test_a_classifier_shows_no_severity_or_masks(tmp_path, bundle):

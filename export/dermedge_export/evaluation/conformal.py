@@ -105,7 +105,7 @@ def fit_conformal(
     if not rows.any():
         return None
     likely, truth, members = probabilities[rows], labels[rows], groups[rows]
-    folds = _folds(members)
+    folds = conformal_folds(members)
     methods = [replace(method, coverage=coverage) for method in METHODS]
     sizes = [measure_set_size(likely, truth, folds, method) for method in methods]
     return _with_quantiles(likely, truth, methods[int(np.argmin(sizes))])
@@ -209,6 +209,19 @@ def describe_unfitted(spec: Spec, postprocessing: Mapping[str, Postprocessing]) 
     return tuple(warnings)
 
 
+def conformal_folds(groups: Array) -> NDArray[np.int64]:
+    """Divide whole groups at random into 5 folds of about the same number of groups.
+
+    Args:
+        groups: Lesion or patient of each image [N].
+
+    Returns:
+        Fold of each image, int64 [N].
+    """
+    names, index = np.unique(groups, return_inverse=True)
+    return np.asarray(np.random.default_rng(0).permutation(len(names))[index] % FOLDS)
+
+
 def _with_quantiles(probabilities: Array, labels: Array, method: Conformal) -> Conformal:
     scores = conformal_scores(probabilities, method)
     quantiles = (
@@ -216,9 +229,3 @@ def _with_quantiles(probabilities: Array, labels: Array, method: Conformal) -> C
         for k in range(probabilities.shape[1])
     )
     return replace(method, quantiles=tuple(quantiles))
-
-
-def _folds(groups: Array) -> NDArray[np.int64]:
-    """Divide whole groups at random into folds of about the same number of groups."""
-    names, index = np.unique(groups, return_inverse=True)
-    return np.asarray(np.random.default_rng(0).permutation(len(names))[index] % FOLDS)
