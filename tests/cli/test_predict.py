@@ -233,4 +233,4 @@ def test_sets_and_referrals_are_printed_in_plain_words(tmp_path: Path, photos: P
     assert ", ".join(label.id for label in prediction.labels) in wide
     narrow = printed(0.0, threshold=low, rule_in=low)
     assert "no label fits" in narrow
-    assert "refer" not in narrow
+    assert "refer:" not in narrow
