@@ -7,6 +7,7 @@ import click
 
 from dermedge.cli.console import data_option, emit, pairs, progress, training_options, views_option
 from dermedge.cli.finetune import gather_schedule, summarize
+from dermedge.train.distill_recipe import DEFAULT_RECIPE, RECIPES
 
 
 @click.command("distill")
@@ -21,7 +22,7 @@ from dermedge.cli.finetune import gather_schedule, summarize
     "--task",
     "tasks",
     multiple=True,
-    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation"]),
+    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation", "embedding"]),
     help="Task to learn, with the labels of the table. Can be repeated. Default: the tasks and "
     "labels of the teacher.",
 )
@@ -45,18 +46,10 @@ from dermedge.cli.finetune import gather_schedule, summarize
     help="Further data set, used without its labels: its folder or table file. Can be repeated.",
 )
 @click.option(
-    "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
+    "--recipe",
+    default=DEFAULT_RECIPE,
     show_default=True,
-    help="Temperature that softens the logits of both models.",
-)
-@click.option(
-    "--soft-weight",
-    type=click.FloatRange(0, 1),
-    default=0.7,
-    show_default=True,
-    help="Share of the distillation loss. The labelled loss has the rest.",
+    help=f"Losses and their weights: {', '.join(RECIPES)}, or a .toml or .json file.",
 )
 @views_option
 @click.option(
@@ -74,7 +67,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a compact student from TEACHER's softened logits and the labels.
+    """Train a compact student from TEACHER's outputs and the labels.
 
     Several teachers are averaged: each is calibrated on val, and the student learns from
     the mean of their probabilities. TEACHER may also be a folder that `dermedge teacher

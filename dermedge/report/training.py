@@ -174,9 +174,10 @@ def _distillation(settings: Mapping[str, Any]) -> str:
         ("soft_weight", "soft weight {}"),
         ("views", "{} views per image"),
     )
-    return ", ".join(
-        words.format(settings[key]) for key, words in named if settings.get(key) is not None
-    )
+    recipe = _mapping(settings.get("recipe")).get("name")
+    facts = [f"recipe {recipe}"] if recipe else []
+    facts += [words.format(settings[key]) for key, words in named if settings.get(key) is not None]
+    return ", ".join(facts)
 
 
 def _losses(run: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`distill`: train a compact student from a teacher's softened logits.
+"""`distill`: train a compact student from a teacher's outputs, by the terms of a recipe.
 
 The teacher runs once on a few fixed views of each image; see `teacher_cache`. Each epoch
 trains on one of these views, rotated or mirrored at random, which does not change a
@@ -13,19 +13,18 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from dermedge.models.backbone import Backbone
 from dermedge.models.initialize import choose_backbone, is_prunable
 from dermedge.models.model_folder import TrainedModel
 from dermedge.models.new_spec import make_spec
+from dermedge.train.distill_recipe import DEFAULT_RECIPE, DistillRecipe, read_recipe
+from dermedge.train.distillation_loss import DistillationLoss
 from dermedge.train.ensemble import calibrate
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
-from dermedge.train.losses import distillation_loss
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import CACHE, RunRecord
 from dermedge.train.samples import RowIndices, Samples, read_samples
-from dermedge.train.supervision import labelled_loss
 from dermedge.train.teacher_cache import TeacherCache
 from dermedge.train.teachers import Teacher, describe_teacher, load_teacher, save_ensemble
 from dermedge.train.train_model import by_steps, describe_training, train_model
@@ -48,9 +47,8 @@ class DistillOptions(TrainingOptions):
             values are those of `TrainingOptions`.
         unlabelled: Folders or table files of further data sets. All of their rows are
             used for training, without their labels.
-        temperature: Temperature that softens the logits of both models.
-        soft_weight: Share of the distillation loss, 0 to 1. The labelled loss has the
-            rest.
+        recipe: Losses and their weights: a preset of `RECIPES`, a TOML or JSON file, or a
+            `DistillRecipe`.
         views: Fixed views of each image that the teacher runs on. More views cost more
             of the teacher's time and of the disk.
         tasks: Names of the tasks to learn, as in `FinetuneOptions`. None takes the
@@ -63,26 +61,23 @@ class DistillOptions(TrainingOptions):
         UsageError: A value is outside its range.
 
     Example:
-        >>> DistillOptions(backbone="mobilenetv2_050", views=2).temperature
-        2.0
+        >>> DistillOptions(backbone="mobilenetv2_050", recipe="standard").views
+        8
     """
 
     init: str = "auto"
     unlabelled: Sequence[Path | str] = ()
-    temperature: float = 2.0
-    soft_weight: float = 0.7
+    recipe: str | Path | DistillRecipe = DEFAULT_RECIPE
     views: int = 8
     tasks: Sequence[str] | None = None
     size: int | None = None
     teacher_cache: Path | str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.soft_weight <= 1 or self.temperature <= 0 or self.views < 1:
-            raise UsageError(
-                f"Soft weight {self.soft_weight}, temperature {self.temperature} and "
-                f"{self.views} views allow no distillation. Give a soft weight of 0 to 1, a "
-                "temperature above 0 and at least one view."
-            )
+        """Check the recipe's name or file, and the number of views."""
+        read_recipe(self.recipe)
+        if self.views < 1:
+            raise UsageError(f"{self.views} views allow no distillation. Give at least one view.")
 
 
 def distill(
@@ -94,14 +89,10 @@ def distill(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TrainedModel:
-    """Train a student from a teacher's softened logits and the labels of a table.
+    """Train a student from a teacher's outputs and the labels of a table.
 
-    The loss is a weighted sum:
-
-        soft_weight x divergence from the teacher's softened logits
-        + (1 - soft_weight) x labelled loss
-
-    Rows without a label, and all rows of `unlabelled`, count in the first part only.
+    The loss is the weighted sum of the recipe's terms; see `RECIPES`. Rows without a
+    label, and all rows of `unlabelled`, count in the terms of the teacher only.
     Unless the options say otherwise, the student has the teacher's tasks and size.
 
     The views of the train images and the teacher's outputs are stored once, so an epoch
@@ -123,9 +114,9 @@ def distill(
         DataError: A table cannot be read or lacks labels, a teacher's folder is
             damaged, or its labels do not map to the student's.
         DermedgeError: The disk has too little space for the stored views.
-        UsageError: The backbone or the initial weights do not exist or do not fit, the
-            preprocessing of the teachers differs in more than size, or `out` holds
-            another run and `overwrite` is false.
+        UsageError: The recipe is invalid, the backbone or the initial weights do not
+            exist or do not fit, the preprocessing of the teachers differs in more than
+            size, or `out` holds another run and `overwrite` is false.
 
     Example:
         >>> from dermedge.train.loop import Schedule
@@ -137,6 +128,7 @@ def distill(
         'student'
     """
     options = options or DistillOptions()
+    recipe = read_recipe(options.recipe)
     teacher = load_teacher(teachers)
     options = replace(options, init=_choose_init(options, teacher))
     backbone = choose_backbone(
@@ -147,7 +139,7 @@ def distill(
     teacher = teacher.fit_to(tasks, options.size or teacher.size)
     unlabelled = [read_samples(table, tasks)[0] for table in options.unlabelled]
     samples = append_unlabelled(labelled, unlabelled)
-    spec = _make_student_spec(options, backbone, teacher, samples)
+    spec = _make_student_spec(options, backbone, teacher, samples, recipe)
     settings = {
         "data": [table.table_digest for table in (labelled, *unlabelled)],
         "teacher": teacher.digest,
@@ -156,8 +148,7 @@ def distill(
             samples,
             backbone,
             spec,
-            temperature=options.temperature,
-            soft_weight=options.soft_weight,
+            recipe=recipe.to_json(),
             views=options.views,
         ),
     }
@@ -178,12 +169,19 @@ def distill(
             teacher,
             views=options.views,
             masked=training.masks is not None,
+            maps="map" in recipe.needs,
         )
         cache.fill(training.train, progress)
-        return (
-            lambda epoch: distillation_batches(training, cache, epoch),
-            make_distillation_loss(training, options),
+        if "embedding" in recipe.needs:
+            cache = cache.whiten(training.train)
+        _, _, example = cache.read(training.train[:1], 0, recipe.needs)
+        loss = DistillationLoss(
+            tasks,
+            recipe,
+            training.log_prior(balance=options.balance),
+            {name: example[name].shape[1] for name in recipe.needs},
         )
+        return (lambda epoch: distillation_batches(training, cache, epoch, recipe.needs)), loss
 
     return train_model(
         run,
@@ -215,11 +213,18 @@ def _choose_init(options: DistillOptions, teacher: Teacher) -> str:
 
 
 def _make_student_spec(
-    options: DistillOptions, backbone: Backbone, teacher: Teacher, samples: Samples
+    options: DistillOptions,
+    backbone: Backbone,
+    teacher: Teacher,
+    samples: Samples,
+    recipe: DistillRecipe,
 ) -> Spec:
     lineage = {
         "teacher": describe_teacher(teacher),
-        "student": make_model_lineage(backbone, options.init),
+        "student": {
+            **make_model_lineage(backbone, options.init),
+            "recipe": recipe.to_json(),
+        },
         "data": make_data_lineage(samples),
     }
     name = options.name or f"{backbone.name}-student"
@@ -267,30 +272,13 @@ def distillation_batches(
         ]:
             # Only masks and maps have places that move with the pixels.
             moves = kind in ("segment", "map")
-            output = transform_maps(outputs[name], rows) if moves else outputs[name]
+            # NaN marks a task that no teacher has.
+            output = outputs.get(name, np.full((len(rows), 1), np.nan, np.float32))
+            output = transform_maps(output, rows) if moves else output
             soft.append(torch.from_numpy(output))
         return torch.from_numpy(transform(pixels, rows)), *targets, *soft
 
     return prefetch(make_batch, data.batch_rows(epoch))
-
-
-def make_distillation_loss(data: TrainingData, options: DistillOptions) -> Loss:
-    """Return the weighted sum of the distillation loss and the labelled loss."""
-    tasks, log_prior = data.spec.tasks, data.log_prior(balance=options.balance)
-
-    def loss(network: nn.Module, batch: TrainingBatch) -> Tensor:
-        image, *rest = batch
-        targets, soft_targets = rest[: len(tasks)], rest[len(tasks) :]
-        outputs = network(image)
-        soft = image.new_zeros((), dtype=torch.float32)
-        for task, soft_target in zip(tasks, soft_targets, strict=True):
-            output = outputs[task.name]
-            soft = soft + distillation_loss(task.kind, output, soft_target, options.temperature)
-        # lerp returns exactly one of the two at a soft weight of 0 or 1.
-        hard = labelled_loss(tasks, outputs, targets, log_prior)
-        return torch.lerp(hard, soft, options.soft_weight)
-
-    return loss
 
 
 def apply_symmetry(pixels: NDArray[T], symmetry: int) -> NDArray[T]:

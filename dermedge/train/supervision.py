@@ -112,17 +112,6 @@ def labelled_losses(
     return losses
 
 
-def labelled_loss(
-    tasks: Sequence[Task],
-    outputs: Mapping[str, Tensor],
-    targets: Sequence[Tensor],
-    log_prior: Tensor,
-) -> Tensor:
-    """Return the sum of `labelled_losses`."""
-    losses = list(labelled_losses(tasks, outputs, targets, log_prior).values())
-    return sum(losses[1:], losses[0])
-
-
 def check_val(tasks: Sequence[Task], samples: Samples, rows: RowIndices) -> None:
     """Check that the val rows can rank epochs by the first supervised task.
 

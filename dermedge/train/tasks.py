@@ -20,8 +20,8 @@ def derive_tasks(
     - `malignancy` needs malignant and benign rows.
     - `severity` is ordinal over the levels that occur.
     - `segmentation` becomes the task `lesion` and needs a mask.
-    - `embedding` is the normalised pooled features. It needs no column, and no label trains
-      it alone.
+    - `embedding` becomes the task `features`, as in imported teachers: the normalised
+      pooled features. It needs no column.
 
     Args:
         frame: The train rows.
@@ -109,7 +109,7 @@ def _derive_segmentation(frame: "pd.DataFrame") -> Task | str:
 
 
 def _derive_embedding(frame: "pd.DataFrame") -> Task | str:
-    return Task("embedding", "embed")
+    return Task("features", "embed")
 
 
 _DERIVED: dict[str, Callable[["pd.DataFrame"], Task | str]] = {

@@ -29,7 +29,14 @@ from dermedge.train.samples import (
     Samples,
     Views,
 )
-from dermedge.train.teachers import BATCH, Member, Teacher, concatenate_embeddings, resize_pixels
+from dermedge.train.teachers import (
+    BATCH,
+    Member,
+    Teacher,
+    Whitening,
+    concatenate_embeddings,
+    resize_pixels,
+)
 from dermedge.train.view_store import ViewStore
 from dermedge_runtime.errors import DataError, DermedgeError
 from dermedge_runtime.files import sha256_file
@@ -173,6 +180,11 @@ class TeacherCache:
             own = {task.name for task in member.model.spec.tasks}
             parts.append(store.read(images, view, [*sorted(own & wanted), *needs]))
         return stored["image"], masks, self.teacher.combine(parts)
+
+    def whiten(self, rows: RowIndices) -> "TeacherCache":
+        """Return the cache with embeddings that are whitened over the first view of `rows`."""
+        whitening = Whitening.fit(self.read_embeddings(rows, 0))
+        return replace(self, teacher=replace(self.teacher, whitening=whitening))
 
     def read_embeddings(self, rows: RowIndices, view: int) -> NDArray[np.float32]:
         """Return the features [N, D] of all members side by side, without whitening."""

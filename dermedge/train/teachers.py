@@ -27,6 +27,8 @@ SCHEMA = "dermedge.ensemble/1"
 Array = NDArray[np.float32]
 Outputs = Mapping[str, Array]
 BATCH = 64
+# Principal components of an embedding.
+COMPONENTS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,7 @@ class Whitening:
     """A linear map that gives features mean 0 and unit covariance.
 
     Directions with little variance are left out, because whitening would enlarge their
-    noise.
+    noise. At most 256 are kept, which bounds the cost of the student's projector.
 
     Attributes:
         mean: Mean of the features, [D].
@@ -116,6 +118,7 @@ class Whitening:
             np.cov(features.T, dtype=np.float64).reshape(len(mean), -1)
         )
         kept = values > max(values.max(), 1e-12) * 1e-4
+        kept[:-COMPONENTS] = False  # the values rise
         matrix = vectors[:, kept] / np.sqrt(values[kept])
         return cls(mean.astype(np.float32), matrix[:, ::-1].astype(np.float32))
 
@@ -187,7 +190,8 @@ class Teacher:
         preprocess = replace(self.spec.preprocess, size=size)
         fitted = replace(self, spec=replace(self.spec, tasks=tasks, preprocess=preprocess))
         for task in tasks:
-            if not any(name == task.name for _, name in fitted._maps):
+            # An embedding needs no teacher: it is the student's own pooled features.
+            if task.kind != "embed" and not fitted.knows(task):
                 names = ", ".join(member.model.spec.name for member in self.members)
                 raise DataError(
                     f"No teacher ({names}) has the task {task.name!r}. Leave the task out, or add "
@@ -208,13 +212,18 @@ class Teacher:
         """
         return self.combine([member.run(pixels, maps=maps) for member in self.members])
 
+    def knows(self, task: Task) -> bool:
+        """Return True if a member has the task."""
+        return any(name == task.name for _, name in self._maps)
+
     def combine(self, parts: Sequence[Outputs]) -> dict[str, Array]:
         """Combine the outputs of every member, in order, to those of the teacher.
 
         Args:
             parts: Outputs of `Member.run`; `embedding` and `map` may be left out.
         """
-        outputs = {task.name: self._combine_task(task, parts) for task in self.spec.tasks}
+        known = [task for task in self.spec.tasks if self.knows(task)]
+        outputs = {task.name: self._combine_task(task, parts) for task in known}
         if "embedding" in parts[0]:
             features = concatenate_embeddings(parts)
             outputs["embedding"] = self.whitening.apply(features) if self.whitening else features

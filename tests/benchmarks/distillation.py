@@ -1,18 +1,20 @@
-"""Measure the gain of distillation at equal training time, on real images.
+"""Measure the gain of distillation, and of each term of a recipe, on real images.
 
     python tests/benchmarks/distillation.py ../shared/data/ham10000 \
         --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/ham10000
 
-The script trains a teacher from the given weights, and two students that are pruned from
-it. Both students have the same architecture. One trains on labels alone. The other is
-distilled for fewer epochs, because the teacher's predictions count as its training time.
-Each model is exported and measured on the test split. A killed run continues; a finished
-one is skipped.
+The script fine-tunes a teacher per `--init`, then trains one student per arm and seed.
+All students have the same architecture, initial weights and number of epochs. The arm
+`alone-longer` trains on labels alone for as long as the slowest other arm. Each student is
+exported and measured on the test split. Differences to `alone` are paired over lesions and
+averaged over seeds. A killed run continues; a finished one is skipped. `ablation.json` and
+`ablation.md` hold the results of the arms that are done.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from dermedge.evaluation.table_predictions import table_predictions
 from dermedge.models import load_model_folder
 from dermedge.models.network import count_macs
 from dermedge.train.distill import DistillOptions, distill
+from dermedge.train.distill_recipe import RECIPES, DistillRecipe, Term
 from dermedge.train.finetune import FinetuneOptions, finetune
 from dermedge.train.loop import Schedule
 from dermedge.workflows.export import export
@@ -39,7 +42,8 @@ from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import to_json
 
-SIZE = 128  # side of the input in pixels; the images are 150 pixels high
+# The images of HAM10000 are 150 pixels high in the published archive that we use.
+SIZE = 128
 # The teacher without its last two stages has 0.54 of its 2.2 million parameters.
 STUDENT, STAGES = "mobilenetv2_100", 4
 METRICS = (
@@ -49,150 +53,315 @@ METRICS = (
     "sensitivity",
     "specificity",
     "ece",
+    "dice",
 )
+LONGER = "alone-longer"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the student.
+
+    Attributes:
+        title: Row of the table.
+        recipe: Recipe of the distillation; None trains on labels alone.
+        unlabelled: Use the tables of `--unlabelled` too.
+        ensemble: Learn from all teachers instead of the first.
+    """
+
+    title: str
+    recipe: DistillRecipe | None = None
+    unlabelled: bool = False
+    ensemble: bool = False
+
+
+_STANDARD = RECIPES["standard"]
+
+
+def _plus(name: str, *terms: Term, **changes: Any) -> DistillRecipe:
+    return DistillRecipe(name, (*_STANDARD.terms, *terms), **changes)
+
+
+ARMS: Mapping[str, Arm] = {
+    "alone": Arm("student alone: labels only"),
+    "hinton": Arm("+ KL of softened logits", RECIPES["hinton"]),
+    "standard": Arm("+ KL of standardised logits (S)", _STANDARD),
+    "dkd": Arm("+ DKD", DistillRecipe("dkd", (Term("labels", 0.5), Term("dkd", 0.5)))),
+    "embedding": Arm("S + embedding", _plus("embedding", Term("embedding", 0.5))),
+    "distances": Arm("S + distances", _plus("distances", Term("distances", 0.25))),
+    "angles": Arm("S + angles", _plus("angles", Term("angles", 0.5))),
+    "map": Arm("S + map", _plus("map", Term("map", 0.5))),
+    "mask": Arm("S + mask", _plus("mask", Term("mask", 0.5))),
+    "mixup": Arm("S + mixup", _plus("mixup", mixup=0.2)),
+    "uncertainty": Arm(
+        "S + uncertainty weighting", _plus("uncertainty", task_weights="uncertainty")
+    ),
+    "unlabelled": Arm("S + unlabelled", _STANDARD, unlabelled=True),
+    "ensemble": Arm("S + ensemble teacher", _STANDARD, ensemble=True),
+    "full": Arm("full recipe", RECIPES["full"], unlabelled=True, ensemble=True),
+    LONGER: Arm("student alone, as long as the slowest arm"),
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all arms share; the command line's arguments."""
+
+    data: Path
+    out: Path
+    inits: Sequence[str]
+    unlabelled: Sequence[Path] = ()
+    tasks: Sequence[str] | None = None
+    arms: Sequence[str] = tuple(ARMS)
+    seeds: int = 2
+    epochs: int = 8
+    teacher_epochs: int = 12
+    views: int = 8
+    size: int = SIZE
+    teacher: str | None = None
+    student: str = STUDENT
+    stages: int | None = STAGES
+    batch_size: int = 64
+    folders: list[Path] = field(default_factory=list)
+
+    def schedule(self, epochs: int) -> Schedule:
+        """Return the schedule of a training. All epochs run, so that times compare."""
+        return Schedule(epochs=epochs, batch_size=self.batch_size, patience=epochs)
 
 
 def main() -> None:
-    """Train and export the models, measure them and print the table."""
+    """Train, export and measure all arms, and print the table."""
+    setup = parse()
+    keep_freed_memory()
+    train_teachers(setup)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name in setup.arms:
+        for seed in range(setup.seeds):
+            folder = setup.out / f"{name}-{seed}"
+            train_arm(setup, name, seed, folder, results)
+            results.setdefault(name, []).append(measure(folder, setup.data))
+        write_results(setup, results)
+    print((setup.out / "ablation.md").read_text(encoding="utf-8"))
+
+
+def parse() -> Setup:
+    """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument(
-        "--init", required=True, help="safetensors weights of the teacher's backbone"
-    )
     parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument(
+        "--init",
+        dest="inits",
+        action="append",
+        required=True,
+        help="Initial weights of a teacher. Repeat it for an ensemble; of one, two seeds are one.",
+    )
+    parser.add_argument("--unlabelled", type=Path, action="append", default=[])
+    parser.add_argument("--task", dest="tasks", action="append")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    for name in ("seeds", "epochs", "teacher-epochs", "views", "size", "batch-size"):
+        default = getattr(Setup, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--teacher", help="timm name, if --init does not hold one")
+    parser.add_argument("--student", default=STUDENT, help="timm name")
+    parser.add_argument("--stages", type=int, default=STAGES, help="0 keeps all stages")
     arguments = parser.parse_args()
-    out: Path = arguments.out
-    train(arguments.data, arguments.init, out)
-    names = {
-        "teacher": "teacher",
-        "student-pruned": "student alone: pruned from the teacher, labels only",
-        "student-distilled": "student distilled: pruned from the teacher, logits and labels",
+    setup = Setup(**{**vars(arguments), "stages": arguments.stages or None})
+    lacking = [name for name in setup.arms if ARMS[name].unlabelled and not setup.unlabelled]
+    if lacking:
+        print(f"Without --unlabelled, these arms have labelled rows only: {', '.join(lacking)}.")
+    # `alone` is the reference of all differences, and the longer one needs the others' times.
+    order = [name for name in ARMS if name in {*setup.arms, "alone"}]
+    return Setup(**{**vars(setup), "arms": order})
+
+
+def train_teachers(setup: Setup) -> None:
+    """Fine-tune one teacher per initial weights; with one, a second of another seed."""
+    inits = [*setup.inits, *setup.inits] if len(setup.inits) == 1 else setup.inits
+    wanted = len(inits) if any(ARMS[name].ensemble for name in setup.arms) else 1
+    for number, init in enumerate(inits[:wanted]):
+        folder = setup.out / ("teacher" if number == 0 else f"teacher-{number}")
+        options = FinetuneOptions(
+            backbone=setup.teacher,
+            init=init,
+            tasks=setup.tasks,
+            size=setup.size,
+            schedule=Schedule(epochs=setup.teacher_epochs, batch_size=setup.batch_size),
+            seed=number,
+        )
+        finetune(setup.data, folder, options, progress=print_progress(folder.name))
+        setup.folders.append(folder)
+
+
+def train_arm(
+    setup: Setup,
+    name: str,
+    seed: int,
+    folder: Path,
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Train the student of one arm and seed. It starts as the pruned first teacher."""
+    arm, teacher = ARMS[name], setup.folders[0]
+    network: dict[str, Any] = {
+        "backbone": setup.student,
+        "stages": setup.stages,
+        "init": str(teacher),
+        "seed": seed,
     }
-    rows = [measure(out / folder, arguments.data, title) for folder, title in names.items()]
-    gain = distillation_gain(out, arguments.data)
-    atomic_write(out / "distillation.json", pretty_json(to_json({"models": rows, "gain": gain})))
-    print(markdown(rows))
-    print(
-        "\nDistilled minus alone, paired over lesions: "
-        + ", ".join(f"{k} {signed(v)}" for k, v in gain.items())
-    )
-
-
-def train(data: Path, init: str, out: Path) -> None:
-    """Train the teacher and the two students, one after the other."""
-    keep_freed_memory()
-    teacher = out / "teacher"
-    finetune(
-        data,
-        teacher,
-        FinetuneOptions(init=init, size=SIZE, schedule=Schedule(epochs=12)),
-        progress=print_progress("teacher"),
-    )
-    distill(
-        teacher,
-        data,
-        out / "student-distilled",
-        DistillOptions(backbone=STUDENT, stages=STAGES, views=4, schedule=Schedule(epochs=8)),
-        progress=print_progress("distilled"),
-    )
-    finetune(
-        data,
-        out / "student-pruned",
-        FinetuneOptions(
-            backbone=STUDENT,
-            stages=STAGES,
-            init=str(teacher),
-            size=SIZE,
+    progress = print_progress(folder.name)
+    if arm.recipe is None:
+        epochs = setup.epochs
+        if name == LONGER:
+            slowest = max(row["train_wall_s"] for rows in results.values() for row in rows)
+            own = min(row["train_wall_s"] for row in results["alone"])
+            epochs = max(epochs, round(epochs * slowest / max(own, 1e-9)))
+        options = FinetuneOptions(
+            tasks=setup.tasks,
+            size=setup.size,
             role="student",
-            schedule=Schedule(epochs=10),
+            schedule=setup.schedule(epochs),
+            **network,
+        )
+        finetune(setup.data, folder, options, progress=progress)
+        return
+    distill(
+        setup.folders if arm.ensemble else teacher,
+        setup.data,
+        folder,
+        DistillOptions(
+            recipe=arm.recipe,
+            unlabelled=setup.unlabelled if arm.unlabelled else (),
+            views=setup.views,
+            teacher_cache=setup.out / "views",
+            schedule=setup.schedule(setup.epochs),
+            **network,
         ),
-        progress=print_progress("pruned"),
+        progress=progress,
     )
 
 
-def measure(folder: Path, data: Path, title: str) -> dict[str, Any]:
-    """Export a model to `cpu`; return its row, with test metrics and time on one thread."""
+def measure(folder: Path, data: Path) -> dict[str, Any]:
+    """Export a student to `cpu`; return its row, with test metrics and time on one thread.
+
+    The row is kept beside the weights that it belongs to.
+    """
+    weights, path = sha256_file(folder / "weights.safetensors"), folder / "measured.json"
+    if path.is_file():
+        known: dict[str, Any] = read_json(path, DataError)
+        if known["weights"] == weights:
+            return known
     student = load_model_folder(folder)
-    path = folder / f"{student.spec.name}-cpu.dermedge"
-    bundle = Bundle.open(path) if path.exists() else export(folder, "cpu", folder, data=data)
-    if bundle.spec != student.spec:
-        raise DataError(f"{path} holds another model. Delete it.")
+    bundle = open_bundle(folder, data)
     scores = evaluate(bundle, data, progress=print_progress(folder.name)).overall
     run = read_json(folder / "run.json", DataError)
-    latency = bench(bundle, threads=1, runs=200)
-    return {
-        "model": title,
-        "weights": sha256_file(folder / "weights.safetensors"),
+    row = {
+        "weights": weights,
         "parameters": student.metrics["parameters"],
         "macs": count_macs(student.module, student.spec),
         "bytes": len(bundle.read(bundle.artifact.path)),
-        "engine_ms": latency.engine_only.p50,
+        "engine_ms": bench(bundle, threads=1, runs=200).engine_only.p50,
         "images": scores.cases,
         "lesions": scores.groups,
         "train_wall_s": run["wall_seconds"],
         "train_cpu_s": run["cpu_seconds"],
         "epochs": len(run["history"]),
-        **{name: scores.metrics[name] for name in METRICS},
+        "val": run["metrics"],
+        **{name: scores.metrics[name] for name in METRICS if name in scores.metrics},
     }
+    stored: dict[str, Any] = to_json(row)
+    atomic_write(path, pretty_json(stored))
+    return stored
 
 
-def distillation_gain(out: Path, data: Path) -> dict[str, Interval]:
-    """Return distilled minus alone on test, with paired 95 % intervals over lesions."""
-    table = with_split(read_table(data)).select_split("test")
-    sides: list[Any] = []
-    for folder in ("student-distilled", "student-pruned"):
-        with load(next((out / folder).glob("*.dermedge"))) as model:
-            spec = model.bundle.spec
-            predictions = table_predictions(table, spec, model.run)
-            sides.append(
-                (predictions, decode_table(predictions, spec, model.bundle.postprocessing))
-            )
-    labels, malignant = sides[0][0].labels, sides[0][0].malignant == 1
-    classes = len(spec.diagnosis.labels)
-    metrics = {
+def open_bundle(folder: Path, data: Path) -> Bundle:
+    """Return the bundle of a student, and export it first if there is none."""
+    student = load_model_folder(folder)
+    path = folder / f"{student.spec.name}-cpu.dermedge"
+    bundle = Bundle.open(path) if path.exists() else export(folder, "cpu", folder, data=data)
+    if bundle.spec != student.spec:
+        raise DataError(f"{path} holds another model. Delete it.")
+    return bundle
+
+
+def write_results(setup: Setup, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write rows and differences of the arms that are done."""
+    gains = {name: gain(setup, name) for name in results if name != "alone"}
+    content = {"models": results, "minus_alone": gains, "epochs": setup.epochs}
+    atomic_write(setup.out / "ablation.json", pretty_json(to_json(content)))
+    atomic_write(setup.out / "ablation.md", markdown(results, gains).encode())
+
+
+def gain(setup: Setup, name: str) -> dict[str, Interval]:
+    """Return an arm minus `alone` on test, averaged over seeds.
+
+    The 95 % intervals resample lesions, the same ones on both sides and for all seeds.
+    """
+    table = with_split(read_table(setup.data)).select_split("test")
+    pairs = []
+    for seed in range(setup.seeds):
+        sides = []
+        for arm in (name, "alone"):
+            folder = setup.out / f"{arm}-{seed}"
+            with load(open_bundle(folder, setup.data)) as model:
+                spec = model.bundle.spec
+                predictions = table_predictions(table, spec, model.run)
+                sides.append(decode_table(predictions, spec, model.bundle.postprocessing))
+        pairs.append(sides)
+    labels, malignant = predictions.labels, predictions.malignant == 1
+    classes = len(spec.diagnosis.labels) if spec.diagnosis else 0
+    metrics: dict[str, Callable[[Any, Any], Any]] = {
         "balanced_accuracy": lambda d, w: balanced_accuracy(labels, d.predicted, classes, w),
         "macro_auroc": lambda d, w: macro_auroc(labels, d.probabilities, w),
         "malignant_auroc": lambda d, w: auroc(malignant, d.scores, w),
     }
-    (_, distilled), (_, alone) = sides
-    statistics = {name: lambda w, f=f: f(distilled, w) - f(alone, w) for name, f in metrics.items()}
-    drawn = bootstrap(sides[0][0].groups, statistics)
-    return {
-        name: interval_of(statistic(None), drawn[name]) for name, statistic in statistics.items()
+    statistics = {
+        metric: lambda w, f=f: sum(f(one, w) - f(other, w) for one, other in pairs) / len(pairs)
+        for metric, f in metrics.items()
     }
+    drawn = bootstrap(predictions.groups, statistics)
+    return {
+        metric: interval_of(statistic(None), drawn[metric])
+        for metric, statistic in statistics.items()
+    }
+
+
+def markdown(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], gains: Mapping[str, Mapping[str, Interval]]
+) -> str:
+    """Return the rows as a Markdown table: means over seeds, and differences to `alone`."""
+    lines = [
+        "| student | balanced accuracy | minus alone | macro AUROC | minus alone "
+        "| malignant AUROC | ECE | Dice | epochs | training |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in results.items():
+        found = gains.get(name, {})
+
+        def mean(metric: str, rows: Sequence[Mapping[str, Any]] = rows) -> str:
+            values = [row[metric]["value"] for row in rows if metric in row]
+            return f"{sum(values) / len(values):.3f}" if values else "-"
+
+        def minus(metric: str, found: Mapping[str, Interval] = found) -> str:
+            return signed(found[metric]) if metric in found else "-"
+
+        seconds = sum(row["train_wall_s"] for row in rows) / len(rows)
+        cells = (
+            ARMS[name].title,
+            *(mean("balanced_accuracy"), minus("balanced_accuracy")),
+            *(mean("macro_auroc"), minus("macro_auroc")),
+            *(mean("malignant_auroc"), mean("ece"), mean("dice")),
+            f"{rows[0]['epochs']}",
+            f"{seconds / 60:.1f} min",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def signed(value: Interval) -> str:
     """Format a difference as `+0.012 (-0.030 to +0.050)`."""
     return f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f})"
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = [
-        "| model | balanced accuracy | macro AUROC | malignant AUROC "
-        "| parameters | MACs | file | engine, 1 thread | training |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = (
-            row["model"],
-            *(interval(row[name]) for name in METRICS[:3]),
-            f"{row['parameters'] / 1e6:.2f} M",
-            f"{row['macs'] / 1e6:.0f} M",
-            f"{row['bytes'] / 1e6:.1f} MB",
-            f"{row['engine_ms']:.1f} ms",
-            f"{row['train_wall_s'] / 60:.1f} min",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def interval(value: Interval) -> str:
-    """Format a metric as `0.712 (0.655-0.768)`."""
-    return f"{value.value:.3f} ({value.low:.3f}-{value.high:.3f})"
 
 
 def print_progress(stage: str) -> Callable[[int, int, str], None]:

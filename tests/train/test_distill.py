@@ -15,11 +15,13 @@ from dermedge.data.table import digests, read_table
 from dermedge.models import Network, load_model_folder
 from dermedge.models.initialize import narrow
 from dermedge.train.distill import apply_symmetry
+from dermedge.train.distill_recipe import RECIPES, DistillRecipe, Term
 from dermedge.train.loop import Schedule
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import sha256_file, sha256_hex
 from support.small import (
+    EXPORTED,
     NARROW,
     SIZE,
     die,
@@ -84,16 +86,10 @@ class TestResult:
         run = record(student)
         assert run["finished"] is True
         assert run["command"] == "distill"
-        settings = {
-            name: run["settings"][name]
-            for name in ("temperature", "soft_weight", "views", "teacher")
-        }
-        assert settings == {
-            "temperature": 2.0,
-            "soft_weight": 0.7,
-            "views": 2,
-            "teacher": weights(teacher),
-        }
+        settings = {name: run["settings"][name] for name in ("recipe", "views", "teacher")}
+        recipe = RECIPES["hinton"].to_json()
+        assert settings == {"recipe": recipe, "views": 2, "teacher": weights(teacher)}
+        assert load_model_folder(student).spec.lineage["student"]["recipe"] == recipe
         assert run["teacher_val"] == record(teacher)["metrics"]
 
     def test_the_student_starts_from_the_pruned_teacher(
@@ -249,7 +245,7 @@ class TestUnlabelled:
         assert not (tmp_path / "out").exists()
 
 
-def test_with_a_soft_weight_of_one_labels_have_no_effect(
+def test_without_the_term_of_the_labels_they_have_no_effect(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:
     def lie(frame: pd.DataFrame) -> pd.DataFrame:
@@ -259,13 +255,33 @@ def test_with_a_soft_weight_of_one_labels_have_no_effect(
     lies = edited(data, tmp_path / "lies", lie)
     alike = {}
     for share in (1.0, 0.5):
+        recipe = DistillRecipe("some", (Term("kl", share), Term("labels", 1 - share)))
         found = []
         for table in (data, lies):
             out = tmp_path / f"{table.name}-{share}"
-            learn(teacher, table, out, soft_weight=share, views=1, schedule=SHORT)
+            learn(teacher, table, out, recipe=recipe, views=1, schedule=SHORT)
             found.append(weights(out))
         alike[share] = found[0] == found[1]
     assert alike == {1.0: True, 0.5: False}
+
+
+def test_the_full_recipe_trains_on_the_embedding_and_keeps_no_projector(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    full = DistillRecipe("all", (*RECIPES["full"].terms, Term("map", 0.5)), mixup=0.2)
+    options = {"views": 1, "schedule": replace(SHORT, epochs=2), "backbone": EXPORTED}
+    tasks = ("diagnosis", "malignancy", "embedding")
+    made = learn(teacher, data, tmp_path / "out", recipe=full, tasks=tasks, **options)
+    assert [task.name for task in made.spec.tasks] == ["diagnosis", "malignancy", "features"]
+    expected = Network(made.backbone, made.spec.tasks).state_dict()
+    assert list(made.module.state_dict()) == list(expected)
+    with torch.no_grad():
+        vectors = made.module(pixels(3))["features"]
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    losses = [epoch["loss"] for epoch in record(tmp_path / "out")["history"]]
+    assert np.isfinite(losses).all()
+    with pytest.raises(UsageError, match=r"recipe\.mixup is 0\.2 there and 0\.0 here|recipe"):
+        learn(teacher, data, tmp_path / "out", recipe="features", tasks=tasks, **options)
 
 
 def test_training_images_of_the_teacher_count_as_training_images(
@@ -301,8 +317,7 @@ def test_training_images_of_the_teacher_count_as_training_images(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"soft_weight": 1.5}, "soft weight"),
-        ({"temperature": 0}, "temperature above 0"),
+        ({"recipe": "hintn"}, "Unknown recipe 'hintn'"),
         ({"views": 0}, "at least one view"),
         ({"backbone": None}, "--backbone"),
         ({"backbone": "mobilenetv2_035x"}, "timm has no model"),
@@ -329,15 +344,14 @@ def test_the_recorded_settings_keep_their_names_and_order(student: Path, teacher
         "backbone",
         "init",
         "spec",
-        "temperature",
-        "soft_weight",
+        "recipe",
         "views",
         "balance",
         "schedule",
         "seed",
     ]
     assert settings["teacher"] == settings["init"] == sha256_file(teacher / "weights.safetensors")
-    assert [settings[name] for name in ("temperature", "soft_weight", "views")] == [2.0, 0.7, 2]
+    assert settings["views"] == 2
     identity = canonical_json({"command": "distill", **settings})
     assert record(student)["fingerprint"] == sha256_hex(identity)
 

@@ -243,12 +243,12 @@ def test_any_label_may_be_missing_and_the_weights_of_the_tasks_are_learned(
     assert len({1.0, *weights}) == 5
     assert run["settings"]["task_weights"] == "uncertainty"
     with torch.no_grad():
-        vectors = model.module(small.pixels(3, model.spec.preprocess.size))["embedding"]
+        vectors = model.module(small.pixels(3, model.spec.preprocess.size))["features"]
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
 
 
 def test_an_embedding_alone_cannot_be_trained_on_labels(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column for the model's tasks \(embedding\)"):
+    with pytest.raises(DataError, match=r"no column for the model's tasks \(features\)"):
         train(data, tmp_path / "out", tasks=("embedding",), **QUICK)
     assert not (tmp_path / "out").exists()
 
