@@ -248,8 +248,8 @@ def map_distance(features: Tensor, teacher: Tensor) -> Tensor:
         teacher: The teacher's map, [N, C, H, W].
 
     Example:
-        >>> features = torch.tensor([[-2.0, 2.0], [3.0, -3.0]]).view(1, 2, 1, 2)
-        >>> round(map_distance(features, features + 5).item(), 4)
+        >>> features = torch.tensor([[-2.0, 2.0], [2.0, -2.0]]).view(1, 2, 1, 2)
+        >>> round(map_distance(features, 3 * features + 5).item(), 4)
         0.0
     """
     goal = F.adaptive_avg_pool2d(widen(teacher), (features.shape[2], features.shape[3]))
