@@ -19,7 +19,7 @@ from dermedge.models.initialize import choose_backbone, is_prunable
 from dermedge.models.model_folder import TrainedModel
 from dermedge.models.new_spec import make_spec
 from dermedge.train.distill_recipe import DEFAULT_RECIPE, DistillRecipe, read_recipe
-from dermedge.train.distillation_loss import DistillationLoss
+from dermedge.train.distillation_loss import EXTRA, DistillationLoss
 from dermedge.train.ensemble import calibrate
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.options import TrainingOptions
@@ -179,7 +179,7 @@ def distill(
             tasks,
             recipe,
             training.log_prior(balance=options.balance),
-            {name: example[name].shape[1] for name in recipe.needs},
+            {name: example[EXTRA[name]].shape[1] for name in recipe.needs},
         )
         return (lambda epoch: distillation_batches(training, cache, epoch, recipe.needs)), loss
 
@@ -247,7 +247,7 @@ def distillation_batches(
         needs: `embedding`, `map`, both or none.
     """
     view = epoch % cache.views
-    names = [name for name in ("embedding", "map") if name in needs]
+    names = [name for name in EXTRA if name in needs]
     # Views repeat every `cache.views` epochs. The symmetry makes each repetition a new
     # image, and the third seed keeps it independent of the order of the rows.
     symmetries = np.random.default_rng((data.seed, epoch, 1)).integers(
@@ -265,17 +265,13 @@ def distillation_batches(
     def make_batch(rows: RowIndices) -> TrainingBatch:
         pixels, masks, outputs = cache.read(rows, view, names)
         targets = data.targets(rows, None if masks is None else transform(masks, rows))
-        soft = []
-        for name, kind in [
-            *((task.name, task.kind) for task in data.spec.tasks),
-            *zip(names, names, strict=True),
-        ]:
-            # Only masks and maps have places that move with the pixels.
-            moves = kind in ("segment", "map")
-            # NaN marks a task that no teacher has.
-            output = outputs.get(name, np.full((len(rows), 1), np.nan, np.float32))
-            output = transform_maps(output, rows) if moves else output
-            soft.append(torch.from_numpy(output))
+        # NaN marks a task that no teacher has.
+        unknown = np.full((len(rows), 1), np.nan, np.float32)
+        answers = [outputs.get(task.name, unknown) for task in data.spec.tasks]
+        answers += [outputs[EXTRA[name]] for name in names]
+        # Only masks and maps have places that move with the pixels.
+        moved = [transform_maps(one, rows) if one.ndim == 4 else one for one in answers]
+        soft = map(torch.from_numpy, moved)
         return torch.from_numpy(transform(pixels, rows)), *targets, *soft
 
     return prefetch(make_batch, data.batch_rows(epoch))

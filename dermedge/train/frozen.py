@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dermedge.models.model_folder import TrainedModel
-from dermedge.models.network import Coral
+from dermedge.models.network import POOLED, Coral
 from dermedge.train.loop import FitResult
 from dermedge.train.run_record import CACHE, RunRecord
 from dermedge.train.supervision import (
@@ -88,7 +88,7 @@ def fit_heads(
     features = np.concatenate([cache.read_embeddings(data.train, view) for view in range(VIEWS)])
     parts = np.array_split(data.val, -(-len(data.val) // EVALUATION_BATCH))
     val = torch.from_numpy(
-        np.concatenate([member.run(data.images(rows).numpy())["embedding"] for rows in parts])
+        np.concatenate([member.run(data.images(rows).numpy())[POOLED] for rows in parts])
     )
     mean, scale = features.mean(0), features.std(0) + EPSILON
     train = torch.from_numpy((features - mean) / scale)

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dermedge.models.network import POOLED
+from dermedge.train.distillation_loss import EXTRA
 from dermedge.train.lineage import describe_backbone
 from dermedge.train.samples import (
     FRAME_MARGIN,
@@ -168,17 +170,17 @@ class TeacherCache:
 
         Returns:
             Images uint8 [N, S, S, 3], masks float32 [N, S/4, S/4] or None, and the
-            teacher's outputs float32 [N, ...] by task and by name in `needs`.
+            teacher's outputs float32 [N, ...] by task and by `EXTRA[name]` of `needs`.
         """
         contents = [self._contents[row] for row in rows]
         stored = self.pixels.read(contents, view, ["image", "mask"] if self.masked else ["image"])
         masks = stored["mask"].astype(np.float32) if self.masked else None
         images = [self.samples.digests[row] for row in rows]
         wanted = {task.name for task in self.teacher.spec.tasks}
-        parts = []
+        extra, parts = [EXTRA[name] for name in needs], []
         for member, store in zip(self.teacher.members, self.outputs, strict=True):
             own = {task.name for task in member.model.spec.tasks}
-            parts.append(store.read(images, view, [*sorted(own & wanted), *needs]))
+            parts.append(store.read(images, view, [*sorted(own & wanted), *extra]))
         return stored["image"], masks, self.teacher.combine(parts)
 
     def whiten(self, rows: RowIndices) -> "TeacherCache":
@@ -189,7 +191,7 @@ class TeacherCache:
     def read_embeddings(self, rows: RowIndices, view: int) -> NDArray[np.float32]:
         """Return the features [N, D] of all members side by side, without whitening."""
         images = [self.samples.digests[row] for row in rows]
-        parts = [store.read(images, view, ["embedding"]) for store in self.outputs]
+        parts = [store.read(images, view, [POOLED]) for store in self.outputs]
         return concatenate_embeddings(parts)
 
     @cached_property

@@ -1,5 +1,6 @@
 """Load teachers: one model, or an ensemble whose calibrated probabilities are averaged."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from dermedge.models.folder_metadata import WEIGHTS
 from dermedge.models.model_folder import TrainedModel, load_model_folder
-from dermedge.models.network import feature_map
+from dermedge.models.network import LAST_MAP, POOLED
 from dermedge.train.label_mapping import map_labels
 from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
 from dermedge_runtime.spec import Spec, Task
 
+LOGGER = logging.getLogger(__name__)
 ENSEMBLE = "ensemble.json"
 SCHEMA = "dermedge.ensemble/1"
 Array = NDArray[np.float32]
@@ -69,19 +71,16 @@ class Member:
             maps: Return the feature map too.
 
         Returns:
-            Float32 arrays: logits [N, ...] by task, `embedding` [N, D] (the pooled
-            features), and `map` [N, C, h, w].
+            Float32 arrays: logits [N, ...] by task, `POOLED` features [N, D], and
+            `LAST_MAP` [N, C, h, w].
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = self.model.module.eval().to(device)
+        extra = (POOLED, LAST_MAP) if maps else (POOLED,)
         parts: list[dict[str, Tensor]] = []
         for start in range(0, len(pixels), BATCH):
             images = resize_pixels(pixels[start : start + BATCH], self.size)
-            pooled, last = network.encode(torch.from_numpy(images).to(device))
-            outputs = network.apply_heads(pooled, last, self.size)
-            outputs["embedding"] = pooled
-            if maps:
-                outputs["map"] = feature_map(network.backbone, last)
+            outputs = network(torch.from_numpy(images).to(device), extra)
             parts.append(outputs)
         return {
             name: torch.cat([part[name].float().cpu() for part in parts]).numpy()
@@ -146,7 +145,7 @@ class Teacher:
         >>> teacher = load_teacher("teacher")
         >>> outputs = teacher.run(np.zeros((2, 32, 32, 3), np.uint8))
         >>> {name: array.shape[0] for name, array in outputs.items()}
-        {'diagnosis': 2, 'malignancy': 2, 'embedding': 2}
+        {'diagnosis': 2, 'malignancy': 2, '.pooled': 2}
     """
 
     spec: Spec
@@ -183,20 +182,22 @@ class Teacher:
         """Return the teacher with the tasks and the input side of a student.
 
         Labels are mapped through the taxonomy. Masks are resized to the student's grid.
+        A task that no member has is left out of the outputs, with a warning.
 
         Raises:
-            DataError: No member has one of the tasks, or labels cannot be mapped.
+            DataError: No member has any of the tasks, or labels cannot be mapped.
         """
         preprocess = replace(self.spec.preprocess, size=size)
         fitted = replace(self, spec=replace(self.spec, tasks=tasks, preprocess=preprocess))
-        for task in tasks:
-            # An embedding needs no teacher: it is the student's own pooled features.
-            if task.kind != "embed" and not fitted.knows(task):
-                names = ", ".join(member.model.spec.name for member in self.members)
-                raise DataError(
-                    f"No teacher ({names}) has the task {task.name!r}. Leave the task out, or add "
-                    "a teacher that has it."
-                )
+        alone = [task.name for task in tasks if not fitted.knows(task)]
+        if len(alone) == len(tasks):
+            names = ", ".join(member.model.spec.name for member in self.members)
+            raise DataError(
+                f"No teacher ({names}) has a task of the student ({', '.join(alone)}). Choose "
+                "other tasks, or add a teacher that has one."
+            )
+        if alone:
+            LOGGER.warning("No teacher has %s: learned from labels alone.", ", ".join(alone))
         return fitted
 
     def run(self, pixels: NDArray[np.uint8], *, maps: bool = False) -> dict[str, Array]:
@@ -207,8 +208,8 @@ class Teacher:
             maps: Return the feature map too.
 
         Returns:
-            Float32 arrays: logits [N, ...] by task, `embedding` [N, D] and, with `maps`,
-            `map` [N, C, h, w].
+            Float32 arrays: logits [N, ...] by task, `POOLED` features [N, D] and, with
+            `maps`, `LAST_MAP` [N, C, h, w].
         """
         return self.combine([member.run(pixels, maps=maps) for member in self.members])
 
@@ -220,17 +221,17 @@ class Teacher:
         """Combine the outputs of every member, in order, to those of the teacher.
 
         Args:
-            parts: Outputs of `Member.run`; `embedding` and `map` may be left out.
+            parts: Outputs of `Member.run`; `POOLED` and `LAST_MAP` may be left out.
         """
         known = [task for task in self.spec.tasks if self.knows(task)]
         outputs = {task.name: self._combine_task(task, parts) for task in known}
-        if "embedding" in parts[0]:
+        if POOLED in parts[0]:
             features = concatenate_embeddings(parts)
-            outputs["embedding"] = self.whitening.apply(features) if self.whitening else features
-        if "map" in parts[0]:
-            side = parts[0]["map"].shape[2]
-            maps = [_resize(part["map"].astype(np.float32), side) for part in parts]
-            outputs["map"] = np.concatenate(maps, axis=1)
+            outputs[POOLED] = self.whitening.apply(features) if self.whitening else features
+        if LAST_MAP in parts[0]:
+            side = parts[0][LAST_MAP].shape[2]
+            maps = [_resize(part[LAST_MAP].astype(np.float32), side) for part in parts]
+            outputs[LAST_MAP] = np.concatenate(maps, axis=1)
         return outputs
 
     def _combine_task(self, task: Task, parts: Sequence[Outputs]) -> Array:
@@ -350,11 +351,11 @@ def concatenate_embeddings(parts: Sequence[Outputs]) -> Array:
     """Return the features of all members side by side, float32 [N, D].
 
     Example:
-        >>> part = {"embedding": np.ones((2, 3), np.float16)}
+        >>> part = {POOLED: np.ones((2, 3), np.float16)}
         >>> concatenate_embeddings([part, part]).shape
         (2, 6)
     """
-    return np.concatenate([part["embedding"] for part in parts], axis=1).astype(np.float32)
+    return np.concatenate([part[POOLED] for part in parts], axis=1).astype(np.float32)
 
 
 def resize_pixels(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """Severity and segmentation, learned and distilled."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dermedge.data.masks import output_grid, read_mask
 from dermedge.data.table import read_table
 from dermedge.models import TrainedModel, load_model_folder
 from dermedge.models.backbone import Backbone
+from dermedge.models.network import POOLED
 from dermedge.models.new_spec import make_spec
 from dermedge.train.distill import distillation_batches
 from dermedge.train.loop import Schedule
@@ -132,14 +134,10 @@ class Redness(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
 
-    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, image: torch.Tensor, extra: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         redder = (image[..., 0].float() - image[..., 1].float() > 60).float()
-        return image[:, 0, 0].float(), redder[:, None]
-
-    def apply_heads(
-        self, pooled: torch.Tensor, last: torch.Tensor, size: int
-    ) -> dict[str, torch.Tensor]:
-        return {"lesion": (torch.nn.functional.avg_pool2d(last, 4) - 0.5) * self.weight}
+        lesion = (torch.nn.functional.avg_pool2d(redder[:, None], 4) - 0.5) * self.weight
+        return {"lesion": lesion, POOLED: image[:, 0, 0].float()}
 
 
 def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> None:
@@ -167,7 +165,7 @@ def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> N
     turns = 0
     for epoch in range(6):
         for image, mask, teacher in distillation_batches(training, cache, epoch):
-            seen = red.module.apply_heads(*red.module.encode(image), 64)["lesion"]
+            seen = red.module(image)["lesion"]
             assert (seen - teacher).abs().max() < 1e-6
             assert (seen[:, 0] + 0.5 - mask).abs().mean() < 0.03
             turns += int((seen - seen.flip(3)).abs().sum((1, 2, 3)).gt(1).sum())

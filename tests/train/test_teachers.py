@@ -14,6 +14,7 @@ from dermedge.data.table import read_table
 from dermedge.evaluation.table_predictions import preprocess_table
 from dermedge.models import Network, TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.backbone import Backbone
+from dermedge.models.network import LAST_MAP, POOLED
 from dermedge.models.new_spec import make_preprocess, make_spec
 from dermedge.train.ensemble import make_ensemble
 from dermedge.train.loop import Schedule
@@ -42,8 +43,8 @@ def untrained(
     backbone = Backbone(EXPORTED)
     network = Network(backbone, tasks)
     with torch.no_grad():
-        for head in network.heads.values():
-            head.weight.mul_(40)
+        for weights in network.heads.parameters():
+            weights.mul_(40)
     spec = make_spec(folder.name, tasks, make_preprocess(size, fit), {})
     save_model_folder(TrainedModel(network, spec, backbone, "teacher"), folder)
     return folder
@@ -88,10 +89,7 @@ def test_an_ensemble_is_the_mean_of_its_members_calibrated_probabilities(tmp_pat
     np.testing.assert_allclose(sigmoid(outputs["malignancy"]), binary, atol=1e-6)
     masks = np.mean([sigmoid(own[f]["lesion"]) for f in temperatures], 0)
     np.testing.assert_allclose(sigmoid(outputs["lesion"]), masks, atol=1e-6)
-    assert (
-        outputs["embedding"].shape[1]
-        == 2 * load_model_folder(first).module.backbone.num_features_out
-    )
+    assert outputs[POOLED].shape[1] == 2 * load_model_folder(first).module.backbone.num_features_out
 
 
 def test_one_teacher_keeps_its_logits(tmp_path: Path) -> None:
@@ -106,11 +104,11 @@ def test_maps_are_returned_on_demand_on_the_grid_of_the_first_teacher(tmp_path: 
     large = untrained(tmp_path / "large", MALIGNANCY, size=128, seed=1)
     teacher = load_teacher([small, large])
     images = pixels(2, 128).numpy()
-    found = teacher.run(images, maps=True)["map"]
-    alone = load_teacher(small).run(images, maps=True)["map"]
+    found = teacher.run(images, maps=True)[LAST_MAP]
+    alone = load_teacher(small).run(images, maps=True)[LAST_MAP]
     assert found.shape == (2, 2 * alone.shape[1], *alone.shape[2:])
     np.testing.assert_allclose(found[:, : alone.shape[1]], alone)
-    assert "map" not in teacher.run(images)
+    assert LAST_MAP not in teacher.run(images)
 
 
 def test_a_task_is_averaged_over_the_teachers_that_have_it(tmp_path: Path) -> None:
@@ -121,7 +119,9 @@ def test_a_task_is_averaged_over_the_teachers_that_have_it(tmp_path: Path) -> No
     np.testing.assert_allclose(
         teacher.run(IMAGES)["malignancy"], run(both, IMAGES)["malignancy"], atol=1e-5
     )
-    with pytest.raises(DataError, match=r"No teacher \(one, both\) has the task 'lesion'"):
+    with pytest.raises(
+        DataError, match=r"No teacher \(one, both\) has a task of the student \(lesion\)"
+    ):
         teacher.fit_to((LESION,), SIZE)
 
 
@@ -262,9 +262,27 @@ class TestDistillation:
     ) -> None:
         student = small_student(teachers[0], data, tmp_path / "one", tasks=["malignancy"])
         assert [task.name for task in student.spec.tasks] == ["malignancy"]
-        with pytest.raises(DataError, match="has the task 'lesion'"):
+        with pytest.raises(DataError, match=r"No teacher .* has a task of the student .lesion"):
             small_student(teachers[0], data, tmp_path / "two", tasks=["segmentation"])
         assert not (tmp_path / "two").exists()
+
+    def test_a_task_that_no_teacher_has_is_learned_from_labels(
+        self, teachers: list[Path], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tasks = ["malignancy", "segmentation", "embedding"]
+        changes = {"tasks": tasks, "stages": 3, "recipe": "standard"}
+        student = small_student(teachers[0], data, tmp_path / "out", **changes)
+        assert [task.kind for task in student.spec.tasks] == ["binary", "segment", "embed"]
+        assert np.isfinite(student.metrics["val"]["loss"])
+        assert "dice" in student.metrics["val"]
+        assert "No teacher has lesion" in caplog.text
+
+    def test_a_task_may_be_called_embedding(self, tmp_path: Path) -> None:
+        """The teacher's features have another name, which no task can have."""
+        folder = untrained(tmp_path / "one", MALIGNANCY, Task("embedding", "embed"))
+        outputs = load_teacher(folder).run(IMAGES)
+        np.testing.assert_allclose(np.linalg.norm(outputs["embedding"], axis=1), 1, atol=1e-5)
+        assert not np.allclose(np.linalg.norm(outputs[POOLED], axis=1), 1)
 
     def test_a_teacher_without_a_label_of_the_table_is_refused(
         self, data: Path, tmp_path: Path
