@@ -15,7 +15,13 @@ from dermedge.cli.console import (
     print_line,
     table,
 )
-from dermedge_export.model_card import calibrated_on, gpu_hazards, kept_fp32, other_details
+from dermedge_export.model_card import (
+    abstention_values,
+    calibrated_on,
+    gpu_hazards,
+    kept_fp32,
+    other_details,
+)
 from dermedge_runtime.bundle import Bundle, artifact_files
 
 NAMES_SHOWN = 5
@@ -73,8 +79,9 @@ def show(bundle: Bundle) -> None:
         threshold = "not fitted" if task is spec.malignancy or task.kind == "segment" else "-"
         if fitted.threshold is not None:
             threshold = f"{fitted.threshold:.4f}"
-        rows.append((task.name, task.kind, labels, temperature, threshold))
-    table(("task", "kind", "labels", "temperature", "threshold"), rows)
+        abstention = ", ".join(abstention_values(fitted)) or "-"
+        rows.append((task.name, task.kind, labels, temperature, threshold, abstention))
+    table(("task", "kind", "labels", "temperature", "threshold", "abstention"), rows)
     sides = [(side, bundle.parity[side]) for side in ("host", "device")]
     table(
         ("parity", "status", "on", "engine", "hardware"),

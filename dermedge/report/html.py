@@ -23,7 +23,7 @@ from dermedge.report.summary import (
     summarize_numbers,
 )
 from dermedge.report.training import summarize_run
-from dermedge_export.model_card import calibrated_on, kept_fp32, other_details
+from dermedge_export.model_card import abstention_values, calibrated_on, kept_fp32, other_details
 from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import UsageError
@@ -216,6 +216,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {name: getattr(text, name) for name in FILTERS}
     environment.filters["written"] = lambda value, kind: text.FORMATS[kind](value)
     environment.filters["outcome_name"] = outcome_name
+    environment.globals["abstention_values"] = abstention_values
     environment.globals["agreement"] = text.describe_agreement
     environment.globals["status_of"] = text.status_of
     return environment

@@ -192,7 +192,26 @@ def _task_line(task: Task, fitted: Postprocessing) -> str:
     temperature = "not fitted" if fitted.temperature is None else f"{fitted.temperature:.3f}"
     threshold = "" if fitted.threshold is None else f", decision threshold {fitted.threshold:.4f}"
     kind = f"{task.kind}: {labels}" if labels else task.kind
-    return f"- `{task.name}` ({kind}); temperature {temperature}{threshold}"
+    return f"- `{task.name}` ({kind}); " + ", ".join(
+        [f"temperature {temperature}{threshold}", *abstention_values(fitted)]
+    )
+
+
+def abstention_values(fitted: Postprocessing) -> list[str]:
+    """Return texts with the fitted values by which a model abstains; [] without any.
+
+    Args:
+        fitted: Postprocessing of one task.
+    """
+    texts = []
+    if fitted.rule_in is not None:
+        texts.append(f"malignant from {fitted.rule_in:.4f}")
+    if fitted.conformal is not None:
+        share = f"{100 * fitted.conformal.coverage:.4g} %"
+        texts.append(f"{fitted.conformal.method} sets of {share} coverage")
+    if fitted.ood_threshold is not None:
+        texts.append(f"OOD above {fitted.ood_threshold:.4g}")
+    return texts
 
 
 def _gpu_lines(hazards: tuple[str, ...]) -> list[str]:

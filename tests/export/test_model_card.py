@@ -5,7 +5,7 @@ from dataclasses import replace
 from conftest import TOY_POSTPROCESSING, TOY_SPEC
 from dermedge_export.model_card import model_card
 from dermedge_runtime.report import Interval, Limit, ParityReport
-from dermedge_runtime.spec import Artifact
+from dermedge_runtime.spec import Artifact, Conformal, Postprocessing
 
 ARTIFACT = Artifact(
     "jetson-thor", "tensorrt", "model.onnx", "int8+fp16", requires=("tensorrt>=10.13,<12",)
@@ -69,3 +69,22 @@ def test_only_8_bit_results_depend_on_the_instruction_set():
     assert "differ between instruction sets" in card()
     assert "differ between instruction sets" in card(replace(ARTIFACT, precision="w8a8"))
     assert "differ between instruction sets" not in card(replace(ARTIFACT, precision="palettized"))
+
+
+def test_it_states_how_the_model_abstains_and_which_labels_have_no_quantile():
+    plain = card()
+    assert "Conformal sets are not fitted." in plain
+    assert "Out-of-distribution detection is not fitted." in plain
+    labels = TOY_SPEC.task("diagnosis").labels
+    quantiles = (*(0.8 for _ in labels[1:]), None)
+    fitted = {
+        **TOY_POSTPROCESSING,
+        "diagnosis": Postprocessing(1.2, conformal=Conformal("aps", 0.95, quantiles)),
+        "malignancy": Postprocessing(0.8, 0.25, rule_in=0.75),
+    }
+    text = model_card(TOY_SPEC, ARTIFACT, fitted, REPORT)
+    assert "aps sets of 95 % coverage" in text
+    assert "malignant from 0.7500" in text
+    assert "Scores from 0.2500 to 0.7500 get the decision `refer`" in text
+    assert f"19 validation images of each label; {labels[-1].id} has fewer" in text
+    assert "Conformal sets are not fitted." not in text
