@@ -54,6 +54,13 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     "accuracy, time the others, and keep the best. Default: the target's precisions are tried "
     "in order, and the first that passes is written.",
 )
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="NAME",
+    help="Task to export. Can be repeated. Default: all tasks of the student.",
+)
 @click.option("--engine", help="Build only artifacts for this engine.")
 @click.option(
     "--budget",
@@ -67,7 +74,7 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     "--teacher",
     type=click.Path(path_type=Path),
     help="Model folder that quantization-aware training learns from, besides the model itself. "
-    "It trains only if no other candidate keeps the accuracy.",
+    "It trains only if no other int8 candidate keeps the accuracy at 1.3 times the speed of fp32.",
 )
 @click.option(
     "--sensitivity",

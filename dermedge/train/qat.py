@@ -106,7 +106,7 @@ def train_quantized(
     Raises:
         DataError: The table has no train or val rows, or names an image that cannot be
             read.
-        UsageError: The teacher has other tasks than the student.
+        UsageError: The teacher lacks a task of the student, or has another input size.
     """
     options = options or QatOptions()
     start = _serialize(module)
@@ -176,7 +176,9 @@ def _copy_imitated(
     if teacher is None:
         return [_ImitatedNetwork(1.0, _copy_network(student))]
     model, spec = load_model_folder(teacher), student.spec
-    if model.spec.tasks != spec.tasks or model.spec.preprocess.size != spec.preprocess.size:
+    # An export may leave tasks of the student out, which the teacher still has.
+    missing = [task.name for task in spec.tasks if task not in model.spec.tasks]
+    if missing or model.spec.preprocess.size != spec.preprocess.size:
         raise UsageError(
             f"The teacher {model.spec.name!r} has other tasks or another input size than "
             f"{spec.name!r}. Give the teacher that the student was distilled from, or none."

@@ -3,9 +3,9 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import TrainedModel, load_model_folder
@@ -14,6 +14,7 @@ from dermedge_export.candidate import Candidate
 from dermedge_export.export import CACHE, ExportSession
 from dermedge_export.options import ExportOptions
 from dermedge_export.target import families
+from dermedge_export.task_selection import select_tasks
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.container import MANIFEST
 from dermedge_runtime.errors import DataError, DermedgeError, MissingExtraError, UsageError
@@ -21,6 +22,8 @@ from dermedge_runtime.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from dermedge.models import Network
 
 STUDENT = "student"
 MODEL_FILES = ("student.json", "teacher.json")
@@ -104,8 +107,8 @@ def export(
         progress: Receives the name of each step.
 
     Raises:
-        UsageError: The target or an option is unknown, a teacher is given without
-            data, `student` is a bundle, or the bundle already exists.
+        UsageError: The target, a task or an option is unknown, a teacher is given
+            without data, `student` is a bundle, or the bundle already exists.
         DataError: `student` holds no model, or the model was trained on test images.
         GateError: The artifact lost more accuracy than the target allows.
         MissingExtraError: A toolchain is not installed.
@@ -153,7 +156,8 @@ def export_all(
         The bundles, and the errors of the targets that have none.
 
     Raises:
-        UsageError: A teacher is given without data, or `student` is a bundle.
+        UsageError: A teacher is given without data, the student has no task of a given
+            name, or `student` is a bundle.
         DataError: `student` holds no model, or the model was trained on test images.
 
     Example:
@@ -170,7 +174,8 @@ def export_all(
     folder = find_model(student)
     out = folder_beside(folder) if out is None else Path(out)
     targets = families() if targets is None else targets
-    model = load_model_folder(folder)
+    options = options or ExportOptions()
+    model = _select_tasks(load_model_folder(folder), options)
     steps = _Steps(progress)
     session = ExportSession.open(
         model,
@@ -192,6 +197,13 @@ def export_all(
         except DermedgeError as error:
             errors[target] = error
     return ExportSummary(tuple(bundles), errors)
+
+
+def _select_tasks(model: TrainedModel, options: ExportOptions) -> TrainedModel:
+    """Return the model with the tasks to export; training for int8 learns only these."""
+    selected = select_tasks(model, options.tasks)
+    # The module computes the same as a `Network` of these tasks, and is only called.
+    return replace(model, module=cast("Network", selected.module), spec=selected.spec)
 
 
 def find_model(path: Path | str) -> Path:

@@ -28,8 +28,8 @@ class Candidate:
         options: Options of the method.
         tier: When the search tries it. `plain` candidates come first. `mixed` ones keep
             some layers in fp32 and follow if no plain one of their precision passes.
-            `trained` ones need quantization-aware training and follow if no mixed one
-            passes.
+            `trained` ones need quantization-aware training. They follow if none of
+            their precision passes, or if none that passes is worthwhile in speed.
     """
 
     precision: str

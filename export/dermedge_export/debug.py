@@ -19,6 +19,7 @@ from dermedge_export.graph.inspect import (
 from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import find_target
+from dermedge_export.task_selection import select_tasks
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.preprocess import preprocess
@@ -160,6 +161,9 @@ def debug_parity(
         MissingExtraError: torch, onnx or the engine is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    against = select_tasks(
+        against, [task.name for task in bundle.spec.tasks if against.spec.task(task.name)]
+    )
     _check_arguments(bundle, against, images, nodes)
     artifact = inspect_bundle(bundle)
     student = inspect_onnx(_student_graph(bundle, against))

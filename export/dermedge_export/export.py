@@ -26,6 +26,7 @@ from dermedge_export.selection.search import SearchSettings, search
 from dermedge_export.staging import StagedBundles, delete_leftovers
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import Target, find_target
+from dermedge_export.task_selection import LEFT_OUT, select_tasks
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.container import MANIFEST
@@ -44,7 +45,7 @@ from dermedge_runtime.report import (
     VALIDATION_IMAGES,
     ParityReport,
 )
-from dermedge_runtime.spec import Json, Postprocessing, to_json
+from dermedge_runtime.spec import Json, Postprocessing, Spec, to_json
 from dermedge_runtime.verify import verify
 
 CACHE = ".candidates"
@@ -107,10 +108,12 @@ class ExportSession:
 
         Raises:
             DataError: The student was trained on test images of `data`.
-            UsageError: The sensitivity or the coverage is not between 0 and 1.
+            UsageError: The sensitivity or the coverage is not between 0 and 1, or the
+                student has no task of a name in `options.tasks`.
         """
         options = options or ExportOptions()
         fit = FitOptions(options.sensitivity, options.coverage)
+        model = select_tasks(model, options.tasks)
         if data is not None:
             check_leakage(data, training_images)
         context = ExportContext(
@@ -125,6 +128,8 @@ class ExportSession:
 
     def export(self, target: str | Target, out: Path | str) -> Bundle:
         """Write the bundle `OUT/NAME-TARGET.dermedge` and return it.
+
+        If tasks were left out, the name is `NAME-TASKS-TARGET.dermedge`.
 
         The bundle appears under this name only after it has passed `verify`, as far as
         its engine runs on this machine. After an error or a kill there is no bundle.
@@ -146,7 +151,7 @@ class ExportSession:
         candidates = select_candidates(
             target, options.precision, options.engine, describe_device()["flags"].split()
         )
-        path = Path(out) / f"{self.context.spec.name}-{target.name}.dermedge"
+        path = Path(out) / f"{variant_name(self.context.spec)}-{target.name}.dermedge"
         check_free(path, overwrite=options.overwrite, marker=MANIFEST)
         path.parent.mkdir(parents=True, exist_ok=True)
         delete_leftovers(path)
@@ -284,6 +289,18 @@ class _TestResult:
     report: ParityReport
     postprocessing: Mapping[str, Postprocessing]
     failures: list[str]
+
+
+def variant_name(spec: Spec) -> str:
+    """Return the name of a model, followed by its tasks if others were left out.
+
+    Exports of different tasks of one student must not replace each other.
+
+    Args:
+        spec: Spec of the model.
+    """
+    tasks = [task.name for task in spec.tasks] if LEFT_OUT in spec.lineage else []
+    return "-".join([spec.name, *tasks])
 
 
 def check_leakage(data: EvaluationData, training_images: Sequence[str]) -> None:

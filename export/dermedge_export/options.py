@@ -1,5 +1,6 @@
 """Settings of an export."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,6 +18,7 @@ class ExportOptions:
         precision: One of the target's precisions, or `auto`. None tries the target's
             precisions in order and takes the first that passes. `auto` builds all
             candidates and selects the best one that passes.
+        tasks: Names of the tasks to export, in any order. Empty exports all of them.
         engine: Build only artifacts for this engine; None allows every engine of the
             target.
         budget: Minutes after which `auto` starts no further candidate.
@@ -32,6 +34,7 @@ class ExportOptions:
     """
 
     precision: str | None = None
+    tasks: Sequence[str] = ()
     engine: str | None = None
     budget: float = 30.0
     dynamic_batch: bool = False

@@ -230,9 +230,39 @@ class TestTiers:
         selection = FakeBuilder({FP32: 0.0, FAST: 0.01, MIXED: 0.0}).search(exhaustive=True)
         assert states(selection)["mixed"] == "skipped"
         assert reasons(selection)["mixed"] == "not needed: int8 passed in fewer steps"
-        builder = FakeBuilder({FP32: 0.0, FAST: 3.0, MIXED: 0.01, TRAINED: 0.0})
-        assert states(builder.search(exhaustive=True, can_retrain=True))["qat"] == "skipped"
+        builder = FakeBuilder({FP32: 0.0, FAST: 3.0, MIXED: 0.01, TRAINED: 0.0}, mixed=0.7)
+        selection = builder.search(exhaustive=True, can_retrain=True)
+        assert reasons(selection)["qat"] == (
+            "not needed: int8 toy mixed is 1.43 x as fast as fp32 toy plain"
+        )
         assert builder.built == ["plain", "fast", "mixed"]
+
+    def test_int8_that_passes_but_does_not_pay_is_trained_too(self) -> None:
+        damage: dict[Candidate, Any] = {FP32: 0.0, FAST: 3.0, MIXED: 0.01, TRAINED: 0.01}
+        builder = FakeBuilder(damage, plain=2.0, mixed=1.6, qat=1.0)
+        selection = builder.search(exhaustive=True, can_retrain=True)
+        assert states(selection) == {
+            "plain": "passed",
+            "fast": "failed",
+            "mixed": "passed",
+            "qat": "won",
+        }
+        assert reasons(selection)["qat"].endswith(
+            "; trained because int8 toy mixed is 1.25 x as fast as fp32 toy plain, less than 1.3 x"
+        )
+        # Neither the budget nor missing data is overruled.
+        assert reasons(FakeBuilder(damage, plain=2.0, mixed=1.6).search(exhaustive=True))[
+            "qat"
+        ] == ("training needs --data")
+        spent = FakeBuilder(damage, plain=60_000.0, mixed=60_000.0).search(
+            exhaustive=True, can_retrain=True, budget_minutes=1
+        )
+        assert "budget of 1 minutes was spent" in reasons(spent)["qat"]
+
+    def test_without_a_time_of_the_device_int8_that_passes_is_enough(self) -> None:
+        damage: dict[Candidate, Any] = {FP32: 0.0, FAST: 0.01, TRAINED: 0.0}
+        selection = FakeBuilder(damage).search(ELSEWHERE, exhaustive=True, can_retrain=True)
+        assert reasons(selection)["qat"] == "not needed: int8 passed without training"
 
     def test_a_candidate_of_another_format_is_built_all_the_same(self) -> None:
         other = replace(MIXED, format="other")

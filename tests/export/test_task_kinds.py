@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from dermedge.evaluation.report import EvaluationReport
 from dermedge.models import Network, TrainedModel, save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_spec
+from dermedge.workflows.debug_parity import debug_parity
 from dermedge.workflows.export import export
 from dermedge_export.context import ExportContext
 from dermedge_export.evaluation.postprocessing import fit_mask_threshold
@@ -73,6 +75,59 @@ def test_a_student_of_any_kinds_is_exported_and_verified_without_data(
     assert prediction.severity == ordinal_level(expected["severity"][0].tolist())
     assert prediction.mask is None  # no threshold was fitted
     assert (prediction.embedding is not None) == (len(tasks) == 5)
+
+
+def kinds_folder(folder: Path) -> TrainedModel:
+    """Write a student with a task of every kind into a folder, and return it."""
+    torch.manual_seed(0)
+    backbone = Backbone(small.EXPORTED)
+    spec = make_spec("kinds", KINDS, Preprocess(64), {"data": {"name": "lesions"}})
+    student = TrainedModel(Network(backbone, KINDS).eval(), spec, backbone)
+    save_model_folder(student, folder)
+    return student
+
+
+def test_some_tasks_alone_are_exported_beside_the_bundle_of_all(tmp_path: Path) -> None:
+    student = kinds_folder(tmp_path / "student")
+    ran = dermedge(
+        *("export", tmp_path / "student", "--target", "cpu", "--precision", "fp32"),
+        *("--task", "lesion", "--task", "diagnosis"),
+    )
+    assert ran.code == 0, ran.err
+    whole = export(tmp_path / "student", "cpu", tmp_path, options=FP32)
+    bundle = Bundle.open(tmp_path / "kinds-diagnosis-lesion-cpu.dermedge")
+    assert bundle.id != whole.id
+    assert "tasks_left_out" not in whole.spec.lineage
+    # In the student's order, with a record of the others.
+    names = {"diagnosis", "lesion"}
+    assert [task.name for task in bundle.spec.tasks] == ["diagnosis", "lesion"]
+    assert bundle.spec.lineage["tasks_left_out"] == ["malignancy", "severity", "features"]
+    assert bundle.spec.lineage["data"] == {"name": "lesions"}
+    assert set(bundle.postprocessing) == set(bundle.tolerance) == names
+    assert all(set(case.expected) == set(case.reference) == names for case in bundle.golden())
+    assert "features" not in bundle.read("modelcard.md").decode()
+    graph = onnx.load_model_from_string(bundle.read("model.onnx")).graph
+    assert {output.name for output in graph.output} == names
+    assert not any("heads.severity" in weights.name for weights in graph.initializer)
+    images = small.pixels(1, 64)
+    with load(bundle) as model, torch.no_grad():
+        found, expected = model.run(images.numpy()), student.module(images)
+    assert set(found) == names
+    for name, output in found.items():
+        np.testing.assert_allclose(output, expected[name].numpy(), atol=1e-4)
+    report = debug_parity(bundle, tmp_path / "student")
+    assert (report.first, set(report.outputs)) == (None, names)
+
+
+def test_an_unknown_task_is_refused_with_the_students_own(tmp_path: Path) -> None:
+    kinds_folder(tmp_path / "student")
+    ran = dermedge("export", tmp_path / "student", "--target", "cpu", "--task", "severty")
+    assert ran.code == 2
+    assert ran.err == (
+        "Error: The model 'kinds' has no task 'severty'. Choose from its tasks: diagnosis, "
+        "malignancy, severity, lesion, features.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_a_mask_head_on_tokens_supports_a_dynamic_batch() -> None:

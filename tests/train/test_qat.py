@@ -21,10 +21,11 @@ from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext
 from dermedge_export.quantization.qat import fake_quantized, qat_graph
 from dermedge_export.target import CPU
+from dermedge_export.task_selection import select_tasks
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Preprocess, Spec
 from support.native_candidate import native_candidate
-from support.small import SIZE, die, edited, flat, in_process
+from support.small import SIZE, die, edited, flat, in_process, pixels
 
 CANDIDATE = native_candidate("qat")
 SCHEDULE = Schedule(
@@ -238,6 +239,18 @@ class TestData:
         assert same(qat(student, data, tmp_path / "ignored", schedule=SHORT, **ignored), short[0])
         settings = record(tmp_path / "taught")["settings"]
         assert settings["teacher"] is not None
+
+    def test_tasks_that_an_export_leaves_out_are_not_trained(
+        self, student: TrainedModel, data: Path, tmp_path: Path
+    ) -> None:
+        save_model_folder(replace(make(data, seed=4), role="teacher"), tmp_path / "teacher")
+        names = [task.name for task in student.spec.tasks]
+        selected = select_tasks(student, names[:1])
+        alone = replace(student, module=selected.module, spec=selected.spec)
+        folder = tmp_path / "runs"
+        trained = qat(alone, data, folder, teacher=tmp_path / "teacher", schedule=SHORT)
+        assert len(names) > 1
+        assert list(trained(pixels(2))) == names[:1]
 
     def test_a_teacher_with_another_input_size_is_refused(
         self, student: TrainedModel, data: Path, tmp_path: Path

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dermedge_export.candidate import Candidate
 from dermedge_export.selection.results import CandidateResult, EvaluatedCandidate, rounding_rank
@@ -12,6 +12,9 @@ from dermedge_runtime.errors import DermedgeError, GateError, MissingExtraError
 # Share by which two latencies or sizes must differ to count as different. Medians of
 # the same engine differ by a few percent from one measurement to the next.
 NOISE = 0.03
+# A rounded candidate pays if it is this many times as fast as fp32. Below, it costs
+# accuracy for little time, and training may find a better one.
+WORTHWHILE = 1.3
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,41 @@ def skip_reason(
     if passed and not exhaustive:
         return f"not needed: {passed[0].name} passed"
     same = [other for other in passed if other.precision == candidate.precision]
-    if candidate.tier == "trained" and same:
-        return f"not needed: {candidate.precision} passed without training"
     # A candidate of another format does not count: its engine may be the slower one.
     if candidate.tier == "mixed" and any(other.format == candidate.format for other in same):
         return f"not needed: {candidate.precision} passed in fewer steps"
     if candidate.tier == "trained" and not can_retrain:
         return "training needs --data"
     return ""
+
+
+def training_pays(rounded: Mapping[str, float], exact: Mapping[str, float]) -> tuple[bool, str]:
+    """Return whether quantization-aware training may pay, and the reason in English.
+
+    Args:
+        rounded: Milliseconds of the candidates that passed without training, by name.
+        exact: Milliseconds of the fp32 candidates that passed, by name.
+
+    Example:
+        >>> training_pays({"int8 onnx minmax": 2.0}, {"fp32 onnx plain": 4.0})
+        (False, 'int8 onnx minmax is 2.00 x as fast as fp32 onnx plain')
+    """
+    fastest, reference = min(rounded, key=rounded.__getitem__), min(exact, key=exact.__getitem__)
+    speed = exact[reference] / rounded[fastest]
+    comparison = f"{fastest} is {speed:.2f} x as fast as {reference}"
+    if speed >= WORTHWHILE:
+        return False, comparison
+    return True, f"{comparison}, less than {WORTHWHILE:g} x"
+
+
+def with_note(result: CandidateResult, note: str) -> CandidateResult:
+    """Return a result with a note behind its reason.
+
+    Args:
+        result: The result.
+        note: The note; an empty one is left out.
+    """
+    return replace(result, reason=f"{result.reason}; {note}") if note else result
 
 
 def no_candidate_error(
