@@ -157,6 +157,8 @@ class TeacherCache:
                     if progress:
                         progress(done + step // len(self.outputs), total, note)
             done += len(pixels)
+        for member in self.teacher.members:
+            member.model.module.to("cpu")  # the student needs the accelerator's memory
 
     def read(
         self, rows: RowIndices, view: int, needs: Collection[str] = ()
