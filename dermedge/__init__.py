@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dermedge.workflows.page import MissingPageError
     from dermedge.workflows.run import RunOptions, demo, run
     from dermedge.workflows.serve import PageServer, serve
+    from dermedge.workflows.students import students
     from dermedge.workflows.targets import targets
     from dermedge_export.options import ExportOptions
     from dermedge_runtime.bench import bench
@@ -112,6 +113,7 @@ else:
             "PageServer",
             "serve",
         ),
+        "dermedge.workflows.students": ("students",),
         "dermedge.workflows.targets": ("targets",),
         "dermedge_export.options": ("ExportOptions",),
         "dermedge_runtime.bench": ("bench",),
@@ -228,6 +230,7 @@ __all__ = [
     "run",
     "serve",
     "split_data",
+    "students",
     "targets",
     "verify",
     "write_report",

@@ -12,7 +12,9 @@ from dermedge.data.draw import draw_data_set
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
 from dermedge.evaluation.evaluate import evaluate
+from dermedge.models import student_presets
 from dermedge.train.hybrid.recipe import PRESETS
+from dermedge.workflows import run as module
 from dermedge.workflows.run import RunOptions, default_pretrain_epochs, run
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import DataError, UsageError
@@ -89,6 +91,24 @@ def test_a_second_run_does_no_stage_again(data, out):
     assert report.skipped == ("teacher", "student", "export")
     assert (out / "tiny-cpu.dermedge" / "manifest.json").stat().st_mtime_ns == first
     assert not any("epoch" in note for note in shown.notes)
+
+
+def test_the_default_student_is_that_of_the_target(data, out, monkeypatch):
+    asked = []
+
+    def stop(teacher, data, out, options, **others):
+        asked.append(options)
+        raise UsageError("stop")
+
+    monkeypatch.setattr(module, "distill", stop)
+    options = replace(OPTIONS, student=None, student_args=None)
+    for target, student in (("android-onnx", "mobilenetv2_050"), ("cpu", None)):
+        if student:
+            monkeypatch.setitem(student_presets.DEFAULTS, "android", student)
+        with pytest.raises(UsageError, match="stop"):
+            run(data, out, target=target, options=options)
+    assert [each.backbone for each in asked] == ["mobilenetv2_050", "tf_efficientnet_lite0"]
+    assert module.DEFAULT_BACKBONE == "tf_efficientnet_lite0"
 
 
 def test_a_teacher_is_pretrained_on_further_tables_first_and_all_know_of_it(data, tmp_path):

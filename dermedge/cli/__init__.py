@@ -38,6 +38,7 @@ COMMANDS = {
     "serve": "Serve a page that runs a bundle in a browser.",
     "inspect": "Show the contents of a bundle and its reports.",
     "parity": "Find the layers in which an artifact drifts from its student.",
+    "students": "List the student presets with size, latency and targets.",
     "targets": "List the targets of export and what this machine can do for them.",
     "doctor": "Show what this machine can do and which extras are missing.",
 }

@@ -31,7 +31,11 @@ from dermedge.train.distill_recipe import DEFAULT_RECIPE, RECIPES
     type=click.IntRange(16, 4096),
     help="Side of the student's square input in pixels. Default: the teacher's.",
 )
-@click.option("--backbone", help="timm name of the student. May be omitted if --init names it.")
+@click.option(
+    "--backbone",
+    help="timm name or preset of the student; `dermedge students` "
+    "lists the presets. May be omitted if --init names it.",
+)
 @click.option(
     "--init",
     default="auto",

@@ -34,7 +34,10 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
     help="Task to learn. Can be repeated. Default: the diagnosis and the malignancy, if the "
     "table has them, and otherwise the severity.",
 )
-@click.option("--backbone", help="timm name. May be omitted if --init names it.")
+@click.option(
+    "--backbone",
+    help="timm name, or preset of `dermedge students`. May be omitted if --init names it.",
+)
 @click.option(
     "--init",
     default="none",

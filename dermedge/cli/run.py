@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--backbone",
-    help="timm name of the teacher. Default: the backbone of --init, else mobilenetv2_100.",
+    help="timm name of the teacher. Default: the backbone of --init, else tf_efficientnet_lite0.",
 )
 @click.option(
     "--init",
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--student",
-    help="timm name of the student. Default: mobilenetv2_100 with its first 4 stages.",
+    help="timm name or preset of the student. Default: the target's; `dermedge students` lists "
+    "the presets.",
 )
 @click.option(
     "--student-stages",

@@ -16,6 +16,7 @@ from dermedge.models.backbone import Backbone, read_backbone, with_hub_normaliza
 from dermedge.models.folder_metadata import read_metadata
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network, TimmModel, create_backbone, truncate
+from dermedge.models.student_presets import resolve_preset
 from dermedge_runtime.errors import DataError, UsageError
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -30,10 +31,11 @@ def choose_backbone(
     explicit arguments override theirs.
 
     Args:
-        name: timm name. None takes the name that `init` holds.
+        name: timm name or student preset. None takes the name that `init` holds.
         args: Arguments of `timm.create_model`.
         init: `none`, `hub`, a safetensors file, or a model folder.
-        stages: Number of stages to keep. None keeps those of `init`.
+        stages: Number of stages to keep. None keeps those of the preset, else of
+            `init`.
 
     Raises:
         UsageError: Neither `name` nor `init` names an architecture, or `init` is not a
@@ -43,6 +45,7 @@ def choose_backbone(
         >>> choose_backbone("mobilenetv2_050", {}, "none", stages=4).stages
         4
     """
+    name, stages = resolve_preset(name, stages)
     requested = Backbone(name, dict(args), stages=stages) if name else None
     if init in ("none", "hub"):
         if requested is None:
@@ -213,7 +216,7 @@ def is_prunable(
 
     Args:
         wide: The teacher's backbone.
-        name: timm name of the student; None returns False.
+        name: timm name or preset of the student; None returns False.
         args: Arguments of `timm.create_model` that differ from the teacher's.
         stages: Number of the student's stages; None keeps the teacher's.
 
@@ -221,6 +224,7 @@ def is_prunable(
         >>> is_prunable(Backbone("mobilenetv2_100"), "mobilenetv2_050", {})
         True
     """
+    name, stages = resolve_preset(name, stages)
     if name is None or not timm.is_model(name):
         return False
     narrower = replace(wide, name=name, args={**wide.args, **args}, stages=stages or wide.stages)

@@ -12,7 +12,7 @@ class TrainingOptions:
     """The network to train, its initial weights and its schedule.
 
     Attributes:
-        backbone: timm name. None takes the name that `init` holds.
+        backbone: timm name or student preset. None takes the name that `init` holds.
         backbone_args: Arguments of `timm.create_model`.
         stages: Number of the backbone's stages to keep, counted from the input. None
             keeps all.

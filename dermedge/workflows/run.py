@@ -13,6 +13,7 @@ from dermedge.data.table import digests, read_table, table_digest
 from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.report import EvaluationReport
 from dermedge.models.initialize import choose_backbone
+from dermedge.models.student_presets import check_exportable, default_student
 from dermedge.report.html import write_report
 from dermedge.train.distill import DistillOptions, distill
 from dermedge.train.finetune import FinetuneOptions, finetune
@@ -38,27 +39,28 @@ if TYPE_CHECKING:
 # callback.
 Show = Callable[[str], AbstractContextManager[Progress]]
 
-DEFAULT_BACKBONE = "mobilenetv2_100"
+# The default student of every target, so that the student starts from the teacher.
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Training settings of `run`.
 
-    The default student is a MobileNetV2 without its last two stages, which hold most of
-    its parameters and add little accuracy. It has 0.54 M parameters and starts from the
-    teacher's weights if the teacher is a whole MobileNetV2.
+    The default student is the preset that docs/students.md gives for the target, with
+    the reason. It starts from the teacher's weights if the teacher has the same
+    backbone or a wider one of its family, as the default teacher has.
 
     Attributes:
         backbone: timm name of the teacher. None takes the backbone that `init` names,
-            else mobilenetv2_100.
+            else tf_efficientnet_lite0.
         backbone_args: Arguments of `timm.create_model` for the teacher.
         init: Initial weights of the teacher: `none`, `hub`, a safetensors file or a
             model folder.
-        student: timm name of the student. None is mobilenetv2_100.
+        student: timm name or preset of the student. None is the target's default.
         student_args: Arguments of `timm.create_model` for the student.
-        student_stages: Number of the student's first stages to keep. None keeps all of
-            a named student, and 4 of the default one.
+        student_stages: Number of the student's first stages to keep. None keeps those
+            of the preset, else all.
         student_init: Initial weights of the student: `auto` (pruned from the teacher),
             `none`, `hub`, a file or a folder.
         pretrain_epochs: Epochs of hybrid pretraining before fine-tuning; 0 skips it.
@@ -199,8 +201,11 @@ def run(
         'out/mine-cpu.dermedge'
     """
     options, out, show = options or RunOptions(), Path(out), show or _silent
-    # An unknown target fails here, not after the trainings.
-    find_target(target)
+    # An unknown target, or a student that it does not export, fails here and not after
+    # the trainings.
+    found = find_target(target)
+    check_exportable(options.student, found)
+    options = replace(options, student=options.student or default_student(found).name)
     epochs = _pretrain_epochs(options)
     with show("check the data") as report_progress:
         checked = check_data(data, progress=report_progress)
@@ -342,9 +347,6 @@ def _train(
             overwrite=overwrite,
             progress=stages["teacher"],
         )
-    # The default student is cut to four stages. A student that the user names is kept
-    # whole.
-    stages_kept = options.student_stages or (None if options.student else 4)
     with show("distil the student") as report_progress:
         stages["student"] = _StageProgress(report_progress)
         distill(
@@ -352,9 +354,9 @@ def _train(
             data,
             student,
             DistillOptions(
-                backbone=options.student or DEFAULT_BACKBONE,
+                backbone=options.student,
                 backbone_args=options.student_args or {},
-                stages=stages_kept,
+                stages=options.student_stages,
                 init=options.student_init,
                 views=options.views,
                 name=options.name,
