@@ -36,6 +36,12 @@ _TRUTH = {
     "1.0": "1.0",
     "0.0": "0.0",
 }
+_MODALITIES = {
+    **dict.fromkeys(("dermoscopic", "dermoscopy", "dermoscope", "dermatoscopic"), "dermoscopic"),
+    **dict.fromkeys(("dermatoscopy", "dermatoscope", "derm"), "dermoscopic"),
+    **dict.fromkeys(("clinical", "clinic", "macroscopic", "macro"), "clinical"),
+    **dict.fromkeys(("photo", "photograph", "smartphone"), "clinical"),
+}
 _ROMAN = {"i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6"}
 
 _NUMBER = r"(\d+(?:[.,]\d+)?)"
@@ -62,7 +68,7 @@ def understand_column(
     """Return the cells of a column in the one spelling that a table should have.
 
     Args:
-        column: malignant, severity, age, sex, fitzpatrick or split.
+        column: malignant, severity, age, sex, fitzpatrick, modality or split.
         cells: Cells of the column, "" where unknown.
         where: Place of every row, for messages.
 
@@ -175,6 +181,11 @@ def _read_truth(cell: str) -> str | None:
     return _TRUTH.get(cell.casefold())
 
 
+def _read_modality(cell: str) -> str | None:
+    # The ISIC archive writes "clinical: close-up" and "clinical: overview".
+    return _MODALITIES.get(cell.casefold().partition(":")[0].strip())
+
+
 def _read_split(cell: str) -> str | None:
     return SPLIT_NAMES.get(cell.casefold())
 
@@ -185,6 +196,7 @@ _COLUMNS: Mapping[str, tuple[Callable[[str], str | None], str]] = {
     "age": (_read_age, "years, from 0 to 120, or nothing"),
     "sex": (_read_sex, "male or female: 0, 1 and 2 mean different sexes in different tables"),
     "fitzpatrick": (_read_skin_type, "a skin type from 1 to 6, or nothing"),
+    "modality": (_read_modality, "dermoscopic or clinical, or nothing"),
     "split": (_read_split, "train, val or test, or leave it empty"),
 }
 """Column -> function that returns the one spelling, None if it finds none; advice."""

@@ -7,10 +7,12 @@ import pandas as pd
 
 from dermedge.data.cells import describe_readings, understand_column
 from dermedge.data.csv_text import normalize_column
+from dermedge.data.layouts import LAYOUTS, Layout
 from dermedge.data.messages import quote
 from dermedge.data.placeholders import is_unknown
 from dermedge.data.taxonomy import describe_unknown, is_known, resolve
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.registry import load_entry
 
 NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
 """Columns that hold numbers; all others hold text."""
@@ -18,13 +20,13 @@ NUMBERS = ("malignant", "severity", "age", "fitzpatrick")
 # fmt: off
 COLUMNS = (
     "image_id", "image", "mask", "lesion_id", "patient_id", "dx", "malignant", "severity",
-    "caption", "age", "sex", "site", "fitzpatrick", "source", "licence", "split",
+    "caption", "age", "sex", "site", "fitzpatrick", "modality", "source", "licence", "split",
 )
 # fmt: on
 """Columns of every table, in order."""
 
 _VERBATIM = frozenset({"image_id", "image", "mask", "caption"})
-_SPELLED = (*NUMBERS, "sex", "split")
+_SPELLED = (*NUMBERS, "sex", "modality", "split")
 """Columns whose cells `understand_column` reads."""
 
 
@@ -81,7 +83,21 @@ def understand_cells(
     for name in _SPELLED:
         cells[name], note = understand_column(name, cells[name], where)
         notes.append(note)
+    cells["modality"] = _fill_modality(cells["modality"], cells["source"])
     return cells, [note for note in notes if note]
+
+
+def _fill_modality(cells: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Return each row's own modality, otherwise that of the published set it is from."""
+    known = {source: _modality_of(source) for source in set(sources)}
+    return [cell or known[source] for cell, source in zip(cells, sources, strict=True)]
+
+
+def _modality_of(source: str) -> str:
+    if source not in LAYOUTS:
+        return ""
+    layout: Layout = load_entry(LAYOUTS[source])
+    return layout.modality
 
 
 def list_cells(text: pd.DataFrame, name: str) -> list[str]:

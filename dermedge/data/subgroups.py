@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-SUBGROUP_COLUMNS = ("fitzpatrick", "sex", "age_band", "site")
+SUBGROUP_COLUMNS = ("fitzpatrick", "sex", "age_band", "site", "modality")
 """Columns of `subgroup_columns`, in the order of the reports."""
 
 AGE_BANDS = ((0, "0-29"), (30, "30-49"), (50, "50-69"), (70, "70+"))
@@ -53,6 +53,7 @@ def subgroup_columns(frame: pd.DataFrame) -> dict[str, NDArray[np.str_]]:
         "sex": frame["sex"].to_numpy(str),
         "age_band": np.array([age_band(age) for age in frame["age"]], str),
         "site": frame["site"].to_numpy(str),
+        "modality": frame["modality"].to_numpy(str),
     }
 
 

@@ -47,7 +47,8 @@ class Table:
             then the other columns of the file. Text columns hold "" for an unknown
             value. `malignant`, `severity`, `age` and `fitzpatrick` are float64, NaN for
             an unknown value. `dx` holds ids of the taxonomy. `malignant` is the row's
-            own value if it has one, otherwise that of its diagnosis.
+            own value if it has one, otherwise that of its diagnosis. `modality` is
+            `dermoscopic` or `clinical`: the row's own, otherwise that of its `source`.
         file: The file that was read, or the folder of the class folders.
         notes: One sentence for everything that was not read literally.
 
@@ -277,6 +278,9 @@ def table_digest(table: Table) -> str:
 
 
 def _encode_rows(frame: pd.DataFrame) -> Iterator[str]:
-    for row in frame[list(COLUMNS)].itertuples(index=False, name=None):
+    # Without a modality, the digest is that of a table from before the column existed, so
+    # that finished runs are still recognized.
+    columns = [name for name in COLUMNS if name != "modality" or frame[name].any()]
+    for row in frame[columns].itertuples(index=False, name=None):
         cells = [None if isinstance(cell, float) and math.isnan(cell) else cell for cell in row]
         yield json.dumps(cells, ensure_ascii=False, separators=(",", ":"))

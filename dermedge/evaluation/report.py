@@ -219,7 +219,7 @@ class EvaluationReport:
         overall: Scores over all images.
         recall: Recall by label.
         support: Number of images by label.
-        subgroups: Scores by skin type, sex, age band and body site.
+        subgroups: Scores by skin type, sex, age band, body site and modality.
         confusion: Number of images by true label (rows) and predicted label (columns),
             in the order of `labels`.
         reliability: Confidence and accuracy by bin of confidence.

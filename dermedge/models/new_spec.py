@@ -24,7 +24,8 @@ def make_spec(
         name: Becomes part of file names.
         tasks: The model's outputs.
         preprocess: Input size, fit and resizing kernel.
-        lineage: Entries for the model, its teacher and its data.
+        lineage: Entries for the model, its teacher and its data. The intended use names
+            the modalities of the data.
 
     Raises:
         UsageError: The name contains a character that file names cannot have.
@@ -39,7 +40,17 @@ def make_spec(
             f"{name!r} cannot name a model. Pass --name with letters, digits, '.', '_' and '-' "
             "only."
         )
-    return Spec(name, "1", tasks, preprocess, INTENDED_USE, lineage)
+    modalities = lineage.get("data", {}).get("modalities", {})
+    return Spec(name, "1", tasks, preprocess, _intended_use(modalities), lineage)
+
+
+def _intended_use(modalities: Mapping[str, int]) -> str:
+    """Return the default intended use, with the modalities of the train images if known."""
+    known = [name for name in modalities if name]
+    if not known:
+        return INTENDED_USE
+    rest = " Some have no known modality." if "" in modalities else ""
+    return f"{INTENDED_USE} It was trained on {' and '.join(known)} images.{rest}"
 
 
 def make_preprocess(size: int, fit: str) -> Preprocess:

@@ -328,6 +328,7 @@ COLUMN_TITLES: Mapping[str, str] = {
     "sex": "Sex",
     "age_band": "Age in years",
     "site": "Body site",
+    "modality": "Modality",
 }
 
 

@@ -312,5 +312,6 @@ def append_unlabelled(samples: Samples, tables: Sequence[Samples]) -> Samples:
             masks=samples.masks + (None,) * len(new),
             split=np.concatenate([samples.split, np.full(len(new), "train")]),
             licences=tuple(sorted({*samples.licences, *table.licences})),
+            modalities=np.concatenate([samples.modalities, table.modalities[new]]),
         )
     return samples

@@ -1,5 +1,6 @@
 """Record the origin of a model: initial weights, data, and images of earlier models."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,18 @@ def make_model_lineage(backbone: Backbone, init: str) -> dict[str, Any]:
 
 
 def make_data_lineage(samples: Samples) -> dict[str, Any]:
-    """Return the data's entry in the lineage: name, digest, licences, counts."""
+    """Return the data's entry in the lineage: name, digest, licences, counts.
+
+    `modalities` has the number of train images by modality, "" for an unknown one.
+    """
     return {
         "name": samples.name,
         "digest": samples.table_digest,
         "licences": list(samples.licences) or ["not stated in the table"],
         "images": {split: len(samples.rows(split)) for split in ("train", "val", "test")},
+        "modalities": dict(
+            sorted(Counter(samples.modalities[samples.rows("train")].tolist()).items())
+        ),
     }
 
 

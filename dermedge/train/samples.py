@@ -52,6 +52,7 @@ class Samples:
         split: `train`, `val` or `test`.
         table_digest: sha256 of the table's cells.
         licences: Licences that the table names.
+        modalities: Modality of each image: `dermoscopic`, `clinical` or "" if unknown.
         findings: Findings about groups and splits, from `check_split`.
 
     Example:
@@ -71,6 +72,7 @@ class Samples:
     split: NDArray[np.str_]
     table_digest: str
     licences: tuple[str, ...]
+    modalities: NDArray[np.str_]
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -156,6 +158,7 @@ def read_samples(
         split=frame["split"].to_numpy(str),
         table_digest=table_digest(table),
         licences=tuple(sorted(set(frame["licence"]) - {""})),
+        modalities=frame["modality"].to_numpy(str),
         findings=tuple(findings),
     )
     return samples, tasks

@@ -65,6 +65,7 @@ def test_derm7pt_has_two_images_of_a_case_in_one_split(tmp_path: Path) -> None:
     frame = frame_of("derm7pt", tmp_path)
     assert frame["lesion_id"].tolist() == ["1", "1", "2", "2", "3", "3", "4", "4"]
     assert frame["view"].tolist() == ["dermoscopic", "clinical"] * 4
+    assert frame["modality"].tolist() == ["dermoscopic", "clinical"] * 4
     assert frame["image_id"].tolist()[:2] == ["FAL_NEL000", "NEL_NEL000"]
     assert frame["dx"].tolist()[::2] == [
         "mel_in_situ",
@@ -387,6 +388,8 @@ def test_real_rows_written_back_into_the_published_form(layout: str, tmp_path: P
         0,
     )
     assert frame["image_id"].tolist() == rows["image_id"].tolist()
+    modality = {"ham10000": "dermoscopic", "pad_ufes_20": "clinical"}[layout]
+    assert set(frame["modality"]) == {modality}
     # The copy counts actinic keratosis as akiec and seborrheic keratosis as bkl. The
     # import distinguishes them.
     narrower = {"akiec": {"akiec", "ak"}, "bkl": {"bkl", "sk"}}

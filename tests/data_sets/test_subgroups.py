@@ -37,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
                 "age": "" if n % 7 == 0 else 5 * n,
                 "sex": ("female", "male", "")[n % 3],
                 "site": ("back", "face")[n % 2],
+                "modality": ("dermoscopic", "clinical", "")[n // 8],
                 "fitzpatrick": n % 6 + 1 if n % 4 else "",
                 "skin_tone": "56" if n % 8 == 0 else "",
             }

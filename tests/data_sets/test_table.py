@@ -214,3 +214,26 @@ def test_real_tables() -> None:
     ham = read_table(shared("ham10000"))
     assert (ham.frame.loc[ham.frame["dx"] == "akiec", "malignant"] == 1).all()
     assert groups(ham.frame).nunique() == ham.frame["lesion_id"].nunique()
+
+
+def test_the_modality_follows_from_a_source_that_has_only_one(tmp_path: Path) -> None:
+    rows = [("ham10000", ""), ("pad_ufes_20", ""), ("pad_ufes_20", "dermoscopic"), ("mine", "")]
+    write_csv(
+        tmp_path / "metadata.csv",
+        [
+            {"image_id": str(n), "image": f"{n}.png", "source": source, "modality": own}
+            for n, (source, own) in enumerate(rows)
+        ],
+    )
+    found = read_table(tmp_path).frame["modality"].tolist()
+    assert found == ["dermoscopic", "clinical", "dermoscopic", ""]
+
+
+def test_a_table_without_modality_keeps_the_digest_it_had(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("image_id,image,dx\na,a.png,nv\nb,b.png,mel\n")
+    digest = table_digest(read_table(tmp_path))
+    assert digest == "64ad33cf234ad316bde8cada4e165148b67667e7f19d3df2c101ce03869aac25"
+    (tmp_path / "metadata.csv").write_text(
+        "image_id,image,dx,modality\na,a.png,nv,clinical\nb,b.png,mel,\n"
+    )
+    assert table_digest(read_table(tmp_path)) != digest

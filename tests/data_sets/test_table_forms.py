@@ -114,6 +114,8 @@ def test_other_files_are_refused_with_a_way_to_convert_them(
         ("malignant", "yes", 1),
         ("malignant", "Benign", 0),
         ("malignant", "FALSE", 0),
+        ("modality", "Dermoscopy", "dermoscopic"),
+        ("modality", "clinical: close-up", "clinical"),
         ("split", "Valid", "val"),
         ("split", "TRAINING", "train"),
         ("dx", "Basal-Cell Carcinoma", "bcc"),
@@ -143,6 +145,7 @@ def test_a_cell_is_understood_with_one_note(
         ("age", "150+", "Write years"),
         ("fitzpatrick", "type 7", "Write a skin type from 1 to 6"),
         ("malignant", "suspicious", "Write 1, 0 or nothing"),
+        ("modality", "confocal", "Write dermoscopic or clinical, or nothing"),
     ],
 )
 def test_an_ambiguous_cell_is_refused(tmp_path: Path, column: str, cell: str, advice: str) -> None:

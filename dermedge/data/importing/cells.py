@@ -37,6 +37,7 @@ def translate_cells(
         cells[column] = cells.get(column, "").lower()
     cells["source"] = cells.get("source") or ("" if layout.name == "csv" else layout.name)
     cells["licence"] = cells.get("licence") or layout.licence
+    cells["modality"] = cells.get("modality") or layout.modality
     wanted = cells["dx"] if "dx" in layout.values else label
     cells["dx"] = _resolve_label(layout, wanted, cells["source"], record, unknown)
     kept = [*layout.keep, *(["view"] if layout.views else [])]

@@ -162,6 +162,8 @@ class Layout:
         image_suffix: End of an image's file stem that its mask's does not have.
         mask_suffix: End of a mask's file stem that its image's does not have.
         ignore: Patterns of file names among the images that are not images of the set.
+        modality: `dermoscopic` or `clinical` if all images of the set are that, otherwise
+            "".
         expected: Number of published images, None if it is not known.
         verified: Someone has run this layout on the real download.
         evidence: Sources of the layout.
@@ -190,6 +192,7 @@ class Layout:
     image_suffix: str = ""
     mask_suffix: str = "_segmentation"
     ignore: tuple[str, ...] = ()
+    modality: str = ""
     expected: int | None = None
     verified: bool = False
     evidence: str = ""

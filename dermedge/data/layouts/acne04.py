@@ -30,6 +30,7 @@ LAYOUT = Layout(
     columns={"image": "image", "severity": "severity"},
     keep=("lesions",),
     otherwise="acne",
+    modality="clinical",
     expected=1457,
     evidence=(
         "File names and columns as public code that reads the lists has them (the five folds' "

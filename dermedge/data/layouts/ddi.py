@@ -21,6 +21,7 @@ LAYOUT = Layout(
     columns={"image": "DDI_file", "dx": "disease", "malignant": "malignant"},
     keep=("skin_tone",),
     open_labels=True,
+    modality="clinical",
     expected=656,
     evidence="Columns and the 78 labels as DDI-Dataset/DDI-Code and other public code read them.",
 )

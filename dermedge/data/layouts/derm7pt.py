@@ -32,6 +32,7 @@ LAYOUT = Layout(
         "dx": "diagnosis",
         "sex": "sex",
         "site": "location",
+        "modality": "view",
         "split": "split",
     },
     views={"derm": "dermoscopic", "clinic": "clinical"},

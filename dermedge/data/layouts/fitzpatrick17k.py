@@ -34,6 +34,7 @@ LAYOUT = Layout(
         "fitzpatrick": {"-1": ""},
     },
     open_labels=True,
+    modality="clinical",
     expected=16577,
     evidence=(
         "Licence and count from the repository's README; columns and labels as public code reads "

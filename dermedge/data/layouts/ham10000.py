@@ -32,6 +32,7 @@ LAYOUT = Layout(
         "site": "localization",
     },
     keep=("dx_type", "dataset"),
+    modality="dermoscopic",
     expected=10015,
     evidence=(
         "Labels, ids, ages and sexes agree with a re-packed copy of the set; the download itself "

@@ -28,6 +28,7 @@ LAYOUT = Layout(
     parts=(_part("Training", ""), _part("Test", "test")),
     columns={},
     mask_suffix="_Segmentation",
+    modality="dermoscopic",
     expected=1279,
     evidence="Folder and file names as public code that reads the challenge's downloads has them.",
 )

@@ -31,6 +31,7 @@ LAYOUT = Layout(
     one_hot=("melanoma", "seborrheic_keratosis"),
     otherwise="nevus",
     ignore=("*_superpixels.png",),
+    modality="dermoscopic",
     expected=2750,
     evidence=(
         "Labels, ids, ages, sexes and the split agree with a re-packed copy of the set; the "

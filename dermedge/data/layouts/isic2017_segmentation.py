@@ -29,6 +29,7 @@ LAYOUT = Layout(
     parts=(_part("Training", ""), _part("Validation", "val"), _part("Test_v2", "test")),
     columns={},
     ignore=("*_superpixels.png",),
+    modality="dermoscopic",
     expected=2750,
     evidence="Folder and file names as public code that reads the challenge's downloads has them.",
 )

@@ -31,6 +31,7 @@ LAYOUT = Layout(
     columns={"image": "image", "lesion_id": "lesion_id"},
     keep=("diagnosis_confirm_type",),
     one_hot=("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"),
+    modality="dermoscopic",
     expected=11720,
     evidence=(
         "Names of files, columns and labels are those of the challenge; the download itself was not"

@@ -28,6 +28,7 @@ LAYOUT = Layout(
     homepage="https://challenge.isic-archive.com/data/#2018",
     parts=(_part("Training", ""), _part("Validation", "val"), _part("Test", "test")),
     columns={},
+    modality="dermoscopic",
     expected=3694,
     evidence=(
         "Folder and file names of the training set as public code reads them; the others follow "

@@ -35,6 +35,7 @@ LAYOUT = Layout(
         "site": "anatom_site_general",
     },
     one_hot=("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"),
+    modality="dermoscopic",
     expected=33569,
     evidence=(
         "Names of files, columns and labels are those of the challenge; the download itself was not"

@@ -19,6 +19,7 @@ LAYOUT = Layout(
         Part(images=("melanoma", "naevus"), path=r"(?<![^/])(?P<label>melanoma|naevus)/[^/]+$"),
     ),
     columns={"dx": "label"},
+    modality="clinical",
     expected=170,
     evidence=(
         "Folder names and counts as public code that reads complete_mednode_dataset.zip has them."

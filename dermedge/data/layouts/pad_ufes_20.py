@@ -27,6 +27,7 @@ LAYOUT = Layout(
         "fitzpatrick": "fitspatrick",
     },
     keep=("biopsed", "diameter_1", "diameter_2"),
+    modality="clinical",
     expected=2298,
     evidence=(
         "Labels, ids and the clinical columns agree with a re-packed copy of part of the set; the "

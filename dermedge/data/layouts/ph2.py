@@ -31,6 +31,7 @@ LAYOUT = Layout(
     columns={"image": "name", "dx": "diagnosis"},
     keep=("histology", "asymmetry"),
     mask_suffix="_lesion",
+    modality="dermoscopic",
     expected=200,
     evidence=(
         "Folders, file names, the form of PH2_dataset.txt and its codes as several public readers "

@@ -46,6 +46,7 @@ LAYOUT = Layout(
         "sex": {"other_or_unspecified": ""},
     },
     open_labels=True,
+    modality="clinical",
     evidence=(
         "Columns and values from the repository's dataset_schema.md; file names as public code "
         "reads them."

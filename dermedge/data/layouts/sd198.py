@@ -17,6 +17,7 @@ LAYOUT = Layout(
     parts=(Part(images=("images",), path=r"(?<![^/])(?P<label>[^/]+)/[^/]+$"),),
     columns={"dx": "label"},
     open_labels=True,
+    modality="clinical",
     expected=6584,
     evidence="Folder names, labels and count as public code that reads sd-198.zip has them.",
 )

@@ -27,6 +27,7 @@ LAYOUT = Layout(
     keep=("ori_file_path",),
     values={"fitzpatrick": {"-1": "", "-1.0": ""}},
     open_labels=True,
+    modality="clinical",
     expected=4000,
     evidence=(
         "Licence from the data card; columns as public code reads skincap_v240623.csv, of which "

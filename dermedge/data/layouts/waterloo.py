@@ -33,6 +33,7 @@ LAYOUT = Layout(
     },
     image_suffix="_orig",
     mask_suffix="_contour",
+    modality="clinical",
     expected=206,
     evidence=(
         "Folders and the endings _orig.jpg and _contour.png as several public readers have them."

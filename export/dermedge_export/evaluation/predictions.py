@@ -32,7 +32,7 @@ class Predictions:
         labels: Index of the diagnosis task's label, int64 [N]; -1 if unknown.
         malignant: 1, 0 or NaN for unknown, float64 [N].
         groups: Lesion or patient of each image, text [N]; the bootstrap resamples them.
-        subgroups: Column (`fitzpatrick`, `sex`, `age_band`, `site`) -> text [N]; "" if
+        subgroups: Column (`fitzpatrick`, `sex`, `age_band`, `site`, `modality`) -> text [N]; "" if
             unknown.
         levels: Index of the ordinal task's label, int64 [N]; -1 if unknown.
         masks: 1 inside the lesion and 0 outside, int8 [N, S/4, S/4]; -1 throughout if

@@ -276,7 +276,7 @@ def _worst_subgroup(subgroups: list[Measurement], metric: str) -> Measurement:
     note = (
         f"no subgroup has {MINIMUM_CASES} cases"
         if most
-        else "no skin type, sex, age or site is known"
+        else "no skin type, sex, age, site or modality is known"
     )
     return Measurement(metric, min(most, MINIMUM_CASES - 1), note=note)
 
