@@ -326,6 +326,12 @@ def training_options(command: F) -> F:
             show_default=True,
             help="Optimise balanced accuracy, or accuracy.",
         ),
+        click.option(
+            "--ood/--no-ood",
+            default=True,
+            show_default=True,
+            help="Give a student a score of how foreign an image is (task ood).",
+        ),
         click.option("--name", help="Name of the model. Default: the name of its backbone."),
         backbone_arg_option,
         click.option(

@@ -32,6 +32,7 @@ SUBGROUP_COLUMNS = {
     "coverage": "coverage",
     "set_size": "set size",
     "referred": "referred",
+    "ood_flagged": "flagged as foreign",
 }
 ABSTENTION = ("coverage", "set_size", "referred")
 CHANCE = "by chance (1 in 20 above)"

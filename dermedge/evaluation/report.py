@@ -19,7 +19,8 @@ class Scores:
     segment lesions have `dice`, the mean over images whose mask has a lesion. Models with
     conformal sets have `coverage` (share of labelled images whose set holds their class)
     and `set_size` (mean number of labels). Models that can refer have `referred`, the
-    share of images with the decision `refer`.
+    share of images with the decision `refer`. Models with an `ood` task have
+    `ood_flagged`, the share of images above its threshold.
 
     Attributes:
         cases: Number of images.

@@ -123,6 +123,9 @@ def _make_measures(decoded: Decoded, malignant: Floats, rows: RowMask) -> dict[s
     measures |= _diagnosis_measures(decoded, rows)
     measures |= _malignancy_measures(decoded, malignant, rows)
     measures |= _abstention_measures(decoded, rows)
+    if decoded.ood is not None:
+        flagged = decoded.ood[rows]
+        measures["ood_flagged"] = lambda w: metrics.weighted_mean(flagged, w[..., rows])
     return measures | _severity_and_mask_measures(decoded, rows)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dermedge.models.backbone import Backbone
 from dermedge.models.memory_format import guard_strided_pointwise
+from dermedge.models.ood import FeatureDistance
 from dermedge_export.toolchain import limit_torch_threads
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Spec, Task
@@ -290,6 +291,8 @@ def make_head(task: Task, backbone: TimmModel) -> nn.Module:
         return Coral(width, len(task.labels))
     if task.kind == "segment":
         return nn.Conv2d(backbone.num_features_map, 1, 1)
+    if task.kind == "ood":
+        return FeatureDistance(width)
     return Embed()
 
 

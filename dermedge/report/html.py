@@ -47,7 +47,7 @@ HEADLINE_METRICS = (
     "severity_kappa",
     "dice",
 )
-OPTIONAL_METRICS = (*OTHER_TASKS, "coverage", "set_size", "referred")
+OPTIONAL_METRICS = (*OTHER_TASKS, "coverage", "set_size", "referred", "ood_flagged")
 SUBGROUP_METRICS = ("balanced_accuracy", "severity_kappa", "dice")
 FILTERS = (
     *(

@@ -286,6 +286,12 @@ EVALUATION_METRICS: Mapping[str, MetricText] = {
         "marked lesion. 0 is "
         "none, 1 is perfect.",
     ),
+    "ood_flagged": MetricText(
+        "Flagged as foreign",
+        "percent",
+        meaning="Share of images with an OOD score above the threshold. By the fit, 5 % of the "
+        "val images are flagged. The decision for a flagged image is to refer.",
+    ),
 }
 
 GATE_METRICS: Mapping[str, MetricText] = {
@@ -311,6 +317,10 @@ GATE_METRICS: Mapping[str, MetricText] = {
     "dice": MetricText("Lesion mask, Dice coefficient", "decimal_fine", "percent_fine"),
     "embedding_cosine": MetricText(
         "Cosine similarity of centred embeddings", "decimal_fine", "decimal_fine"
+    ),
+    "ood_retention": MetricText("Images not flagged as foreign", "percent_fine", "points"),
+    "ood_rejection": MetricText(
+        "Drawn images without skin, flagged as foreign", "percent_fine", "points"
     ),
 }
 

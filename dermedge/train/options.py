@@ -23,6 +23,8 @@ class TrainingOptions:
         balance: Train for balanced accuracy (by logit adjustment) instead of accuracy.
         schedule: Number of epochs, batch size and learning rate.
         seed: Random seed for shuffling, augmentation and initialization.
+        ood: Give a student the task `ood`, which scores how foreign an image is. Its
+            head is fitted on the train images after training.
 
     Example:
         >>> from dataclasses import replace
@@ -39,3 +41,4 @@ class TrainingOptions:
     balance: bool = True
     schedule: Schedule = field(default_factory=Schedule)
     seed: int = 0
+    ood: bool = True

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dermedge.models.folder_metadata import WEIGHTS
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network
+from dermedge.models.ood import without_ood
 from dermedge.train.loop import Schedule
 from dermedge.train.losses import distillation_loss, soft_cross_entropy
 from dermedge.train.run_record import RunRecord
@@ -110,7 +111,9 @@ def train_quantized(
     """
     options = options or QatOptions()
     start = _serialize(module)
-    samples, tasks = read_samples(data, student.spec.tasks)
+    # The head of the task `ood` holds statistics in buffers, which no loss changes.
+    spec = without_ood(student.spec)
+    samples, tasks = read_samples(data, spec.tasks)
     settings = _make_settings(samples, start, calibration, candidate, teacher, options)
     # The folder of a run is named by its fingerprint, which is known only after the run
     # is described.
@@ -121,7 +124,7 @@ def train_quantized(
         module.load_state_dict(load_file(path))
         return module
     training = TrainingData.prepare(
-        samples, student.spec, batch_size=options.schedule.batch_size, seed=options.seed
+        samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
     imitated_networks = _copy_imitated(student, teacher, options.teacher_weight)
     score = make_agreement_score(training, imitated_networks[0].network)
@@ -175,7 +178,7 @@ def _copy_imitated(
     """Return copies of the networks to imitate, the fp32 student first."""
     if teacher is None:
         return [_ImitatedNetwork(1.0, _copy_network(student))]
-    model, spec = load_model_folder(teacher), student.spec
+    model, spec = load_model_folder(teacher), without_ood(student.spec)
     # An export may leave tasks of the student out, which the teacher still has.
     missing = [task.name for task in spec.tasks if task not in model.spec.tasks]
     if missing or model.spec.preprocess.size != spec.preprocess.size:
@@ -239,7 +242,8 @@ def _compare_outputs(
     spec: Spec, outputs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> dict[str, float]:
     if spec.diagnosis is None:
-        errors = [(outputs[name] - value).square().mean() for name, value in wanted.items()]
+        names = [task.name for task in spec.tasks]
+        errors = [(outputs[name] - wanted[name]).square().mean() for name in names]
         return {"score": float(torch.exp(-torch.as_tensor(sum(errors))))}
     logits, expected = outputs[spec.diagnosis.name], wanted[spec.diagnosis.name]
     divergence = soft_cross_entropy(logits, expected, 1.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dermedge.models.folder_metadata import WEIGHTS
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import LAST_MAP, POOLED
+from dermedge.models.ood import without_ood
 from dermedge.train.label_mapping import map_labels
 from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
@@ -271,7 +272,7 @@ def load_teacher(folders: Path | str | Sequence[Path | str]) -> Teacher:
 
     Returns:
         The teacher. Its tasks are those of the first model, followed by further tasks
-        of the others. Its preprocessing is that of the model with the largest input.
+        of the others, without `ood`. Its preprocessing is that of the model with the largest input.
 
     Raises:
         DataError: A folder holds no model or is damaged, a member of an ensemble has
@@ -294,9 +295,10 @@ def load_teacher(folders: Path | str | Sequence[Path | str]) -> Teacher:
         _check_preprocess(member, widest)
     if len(members) == 1:
         model = members[0].model
-        return Teacher(model.spec, members, metrics=model.metrics.get("val", {}))
-    tasks = {task.name: task for m in reversed(members) for task in reversed(m.model.spec.tasks)}
-    order = dict.fromkeys(task.name for m in members for task in m.model.spec.tasks)
+        return Teacher(without_ood(model.spec), members, metrics=model.metrics.get("val", {}))
+    taught = [without_ood(member.model.spec).tasks for member in members]
+    tasks = {task.name: task for own in reversed(taught) for task in reversed(own)}
+    order = dict.fromkeys(task.name for own in taught for task in own)
     spec = Spec("ensemble", "1", tuple(tasks[name] for name in order), widest.preprocess)
     calibrated = len(given) == 1 and all(member.temperatures for member in members)
     metrics = _read_metrics(Path(given[0]) / ENSEMBLE) if calibrated else {}

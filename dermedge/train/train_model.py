@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from dermedge.models.backbone import Backbone
 from dermedge.models.model_folder import TrainedModel, save_model_folder
 from dermedge.models.network import Network, count_parameters
+from dermedge.models.ood import without_ood
 from dermedge.train.lineage import (
     collect_split,
     describe_backbone,
@@ -15,6 +16,7 @@ from dermedge.train.lineage import (
     read_init_split,
 )
 from dermedge.train.loop import FitResult
+from dermedge.train.ood import with_ood
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Samples
@@ -86,6 +88,8 @@ def describe_training(
         "balance": options.balance,
         "schedule": asdict(options.schedule),
         "seed": options.seed,
+        # Only where it changes the model, so that finished teachers are still recognized.
+        **({"ood": True} if options.ood and own.get("role") != "teacher" else {}),
         **describe_masks(samples, spec.tasks),
     }
 
@@ -106,7 +110,8 @@ def train_model(
     Args:
         run: Record of the run, not yet open.
         samples: The table.
-        spec: The new model's tasks and preprocessing.
+        spec: The new model's tasks and preprocessing. A student also gets the task
+            `ood`, unless the options say otherwise.
         backbone: The new model's backbone.
         options: Initial weights, schedule and seed.
         train: Trains the network.
@@ -120,6 +125,7 @@ def train_model(
     finished = run.finished(overwrite=overwrite)
     if finished is not None:
         return finished
+    spec = without_ood(spec)
     training = TrainingData.prepare(
         samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
@@ -133,6 +139,8 @@ def train_model(
     run.open(overwrite=overwrite)
     fitted = train(network, training)
     model = TrainedModel(network, spec, backbone, run.role, split=split)
+    if options.ood and run.role == "student":
+        model = with_ood(model, training)
     results = {} if teacher is None else {"teacher_val": dict(teacher.metrics)}
     return _save(model, run, fitted, results)
 

@@ -101,7 +101,14 @@ def _abstention_lines(spec: Spec, postprocessing: Mapping[str, Postprocessing]) 
     lines += list(describe_unfitted(spec, postprocessing))
     if all(fit.conformal is None for fit in fits):
         lines.append("Conformal sets are not fitted.")
-    if all(fit.ood_threshold is None for fit in fits):
+    flags = [fit.ood_threshold for fit in fits if fit.ood_threshold is not None]
+    lines += [
+        f"An image with an OOD score above {threshold:.4g} is flagged as unlike the training "
+        "images, and gets the decision `refer`. 5 % of the val images are flagged. The flag does "
+        "not find every image without skin, nor every clinical photograph."
+        for threshold in flags
+    ]
+    if not flags:
         lines.append(
             "Out-of-distribution detection is not fitted. The model gives a prediction for any "
             "image, even if it shows no skin."

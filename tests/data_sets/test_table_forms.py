@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dermedge.cli.notes import print_notes
+from dermedge.data.columns import COLUMNS
 from dermedge.data.split import split_data
 from dermedge.data.table import read_table
 from dermedge_runtime.errors import DataError
@@ -53,7 +54,7 @@ def test_dialects_of_csv_give_one_table(tmp_path: Path, dialect: str) -> None:
     assert frame["image"].tolist() == ["a.png", "b.png"]
     assert frame["age"].tolist() == [53, 54]
     assert frame["caption"].tolist() == ["größer", "two\nlines"]
-    assert len(frame.columns) == 16
+    assert list(frame.columns) == list(COLUMNS)
 
 
 def test_names_of_columns_and_decimal_commas_are_understood(tmp_path: Path) -> None:

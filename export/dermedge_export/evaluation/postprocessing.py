@@ -13,6 +13,7 @@ from dermedge_export.evaluation.conformal import (
     fit_conformal,
 )
 from dermedge_export.evaluation.metrics import Array, dice
+from dermedge_export.evaluation.ood import fit_ood_threshold, ood_task
 from dermedge_export.evaluation.predictions import (
     Predictions,
     malignancy_scores,
@@ -213,6 +214,10 @@ def fit_postprocessing(
         fitted[segment.name] = Postprocessing(
             threshold=fit_mask_threshold(inside, predictions.masks)
         )
+    task = ood_task(spec)
+    if task is not None and task.name in predictions.outputs:
+        scores = predictions.outputs[task.name][:, 0]
+        fitted[task.name] = Postprocessing(ood_threshold=fit_ood_threshold(scores))
     return fitted
 
 

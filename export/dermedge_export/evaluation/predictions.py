@@ -32,11 +32,13 @@ class Predictions:
         labels: Index of the diagnosis task's label, int64 [N]; -1 if unknown.
         malignant: 1, 0 or NaN for unknown, float64 [N].
         groups: Lesion or patient of each image, text [N]; the bootstrap resamples them.
-        subgroups: Column (`fitzpatrick`, `sex`, `age_band`, `site`, `modality`) -> text [N]; "" if
-            unknown.
+        subgroups: Column (`fitzpatrick`, `sex`, `age_band`, `site`, `modality`) -> text
+            [N]; "" if unknown.
         levels: Index of the ordinal task's label, int64 [N]; -1 if unknown.
         masks: 1 inside the lesion and 0 outside, int8 [N, S/4, S/4]; -1 throughout if
             unknown.
+        foreign: Scores of the `ood` task for drawn images without skin, float32 [M];
+            None if they were not run.
 
     Example:
         >>> table = Predictions(
@@ -58,6 +60,7 @@ class Predictions:
     subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     levels: NDArray[np.int64] | None = None
     masks: NDArray[np.int8] | None = None
+    foreign: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         columns: dict[str, Array] = {
@@ -89,6 +92,7 @@ class Predictions:
             subgroups={name: column[chosen] for name, column in self.subgroups.items()},
             levels=None if self.levels is None else self.levels[chosen],
             masks=None if self.masks is None else self.masks[chosen],
+            foreign=self.foreign,
         )
 
 

@@ -23,6 +23,7 @@ from dermedge_export.context import (
     unsupported_candidate,
 )
 from dermedge_export.exporters.onnx import TOOLS
+from dermedge_export.graph.exact import EXACT_KINDS, exact_nodes
 from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_export.parity.gate import limits_for
 from dermedge_export.quantization.nncf import (
@@ -195,10 +196,14 @@ def _quantize(
 def _kept_operators(
     model: "openvino.Model", context: ExportContext, target: Target, candidate: Candidate
 ) -> list[str]:
-    """Return the operators that a sweep keeps in fp32; empty without a sweep."""
-    if "remaining" not in candidate.options:
-        return []
-    kept = sensitive_nodes(context, target, candidate)
+    """Return the operators that stay in fp32: heads of `ood` tasks, and those of a sweep."""
+    import onnx
+
+    kept = set(exact_nodes(onnx.load_model_from_string(context.graph(target.opset))))
+    # The converter names an operator that writes an output by the output.
+    kept.update(task.name for task in context.spec.tasks if task.kind in EXACT_KINDS)
+    if "remaining" in candidate.options:
+        kept.update(sensitive_nodes(context, target, candidate))
     names = [node.get_friendly_name() for node in model.get_ops()]
     # The converter splits a convolution with a bias into `name/WithoutBiases` and an
     # addition.
@@ -231,7 +236,11 @@ def _agreement(
     scores = []
     for image, expected in items:
         outputs = _predict(compiled, image, spec)
-        alike = [likeness(outputs[t.name], expected[t.name], t.kind) for t in spec.tasks]
+        alike = [
+            likeness(outputs[task.name], expected[task.name], task.kind)
+            for task in spec.tasks
+            if task.kind not in EXACT_KINDS
+        ]
         scores.append(float(np.mean(alike)))
     return float(np.mean(scores)), scores
 

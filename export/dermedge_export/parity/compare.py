@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Array, Floats, Statistic
+from dermedge_export.evaluation.ood import ood_task
 from dermedge_export.evaluation.predictions import (
     Decoded,
     PostprocessingByTask,
@@ -120,6 +121,8 @@ def parity(
         every = [*comparisons, *within.values(), *by_class.values(), *coverage]
         results = iter(_measure(every, sides, reference.groups, replicates, seed))
         measured += islice(results, len(comparisons))
+        thresholds = (_ood_threshold(spec, reference_post), _ood_threshold(spec, candidate_post))
+        measured += _rejection((reference, candidate), thresholds, replicates, seed)
         subgroups, classes = (list(islice(results, len(part))) for part in (within, by_class))
         if (sides[0].labels >= 0).any():
             measured.append(_worst_subgroup(subgroups, "worst_subgroup"))
@@ -295,6 +298,47 @@ def _relative_difference(reference: Predictions, candidate: Predictions) -> Meas
     scale = metrics.output_scale(reference.outputs[worst])
     note = f"output {worst!r} of scale {scale:.3g}"
     return Measurement("max_abs", len(candidate), Interval(relative[worst]), note=note)
+
+
+def _ood_threshold(spec: Spec, fitted: PostprocessingByTask) -> float | None:
+    task = ood_task(spec)
+    return None if task is None or task.name not in fitted else fitted[task.name].ood_threshold
+
+
+def _rejection(
+    tables: tuple[Predictions, Predictions],
+    thresholds: tuple[float | None, float | None],
+    replicates: int,
+    seed: int,
+) -> list[Measurement]:
+    """Measure the share of drawn images without skin that each side flags.
+
+    The list is empty if the images were not run, or a threshold was not fitted.
+    """
+    flags = [
+        table.foreign > threshold
+        for table, threshold in zip(tables, thresholds, strict=True)
+        if table.foreign is not None and threshold is not None
+    ]
+    if len(flags) < 2:
+        return []
+
+    def both(weights: Floats | None) -> Floats:
+        return np.stack([metrics.weighted_mean(side, weights) for side in flags], axis=-1)
+
+    # Each drawing is a group of its own, and all of them count.
+    count = len(flags[0])
+    drawn = metrics.bootstrap(
+        np.arange(count).astype(str), {0: both}, replicates=replicates, seed=seed
+    )
+    comparison = MetricComparison(
+        "ood_rejection", _never, np.ones(count, bool), note="drawn images without skin"
+    )
+    return [_with_interval(comparison, both(None), drawn[0])]
+
+
+def _never(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
+    raise NotImplementedError  # these images are in no table of predictions
 
 
 def _agreement(reference: Predictions, candidate: Predictions, sides: Sides) -> dict[str, float]:

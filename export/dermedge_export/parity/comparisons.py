@@ -93,6 +93,9 @@ def _task_comparisons(
     """Yield the comparisons of tasks that only some models have."""
     first, second = sides
     same = np.ones(len(everything))
+    if first.ood is not None and second.ood is not None:
+        retained = _mean_of(sides, ~first.ood, ~second.ood)
+        yield MetricComparison("ood_retention", retained, everything)
     if first.graded is not None and second.graded is not None:
         rows = first.graded.rows
         agree = first.graded.predicted == second.graded.predicted

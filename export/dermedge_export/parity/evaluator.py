@@ -17,6 +17,7 @@ from dermedge_export.evaluation.predictions import (
     predict_table,
 )
 from dermedge_export.parity.compare import parity
+from dermedge_export.parity.foreign import with_foreign
 from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import Target
@@ -118,11 +119,12 @@ class ParityEvaluator:
             run: The model, from uint8 [N, S, S, 3] to outputs by task.
 
         Returns:
-            Predictions, with what is known about the images.
+            Predictions, with what is known about the images. For a model with an `ood`
+            task they include the scores of drawn images without skin.
         """
         if self.data is None:
             return predict_synthetic(run, self.lesions)
-        return self.data.predictions(split, run)
+        return with_foreign(self.data.predictions(split, run), run, self.spec)
 
     def fit_postprocessing(self, val: Predictions) -> PostprocessingByTask:
         """Fit postprocessing on a model's predictions for val.

@@ -29,6 +29,8 @@ LIMITS: Mapping[str, Mapping[str, float | None]] = {
     "mask_overlap": {"fp32": 0.001, "fp16": 0.005, "int8": 0.02},
     "dice": {"fp32": 0.001, "fp16": 0.005, "int8": 0.01},
     "embedding_cosine": {"fp32": 1e-4, "fp16": 0.005, "int8": 0.02},
+    "ood_retention": {"fp32": 0.002, "fp16": 0.01, "int8": 0.02},
+    "ood_rejection": {"fp32": 0.002, "fp16": 0.01, "int8": 0.02},
 }
 FAMILIES = {
     "fp32": "fp32",

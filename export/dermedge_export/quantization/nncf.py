@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermedge_export.calibration import Calibration
+from dermedge_export.graph.exact import exact_nodes
 from dermedge_export.toolchain import silence
 from dermedge_runtime.errors import DermedgeError, MissingExtraError
 from dermedge_runtime.signature import INPUT
@@ -126,7 +127,7 @@ def nncf_onnx(graph: bytes, calibration: Calibration) -> "onnx.ModelProto":
     with nncf_errors():
         quantized: onnx.ModelProto = nncf.quantize(
             model,
-            **nncf_options(calibration.images, operators, "Mul"),
+            **nncf_options(calibration.images, operators, "Mul", exact_nodes(model)),
             advanced_parameters=advanced,
         )
     return quantized

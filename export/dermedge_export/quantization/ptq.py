@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext, unsupported_candidate
+from dermedge_export.graph.exact import exact_nodes
 from dermedge_export.graph.read import constant_value, input_at, read_graph
 from dermedge_export.graph.seal import seal
 from dermedge_export.quantization.nncf import nncf_onnx
@@ -163,7 +164,7 @@ class Quantizer:
         return serialized
 
     def model(self, keep: Collection[str] = ()) -> "onnx.ModelProto":
-        """Return the quantized model; the nodes in `keep` stay in fp32."""
+        """Return the quantized model; `keep` and the heads of `ood` tasks stay in fp32."""
         import onnx
 
         import_silently("onnxruntime")
@@ -171,16 +172,18 @@ class Quantizer:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
+        model = onnx.load_model_from_string(self.graph)
+        excluded = {*keep, *self._activations_behind(keep), *exact_nodes(model)}
         with quiet():
             quantizer = QDQQuantizer(
-                save_and_reload_model_with_shape_infer(onnx.load_model_from_string(self.graph)),
+                save_and_reload_model_with_shape_infer(model),
                 per_channel=True,
                 reduce_range=self.reduce_range,
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QInt8 if self.signed else QuantType.QUInt8,
                 tensors_range=self.ranges,
                 nodes_to_quantize=[],
-                nodes_to_exclude=sorted({*keep, *self._activations_behind(keep)}),
+                nodes_to_exclude=sorted(excluded),
                 op_types_to_quantize=list(OPERATORS),
                 extra_options={"ActivationSymmetric": self.signed},
             )

@@ -1,6 +1,5 @@
 """Rank layers by the drift of their quantization, and choose those kept in fp32."""
 
-import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge_export.graph.exact import output_kinds
 from dermedge_export.graph.read import name_of, producer_type, read_graph
 from dermedge_export.graph.run import evenly_spaced, open_session
-from dermedge_export.graph.seal import METADATA_KEY
 from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.progress import Progress, no_progress
 from dermedge_runtime.signature import INPUT
@@ -279,10 +278,7 @@ def _output_kinds(graph: bytes) -> dict[str, str]:
     """Return the task kind of each output, as far as the model's metadata say."""
     import onnx
 
-    for entry in onnx.load_model_from_string(graph).metadata_props:
-        if entry.key == METADATA_KEY:
-            return {task["name"]: task["kind"] for task in json.loads(entry.value)["tasks"]}
-    return {}
+    return output_kinds(onnx.load_model_from_string(graph))
 
 
 def _node_types(graph: bytes) -> dict[str, str]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 # coremltools clusters them from a random start instead of exactly.
 LEAST_PALETTIZED = 10_000
 
+# Factors of products: the head of an `ood` task has its axes there, and norms and gates
+# their few scales.
+UNCOMPRESSED = {"mul": None}
+
 Compress: TypeAlias = "Callable[[MLModel, Candidate, Ranges], MLModel]"
 
 
@@ -32,7 +36,7 @@ def _quantize_weights(model: "MLModel", candidate: Candidate, ranges: Ranges) ->
     config = OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity="per_channel"
     )
-    return linear_quantize_weights(model, OptimizationConfig(global_config=config))
+    return linear_quantize_weights(model, OptimizationConfig(config, op_type_configs=UNCOMPRESSED))
 
 
 def _palettize(model: "MLModel", candidate: Candidate, ranges: Ranges) -> "MLModel":
@@ -49,7 +53,7 @@ def _palettize(model: "MLModel", candidate: Candidate, ranges: Ranges) -> "MLMod
     config = OpPalettizerConfig(
         mode="kmeans", nbits=candidate.options["bits"], weight_threshold=LEAST_PALETTIZED
     )
-    return palettize_weights(model, OptimizationConfig(global_config=config))
+    return palettize_weights(model, OptimizationConfig(config, op_type_configs=UNCOMPRESSED))
 
 
 def _quantize_all(model: "MLModel", candidate: Candidate, ranges: Ranges) -> "MLModel":

@@ -25,8 +25,14 @@ from dermedge_export.context import (
 )
 from dermedge_export.exporters.coreml.compress import COMPRESS
 from dermedge_export.exporters.coreml.package import PATH, read_files, write_package
-from dermedge_export.exporters.coreml.ranges import Ranges, measure_ranges, overflowing
+from dermedge_export.exporters.coreml.ranges import (
+    Ranges,
+    exact_steps,
+    measure_ranges,
+    overflowing,
+)
 from dermedge_export.exporters.coreml.simulation import Program, read_program, simulated_runner
+from dermedge_export.graph.exact import EXACT_KINDS
 from dermedge_export.graph.trace import tuple_of
 from dermedge_export.target import Target
 from dermedge_export.toolchain import silence
@@ -166,13 +172,14 @@ class _Converted:
 
 
 def _convert_within_fp16(context: ExportContext, target: Target, images: Calibration) -> _Converted:
-    """Convert a network to fp16, except for operators whose numbers overflow.
+    """Convert a network to fp16, except for `ood` heads and operators that overflow.
 
     Raises:
         UsageError: torch cannot trace the network, or Core ML lacks one of its
             operators.
     """
     program = _trace(context)
+    exact = {task.name for task in context.spec.tasks if task.kind in EXACT_KINDS}
     kept: set[str] = set()
     # An operator in fp32 may return numbers that the next one cannot hold in fp16, so
     # convert until no further operator overflows. The set only grows, so the loop ends.
@@ -180,7 +187,7 @@ def _convert_within_fp16(context: ExportContext, target: Target, images: Calibra
         model = _convert(program, context.spec, target, kept)
         converted = read_program(read_files(model))
         ranges = measure_ranges(converted, images.images)
-        more = overflowing(converted, ranges) - kept
+        more = (overflowing(converted, ranges) | exact_steps(converted, exact)) - kept
         if not more:
             return _Converted(model, ranges, _operators_in_fp32(converted, kept))
         kept |= more

@@ -5,7 +5,7 @@ A value that leaves fp16 stays fp32, and a value that is quantized needs a scale
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -113,6 +113,30 @@ def overflowing(program: Program, ranges: Ranges) -> set[str]:
             far.intersection((*step.outputs, *step.inputs))
             or ranges.inner[step.name] * MARGIN > LARGEST
         )
+        for name in (step.name, *step.outputs)
+    }
+
+
+def exact_steps(program: Program, outputs: Collection[str]) -> set[str]:
+    """Return the operators in fp16 that only some outputs depend on.
+
+    Args:
+        program: The program.
+        outputs: Names of outputs that stay in fp32.
+
+    Returns:
+        Names of operators and of their outputs, as `overflowing` returns them.
+    """
+    needed = {*program.outputs} - {*outputs}
+    for step in reversed(program.steps):
+        if needed.intersection(step.outputs):
+            needed.update(step.inputs)
+    return {
+        original(name)
+        for step in program.steps
+        if step.kind not in UNSELECTABLE
+        and any(step.half)
+        and not needed.intersection(step.outputs)
         for name in (step.name, *step.outputs)
     }
 

@@ -20,6 +20,7 @@ from dermedge_export.exporters.tensorrt.qdq import (
     load_graph,
     typed_int8,
 )
+from dermedge_export.graph.exact import exact_nodes
 from dermedge_export.graph.fp16 import fragile_nodes, typed_fp16
 from dermedge_export.graph.run import activation_peaks, rounded_runner
 from dermedge_export.graph.seal import seal
@@ -58,7 +59,8 @@ def export_tensorrt(context: ExportContext, target: Target, candidate: Candidate
     graph = cast_pixels_first(context.graph(target.opset))
     require_operators(graph, target)
     peaks = activation_peaks(graph, context.calibration.images)
-    wide = fragile_nodes(load_graph(graph), peaks)
+    model = load_graph(graph)
+    wide = list(dict.fromkeys([*fragile_nodes(model, peaks), *exact_nodes(model)]))
     kept: tuple[str, ...] = ()
     if candidate.precision == "fp16":
         typed = typed_fp16(load_graph(graph), wide)
