@@ -61,8 +61,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = load_model_folder(arguments.student)
     sets = collect(model, arguments)
-    found = {name: measure(score, sets) for name, score in scores(model, sets["train"]).items()}
-    atomic_write(out / "ood.json", pretty_json(found))
+    found = {}
+    for name, score in scores(model, sets["train"]).items():
+        found[name] = measure(score, sets)
+        atomic_write(out / "ood.json", pretty_json(found))
     columns = ["test", *(name for name in sets if name not in ("train", "val", "test"))]
     print("| score | test kept |", " | ".join(columns[1:]), "| least flagged kinds |")
     for name, row in found.items():
@@ -174,9 +176,8 @@ def scores(model: TrainedModel, train: Features) -> dict[str, Score]:
             ViM(None, d=rank, w=classifier.weight.detach(), b=classifier.bias.detach())
         ),
     }
-    for axes in (16, 64, 256):
-        found[f"PCA residual, {axes} axes"] = residual(train.pooled, axes)
-    for axes in (16, 32, 64, 128):
+    found[f"PCA residual, {AXES} axes"] = residual(train.pooled, AXES)
+    for axes in (16, 64, 128):
         found[f"PPCA distance, {axes} axes"] = distance(train.pooled, axes)
     return found
 
@@ -184,8 +185,8 @@ def scores(model: TrainedModel, train: Features) -> dict[str, Score]:
 def residual(train: torch.Tensor, axes: int) -> Score:
     """Return the norm of what the first principal axes leave of the features."""
     centre = train.mean(0)
-    _, _, directions = torch.linalg.svd(train - centre, full_matrices=False)
-    kept = directions[:axes].T
+    _, directions = torch.linalg.eigh(torch.cov(train.T))
+    kept = directions[:, -axes:]
 
     def score(images: Features) -> NDArray[np.floating]:
         offset = images.pooled - centre
