@@ -20,7 +20,7 @@ from dermedge.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from dermedge.evaluation.report import EvaluationReport, Fairness
+    from dermedge.evaluation.report import EvaluationReport, Fairness, Robustness
 
 
 SUBGROUP_COLUMNS = {
@@ -52,6 +52,14 @@ CHANCE = "by chance (1 in 20 above)"
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Random seed of the bootstrap."
 )
+@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images. [all]")
+@click.option(
+    "--corruptions",
+    is_flag=False,
+    flag_value="all",
+    metavar="[NAMES]",
+    help="Also measure corrupted photographs: all kinds, or names separated by commas.",
+)
 @engine_option
 @threads_option
 @json_option
@@ -61,6 +69,8 @@ def command(
     split: str,
     replicates: int,
     seed: int,
+    limit: int | None,
+    corruptions: str | None,
     engine: str | None,
     threads: int | None,
     as_json: bool,
@@ -76,6 +86,11 @@ def command(
     Next to each difference are the median and the 95th percentile of differences
     between randomly assigned groups. Only a difference above the 95th percentile is
     more than chance.
+
+    With --corruptions, every photograph is also corrupted at three severities (JPEG
+    compression, blur, exposure, white balance, reflections, hair, a ruler, another
+    crop). The report gives each metric, its change, and the share of these photographs
+    that the image quality of the bundle flags.
     """
     from dermedge.evaluation.evaluate import evaluate
 
@@ -88,6 +103,8 @@ def command(
             threads=threads,
             replicates=replicates,
             seed=seed,
+            limit=limit,
+            corruptions=corruptions.split(",") if corruptions is not None else None,
             progress=report_progress,
         )
     emit(report, as_json, show)
@@ -138,6 +155,27 @@ def show(report: "EvaluationReport") -> None:
         ]
         table(("subgroup", "images", *shown.values()), rows)
     show_fairness(report.fairness, report.labels)
+    if report.robustness is not None:
+        show_robustness(report.robustness)
+
+
+def show_robustness(robustness: "Robustness") -> None:
+    """Print how one metric changes with each corruption and severity."""
+    measured = {name for name, value in robustness.clean.items() if value.value is not None}
+    metric = next((name for name in SUBGROUP_COLUMNS if name in measured), None)
+    rows = []
+    for entry in robustness.corruptions:
+        change = entry.change.get(metric) if metric else None
+        flagged = "-" if entry.flagged is None else f"{entry.flagged:.1%}"
+        rows.append((entry.corruption, entry.severity, interval(change), flagged))
+    title = f"change of {SUBGROUP_COLUMNS[metric]}" if metric else "change"
+    clean = robustness.clean_flagged
+    table(
+        ("corruption", "severity", f"{title} (95 % interval)", "flagged"),
+        rows,
+        f"{robustness.images} corrupted photographs"
+        + ("" if clean is None else f"; flagged as they are: {clean:.1%}"),
+    )
 
 
 def show_fairness(comparisons: "Sequence[Fairness]", labels: Sequence[str]) -> None:

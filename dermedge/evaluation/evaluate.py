@@ -1,12 +1,13 @@
 """Evaluate a bundle on a table of labelled images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dermedge.data.split import with_split
 from dermedge.data.table import SPLITS, Table, read_table, table_digest
+from dermedge.evaluation.corruptions import read_names
 from dermedge.evaluation.fairness import fairness
 from dermedge.evaluation.known_images import (
     KnownImages,
@@ -21,14 +22,15 @@ from dermedge.evaluation.report import (
     ReliabilityBin,
     Scores,
 )
+from dermedge.evaluation.robustness import measure_robustness
 from dermedge.evaluation.scores import RowMask, describe_empty_masks, score_images
-from dermedge.evaluation.table_predictions import count_unmapped, table_predictions
+from dermedge.evaluation.table_predictions import check_finite, count_unmapped, table_predictions
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.conformal import describe_unfitted
 from dermedge_export.evaluation.metrics import Floats
 from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
 from dermedge_runtime.bundle import Bundle
-from dermedge_runtime.errors import EngineError, UsageError
+from dermedge_runtime.errors import UsageError
 from dermedge_runtime.model import load
 from dermedge_runtime.progress import Progress
 
@@ -42,6 +44,8 @@ def evaluate(
     threads: int | None = None,
     replicates: int = 1000,
     seed: int = 0,
+    limit: int | None = None,
+    corruptions: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> EvaluationReport:
     """Measure the accuracy of a bundle, overall and by subgroup.
@@ -56,6 +60,8 @@ def evaluate(
         threads: Threads of the engine, as for `load`.
         replicates: Bootstrap replicates over lesions or patients.
         seed: Random seed of the bootstrap.
+        limit: Largest number of images, evenly spread over the split; None is all.
+        corruptions: Names of corruptions to measure as well, or `all` for every one.
         progress: Called with the number of images done.
 
     Returns:
@@ -63,7 +69,8 @@ def evaluate(
         groups, and a line for each image.
 
     Raises:
-        UsageError: The split or the engine is unknown.
+        UsageError: The split, the engine or a corruption is unknown, or the limit is not
+            positive.
         DataError: The table or one of its images is unusable, or the split is empty.
         BundleError: The bundle is damaged, unsafe or of a newer schema.
         EngineError: The engine failed, or returned NaN or infinity.
@@ -79,15 +86,28 @@ def evaluate(
     """
     if split not in (*SPLITS, "all"):
         raise UsageError(f"Unknown split {split!r}. Use {', '.join(SPLITS)} or all.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"The limit is {limit} images. Use 1 or more.")
+    names = read_names(corruptions) if corruptions is not None else ()
     # The whole table gets its split before rows are selected: a split of fewer rows
     # would put other images into test, among them images that the model was trained on.
     complete = with_split(read_table(data))
     table = complete if split == "all" else complete.select_split(split)
+    if limit is not None and limit < len(table):
+        rows = np.linspace(0, len(table) - 1, limit).round().astype(int)
+        table = table.replace(table.frame.iloc[rows].reset_index(drop=True))
     with load(bundle, engine=engine, threads=threads) as model:
         opened = model.bundle
         predictions = table_predictions(table, opened.spec, model.run, progress=progress)
         provenance = model.provenance
-    _check_finite(predictions)
+        check_finite(predictions)
+        robustness = (
+            measure_robustness(
+                model, table, names, replicates=replicates, seed=seed, progress=progress
+            )
+            if names
+            else None
+        )
     decoded = decode_table(predictions, opened.spec, opened.postprocessing)
     scores = score_images(predictions, decoded, replicates=replicates, seed=seed)
     known = find_known_images(opened, table)
@@ -119,6 +139,7 @@ def evaluate(
         images=tuple(_list_images(table, predictions, decoded, known)),
         fairness=_compare_groups(predictions, decoded, replicates, seed),
         classes=scores.classes,
+        robustness=robustness,
     )
 
 
@@ -126,19 +147,6 @@ def _describe_masks(scores: Scores) -> tuple[str, ...]:
     if not scores.empty_masks:
         return ()
     return (describe_empty_masks(scores.empty_masks, scores.false_alarms),)
-
-
-def _check_finite(predictions: Predictions) -> None:
-    for name, output in predictions.outputs.items():
-        # NaN compares as false, so it would count as a wrong prediction and hide a
-        # broken artifact behind a low accuracy.
-        bad = ~np.isfinite(output.reshape(len(output), -1)).all(axis=1)
-        if bad.any():
-            example = predictions.image_ids[int(bad.argmax())]
-            raise EngineError(
-                f"Output {name!r} is NaN or infinite for {int(bad.sum())} images, first for "
-                f"{example!r}. Run `dermedge verify` on the bundle."
-            )
 
 
 def _count_confusion(decoded: Decoded) -> tuple[tuple[int, ...], ...]:

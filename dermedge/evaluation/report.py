@@ -206,6 +206,57 @@ class EvaluatedImage:
 
 
 @dataclass(frozen=True)
+class CorruptionScores:
+    """Metrics of a model on corrupted photographs, with 95 % intervals.
+
+    Attributes:
+        corruption: Name of the corruption.
+        severity: 1 (weak) to 3 (strong).
+        metrics: Value and interval by name of the metric, as in `Scores`. A corruption
+            that moves the lesion has no `dice`.
+        change: Value minus that on the photographs as they are, with the interval of
+            the paired difference.
+        flagged: Share of the images with a sentence about their quality. None if the
+            bundle has no limits of image quality.
+
+    Examples:
+        >>> from dermedge_runtime.report import Interval
+        >>> blurred = CorruptionScores(
+        ...     "defocus_blur", 2, {"accuracy": Interval(0.5)}, {"accuracy": Interval(-0.2)}, 0.9
+        ... )
+        >>> blurred.change["accuracy"].value
+        -0.2
+    """
+
+    corruption: str
+    severity: int
+    metrics: Mapping[str, Interval]
+    change: Mapping[str, Interval]
+    flagged: float | None
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Scores of a model on photographs with each corruption at three severities.
+
+    Attributes:
+        images: Number of photographs.
+        clean: Metrics on the photographs as they are.
+        clean_flagged: Share of these with a sentence about their quality.
+        corruptions: Scores by corruption and severity.
+
+    Examples:
+        >>> Robustness(100, {}, 0.01, ()).clean_flagged
+        0.01
+    """
+
+    images: int
+    clean: Mapping[str, Interval]
+    clean_flagged: float | None
+    corruptions: tuple[CorruptionScores, ...]
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """Report of a bundle on the images of one split.
 
@@ -235,6 +286,7 @@ class EvaluationReport:
             it.
         classes: Coverage, set size and share referred by true label, with the column
             `class`. Reports of older versions lack it.
+        robustness: Scores on corrupted photographs. None if they were not asked for.
 
     Examples:
         >>> from dermedge.evaluation.evaluate import evaluate
@@ -263,3 +315,4 @@ class EvaluationReport:
     images: tuple[EvaluatedImage, ...]
     fairness: tuple[Fairness, ...] = ()
     classes: tuple[SubgroupScores, ...] = ()
+    robustness: Robustness | None = None

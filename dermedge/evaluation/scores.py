@@ -77,7 +77,7 @@ def score_images(
     measures: dict[tuple[str, str, str], Statistic] = {
         (*part, name): measure
         for part, rows in parts.items()
-        for name, measure in _make_measures(decoded, predictions.malignant, rows).items()
+        for name, measure in make_measures(decoded, predictions.malignant, rows).items()
     }
     by_class = {(CLASS, name): decoded.labels == k for k, name in enumerate(decoded.names)}
     measures |= {
@@ -117,8 +117,27 @@ def score_images(
     return ImageScores(scores[OVERALL], recall, subgroups, classes)
 
 
-def _make_measures(decoded: Decoded, malignant: Floats, rows: RowMask) -> dict[str, Statistic]:
-    """Return every metric over some rows, as a function of weights [..., N]."""
+def make_measures(decoded: Decoded, malignant: Floats, rows: RowMask) -> dict[str, Statistic]:
+    """Return every metric over some rows, as a function of weights [..., N].
+
+    Args:
+        decoded: Decoded predictions of N images.
+        malignant: True malignancy [N]; NaN if unknown.
+        rows: The images that enter the metrics, bool [N].
+
+    Example:
+        >>> import dermedge
+        >>> from dermedge.data.table import read_table
+        >>> from dermedge.evaluation.table_predictions import table_predictions
+        >>> from dermedge_export.evaluation.predictions import decode_table
+        >>> with dermedge.load("toy.dermedge") as model:
+        ...     spec, table = model.bundle.spec, read_table("lesions")
+        ...     predictions = table_predictions(table, spec, model.run)
+        >>> decoded = decode_table(predictions, spec, {})
+        >>> measures = make_measures(decoded, predictions.malignant, np.ones(80, bool))
+        >>> 0 <= float(measures["accuracy"](np.ones(80))) <= 1
+        True
+    """
     measures: dict[str, Statistic] = dict.fromkeys(CLASSIFICATION_METRICS, _undefined)
     measures |= _diagnosis_measures(decoded, rows)
     measures |= _malignancy_measures(decoded, malignant, rows)

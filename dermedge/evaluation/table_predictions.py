@@ -1,7 +1,7 @@
 """Run a model over a table of images, and collect their labels and subgroups."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from dermedge.data.subgroups import subgroup_columns
 from dermedge.data.table import Table, groups
 from dermedge.data.taxonomy import project
 from dermedge_export.evaluation.predictions import Predictions, Run, predict_table
-from dermedge_runtime.errors import DataError, ImageError
+from dermedge_runtime.errors import DataError, EngineError, ImageError
 from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.preprocess import preprocess
@@ -73,6 +73,34 @@ def table_predictions(
         levels=severity_levels(table.frame, spec),
         masks=lesion_masks(table, spec) if outlines is None else outlines,
     )
+
+
+def check_finite(predictions: Predictions) -> None:
+    """Check that no output is NaN or infinite.
+
+    Args:
+        predictions: Outputs of a model on a table of images.
+
+    Raises:
+        EngineError: An output is NaN or infinite.
+
+    Examples:
+        >>> import dermedge
+        >>> from dermedge.data.table import read_table
+        >>> with dermedge.load("toy.dermedge") as model:
+        ...     spec, table = model.bundle.spec, read_table("lesions")
+        ...     check_finite(table_predictions(table, spec, model.run))
+    """
+    for name, output in predictions.outputs.items():
+        # NaN compares as false, so it would count as a wrong prediction and hide a
+        # broken artifact behind a low accuracy.
+        bad = ~np.isfinite(output.reshape(len(output), -1)).all(axis=1)
+        if bad.any():
+            example = predictions.image_ids[int(bad.argmax())]
+            raise EngineError(
+                f"Output {name!r} is NaN or infinite for {int(bad.sum())} images, first for "
+                f"{example!r}. Run `dermedge verify` on the bundle."
+            )
 
 
 def diagnosis_labels(frame: pd.DataFrame, spec: Spec) -> NDArray[np.int64]:
@@ -187,17 +215,40 @@ def preprocess_table(table: Table, spec: Preprocess) -> Iterator[NDArray[np.uint
         >>> next(preprocess_table(read_table("lesions"), Preprocess(64))).shape
         (64, 64, 3)
     """
+    return map_images(table, lambda path, _: preprocess(path, spec, exact=True))
 
-    def load(path: Path) -> NDArray[np.uint8]:
+
+def map_images(
+    table: Table, convert: Callable[[Path, str], NDArray[np.uint8]]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the result of a function for every image of a table, in order.
+
+    Threads call the function ahead of the reader, for at most 16 images.
+
+    Args:
+        table: The images.
+        convert: Function of an image's path and its `image_id`.
+
+    Raises:
+        DataError: An image is missing or unreadable.
+
+    Examples:
+        >>> from dermedge.data.table import read_table
+        >>> sizes = map_images(read_table("lesions"), lambda path, _: path.stat().st_size)
+        >>> next(sizes) > 0
+        True
+    """
+
+    def load(row: tuple[str, str]) -> NDArray[np.uint8]:
         try:
-            return preprocess(path, spec, exact=True)
+            return convert(table.path(row[0]), row[1])
         except ImageError as error:
             raise DataError(
                 f"{error} Run `dermedge data check {table.root}` to list all such images."
             ) from error
 
-    paths = [table.path(image) for image in table.frame["image"]]
-    return prefetch(load, paths, workers=min(WORKERS, usable_cpus()), ahead=AHEAD)
+    rows = list(zip(table.frame["image"], table.frame["image_id"], strict=True))
+    return prefetch(load, rows, workers=min(WORKERS, usable_cpus()), ahead=AHEAD)
 
 
 def _count_progress(

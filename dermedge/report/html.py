@@ -14,6 +14,7 @@ from dermedge.report import plots, text
 from dermedge.report.fairness import make_comparisons
 from dermedge.report.forest import draw_forest
 from dermedge.report.images import choose_examples, make_thumbnails
+from dermedge.report.robustness import make_curves
 from dermedge.report.summary import (
     OTHER_TASKS,
     balanced_accuracy_loss,
@@ -180,7 +181,7 @@ def _describe_accuracy(
 ) -> dict[str, Any]:
     """Return the template values about accuracy, subgroups and example images."""
     if evaluation is None:
-        return {"examples": []}
+        return {"examples": [], "robustness": {}}
     shown = _select_metrics(evaluation)
     return {
         "every_metric": text.EVALUATION_METRICS,
@@ -199,6 +200,7 @@ def _describe_accuracy(
             evaluation.fairness, evaluation.labels, _display_names(bundle, evaluation)
         ),
         "fair_minimum": FAIR_MINIMUM,
+        "robustness": make_curves(evaluation.robustness),
         "examples": _examples(bundle, evaluation, table),
     }
 

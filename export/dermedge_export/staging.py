@@ -12,6 +12,7 @@ from pathlib import Path
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import BuiltArtifact, ExportContext
 from dermedge_export.exporters.registry import find_exporter
+from dermedge_export.quality_limits import limits_for
 from dermedge_export.selection.cache import build_cached
 from dermedge_export.target import Target
 from dermedge_runtime.bundle import Bundle, write_bundle
@@ -99,6 +100,7 @@ class StagedBundles:
             tolerance={task.name: TOLERANCE[precision] for task in spec.tasks},
             parity=parity,
             files={**built.files, **files},
+            quality=limits_for(spec.preprocess.size),
         )
 
 

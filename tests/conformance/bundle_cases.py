@@ -63,6 +63,7 @@ def _valid() -> Iterator[Damage]:
     yield Damage("requires-other-names", content=require("iOS>=17", "JetPack"), valid=True)
     yield Damage("nothing-fitted", content=fit(temperature=None, threshold=None), valid=True)
     yield Damage("edges", content=set_to_the_ends, valid=True)
+    yield Damage("quality-of-one", content=put_value(("quality",), {"dark": 0}), valid=True)
     yield Damage("empty-file", files=put_files("empty.txt", content=b""), valid=True)
     # Only a `.bin` in an artifact's folder may start like a pickle.
     yield Damage("weights", files=into_folder(b"\x80\x02."), content=name_folder, valid=True)
@@ -120,6 +121,9 @@ def _manifest() -> Iterator[Damage]:
     frame = ("spec", "preprocess")
     yield put("fit-unknown", *frame, "fit", to="cover", mentions=("cover",))
     yield put("kernel-unknown", *frame, "kernel", to="cubic", mentions=("cubic",))
+    yield put("quality-text", "quality", to="sharp", mentions=("quality",))
+    for name, value in (("fraction", 540.5), ("large", 256), ("negative", -1)):
+        yield put(f"quality-{name}", "quality", to={"dark": value}, mentions=("dark", str(value)))
     yield put("size-small", *frame, "size", to=15, mentions=("15",))
     yield put("size-large", *frame, "size", to=4097, mentions=("4097",))
     yield put("size-text", *frame, "size", to="16", mentions=("size",))

@@ -9,6 +9,7 @@ from conformance.decode_cases import decode_files
 from conformance.image_cases import image_files
 from conformance.json_cases import json_files
 from conformance.prediction_cases import prediction_files
+from conformance.quality_cases import quality_files
 from conformance.resize_cases import resize_files
 from conformance.verify_cases import verify_files
 from conformance.writing import FOLDER, Files
@@ -22,6 +23,7 @@ def make() -> Files:
     return {
         **images,
         **resize_files(),
+        **quality_files(images),
         **json_files(),
         **decode_files(),
         **bundle_files(),

@@ -2,6 +2,7 @@
 
 from conformance.toy import (
     FITTED,
+    QUALITY,
     SPEC,
     forward,
     litert_artifact,
@@ -13,6 +14,7 @@ from conformance.writing import Files, cases_json, keep
 from dermedge_runtime.decode import decode
 from dermedge_runtime.golden import drop_volatile
 from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.quality import describe_quality, measure_quality
 from dermedge_runtime.spec import Json
 
 IMAGES = ("rgb.png", "alpha.png", "grey-16.png", "exif-6.png", "crop-320x16.png", "icc.png")
@@ -48,4 +50,6 @@ def _litert_model() -> bytes:
 def predict(images: Files, name: str) -> Json:
     """Return the prediction for an image; no engine takes part."""
     tensor = preprocess(images[f"images/{name}"], SPEC.preprocess, exact=True)
-    return drop_volatile(decode(forward(tensor, SPEC), SPEC, FITTED).to_json())
+    quality = describe_quality(measure_quality(tensor), QUALITY)
+    prediction = decode(forward(tensor, SPEC), SPEC, FITTED, quality=quality)
+    return drop_volatile(prediction.to_json())

@@ -12,6 +12,7 @@ from PIL import Image
 
 from conformance.drawing import random_bytes
 from conformance.make import existing, make
+from conformance.quality_cases import draw_plane
 from conformance.writing import FOLDER
 from dermedge_runtime import errors, system_files
 from dermedge_runtime.bundle import Bundle
@@ -22,12 +23,13 @@ from dermedge_runtime.golden import drop_volatile
 from dermedge_runtime.image import decode as decode_file
 from dermedge_runtime.model import load
 from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.quality import QualityLimits, describe_quality, measure_quality
 from dermedge_runtime.spec import Postprocessing, Preprocess, Spec
 from dermedge_runtime.verify import verify
-from support import reference_resize
+from support import reference_quality, reference_resize
 
 LEVELS = 4  # Largest difference between two decoders of JPEG, of 255.
-LISTS = ("images", "resize", "json", "decode", "bundles", "verify", "predictions")
+LISTS = ("images", "resize", "quality", "json", "decode", "bundles", "verify", "predictions")
 LISTS += ("abstain", "abstain-bundles")  # not yet read by the ports
 SMALL_FILE, SMALL_FOLDER = 130_000, 1_500_000
 
@@ -105,6 +107,22 @@ def test_random_sizes_are_resized_as_the_contract_says(case):
     square = reference_resize.square(pixels, spec["fit"], tuple(spec["background"]))
     tensor = reference_resize.resize(square, spec["size"])
     assert sha256_hex(np.ascontiguousarray(tensor).tobytes()) == case["sha256"]
+
+
+@pytest.mark.parametrize("case", cases("quality.json"))
+def test_a_tensor_has_its_measures_and_sentences(case):
+    size = case["size"]
+    if "tensor" in case:
+        data = (FOLDER / case["tensor"]).read_bytes()
+        tensor = np.frombuffer(data, np.uint8).reshape(size, size, 3)
+    else:
+        tensor = draw_plane(size, case["seed"], case["base"], case["slope"], case["noise"])
+    quality = measure_quality(tensor)
+    assert vars(quality) == case["quality"]
+    # The contract's own words, pixel by pixel.
+    assert vars(quality) == reference_quality.measure(tensor[..., 1].tolist())
+    limits = QualityLimits.from_json(case["limits"])
+    assert list(describe_quality(quality, limits)) == case["sentences"]
 
 
 def test_random_bytes_follow_the_recurrence():

@@ -17,6 +17,7 @@ from dermedge_runtime.decode import decode
 from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.golden import Case, drop_volatile, golden_files
 from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.quality import QualityLimits
 from dermedge_runtime.report import PARITY_REPORT
 from dermedge_runtime.spec import (
     Artifact,
@@ -51,6 +52,7 @@ FITTED = {
     "lesion": Postprocessing(0.8, 0.43),
     "embedding": Postprocessing(),
 }
+QUALITY = QualityLimits(sharpness=535, dark=60, bright=215, glare=80)
 SPEC = Spec(
     "toy",
     "1.0.0",
@@ -196,7 +198,8 @@ def digests(files: Mapping[str, bytes]) -> dict[str, str]:
 def toy_zip(spec: Spec, artifact: Artifact, model: bytes) -> bytes:
     """Return a bundle as a zip."""
     files = toy_files(spec, model, artifact.path)
-    manifest = sealed({**toy_content(spec, artifact), "files": digests(files)})
+    content = {**toy_content(spec, artifact), "quality": to_json(QUALITY)}
+    manifest = sealed({**content, "files": digests(files)})
     return zip_bytes({**files, MANIFEST: manifest})
 
 

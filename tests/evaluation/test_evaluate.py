@@ -21,33 +21,12 @@ from dermedge_runtime.errors import DataError, EngineError, UsageError
 from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import Conformal, Postprocessing, Spec, Task, to_json
-
-# The fake engine predicts by the brightest colour channel: red is nv, green mel, blue
-# akiec.
-CHANNEL = {"nv": 0, "mel": 1, "akiec": 2}
+from support.colour_data import CHANNEL, make_data
 
 
 @pytest.fixture(autouse=True)
 def _fake_engine(monkeypatch):
     monkeypatch.setitem(model.RUNTIMES, "fake", "conftest:FakeRuntime")
-
-
-def make_data(folder, rows):
-    """Write images of noise whose mean colour is close to `colour`.
-
-    The other keys of a row are columns of the table.
-    """
-    (folder / "images").mkdir(parents=True)
-    rng, table = np.random.default_rng(0), []
-    for number, row in enumerate(rows):
-        row = dict(row)
-        pixels = rng.integers(60, 160, (40, 48, 3), np.uint8)
-        pixels[..., CHANNEL[row.pop("colour")]] += np.uint8(row.pop("by", 30))
-        row = {"image_id": f"i{number}", "image": f"images/i{number}.png", "split": "test"} | row
-        Image.fromarray(pixels).save(folder / row["image"])
-        table.append(row)
-    pd.DataFrame(table).to_csv(folder / "metadata.csv", index=False)
-    return folder
 
 
 def make_bundle(path, **changes):

@@ -1,8 +1,8 @@
 /** Show the camera, advise the photographer, and take a frame. */
 
-import type { Fit } from "dermedge";
+import type { Bundle } from "dermedge";
 import { drawFitted } from "./frame";
-import { advise, measure, SIDE } from "./quality";
+import { advise } from "./quality";
 
 const INTERVAL = 250; // Milliseconds between two measurements.
 const STABLE = 3; // Equal results in a row before the hint changes, so that it does not flicker.
@@ -19,13 +19,13 @@ export class Camera {
   /**
    * Open the rear camera and show it.
    *
-   * @param fit - How the model makes a rectangle a square; only that part is measured.
+   * @param bundle - The model's bundle; only the square that the model sees is measured.
    * @param onHint - Called with an instruction, or null if the frame is fine.
    * @throws Error with a message for the user if there is no camera or no permission.
    */
   static async open(
     video: HTMLVideoElement,
-    fit: Fit,
+    bundle: Bundle,
     onHint: (hint: string | null) => void,
   ): Promise<Camera> {
     const stream = await openStream();
@@ -37,7 +37,7 @@ export class Camera {
       throw new Error("The camera shows no picture. Close other apps that use it, then try again.");
     }
     const camera = new Camera(video, stream);
-    camera.watch(fit, onHint);
+    camera.watch(bundle, onHint);
     return camera;
   }
 
@@ -53,14 +53,16 @@ export class Camera {
     this.video.srcObject = null;
   }
 
-  private watch(fit: Fit, onHint: (hint: string | null) => void): void {
-    const canvas = new OffscreenCanvas(SIDE, SIDE);
+  private watch(bundle: Bundle, onHint: (hint: string | null) => void): void {
+    if (!bundle.quality) return;
+    const { fit, size } = bundle.spec.preprocess;
+    const canvas = new OffscreenCanvas(size, size);
     const context = canvas.getContext("2d", { willReadFrequently: true });
     let [last, repeats]: [string | null, number] = [null, 0];
     const look = (): void => {
       if (context && this.video.videoWidth) {
         drawFitted(context, this.video, fit, "#000");
-        const hint = advise(measure(context.getImageData(0, 0, SIDE, SIDE).data));
+        const hint = advise(context, bundle);
         repeats = hint === last ? repeats + 1 : 1;
         last = hint;
         if (repeats === STABLE) onHint(hint);

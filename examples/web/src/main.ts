@@ -8,7 +8,6 @@ import { Camera } from "./camera";
 import { byId } from "./dom";
 import { drawFitted, outlineMask } from "./frame";
 import { keepPage } from "./offline";
-import { advise, measure, SIDE } from "./quality";
 import { showPrediction, summarize } from "./result";
 
 const finder = byId("finder");
@@ -131,10 +130,7 @@ function showPhoto(bitmap: ImageBitmap, { bundle }: Pick<Model, "bundle">): void
   if (!context) return;
   drawFitted(context, bitmap, fit, `rgb(${background.join(" ")})`);
   show("photo");
-  const small = new OffscreenCanvas(SIDE, SIDE).getContext("2d");
-  if (!small) return;
-  small.drawImage(photo, 0, 0, SIDE, SIDE);
-  showHint(advise(measure(small.getImageData(0, 0, SIDE, SIDE).data)));
+  showHint(null);
 }
 
 async function openCamera(): Promise<void> {
@@ -142,7 +138,7 @@ async function openCamera(): Promise<void> {
   showProblem(null);
   result.hidden = true;
   try {
-    camera = await Camera.open(video, model.bundle.spec.preprocess.fit, showHint);
+    camera = await Camera.open(video, model.bundle, showHint);
     showHint(null);
     show("camera");
     buttons.shoot.focus();

@@ -30,6 +30,7 @@ from dermedge_runtime.container import (
 )
 from dermedge_runtime.errors import BundleError, DermedgeError, UsageError
 from dermedge_runtime.files import atomic_folder, atomic_write, check_free, sha256_hex, write_files
+from dermedge_runtime.quality import QualityLimits
 from dermedge_runtime.spec import (
     AGAIN,
     Artifact,
@@ -37,6 +38,7 @@ from dermedge_runtime.spec import (
     Postprocessing,
     Spec,
     Status,
+    optional,
     take,
     to_json,
 )
@@ -62,6 +64,7 @@ class Bundle:
     and, by their digests, all files. `postprocessing` and `tolerance` (largest absolute
     difference that an engine may show) have one entry per task. `parity` holds a report
     or a bare status under `host` and `device`. `files` maps every path to its SHA-256.
+    `quality` has the limits that a good photograph keeps; None judges no photograph.
 
     Example:
         >>> bundle = Bundle.open("toy.dermedge")
@@ -77,6 +80,7 @@ class Bundle:
     tolerance: Mapping[str, float]
     parity: Mapping[str, Any]
     files: Mapping[str, str]
+    quality: QualityLimits | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -157,6 +161,7 @@ def write_bundle(
     tolerance: Mapping[str, float],
     parity: Mapping[str, Any],
     files: Mapping[str, bytes],
+    quality: QualityLimits | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle's folder, whole or not at all; equal content gives equal bytes.
@@ -170,6 +175,7 @@ def write_bundle(
             by task, at most 0.5.
         parity: `host` and `device`, each a report or `{"status": "not_run"}`.
         files: Content by path, without the manifest.
+        quality: Limits that a good photograph keeps; None judges no photograph.
         overwrite: Replace an older bundle at `out`.
 
     Raises:
@@ -200,6 +206,8 @@ def write_bundle(
         "parity": to_json(parity),
         "files": {name: sha256_hex(data) for name, data in files.items()},
     }
+    if quality is not None:
+        content["quality"] = to_json(quality)
     manifest = pretty_json({**content, "id": sha256_hex(canonical_json(content))})
     return _write({**files, MANIFEST: manifest}, out, zipped=False, overwrite=overwrite)
 
@@ -252,6 +260,7 @@ def _parse(manifest: Json, path: Path) -> Bundle:
             f"The manifest of {path} was changed: its id does not fit its content. {DAMAGED}"
         )
     spec = Spec.from_json(take(manifest, "spec", dict, MANIFEST))
+    limits = optional(manifest, "quality", dict, MANIFEST)
     bundle = Bundle(
         path=path,
         id=digest,
@@ -261,6 +270,7 @@ def _parse(manifest: Json, path: Path) -> Bundle:
         tolerance=_read_tolerance(take(manifest, "tolerance", dict, MANIFEST), spec),
         parity=_read_parity(take(manifest, "parity", dict, MANIFEST)),
         files=_read_files(take(manifest, "files", dict, MANIFEST), path),
+        quality=None if limits is None else QualityLimits.from_json(limits),
     )
     if not artifact_files(bundle):
         raise BundleError(

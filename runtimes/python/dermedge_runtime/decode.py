@@ -94,8 +94,9 @@ class Prediction:
     labels that fit the image, most probable first; it may be empty. `ood` is True for
     an image unlike the training images, whose `ood_score` exceeds the fitted threshold.
     `severity` is the level of the ordinal task, counted from 0. `mask` is bool [S, S]
-    in the preprocessed frame. `embedding` is L2-normalised. `quality` has a sentence
-    for each sign that the image is damaged, if any.
+    in the preprocessed frame. `embedding` is L2-normalised. `quality` has a text
+    for each reason to take the photograph again, if any: signs of damage, and measures
+    beyond the bundle's limits.
 
     Example:
         >>> from dermedge_runtime.model import load

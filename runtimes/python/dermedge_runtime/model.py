@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -17,6 +18,7 @@ from dermedge_runtime.hardware import default_threads, usable_cpus
 from dermedge_runtime.image import Pixels, Source
 from dermedge_runtime.prefetch import prefetch_batches
 from dermedge_runtime.preprocess import Prepared, prepare
+from dermedge_runtime.quality import describe_quality, measure_quality
 from dermedge_runtime.registry import lookup
 from dermedge_runtime.requirements import check_engine
 
@@ -331,7 +333,11 @@ class Model:
 
     def _prepare(self, image: Source, exact: bool) -> Item:
         start = perf_counter()
-        prepared = prepare(image, self.bundle.spec.preprocess, exact=exact)
+        bundle = self.bundle
+        prepared = prepare(image, bundle.spec.preprocess, exact=exact)
+        if bundle.quality is not None:
+            found = describe_quality(measure_quality(prepared.pixels), bundle.quality)
+            prepared = replace(prepared, quality=prepared.quality + found)
         return prepared, (perf_counter() - start) * 1000
 
     def _predict(self, items: list[Item]) -> list[Prediction]:

@@ -19,6 +19,8 @@ export type { CallSettings, LoadOptions } from "./model";
 export { Prediction } from "./prediction";
 export type { PredictionJson, Provenance, ScoredLabel, Timing } from "./prediction";
 export type { EngineInfo, Progress } from "./protocol";
+export { describeQuality, measureQuality } from "./quality";
+export type { Quality, QualityLimits } from "./quality";
 export type { Check, CheckStatus, LatencyReport, Percentiles, VerifyReport } from "./report";
 export type { ImageSource } from "./source";
 export type * from "./spec";

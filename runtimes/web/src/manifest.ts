@@ -4,6 +4,7 @@ import { MANIFEST } from "./container";
 import { BundleError, UsageError } from "./errors";
 import { canonicalJson, quote, quoteAll } from "./json";
 import { checkNames, DAMAGED } from "./names";
+import { parseQuality, type QualityLimits } from "./quality";
 import { sha256Hex } from "./sha256";
 import {
   type Artifact,
@@ -45,6 +46,8 @@ export interface Bundle {
   readonly parity: JsonObject;
   /** SHA-256 of every file by its path. */
   readonly files: Readonly<Record<string, string>>;
+  /** Limits that a good photograph keeps; null judges no photograph. */
+  readonly quality: QualityLimits | null;
   /** The manifest as it was written. */
   readonly manifest: JsonObject;
   /** The model card in Markdown; null if the bundle has none. */
@@ -66,6 +69,7 @@ export async function parseManifest(manifest: Json, where: string): Promise<Bund
     );
   }
   const spec = parseSpec(take(manifest, "spec", "object", MANIFEST));
+  const limits = optional(manifest, "quality", "object", MANIFEST);
   const bundle: Bundle = {
     id: digest,
     spec,
@@ -74,6 +78,7 @@ export async function parseManifest(manifest: Json, where: string): Promise<Bund
     tolerance: parseTolerance(take(manifest, "tolerance", "object", MANIFEST), spec),
     parity: parseParity(take(manifest, "parity", "object", MANIFEST)),
     files: parseFiles(take(manifest, "files", "object", MANIFEST), where),
+    quality: limits && parseQuality(limits),
     manifest: manifest as JsonObject,
     modelcard: null,
   };

@@ -48,7 +48,7 @@ export interface PredictionJson {
   readonly embedding: readonly number[] | null;
   readonly timing: Timing | null;
   readonly provenance: Provenance | null;
-  /** Sentences about an image that may be damaged; absent if there are none. */
+  /** Reasons to take the photograph again, with what to do; absent if there are none. */
   readonly quality?: readonly string[];
 }
 

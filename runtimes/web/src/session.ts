@@ -12,6 +12,7 @@ import { quote, quoteAll } from "./json";
 import { artifactFiles, type Bundle } from "./manifest";
 import type { Prediction, Provenance } from "./prediction";
 import type { Progress } from "./protocol";
+import { describeQuality, measureQuality } from "./quality";
 import { expectedShape, type Spec } from "./spec";
 
 /** Options of an engine, and its artifact format if it is not that of the bundle. */
@@ -86,10 +87,17 @@ export class Session {
   async prepare(image: WorkerImage): Promise<Prepared> {
     const { picture, quality } = await decodeImage(image, this.bundle.spec.preprocess.background);
     try {
-      return { pixels: this.resizer.resize(picture), quality };
+      const pixels = this.resizer.resize(picture);
+      return { pixels, quality: [...quality, ...this.judge(pixels)] };
     } finally {
       picture.close();
     }
+  }
+
+  /** Return a sentence for each of the bundle's limits that an image does not keep. */
+  private judge(pixels: Uint8Array): string[] {
+    const { quality, spec } = this.bundle;
+    return quality ? describeQuality(measureQuality(pixels, spec.preprocess.size), quality) : [];
   }
 
   /** Return the outputs of the engine, with their shapes, for a preprocessed image. */

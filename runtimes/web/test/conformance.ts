@@ -21,6 +21,17 @@ export function cases<T>(list: string): readonly T[] {
   return (JSON.parse(new TextDecoder().decode(read(list))) as { cases: T[] }).cases;
 }
 
+/** Return bytes of the generator that the folder's README defines. */
+export function randomBytes(seed: number, count: number): Uint8Array {
+  const bytes = new Uint8Array(count);
+  let value = seed;
+  for (let at = 0; at < count; at++) {
+    value = (Math.imul(1664525, value) + 1013904223) >>> 0;
+    bytes[at] = value >>> 24;
+  }
+  return bytes;
+}
+
 export interface ImageCase {
   readonly name: string;
   readonly image: string;

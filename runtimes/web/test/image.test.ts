@@ -6,24 +6,13 @@ import { ImageError } from "../src/errors";
 import { RgbPicture } from "../src/image/picture";
 import { decodeImage } from "../src/image/decode";
 import { Resizer } from "../src/image/resize";
-import { cases, type ImageCase, read, type ResizeCase } from "./conformance";
+import { cases, type ImageCase, randomBytes, read, type ResizeCase } from "./conformance";
 
 const sha256 = (data: Uint8Array) => createHash("sha256").update(data).digest("hex");
 // A browser decodes the other formats; what is refused before that is tested here.
 const images = cases<ImageCase>("images.json").filter(
   ({ image, error }) => image.endsWith(".png") || error !== undefined,
 );
-
-/** Return bytes of the generator that the folder's README defines. */
-function randomPixels(seed: number, count: number): Uint8Array {
-  const bytes = new Uint8Array(count);
-  let value = seed;
-  for (let at = 0; at < count; at++) {
-    value = (Math.imul(1664525, value) + 1013904223) >>> 0;
-    bytes[at] = value >>> 24;
-  }
-  return bytes;
-}
 
 function fileOf({ image }: ImageCase): Blob {
   return new Blob([read(image) as Uint8Array<ArrayBuffer>]);
@@ -33,7 +22,7 @@ describe("resizing", () => {
   test("gives the bytes of Python for 500 random sizes, fits and backgrounds", () => {
     const wrong = cases<ResizeCase>("resize.json").filter(
       ({ width, height, seed, preprocess, sha256: want }) => {
-        const picture = new RgbPicture(width, height, randomPixels(seed, width * height * 3));
+        const picture = new RgbPicture(width, height, randomBytes(seed, width * height * 3));
         return sha256(new Resizer(preprocess).resize(picture)) !== want;
       },
     );
@@ -43,8 +32,8 @@ describe("resizing", () => {
   test("gives the same bytes for the next picture, whatever came before", () => {
     const spec = { size: 24, fit: "pad", kernel: "triangle", background: [9, 8, 7] } as const;
     const [tall, wide] = [
-      new RgbPicture(20, 90, randomPixels(1, 5400)),
-      new RgbPicture(70, 30, randomPixels(2, 6300)),
+      new RgbPicture(20, 90, randomBytes(1, 5400)),
+      new RgbPicture(70, 30, randomBytes(2, 6300)),
     ];
     const resizer = new Resizer(spec);
     const alone = new Resizer(spec).resize(wide).slice();

@@ -25,6 +25,7 @@ private val PICKLE_HEADS =
  * [id] is the SHA-256 of the manifest's canonical JSON; it covers the whole manifest and, by
  * their digests, all files. [postprocessing] and [tolerance] (largest absolute difference that
  * an engine may show) have one entry per task. [digests] maps every path to its SHA-256.
+ * [quality] has the limits that a good photograph keeps; null judges no photograph.
  */
 public class Bundle private constructor(
     /** The files that the bundle was read from. */
@@ -36,6 +37,7 @@ public class Bundle private constructor(
     public val tolerance: Map<String, Double>,
     public val parity: Map<String, Any?>,
     public val digests: Map<String, String>,
+    public val quality: QualityLimits?,
 ) {
     /** Name of the bundle in messages. */
     public val name: String get() = files.name
@@ -124,6 +126,7 @@ public class Bundle private constructor(
                 tolerance = readTolerance(manifest.obj("tolerance", MANIFEST), spec),
                 parity = readParity(manifest.obj("parity", MANIFEST)),
                 digests = readDigests(manifest.obj("files", MANIFEST), name),
+                quality = manifest.optionalObject("quality", MANIFEST)?.let(::readQuality),
             )
             if (bundle.artifactFiles().isEmpty()) {
                 throw BundleError(

@@ -129,13 +129,16 @@ public class Model private constructor(
     }
 
     private fun predict(tensor: ByteArray, start: Long, quality: List<String>): Prediction {
+        val found = bundle.quality?.let {
+            describeQuality(measureQuality(tensor, bundle.spec.preprocess.size), it)
+        }
         val prepared = System.nanoTime()
         val outputs = engine.run(tensor)
         val done = System.nanoTime()
         return decode(outputs, bundle.spec, bundle.postprocessing).copy(
             timing = Timing((prepared - start) / NANOS, (done - prepared) / NANOS),
             provenance = provenance,
-            quality = quality,
+            quality = quality + found.orEmpty(),
         )
     }
 

@@ -33,7 +33,7 @@ public class Mask(public val size: Int, public val inside: BooleanArray) {
  * @property decision `malignant` or `benign`.
  * @property severity Level of the ordinal task, counted from 0.
  * @property embedding L2-normalised vector of the embedding task.
- * @property quality A sentence for each sign that the image is damaged, if any.
+ * @property quality Reasons to take the photograph again, with what to do, if any.
  */
 public data class Prediction(
     val labels: List<ScoredLabel> = emptyList(),

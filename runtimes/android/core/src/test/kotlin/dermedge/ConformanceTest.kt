@@ -38,16 +38,27 @@ class ConformanceTest {
         val wrong = read("resize").filter { case ->
             val width = case.integer("width", "case").toInt()
             val height = case.integer("height", "case").toInt()
-            var x = case.integer("seed", "case").toInt()
-            val pixels = ByteArray(3 * width * height) {
-                x = 1664525 * x + 1013904223
-                (x ushr 24).toByte()
-            }
-            val image = RgbImage(width, height, pixels)
+            val random = randomBytes(case.integer("seed", "case"), 3 * width * height)
+            val image = RgbImage(width, height, random)
             val tensor = Preprocessor(readCasePreprocess(case)).prepare(image)
             sha256(tensor) != case["sha256"]
         }
         assertTrue(wrong.isEmpty(), "${wrong.size} differ, such as ${wrong.firstOrNull()}")
+    }
+
+    @TestFactory
+    fun quality(): DynamicTest = dynamicTest("measures and sentences") {
+        for (case in read("quality")) {
+            val size = case.integer("size", "case").toInt()
+            val tensor = case.optional<String>("tensor", "case")?.let(::file) ?: plane(case, size)
+            val quality = measureQuality(tensor, size)
+            val wanted = case.obj("quality", "case").mapValues { (it.value as Long).toInt() }
+            val names = listOf("sharpness", "brightness", "glare")
+            val found = listOf(quality.sharpness, quality.brightness, quality.glare)
+            assertEquals(names.map { wanted[it] }, found, "$case")
+            val sentences = describeQuality(quality, readQuality(case.obj("limits", "case")))
+            assertEquals(case["sentences"], sentences, "$case")
+        }
     }
 
     @TestFactory
@@ -137,6 +148,26 @@ private fun cases(
     val name = names.ifEmpty { arrayOf("name") }.joinToString(" ") { case[it].toString() }
     dynamicTest(name) { test(case) }
 }.also { assertTrue(it.isNotEmpty()) }
+
+/** Bytes of the generator that the folder's README defines. */
+private fun randomBytes(seed: Long, count: Int): ByteArray {
+    var x = seed.toInt()
+    return ByteArray(count) {
+        x = 1664525 * x + 1013904223
+        (x ushr 24).toByte()
+    }
+}
+
+/** The sloping plane with noise of a quality case. */
+private fun plane(case: JsonObject, size: Int): ByteArray {
+    val (base, slope, noise) =
+        listOf("base", "slope", "noise").map { case.integer(it, "case").toInt() }
+    val random = randomBytes(case.integer("seed", "case"), 3 * size * size)
+    return ByteArray(random.size) {
+        val rise = slope * (it / 3 % size + it / 3 / size) shr 4
+        minOf(255, base + rise + (noise * (random[it].toInt() and 0xFF) shr 8)).toByte()
+    }
+}
 
 private fun readCasePreprocess(case: JsonObject): Preprocess =
     readPreprocess(case.obj("preprocess", "case"))
