@@ -30,7 +30,7 @@ class StudentState:
     Example:
         >>> state = students("jetson").students[0]
         >>> state.preset.name, state.latency_ms["jetson"]
-        ('mobilenetv2_100-4', 'not_run')
+        ('mobilenetv2_035', 'not_run')
     """
 
     preset: StudentPreset
