@@ -1,24 +1,25 @@
 """Measure which conformal method gives the smallest sets, and their coverage on test.
 
-    python tests/benchmarks/conformal.py STUDENT DATA [--bundle BUNDLE] [--coverage 0.9]
+    python tests/benchmarks/conformal.py STUDENT DATA [--int8 percentile] [--coverage 0.9]
 
 Methods are compared on val by cross-fitting. The test split is only for the chosen one.
-With --bundle, the bundle's artifact is fitted and measured in place of the fp32 student,
-on the same images.
+With --int8, the coverage of an int8 artifact is also measured, with its own fit and with
+that of the student.
 """
 
 import argparse
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.evaluation.scores import ImageScores, score_images
-from dermedge.models import load_model_folder
-from dermedge_export.context import module_runner
+from dermedge.models import TrainedModel, load_model_folder
+from dermedge_export.candidate import Candidate
+from dermedge_export.context import ExportContext, module_runner
 from dermedge_export.evaluation.conformal import (
     METHODS,
     conformal_folds,
@@ -26,34 +27,58 @@ from dermedge_export.evaluation.conformal import (
     describe_unfitted,
 )
 from dermedge_export.evaluation.postprocessing import FitOptions, fit_postprocessing
-from dermedge_export.evaluation.predictions import Predictions, decode_table, probabilities
+from dermedge_export.evaluation.predictions import Predictions, Run, decode_table, probabilities
 from dermedge_export.export import check_leakage
-from dermedge_runtime.model import load
+from dermedge_export.exporters.onnx import export_onnx
+from dermedge_export.graph.run import open_session
+from dermedge_export.target import CPU
 from dermedge_runtime.report import Interval
+from dermedge_runtime.signature import INPUT
 from dermedge_runtime.spec import Spec
 
+SPLITS = ("val", "test")
+METHODS_INT8 = ("minmax", "percentile", "entropy")
 COLUMNS = ("coverage", "set_size", "referred")
 
 
-def predict_splits(
-    student: Path, data: Path, bundle: Path | None
-) -> tuple[Spec, Predictions, Predictions, str]:
-    """Return the spec, the predictions for val and test, and the precision."""
-    model = load_model_folder(student)
-    images = TableEvaluationData(data, model.spec)
-    check_leakage(images, model.training_images)
-    with ExitStack() as stack:
-        run, precision = module_runner(model.module), "fp32, torch"
-        if bundle is not None:
-            opened = stack.enter_context(load(bundle))
-            run = opened.run
-            precision = f"{opened.bundle.artifact.precision}, {opened.bundle.artifact.format}"
-        return (
-            model.spec,
-            images.predictions("val", run),
-            images.predictions("test", run),
-            precision,
-        )
+def quantized(model: TrainedModel, images: TableEvaluationData, method: str) -> Run:
+    """Return a function that runs the student's int8 ONNX artifact, one image a call."""
+    context = ExportContext(model, images.calibration)
+    built = export_onnx(context, CPU, Candidate("int8", "onnx", method))
+    session = open_session(built.files[built.artifact.path], optimized=True)
+    names = [output.name for output in session.get_outputs()]
+
+    def run(batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        rows = [session.run(names, {INPUT: image[None]}) for image in batch]
+        columns = zip(*rows, strict=True)
+        return {name: np.concatenate(part) for name, part in zip(names, columns, strict=True)}
+
+    return run
+
+
+def compare_fits(
+    spec: Spec, fp32: tuple[Predictions, Predictions], int8: tuple[Predictions, Predictions]
+) -> Iterator[str]:
+    """Yield a row per artifact and fit, measured on test; each pair is val and test."""
+    fits = {"fp32": fit_postprocessing(fp32[0], spec), "int8": fit_postprocessing(int8[0], spec)}
+    labels = [label.id for label in spec.diagnosis.labels]
+    yield f"| artifact | fit | coverage | set size | referred | {' | '.join(labels)} |"
+    yield "|---" * (5 + len(labels)) + "|"
+    for name, fit, test in (
+        ("fp32", "fp32", fp32[1]),
+        ("int8", "int8", int8[1]),
+        ("int8", "fp32", int8[1]),
+    ):
+        decoded = decode_table(test, spec, fits[fit])
+        known, covered = test.labels >= 0, decoded.covered
+        by_label = (covered[test.labels == k] for k in range(len(labels)))
+        cells = [
+            f"{covered[known].mean():.3f}",
+            f"{decoded.sets.sum(axis=1).mean():.2f}",
+            f"{decoded.referred.mean():.1%}",
+            *(f"{rows.mean():.3f}" if len(rows) else "-" for rows in by_label),
+        ]
+        yield f"| {name} | {fit} | {' | '.join(cells)} |"
 
 
 def compare_methods(val: Predictions, spec: Spec, coverage: float) -> Iterator[str]:
@@ -106,11 +131,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--int8", choices=METHODS_INT8)
     parser.add_argument("--coverage", type=float, default=0.9)
     options = parser.parse_args()
-    spec, val, test, precision = predict_splits(options.student, options.data, options.bundle)
-    print(f"{spec.name}, {precision}: {len(val)} val and {len(test)} test images\n")
+    model = load_model_folder(options.student)
+    spec, images = model.spec, TableEvaluationData(options.data, model.spec)
+    check_leakage(images, model.training_images)
+    val, test = (images.predictions(split, module_runner(model.module)) for split in SPLITS)
+    print(f"{spec.name}: {len(val)} val and {len(test)} test images\n")
     print("\n".join(compare_methods(val, spec, options.coverage)), "\n")
     fitted = fit_postprocessing(val, spec, FitOptions(coverage=options.coverage))
     for task, values in fitted.items():
@@ -122,6 +150,10 @@ def main() -> None:
     found = (decoded.scores >= decoded.threshold)[test.malignant == 1].mean()
     kept = (decoded.scores < decoded.rule_in)[test.malignant == 0].mean()
     print(f"\nmalignant not called benign: {found:.3f}, benign not called malignant: {kept:.3f}")
+    if options.int8:
+        run = quantized(model, images, options.int8)
+        pair = tuple(images.predictions(split, run) for split in SPLITS)
+        print("\n" + "\n".join(compare_fits(spec, (val, test), pair)))
 
 
 if __name__ == "__main__":
