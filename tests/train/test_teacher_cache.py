@@ -77,12 +77,14 @@ def test_stored_outputs_are_those_of_the_teacher_on_the_stored_pixels(
     assert (pixels != other).any()
 
 
-def test_a_student_of_another_size_gets_the_same_view(
-    data: Path, teacher: Path, tmp_path: Path
+def test_a_student_of_another_size_gets_the_same_view_and_the_same_outputs(
+    data: Path, teacher: Path, tmp_path: Path, ran: Ran
 ) -> None:
     same = fill(tmp_path, data, teacher)
     loaded = load_teacher(teacher)
+    ran.since()
     half = fill(tmp_path, data, loaded.fit_to(loaded.spec.tasks, 16))
+    assert ran.since() == 0
     rows = same.samples.rows("train")[:6]
     (large, _, first), (little, _, second) = same.read(rows, 1), half.read(rows, 1)
     assert little.shape[1:] == (16, 16, 3)
