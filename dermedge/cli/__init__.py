@@ -15,7 +15,7 @@ import click
 from dermedge.cli.allocator import keep_freed_memory
 from dermedge.cli.errors import explain, print_error
 from dermedge.cli.notes import print_notes
-from dermedge.cli.streams import discard_output, prepare_streams
+from dermedge.cli.streams import discard_output, is_first_process, prepare_streams
 from dermedge_runtime.packages import dermedge_version
 from dermedge_runtime.printable import printable
 
@@ -115,7 +115,8 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. Finished results are kept.", err=True)
+        if is_first_process():
+            click.echo("Interrupted. Finished results are kept.", err=True)
         status = 130  # As shells report a process that SIGINT ended: 128 + 2.
     except BrokenPipeError:
         status = 1  # The reader of the pipe has ended, so nobody needs a message.
@@ -123,7 +124,10 @@ def main(args: list[str] | None = None) -> None:
         known = explain(error, sys.argv[1:] if args is None else args)
         if known is None:
             raise
-        print_error(known)
+        # Of several training processes, the first that fails prints its error.
+        distributed = sys.modules.get("dermedge.train.distributed")
+        if distributed is None or distributed.first_report():
+            print_error(known)
         status = known.exit_code
     discard_output()
     sys.exit(status if isinstance(status, int) else 0)

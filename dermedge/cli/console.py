@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dermedge.cli.streams import is_first_process
 from dermedge_runtime.find_images import Skipped
 from dermedge_runtime.printable import printable
-from dermedge_runtime.progress import Progress
+from dermedge_runtime.progress import Progress, no_progress
 from dermedge_runtime.spec import to_json
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 def emit(report: Any, as_json: bool, show: Callable[[Any], None]) -> None:
-    """Print a report as JSON, or call `show` with it."""
+    """Print a report as JSON, or call `show` with it; on rank 0 only."""
+    if not is_first_process():
+        return
     if as_json:
         data = report.to_json() if hasattr(report, "to_json") else report
         click.echo(to_json_text(data, indent=2))
@@ -209,6 +212,9 @@ def progress(title: str) -> Iterator[Progress]:
     )
     from rich.progress import Progress as Bar
 
+    if not is_first_process():
+        yield no_progress
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _print_lines(title)

@@ -79,6 +79,8 @@ def command(
 
     The teacher runs once on every stored view, so an epoch costs the student alone.
 
+    With several processes: torchrun --nproc-per-node N -m dermedge distill ...
+
     A killed run continues. A finished run with the same settings is not repeated.
     """
     from dermedge.train.distill import DistillOptions, distill

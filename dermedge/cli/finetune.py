@@ -75,6 +75,8 @@ def command(data: Path, out: Path, overwrite: bool, as_json: bool, **options: An
     balanced accuracy. Without a diagnosis it is the balanced accuracy of the
     malignancy, the quadratic weighted kappa of the severity, or the Dice coefficient.
 
+    With several processes: torchrun --nproc-per-node N -m dermedge finetune ...
+
     A killed run continues. A finished run with the same settings is not repeated.
     """
     from dermedge.train.finetune import FinetuneOptions, finetune

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from dermedge.cli.streams import is_first_process
 from dermedge_runtime.printable import printable
 
 
@@ -32,6 +33,6 @@ class _NotesHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = printable(record.getMessage())
-        if message not in self._printed:
+        if message not in self._printed and is_first_process():
             self._printed.add(message)
             click.echo(message, err=True)

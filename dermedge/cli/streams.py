@@ -36,3 +36,8 @@ def discard_output() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def is_first_process() -> bool:
+    """Return True unless `torchrun` started this process with a rank above 0."""
+    return os.environ.get("RANK", "0") == "0"

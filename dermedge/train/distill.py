@@ -20,6 +20,7 @@ from dermedge.models.model_folder import TrainedModel
 from dermedge.models.new_spec import make_spec
 from dermedge.train.distill_recipe import DEFAULT_RECIPE, DistillRecipe, read_recipe
 from dermedge.train.distillation_loss import EXTRA, DistillationLoss
+from dermedge.train.distributed import rank, start_processes
 from dermedge.train.ensemble import calibrate
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.options import TrainingOptions
@@ -127,6 +128,7 @@ def distill(
         >>> student.role
         'student'
     """
+    progress = start_processes(progress)
     options = options or DistillOptions()
     recipe = read_recipe(options.recipe)
     teacher = load_teacher(teachers)
@@ -161,7 +163,7 @@ def distill(
         spec = replace(spec, lineage={**spec.lineage, "teacher": describe_teacher(teacher)})
 
     def objective(training: TrainingData) -> tuple[Batches, Loss]:
-        if len(teacher.members) > 1:
+        if len(teacher.members) > 1 and rank() == 0:
             save_ensemble(teacher, run.folder / "ensemble")
         cache = TeacherCache.open(
             Path(options.teacher_cache or run.folder / CACHE),

@@ -10,6 +10,7 @@ from dermedge.models.model_folder import TrainedModel
 from dermedge.models.network import Network
 from dermedge.models.new_spec import make_preprocess, make_spec
 from dermedge.train.distill_recipe import Weighting, check_weighting
+from dermedge.train.distributed import start_processes
 from dermedge.train.frozen import check_heads, fit_heads
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.loop import FitResult
@@ -78,7 +79,8 @@ def finetune(
     - mean Dice coefficient of the masks.
 
     A finished run with the same settings, data and initial weights is not repeated: its
-    model is returned. A killed run continues.
+    model is returned. A killed run continues. Processes that `torchrun` started work on
+    one batch together.
 
     Args:
         data: Folder or table file of a data set.
@@ -103,6 +105,7 @@ def finetune(
         >>> model.spec.name
         'test_efficientnet-teacher'
     """
+    progress = start_processes(progress)
     options = options or FinetuneOptions()
     samples, tasks = read_samples(data, wanted=options.tasks)
     if options.freeze:

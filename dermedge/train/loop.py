@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from dermedge.train.distributed import make_fabric, rank, world_size
 from dermedge.train.precisions import check_precision
 from dermedge.train.training_loss import TrainingLoss
+from dermedge.train.whole_batch import WholeBatch, gather_batch, synchronize_norms
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import atomic_file
 from dermedge_runtime.progress import Progress
@@ -107,15 +108,20 @@ def fit(
     A checkpoint is written after every epoch. A run that was killed continues from it
     to the same weights.
 
+    Processes that `torchrun` started work on one batch together, and their number does
+    not change the result.
+
     Args:
         network: A network on the CPU. It trains on the accelerator and is moved back.
         steps: Optimizer steps per epoch.
-        batches: Function that returns the batches of an epoch. Its result must depend
-            on the epoch only, so that a resumed run repeats it.
-        loss: Function that returns the loss of one batch. The parameters of a
-            `TrainingLoss` are trained too, and are not kept.
-        score: Function that returns metrics on val. The metric `score` selects the
-            epoch; more is better.
+        batches: Function that returns the batches of an epoch, of several processes
+            the part of this one. Its result must depend on epoch and rank only, so that
+            a resumed run repeats it.
+        loss: Function that returns the loss of one batch. It gets the batch of all
+            processes. The parameters of a `TrainingLoss` are trained too, and are not
+            kept.
+        score: Function that returns metrics on val, the same on all processes. The
+            metric `score` selects the epoch; more is better.
         schedule: Number of epochs, batch size and learning rate.
         seed: Random seed of dropout and stochastic depth.
         folder: Folder of the checkpoint.
@@ -127,14 +133,15 @@ def fit(
         DataError: The folder's checkpoint belongs to another run, or the loss or a
             weight is not finite. The checkpoint of the last complete epoch is kept.
     """
-    fabric = Fabric(accelerator="auto", devices=1, precision=schedule.precision)
+    fabric = make_fabric(schedule.precision)
+    fabric.launch()
     own = loss if isinstance(loss, TrainingLoss) else TrainingLoss()
     own.start(network)
     adamw = torch.optim.AdamW(_parameter_groups(network, own, schedule.weight_decay), schedule.lr)
     network.to(fabric.device)
     own.to(fabric.device)
     ema = ModelEmaV3(network, decay=schedule.ema_decay, use_warmup=True)
-    model, optimizer = fabric.setup(network, adamw)
+    model, optimizer = fabric.setup(synchronize_norms(network, fabric.device), adamw)
     # The unwrapped modules go into the checkpoint, so that it does not depend on
     # Fabric's wrappers.
     parts = {"network": network, "ema": ema.module, "optimizer": optimizer, "loss": own}
@@ -152,11 +159,12 @@ def fit(
         # numbers.
         torch.manual_seed(seed * 100_003 + epoch)
         model.train()
+        whole = WholeBatch(model, seed * 100_003 + epoch) if world_size() > 1 else model
         running = 0.0
         for step, batch in enumerate(batches(epoch), epoch * steps):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * _rate(step, steps, total, schedule.warmup)
-            value = loss(model, fabric.to_device(batch))
+            value = loss(whole, gather_batch(fabric.to_device(batch)))
             _check_loss(value, own.parts, f"epoch {epoch + 1}, step {step % steps + 1}", schedule)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(value)
@@ -222,7 +230,9 @@ class _Checkpoint:
     parts: Mapping[str, nn.Module | torch.optim.Optimizer]
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Write everything that a resumed run needs."""
+        """Write everything that a resumed run needs, on rank 0."""
+        if rank() != 0:
+            return
         content = {
             "fingerprint": self.fingerprint,
             "state": dict(state),

@@ -20,6 +20,7 @@ from PIL import Image
 
 from dermedge.models.network import POOLED
 from dermedge.train.distillation_loss import EXTRA
+from dermedge.train.distributed import rank, wait_for_ranks, world_size
 from dermedge.train.lineage import describe_backbone
 from dermedge.train.samples import (
     FRAME_MARGIN,
@@ -129,7 +130,7 @@ class TeacherCache:
         return cls(samples, teacher, views, masked, maps, pixels, outputs)
 
     def fill(self, rows: RowIndices, progress: Progress | None = None) -> None:
-        """Compute the views that the stores lack.
+        """Compute the views that the stores lack; several processes share the rows.
 
         Args:
             rows: Rows whose views are needed.
@@ -139,6 +140,14 @@ class TeacherCache:
             DataError: An image or a mask cannot be read.
             DermedgeError: The disk has too little space.
         """
+        self._fill(rows[rank() :: world_size()], progress)
+        if world_size() > 1:
+            wait_for_ranks()
+            for store in (self.pixels, *self.outputs):
+                store.refresh()
+
+    def _fill(self, rows: RowIndices, progress: Progress | None) -> None:
+        """Compute the views that the stores lack of this process's rows."""
         wanted = self._missing(rows)
         if not wanted:
             return

@@ -5,9 +5,10 @@ from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
 from dermedge.models.backbone import Backbone
-from dermedge.models.model_folder import TrainedModel, save_model_folder
+from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
 from dermedge.models.ood import without_ood
+from dermedge.train.distributed import explained_loss_of_ranks, rank, wait_for_ranks
 from dermedge.train.lineage import (
     collect_split,
     describe_backbone,
@@ -136,13 +137,23 @@ def train_model(
     members = () if teacher is None else teacher.members
     earlier = [member.model.split for member in members]
     split = collect_split(samples, *earlier, read_init_split(options.init))
-    run.open(overwrite=overwrite)
-    fitted = train(network, training)
+    with explained_loss_of_ranks():
+        # All ranks have looked at the folder before rank 0 changes it.
+        wait_for_ranks()
+        if rank() == 0:
+            run.open(overwrite=overwrite)
+        wait_for_ranks()
+        fitted = train(network, training)
+        if rank() != 0:
+            wait_for_ranks()
+            return load_model_folder(run.folder)
     model = TrainedModel(network, spec, backbone, run.role, split=split)
     if options.ood and run.role == "student":
         model = with_ood(model, training)
     results = {} if teacher is None else {"teacher_val": dict(teacher.metrics)}
-    return _save(model, run, fitted, results)
+    saved = _save(model, run, fitted, results)
+    wait_for_ranks()
+    return saved
 
 
 def _save(

@@ -14,6 +14,7 @@ from dermedge.models.backbone import Backbone
 from dermedge.models.initialize import initialise
 from dermedge.models.network import Network
 from dermedge.models.new_spec import check_input
+from dermedge.train.distributed import gather_arrays, rank, split_rows, world_size
 from dermedge.train.loop import FitResult, Schedule, fit
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import (
@@ -89,10 +90,12 @@ class TrainingData:
 
         Raises:
             DataError: The table has no train rows or no val rows.
+            UsageError: The processes cannot divide a batch.
         """
         train, val = samples.rows("train"), samples.rows("val")
         for split in ("train", "val"):
             refuse_empty_split(samples.findings, split)
+        split_rows(min(batch_size, len(train)))
         log_warnings(samples.findings)
         frames = Frames(samples.paths, spec.preprocess)
         segments = "segment" in supervised_tasks(spec.tasks)
@@ -108,12 +111,16 @@ class TrainingData:
         return len(self.train) // self.batch_size
 
     def batch_rows(self, epoch: int) -> list[RowIndices]:
-        """Return the rows of each batch of an epoch, shuffled by seed and epoch."""
+        """Return the rows of each batch of an epoch, shuffled by seed and epoch.
+
+        Of several processes, each gets its part of every batch.
+        """
         # The order depends on seed and epoch only, so a resumed run repeats it.
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
         rows = self.train[order]
         starts = range(0, self.steps * self.batch_size, self.batch_size)
-        return [rows[start : start + self.batch_size] for start in starts]
+        own = split_rows(self.batch_size)
+        return [rows[start : start + self.batch_size][own] for start in starts]
 
     def view(self, rows: RowIndices, number: int) -> tuple[Pixels, Coverage | None]:
         """Return view `number` of some rows.
@@ -198,7 +205,8 @@ def train_network(
     def score_and_record(network: nn.Module) -> Mapping[str, float]:
         metrics = score(network)
         # So that the record of a killed run holds its time, too.
-        run.write(finished=False)
+        if rank() == 0:
+            run.write(finished=False)
         return metrics
 
     return fit(
@@ -225,13 +233,17 @@ def make_val_score(data: TrainingData) -> Score:
         DataError: A val image or mask cannot be read, or no val mask has a lesion
             although its Dice coefficient ranks the epochs.
     """
-    pixels = data.images(data.val)
+    # Each process runs the network on its part. All parts are equally long, so the last
+    # ones repeat rows.
+    world, count = world_size(), len(data.val)
+    own = np.resize(data.val, -(-count // world) * world).reshape(world, -1)[rank()]
+    pixels = data.images(own)
     masks = None if data.masks is None else np.stack([data.masks.centred(r) for r in data.val])
     if masks is not None:
         _check_val_masks(data, masks)
 
     def score(network: nn.Module) -> Mapping[str, float]:
-        outputs = run_network(network, pixels)
+        outputs = gather_arrays(run_network(network, pixels), count)
         return val_metrics(data.spec.tasks, outputs, data.samples, data.val, masks)
 
     return score

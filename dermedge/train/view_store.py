@@ -51,7 +51,12 @@ class ViewStore:
         self._open = lru_cache(OPEN_CHUNKS)(_map_chunk)
         if not (self.folder / "key.json").is_file():
             atomic_write(self.folder / "key.json", pretty_json(dict(key)))
-        for path in sorted(self.folder.glob("*.safetensors")):
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Register the chunks that other processes have written."""
+        known = {path for path, _ in self._places.values()}
+        for path in sorted(set(self.folder.glob("*.safetensors")) - known):
             self._register(path)
 
     def missing(self, images: Sequence[str], views: int) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, FSDPStrategy
 
 from dermedge.data.table import SPLITS
 from dermedge.models.backbone import Backbone
@@ -16,9 +15,10 @@ from dermedge.models.model_folder import TrainedModel, load_model_folder, save_m
 from dermedge.models.network import Network, count_parameters
 from dermedge.models.new_spec import make_preprocess, make_spec
 from dermedge.train.distributed import (
-    COLLECTIVE_TIMEOUT,
-    explain_lost_rank,
+    explained_loss_of_ranks,
+    make_fabric,
     torchrun_layout,
+    wait_for_ranks,
 )
 from dermedge.train.hybrid import estimate
 from dermedge.train.hybrid.checkpoint import TrainingState, load_checkpoint
@@ -33,7 +33,7 @@ from dermedge.train.hybrid.prepare import (
 )
 from dermedge.train.hybrid.recipe import PRESETS, ExecutionOptions, HybridRecipe
 from dermedge.train.hybrid.sources import Sources, read_sources
-from dermedge.train.hybrid.step import Learner, check_batch_norms, export_teacher, make_learner
+from dermedge.train.hybrid.step import Learner, export_teacher, make_learner
 from dermedge.train.hybrid.trainer import train, unreadable_names
 from dermedge.train.lineage import (
     add_seen_images,
@@ -44,7 +44,6 @@ from dermedge.train.lineage import (
 )
 from dermedge.train.run_record import RunRecord
 from dermedge_runtime.canonical_json import canonical_json
-from dermedge_runtime.errors import DermedgeError
 from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.progress import Progress
@@ -120,7 +119,8 @@ def pretrain(
         >>> teacher.spec.name
         'vit_tiny_patch16_224-hybrid'
     """
-    fabric = make_fabric(options, recipe)
+    fabric = make_fabric(recipe.precision, options.strategy, options.accelerator)
+    fabric.launch()
     report_line = report if report and fabric.global_rank == 0 else _ignore
     report_line(f"Device: {describe_device(fabric)}, precision {recipe.precision}.")
     report_line(f"Reading {', '.join(map(str, data))}.")
@@ -143,14 +143,13 @@ def pretrain(
         return finished
     start = starting_network(backbone, recipe, sources, init, seed)
     student, teacher = make_branches(start, backbone, recipe, seed)
-    check_batch_norms(student, fabric)
     # Everything that can refuse the settings comes before this line, so that a refused
     # command leaves no folder behind.
-    fabric.launch()
+    wait_for_ranks()
     if fabric.is_global_zero:
         run.open(overwrite=overwrite)
     state = TrainingState(torch.zeros(len(sources.paths), dtype=torch.bool))
-    try:
+    with explained_loss_of_ranks():
         learner = make_learner(fabric, recipe, sources, student, teacher)
         load_checkpoint(learner, run, state)
         if report:
@@ -172,11 +171,6 @@ def pretrain(
         if not fabric.is_global_zero:
             fabric.barrier()
             return load_model_folder(run.folder)
-    except RuntimeError as error:
-        # After a process died, the collectives of the others fail some time later.
-        if isinstance(error, DermedgeError) or fabric.world_size == 1:
-            raise
-        raise explain_lost_rank(error) from error
     start.backbone.load_state_dict(weights)
     model = save_teacher(start, backbone, recipe, sources, init, settings["name"], run)
     outcome = _PretrainingOutcome(
@@ -209,23 +203,6 @@ class _PretrainingOutcome:
 
 def _ignore(line: str) -> None:
     """Ignore a line of the report."""
-
-
-def make_fabric(options: ExecutionOptions, recipe: HybridRecipe) -> Fabric:
-    """Return Fabric for the processes of `torchrun`, or for this one alone."""
-    local, machines = torchrun_layout()
-    chosen: str | DDPStrategy | FSDPStrategy = "auto"
-    if local * machines > 1 and options.strategy == "fsdp":
-        chosen = FSDPStrategy(state_dict_type="full", timeout=COLLECTIVE_TIMEOUT)
-    elif local * machines > 1:
-        chosen = DDPStrategy(timeout=COLLECTIVE_TIMEOUT)
-    return Fabric(
-        accelerator=options.accelerator,
-        devices=local,
-        num_nodes=machines,
-        strategy=chosen,
-        precision=recipe.precision,
-    )
 
 
 def describe_device(fabric: Fabric) -> str:

@@ -1,6 +1,6 @@
 """Compute one optimizer step: teacher's targets, student's losses, moving average."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,6 @@ from lightly.models.utils import update_momentum
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from dermedge.models.initialize import BATCH_NORMS
 from dermedge.train.distributed import world_sum
 from dermedge.train.hybrid.crops import CropBatch
 from dermedge.train.hybrid.loss_log import LOSSES, StepLosses, loss_weights
@@ -24,7 +23,7 @@ from dermedge.train.hybrid.model import Branch, HybridStudent
 from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.schedule import Rates, apply_rates, parameter_groups
 from dermedge.train.hybrid.sources import Sources
-from dermedge_runtime.errors import UsageError
+from dermedge.train.whole_batch import synchronize_norms
 
 if TYPE_CHECKING:
     from lightning_fabric.wrappers import _FabricOptimizer
@@ -71,27 +70,11 @@ class Learner:
         return type(self.fabric.strategy).__name__ == "FSDPStrategy"
 
 
-def check_batch_norms(student: HybridStudent, fabric: Fabric) -> None:
-    """Check that BatchNorms can use the batch of all processes.
-
-    Raises:
-        UsageError: Several processes train a BatchNorm on CPUs.
-    """
-    several = fabric.world_size > 1 and fabric.device.type != "cuda"
-    if several and any(isinstance(module, BATCH_NORMS) for module in student.modules()):
-        raise UsageError(
-            "A backbone with BatchNorm trains in one process on CPUs. Start it without torchrun."
-        )
-
-
 def make_learner(
     fabric: Fabric, recipe: HybridRecipe, sources: Sources, student: HybridStudent, teacher: Branch
 ) -> Learner:
     """Create the optimizer and move everything to the device."""
-    norms = any(isinstance(module, BATCH_NORMS) for module in student.modules())
-    if fabric.world_size > 1 and norms:
-        convert: Callable[[nn.Module], HybridStudent] = nn.SyncBatchNorm.convert_sync_batchnorm
-        student = convert(student)
+    student = synchronize_norms(student, fabric.device)
     groups = [dict(group) for group in parameter_groups(student, recipe)]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS)
     model, wrapped = fabric.setup(student, optimizer)
