@@ -18,6 +18,7 @@ from dermedge.data.split import FRACTIONS, with_split
 from dermedge.data.split_checks import check_split, refuse_empty_split
 from dermedge.data.table import digests, read_table, table_digest
 from dermedge.data.taxonomy import project
+from dermedge.train.distributed import torchrun_layout
 from dermedge.train.tasks import derive_tasks
 from dermedge_runtime.errors import DataError, ImageError
 from dermedge_runtime.files import sha256_file, sha256_hex
@@ -164,17 +165,25 @@ def read_samples(
     return samples, tasks
 
 
+def memory_budget() -> int:
+    """Return the bytes of pixels that one of the training processes may keep."""
+    return FRAME_BYTES // torchrun_layout()[0]
+
+
 class Frames:
     """Decoded images by row, reduced to the size that training needs.
 
-    Frames are kept in memory until `capacity` bytes are used.
+    Frames are kept in memory until `capacity` bytes are used. Frames beyond that are
+    decoded again whenever they are read. None is evicted, because an epoch needs each
+    frame once.
 
     Args:
         paths: Image files.
         spec: Preprocessing; its `size` S sets the scale.
         margin: Short side of a frame in multiples of S. Above 1, so that crops keep
             detail.
-        capacity: Bytes of memory for kept frames.
+        capacity: Bytes of memory for kept frames and their masks. None divides 3 GiB
+            among the training processes of this machine.
 
     Example:
         >>> frames = Frames([Path("lesion.png")], Preprocess(64))
@@ -188,12 +197,13 @@ class Frames:
         spec: Preprocess,
         *,
         margin: float = FRAME_MARGIN,
-        capacity: int = FRAME_BYTES,
+        capacity: int | None = None,
     ) -> None:
         self.paths, self.spec, self.margin = paths, spec, margin
         self._kept: dict[int, Pixels] = {}
-        self._capacity = capacity
+        self._capacity = memory_budget() if capacity is None else capacity
         self._lock = threading.Lock()
+        self._last = threading.local()
 
     def __getitem__(self, row: int) -> Pixels:
         """Return a row's frame: RGB uint8 [H, W, 3], short side at most `margin` x S.
@@ -202,15 +212,26 @@ class Frames:
             DataError: The image cannot be decoded.
         """
         frame = self._kept.get(row)
-        if frame is None:
-            # Two threads may decode the same row, which costs only time. The lock
-            # protects the count of bytes.
-            frame = self._decode(row)
-            with self._lock:
-                if self._capacity >= frame.nbytes and row not in self._kept:
-                    self._kept[row] = frame
-                    self._capacity -= frame.nbytes
+        if frame is not None:
+            return frame
+        # A view with a mask reads its frame twice.
+        last: tuple[int, Pixels] | None = getattr(self._last, "frame", None)
+        if last is not None and last[0] == row:
+            return last[1]
+        frame = self._decode(row)
+        # Two threads may decode the same row, which costs only time.
+        if row not in self._kept and self.claim(frame.nbytes):
+            self._kept[row] = frame
+        else:
+            self._last.frame = row, frame
         return frame
+
+    def claim(self, size: int) -> bool:
+        """Return True and count `size` bytes as used, if there is so much memory left."""
+        with self._lock:
+            fits = size <= self._capacity
+            self._capacity -= size if fits else 0
+            return fits
 
     def centred(self, row: int) -> Pixels:
         """Return a row's image with the exact preprocessing: uint8 [S, S, 3].
@@ -241,7 +262,7 @@ def _unreadable(error: ImageError) -> DataError:
 
 
 class Masks:
-    """Lesion masks of the rows of `frames`, kept in memory as bits.
+    """Lesion masks of the rows of `frames`, kept in its memory as bits.
 
     Args:
         paths: Mask files; None for a row without a mask.
@@ -268,15 +289,18 @@ class Masks:
         if path is None:
             return None
         height, width = self.frames[row].shape[:2]
-        if row not in self._kept:
+        bits = self._kept.get(row)
+        if bits is None:
             # A mask may have another resolution than its image.
             mask = decode_mask(path, self.frames.paths[row])
             nearest = Image.fromarray(mask.astype(np.uint8)).resize(
                 (width, height), Image.Resampling.NEAREST
             )
             # A bit per pixel: 8 times less memory than a byte.
-            self._kept[row] = np.packbits(np.asarray(nearest))
-        return np.unpackbits(self._kept[row], count=height * width).reshape(height, width)
+            bits = np.packbits(np.asarray(nearest))
+            if self.frames.claim(bits.nbytes):
+                self._kept[row] = bits
+        return np.unpackbits(bits, count=height * width).reshape(height, width)
 
     def centred(self, row: int) -> Coverage:
         """Return a row's mask on the output grid of the model: [S/4, S/4].

@@ -14,7 +14,7 @@ from dermedge.models.backbone import Backbone
 from dermedge.models.initialize import initialise
 from dermedge.models.network import Network
 from dermedge.models.new_spec import check_input
-from dermedge.train.distributed import gather_arrays, rank, split_rows, world_size
+from dermedge.train.distributed import gather_arrays, rank, split_rows, torchrun_layout, world_size
 from dermedge.train.loop import FitResult, Schedule, fit
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import (
@@ -25,6 +25,7 @@ from dermedge.train.samples import (
     RowIndices,
     Samples,
     Views,
+    memory_budget,
 )
 from dermedge.train.supervision import (
     supervised_tasks,
@@ -32,6 +33,7 @@ from dermedge.train.supervision import (
     val_metrics,
 )
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec
@@ -44,6 +46,7 @@ Batches = Callable[[int], Iterable[TrainingBatch]]
 Loss = Callable[[nn.Module, TrainingBatch], Tensor]
 Score = Callable[[nn.Module], Mapping[str, float]]
 EVALUATION_BATCH = 64
+DECODING_THREADS = 4
 # Number of train images that set the statistics of BatchNorms that were folded.
 NORM_IMAGES = 256
 
@@ -153,7 +156,9 @@ class TrainingData:
             pixels, masks = self.view(rows, epoch)
             return torch.from_numpy(pixels), *self.targets(rows, masks)
 
-        return prefetch(make_batch, self.batch_rows(epoch))
+        # Images that do not fit into memory are decoded in every epoch.
+        workers = choose_threads()
+        return prefetch(make_batch, self.batch_rows(epoch), workers=workers, ahead=3 + workers)
 
     def log_prior(self, *, balance: bool) -> Tensor:
         """Return log frequencies of the train diagnoses, or zeros, float32 [K].
@@ -170,6 +175,11 @@ class TrainingData:
         # A class without train rows counts as one, so that its logarithm is finite.
         prior = np.log(np.maximum(counts, 1) / max(1, counts.sum()))
         return torch.tensor(prior, dtype=torch.float32)
+
+
+def choose_threads() -> int:
+    """Return the number of threads that decode and augment images in this process."""
+    return max(1, min(DECODING_THREADS, usable_cpus() // torchrun_layout()[0]))
 
 
 def start_network(data: TrainingData, backbone: Backbone, init: str) -> Network:
@@ -226,8 +236,9 @@ def train_network(
 def make_val_score(data: TrainingData) -> Score:
     """Return a function that computes a network's metrics on val.
 
-    The val images are read here, once. Metrics that are undefined on val are left out,
-    for example the AUROC without malignant images.
+    The val images are read here, once, if they fit into memory, and otherwise in each
+    call. Metrics that are undefined on val are left out, for example the AUROC without
+    malignant images.
 
     Raises:
         DataError: A val image or mask cannot be read, or no val mask has a lesion
@@ -237,13 +248,20 @@ def make_val_score(data: TrainingData) -> Score:
     # ones repeat rows.
     world, count = world_size(), len(data.val)
     own = np.resize(data.val, -(-count // world) * world).reshape(world, -1)[rank()]
-    pixels = data.images(own)
+    size = data.spec.preprocess.size
+    parts = [
+        own[start : start + EVALUATION_BATCH] for start in range(0, len(own), EVALUATION_BATCH)
+    ]
+    fits = len(own) * 3 * size**2 <= memory_budget()
+    kept = list(map(data.images, parts)) if fits else None
     masks = None if data.masks is None else np.stack([data.masks.centred(r) for r in data.val])
     if masks is not None:
         _check_val_masks(data, masks)
 
     def score(network: nn.Module) -> Mapping[str, float]:
-        outputs = gather_arrays(run_network(network, pixels), count)
+        read = prefetch(data.images, parts, workers=choose_threads()) if kept is None else kept
+        outputs = stack_outputs([run_network(network, pixels) for pixels in read])
+        outputs = gather_arrays(outputs, count)
         return val_metrics(data.spec.tasks, outputs, data.samples, data.val, masks)
 
     return score

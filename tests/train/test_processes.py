@@ -94,9 +94,12 @@ def test_two_processes_finetune_as_one(lesions: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_distil_as_one(lesions: Path, teacher: Path, tmp_path: Path) -> None:
-    options = {"backbone": "test_efficientnet", "init": "none", "schedule": SCHEDULE}
+    # Its mixup, task weights and projectors need the whole batch.
+    options = {"backbone": "test_efficientnet", "init": "none", "recipe": "full"}
+    options |= {"schedule": SCHEDULE}
     small.learn(teacher, lesions, tmp_path / "one", **options)
-    command = words("distill", lesions, tmp_path / "two", teacher, "--views", 2, "--init", "none")
+    more = (teacher, "--views", 2, "--init", "none", "--recipe", "full")
+    command = words("distill", lesions, tmp_path / "two", *more)
     check(run_two(command, tmp_path))
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 

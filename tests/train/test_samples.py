@@ -4,11 +4,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from dermedge.data.table import read_table
+from dermedge.models import Network
+from dermedge.models.backbone import Backbone
+from dermedge.models.new_spec import make_spec
+from dermedge.train import samples
 from dermedge.train.samples import Frames, Masks, Views, read_samples
 from dermedge.train.tasks import derive_tasks
+from dermedge.train.training_data import TrainingBatch, TrainingData, make_val_score
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Preprocess
@@ -72,6 +78,52 @@ class TestViews:
         originals = views(data).frames
         for (row, _), view in zip(KEYS, expected, strict=True):
             assert np.abs(view.mean((0, 1)) - originals.centred(row).mean((0, 1))).max() < 60
+
+
+class TestMemory:
+    def test_a_small_budget_gives_the_same_batches_and_scores(
+        self, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table, tasks = read_samples(data, wanted=("diagnosis", "segmentation"))
+        spec = make_spec("memory", tasks, Preprocess(SIZE), {})
+        network = Network(Backbone("test_efficientnet"), tasks).eval()
+
+        def run() -> tuple[TrainingData, list[TrainingBatch], dict[str, float]]:
+            prepared = TrainingData.prepare(table, spec, batch_size=16, seed=0)
+            batches = [batch for epoch in (0, 1) for batch in prepared.labelled_batches(epoch)]
+            return prepared, batches, dict(make_val_score(prepared)(network))
+
+        _, expected, score = run()
+        budget = 10 * 3 * SIZE * SIZE
+        monkeypatch.setattr(samples, "FRAME_BYTES", budget)
+        prepared, batches, other = run()
+        assert prepared.masks is not None
+        kept = [*prepared.frames._kept.values(), *prepared.masks._kept.values()]
+        assert kept
+        assert sum(array.nbytes for array in kept) <= budget
+        assert other == score
+        assert len(batches) == len(expected) == 6
+        for batch, same in zip(batches, expected, strict=True):
+            for tensor, equal in zip(batch, same, strict=True):
+                torch.testing.assert_close(tensor, equal, rtol=0, atol=0, equal_nan=True)
+
+    def test_a_view_with_a_mask_beyond_the_budget_decodes_its_image_once(
+        self, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table, _ = read_samples(data)
+        frames = Frames(table.paths, Preprocess(SIZE), capacity=0)
+        decoded: list[int] = []
+        decode = Frames._decode
+
+        def count(self: Frames, row: int) -> np.ndarray:
+            decoded.append(row)
+            return decode(self, row)
+
+        monkeypatch.setattr(Frames, "_decode", count)
+        views = Views(frames, table.image_ids, 0, Masks(table.masks, frames))
+        for row in (0, 1, 0):
+            views.masked_view(row, 0)
+        assert decoded == [0, 1, 0]
 
 
 class TestFrames:
