@@ -40,6 +40,7 @@ PURPOSES: Mapping[str, str] = {
     "quantize": "export with NNCF, and for OpenVINO",
     "pretrain": "run with pretraining",
     "text": "pretrain with prototypes of a text encoder",
+    "ray": "scoring on many machines",
 }
 # Extras for the tests, which users do not need.
 INTERNAL = ("test",)
