@@ -39,7 +39,7 @@ def with_reflection(photo):
     ("change", "sentence"),
     [
         (lambda photo: photo.point(lambda value: value // 5), TOO_DARK),
-        (lambda photo: photo.point(lambda value: 200 + value // 5), TOO_BRIGHT),
+        (lambda photo: photo.point(lambda value: 225 + value // 9), TOO_BRIGHT),
         (with_reflection, GLARE),
         (lambda photo: photo.filter(ImageFilter.GaussianBlur(9)), BLURRED),
     ],
