@@ -98,7 +98,7 @@ def test_two_processes_distil_as_one(lesions: Path, teacher: Path, tmp_path: Pat
     options = {"backbone": "test_efficientnet", "init": "none", "recipe": "full"}
     options |= {"schedule": SCHEDULE}
     small.learn(teacher, lesions, tmp_path / "one", **options)
-    more = (teacher, "--views", 2, "--init", "none", "--recipe", "full")
+    more = (teacher, "--views", 2, "--init", "none", "--recipe", "full", "--no-ood")
     command = words("distill", lesions, tmp_path / "two", *more)
     check(run_two(command, tmp_path))
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
