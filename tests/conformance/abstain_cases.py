@@ -1,4 +1,4 @@
-"""Outputs with conformal sets, `rule_in` and OOD scores, as `decode.json` has them."""
+"""Outputs with conformal sets, `rule_in` and OOD scores, which are in `decode.json`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ Case = tuple[Any, ...]
 
 
 def abstain_cases() -> Iterator[Case]:
-    """Yield the cases of `abstain.json`."""
+    """Yield cases of `decode.json`."""
     yield from _sets()
     yield from _ties()
     yield from _decisions()

@@ -32,17 +32,10 @@ OTHER = "0" * 64
 
 
 def bundle_files() -> Files:
-    """Return `bundles.json`, `abstain-bundles.json` and the zips."""
-    return {
-        **_list("bundles", _valid(), _json(), _manifest(), _paths(), _files(), _zips()),
-        **_list("abstain-bundles", _abstain()),
-    }
-
-
-def _list(name: str, *damages: Iterator[Damage]) -> Files:
-    """Return a list of bundles and the zips."""
+    """Return `bundles.json` and the zips."""
     files: Files = {}
     entries = []
+    damages = (_valid(), _json(), _manifest(), _abstain(), _paths(), _files(), _zips())
     for damage in chain(*damages):
         path = f"bundles/{damage.name}.zip"
         assert path not in files, path
@@ -50,7 +43,7 @@ def _list(name: str, *damages: Iterator[Damage]) -> Files:
         error = None if damage.valid else BundleError.__name__
         mentions = list(damage.mentions)
         entries.append({"name": damage.name, "bundle": path, "error": error, "mentions": mentions})
-    return {f"{name}.json": cases_json(entries), **files}
+    return {"bundles.json": cases_json(entries), **files}
 
 
 def _valid() -> Iterator[Damage]:

@@ -22,11 +22,8 @@ Fitted = Mapping[str, Postprocessing]
 
 
 def decode_files() -> Files:
-    """Return `decode.json` and `abstain.json`."""
-    return {
-        "decode.json": cases_json([_case(*case) for case in _cases()]),
-        "abstain.json": cases_json([_case(*case) for case in abstain_cases()]),
-    }
+    """Return `decode.json`."""
+    return {"decode.json": cases_json([_case(*case) for case in _cases()])}
 
 
 def _case(
@@ -69,6 +66,7 @@ def _cases() -> Iterator[tuple[Any, ...]]:
     yield from _masks()
     yield from _several()
     yield from _refused()
+    yield from abstain_cases()
 
 
 def _labels() -> Iterator[tuple[Any, ...]]:

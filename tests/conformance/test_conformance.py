@@ -30,7 +30,6 @@ from support import reference_quality, reference_resize
 
 LEVELS = 4  # Largest difference between two decoders of JPEG, of 255.
 LISTS = ("images", "resize", "quality", "json", "decode", "bundles", "verify", "predictions")
-LISTS += ("abstain", "abstain-bundles")  # not yet read by the ports
 SMALL_FILE, SMALL_FOLDER = 130_000, 1_500_000
 
 
@@ -167,7 +166,7 @@ def assert_same(actual, expected, within):
         assert actual == expected
 
 
-@pytest.mark.parametrize("case", named("decode.json") + named("abstain.json"))
+@pytest.mark.parametrize("case", named("decode.json"))
 def test_outputs_decode_to_the_prediction_or_are_refused(case):
     spec = Spec.from_json(case["spec"])
     fitted = {
@@ -185,7 +184,7 @@ def test_outputs_decode_to_the_prediction_or_are_refused(case):
         assert sha256_hex(prediction.mask.astype(np.uint8).tobytes()) == case["mask_sha256"]
 
 
-@pytest.mark.parametrize("case", named("bundles.json") + named("abstain-bundles.json"))
+@pytest.mark.parametrize("case", named("bundles.json"))
 def test_a_bundle_opens_or_is_refused(case):
     if case["error"] is None:
         assert Bundle.open(FOLDER / case["bundle"]).spec.name == "small"

@@ -2,8 +2,15 @@
 
 import { EngineError } from "./errors";
 import { quote, quoteAll } from "./json";
-import { Prediction, type Provenance, type ScoredLabel, type Timing } from "./prediction";
 import {
+  Prediction,
+  type PredictionJson,
+  type Provenance,
+  type ScoredLabel,
+  type Timing,
+} from "./prediction";
+import {
+  type Conformal,
   diagnosisTask,
   expectedShape,
   malignancyTask,
@@ -26,6 +33,14 @@ export interface Facts {
   readonly quality?: readonly string[];
 }
 
+const UNFITTED: Postprocessing = {
+  temperature: null,
+  threshold: null,
+  rule_in: null,
+  conformal: null,
+  ood_threshold: null,
+};
+
 /**
  * Decode the outputs of one image.
  *
@@ -42,6 +57,9 @@ export function decode(
   const [diagnosis, malignancy] = [diagnosisTask(spec), malignancyTask(spec)];
   let labels: readonly ScoredLabel[] = [];
   let score: number | null = null;
+  let conformal_set: readonly string[] | null = null;
+  let ood: boolean | null = null;
+  let ood_score: number | null = null;
   let severity: number | null = null;
   let embedding: readonly number[] | null = null;
   let mask: Uint8Array | null = null;
@@ -52,6 +70,7 @@ export function decode(
     if (task === diagnosis) {
       const probabilities = softmax(values, temperature);
       labels = rank(task, probabilities);
+      if (fitted.conformal) conformal_set = conformalSet(labels, task, fitted.conformal);
       if (task === malignancy) score = sumMalignant(task, probabilities);
     } else if (task === malignancy) {
       score = sigmoid(values[0] / temperature);
@@ -59,20 +78,23 @@ export function decode(
       severity ??= ordinalLevel(values, temperature);
     } else if (task.kind === "embed") {
       embedding ??= values;
+    } else if (task.kind === "ood" && ood_score === null) {
+      ood_score = values[0];
+      if (fitted.ood_threshold !== null) ood = ood_score > fitted.ood_threshold;
     } else if (task.kind === "segment" && fitted.threshold !== null) {
       mask ??= segmentMask(values, spec.preprocess.size, temperature, fitted.threshold);
     }
   }
-  const threshold = malignancy && fittedValues(postprocessing, malignancy).threshold;
-  const decided = score !== null && threshold !== null;
+  const fitted = malignancy ? fittedValues(postprocessing, malignancy) : UNFITTED;
   return new Prediction(
     {
       labels,
       malignancy: score,
-      threshold,
-      decision: decided ? (score! >= threshold ? "malignant" : "benign") : null,
-      conformal_set: null,
-      ood: null,
+      threshold: fitted.threshold,
+      ...decide(score, fitted, ood),
+      conformal_set,
+      ood,
+      ood_score,
       severity,
       mask_fraction: mask && mask.reduce((sum, value) => sum + value, 0) / mask.length,
       embedding,
@@ -82,6 +104,40 @@ export function decode(
     },
     mask,
   );
+}
+
+/** Return the decision for a malignancy score, and the reason if it is `refer`. */
+function decide(
+  score: number | null,
+  { threshold, rule_in }: Postprocessing,
+  ood: boolean | null,
+): Pick<PredictionJson, "decision" | "refer_reason"> {
+  if (ood) return { decision: "refer", refer_reason: "ood" };
+  if (score === null || threshold === null) return { decision: null, refer_reason: null };
+  if (score < threshold) return { decision: "benign", refer_reason: null };
+  if (rule_in === null || score >= rule_in) return { decision: "malignant", refer_reason: null };
+  return { decision: "refer", refer_reason: "uncertain" };
+}
+
+/**
+ * Return the ids of the labels in the conformal set, in the order of the ranked `labels`.
+ *
+ * `runtimes/python/dermedge_runtime/decode.py` names the sources of the methods.
+ */
+function conformalSet(
+  labels: readonly ScoredLabel[],
+  task: Task,
+  { method, quantiles, penalty, free }: Conformal,
+): string[] {
+  let total = 0;
+  const members = labels.filter(({ id, probability }, index) => {
+    total += probability;
+    let score = method === "lac" ? 1 - probability : total;
+    if (method === "raps") score += penalty * Math.max(0, index + 1 - free);
+    const quantile = quantiles[task.labels.findIndex((label) => label.id === id)];
+    return quantile === null || score <= quantile;
+  });
+  return members.map(({ id }) => id);
 }
 
 /** Return exp(z / T), normalised to a sum of one. */
@@ -172,8 +228,7 @@ function fittedValues(
   postprocessing: Readonly<Record<string, Postprocessing>>,
   { name }: Task,
 ): Postprocessing {
-  const known = Object.hasOwn(postprocessing, name);
-  return known ? postprocessing[name] : { temperature: null, threshold: null };
+  return Object.hasOwn(postprocessing, name) ? postprocessing[name] : UNFITTED;
 }
 
 /** Return the values of a task's output; refuse an output that is missing or misshapen. */

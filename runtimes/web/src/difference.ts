@@ -80,10 +80,8 @@ function findCause(
     if (!task || !findDifference(actual[field] ?? null, golden[field] ?? null, field)) continue;
     const labels = field === "labels" ? compareLabels(actual[field], golden[field], task) : "";
     if (labels) return { text: labels, explained: true };
-    const { temperature, threshold } = postprocessing[task.name];
-    const text =
-      `Task ${quote(task.name)} has temperature ${temperature} ` +
-      `and threshold ${threshold}`;
+    const { temperature } = postprocessing[task.name];
+    const text = `Task ${quote(task.name)} has ${describeFitted(postprocessing[task.name])}`;
     const solvable = field === "labels" || field === "malignancy";
     const other = solvable ? solveTemperature(golden, task, outputs[task.name].values) : null;
     const own = temperature ?? 1;
@@ -99,6 +97,13 @@ function findCause(
   return { text: "", explained: false };
 }
 
+/** Name the temperature and the threshold, and the other values that are fitted. */
+function describeFitted({ temperature, threshold, conformal, ...others }: Postprocessing): string {
+  const fitted = Object.entries({ ...others, ...conformal }).filter(([, value]) => value !== null);
+  const texts = fitted.map(([name, value]) => `, ${name} ${typeof value === "string" ? value : quote(value)}`);
+  return `temperature ${temperature} and threshold ${threshold}${texts.join("")}`;
+}
+
 /** Return the task that gives each field; a field comes after those it follows from. */
 function fieldTasks(spec: Spec): readonly (readonly [string, Task | null])[] {
   const first = (kind: Task["kind"]) => spec.tasks.find((task) => task.kind === kind) ?? null;
@@ -107,7 +112,11 @@ function fieldTasks(spec: Spec): readonly (readonly [string, Task | null])[] {
     ["labels", diagnosisTask(spec)],
     ["malignancy", malignancy],
     ["threshold", malignancy],
+    ["ood_score", first("ood")],
+    ["ood", first("ood")],
     ["decision", malignancy],
+    ["refer_reason", malignancy],
+    ["conformal_set", diagnosisTask(spec)],
     ["severity", first("ordinal")],
     ["mask_fraction", first("segment")],
     ["embedding", first("embed")],

@@ -4,6 +4,7 @@ import { MANIFEST } from "./container";
 import { BundleError, UsageError } from "./errors";
 import { canonicalJson, quote, quoteAll } from "./json";
 import { checkNames, DAMAGED } from "./names";
+import { parsePostprocessing } from "./postprocessing";
 import { parseQuality, type QualityLimits } from "./quality";
 import { sha256Hex } from "./sha256";
 import {
@@ -19,7 +20,7 @@ import {
   STATUSES,
   type Task,
 } from "./spec";
-import { AGAIN, optional, take } from "./take";
+import { AGAIN, checkTasks, mapValues, oneOf, optional, take } from "./take";
 
 const SCHEMA = "dermedge.bundle/1";
 const LARGEST_TOLERANCE = 0.5;
@@ -217,30 +218,6 @@ function checkRequirement(requirement: Json): string {
   );
 }
 
-/** Read the fitted values of every task; throw BundleError if one cannot be applied. */
-export function parsePostprocessing(data: JsonObject, spec: Spec): Record<string, Postprocessing> {
-  checkTasks(data, spec, "postprocessing");
-  return mapValues(data, (_, fitted) => {
-    for (const name of ["conformal_quantile", "ood_threshold"]) {
-      // Only null may be there; any other value is one that this version cannot apply.
-      if ((take({ fitted }, "fitted", "object", "postprocessing")[name] ?? null) !== null) {
-        throw new BundleError(
-          `The bundle has a fitted '${name}', which this dermedge cannot apply. Upgrade dermedge.`,
-        );
-      }
-    }
-    const temperature = optional(fitted, "temperature", "number", "postprocessing");
-    const threshold = optional(fitted, "threshold", "number", "postprocessing");
-    if (temperature !== null && !(temperature > 0)) {
-      throw new BundleError(`Temperature ${temperature} is not a positive number. ${AGAIN}`);
-    }
-    if (threshold !== null && !(threshold >= 0 && threshold <= 1)) {
-      throw new BundleError(`Threshold ${threshold} is not a probability. ${AGAIN}`);
-    }
-    return { temperature, threshold };
-  });
-}
-
 function parseTolerance(data: JsonObject, spec: Spec): Record<string, number> {
   checkTasks(data, spec, "tolerance");
   return mapValues(data, (name, value) => {
@@ -250,16 +227,6 @@ function parseTolerance(data: JsonObject, spec: Spec): Record<string, number> {
         `not within 0..${LARGEST_TOLERANCE}. ${AGAIN}`,
     );
   });
-}
-
-function checkTasks(data: JsonObject, spec: Spec, where: string): void {
-  const found = quoteAll(Object.keys(data).sort());
-  const tasks = quoteAll(spec.tasks.map((task) => task.name).sort());
-  if (found !== tasks) {
-    throw new BundleError(
-      `${where} has entries for [${found}], but the tasks are [${tasks}]. ${AGAIN}`,
-    );
-  }
 }
 
 function parseParity(data: JsonObject): JsonObject {
@@ -304,21 +271,6 @@ export function isPickle(name: string, where: string): BundleError {
   );
 }
 
-type Known<T> = { known: true; value: T } | { known: false; value: string };
-
-/** Return a text as one of the allowed values, or as an unknown one. */
-function oneOf<T extends string>(allowed: readonly T[], value: string): Known<T> {
-  const found = allowed.find((one) => one === value);
-  return found === undefined ? { known: false, value } : { known: true, value: found };
-}
-
 function isByte(value: Json | undefined): value is number {
   return typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= 255;
-}
-
-function mapValues<T>(
-  data: JsonObject,
-  convert: (name: string, value: Json) => T,
-): Record<string, T> {
-  return Object.fromEntries(Object.entries(data).map(([key, value]) => [key, convert(key, value)]));
 }

@@ -35,11 +35,16 @@ export interface PredictionJson {
   /** Score that `threshold` turns into `decision`. */
   readonly malignancy: number | null;
   readonly threshold: number | null;
-  readonly decision: "malignant" | "benign" | null;
-  /** Reserved; always null in this version. */
-  readonly conformal_set: null;
-  /** Reserved; always null in this version. */
-  readonly ood: null;
+  /** `refer` means that a person must decide. */
+  readonly decision: "malignant" | "benign" | "refer" | null;
+  /** Why the decision is `refer`; `uncertain` is a score between `threshold` and `rule_in`. */
+  readonly refer_reason: "ood" | "uncertain" | null;
+  /** Ids of the labels that fit the image, most probable first; it may be empty. */
+  readonly conformal_set: readonly string[] | null;
+  /** Whether the image is unlike the training images. */
+  readonly ood: boolean | null;
+  /** Larger for images that are more unlike the training images. */
+  readonly ood_score: number | null;
   /** Level of the ordinal task, counted from 0. */
   readonly severity: number | null;
   /** Part of the frame that the mask covers. */

@@ -11,12 +11,14 @@ export interface JsonObject {
   [key: string]: Json;
 }
 
-export const KINDS = ["classify", "binary", "ordinal", "segment", "embed"] as const;
+export const KINDS = ["classify", "binary", "ordinal", "segment", "embed", "ood"] as const;
 export const FITS = ["crop", "pad", "stretch"] as const;
+export const CONFORMAL_METHODS = ["lac", "aps", "raps"] as const;
 export const STATUSES = ["passed", "warn", "failed", "insufficient", "not_run"] as const;
 
 export type Kind = (typeof KINDS)[number];
 export type Fit = (typeof FITS)[number];
+export type ConformalMethod = (typeof CONFORMAL_METHODS)[number];
 export type Status = (typeof STATUSES)[number];
 
 /** One class of a task; `malignant` is null if sources disagree or if it does not apply. */
@@ -31,7 +33,8 @@ export interface Label {
  * One output of the network and its meaning; the output tensor has the task's name.
  *
  * Shapes: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1] cumulative logits,
- * `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised.
+ * `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised, `ood` [1], larger for images
+ * that are more unlike the training images.
  */
 export interface Task {
   readonly name: string;
@@ -69,10 +72,29 @@ export interface Artifact {
   readonly calibration: JsonObject | null;
 }
 
+/** Class-conditional conformal sets of a `classify` task. */
+export interface Conformal {
+  readonly method: ConformalMethod;
+  /** Share of the images of each label whose set holds that label, 0 to 1. */
+  readonly coverage: number;
+  /** Largest score of each label that is in the set; null is a label that is in every set. */
+  readonly quantiles: readonly (number | null)[];
+  /** RAPS adds this to the score for each rank after `free`. */
+  readonly penalty: number;
+  readonly free: number;
+}
+
 /** Values fitted on validation data for one task; null is not fitted. */
 export interface Postprocessing {
+  /** Divisor of the logits. */
   readonly temperature: number | null;
+  /** Smallest score that is not `benign`, or smallest probability inside a mask. */
   readonly threshold: number | null;
+  /** Smallest score that is `malignant`; scores from `threshold` up to it are `refer`. */
+  readonly rule_in: number | null;
+  readonly conformal: Conformal | null;
+  /** Largest score of an `ood` task that is not flagged. */
+  readonly ood_threshold: number | null;
 }
 
 /** Return the task whose labels are ranked: the first `classify` task. */
@@ -112,6 +134,7 @@ export function expectedShape(task: Task, size: number): readonly (number | null
     case "segment": // Networks predict masks at a quarter of the resolution.
       return [1, Math.floor(size / 4), Math.floor(size / 4)];
     case "binary":
+    case "ood":
       return [1];
     case "embed":
       return [null];

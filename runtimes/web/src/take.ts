@@ -1,8 +1,8 @@
 /** Read typed values from a JSON object, with messages that name the wrong one. */
 
 import { BundleError } from "./errors";
-import { quote } from "./json";
-import type { Json, JsonObject } from "./spec";
+import { quote, quoteAll } from "./json";
+import type { Json, JsonObject, Spec } from "./spec";
 
 /** Advice at the end of a message about an incomplete bundle. */
 export const AGAIN = "Export the model again.";
@@ -82,4 +82,32 @@ function fits(value: Json, kind: keyof Types): boolean {
 
 function describe(value: Json | undefined): string {
   return Array.isArray(value) ? "a list" : value === null ? "null" : typeof value;
+}
+
+/** A text that is one of the allowed values, or another one. */
+type Known<T> = { known: true; value: T } | { known: false; value: string };
+
+/** Return a text as one of the allowed values, or as an unknown one. */
+export function oneOf<T extends string>(allowed: readonly T[], value: string): Known<T> {
+  const found = allowed.find((one) => one === value);
+  return found === undefined ? { known: false, value } : { known: true, value: found };
+}
+
+/** Convert every value of a JSON object. */
+export function mapValues<T>(
+  data: JsonObject,
+  convert: (name: string, value: Json) => T,
+): Record<string, T> {
+  return Object.fromEntries(Object.entries(data).map(([key, value]) => [key, convert(key, value)]));
+}
+
+/** Check that an object has exactly one entry per task; throw BundleError if not. */
+export function checkTasks(data: JsonObject, spec: Spec, where: string): void {
+  const found = quoteAll(Object.keys(data).sort());
+  const tasks = quoteAll(spec.tasks.map((task) => task.name).sort());
+  if (found !== tasks) {
+    throw new BundleError(
+      `${where} has entries for [${found}], but the tasks are [${tasks}]. ${AGAIN}`,
+    );
+  }
 }

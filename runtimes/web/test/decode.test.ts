@@ -4,7 +4,8 @@ import { describe, expect, test } from "vitest";
 
 import { decode } from "../src/decode";
 import { EngineError } from "../src/errors";
-import { parsePostprocessing, parseSpec } from "../src/manifest";
+import { parseSpec } from "../src/manifest";
+import { parsePostprocessing } from "../src/postprocessing";
 import type { Prediction } from "../src/prediction";
 import { cases, type DecodeCase } from "./conformance";
 import { expectClose } from "./close";

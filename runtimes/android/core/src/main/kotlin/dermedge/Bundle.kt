@@ -115,14 +115,12 @@ public class Bundle private constructor(
             }
             val spec = readSpec(manifest.obj("spec", MANIFEST))
             val artifact = readArtifact(manifest.obj("artifact", MANIFEST))
-            val fitted = manifest.obj("postprocessing", MANIFEST)
-            checkTasks(fitted, spec, "postprocessing")
             val bundle = Bundle(
                 files = files,
                 id = id,
                 spec = spec,
                 artifact = artifact,
-                postprocessing = fitted.mapValues { readPostprocessing(it.value) },
+                postprocessing = readPostprocessing(manifest.obj("postprocessing", MANIFEST), spec),
                 tolerance = readTolerance(manifest.obj("tolerance", MANIFEST), spec),
                 parity = readParity(manifest.obj("parity", MANIFEST)),
                 digests = readDigests(manifest.obj("files", MANIFEST), name),
@@ -187,16 +185,6 @@ private fun checkSchema(schema: String, name: String) {
     throw BundleError(
         "$name has schema ${quote(schema)}, which is no dermedge bundle. Name a .dermedge one.",
     )
-}
-
-private fun checkTasks(data: JsonObject, spec: Spec, where: String) {
-    val tasks = spec.tasks.map { it.name }.sorted()
-    if (data.keys.sorted() != tasks) {
-        throw BundleError(
-            "$where has entries for ${quoteAll(data.keys.sorted())}, " +
-                "but the tasks are ${quoteAll(tasks)}. $AGAIN",
-        )
-    }
 }
 
 private fun readTolerance(data: JsonObject, spec: Spec): Map<String, Double> {

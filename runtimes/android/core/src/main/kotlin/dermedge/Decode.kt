@@ -30,7 +30,9 @@ internal fun decode(
             }
             task == diagnosis -> {
                 val probabilities = softmax(values, temperature)
-                result = result.copy(labels = rank(task, probabilities))
+                val labels = rank(task, probabilities)
+                val members = fitted.conformal?.let { conformalSet(labels, task, it) }
+                result = result.copy(labels = labels, conformalSet = members)
                 if (task == malignancy) {
                     result = result.copy(malignancy = sumMalignant(task, probabilities))
                 }
@@ -41,16 +43,54 @@ internal fun decode(
                 result = result.copy(severity = ordinalLevel(values, temperature))
             task.kind == Kind.EMBED && result.embedding == null ->
                 result = result.copy(embedding = values.asList())
+            task.kind == Kind.OOD && result.oodScore == null -> {
+                val ood = fitted.oodThreshold?.let { values[0] > it }
+                result = result.copy(oodScore = values[0], ood = ood)
+            }
         }
     }
-    val threshold = malignancy?.let { postprocessing[it.name]?.threshold }
-    val score = result.malignancy
-    val decision = when {
-        score == null || threshold == null -> null
-        score >= threshold -> "malignant"
-        else -> "benign"
+    val fitted = malignancy?.let { postprocessing[it.name] } ?: UNFITTED
+    val (decision, reason) = decide(result.malignancy, fitted, result.ood)
+    return result.copy(
+        threshold = fitted.threshold,
+        decision = decision,
+        referReason = reason,
+    )
+}
+
+/** The decision for a malignancy score, and the reason if it is `refer`. */
+private fun decide(score: Double?, fitted: Postprocessing, ood: Boolean?): Pair<String?, String?> =
+    when {
+        ood == true -> "refer" to "ood"
+        score == null || fitted.threshold == null -> null to null
+        score < fitted.threshold -> "benign" to null
+        fitted.ruleIn == null || score >= fitted.ruleIn -> "malignant" to null
+        else -> "refer" to "uncertain"
     }
-    return result.copy(threshold = threshold, decision = decision)
+
+/**
+ * The ids of the labels in the conformal set, in the order of the ranked [labels].
+ *
+ * `runtimes/python/dermedge_runtime/decode.py` names the sources of the methods.
+ */
+private fun conformalSet(
+    labels: List<ScoredLabel>,
+    task: Task,
+    conformal: Conformal,
+): List<String> {
+    val quantiles = task.labels.map { it.id }.zip(conformal.quantiles).toMap()
+    var total = 0.0
+    return labels.filterIndexed { index, label ->
+        total += label.probability
+        val score = when (conformal.method) {
+            ConformalMethod.LAC -> 1 - label.probability
+            ConformalMethod.APS -> total
+            ConformalMethod.RAPS ->
+                total + conformal.penalty * maxOf(0, index + 1 - conformal.free)
+        }
+        val quantile = quantiles[label.id]
+        quantile == null || score <= quantile
+    }.map { it.id }
 }
 
 /** exp(z / T), normalised to a sum of one. */

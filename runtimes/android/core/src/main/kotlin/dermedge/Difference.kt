@@ -65,8 +65,7 @@ private fun findCause(
         compareLabels(actual["labels"], golden["labels"], task)?.let { return it to true }
     }
     val fitted = bundle.postprocessing[task.name] ?: Postprocessing()
-    val text = "Task ${quote(task.name)} has temperature ${jsonText(fitted.temperature)} and " +
-        "threshold ${jsonText(fitted.threshold)}"
+    val text = "Task ${quote(task.name)} has ${describe(fitted)}"
     val logits = outputs.getValue(task.name).values.map { it.toDouble() }
     val solvable = field == "labels" || field == "malignancy"
     val other = if (solvable) solveTemperature(golden, task, logits) else null
@@ -82,11 +81,36 @@ private fun fields(spec: Spec): Map<String, Task?> = mapOf(
     "labels" to spec.diagnosis,
     "malignancy" to spec.malignancy,
     "threshold" to spec.malignancy,
+    "ood_score" to spec.first(Kind.OOD),
+    "ood" to spec.first(Kind.OOD),
     "decision" to spec.malignancy,
-    "severity" to spec.tasks.firstOrNull { it.kind == Kind.ORDINAL },
-    "mask_fraction" to spec.tasks.firstOrNull { it.kind == Kind.SEGMENT },
-    "embedding" to spec.tasks.firstOrNull { it.kind == Kind.EMBED },
+    "refer_reason" to spec.malignancy,
+    "conformal_set" to spec.diagnosis,
+    "severity" to spec.first(Kind.ORDINAL),
+    "mask_fraction" to spec.first(Kind.SEGMENT),
+    "embedding" to spec.first(Kind.EMBED),
 )
+
+private fun Spec.first(kind: Kind): Task? = tasks.firstOrNull { it.kind == kind }
+
+/** Name the temperature and the threshold, and the other values that are fitted. */
+private fun describe(fitted: Postprocessing): String {
+    val sets = fitted.conformal
+    val others = mapOf(
+        "rule_in" to fitted.ruleIn,
+        "ood_threshold" to fitted.oodThreshold,
+        "method" to sets?.method?.id,
+        "coverage" to sets?.coverage,
+        "quantiles" to sets?.quantiles,
+        "penalty" to sets?.penalty,
+        "free" to sets?.free,
+    ).filterValues { it != null }
+    val text = "temperature ${jsonText(fitted.temperature)} and " +
+        "threshold ${jsonText(fitted.threshold)}"
+    return text + others.map { (key, value) ->
+        ", $key ${value as? String ?: jsonText(value)}"
+    }.joinToString("")
+}
 
 /** Describe other ids, names or another order of labels; null if only numbers differ. */
 private fun compareLabels(actual: Any?, golden: Any?, task: Task): String? {

@@ -30,7 +30,13 @@ public class Mask(public val size: Int, public val inside: BooleanArray) {
  *
  * @property labels Those of the diagnosis task, most probable first.
  * @property malignancy Score that [threshold] turns into [decision].
- * @property decision `malignant` or `benign`.
+ * @property decision `malignant`, `benign` or `refer`: a person must decide.
+ * @property referReason Why the decision is `refer`: `ood`, or `uncertain` for a score that is
+ *   neither clearly benign nor clearly malignant.
+ * @property conformalSet Ids of the labels that fit the image, most probable first; it may be
+ *   empty.
+ * @property ood Whether the image is unlike the training images.
+ * @property oodScore Larger for images that are more unlike the training images.
  * @property severity Level of the ordinal task, counted from 0.
  * @property embedding L2-normalised vector of the embedding task.
  * @property quality Reasons to take the photograph again, with what to do, if any.
@@ -40,6 +46,10 @@ public data class Prediction(
     val malignancy: Double? = null,
     val threshold: Double? = null,
     val decision: String? = null,
+    val referReason: String? = null,
+    val conformalSet: List<String>? = null,
+    val ood: Boolean? = null,
+    val oodScore: Double? = null,
     val severity: Int? = null,
     val mask: Mask? = null,
     val embedding: List<Double>? = null,
@@ -59,9 +69,10 @@ public data class Prediction(
             "malignancy" to malignancy,
             "threshold" to threshold,
             "decision" to decision,
-            // Reserved in every runtime.
-            "conformal_set" to null,
-            "ood" to null,
+            "refer_reason" to referReason,
+            "conformal_set" to conformalSet,
+            "ood" to ood,
+            "ood_score" to oodScore,
             "severity" to severity,
             "mask_fraction" to mask?.fraction,
             "embedding" to embedding,

@@ -19,6 +19,9 @@ public enum class Kind(public val id: String) {
 
     /** A vector [D], L2-normalised. */
     EMBED("embed"),
+
+    /** One score, larger for images that are more unlike the training images. */
+    OOD("ood"),
 }
 
 /** How a rectangle becomes a square; [id] is its name in the manifest. */
@@ -49,7 +52,7 @@ public data class Task(val name: String, val kind: Kind, val labels: List<Label>
     /** Shape of the output for one image of side [size]; -1 is a free width. */
     internal fun shape(size: Int): List<Int> = when (kind) {
         Kind.CLASSIFY -> listOf(labels.size)
-        Kind.BINARY -> listOf(1)
+        Kind.BINARY, Kind.OOD -> listOf(1)
         Kind.ORDINAL -> listOf(labels.size - 1)
         // Networks predict masks at a quarter of the resolution.
         Kind.SEGMENT -> listOf(1, size / 4, size / 4)
@@ -107,9 +110,6 @@ public data class Artifact(
     val details: Map<String, Any?> = emptyMap(),
     val calibration: Map<String, Any?>? = null,
 )
-
-/** Values fitted on validation data for one task; null is not fitted. */
-public data class Postprocessing(val temperature: Double? = null, val threshold: Double? = null)
 
 internal fun readSpec(data: JsonObject): Spec {
     val spec = Spec(
@@ -199,27 +199,6 @@ internal fun readArtifact(data: JsonObject): Artifact = Artifact(
     details = data.optionalObject("details", "artifact") ?: emptyMap(),
     calibration = data.optionalObject("calibration", "artifact"),
 )
-
-internal fun readPostprocessing(value: Any?): Postprocessing {
-    val data = asObject(value, "postprocessing")
-    for (name in listOf("conformal_quantile", "ood_threshold")) {
-        if (data[name] != null) {
-            throw BundleError(
-                "The bundle has a fitted ${quote(name)}, which this dermedge cannot apply. " +
-                    "Upgrade dermedge.",
-            )
-        }
-    }
-    val temperature = data.optional<Number>("temperature", "postprocessing")?.toDouble()
-    val threshold = data.optional<Number>("threshold", "postprocessing")?.toDouble()
-    if (temperature != null && temperature <= 0) {
-        throw BundleError("Temperature $temperature is not a positive number. $AGAIN")
-    }
-    if (threshold != null && threshold !in 0.0..1.0) {
-        throw BundleError("Threshold $threshold is not a probability. $AGAIN")
-    }
-    return Postprocessing(temperature, threshold)
-}
 
 internal fun asObject(value: Any?, where: String): JsonObject {
     if (value !is Map<*, *>) {

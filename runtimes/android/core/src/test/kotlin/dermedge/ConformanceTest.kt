@@ -75,7 +75,7 @@ class ConformanceTest {
     @TestFactory
     fun decode(): List<DynamicTest> = cases("decode") { case ->
         val spec = readSpec(case.obj("spec", "case"))
-        val fitted = case.obj("postprocessing", "case").mapValues { readPostprocessing(it.value) }
+        val fitted = readPostprocessing(case.obj("postprocessing", "case"), spec)
         val outputs = case.obj("outputs", "case")
             .mapValues { readOutput(asObject(it.value, "output")) }
         if (case.containsKey("error")) {
