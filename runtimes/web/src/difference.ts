@@ -100,8 +100,11 @@ function findCause(
 /** Name the temperature and the threshold, and the other values that are fitted. */
 function describeFitted({ temperature, threshold, conformal, ...others }: Postprocessing): string {
   const fitted = Object.entries({ ...others, ...conformal }).filter(([, value]) => value !== null);
-  const texts = fitted.map(([name, value]) => `, ${name} ${typeof value === "string" ? value : quote(value)}`);
-  return `temperature ${temperature} and threshold ${threshold}${texts.join("")}`;
+  const asText = (value: unknown) => (typeof value === "string" ? value : quote(value));
+  return [
+    `temperature ${temperature} and threshold ${threshold}`,
+    ...fitted.map(([name, value]) => `${name} ${asText(value)}`),
+  ].join(", ");
 }
 
 /** Return the task that gives each field; a field comes after those it follows from. */
