@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from PIL import Image
 
@@ -158,6 +159,54 @@ def test_it_predicts_as_python_online_and_offline(page: Path, photo: Path, form:
     assert [fault for fault in seen["faults"] if OFFLINE not in fault] == []
     assert seen["violations"] == []
     assert not seen["wide"], "the page scrolls sideways"
+
+
+REFERRALS = {
+    "uncertain": (1e6, [1, None, 1], "neither clearly low nor clearly high", "coverage one of"),
+    "ood": (-1e6, [0, 0, 0], "unlike the images that the model knows", "coverage is empty"),
+}
+
+
+def referring_bundle(path: Path, ood_threshold: float, quantiles: list[float | None]) -> Bundle:
+    """Save the toy with an OOD task, conformal sets and a wide gap between the thresholds."""
+    bundle = Bundle.open(BUNDLES["onnx"]).save(path)
+    model = onnx.load(bundle.path / "model.onnx")
+    (score,) = (output for output in model.graph.output if output.name == "malignancy")
+    model.graph.node.add(op_type="Identity", input=[score.name], output=["foreign"])
+    model.graph.output.add(name="foreign", type=score.type)
+    onnx.save(model, bundle.path / "model.onnx")
+    manifest = json.loads((bundle.path / "manifest.json").read_bytes())
+    manifest["spec"]["tasks"].append({"name": "foreign", "kind": "ood"})
+    sets = {"method": "lac", "coverage": 0.9, "quantiles": quantiles}
+    manifest["postprocessing"]["diagnosis"]["conformal"] = sets
+    manifest["postprocessing"]["malignancy"] |= {"threshold": 0.05, "rule_in": 0.95}
+    manifest["postprocessing"]["foreign"] = {"ood_threshold": ood_threshold}
+    manifest["tolerance"]["foreign"] = 0.1
+    manifest["files"]["model.onnx"] = sha256_hex((bundle.path / "model.onnx").read_bytes())
+    rewrite_manifest(bundle.path, manifest)
+    return Bundle.open(bundle.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", REFERRALS)
+def test_a_referral_gives_its_reason_and_the_set_its_coverage(
+    page: Path, photo: Path, tmp_path: Path, reason: str
+) -> None:
+    ood_threshold, quantiles, because, coverage = REFERRALS[reason]
+    bundle = referring_bundle(tmp_path / "refer.dermedge", ood_threshold, quantiles)
+    with served(bundle.path, page) as address:
+        out = os.environ.get("SCREENSHOTS")
+        seen = drive("result", url=address, photo=str(photo), out=out, name=reason)
+    wanted = expected(bundle.path, photo)
+    assert (wanted["decision"], wanted["refer_reason"]) == ("refer", reason)
+    assert_equal(seen["json"], wanted)
+    assert "The decision is refer" in seen["result"]
+    for text in (seen["result"], seen["announced"]):
+        assert because in text
+        assert "ee a dermatologist" in text
+    assert coverage in seen["result"]
+    assert seen["faults"] == []
+    assert seen["violations"] == []
 
 
 @pytest.fixture(scope="module")

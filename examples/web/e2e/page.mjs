@@ -86,6 +86,16 @@ function countOutline(page) {
   });
 }
 
+/** Show one result, in both colour schemes. */
+async function result(browser, { url, photo, out, name }) {
+  const { page, context, faults } = await openPage(browser, url);
+  await ready(page);
+  const seen = await predict(page, photo);
+  const violations = await lookAt(page, name, out);
+  await context.close();
+  return { ...seen, violations, faults };
+}
+
 /** Choose files that are no usable photos; after each the model still answers. */
 async function files(browser, { url, photo, bad }) {
   const { page, context, faults } = await openPage(browser, url);
@@ -236,7 +246,7 @@ async function update(browser, { url, nextUrl }) {
   return { before, offline, after, faults };
 }
 
-const scenarios = { journey, files, damage, refused, camera, keyboard, update };
+const scenarios = { journey, result, files, damage, refused, camera, keyboard, update };
 const [name, options] = [process.argv[2], JSON.parse(process.argv[3])];
 const browser = await startBrowser(options.chromium);
 try {

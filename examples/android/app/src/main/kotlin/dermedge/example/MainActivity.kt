@@ -96,14 +96,33 @@ class MainActivity : ComponentActivity() {
         val labels = prediction.labels.take(3).joinToString("\n") {
             "${it.name}: %.0f %%".format(100 * it.probability)
         }
+        return listOfNotNull(labels, conformalSet(prediction), decision(prediction))
+            .joinToString("\n")
+    }
+
+    private fun decision(prediction: Prediction): String {
         val score = prediction.malignancy
         val threshold = prediction.threshold
-        val decision = if (score != null && threshold != null) {
-            getString(R.string.decision, prediction.decision, score, threshold)
-        } else {
-            getString(R.string.no_decision)
+        return when {
+            prediction.referReason == "ood" -> getString(R.string.refer_ood)
+            prediction.referReason == "uncertain" -> getString(R.string.refer_uncertain, score)
+            score != null && threshold != null ->
+                getString(R.string.decision, prediction.decision, score, threshold)
+            else -> getString(R.string.no_decision)
         }
-        return "$labels\n$decision"
+    }
+
+    /** Name the diagnoses that fit the image; null if the bundle has no conformal sets. */
+    private fun conformalSet(prediction: Prediction): String? {
+        val ids = prediction.conformalSet ?: return null
+        // The coverage does not hold for an image that is unlike the calibration images.
+        if (prediction.ood == true) return null
+        val bundle = model!!.bundle
+        val sets = bundle.spec.diagnosis?.let { bundle.postprocessing[it.name]?.conformal }
+        val coverage = 100 * (sets ?: return null).coverage
+        if (ids.isEmpty()) return getString(R.string.empty_set, coverage)
+        val names = prediction.labels.filter { it.id in ids }.joinToString(", ") { it.name }
+        return getString(R.string.set, coverage, names)
     }
 
     /** Run the bundle's golden cases on this phone. */
