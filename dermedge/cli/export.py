@@ -61,6 +61,11 @@ def target_or_all(ctx: click.Context, parameter: click.Parameter, value: str) ->
     metavar="NAME",
     help="Task to export. Can be repeated. Default: all tasks of the student.",
 )
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Add class activation maps: where in the image the model saw each diagnosis.",
+)
 @click.option("--engine", help="Build only artifacts for this engine.")
 @click.option(
     "--budget",

@@ -17,6 +17,7 @@ from dermedge.cli.console import (
     to_json_text,
 )
 from dermedge.cli.errors import print_error
+from dermedge.cli.explanation import Explanation
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction
 from dermedge_runtime.errors import ImageError
@@ -35,6 +36,13 @@ from dermedge_runtime.spec import Task
 @click.option(
     "--exact", is_flag=True, help="Decode large JPEGs at full scale: slower, bit-exact everywhere."
 )
+@click.option(
+    "--explain",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Write a picture of where the model saw the diagnosis: OUT.png, or a folder OUT for "
+    "several images.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image and line.")
 def command(
     bundle: Path,
@@ -42,6 +50,7 @@ def command(
     engine: str | None,
     threads: int | None,
     exact: bool,
+    explain: Path | None,
     as_json: bool,
 ) -> int:
     """Run BUNDLE on IMAGES: files, folders (with all sub-folders), or - (stdin).
@@ -52,6 +61,11 @@ def command(
     """
     opened = Bundle.open(bundle)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    pictures = None
+    if explain is not None:
+        stdin = next((source for source in sources if isinstance(source, bytes)), b"")
+        pictures = Explanation(explain, exact, stdin)
+        pictures.check(opened, sources)
     rows: list[dict[str, str]] = []
     failed = 0
     skipped = Skipped()
@@ -70,6 +84,8 @@ def command(
             if isinstance(result, ImageError):
                 failed += 1
                 print_error(result)
+            elif pictures is not None:
+                pictures.add(name, opened, result)
             if as_json:
                 _print_line(name, result)
             elif isinstance(result, Prediction):
@@ -79,6 +95,8 @@ def command(
     if rows:
         columns = [column for column in rows[0] if any(row[column] for row in rows)]
         table(columns, [[row[column] for column in columns] for row in rows])
+    if pictures is not None:
+        pictures.show(err=as_json)
     if as_json and skipped:
         click.echo(to_json_text({"skipped": skipped}))
     show_skipped(skipped)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dermedge.models.backbone import Backbone
 from dermedge.models.memory_format import guard_strided_pointwise
 from dermedge.models.ood import FeatureDistance
+from dermedge_export.class_map import CLASS_MAP
 from dermedge_export.toolchain import limit_torch_threads
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Spec, Task
@@ -66,6 +67,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = create_backbone(backbone)
         self.heads = nn.ModuleDict({task.name: make_head(task, self.backbone) for task in tasks})
+        self.diagnosis = next((task.name for task in tasks if task.kind == "classify"), None)
         self.segments = frozenset(task.name for task in tasks if task.kind == "segment")
         # The normalization is inside the network, so that exported graphs take uint8
         # pixels. Buffers are not persistent: they belong to the backbone's description,
@@ -99,11 +101,14 @@ class Network(nn.Module):
         Args:
             image: uint8 [N, S, S, 3].
             extra: Further outputs of the same pass: `POOLED` features [N, D],
-                `LAST_MAP` [N, C, h, w], both or none. Exported graphs have none.
+                `LAST_MAP` [N, C, h, w], `CLASS_MAP` [N, K, h, w]: the head of the first
+                `classify` task, applied at every place of the last map. Exported graphs
+                have none but `CLASS_MAP`.
 
         Raises:
-            UsageError: There is a `segment` task or `LAST_MAP`, and the backbone has no
-                feature map; or a `segment` task, and S is not divisible by 4.
+            UsageError: There is a `segment` task, `LAST_MAP` or `CLASS_MAP`, and the
+                backbone has no feature map; or a `segment` task, and S is not divisible
+                by 4; or `CLASS_MAP`, and there is no `classify` task.
         """
         if not self.segments and not extra:
             pooled = self.features(image)
@@ -120,7 +125,21 @@ class Network(nn.Module):
             outputs[POOLED] = pooled
         if LAST_MAP in extra:
             outputs[LAST_MAP] = feature_map(self.backbone, last)
+        if CLASS_MAP in extra:
+            outputs[CLASS_MAP] = self._class_map(last)
         return outputs
+
+    def _class_map(self, last: Tensor) -> Tensor:
+        """Return the head of the diagnosis at every place of the last map, [N, K, h, w]."""
+        head = self.heads[self.diagnosis] if self.diagnosis is not None else None
+        spatial = feature_map(self.backbone, last)
+        # Layers between pooling and head, such as conv_head, change the width.
+        if not isinstance(head, nn.Linear) or head.in_features != spatial.shape[1]:
+            raise UsageError(
+                "The diagnosis of this model is no linear layer on the last feature map. Choose "
+                "another backbone."
+            )
+        return F.conv2d(spatial, head.weight[:, :, None, None], head.bias)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of one pass through the backbone.

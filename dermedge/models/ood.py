@@ -20,11 +20,14 @@ SMALLEST_VARIANCE = 1e-12
 
 
 def without_ood(spec: Spec) -> Spec:
-    """Return a spec without tasks of the kind `ood`, which no loss trains.
+    """Return a spec without tasks of the kinds `ood` and `cam`, which no loss trains.
 
-    A student inherits its teacher's tasks, but never the statistics of its features.
+    A student inherits its teacher's tasks, but never the statistics of its features. Class
+    activation maps have the weights of the diagnosis.
     """
-    return replace(spec, tasks=tuple(task for task in spec.tasks if task.kind != "ood"))
+    return replace(
+        spec, tasks=tuple(task for task in spec.tasks if task.kind not in ("ood", "cam"))
+    )
 
 
 class FeatureDistance(nn.Module):

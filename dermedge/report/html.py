@@ -13,7 +13,7 @@ from dermedge.evaluation.report import EvaluationReport, SubgroupScores
 from dermedge.report import plots, text
 from dermedge.report.fairness import make_comparisons
 from dermedge.report.forest import draw_forest
-from dermedge.report.images import choose_examples, make_thumbnails
+from dermedge.report.images import choose_examples, draw_explanations, make_thumbnails
 from dermedge.report.robustness import make_curves
 from dermedge.report.summary import (
     OTHER_TASKS,
@@ -29,6 +29,7 @@ from dermedge_export.parity.gate import MINIMUM_CASES
 from dermedge_runtime.bundle import Bundle, artifact_files
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.files import atomic_write
+from dermedge_runtime.overlay import MEANING
 from dermedge_runtime.packages import dermedge_version
 from dermedge_runtime.report import (
     CANDIDATES_REPORT,
@@ -150,6 +151,8 @@ def _describe_artifact(bundle: Bundle) -> dict[str, Any]:
         "size": sum(len(bundle.read(name)) for name in artifact_files(bundle)),
         "details": other_details(bundle.artifact),
         "calibration": calibrated_on(bundle.artifact),
+        "explanations": draw_explanations(bundle),
+        "meaning": MEANING,
         "kept": kept_fp32(bundle.artifact),
         "licences": sorted(name for name in bundle.files if name.startswith("LICENSES/")),
     }

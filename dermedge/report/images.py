@@ -1,4 +1,4 @@
-"""Choose example images for the page, and make their thumbnails."""
+"""Choose example images for the page, make their thumbnails, draw class activation maps."""
 
 import base64
 import io
@@ -10,7 +10,10 @@ from PIL import Image
 
 from dermedge.data.table import Table
 from dermedge.evaluation.report import EvaluatedImage, EvaluationReport
+from dermedge_runtime.bundle import Bundle
+from dermedge_runtime.decode import ScoredLabel, decode
 from dermedge_runtime.errors import ImageError
+from dermedge_runtime.overlay import draw_overlay
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Preprocess
 
@@ -45,6 +48,25 @@ class Examples:
     total: int
     among: str
     images: tuple[EvaluatedImage, ...]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The class activation map of a golden case, drawn over its lesion.
+
+    Attributes:
+        name: Name of the golden case.
+        url: The picture as a data URL.
+        label: The most probable label, whose map it is.
+
+    Examples:
+        >>> Explained("nv-192x256", "data:", ScoredLabel("nv", "Naevus", 0.9)).label.id
+        'nv'
+    """
+
+    name: str
+    url: str
+    label: ScoredLabel
 
 
 def choose_examples(evaluation: EvaluationReport) -> list[Examples]:
@@ -170,8 +192,34 @@ def make_thumbnail(path: Path, spec: Preprocess) -> str | None:
         pixels = preprocess(path, replace(spec, size=SIDE))
     except ImageError:
         return None
+    return _data_url(Image.fromarray(pixels))
+
+
+def draw_explanations(bundle: Bundle) -> list[Explained]:
+    """Draw the class activation maps of a bundle's golden cases over their lesions.
+
+    Args:
+        bundle: The bundle; the list is empty if it has no task of the kind `cam`.
+
+    Examples:
+        >>> draw_explanations(Bundle.open("toy.dermedge"))
+        []
+    """
+    if not any(task.kind == "cam" for task in bundle.spec.tasks):
+        return []
+    drawn = []
+    for case in bundle.golden():
+        prediction = decode(case.expected, bundle.spec, bundle.postprocessing)
+        if prediction.cam is not None:
+            overlay = Image.fromarray(draw_overlay(case.tensor, prediction.cam))
+            url = _data_url(overlay.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+            drawn.append(Explained(case.name, url, prediction.labels[0]))
+    return drawn
+
+
+def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -318,6 +318,9 @@ GATE_METRICS: Mapping[str, MetricText] = {
     "embedding_cosine": MetricText(
         "Cosine similarity of centred embeddings", "decimal_fine", "decimal_fine"
     ),
+    "cam_cosine": MetricText(
+        "Cosine similarity of class activation maps", "decimal_fine", "decimal_fine"
+    ),
     "ood_retention": MetricText("Images not flagged as foreign", "percent_fine", "points"),
     "ood_rejection": MetricText(
         "Drawn images without skin, flagged as foreign", "percent_fine", "points"

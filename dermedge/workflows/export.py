@@ -14,7 +14,7 @@ from dermedge_export.candidate import Candidate
 from dermedge_export.export import CACHE, ExportSession
 from dermedge_export.options import ExportOptions
 from dermedge_export.target import families
-from dermedge_export.task_selection import select_tasks
+from dermedge_export.task_selection import select_outputs
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.container import MANIFEST
 from dermedge_runtime.errors import DataError, DermedgeError, MissingExtraError, UsageError
@@ -175,7 +175,7 @@ def export_all(
     out = folder_beside(folder) if out is None else Path(out)
     targets = families() if targets is None else targets
     options = options or ExportOptions()
-    model = _select_tasks(load_model_folder(folder), options)
+    model = _select_outputs(load_model_folder(folder), options)
     steps = _Steps(progress)
     session = ExportSession.open(
         model,
@@ -199,9 +199,9 @@ def export_all(
     return ExportSummary(tuple(bundles), errors)
 
 
-def _select_tasks(model: TrainedModel, options: ExportOptions) -> TrainedModel:
-    """Return the model with the tasks to export; training for int8 learns only these."""
-    selected = select_tasks(model, options.tasks)
+def _select_outputs(model: TrainedModel, options: ExportOptions) -> TrainedModel:
+    """Return the model with the outputs to export; training for int8 learns only these."""
+    selected = select_outputs(model, options)
     # The module computes the same as a `Network` of these tasks, and is only called.
     return replace(model, module=cast("Network", selected.module), spec=selected.spec)
 

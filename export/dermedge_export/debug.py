@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge_export.class_map import map_task
 from dermedge_export.context import Exportable, ExportContext
 from dermedge_export.graph.inspect import (
     InspectableGraph,
@@ -16,10 +17,11 @@ from dermedge_export.graph.inspect import (
     inspect_bundle,
     inspect_onnx,
 )
+from dermedge_export.options import ExportOptions
 from dermedge_export.synthetic import seeds
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_export.target import find_target
-from dermedge_export.task_selection import select_tasks
+from dermedge_export.task_selection import select_outputs
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.preprocess import preprocess
@@ -161,9 +163,9 @@ def debug_parity(
         MissingExtraError: torch, onnx or the engine is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    against = select_tasks(
-        against, [task.name for task in bundle.spec.tasks if against.spec.task(task.name)]
-    )
+    names = [task.name for task in bundle.spec.tasks if against.spec.task(task.name)]
+    explain = map_task(bundle.spec) is not None
+    against = select_outputs(against, ExportOptions(tasks=names, explain=explain))
     _check_arguments(bundle, against, images, nodes)
     artifact = inspect_bundle(bundle)
     student = inspect_onnx(_student_graph(bundle, against))

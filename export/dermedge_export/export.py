@@ -26,7 +26,7 @@ from dermedge_export.selection.search import SearchSettings, search
 from dermedge_export.staging import StagedBundles, delete_leftovers
 from dermedge_export.synthetic.golden import golden_cases
 from dermedge_export.target import Target, find_target
-from dermedge_export.task_selection import LEFT_OUT, select_tasks
+from dermedge_export.task_selection import LEFT_OUT, select_outputs
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.canonical_json import pretty_json
 from dermedge_runtime.container import MANIFEST
@@ -108,12 +108,13 @@ class ExportSession:
 
         Raises:
             DataError: The student was trained on test images of `data`.
-            UsageError: The sensitivity or the coverage is not between 0 and 1, or the
-                student has no task of a name in `options.tasks`.
+            UsageError: The sensitivity or the coverage is not between 0 and 1, the student
+                has no task of a name in `options.tasks`, or its class activation maps
+                would not be exact.
         """
         options = options or ExportOptions()
         fit = FitOptions(options.sensitivity, options.coverage)
-        model = select_tasks(model, options.tasks)
+        model = select_outputs(model, options)
         if data is not None:
             check_leakage(data, training_images)
         context = ExportContext(

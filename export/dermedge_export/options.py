@@ -19,6 +19,8 @@ class ExportOptions:
             precisions in order and takes the first that passes. `auto` builds all
             candidates and selects the best one that passes.
         tasks: Names of the tasks to export, in any order. Empty exports all of them.
+        explain: Add the class activation maps of the diagnosis as an output. Models
+            whose maps would not be exact are refused.
         engine: Build only artifacts for this engine; None allows every engine of the
             target.
         budget: Minutes after which `auto` starts no further candidate.
@@ -35,6 +37,7 @@ class ExportOptions:
 
     precision: str | None = None
     tasks: Sequence[str] = ()
+    explain: bool = False
     engine: str | None = None
     budget: float = 30.0
     dynamic_batch: bool = False

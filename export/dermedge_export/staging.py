@@ -15,10 +15,10 @@ from dermedge_export.exporters.registry import find_exporter
 from dermedge_export.quality_limits import limits_for
 from dermedge_export.selection.cache import build_cached
 from dermedge_export.target import Target
-from dermedge_runtime.bundle import Bundle, write_bundle
+from dermedge_runtime.bundle import LARGEST_TOLERANCE, Bundle, write_bundle
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.model import Runtime, load
-from dermedge_runtime.spec import Json, Postprocessing
+from dermedge_runtime.spec import Json, Postprocessing, Task
 
 # Largest absolute difference of a logit that `verify` accepts on another machine.
 # Engines and CPUs differ in the order of their sums, and in how they round to few bits.
@@ -32,6 +32,8 @@ TOLERANCE = {
     "int8+fp16": 0.5,
     "w8a8": 0.5,
 }
+MAP_TOLERANCE = 4
+"""Factor for class activation maps: the mean over places cancels errors of the logits."""
 LEFTOVER_SECONDS = 24 * 3600
 NOT_RUN: Mapping[str, Json] = {"host": {"status": "not_run"}, "device": {"status": "not_run"}}
 
@@ -97,11 +99,22 @@ class StagedBundles:
             spec=spec,
             artifact=built.artifact,
             postprocessing=postprocessing,
-            tolerance={task.name: TOLERANCE[precision] for task in spec.tasks},
+            tolerance={task.name: tolerance(precision, task) for task in spec.tasks},
             parity=parity,
             files={**built.files, **files},
             quality=limits_for(spec.preprocess.size),
         )
+
+
+def tolerance(precision: str, task: Task) -> float:
+    """Return the largest difference of an output that an engine may show.
+
+    Args:
+        precision: A key of `TOLERANCE`.
+        task: The output's task.
+    """
+    factor = MAP_TOLERANCE if task.kind == "cam" else 1
+    return min(factor * TOLERANCE[precision], LARGEST_TOLERANCE)
 
 
 def delete_leftovers(path: Path) -> None:

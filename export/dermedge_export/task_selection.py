@@ -1,10 +1,12 @@
-"""Select some of a model's tasks, so that an export leaves the others out."""
+"""Select the outputs of an export: some of a model's tasks, class activation maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dermedge_export.class_map import map_task, with_class_map
 from dermedge_export.context import Exportable
+from dermedge_export.options import ExportOptions
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Spec
 
@@ -59,6 +61,37 @@ def select_tasks(model: Exportable, names: Sequence[str]) -> Exportable:
         _select_outputs(model.module, tuple(task.name for task in kept)),
         replace(spec, tasks=kept, lineage=lineage),
     )
+
+
+def select_outputs(model: Exportable, options: ExportOptions) -> Exportable:
+    """Return a model with the outputs that an export's options choose.
+
+    Args:
+        model: The model; it stays as it is.
+        options: `tasks` names the tasks to export, `explain` adds class activation maps.
+
+    Raises:
+        UsageError: The model has no task of one of the names, or its class activation
+            maps would not be exact.
+
+    Example:
+        >>> from dermedge.models import load_model_folder
+        >>> student = load_model_folder("student")
+        >>> explained = select_outputs(student, ExportOptions(explain=True))
+        >>> [task.name for task in explained.spec.tasks]
+        ['diagnosis', 'malignancy', 'diagnosis_cam']
+    """
+    if options.explain:
+        model = with_class_map(model)
+    maps, diagnosis = map_task(model.spec), model.spec.diagnosis
+    if maps is None or diagnosis is None or not options.tasks:
+        return select_tasks(model, options.tasks)
+    if diagnosis.name not in options.tasks:
+        raise UsageError(
+            f"Class activation maps explain the task {diagnosis.name!r}, which is left out. Add "
+            f"--task {diagnosis.name}, or leave --explain out."
+        )
+    return select_tasks(model, [*options.tasks, maps.name])
 
 
 def _select_outputs(module: "nn.Module", names: tuple[str, ...]) -> "nn.Module":

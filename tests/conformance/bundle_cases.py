@@ -135,6 +135,11 @@ def _manifest() -> Iterator[Damage]:
     yield put("labels-few", "spec", "tasks", to=[one], mentions=("malignancy", "nv"))
     same = {**one, "labels": [label, label]}
     yield put("labels-twice", "spec", "tasks", to=[same], mentions=("malignancy", "nv"))
+    both = {**one, "labels": [label, {**label, "id": "mel"}]}
+    cam = {"name": "malignancy", "kind": "cam", "labels": both["labels"][::-1]}
+    yield put("cam-of-nothing", "spec", "tasks", to=[cam], mentions=("malignancy", "labels"))
+    other = [{**both, "name": "type"}, cam]
+    yield put("cam-of-other-labels", "spec", "tasks", to=other, mentions=("malignancy", "labels"))
     wrong = {**one, "labels": [label, {**label, "id": "mel", "malignant": "yes"}]}
     yield put("label-malignant", "spec", "tasks", to=[wrong], mentions=("malignant", "yes"))
     yield put("model-name", "spec", "name", to="../toy", mentions=("../toy",))

@@ -8,7 +8,16 @@ import numpy as np
 
 from conformance.abstain_cases import abstain_cases
 from conformance.drawing import random_bytes
-from conformance.tasks import BENIGN, DIAGNOSIS, EMBEDDING, LESION, LEVELS, MALIGNANCY, SEVERITY
+from conformance.tasks import (
+    BENIGN,
+    CAM,
+    DIAGNOSIS,
+    EMBEDDING,
+    LESION,
+    LEVELS,
+    MALIGNANCY,
+    SEVERITY,
+)
 from conformance.writing import Files, cases_json
 from dermedge_runtime.decode import decode
 from dermedge_runtime.errors import EngineError
@@ -40,17 +49,20 @@ def _case(
         "name": name,
         "spec": to_json(spec),
         "postprocessing": to_json({task.name: Postprocessing() for task in tasks} | dict(fitted)),
-        "outputs": {
-            task: {"shape": list(array.shape), "values": [_number(v) for v in array.ravel()]}
-            for task, array in arrays.items()
-        },
+        "outputs": {task: _tensor(array) for task, array in arrays.items()},
     }
     if mentions:
         return {**entry, "error": EngineError.__name__, "mentions": list(mentions)}
     prediction = decode(arrays, spec, fitted)
     if prediction.mask is not None:
         entry["mask_sha256"] = sha256_hex(prediction.mask.astype(np.uint8).tobytes())
+    if prediction.cam is not None:
+        entry["cam"] = _tensor(prediction.cam)
     return {**entry, "prediction": drop_volatile(prediction.to_json())}
+
+
+def _tensor(array: np.ndarray) -> Json:
+    return {"shape": list(array.shape), "values": [_number(v) for v in array.ravel()]}
 
 
 def _number(value: np.float32) -> float | str:
@@ -64,6 +76,7 @@ def _cases() -> Iterator[tuple[Any, ...]]:
     yield from _scores()
     yield from _levels()
     yield from _masks()
+    yield from _maps()
     yield from _several()
     yield from _refused()
     yield from abstain_cases()
@@ -158,6 +171,34 @@ def _masks() -> Iterator[tuple[Any, ...]]:
     yield case("threshold 0 covers everything", 16, np.full((4, 4), -900.0), threshold=0.0)
     yield case("no mask without a threshold", 16, corner, temperature=2.0)
     yield case("empty mask", 16, np.full((4, 4), -30000.0), threshold=0.5)
+
+
+def _maps() -> Iterator[tuple[Any, ...]]:
+    maps = random_bytes(9, 4 * 2 * 3).reshape(4, 2, 3) / np.float32(32) - 4
+
+    def case(name: str, tasks: Sequence[Task], logits: Sequence[float]) -> tuple[Any, ...]:
+        return (name, tasks, {"diagnosis": logits, "diagnosis_cam": maps}, {})
+
+    yield case("map of the most probable label", (DIAGNOSIS, CAM), (0.5, 0.25, 1.0, -0.75))
+    yield case("map before the diagnosis", (CAM, DIAGNOSIS), (0.5, 0.25, 1.0, 3.0))
+    yield case("map of the first of two equal labels", (DIAGNOSIS, CAM), (0.5, 2.0, 2.0, -0.75))
+    second = Task("second", "cam", DIAGNOSIS.labels)
+    yield (
+        "the first map counts",
+        (DIAGNOSIS, CAM, second),
+        {"diagnosis": (0.5, 0.25, 1.0, 0.0), "diagnosis_cam": maps, "second": -maps[:, :, :1]},
+        {},
+    )
+    logits = {"diagnosis": (0.5, 0.25, 1.0, -0.75)}
+    broken = maps.copy()
+    broken[0, 1, 2] = np.nan  # not in the map that is returned
+    for name, output, mention in (
+        ("NaN in a map", broken, "NaN"),
+        ("a map of too few labels", maps[:3], "shape"),
+        ("a map without rows", maps[:, 0], "shape"),
+    ):
+        outputs = {**logits, "diagnosis_cam": output}
+        yield (name, (DIAGNOSIS, CAM), outputs, {}, ("diagnosis_cam", mention))
 
 
 def _several() -> Iterator[tuple[Any, ...]]:

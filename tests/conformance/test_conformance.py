@@ -182,6 +182,9 @@ def test_outputs_decode_to_the_prediction_or_are_refused(case):
     assert_same(drop_volatile(prediction.to_json()), case["prediction"], 1e-12)
     if prediction.mask is not None:
         assert sha256_hex(prediction.mask.astype(np.uint8).tobytes()) == case["mask_sha256"]
+    assert (prediction.cam is None) == ("cam" not in case)
+    if prediction.cam is not None:
+        assert prediction.cam.tolist() == to_array(case["cam"]).tolist()
 
 
 @pytest.mark.parametrize("case", named("bundles.json"))

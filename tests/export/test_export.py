@@ -165,7 +165,7 @@ class TestWithData:
             assert "allowed_failures" not in entry
         limits = {limit["metric"]: limit for limit in report["limits"]}
         unasked = {"level_agreement", "severity_kappa", "mask_overlap", "dice", "embedding_cosine"}
-        unasked |= {"ood_retention", "ood_rejection"}
+        unasked |= {"ood_retention", "ood_rejection", "cam_cosine"}
         assert set(limits) == set(LIMITS) - unasked  # it has no such task
         assert limits["max_abs"]["status"] == limits["non_finite"]["status"] == "passed"
         assert limits["max_abs"]["loss"]["value"] <= 1e-4

@@ -47,6 +47,7 @@ def test_the_table_of_limits():
         "mask_overlap": (0.001, 0.005, 0.02),
         "dice": (0.001, 0.005, 0.01),
         "embedding_cosine": (1e-4, 0.005, 0.02),
+        "cam_cosine": (1e-4, 0.005, 0.05),
         "ood_retention": (0.002, 0.01, 0.02),
         "ood_rejection": (0.002, 0.01, 0.02),
     }

@@ -107,6 +107,33 @@ def test_a_broken_head_fails_by_name(output, broken, failing):
     assert {reason.partition(":")[0] for reason in failure_messages(report)} == failing
 
 
+@pytest.mark.parametrize(("change", "status"), [(0.01, "passed"), (3.0, "failed")])
+def test_maps_are_compared_for_the_label_that_the_reference_shows(change, status):
+    labels = (Label("nv", "naevus"), Label("mel", "melanoma"))
+    tasks = (Task("diagnosis", "classify", labels), Task("diagnosis_cam", "cam", labels))
+    rng = np.random.default_rng(0)
+    maps = rng.normal(0, 2, (400, 2, 4, 4)).astype(np.float32)
+    logits = maps.mean((2, 3))
+    other = maps + change * rng.normal(0, 1, maps.shape).astype(np.float32)
+    # The map of the other label does not count.
+    other[np.arange(400), 1 - logits.argmax(1)] = 0
+    names = np.array([f"image-{i}" for i in range(400)])
+    sides = (
+        Predictions(
+            image_ids=tuple(names),
+            outputs={"diagnosis": logits, "diagnosis_cam": shown},
+            labels=logits.argmax(1),
+            malignant=np.full(400, np.nan),
+            groups=names,
+        )
+        for shown in (maps, other)
+    )
+    spec = Spec("explained", "1", tasks, Preprocess(32))
+    about = {"engine": "onnxruntime 1", "hardware": "cpu", "basis": "test split"}
+    report = parity(*sides, spec, {}, {}, precision="int8", replicates=200, **about)
+    assert limits(report)["cam_cosine"].status == status
+
+
 def test_pairs_of_empty_masks_do_not_count():
     def without_lesions(output):  # nothing is predicted for the first 300 images
         return np.where(np.arange(len(output))[:, None, None, None] < 300, -9, output)

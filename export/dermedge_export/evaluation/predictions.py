@@ -173,6 +173,7 @@ class Decoded:
         graded: Severity levels; None for a model without an ordinal task.
         outlined: Masks; None for a model without a `segment` task.
         embedding: Embeddings, float32 [N, D]; None for a model without an `embed` task.
+        maps: Class activation maps, float32 [N, K, h, w]; None for a model without them.
         rule_in: Smallest score that is malignant; None is the threshold.
         sets: Labels in the conformal sets, bool [N, K]; None if not fitted.
         ood_scores: Scores of the `ood` task, float64 [N]; None for a model without one.
@@ -201,6 +202,7 @@ class Decoded:
     graded: Graded | None = None
     outlined: Outlined | None = None
     embedding: NDArray[np.float32] | None = None
+    maps: NDArray[np.float32] | None = None
     rule_in: float | None = None
     sets: NDArray[np.bool_] | None = None
     ood_scores: NDArray[np.float64] | None = None
@@ -325,11 +327,13 @@ def decode_table(
         ([0.5, 0.119], [1, 0])
     """
     embed = _first_task(predictions, spec, "embed")
+    cam = _first_task(predictions, spec, "cam")
     return replace(
         _classes(predictions, spec, postprocessing),
         graded=graded(predictions, spec, postprocessing),
         outlined=outlined(predictions, spec, postprocessing),
         embedding=None if embed is None else predictions.outputs[embed.name],
+        maps=None if cam is None else predictions.outputs[cam.name],
         **_decode_ood(predictions, spec, postprocessing),
     )
 

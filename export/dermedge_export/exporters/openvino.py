@@ -196,7 +196,7 @@ def _quantize(
 def _kept_operators(
     model: "openvino.Model", context: ExportContext, target: Target, candidate: Candidate
 ) -> list[str]:
-    """Return the operators that stay in fp32: heads of `ood` tasks, and those of a sweep."""
+    """Return the operators that stay in fp32: heads of `EXACT_KINDS`, and those of a sweep."""
     import onnx
 
     kept = set(exact_nodes(onnx.load_model_from_string(context.graph(target.opset))))

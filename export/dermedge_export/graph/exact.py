@@ -1,4 +1,4 @@
-"""Find the nodes that stay in float32 at every precision: the heads of `ood` tasks."""
+"""Find the nodes that stay in float32 at every precision: heads of `ood` and `cam` tasks."""
 
 import json
 from collections import defaultdict
@@ -9,8 +9,12 @@ from dermedge_export.graph.seal import METADATA_KEY
 if TYPE_CHECKING:
     import onnx
 
-EXACT_KINDS = ("ood",)
-"""Task kinds whose head computes in float32. A distance is a difference of large sums."""
+EXACT_KINDS = ("ood", "cam")
+"""Task kinds whose head computes in float32.
+
+A distance is a difference of large sums. No mean hides the rounding of a class activation
+map, as it does for the logits.
+"""
 
 
 def exact_nodes(model: "onnx.ModelProto") -> list[str]:

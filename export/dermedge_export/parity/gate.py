@@ -29,6 +29,7 @@ LIMITS: Mapping[str, Mapping[str, float | None]] = {
     "mask_overlap": {"fp32": 0.001, "fp16": 0.005, "int8": 0.02},
     "dice": {"fp32": 0.001, "fp16": 0.005, "int8": 0.01},
     "embedding_cosine": {"fp32": 1e-4, "fp16": 0.005, "int8": 0.02},
+    "cam_cosine": {"fp32": 1e-4, "fp16": 0.005, "int8": 0.05},
     "ood_retention": {"fp32": 0.002, "fp16": 0.01, "int8": 0.02},
     "ood_rejection": {"fp32": 0.002, "fp16": 0.01, "int8": 0.02},
 }
@@ -44,7 +45,7 @@ FAMILIES = {
 }
 DETERMINISTIC = ("non_finite", "max_abs")  # not estimated from a sample: no bound, no minimum
 RELATIVE = ("balanced_accuracy", "macro_auroc", "worst_subgroup", "dice")
-AGREEMENTS = ("top1_agreement", "level_agreement", "mask_overlap", "embedding_cosine")
+AGREEMENTS = ("top1_agreement", "level_agreement", "mask_overlap", "embedding_cosine", "cam_cosine")
 MINIMUM_CASES = 100
 SEVERITY: tuple[Status, ...] = ("failed", "warn", "insufficient", "passed")
 ROUNDING = 1e-12  # a loss that equals its limit must not fail for a rounding of float64

@@ -164,7 +164,7 @@ class Quantizer:
         return serialized
 
     def model(self, keep: Collection[str] = ()) -> "onnx.ModelProto":
-        """Return the quantized model; `keep` and the heads of `ood` tasks stay in fp32."""
+        """Return the quantized model; `keep` and the heads of `EXACT_KINDS` stay in fp32."""
         import onnx
 
         import_silently("onnxruntime")

@@ -94,7 +94,9 @@ class Prediction:
     labels that fit the image, most probable first; it may be empty. `ood` is True for
     an image unlike the training images, whose `ood_score` exceeds the fitted threshold.
     `severity` is the level of the ordinal task, counted from 0. `mask` is bool [S, S]
-    in the preprocessed frame. `embedding` is L2-normalised. `quality` has a text
+    in the preprocessed frame. `cam` is the class activation map of the most probable
+    label, float32 [h, w] over the same frame: its mean is the label's logit, and places
+    with larger values raise it more. `embedding` is L2-normalised. `quality` has a text
     for each reason to take the photograph again, if any: signs of damage, and measures
     beyond the bundle's limits.
 
@@ -116,6 +118,7 @@ class Prediction:
     ood_score: float | None = None
     severity: int | None = None
     mask: npt.NDArray[np.bool_] | None = field(default=None, compare=False)
+    cam: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     embedding: tuple[float, ...] | None = None
     timing: Timing | None = None
     provenance: Provenance | None = None
@@ -125,14 +128,14 @@ class Prediction:
         """Convert the prediction to JSON types.
 
         The mask itself is left out; `mask_fraction` is the part of the frame it covers.
-        `quality` is left out if it is empty.
+        `cam` is left out, and `quality` if it is empty.
         """
         data: Json = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name == "mask":
                 data["mask_fraction"] = None if value is None else float(value.mean())
-            elif value or entry.name != "quality":
+            elif entry.name != "cam" and (value or entry.name != "quality"):
                 data[entry.name] = to_json(value)
         return data
 
@@ -173,6 +176,7 @@ def decode(
     diagnosis, malignancy = spec.diagnosis, spec.malignancy
     labels: tuple[ScoredLabel, ...] = ()
     score: float | None = None
+    maps: Array | None = None
     decoded: dict[str, Any] = {}
     for task in spec.tasks:
         fitted = postprocessing.get(task.name, _UNFITTED)
@@ -184,6 +188,10 @@ def decode(
                 decoded["mask"] = segment_mask(
                     array[0], spec.preprocess.size, temperature, fitted.threshold
                 )
+            continue
+        if task.kind == "cam":
+            _check_finite(task, bool(np.isfinite(array).all()))
+            maps = array if maps is None else maps
             continue
         values: list[float] = array.tolist()
         _check_finite(task, all(map(math.isfinite, values)))
@@ -204,6 +212,9 @@ def decode(
             decoded["ood_score"] = values[0]
             if fitted.ood_threshold is not None:
                 decoded["ood"] = values[0] > fitted.ood_threshold
+    if maps is not None and diagnosis is not None:
+        row = [label.id for label in diagnosis.labels].index(labels[0].id)
+        decoded["cam"] = np.asarray(maps[row], np.float32)
     fitted = _UNFITTED if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED)
     decision, reason = _decide(score, fitted, decoded.get("ood"))
     return Prediction(
@@ -330,8 +341,23 @@ def segment_mask(
         threshold: Smallest probability inside the mask.
     """
     probability = activations.sigmoid(logits.astype(np.float64) / temperature)
-    columns = _enlarge(probability.T, size).T
-    return _enlarge(columns, size) >= threshold
+    return enlarge(probability, size) >= threshold
+
+
+def enlarge(values: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Enlarge values [h, w] bilinearly to [size, size]; columns before rows.
+
+    Pixel centres are at halves and edges are repeated.
+
+    Args:
+        values: The values.
+        size: Side of the result.
+
+    Example:
+        >>> enlarge(np.array([[0.0, 1.0]]), 4)[0].tolist()
+        [0.0, 0.25, 0.75, 1.0]
+    """
+    return _enlarge(_enlarge(values.T, size).T, size)
 
 
 def _enlarge(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
@@ -378,7 +404,21 @@ def expected_shape(task: Task, size: int) -> tuple[int | None, ...]:
         return (len(task.labels) - 1,)
     if task.kind == "segment":  # networks predict masks at a quarter of the resolution
         return (1, size // 4, size // 4)
+    if task.kind == "cam":
+        return (len(task.labels), None, None)
     return (1,) if task.kind in ("binary", "ood") else (None,)
+
+
+def fits_shape(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Return whether a shape is the expected one, of which None is a free width.
+
+    Example:
+        >>> fits_shape((7, 4, 4), (7, None, None)), fits_shape((7, 4), (7, None, None))
+        (True, False)
+    """
+    return len(shape) == len(expected) and all(
+        want in (None, have) for have, want in zip(shape, expected, strict=True)
+    )
 
 
 def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
@@ -389,7 +429,7 @@ def _checked(outputs: Mapping[str, Array], task: Task, size: int) -> Array:
             f"The engine gave no output {task.name!r}, only {sorted(outputs)}. {AGAIN}"
         )
     expected = expected_shape(task, size)
-    if values.shape != expected and not (expected == (None,) and values.ndim == 1):
+    if values.shape != expected and not fits_shape(values.shape, expected):
         raise EngineError(
             f"Output {task.name!r} has shape {list(values.shape)}, not {list(expected)}. {AGAIN}"
         )

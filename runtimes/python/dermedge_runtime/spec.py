@@ -16,7 +16,7 @@ from dermedge_runtime.errors import BundleError
 from dermedge_runtime.requirements import check_requirement
 
 Json = dict[str, Any]
-Kind = Literal["classify", "binary", "ordinal", "segment", "embed", "ood"]
+Kind = Literal["classify", "binary", "ordinal", "segment", "embed", "ood", "cam"]
 Fit = Literal["crop", "pad", "stretch"]
 ConformalMethod = Literal["lac", "aps", "raps"]
 Status = Literal["passed", "warn", "failed", "insufficient", "not_run"]
@@ -60,7 +60,8 @@ class Task:
 
     Shapes, per image: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1]
     cumulative logits, `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised, `ood`
-    [1], larger for images that are more unlike the training images.
+    [1], larger for images that are more unlike the training images, `cam` [K, h, w],
+    class activation maps of the diagnosis, whose means are its logits.
 
     Example:
         >>> levels = tuple(Label(str(level), f"Level {level}") for level in range(4))
@@ -170,8 +171,9 @@ class Spec:
         """Read a spec from JSON types.
 
         Raises:
-            BundleError: A part is missing or unknown, the name is not an identifier, or
-                the tasks are not distinct.
+            BundleError: A part is missing or unknown, the name is not an identifier,
+                the tasks are not distinct, or a `cam` task has other labels than the
+                diagnosis.
         """
         spec = cls(
             name=take(data, "name", str, "spec"),
@@ -189,6 +191,12 @@ class Spec:
         names = [task.name for task in spec.tasks]
         if not names or len(set(names)) != len(names):
             raise BundleError(f"A model needs one or more distinct tasks, not {names}. {AGAIN}")
+        diagnosed = [] if spec.diagnosis is None else [one.id for one in spec.diagnosis.labels]
+        for task in spec.tasks:
+            if task.kind == "cam" and [label.id for label in task.labels] != diagnosed:
+                raise BundleError(
+                    f"Task {task.name!r} has other labels than the diagnosis, {diagnosed}. {AGAIN}"
+                )
         return spec
 
     def task(self, name: str) -> Task | None:

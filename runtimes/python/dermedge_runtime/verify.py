@@ -12,7 +12,7 @@ import PIL
 
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.container import open_container
-from dermedge_runtime.decode import Outputs, decode, expected_shape
+from dermedge_runtime.decode import Outputs, decode, expected_shape, fits_shape
 from dermedge_runtime.difference import DECODED_WITHIN, describe_difference
 from dermedge_runtime.errors import (
     BundleError,
@@ -164,9 +164,7 @@ def _check_shapes(
         raise _Failure(f"{where} has outputs {sorted(outputs)}, not {sorted(shapes)}. {AGAIN}")
     for name, shape in shapes.items():
         actual = outputs[name].shape
-        if len(actual) != len(shape) or any(
-            want not in (None, have) for have, want in zip(actual, shape, strict=True)
-        ):
+        if not fits_shape(actual, shape):
             raise _Failure(f"{name!r} in {where} has shape {actual}, not {shape}. {AGAIN}")
 
 

@@ -3,6 +3,7 @@
 import { EngineError } from "./errors";
 import { quote, quoteAll } from "./json";
 import {
+  type ClassMap,
   Prediction,
   type PredictionJson,
   type Provenance,
@@ -63,6 +64,7 @@ export function decode(
   let severity: number | null = null;
   let embedding: readonly number[] | null = null;
   let mask: Uint8Array | null = null;
+  let maps: ClassMap | null = null; // of all labels, one after the other
   for (const task of spec.tasks) {
     const fitted = fittedValues(postprocessing, task);
     const temperature = fitted.temperature ?? 1;
@@ -78,6 +80,9 @@ export function decode(
       severity ??= ordinalLevel(values, temperature);
     } else if (task.kind === "embed") {
       embedding ??= values;
+    } else if (task.kind === "cam") {
+      const [, height, width] = outputs[task.name].shape;
+      maps ??= { height, width, values: Float32Array.from(values) };
     } else if (task.kind === "ood" && ood_score === null) {
       ood_score = values[0];
       if (fitted.ood_threshold !== null) ood = ood_score > fitted.ood_threshold;
@@ -103,7 +108,19 @@ export function decode(
       ...(facts.quality?.length ? { quality: facts.quality } : {}),
     },
     mask,
+    maps && diagnosis && topMap(maps, diagnosis, labels),
   );
+}
+
+/** Return the class activation map of the most probable label. */
+function topMap(
+  { height, width, values }: ClassMap,
+  diagnosis: Task,
+  labels: readonly ScoredLabel[],
+): ClassMap {
+  const row = diagnosis.labels.findIndex(({ id }) => id === labels[0].id);
+  const size = height * width;
+  return { height, width, values: values.slice(row * size, (row + 1) * size) };
 }
 
 /** Return the decision for a malignancy score, and the reason if it is `refer`. */

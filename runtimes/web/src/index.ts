@@ -17,7 +17,7 @@ export type { Bundle } from "./manifest";
 export { load, Model, verify } from "./model";
 export type { CallSettings, LoadOptions } from "./model";
 export { Prediction } from "./prediction";
-export type { PredictionJson, Provenance, ScoredLabel, Timing } from "./prediction";
+export type { ClassMap, PredictionJson, Provenance, ScoredLabel, Timing } from "./prediction";
 export type { EngineInfo, Progress } from "./protocol";
 export { describeQuality, measureQuality } from "./quality";
 export type { Quality, QualityLimits } from "./quality";

@@ -9,6 +9,7 @@ import { parseQuality, type QualityLimits } from "./quality";
 import { sha256Hex } from "./sha256";
 import {
   type Artifact,
+  diagnosisTask,
   FITS,
   type Json,
   type JsonObject,
@@ -137,6 +138,14 @@ export function parseSpec(data: JsonObject): Spec {
     throw new BundleError(
       `A model needs one or more distinct tasks, not [${quoteAll(names)}]. ${AGAIN}`,
     );
+  }
+  const diagnosed = diagnosisTask(spec)?.labels.map(({ id }) => id) ?? [];
+  for (const { name, kind, labels } of spec.tasks) {
+    if (kind === "cam" && quoteAll(labels.map(({ id }) => id)) !== quoteAll(diagnosed)) {
+      throw new BundleError(
+        `Task ${quote(name)} has other labels than the diagnosis, [${quoteAll(diagnosed)}]. ${AGAIN}`,
+      );
+    }
   }
   return spec;
 }

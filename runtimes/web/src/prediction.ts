@@ -57,14 +57,26 @@ export interface PredictionJson {
   readonly quality?: readonly string[];
 }
 
-/** Decoded outputs of a model for one image. `JSON.stringify` leaves the mask out. */
+/** Class activation map of a label; its mean is the label's logit. */
+export interface ClassMap {
+  readonly height: number;
+  readonly width: number;
+  /** Row by row over the preprocessed frame; larger values raise the logit more. */
+  readonly values: Float32Array;
+}
+
+/** Decoded outputs of a model for one image. `JSON.stringify` leaves mask and map out. */
 export interface Prediction extends PredictionJson {}
 export class Prediction {
   /** Mask of the segment task, bytes 0 and 1, [S, S] in the preprocessed frame. */
   readonly mask!: Uint8Array | null;
 
-  constructor(fields: PredictionJson, mask: Uint8Array | null) {
+  /** Class activation map of the most probable label. */
+  readonly cam!: ClassMap | null;
+
+  constructor(fields: PredictionJson, mask: Uint8Array | null, cam: ClassMap | null = null) {
     Object.assign(this, fields);
     Object.defineProperty(this, "mask", { value: mask, enumerable: false });
+    Object.defineProperty(this, "cam", { value: cam, enumerable: false });
   }
 }

@@ -11,7 +11,7 @@ export interface JsonObject {
   [key: string]: Json;
 }
 
-export const KINDS = ["classify", "binary", "ordinal", "segment", "embed", "ood"] as const;
+export const KINDS = ["classify", "binary", "ordinal", "segment", "embed", "ood", "cam"] as const;
 export const FITS = ["crop", "pad", "stretch"] as const;
 export const CONFORMAL_METHODS = ["lac", "aps", "raps"] as const;
 export const STATUSES = ["passed", "warn", "failed", "insufficient", "not_run"] as const;
@@ -34,7 +34,8 @@ export interface Label {
  *
  * Shapes: `classify` [K] logits, `binary` [1] logit, `ordinal` [K-1] cumulative logits,
  * `segment` [1, S/4, S/4] logits, `embed` [D], L2-normalised, `ood` [1], larger for images
- * that are more unlike the training images.
+ * that are more unlike the training images, `cam` [K, h, w], class activation maps of the
+ * diagnosis.
  */
 export interface Task {
   readonly name: string;
@@ -138,5 +139,7 @@ export function expectedShape(task: Task, size: number): readonly (number | null
       return [1];
     case "embed":
       return [null];
+    case "cam":
+      return [task.labels.length, null, null];
   }
 }

@@ -74,6 +74,7 @@ export interface DecodeCase {
   >;
   readonly prediction?: JsonObject;
   readonly mask_sha256?: string;
+  readonly cam?: { readonly shape: number[]; readonly values: number[] };
   readonly error?: string;
   readonly mentions?: readonly string[];
 }

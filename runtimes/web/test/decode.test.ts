@@ -27,6 +27,10 @@ describe("outputs", () => {
     }
     const prediction = run(one);
     expectClose(JSON.parse(JSON.stringify(prediction)), one.prediction, 1e-12);
+    const { cam } = prediction;
+    expect(cam && { shape: [cam.height, cam.width], values: [...cam.values] }).toEqual(
+      one.cam ?? null,
+    );
     if (one.mask_sha256 !== undefined) {
       const digest = createHash("sha256")
         .update(prediction.mask ?? "")

@@ -172,7 +172,7 @@ class _Converted:
 
 
 def _convert_within_fp16(context: ExportContext, target: Target, images: Calibration) -> _Converted:
-    """Convert a network to fp16, except for `ood` heads and operators that overflow.
+    """Convert a network to fp16, except for exact heads and operators that overflow.
 
     Raises:
         UsageError: torch cannot trace the network, or Core ML lacks one of its

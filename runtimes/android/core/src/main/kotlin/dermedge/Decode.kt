@@ -19,6 +19,7 @@ internal fun decode(
     val diagnosis = spec.diagnosis
     val malignancy = spec.malignancy
     var result = Prediction()
+    var maps: List<ClassMap>? = null
     for (task in spec.tasks) {
         val fitted = postprocessing[task.name] ?: UNFITTED
         val temperature = fitted.temperature ?: 1.0
@@ -28,6 +29,8 @@ internal fun decode(
                 val mask = segmentMask(values, spec.preprocess.size, temperature, fitted.threshold)
                 result = result.copy(mask = mask)
             }
+            task.kind == Kind.CAM ->
+                maps = maps ?: mapsOf(outputs.getValue(task.name).shape, values)
             task == diagnosis -> {
                 val probabilities = softmax(values, temperature)
                 val labels = rank(task, probabilities)
@@ -51,11 +54,22 @@ internal fun decode(
     }
     val fitted = malignancy?.let { postprocessing[it.name] } ?: UNFITTED
     val (decision, reason) = decide(result.malignancy, fitted, result.ood)
+    val top = diagnosis?.labels?.indexOfFirst { it.id == result.labels[0].id }
     return result.copy(
+        cam = top?.let { maps?.get(it) },
         threshold = fitted.threshold,
         decision = decision,
         referReason = reason,
     )
+}
+
+/** The class activation map of each label. */
+private fun mapsOf(shape: List<Int>, values: DoubleArray): List<ClassMap> {
+    val (count, height, width) = shape
+    val size = height * width
+    return List(count) { row ->
+        ClassMap(height, width, FloatArray(size) { values[row * size + it].toFloat() })
+    }
 }
 
 /** The decision for a malignancy score, and the reason if it is `refer`. */

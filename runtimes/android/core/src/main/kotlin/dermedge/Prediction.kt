@@ -23,6 +23,14 @@ public class Mask(public val size: Int, public val inside: BooleanArray) {
 }
 
 /**
+ * Class activation map of a label; its mean is the label's logit.
+ *
+ * @property values Row by row over the preprocessed frame, [height] x [width]. Larger values
+ *   raise the logit more.
+ */
+public class ClassMap(public val height: Int, public val width: Int, public val values: FloatArray)
+
+/**
  * Decoded outputs of a model for one image.
  *
  * A field is null ([labels] empty) if the model has no such task, or if the value it needs was
@@ -38,6 +46,7 @@ public class Mask(public val size: Int, public val inside: BooleanArray) {
  * @property ood Whether the image is unlike the training images.
  * @property oodScore Larger for images that are more unlike the training images.
  * @property severity Level of the ordinal task, counted from 0.
+ * @property cam Class activation map of the most probable label; not in the JSON.
  * @property embedding L2-normalised vector of the embedding task.
  * @property quality Reasons to take the photograph again, with what to do, if any.
  */
@@ -52,6 +61,7 @@ public data class Prediction(
     val oodScore: Double? = null,
     val severity: Int? = null,
     val mask: Mask? = null,
+    val cam: ClassMap? = null,
     val embedding: List<Double>? = null,
     val timing: Timing? = null,
     val provenance: Provenance? = null,

@@ -22,6 +22,9 @@ public enum class Kind(public val id: String) {
 
     /** One score, larger for images that are more unlike the training images. */
     OOD("ood"),
+
+    /** Class activation maps [K, h, w] of the diagnosis, whose means are its logits. */
+    CAM("cam"),
 }
 
 /** How a rectangle becomes a square; [id] is its name in the manifest. */
@@ -57,6 +60,7 @@ public data class Task(val name: String, val kind: Kind, val labels: List<Label>
         // Networks predict masks at a quarter of the resolution.
         Kind.SEGMENT -> listOf(1, size / 4, size / 4)
         Kind.EMBED -> listOf(FREE)
+        Kind.CAM -> listOf(labels.size, FREE, FREE)
     }
 }
 
@@ -131,6 +135,15 @@ internal fun readSpec(data: JsonObject): Spec {
         throw BundleError(
             "A model needs one or more distinct tasks, not ${quoteAll(names)}. $AGAIN",
         )
+    }
+    val diagnosed = spec.diagnosis?.labels.orEmpty().map { it.id }
+    for (task in spec.tasks.filter { it.kind == Kind.CAM }) {
+        if (task.labels.map { it.id } != diagnosed) {
+            throw BundleError(
+                "Task ${quote(task.name)} has other labels than the diagnosis, " +
+                    "${quoteAll(diagnosed)}. $AGAIN",
+            )
+        }
     }
     return spec
 }

@@ -85,6 +85,9 @@ class ConformanceTest {
         val prediction = decode(outputs, spec, fitted)
         val digest = case.obj("prediction", "case")["mask_sha256"] ?: case["mask_sha256"]
         assertSame(prediction, case.obj("prediction", "case") - "mask_sha256", 1e-12)
+        val map = case["cam"]?.let { readOutput(asObject(it, "cam")) }
+        assertEquals(map?.shape, prediction.cam?.let { listOf(it.height, it.width) })
+        assertEquals(map?.values?.asList(), prediction.cam?.values?.asList())
         if (digest != null) {
             val inside = assertNotNull(prediction.mask).inside
             assertEquals(digest, sha256(ByteArray(inside.size) { if (inside[it]) 1 else 0 }))
