@@ -104,12 +104,12 @@ export class Model {
     this.checkOpen();
     const sendable = await toSendable(image);
     this.checkOpen();
-    const { fields, mask } = await this.client.call(
+    const { fields, mask, cam } = await this.client.call(
       "predict",
       { image: sendable.image },
       { signal, transfer: sendable.transfer },
     );
-    return new Prediction(fields, mask);
+    return new Prediction(fields, mask, cam);
   }
 
   /**

@@ -74,7 +74,7 @@ export class Prediction {
   /** Class activation map of the most probable label. */
   readonly cam!: ClassMap | null;
 
-  constructor(fields: PredictionJson, mask: Uint8Array | null, cam: ClassMap | null = null) {
+  constructor(fields: PredictionJson, mask: Uint8Array | null, cam: ClassMap | null) {
     Object.assign(this, fields);
     Object.defineProperty(this, "mask", { value: mask, enumerable: false });
     Object.defineProperty(this, "cam", { value: cam, enumerable: false });

@@ -3,7 +3,7 @@
 import type { BenchOptions, WorkerBench } from "./bench";
 import type { FileProgress } from "./bundle";
 import type { Source } from "./container";
-import type { PredictionJson } from "./prediction";
+import type { ClassMap, PredictionJson } from "./prediction";
 import type { WireError } from "./errors";
 import type { WorkerImage } from "./image/decode";
 import type { Bundle } from "./manifest";
@@ -31,7 +31,11 @@ export interface LoadArguments {
 /** Arguments, result and progress of each call that the page may make. */
 export interface Calls {
   load: [LoadArguments, { bundle: Bundle; engine: EngineInfo }, Progress];
-  predict: [{ image: WorkerImage }, { fields: PredictionJson; mask: Uint8Array | null }, never];
+  predict: [
+    { image: WorkerImage },
+    { fields: PredictionJson; mask: Uint8Array | null; cam: ClassMap | null },
+    never,
+  ];
   verifyBundle: [LoadArguments, VerifyReport, never];
   verify: [Record<never, never>, VerifyReport, never];
   bench: [BenchOptions, WorkerBench, number];

@@ -26,7 +26,7 @@ const handlers: Handlers = {
   },
   async predict({ image }, { signal }) {
     const prediction = await opened().predict(image, signal);
-    return { fields: { ...prediction }, mask: prediction.mask };
+    return { fields: { ...prediction }, mask: prediction.mask, cam: prediction.cam };
   },
   async verifyBundle({ source, options }) {
     let engine: Engine | null = null;
