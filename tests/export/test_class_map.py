@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dermedge.models import Network, load_model_folder
+from dermedge.models import Network
 from dermedge.models.backbone import Backbone
 from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
@@ -18,18 +18,16 @@ from dermedge_export.target import find_target
 from dermedge_export.task_selection import select_outputs
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
-from support.small import student_folder
 
 DIAGNOSIS = Task("diagnosis", "classify", (Label("nv", "Naevus"), Label("mel", "Melanoma")))
 NAME = "diagnosis_cam"
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> ExportContext:
-    """Return the small student with maps, traced once for all engines."""
-    student = load_model_folder(student_folder(tmp_path_factory.getbasetemp()))
-    explained = with_class_map(student)
-    images = synthetic_calibration(student.spec.preprocess, 16)
+def context() -> ExportContext:
+    """Return a network with maps, traced once for all engines."""
+    explained = with_class_map(untrained("test_efficientnet", size=96))
+    images = synthetic_calibration(explained.spec.preprocess, 16)
     return ExportContext(explained, lambda: images)
 
 
