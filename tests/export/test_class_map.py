@@ -80,9 +80,7 @@ def test_maps_go_along_with_the_diagnosis_only() -> None:
     [
         ("cpu", Candidate("fp32", "onnx")),
         ("cpu", Candidate("int8", "onnx", "minmax")),
-        ("cpu", Candidate("fp32", "openvino")),
         ("cpu", Candidate("int8", "openvino", "nncf")),
-        ("jetson", Candidate("fp16", "tensorrt")),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.format}-{value.precision}",
 )
