@@ -113,8 +113,8 @@ def _task_comparisons(
         yield MetricComparison("embedding_cosine", _mean_of(sides, same, cosine), everything)
     if first.maps is not None and second.maps is not None:
         # The map of one label on both sides: the one that the reference shows.
-        rows = np.arange(len(everything))
-        shown = (side.maps[rows, first.predicted] for side in sides if side.maps is not None)
+        images = np.arange(len(everything))
+        shown = (side.maps[images, first.predicted] for side in sides if side.maps is not None)
         alike = metrics.logit_cosine(*shown)
         yield MetricComparison("cam_cosine", _mean_of(sides, same, alike), everything)
 
