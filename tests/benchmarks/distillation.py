@@ -105,7 +105,7 @@ ARMS: Mapping[str, Arm] = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share; the command line's arguments."""
+    """Settings that all arms share: the arguments of the command line."""
 
     data: Path
     out: Path
