@@ -1,6 +1,7 @@
 """Compare two tables of predictions for the same images, overall and by subgroup."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -224,7 +225,11 @@ def _measure(
     measurements = []
     for index, comparison in enumerate(comparisons):
         if index in drawn:
-            measurements.append(_with_interval(comparison, both(comparison, None), drawn[index]))
+            measurement = _with_interval(
+                comparison.metric, both(comparison, None), drawn[index], comparison.comparisons
+            )
+            count = int(comparison.rows.sum())
+            measurements.append(replace(measurement, cases=count, note=comparison.note))
         else:
             cases = None if comparison.absent else 0
             note = comparison.absent or comparison.note
@@ -232,31 +237,31 @@ def _measure(
     return measurements
 
 
-def _with_interval(comparison: MetricComparison, point: Floats, pairs: Floats) -> Measurement:
-    """Return one comparison's measurement.
+def _with_interval(metric: str, point: Floats, pairs: Floats, comparisons: int = 1) -> Measurement:
+    """Return one metric's measurement, without its number of cases.
 
     Args:
-        comparison: The metric and its images.
+        metric: A key of `gate.LIMITS`.
         point: Values of reference and candidate over all images, [2].
         pairs: The same in each bootstrap replicate, [R, 2].
+        comparisons: As in `MetricComparison`.
     """
     # Both sides are measured on the same replicate, so the images that are hard for
     # both cancel in its loss. The interval of the loss is much narrower than two
     # separate ones.
-    losses = _loss(comparison.metric, pairs)
-    loss = metrics.interval(_loss(comparison.metric, point), losses)
+    losses = _loss(metric, pairs)
+    loss = metrics.interval(_loss(metric, point), losses)
     # The lower bound is the 5 % quantile of the losses, one-sided at 95 %. The worst of
     # k subgroups is selected for its loss, so its bound is taken at 5 % / k
     # (Bonferroni): then the bounds of all k hold together with 95 %.
-    level = 0.05 / comparison.comparisons
+    level = 0.05 / comparisons
     return Measurement(
-        metric=comparison.metric,
-        cases=int(comparison.rows.sum()),
+        metric=metric,
+        cases=None,
         loss=loss,
         reference=metrics.interval(point[0], pairs[:, 0]),
         candidate=metrics.interval(point[1], pairs[:, 1]),
         bound=None if loss.low is None else float(np.nanquantile(losses, level)),
-        note=comparison.note,
     )
 
 
@@ -331,14 +336,8 @@ def _rejection(
     drawn = metrics.bootstrap(
         np.arange(count).astype(str), {0: both}, replicates=replicates, seed=seed
     )
-    comparison = MetricComparison(
-        "ood_rejection", _never, np.ones(count, bool), note="drawn images without skin"
-    )
-    return [_with_interval(comparison, both(None), drawn[0])]
-
-
-def _never(side: Decoded, rows: Array, weights: Floats | None) -> Floats:
-    raise NotImplementedError  # these images are in no table of predictions
+    measurement = _with_interval("ood_rejection", both(None), drawn[0])
+    return [replace(measurement, cases=count, note="drawn images without skin")]
 
 
 def _agreement(reference: Predictions, candidate: Predictions, sides: Sides) -> dict[str, float]:
