@@ -47,8 +47,10 @@ def _case(
     arrays = {task: np.asarray(values, np.float32) for task, values in outputs.items()}
     entry = {
         "name": name,
-        "spec": to_json(spec),
-        "postprocessing": to_json({task.name: Postprocessing() for task in tasks} | dict(fitted)),
+        "spec": _known(to_json(spec)),
+        "postprocessing": _known(
+            to_json({task.name: Postprocessing() for task in tasks} | dict(fitted))
+        ),
         "outputs": {task: _tensor(array) for task, array in arrays.items()},
     }
     if mentions:
@@ -59,6 +61,15 @@ def _case(
     if prediction.cam is not None:
         entry["cam"] = _tensor(prediction.cam)
     return {**entry, "prediction": drop_volatile(prediction.to_json())}
+
+
+def _known(value: Any) -> Any:
+    """Return a value without null and empty keys, which mean the same if they miss."""
+    if isinstance(value, dict):
+        empty = (None, "", {}, [])
+        return {key: _known(item) for key, item in value.items() if item not in empty}
+    # A list keeps its nulls: a label without a conformal quantile has one.
+    return [_known(item) for item in value] if isinstance(value, list) else value
 
 
 def _tensor(array: np.ndarray) -> Json:

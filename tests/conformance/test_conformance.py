@@ -30,7 +30,7 @@ from support import reference_quality, reference_resize
 
 LEVELS = 4  # Largest difference between two decoders of JPEG, of 255.
 LISTS = ("images", "resize", "quality", "json", "decode", "bundles", "verify", "predictions")
-SMALL_FILE, SMALL_FOLDER = 200_000, 1_500_000
+SMALL_FILE, SMALL_FOLDER = 130_000, 1_500_000
 
 
 def cases(name):

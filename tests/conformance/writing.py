@@ -13,7 +13,7 @@ Files = dict[str, bytes]
 
 def cases_json(cases: Sequence[Json]) -> bytes:
     """Return `{"cases": [...]}` with one case a line."""
-    lines = ",\n".join(json.dumps(case, allow_nan=False) for case in cases)
+    lines = ",\n".join(json.dumps(case, allow_nan=False, separators=(",", ":")) for case in cases)
     return f'{{"cases": [\n{lines}\n]}}\n'.encode()
 
 
