@@ -8,6 +8,7 @@ import difflib
 import importlib
 import sys
 import warnings
+from functools import partial
 from typing import Any
 
 import click
@@ -126,8 +127,10 @@ def main(args: list[str] | None = None) -> None:
             raise
         # Of several training processes, the first that fails prints its error.
         distributed = sys.modules.get("dermedge.train.distributed")
-        if distributed is None or distributed.first_report():
+        if distributed is None:
             print_error(known)
+        else:
+            distributed.report_once(partial(print_error, known))
         status = known.exit_code
     discard_output()
     sys.exit(status if isinstance(status, int) else 0)

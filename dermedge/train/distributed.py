@@ -6,7 +6,7 @@ In a single process, the functions return their argument.
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -190,17 +190,26 @@ def _poll(key: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def first_report() -> bool:
-    """Return True on the first process that reports an error, and False on the others.
+def report_once(report: Callable[[], None]) -> None:
+    """Call `report` on the first process that has an error to report, not on the others.
 
     When one rank fails, the others fail a moment later. One message is enough.
     """
     if world_size() == 1:
-        return True
+        report()
+        return
     try:
-        return bool(_store().add(REPORTED, 1) == 1)
+        store = _store()
+        if store.add(REPORTED, 1) == 1:
+            report()
+        # Rank 0 may hold the store, so it stays until the other ranks have asked.
+        deadline = time.monotonic() + ROLL_CALL_SECONDS
+        while rank() == 0 and store.add(REPORTED, 0) < world_size():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
     except RuntimeError:  # The store is gone with the process that held it.
-        return True
+        report()
 
 
 @contextmanager

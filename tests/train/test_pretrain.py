@@ -52,6 +52,7 @@ RECIPE = replace(
 )
 # Two processes compute the same without stochastic depth, whose draws differ by rank.
 EXACT = replace(RECIPE, drop_path=0.0, epochs=2, steps=3)
+START_SECONDS = 240  # of a launcher that imports torch in every rank, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -548,16 +549,17 @@ class TestTwoProcesses:
     ) -> None:
         run = launch(2, lesions, tmp_path / "out", replace(EXACT, epochs=5000))
         log_file = tmp_path / "out" / "log.jsonl"
+        deadline = time.monotonic() + START_SECONDS
         while not (log_file.is_file() and log_file.stat().st_size):
+            if time.monotonic() > deadline:
+                run.kill()
             # Waiting leaves the processor to the run, and ends at once if it fails.
             with suppress(subprocess.TimeoutExpired):
                 run.wait(timeout=0.1)
                 pytest.fail(run.communicate()[0])
         os.kill(rank_process(run.pid, 1), signal.SIGKILL)
-        started = time.monotonic()
         output, _ = run.communicate(timeout=60)
         assert run.returncode != 0
-        assert time.monotonic() - started < 60
         assert "rank" in output
         assert "1" in output
         shutil.rmtree(tmp_path / "out")
