@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--protocol",
-    type=click.Choice(["linear", "knn", "finetune", "segment", "fewshot"]),
+    type=click.Choice(["linear", "knn", "finetune", "segment", "fewshot", "paper"]),
     default="linear",
     show_default=True,
     help="A linear layer, nearest neighbours, training of the whole network, decoders for masks, "
-    "or a linear layer on few labels.",
+    "a linear layer on few labels, or the measurements of the released DermINO code.",
 )
 @click.option(
     "--fraction",
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "heads",
     type=click.Choice(["linear", "upernet"]),
     multiple=True,
-    help="Decoder for segment. Can be repeated. Default: both.",
+    help="Decoder for the task segment. Can be repeated. Default: both.",
 )
 @click.option(
     "--normalise",

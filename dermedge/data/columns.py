@@ -10,7 +10,14 @@ from dermedge.data.csv_text import normalize_column
 from dermedge.data.layouts import LAYOUTS, Layout
 from dermedge.data.messages import quote
 from dermedge.data.placeholders import is_unknown
-from dermedge.data.taxonomy import describe_unknown, is_known, resolve
+from dermedge.data.taxonomy import (
+    SEPARATOR,
+    describe_unknown,
+    describe_unknown_label,
+    is_known,
+    resolve,
+    split_diagnoses,
+)
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.registry import load_entry
 
@@ -135,25 +142,25 @@ def _resolve_labels(
     labels: Sequence[str], sources: Sequence[str], where: Sequence[str]
 ) -> list[str]:
     # A table has few different labels, so each is resolved once.
-    known: dict[tuple[str, str], str] = {("", source): "" for source in set(sources)}
-    unknown: dict[str, tuple[str, str]] = {}
+    known: dict[tuple[str, str], str] = {}
+    unknown: dict[str, str] = {}  # label -> place of its first row
     for label, source, at in zip(labels, sources, where, strict=True):
-        if (label, source) in known or label in unknown:
+        if (label, source) in known:
             continue
-        if is_known(label, source):
-            known[label, source] = resolve(label, source).id
-        else:
-            unknown[label] = (source, at)
+        parts = split_diagnoses(label)
+        lacking = [part for part in parts if not is_known(part, source)]
+        for part in lacking:
+            unknown.setdefault(part, at)
+        if not lacking:
+            ids = dict.fromkeys(resolve(part, source).id for part in parts)
+            known[label, source] = SEPARATOR.join(ids)
     if unknown:
-        label, (source, at) = next(iter(unknown.items()))
-        if len(unknown) > 1:
-            raise DataError(
-                f"{at}, column dx: {describe_unknown(unknown)} Write ids of "
-                "dermedge.data.TAXONOMY, or map the labels with `dermedge data add csv TABLE "
-                "--label THEIRS=ID -o OUT`."
-            )
-        try:
-            resolve(label, source)
-        except DataError as error:
-            raise DataError(f"{at}, column dx: {error}") from error
+        label, at = next(iter(unknown.items()))
+        raise DataError(
+            f"{at}, column dx: {describe_unknown_label(label)}"
+            if len(unknown) == 1
+            else f"{at}, column dx: {describe_unknown(unknown)} Write ids of "
+            "dermedge.data.TAXONOMY, or map the labels with `dermedge data add csv TABLE "
+            "--label THEIRS=ID -o OUT`."
+        )
     return [known[key] for key in zip(labels, sources, strict=True)]

@@ -16,7 +16,7 @@ from dermedge.data.leaks import add_file_columns, find_missing_value_leaks, find
 from dermedge.data.overlap import TeacherImages, match_sets
 from dermedge.data.split_checks import FEWEST_GROUPS
 from dermedge.data.table import Table
-from dermedge.data.taxonomy import TAXONOMY
+from dermedge.data.taxonomy import SEPARATOR, malignancy, split_diagnoses
 from dermedge_runtime.find_images import Skipped
 
 SMALL_SUBGROUP = 30
@@ -264,7 +264,17 @@ def check_classes(frame: pd.DataFrame, group: "pd.Series[str]") -> Iterator[Find
     yield from count_items(
         "info", "unlabelled", ("image has", "images have"), "no diagnosis.", unlabelled
     )
-    sizes = group.loc[labelled.index].groupby(labelled["dx"]).nunique()
+    several = labelled["dx"].str.contains(SEPARATOR, regex=False)
+    yield from count_items(
+        "info",
+        "several_diagnoses",
+        ("image has", "images have"),
+        "several diagnoses. Pretraining learns all of them. The task diagnosis uses an image only "
+        "if one label covers all of its diagnoses.",
+        labelled.loc[several, "image_id"].tolist(),
+    )
+    classes = labelled["dx"].map(split_diagnoses).explode()
+    sizes = group.loc[classes.index].groupby(classes).nunique()
     yield from count_items(
         "warning",
         "few_groups",
@@ -279,7 +289,7 @@ def check_malignancy(frame: pd.DataFrame) -> Iterator[Finding]:
     """Count rows whose `malignant` differs from the value of their diagnosis."""
     differing: Counter[str] = Counter()
     for dx, malignant in zip(frame["dx"], frame["malignant"], strict=True):
-        expected = TAXONOMY[dx].malignant if dx else None
+        expected = malignancy(dx)
         if dx and malignant == malignant and (expected is None or float(expected) != malignant):
             differing[f"{dx} as {'malignant' if malignant else 'benign'}"] += 1
     for values, count in differing.most_common():

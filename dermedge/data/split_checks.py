@@ -11,6 +11,7 @@ import pandas as pd
 
 from dermedge.data.finding import Finding, Level, count_items
 from dermedge.data.table import SPLITS, groups
+from dermedge.data.taxonomy import split_diagnoses
 from dermedge_runtime.errors import DataError
 
 LOGGER = logging.getLogger(__name__)
@@ -202,17 +203,18 @@ def _check_classes(
     group: "pd.Series[str]",
 ) -> Iterator[Finding]:
     """Find classes that a split lacks although they have enough groups."""
-    labelled = frame["dx"] != ""
-    sizes = group[labelled].groupby(frame["dx"][labelled]).nunique()
+    # One row per image and diagnosis, with the index of the image.
+    classes = frame.loc[frame["dx"] != "", "dx"].map(split_diagnoses).explode()
+    sizes = group.loc[classes.index].groupby(classes).nunique()
     assigned = bool((frame["split"] == "").any())
     expected = set(sizes[sizes >= FEWEST_GROUPS].index) if assigned else set(sizes.index)
     for name, share in zip(SPLITS, fractions, strict=True):
-        present = labelled & (splits == name)
+        present = set(classes[splits.loc[classes.index] == name])
         if (splits == name).any() and not (assigned and share == 0):
             yield from count_items(
                 "warning",
                 "class_not_in_split",
                 ("class has", "classes have"),
                 f"no image in the split {name!r}.",
-                sorted(expected - set(frame["dx"][present])),
+                sorted(expected - present),
             )

@@ -25,7 +25,7 @@ from dermedge.data.image_names import locate_files
 from dermedge.data.messages import list_columns, quote
 from dermedge.data.sources import read_source
 from dermedge.data.table_file import REQUIRED, TextTable
-from dermedge.data.taxonomy import TAXONOMY
+from dermedge.data.taxonomy import malignancy
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.printable import printable
@@ -46,9 +46,10 @@ class Table:
         frame: One row per image, in file order, index 0..n-1. `COLUMNS` come first,
             then the other columns of the file. Text columns hold "" for an unknown
             value. `malignant`, `severity`, `age` and `fitzpatrick` are float64, NaN for
-            an unknown value. `dx` holds ids of the taxonomy. `malignant` is the row's
-            own value if it has one, otherwise that of its diagnosis. `modality` is
-            `dermoscopic` or `clinical`: the row's own, otherwise that of its `source`.
+            an unknown value. `dx` holds ids of the taxonomy; `;` separates
+            several of one row. `malignant` is the row's own value if it has one,
+            otherwise that of its diagnoses. `modality` is `dermoscopic` or `clinical`:
+            the row's own, otherwise that of its `source`.
         file: The file that was read, or the folder of the class folders.
         notes: One sentence for everything that was not read literally.
 
@@ -187,7 +188,7 @@ def _fill_malignant(own: float, dx: str) -> float:
     """Return the row's own value if it has one, otherwise that of its diagnosis."""
     if not math.isnan(own) or not dx:
         return own
-    malignant = TAXONOMY[dx].malignant
+    malignant = malignancy(dx)
     return math.nan if malignant is None else float(malignant)
 
 

@@ -21,8 +21,10 @@ __all__ = [
     "TAXONOMY",
     "Diagnosis",
     "lineage",
+    "malignancy",
     "project",
     "resolve",
+    "split_diagnoses",
     "suggest",
 ]
 
@@ -49,6 +51,8 @@ _KNOWN_BY_SOURCE: Mapping[str, Mapping[str, str]] = {
 }
 
 
+SEPARATOR = ";"
+"""Character between the diagnoses of one row."""
 UNKNOWN_SHOWN = 20
 """Number of unknown labels that a message lists."""
 _LONGEST_NAME = 100
@@ -78,13 +82,23 @@ def resolve(name: str, source: str | None = None) -> Diagnosis:
     known = _find(_normalize(name), source)
     if known is not None:
         return TAXONOMY[known]
+    raise DataError(describe_unknown_label(name))
+
+
+def describe_unknown_label(name: str) -> str:
+    """Return the message about a label that the taxonomy lacks.
+
+    Examples:
+        >>> describe_unknown_label("melonoma").partition("?")[0]
+        "Label 'melonoma' is not in the taxonomy. Did you mean 'mel'"
+    """
     similar = suggest(name)
     hint = (
         f"Did you mean {' or '.join(repr(id_) for id_ in similar)}? If not, use"
         if similar
         else "Use"
     )
-    raise DataError(
+    return (
         f"Label {quote(name)} is not in the taxonomy. {hint} an id of dermedge.data.TAXONOMY, a "
         "wider one such as 'other', or leave the cell empty."
     )
@@ -152,15 +166,60 @@ def lineage(diagnosis: str) -> Iterator[str]:
         step = TAXONOMY[step].parent
 
 
+def split_diagnoses(cell: str) -> tuple[str, ...]:
+    """Return the diagnoses of a cell of the column `dx`, which `;` separates.
+
+    Examples:
+        >>> split_diagnoses("eczema; psoriasis"), split_diagnoses("")
+        (('eczema', 'psoriasis'), ())
+    """
+    parts = (part.strip() for part in cell.split(SEPARATOR))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
 def project(diagnosis: str, labels: Collection[str]) -> str | None:
     """Return the narrowest of `labels` that covers a diagnosis, None if none does.
 
+    Several diagnoses have a label only if it is the same for each of them.
+
     Args:
-        diagnosis: An id, a name or an alias.
+        diagnosis: An id, a name or an alias, or several that `;` separates.
         labels: Ids of the taxonomy, such as the classes of a model.
 
     Examples:
         >>> project("sk", ["nv", "mel", "bkl"])
         'bkl'
+        >>> project("sk;lplk", ["nv", "bkl"]), project("sk;nv", ["nv", "bkl"])
+        ('bkl', None)
     """
-    return next((step for step in lineage(diagnosis) if step in labels), None)
+    covering = {
+        next((step for step in lineage(part) if step in labels), None)
+        for part in split_diagnoses(diagnosis)
+    }
+    return covering.pop() if len(covering) == 1 else None
+
+
+def diagnosis_name(diagnosis: str) -> str:
+    """Return the name of a diagnosis, or the names of several, for people.
+
+    Examples:
+        >>> diagnosis_name("mel"), diagnosis_name("bcc;nv")
+        ('melanoma', 'basal cell carcinoma or melanocytic nevus')
+    """
+    return " or ".join(TAXONOMY[part].name for part in split_diagnoses(diagnosis))
+
+
+def malignancy(diagnosis: str) -> bool | None:
+    """Return True or False if a diagnosis is malignant or benign, None if that is open.
+
+    Of several diagnoses, all must be malignant, or all benign.
+
+    Args:
+        diagnosis: An id of the taxonomy, several that `;` separates, or "".
+
+    Examples:
+        >>> malignancy("mel"), malignancy("mel;bcc"), malignancy("mel;nv")
+        (True, True, None)
+    """
+    values = {TAXONOMY[part].malignant for part in split_diagnoses(diagnosis)}
+    return values.pop() if len(values) == 1 else None

@@ -55,6 +55,7 @@ class UPerNet(nn.Module):
         scales: Bilinear scale factor of each map. Empty means 1 for all. The blocks of
             a plain vision transformer have one grid, so scaling makes the pyramid.
         channels: Channels of each level.
+        dropout: Share of channels that are dropped before the classifier.
 
     Example:
         >>> maps = [torch.zeros(2, 8, 8, 8), torch.zeros(2, 16, 4, 4)]
@@ -69,6 +70,7 @@ class UPerNet(nn.Module):
         *,
         scales: Sequence[float] = (),
         channels: int = CHANNELS,
+        dropout: float = DROPOUT,
     ) -> None:
         super().__init__()
         self.scales = tuple(scales) or (1.0,) * len(widths)
@@ -78,7 +80,7 @@ class UPerNet(nn.Module):
         self.top = _convolution(top + len(POOLS) * channels, channels, 3)
         self.smooth = nn.ModuleList(_convolution(channels, channels, 3) for _ in widths[:-1])
         self.fuse = _convolution(len(widths) * channels, channels, 3)
-        self.classify = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(channels, classes, 1))
+        self.classify = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits [N, K, h, w] on the grid of the first of `maps`.
@@ -137,13 +139,17 @@ def decoder_levels(
     return tuple((k + 1) * depth // count - 1 for k in range(count)), PYRAMID[-count:]
 
 
-def frozen_maps(network: Network, image: Tensor, levels: Sequence[int]) -> list[Tensor]:
+def frozen_maps(
+    network: Network, image: Tensor, levels: Sequence[int], *, normalised: bool = False
+) -> list[Tensor]:
     """Return feature maps [N, C, h, w] of the stages `levels`, then the last map.
 
     Args:
         network: The network with the backbone.
         image: uint8 [N, S, S, 3].
         levels: Indices of stages; empty returns the last map only.
+        normalised: Apply the backbone's last norm to the maps of its stages, if they
+            have the width of that norm.
 
     Raises:
         UsageError: The backbone has no feature map.
@@ -152,7 +158,9 @@ def frozen_maps(network: Network, image: Tensor, levels: Sequence[int]) -> list[
     pixels = network.normalised(image)
     if not levels:
         return [feature_map(backbone, backbone.forward_features(pixels))]
-    last, maps = backbone.forward_intermediates(pixels, indices=list(levels), output_fmt="NCHW")
+    last, maps = backbone.forward_intermediates(
+        pixels, indices=list(levels), output_fmt="NCHW", norm=normalised
+    )
     return [*maps, feature_map(backbone, last)]
 
 

@@ -1,6 +1,6 @@
 """Load the inputs of a protocol: the teacher, the task and the options."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,9 @@ def load_context(
     folder = Path(teacher)
     model = load_model_folder(folder)
     task = make_probe_task(options.task_name, with_split(read_table(data)), model.spec)
+    if options.protocol == "paper" and task.kind != "segment":
+        # The released scripts classify malignancy and severity with a softmax.
+        task = replace(task, kind="classify")
     return ProbeContext(
         teacher=model,
         folder=folder,

@@ -24,10 +24,11 @@ def vote(
     classes: int,
     *,
     neighbours: int = NEIGHBOURS,
+    temperature: float | None = TEMPERATURE,
 ) -> Floats:
     """Compute the share of the vote [M, K] for each class among the nearest neighbours.
 
-    A neighbour with cosine similarity s to the query votes with exp(s / 0.07).
+    A neighbour with cosine similarity s to the query votes with exp(s / temperature).
 
     Source: Wu et al., Unsupervised feature learning via non-parametric instance
     discrimination, CVPR 2018; with the settings of Caron et al., DINO, ICCV 2021.
@@ -38,6 +39,7 @@ def vote(
         queries: Features [M, D] of the images to classify.
         classes: K.
         neighbours: Number of neighbours that vote; all train images if there are fewer.
+        temperature: Temperature of the votes; None gives all neighbours equal votes.
 
     Examples:
         >>> import numpy as np
@@ -54,7 +56,8 @@ def vote(
         close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
         # Weights relative to the nearest neighbour cannot overflow, and the shares of
         # the vote are the same.
-        weight = np.exp((close - close[:, :1]) / TEMPERATURE)
+        relative = close - close[:, :1]
+        weight = np.ones_like(close) if temperature is None else np.exp(relative / temperature)
         votes = (weight[:, :, None] * member[nearest]).sum(axis=1)
         shares.append(votes / votes.sum(axis=1, keepdims=True))
     return np.concatenate(shares)

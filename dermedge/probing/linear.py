@@ -1,5 +1,6 @@
 """Fit and apply the linear probe: one linear layer on frozen features."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ class LinearRecipe:
         batch_size: Images per batch.
         lr: Learning rate. For a linear probe it is the rate for batches of 256; the
             rate of smaller batches is proportionally smaller.
+        half_period: Steps in which the rate falls to 0 by a cosine; it rises again in
+            as many. 0 keeps the rate constant.
 
     Raises:
         UsageError: Nothing can be trained with these values.
@@ -43,6 +46,7 @@ class LinearRecipe:
     epochs: int
     batch_size: int
     lr: float
+    half_period: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
@@ -51,6 +55,17 @@ class LinearRecipe:
                 f"{self.lr} train nothing. Use at least 1 epoch, 2 images per batch and a rate "
                 "above 0."
             )
+
+    def rate(self, step: int) -> float:
+        """Return the factor of the learning rate at a step, from 0.
+
+        Examples:
+            >>> [LinearRecipe(1, 2, 1e-3, half_period=2).rate(step) for step in range(4)]
+            [1.0, 0.5, 0.0, 0.5]
+        """
+        if not self.half_period:
+            return 1.0
+        return round((1 + math.cos(math.pi * step / self.half_period)) / 2, 12)
 
 
 LINEAR_RECIPE = LinearRecipe(epochs=50, batch_size=256, lr=5e-3)
@@ -113,18 +128,32 @@ def fit_linear(
     # The global generator keeps its state, so a probe does not change what follows it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = _make_layer(kind, features.shape[1], classes)
+        layer = make_layer(kind, features.shape[1], classes)
         optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
         for _ in range(recipe.epochs):
             for rows in torch.randperm(len(inputs)).tensor_split(batches):
-                loss = _compute_loss(kind, layer(inputs[rows]), targets[rows])
+                loss = compute_loss(kind, layer(inputs[rows]), targets[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
+    classify = fitted_classifier(kind, layer)
+    return lambda features: classify((features - shift) / scale)
+
+
+def fitted_classifier(kind: Kind, layer: "nn.Module") -> FittedClassifier:
+    """Return a trained layer as a function from features to class probabilities.
+
+    Examples:
+        >>> classify = fitted_classifier("classify", make_layer("classify", 8, 3))
+        >>> classify(np.zeros((2, 8), np.float32)).shape
+        (2, 3)
+    """
+    import torch
+
     def classify(features: Features) -> Probabilities:
         with torch.inference_mode():
-            logits = layer(torch.from_numpy((features - shift) / scale))
+            logits = layer(torch.from_numpy(features))
         return class_probabilities(kind, logits.numpy().astype(np.float64))
 
     return classify
@@ -153,7 +182,13 @@ def class_probabilities(kind: Kind, logits: Probabilities) -> Probabilities:
     return np.asarray(-np.diff(np.concatenate([certain, above, impossible], axis=1), axis=1))
 
 
-def _make_layer(kind: Kind, width: int, classes: int) -> "nn.Module":
+def make_layer(kind: Kind, width: int, classes: int) -> "nn.Module":
+    """Return a new linear layer: weights with standard deviation 0.01, biases 0.
+
+    Examples:
+        >>> sum(weight.numel() for weight in make_layer("classify", 8, 3).parameters())
+        27
+    """
     from torch import nn
 
     from dermedge.models.network import Coral
@@ -170,7 +205,15 @@ def _make_layer(kind: Kind, width: int, classes: int) -> "nn.Module":
     return layer
 
 
-def _compute_loss(kind: Kind, logits: "Tensor", labels: "Tensor") -> "Tensor":
+def compute_loss(kind: Kind, logits: "Tensor", labels: "Tensor") -> "Tensor":
+    """Return the mean cross entropy of logits against class indices [N].
+
+    Examples:
+        >>> import torch
+        >>> loss = compute_loss("classify", torch.zeros(2, 4), torch.tensor([0, 3]))
+        >>> round(loss.exp().item(), 3)
+        4.0
+    """
     import torch.nn.functional as F
 
     from dermedge.train.losses import cumulative_cross_entropy

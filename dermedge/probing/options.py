@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dermedge.probing.linear import LINEAR_RECIPE, LinearRecipe
+from dermedge.probing.paper import PAPER_SEGMENT_RECIPE
 from dermedge.probing.segment import HEADS, SEGMENT_RECIPE
 from dermedge.probing.task import TASKS
 from dermedge_runtime.errors import UsageError
 
-PROTOCOLS = ("linear", "knn", "finetune", "segment", "fewshot")
+PROTOCOLS = ("linear", "knn", "finetune", "segment", "fewshot", "paper")
 RECIPES: Mapping[str, LinearRecipe] = {
     "linear": LINEAR_RECIPE,
     "fewshot": LINEAR_RECIPE,
@@ -24,10 +25,11 @@ class ProbeOptions:
     Attributes:
         task: diagnosis, malignancy, severity (ordinal) or segment. By default segment
             for the protocol segment, and diagnosis for the others.
-        protocol: linear, knn, finetune, segment or fewshot.
+        protocol: linear, knn, finetune, segment, fewshot, or paper for the measurements
+            of the task in the released code of DermINO.
         fractions: Fractions of the train labels, for fewshot only; 0.01, 0.05 and 0.1
             by default.
-        heads: Decoders, for segment only; linear and upernet by default.
+        heads: Decoders of the task segment; linear and upernet by default.
         normalise: Standardize each feature before a linear layer; see `fit_linear`.
         epochs: Number of epochs; by default that of the protocol.
         batch_size: Images per batch; by default that of the protocol.
@@ -95,6 +97,8 @@ class ProbeOptions:
             # Read from `finetune`, so that both always have the same defaults.
             schedule = Schedule()
             default = LinearRecipe(schedule.epochs, schedule.batch_size, schedule.lr)
+        elif self.protocol == "paper":
+            default = PAPER_SEGMENT_RECIPE if self.task_name == "segment" else LINEAR_RECIPE
         else:
             default = RECIPES[self.protocol]
         return replace(
@@ -118,10 +122,11 @@ class ProbeOptions:
     def _check_protocol_options(self) -> None:
         """Refuse options that the protocol does not use."""
         task, protocol = self.task_name, self.protocol
-        if (task == "segment") != (protocol == "segment"):
+        if protocol != "paper" and (task == "segment") != (protocol == "segment"):
             raise UsageError(
                 f"The protocol {protocol} does not measure the task {task}. The protocol segment "
-                "measures the task segment; the other protocols measure the other tasks."
+                "measures the task segment, the protocol paper all tasks, and the others the other "
+                "tasks."
             )
         if self.fractions and protocol != "fewshot":
             raise UsageError(

@@ -10,7 +10,14 @@ from dermedge.data.table import SPLITS, digests, table_digest
 from dermedge.evaluation.scores import describe_empty_masks
 from dermedge.probing import knn
 from dermedge.probing.context import ProbeContext, load_context
+from dermedge.probing.linear import LINEAR_RECIPE
 from dermedge.probing.options import FRACTIONS, ProbeOptions
+from dermedge.probing.paper import (
+    PAPER_FIT,
+    UNIFORM_NEIGHBOURS,
+    WEIGHTED_NEIGHBOURS,
+    count_iterations,
+)
 from dermedge.probing.protocols import RUN_PROTOCOL
 from dermedge.probing.report import ProbeReport, ProbeResult
 from dermedge.probing.segment import HEADS
@@ -49,6 +56,8 @@ def probe(
     - `segment`: decoders on the frozen feature maps; Adam, rate 1e-3, batches of 64, 20
       epochs. `linear` is batch norm, dropout and a 1x1 convolution on the last map;
       `upernet` reads several maps.
+    - `paper`: what the released code of DermINO measures for the task, with its image
+      transforms, schedules and metrics. docs/protocols.md compares both.
     - `finetune`: `dermedge.finetune` trains the whole network, with its own default
       settings, in a folder that is deleted afterwards.
 
@@ -125,10 +134,12 @@ def _describe_masks(results: tuple[ProbeResult, ...]) -> Iterator[str]:
 
 def _list_settings(context: ProbeContext) -> Json:
     """List every setting of the probe, with the defaults of its protocol."""
-    options, protocol = context.options, context.options.protocol
+    task, options, protocol = context.task, context.options, context.options.protocol
     training = {} if context.recipe is None else asdict(context.recipe)
     settings: Json = {"seed": options.seed, "replicates": options.replicates}
     settings["preprocess"] = to_json(context.teacher.spec.preprocess)
+    if protocol == "paper":
+        settings["preprocess"] |= {"fit": "stretch"} if task.kind == "segment" else PAPER_FIT
     if protocol == "finetune":
         from dermedge.train.loop import Schedule
 
@@ -141,7 +152,13 @@ def _list_settings(context: ProbeContext) -> Json:
         settings["fractions"] = list(options.fractions or FRACTIONS)
     if protocol == "knn":
         settings |= {"neighbours": knn.NEIGHBOURS, "temperature": knn.TEMPERATURE}
-    if protocol == "segment":
+    if protocol == "paper" and task.kind != "segment":
+        settings |= {
+            "iterations": count_iterations(task, context.recipe or LINEAR_RECIPE),
+            "neighbours": [*WEIGHTED_NEIGHBOURS, UNIFORM_NEIGHBOURS],
+            "temperature": knn.TEMPERATURE,
+        }
+    if task.kind == "segment":
         settings["heads"] = list(options.heads or HEADS)
     return settings
 

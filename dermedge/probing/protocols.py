@@ -2,22 +2,37 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dermedge.evaluation.table_predictions import preprocess_table
 from dermedge.probing import knn
 from dermedge.probing.context import ProbeContext
-from dermedge.probing.linear import LINEAR_RECIPE, class_probabilities, fit_linear
+from dermedge.probing.linear import (
+    LINEAR_RECIPE,
+    LinearRecipe,
+    class_probabilities,
+    fit_linear,
+)
 from dermedge.probing.options import FRACTIONS
+from dermedge.probing.paper import (
+    DECODER_SEEDS,
+    PAPER_SEGMENT_RECIPE,
+    PAPER_UPERNET,
+    classify_as_released,
+)
 from dermedge.probing.report import ProbeResult
-from dermedge.probing.scores import score_masks, score_probabilities
+from dermedge.probing.scores import score_masks, score_masks_as_released, score_probabilities
 from dermedge.probing.segment import (
     HEADS,
     SEGMENT_RECIPE,
+    UPERNET,
     FeatureMaps,
+    UPerNetSettings,
     count_pixels,
     fit_decoders,
     make_decoders,
@@ -28,9 +43,13 @@ from dermedge_export.evaluation.metrics import Floats
 from dermedge_export.evaluation.postprocessing import fit_threshold
 from dermedge_export.evaluation.predictions import predict_table
 from dermedge_runtime.errors import DataError
+from dermedge_runtime.report import Interval
 
 if TYPE_CHECKING:
     from dermedge.models import TrainedModel
+
+# Pixels [N, 2, 2] of background and lesion, in intersection and union.
+PixelCounts = NDArray[np.int64]
 
 
 def _run_linear(context: ProbeContext) -> tuple[ProbeResult, ...]:
@@ -149,44 +168,120 @@ def _predict(context: ProbeContext, tuned: "TrainedModel", part: ProbeSplit) -> 
 
 
 def _run_segment(context: ProbeContext) -> tuple[ProbeResult, ...]:
+    seeds = dict.fromkeys(context.options.heads or HEADS, context.options.seed)
+    counts, lesion = _segment(context, context.teacher, seeds, SEGMENT_RECIPE, UPERNET)
+    return tuple(
+        _make_segment_result(
+            context,
+            name,
+            counts[name],
+            lesion,
+            score_masks(counts[name], lesion, context.test.groups, context.bootstrap),
+        )
+        for name in seeds
+    )
+
+
+def _segment(
+    context: ProbeContext,
+    teacher: "TrainedModel",
+    seeds: Mapping[str, int],
+    recipe: LinearRecipe,
+    upernet: UPerNetSettings,
+) -> tuple[dict[str, PixelCounts], NDArray[np.bool_]]:
+    """Fit decoders, one per seed, and count the pixels of the test masks.
+
+    Returns:
+        Pixel counts [N, 2, 2] by decoder, and whether each mask has a lesion, bool [N].
+    """
     import torch
 
-    teacher, options, test = context.teacher, context.options, context.test
-    train, spec = context.task.select("train"), teacher.spec.preprocess
+    test, train, spec = context.test, context.task.select("train"), teacher.spec.preprocess
     if len(train) < 2:
         raise DataError(
             f"{context.task.table.file} has one train mask, but two are needed. Add masks."
         )
     teacher.module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    decoders, levels = make_decoders(teacher, options.heads or HEADS, options.seed)
-    fit_decoders(
-        decoders,
-        FeatureMaps(teacher, levels, train.table),
-        read_masks(train.table, spec),
-        recipe=context.recipe or SEGMENT_RECIPE,
+    made = {
+        name: make_decoders(teacher, (name,), seed, upernet=upernet) for name, seed in seeds.items()
+    }
+    levels = max(levels for _, levels in made.values())
+    decoders = {name: decoder for parts, _ in made.values() for name, decoder in parts.items()}
+    train_maps = FeatureMaps(teacher, levels, train.table, normalised=upernet.normalised)
+    masks = read_masks(train.table, spec)
+    for seed in dict.fromkeys(seeds.values()):
+        fit_decoders(
+            {name: decoders[name] for name in seeds if seeds[name] == seed},
+            train_maps,
+            masks,
+            recipe=context.recipe or recipe,
+            seed=seed,
+            progress=context.progress,
+        )
+    masks = read_masks(test.table, spec)
+    test_maps = FeatureMaps(teacher, levels, test.table, normalised=upernet.normalised)
+    counts = count_pixels(decoders, test_maps, masks)
+    # The caller may run the teacher again, and expects it where it was loaded.
+    teacher.module.to("cpu")
+    return counts, np.asarray(masks.any(axis=(1, 2)))
+
+
+def _make_segment_result(
+    context: ProbeContext,
+    name: str,
+    counts: PixelCounts,
+    lesion: NDArray[np.bool_],
+    metrics: Mapping[str, Interval],
+) -> ProbeResult:
+    train = context.task.select("train")
+    return ProbeResult(
+        name=name,
+        fraction=1.0,
+        train_images=len(train),
+        train_groups=len(set(train.groups.tolist())),
+        threshold=None,
+        metrics=metrics,
+        recall={},
+        fairness=(),
+        empty_masks=int((~lesion).sum()),
+        # Without a lesion, all pixels of the union were predicted.
+        false_alarms=int((counts[~lesion, 1, 1] > 0).sum()),
+    )
+
+
+def _run_paper(context: ProbeContext) -> tuple[ProbeResult, ...]:
+    teacher, task, options = context.teacher, context.task, context.options
+    if task.kind == "segment":
+        stretched = replace(teacher.spec.preprocess, fit="stretch")
+        teacher = replace(teacher, spec=replace(teacher.spec, preprocess=stretched))
+        seeds = {name: DECODER_SEEDS[name] for name in options.heads or HEADS}
+        counts, lesion = _segment(context, teacher, seeds, PAPER_SEGMENT_RECIPE, PAPER_UPERNET)
+        own = {
+            name: score_masks(counts[name], lesion, context.test.groups, context.bootstrap)
+            for name in seeds
+        }
+        return tuple(
+            _make_segment_result(
+                context,
+                name,
+                counts[name],
+                lesion,
+                score_masks_as_released(counts[name], context.test.groups, context.bootstrap)
+                | own[name],
+            )
+            for name in seeds
+        )
+    probabilities = classify_as_released(
+        teacher,
+        task,
+        context.recipe or LINEAR_RECIPE,
         seed=options.seed,
         progress=context.progress,
     )
-    masks = read_masks(test.table, spec)
-    lesion = np.asarray(masks.any(axis=(1, 2)))
-    counts = count_pixels(decoders, FeatureMaps(teacher, levels, test.table), masks)
-    # The caller may run the teacher again, and expects it where it was loaded.
-    teacher.module.to("cpu")
+    train = task.select("train")
     return tuple(
-        ProbeResult(
-            name=name,
-            fraction=1.0,
-            train_images=len(train),
-            train_groups=len(set(train.groups.tolist())),
-            threshold=None,
-            metrics=score_masks(counts[name], lesion, test.groups, context.bootstrap),
-            recall={},
-            fairness=(),
-            empty_masks=int((~lesion).sum()),
-            # Without a lesion, all pixels of the union were predicted.
-            false_alarms=int((counts[name][~lesion, 1, 1] > 0).sum()),
-        )
-        for name in decoders
+        _make_result(context, name, train, found, threshold=None)
+        for name, found in probabilities.items()
     )
 
 
@@ -196,6 +291,7 @@ RUN_PROTOCOL: Mapping[str, Callable[[ProbeContext], tuple[ProbeResult, ...]]] = 
     "finetune": _run_finetune,
     "segment": _run_segment,
     "fewshot": _run_fewshot,
+    "paper": _run_paper,
 }
 
 

@@ -15,8 +15,8 @@ class ProbeResult:
     """Scores on test of one classifier or decoder, or of one fine-tuned network.
 
     Attributes:
-        name: `linear`, `knn`, `finetune`, `upernet`, or a fraction of the labels, such
-            as `5 %`.
+        name: `linear`, `knn`, `knn-5-uniform`, `finetune`, `upernet`, or a fraction of
+            the labels, such as `5 %`.
         fraction: Requested fraction of the train labels.
         train_images: Number of images that it was fitted on.
         train_groups: Number of lesions or patients of these images.
@@ -52,7 +52,7 @@ class ProbeReport:
 
     Attributes:
         task: diagnosis, malignancy, severity or segment.
-        protocol: linear, knn, finetune, segment or fewshot.
+        protocol: linear, knn, finetune, segment, fewshot or paper.
         teacher: Name of the model.
         teacher_weights: SHA-256 of its weights file.
         data: Name of the table.

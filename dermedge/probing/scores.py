@@ -14,6 +14,9 @@ from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Floats, Statistic
 from dermedge_runtime.report import Interval
 
+# Images per batch of the released segmentation, whose metrics are means over batches.
+RELEASED_BATCH = 64
+
 
 @dataclass(frozen=True)
 class Bootstrap:
@@ -198,10 +201,72 @@ def score_masks(
     )
 
 
-def macro_f1(labels: Labels, predicted: Labels, classes: int, weights: Floats) -> Floats:
-    """Average F1 over the classes with a case.
+def score_masks_as_released(
+    counts: NDArray[np.int64], groups: NDArray[np.str_], bootstrap: Bootstrap
+) -> dict[str, Interval]:
+    """Compute the metrics of a segmentation as the released code of DermINO does.
 
-    F1 is the harmonic mean of precision and recall.
+    Each is computed over all pixels of a batch of 64 images, and then averaged over the
+    batches. `released_miou` and `released_dice` are means over background and lesion.
+    `released_jaccard` counts the pixels of both classes together, so that it is
+    accuracy / (2 - accuracy). They are higher than `jaccard` and `dice` of the lesion.
+
+    Args:
+        counts: Pixels [N, 2, 2] of background and lesion, in the intersection and in
+            the union of mask and prediction, in the order of the test split.
+        groups: Lesion or patient [N] of each image; the bootstrap resamples these.
+        bootstrap: Settings of the bootstrap.
+
+    Examples:
+        >>> counts = np.array([[[50, 70], [30, 50]]])
+        >>> found = score_masks_as_released(counts, np.array(["a"]), Bootstrap(10, 0))
+        >>> round(found["released_jaccard"].value, 3), round(found["released_dice"].value, 3)
+        (0.667, 0.792)
+    """
+    pixels = counts.astype(np.float64)
+    batches = [
+        slice(start, start + RELEASED_BATCH) for start in range(0, len(counts), RELEASED_BATCH)
+    ]
+
+    def pool(weights: Floats) -> tuple[Floats, Floats]:
+        """Return the pixels of each batch in intersection and union, [..., B, 2]."""
+        both, either = (
+            np.stack([weights[..., rows] @ pixels[rows, :, kind] for rows in batches], axis=-2)
+            for kind in range(2)
+        )
+        return both, either
+
+    def accuracy(weights: Floats) -> Floats:
+        both, either = pool(weights)
+        # Each pixel that is wrong is in the union of both classes.
+        right = both.sum(-1)
+        return metrics.ratio(right, (right + either.sum(-1)) / 2)
+
+    def miou(weights: Floats) -> Floats:
+        both, either = pool(weights)
+        return metrics.mean_of_known(metrics.ratio(both, either))
+
+    def dice(weights: Floats) -> Floats:
+        both, either = pool(weights)
+        return metrics.mean_of_known(metrics.ratio(2 * both, both + either))
+
+    return bootstrap_intervals(
+        {
+            "released_accuracy": lambda w: metrics.mean_of_known(accuracy(w)),
+            "released_miou": lambda w: metrics.mean_of_known(miou(w)),
+            "released_jaccard": lambda w: metrics.mean_of_known(accuracy(w) / (2 - accuracy(w))),
+            "released_dice": lambda w: metrics.mean_of_known(dice(w)),
+        },
+        groups,
+        bootstrap,
+    )
+
+
+def macro_f1(labels: Labels, predicted: Labels, classes: int, weights: Floats) -> Floats:
+    """Average F1 over the classes that occur in labels or predictions.
+
+    F1 is the harmonic mean of precision and recall. scikit-learn averages the same
+    classes.
 
     Args:
         labels: Class index [N] of each row.
@@ -212,12 +277,11 @@ def macro_f1(labels: Labels, predicted: Labels, classes: int, weights: Floats) -
     Examples:
         >>> labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
         >>> round(macro_f1(labels, predicted, 3, np.ones(4)).item(), 3)
-        0.833
+        0.556
     """
     member, called = np.eye(classes)[labels], np.eye(classes)[predicted]
-    cases = weights @ member
-    f1 = metrics.ratio(2 * (weights @ (member * called)), cases + weights @ called)
-    return metrics.mean_of_known(np.where(cases > 0, f1, np.nan))
+    either = weights @ member + weights @ called
+    return metrics.mean_of_known(metrics.ratio(2 * (weights @ (member * called)), either))
 
 
 def _make_measures(
@@ -232,20 +296,21 @@ def _make_measures(
     balanced: dict[str, Statistic] = {
         "balanced_accuracy": lambda w: metrics.balanced_accuracy(labels, predicted, classes, w)
     }
-    if task.kind == "binary":
-        return _malignancy_measures(labels, probabilities[:, 1], threshold) | balanced
+    f1: dict[str, Statistic] = {"macro_f1": lambda w: macro_f1(labels, predicted, classes, w)}
     measures = balanced | {"accuracy": lambda w: metrics.accuracy(labels, predicted, w)}
+    if task.kind == "binary":
+        return _malignancy_measures(labels, probabilities[:, 1], threshold) | measures | f1
     if task.kind == "ordinal":
-        return {
+        measures = {
             "mean_absolute_error": lambda w: metrics.mean_absolute_error(labels, predicted, w),
             "quadratic_weighted_kappa": lambda w: metrics.quadratic_weighted_kappa(
                 labels, predicted, w
             ),
         } | measures
-    return measures | {
-        "macro_auroc": lambda w: metrics.macro_auroc(labels, probabilities, w),
-        "macro_f1": lambda w: macro_f1(labels, predicted, classes, w),
+    auroc: dict[str, Statistic] = {
+        "macro_auroc": lambda w: metrics.macro_auroc(labels, probabilities, w)
     }
+    return measures | auroc | f1
 
 
 def _malignancy_measures(

@@ -1,6 +1,7 @@
 """Train segmentation decoders on a frozen backbone's feature maps, and test them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,31 @@ if TYPE_CHECKING:
     from dermedge.models import TrainedModel
 
 HEADS = ("linear", "upernet")
+
+
+@dataclass(frozen=True)
+class UPerNetSettings:
+    """Settings of UPerNet that differ between implementations.
+
+    Attributes:
+        channels: Channels of each level.
+        dropout: Share of channels that are dropped before the classifier.
+        normalised: Apply the backbone's last norm to the maps of a transformer.
+        pyramid: Scale the maps of a plain vision transformer to a pyramid. False keeps
+            its one grid.
+
+    Examples:
+        >>> UPerNetSettings().channels
+        128
+    """
+
+    channels: int = 128
+    dropout: float = 0.1
+    normalised: bool = False
+    pyramid: bool = True
+
+
+UPERNET = UPerNetSettings()
 SEGMENT_RECIPE = LinearRecipe(epochs=20, batch_size=64, lr=1e-3)
 CLASSES = 2
 # Memory for feature maps. Maps that do not fit are computed again in every epoch.
@@ -37,6 +63,7 @@ class FeatureMaps:
         teacher: The model; its own preprocessing is used.
         levels: Stages of the backbone whose maps are returned besides the last one.
         table: The images.
+        normalised: Apply the backbone's last norm to the maps of its stages.
         room: Bytes of memory for maps.
 
     Examples:
@@ -54,11 +81,12 @@ class FeatureMaps:
         levels: Sequence[int],
         table: Table,
         *,
+        normalised: bool = False,
         room: int = MAPS_BYTES,
     ) -> None:
         from dermedge.train.samples import Frames
 
-        self.network, self.levels = teacher.module, levels
+        self.network, self.levels, self.normalised = teacher.module, levels, normalised
         self.frames = Frames(
             [table.path(image) for image in table.frame["image"]], teacher.spec.preprocess
         )
@@ -95,7 +123,9 @@ class FeatureMaps:
 
         device = next(self.network.parameters()).device
         with torch.inference_mode():
-            maps = frozen_maps(self.network, images.to(device), self.levels)
+            maps = frozen_maps(
+                self.network, images.to(device), self.levels, normalised=self.normalised
+            )
             # Activations beyond the range of float16 would become infinite.
             return [level.float().clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu() for level in maps]
 
@@ -128,7 +158,11 @@ def read_masks(table: Table, spec: Preprocess) -> NDArray[np.bool_]:
 
 
 def make_decoders(
-    teacher: "TrainedModel", heads: Sequence[str], seed: int
+    teacher: "TrainedModel",
+    heads: Sequence[str],
+    seed: int,
+    *,
+    upernet: UPerNetSettings = UPERNET,
 ) -> "tuple[dict[str, nn.Module], tuple[int, ...]]":
     """Make untrained decoders for a backbone.
 
@@ -136,6 +170,7 @@ def make_decoders(
         teacher: The model with the backbone.
         heads: `linear`, `upernet` or both.
         seed: Random seed for the initialization of each decoder.
+        upernet: Settings of UPerNet.
 
     Returns:
         The decoders by name, and the stages of the backbone that they read.
@@ -174,7 +209,13 @@ def make_decoders(
             decoder = (
                 LinearDecoder(widths[-1], CLASSES)
                 if head == "linear"
-                else UPerNet(widths[:-1], CLASSES, scales=scales)
+                else UPerNet(
+                    widths[:-1],
+                    CLASSES,
+                    scales=scales if upernet.pyramid else (),
+                    channels=upernet.channels,
+                    dropout=upernet.dropout,
+                )
             )
             decoders[head] = decoder.to(device)
     return decoders, levels
@@ -189,7 +230,7 @@ def fit_decoders(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Train decoders in place, all on the same batches, by Adam at a constant rate.
+    """Train decoders in place, all on the same batches, by Adam.
 
     The loss is the cross entropy of their logits, enlarged to the size of the mask.
 
@@ -238,6 +279,8 @@ def fit_decoders(
                     decoder.train()
                     logits = _predict_logits(name, decoder, levels, masks.shape[1])
                     loss = F.cross_entropy(logits, targets[rows].long().to(logits.device))
+                    for group in optimizers[name].param_groups:
+                        group["lr"] = recipe.lr * recipe.rate(step - 1)
                     optimizers[name].zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizers[name].step()

@@ -68,6 +68,7 @@ class ProbeTask:
             covers it. For a segmentation, 0 for a row with a mask and -1 for a row
             without one.
         groups: Lesion or patient [N] of each row.
+        kind: Kind of the task's output.
 
     Examples:
         >>> from dermedge import Bundle
@@ -85,11 +86,7 @@ class ProbeTask:
     table: Table
     labels: Labels
     groups: Groups
-
-    @property
-    def kind(self) -> Kind:
-        """Kind of the task's output."""
-        return TASKS[self.name][0]
+    kind: Kind
 
     def select(self, split: str) -> ProbeSplit:
         """Return the rows of a split whose label is known.
@@ -137,7 +134,7 @@ def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
         >>> make_probe_task("segment", table, Bundle.open("toy.dermedge").spec).classes
         ('background', 'lesion')
     """
-    frame, (_, column) = table.frame, TASKS[name]
+    frame, (kind, column) = table.frame, TASKS[name]
     train = (frame["split"] == "train").to_numpy()
     classes: tuple[str, ...]
     if name == "diagnosis":
@@ -161,7 +158,7 @@ def make_probe_task(name: str, table: Table, spec: Spec) -> ProbeTask:
             f"The train rows of {table.file} have {different} different labels in the column "
             f"{column!r}, too few for the task {name}. Fill the column, or choose another task."
         )
-    return ProbeTask(name, classes, table, labels, groups(frame).to_numpy(str))
+    return ProbeTask(name, classes, table, labels, groups(frame).to_numpy(str), kind)
 
 
 def draw_fraction(labels: Labels, groups: Groups, fraction: float, seed: int) -> NDArray[np.intp]:

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 
 from dermedge.data.table import Table, read_table
-from dermedge.data.taxonomy import TAXONOMY
+from dermedge.data.taxonomy import diagnosis_name
 from dermedge.evaluation.fairness import MINIMUM_CASES as FAIR_MINIMUM
 from dermedge.evaluation.report import EvaluationReport, SubgroupScores
 from dermedge.report import plots, text
@@ -252,9 +252,7 @@ def _display_names(bundle: Bundle, evaluation: EvaluationReport | None) -> dict[
     names = {label.id: label.name for task in bundle.spec.tasks for label in task.labels}
     if evaluation is None:
         return names
-    seen = {
-        image.dx: TAXONOMY[image.dx].name for image in evaluation.images if image.dx in TAXONOMY
-    }
+    seen = {image.dx: diagnosis_name(image.dx) for image in evaluation.images if image.dx}
     return seen | {label: label for label in evaluation.labels} | names
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dermedge.data.taxonomy import TAXONOMY, resolve
+from dermedge.data.taxonomy import TAXONOMY, resolve, split_diagnoses
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import Label, Task
 
@@ -78,7 +78,8 @@ def _derive_diagnosis(frame: "pd.DataFrame") -> Task | str:
 
     The functions for the other tasks return the same.
     """
-    present = set(frame["dx"]) - {""}
+    # A row with several diagnoses teaches none of them, so it makes no class.
+    present = {dx for dx in frame["dx"] if len(split_diagnoses(dx)) == 1}
     if len(present) < 2:
         return f"have {len(present)} diagnoses, two are needed (column dx)"
     order = {name: i for i, name in enumerate(TAXONOMY)}

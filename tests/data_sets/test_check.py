@@ -339,3 +339,13 @@ def test_ham10000_gives_the_label_away_by_dx_type_and_repeats_an_image() -> None
     assert findings["exact_duplicate"].examples == ("ISIC_0024777 = ISIC_0029938",)
     assert "near_duplicate_across_groups" not in findings
     assert "near_duplicate_across_splits" not in findings
+
+
+def test_rows_with_several_diagnoses_are_counted(tmp_path: Path) -> None:
+    rows = sound(tmp_path)
+    rows[1]["dx"] = "nv;sk"
+    findings = found(tmp_path, rows)
+    assert findings["several_diagnoses"].count == 1
+    assert findings["several_diagnoses"].level == "info"
+    # The row counts for both of its classes, and makes none of its own.
+    assert findings["few_groups"].examples == ("sk: 1 groups",)

@@ -236,6 +236,29 @@ def test_scin_takes_the_heaviest_label_and_keeps_a_case_together(tmp_path: Path)
     assert report.labels == {"": 5}
 
 
+def test_scin_can_keep_all_labels_of_the_dermatologists(tmp_path: Path) -> None:
+    source = FOLDERS["scin"](tmp_path / "raw")
+    column = "dermatologist_skin_condition_on_label_name"
+    labels = source / "dataset" / "scin_labels.csv"
+    frame = pd.read_csv(labels, dtype=str)
+    listed = {
+        "-000": "['Psoriasis', 'Eczema']",
+        "-100": "['SK/ISK']",
+        "-200": "[]",
+        "-300": "['Eczema', 'Moon rash']",
+    }
+    frame[column] = frame["case_id"].map(listed)
+    frame.to_csv(labels, index=False)
+    report = add_data("scin", source, tmp_path / "out", columns={"dx": column})
+    assert read_table(tmp_path / "out").frame["dx"].tolist() == [
+        *["psoriasis;eczema"] * 3,
+        "sk",
+        "",
+        "",
+    ]
+    assert report.labels["psoriasis;eczema"] == 3
+
+
 def test_sd198_takes_the_label_from_the_folder(tmp_path: Path) -> None:
     frame = frame_of("sd198", tmp_path)
     assert sorted(frame["dx"]) == ["ak", "mel", "terry_nail"]

@@ -249,3 +249,26 @@ def test_an_import_names_the_users_file_and_writes_what_was_understood(tmp_path:
     shutil.rmtree(tmp_path / "set")
     added = read_table(tmp_path / "out")
     assert (added.frame["age"][0], added.frame["sex"][0], added.notes) == (90, "female", ())
+
+
+def several(folder: Path, cells: list[str]) -> Path:
+    rows = [f'{n},{n}.png,"{cell}"' for n, cell in enumerate(cells)]
+    (folder / "metadata.csv").write_text("\n".join(["image_id,image,dx", *rows]), "utf-8")
+    return folder
+
+
+def test_a_row_may_have_several_diagnoses(tmp_path: Path) -> None:
+    cells = ["Eczema; psoriasis", "mel;BCC;Melanoma", "mel;nv", ";nv;", ";"]
+    frame = read_table(several(tmp_path, cells)).frame
+    assert frame["dx"].tolist() == ["eczema;psoriasis", "mel;bcc", "mel;nv", "nv", ""]
+    assert frame["malignant"].fillna(-1).tolist() == [0, 1, -1, 0, -1]
+
+
+def test_a_semicolon_separates_diagnoses_in_a_table_with_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text('image_id;image;dx\na;a.png;"mel;nv"\nb;b.png;nv\n')
+    assert read_table(tmp_path).frame["dx"].tolist() == ["mel;nv", "nv"]
+
+
+def test_an_unknown_diagnosis_among_several_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 3, column dx: Label 'spot 7' is not in the taxonomy"):
+        read_table(several(tmp_path, ["nv", "mel;spot 7"]))

@@ -2,7 +2,15 @@
 
 import pytest
 
-from dermedge.data.taxonomy import ALIASES, SOURCE_ALIASES, TAXONOMY, lineage, project, resolve
+from dermedge.data.taxonomy import (
+    ALIASES,
+    SOURCE_ALIASES,
+    TAXONOMY,
+    lineage,
+    malignancy,
+    project,
+    resolve,
+)
 from dermedge_runtime.errors import DataError
 
 
@@ -71,3 +79,18 @@ def test_project_finds_the_narrowest_label_that_covers() -> None:
     assert project("lentigo_maligna", ham) == "mel"
     assert project("lentigo_maligna", ham | {"mel_in_situ"}) == "mel_in_situ"
     assert project("psoriasis", ham) is None
+
+
+def test_several_diagnoses_have_a_label_only_if_it_covers_all_of_them() -> None:
+    assert project("sk;lplk", ["nv", "bkl"]) == "bkl"
+    assert project("sk;nv", ["nv", "bkl"]) is None
+    assert project("sk;psoriasis", ["nv", "bkl"]) is None
+    assert project("", ["nv"]) is None
+
+
+def test_several_diagnoses_are_malignant_only_if_all_are() -> None:
+    assert malignancy("mel;bcc") is True
+    assert malignancy("sk;nv") is False
+    assert malignancy("mel;nv") is None
+    assert malignancy("mel;akiec") is None
+    assert malignancy("") is None

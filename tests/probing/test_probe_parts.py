@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import cohen_kappa_score, f1_score
+from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
@@ -264,6 +264,24 @@ def test_scores_of_a_severity_agree_with_scikit_learn(tmp_path):
     assert found["quadratic_weighted_kappa"].value == pytest.approx(kappa)
 
 
+def test_the_metrics_of_published_code_stand_beside_ours(tmp_path):
+    rng = np.random.default_rng(0)
+    task, test = part(tmp_path, "severity")
+    shares = rng.dirichlet(np.ones(3) / 2, len(test))
+    found = score_probabilities(task, test, shares, threshold=None, bootstrap=BOOTSTRAP).metrics
+    guess = predict_classes(task, shares, None)
+    assert found["macro_f1"].value == pytest.approx(f1_score(test.labels, guess, average="macro"))
+    expected = roc_auc_score(test.labels, shares, multi_class="ovr")
+    assert found["macro_auroc"].value == pytest.approx(expected)
+
+    task, test = part(tmp_path / "two", "malignancy")
+    shares = rng.dirichlet(np.ones(2), len(test))
+    found = score_probabilities(task, test, shares, threshold=0.3, bootstrap=BOOTSTRAP).metrics
+    guess = shares[:, 1] >= 0.3
+    assert found["macro_f1"].value == pytest.approx(f1_score(test.labels, guess, average="macro"))
+    assert found["accuracy"].value == pytest.approx((guess == test.labels).mean())
+
+
 def test_a_malignancy_is_scored_at_its_threshold(tmp_path):
     task, test = part(tmp_path, "malignancy")
     malignant = np.random.default_rng(0).uniform(size=len(test))
@@ -278,9 +296,11 @@ def test_a_malignancy_is_scored_at_its_threshold(tmp_path):
     assert found["balanced_accuracy"].value == pytest.approx((sensitivity + specificity) / 2)
 
 
-def test_macro_f1_ignores_a_predicted_class_without_a_case():
-    labels, guess = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
-    assert macro_f1(labels, guess, 3, np.ones(4)) == pytest.approx((2 / 3 + 1) / 2)
+def test_macro_f1_counts_the_classes_that_scikit_learn_counts():
+    labels = np.array([0, 0, 1, 1])
+    for guess in ([0, 2, 1, 1], [0, 1, 1, 1], [2, 2, 2, 2]):
+        expected = f1_score(labels, guess, average="macro")
+        assert macro_f1(labels, np.array(guess), 4, np.ones(4)) == pytest.approx(expected)
 
 
 def test_intervals_resample_lesions_not_images():

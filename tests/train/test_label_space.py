@@ -42,6 +42,21 @@ class TestTargets:
         assert not true[0].any()
         assert not known[0].any()
 
+    def test_all_diagnoses_of_a_row_are_positive(self) -> None:
+        cells = ["sk;mel", "bkl;mel", "sk"]
+        true, known = label_targets(cells, source_vocabulary([*cells, "nv"]), SPACE)
+        wider = {"bkl", "keratinocytic", "mel", "melanocytic"}
+        assert named(true[0]) == {"sk"} | wider
+        assert named(known[0]) == {"sk", "nv"} | wider
+        # The label bkl leaves sk open.
+        assert named(true[1]) == wider
+        assert named(known[1]) == {"nv"} | wider
+
+    def test_a_class_below_a_diagnosis_is_known_if_the_row_has_it_too(self) -> None:
+        true, known = label_targets(["bkl;sk"], source_vocabulary(["bkl;sk", "lplk"]), SPACE)
+        assert named(true[0] & known[0]) == {"sk", "bkl", "keratinocytic"}
+        assert "lplk" not in named(known[0])
+
 
 class TestPrototypes:
     def test_the_taxonomys_cosines_follow_the_distance_in_the_tree(self) -> None:

@@ -383,3 +383,23 @@ class TestMasks:
             tmp_path / "fewer" / "masks" / "D000002.png"
         )
         assert samples.masks_digest != before
+
+
+def test_a_row_with_several_diagnoses_makes_no_class_and_teaches_what_covers_them(
+    data: Path, tmp_path: Path
+) -> None:
+    def doubt(frame: pd.DataFrame) -> pd.DataFrame:
+        rows = frame.index[frame["dx"] == "nv"][:2]
+        frame.loc[rows[0], "dx"] = "nv;psoriasis"
+        frame.loc[rows[1], "dx"] = "nv;blue_nevus"
+        return frame
+
+    changed = edited(data, tmp_path / "lesions", doubt)
+    frame, plain = read_table(changed).frame, read_samples(data)[0]
+    samples, tasks = read_samples(changed)
+    assert tasks == read_samples(data)[1]
+    unknown, covered = (
+        samples.labels[frame["dx"] == dx] for dx in ("nv;psoriasis", "nv;blue_nevus")
+    )
+    assert unknown.tolist() == [-1]
+    assert covered.tolist() == plain.labels[frame["dx"] == "nv"][:1].tolist()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dermedge.data.importing.records import Record
 from dermedge.data.layouts import Layout
-from dermedge.data.taxonomy import resolve
+from dermedge.data.taxonomy import SEPARATOR, resolve, split_diagnoses
 from dermedge_runtime.errors import DataError
 
 
@@ -47,30 +47,42 @@ def translate_cells(
 def _resolve_label(
     layout: Layout, label: str, source: str, record: Record, unknown: Counter[str]
 ) -> str:
-    if not label:
-        return ""
-    try:
-        return resolve(layout.labels.get(label, label), source).id
-    except DataError as error:
-        if not layout.open_labels:
-            raise DataError(f"{record.at}: {error}") from error
-    unknown[label] += 1
-    return ""
+    """Return the id of a label, or the ids of several that `;` separates.
+
+    If one of several is not known, the cell is empty: the others alone would be another
+    label.
+    """
+    ids = []
+    for part in split_diagnoses(label):
+        try:
+            ids.append(resolve(layout.labels.get(part, part), source).id)
+        except DataError as error:
+            if not layout.open_labels:
+                raise DataError(f"{record.at}: {error}") from error
+            unknown[part] += 1
+            return ""
+    return SEPARATOR.join(dict.fromkeys(ids))
 
 
 def _read_label(layout: Layout, cell: str, record: Record) -> str:
     if layout.one_hot:
         return _read_one_hot(layout, record.raw, record.at)
     if layout.weighted and cell:
-        return _read_heaviest(cell, record.at)
+        return _read_weighted(cell, record.at)
     return cell or layout.otherwise
 
 
-def _read_heaviest(cell: str, at: str) -> str:
-    """Return the label with the largest weight of a cell such as `{'Eczema': 0.6}`."""
+def _read_weighted(cell: str, at: str) -> str:
+    """Return the label with the largest weight of a cell such as `{'Eczema': 0.6}`.
+
+    Of a list without weights, such as `['Eczema', 'Psoriasis']`, all labels count.
+    """
     try:
-        # literal_eval reads a Python dictionary without running code.
-        weights = {str(label): float(weight) for label, weight in ast.literal_eval(cell).items()}
+        # literal_eval reads a Python dictionary or list without running code.
+        labels = ast.literal_eval(cell)
+        if isinstance(labels, list):
+            return SEPARATOR.join(map(str, labels))
+        weights = {str(label): float(weight) for label, weight in labels.items()}
     except (ValueError, SyntaxError, AttributeError, TypeError) as error:
         raise DataError(
             f"{at}: {cell!r} holds no weights by label. Give the file as it is published."

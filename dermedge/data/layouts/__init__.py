@@ -152,7 +152,8 @@ class Layout:
         one_hot: Columns that hold 1 for the label of a row, instead of one column `dx`.
         otherwise: Label of a row without a label.
         weighted: `dx` holds weights by label, such as `{'Eczema': 0.6, 'Psoriasis':
-            0.4}`. The label with the largest weight is read, the first among equals.
+            0.4}`. The label with the largest weight is read, the first among equals. Of
+            a list such as `['Eczema', 'Psoriasis']` all labels are read.
         values: Column of our table -> cell of the set -> cell of ours; case does not
             matter.
         labels: Label of the set -> diagnosis; takes precedence over the taxonomy.

@@ -3,7 +3,8 @@
 Each of the 5,033 contributions has up to three images, which share a lesion_id.
 
 - The diagnosis is the label with the largest weight in `weighted_skin_condition_label`,
-  the first among equals.
+  the first among equals. `--column dx=dermatologist_skin_condition_on_label_name` reads
+  all labels of the dermatologists instead.
 - The skin type is the contributor's own statement. The dermatologists' estimates are
   kept in columns of their own.
 - Ages are ranges and are kept in a column of their own.

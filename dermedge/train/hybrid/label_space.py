@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge.data.taxonomy import TAXONOMY, lineage
+from dermedge.data.taxonomy import TAXONOMY, lineage, split_diagnoses
 
 Flags = NDArray[np.bool_]
 
@@ -24,13 +24,15 @@ def source_vocabulary(diagnoses: Collection[str]) -> frozenset[str]:
     """Return the classes that a source can label: its diagnoses and their ancestors.
 
     Args:
-        diagnoses: Ids of the diagnoses that occur in the source; "" is ignored.
+        diagnoses: Cells of the column `dx` of the source; "" is ignored.
 
     Example:
-        >>> sorted(source_vocabulary(["sk", ""]))
-        ['bkl', 'keratinocytic', 'sk']
+        >>> sorted(source_vocabulary(["sk;lplk", ""]))
+        ['bkl', 'keratinocytic', 'lplk', 'sk']
     """
-    return frozenset(wider for dx in diagnoses if dx for wider in lineage(dx))
+    return frozenset(
+        wider for cell in diagnoses for dx in split_diagnoses(cell) for wider in lineage(dx)
+    )
 
 
 def label_targets(
@@ -42,11 +44,13 @@ def label_targets(
     not count in the loss:
 
     - classes outside the source's vocabulary,
-    - descendants of a row's diagnosis, because the label leaves them open,
+    - descendants of a row's diagnosis, because the label leaves them open, unless they
+      are positive by another diagnosis of the row,
     - all classes of a row without a diagnosis.
 
     Args:
-        diagnoses: Ids of the taxonomy, "" for unknown.
+        diagnoses: Ids of the taxonomy, "" for unknown; `;` separates several of one
+            row.
         vocabulary: Classes that the source can label.
         space: Class ids of the columns.
 
@@ -62,15 +66,15 @@ def label_targets(
         >>> allowed[0].tolist()
         [True, True, False, False]
     """
-    column = {name: index for index, name in enumerate(space)}
-    ancestors = {name: set(lineage(name)) for name in space}
-    rows_of = {"": (np.zeros(len(space), bool), np.zeros(len(space), bool))}
-    for dx in set(diagnoses) - {""}:
-        positive, allowed = np.zeros(len(space), bool), np.zeros(len(space), bool)
-        positive[[column[name] for name in ancestors[dx] if name in column]] = True
-        narrower = {name for name in vocabulary if dx in ancestors.get(name, ()) and name != dx}
-        known = [name for name in vocabulary if name in column and name not in narrower]
-        allowed[[column[name] for name in known]] = True
-        rows_of[dx] = (positive, allowed)
-    rows = [rows_of[dx] for dx in diagnoses]
+    ancestors = {name: frozenset(lineage(name)) for name in space}
+    nothing = np.zeros(len(space), bool)
+    rows_of = {"": (nothing, nothing)}
+    for cell in set(diagnoses) - {""}:
+        found = set(split_diagnoses(cell))
+        wider = {name for dx in found for name in lineage(dx)}
+        positive = np.array([name in wider for name in space])
+        narrower = np.array([not found.isdisjoint(ancestors[name]) for name in space])
+        listed = np.array([name in vocabulary for name in space])
+        rows_of[cell] = (positive, listed & (positive | ~narrower))
+    rows = [rows_of[cell] for cell in diagnoses]
     return np.stack([positive for positive, _ in rows]), np.stack([allowed for _, allowed in rows])
