@@ -1,20 +1,23 @@
 """Measure the gain of distillation, and of each term of a recipe, on real images.
 
-    python tests/benchmarks/distillation.py ../shared/data/ham10000 \
-        --init ../shared/weights/mobilenetv2_100.imagenet.safetensors -o runs/ham10000
+    python tests/benchmarks/distillation.py HAM10000 --teacher runs/lite2 --teacher runs/lite0 \
+        --init tf_efficientnet_lite0.imagenet.safetensors -o runs/ablation
 
-The script fine-tunes a teacher per `--init`, then trains one student per arm and seed.
-All students have the same architecture, initial weights and number of epochs. The arm
-`alone-longer` trains on labels alone for as long as the slowest other arm. Each student is
-exported and measured on the test split. Differences to `alone` are paired over lesions and
-averaged over seeds. A killed run continues; a finished one is skipped. `ablation.json` and
-`ablation.md` hold the results of the arms that are done.
+The teachers are model folders of `dermedge finetune`. The script trains one student per
+arm and seed. All students have the same architecture, initial weights and number of
+epochs. `alone-longer` trains on labels alone for as much processor time as the slowest
+other arm. The arms share the stored views of a teacher, so only the first pays for its
+passes.
+Each student is exported and measured on the test split. Differences to `alone` are paired
+over lesions and averaged over seeds. A killed run continues; a finished one is skipped.
+Several processes may train different `--arms`. `ablation.json` and `ablation.md` hold the
+results of the arms that are done.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +45,8 @@ from dermedge_runtime.model import load
 from dermedge_runtime.report import Interval
 from dermedge_runtime.spec import to_json
 
-# The images of HAM10000 are 150 pixels high in the published archive that we use.
-SIZE = 128
-# The teacher without its last two stages has 0.54 of its 2.2 million parameters.
-STUDENT, STAGES = "mobilenetv2_100", 4
+# Without its last stage the backbone has 0.70 of its 3.37 million parameters.
+STUDENT, STAGES = "tf_efficientnet_lite0", 4
 METRICS = (
     "balanced_accuracy",
     "macro_auroc",
@@ -66,7 +67,7 @@ class Arm:
         title: Row of the table.
         recipe: Recipe of the distillation; None trains on labels alone.
         unlabelled: Use the tables of `--unlabelled` too.
-        ensemble: Learn from all teachers instead of the first.
+        ensemble: Learn from all teachers instead of the first one.
     """
 
     title: str
@@ -109,20 +110,18 @@ class Setup:
 
     data: Path
     out: Path
-    inits: Sequence[str]
+    teachers: Sequence[Path]
+    init: str
     unlabelled: Sequence[Path] = ()
     tasks: Sequence[str] | None = None
     arms: Sequence[str] = tuple(ARMS)
     seeds: int = 2
     epochs: int = 8
-    teacher_epochs: int = 12
     views: int = 8
-    size: int = SIZE
-    teacher: str | None = None
+    size: int = 128
     student: str = STUDENT
     stages: int | None = STAGES
     batch_size: int = 64
-    folders: list[Path] = field(default_factory=list)
 
     def schedule(self, epochs: int) -> Schedule:
         """Return the schedule of a training. All epochs run, so that times compare."""
@@ -133,7 +132,6 @@ def main() -> None:
     """Train, export and measure all arms, and print the table."""
     setup = parse()
     keep_freed_memory()
-    train_teachers(setup)
     results: dict[str, list[dict[str, Any]]] = {}
     for name in setup.arms:
         for seed in range(setup.seeds):
@@ -152,47 +150,32 @@ def parse() -> Setup:
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument(
-        "--init",
-        dest="inits",
+        "--teacher",
+        dest="teachers",
+        type=Path,
         action="append",
         required=True,
-        help="Initial weights of a teacher. Repeat it for an ensemble; of one, two seeds are one.",
+        help="Model folder. Repeat it for the arms with an ensemble.",
     )
+    parser.add_argument("--init", required=True, help="Initial weights of every student.")
     parser.add_argument("--unlabelled", type=Path, action="append", default=[])
     parser.add_argument("--task", dest="tasks", action="append")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    for name in ("seeds", "epochs", "teacher-epochs", "views", "size", "batch-size"):
+    for name in ("seeds", "epochs", "views", "size", "batch-size"):
         default = getattr(Setup, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--teacher", help="timm name, if --init does not hold one")
     parser.add_argument("--student", default=STUDENT, help="timm name")
     parser.add_argument("--stages", type=int, default=STAGES, help="0 keeps all stages")
     arguments = parser.parse_args()
     setup = Setup(**{**vars(arguments), "stages": arguments.stages or None})
+    if len(setup.teachers) < 2 and any(ARMS[name].ensemble for name in setup.arms):
+        parser.error("An arm learns from an ensemble. Give two --teacher, or choose --arms.")
     lacking = [name for name in setup.arms if ARMS[name].unlabelled and not setup.unlabelled]
     if lacking:
         print(f"Without --unlabelled, these arms have labelled rows only: {', '.join(lacking)}.")
     # `alone` is the reference of all differences, and the longer one needs the others' times.
     order = [name for name in ARMS if name in {*setup.arms, "alone"}]
     return Setup(**{**vars(setup), "arms": order})
-
-
-def train_teachers(setup: Setup) -> None:
-    """Fine-tune one teacher per initial weights; with one, a second of another seed."""
-    inits = [*setup.inits, *setup.inits] if len(setup.inits) == 1 else setup.inits
-    wanted = len(inits) if any(ARMS[name].ensemble for name in setup.arms) else 1
-    for number, init in enumerate(inits[:wanted]):
-        folder = setup.out / ("teacher" if number == 0 else f"teacher-{number}")
-        options = FinetuneOptions(
-            backbone=setup.teacher,
-            init=init,
-            tasks=setup.tasks,
-            size=setup.size,
-            schedule=Schedule(epochs=setup.teacher_epochs, batch_size=setup.batch_size),
-            seed=number,
-        )
-        finetune(setup.data, folder, options, progress=print_progress(folder.name))
-        setup.folders.append(folder)
 
 
 def train_arm(
@@ -202,32 +185,28 @@ def train_arm(
     folder: Path,
     results: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Train the student of one arm and seed. It starts as the pruned first teacher."""
-    arm, teacher = ARMS[name], setup.folders[0]
+    """Train the student of one arm and seed."""
+    arm = ARMS[name]
     network: dict[str, Any] = {
         "backbone": setup.student,
         "stages": setup.stages,
-        "init": str(teacher),
+        "init": setup.init,
+        "tasks": setup.tasks,
+        "size": setup.size,
         "seed": seed,
     }
     progress = print_progress(folder.name)
     if arm.recipe is None:
         epochs = setup.epochs
         if name == LONGER:
-            slowest = max(row["train_wall_s"] for rows in results.values() for row in rows)
-            own = min(row["train_wall_s"] for row in results["alone"])
+            slowest = max(row["train_cpu_s"] for rows in results.values() for row in rows)
+            own = min(row["train_cpu_s"] for row in results["alone"])
             epochs = max(epochs, round(epochs * slowest / max(own, 1e-9)))
-        options = FinetuneOptions(
-            tasks=setup.tasks,
-            size=setup.size,
-            role="student",
-            schedule=setup.schedule(epochs),
-            **network,
-        )
+        options = FinetuneOptions(role="student", schedule=setup.schedule(epochs), **network)
         finetune(setup.data, folder, options, progress=progress)
         return
     distill(
-        setup.folders if arm.ensemble else teacher,
+        setup.teachers if arm.ensemble else setup.teachers[:1],
         setup.data,
         folder,
         DistillOptions(
@@ -333,7 +312,7 @@ def markdown(
     """Return the rows as a Markdown table: means over seeds, and differences to `alone`."""
     lines = [
         "| student | balanced accuracy | minus alone | macro AUROC | minus alone "
-        "| malignant AUROC | ECE | Dice | epochs | training |",
+        "| malignant AUROC | ECE | Dice | epochs | processor time |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, rows in results.items():
@@ -346,7 +325,7 @@ def markdown(
         def minus(metric: str, found: Mapping[str, Interval] = found) -> str:
             return signed(found[metric]) if metric in found else "-"
 
-        seconds = sum(row["train_wall_s"] for row in rows) / len(rows)
+        seconds = sum(row["train_cpu_s"] for row in rows) / len(rows)
         cells = (
             ARMS[name].title,
             *(mean("balanced_accuracy"), minus("balanced_accuracy")),
