@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from dermedge.models.model_folder import TrainedModel, load_model_folder
     from dermedge.probing.options import ProbeOptions
     from dermedge.probing.probe import probe
+    from dermedge.readers.analyze import analyze_readers
+    from dermedge.readers.kit import ReaderKit, write_reader_kit
+    from dermedge.readers.plan import PlanReport, plan_readers
+    from dermedge.readers.report import ReaderReport
     from dermedge.report.html import write_report
     from dermedge.train.distill import DistillOptions, distill
     from dermedge.train.ensemble import make_ensemble
@@ -80,6 +84,10 @@ else:
         ),
         "dermedge.probing.options": ("ProbeOptions",),
         "dermedge.probing.probe": ("probe",),
+        "dermedge.readers.analyze": ("analyze_readers",),
+        "dermedge.readers.kit": ("ReaderKit", "write_reader_kit"),
+        "dermedge.readers.plan": ("PlanReport", "plan_readers"),
+        "dermedge.readers.report": ("ReaderReport",),
         "dermedge.report.html": ("write_report",),
         "dermedge.train.distill": (
             "DistillOptions",
@@ -192,10 +200,13 @@ __all__ = [
     "MissingPageError",
     "Model",
     "PageServer",
+    "PlanReport",
     "Postprocessing",
     "Prediction",
     "Preprocess",
     "ProbeOptions",
+    "ReaderKit",
+    "ReaderReport",
     "RunOptions",
     "Runtime",
     "Schedule",
@@ -204,6 +215,7 @@ __all__ = [
     "TrainedModel",
     "UsageError",
     "add_data",
+    "analyze_readers",
     "bench",
     "build",
     "check_data",
@@ -223,6 +235,7 @@ __all__ = [
     "load",
     "load_model_folder",
     "make_ensemble",
+    "plan_readers",
     "predict",
     "pretrain",
     "probe",
@@ -233,5 +246,6 @@ __all__ = [
     "students",
     "targets",
     "verify",
+    "write_reader_kit",
     "write_report",
 ]

@@ -159,8 +159,15 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) 
     assert {f"{package}/py.typed" for package in PACKAGES} <= held
     assert "dermedge/report/report.html.j2" in held
     # The page of `dermedge serve` is in the wheel if it was built, and `dermedge embed` has
-    # snippets for apps. The measurements of the student presets are read by `dermedge students`.
-    apart = ("dermedge/page/", "dermedge/snippets/", "dermedge/models/student_presets.json")
+    # snippets for apps. `dermedge students` reads the measurements of the student presets, and
+    # `dermedge readers kit` the parts of its page.
+    kit = tuple(f"dermedge/readers/kit.{kind}" for kind in ("html", "js", "md"))
+    apart = (
+        *kit,
+        "dermedge/page/",
+        "dermedge/snippets/",
+        "dermedge/models/student_presets.json",
+    )
     written = {name for name in held if not name.startswith(apart)}
     assert {Path(name).suffix for name in written} <= {".py", ".typed", ".j2", ".css"}, (
         "no test, no picture, no data"

@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": "Check that a bundle is intact and computes correctly here.",
     "embed": "Lay a bundle out for apps on Android, iOS or the web.",
     "evaluate": "Evaluate a bundle on labelled images, overall and per subgroup.",
+    "readers": "Plan, run and analyze a reader study.",
     "bench": "Measure a bundle's latency and memory on this machine.",
     "predict": "Run a bundle on images.",
     "serve": "Serve a page that runs a bundle in a browser.",

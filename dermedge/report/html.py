@@ -120,7 +120,7 @@ def write_report(
     _check_same_bundle(bundle, evaluation, latency, verification)
     parity = read_report(bundle, PARITY_REPORT) if parity is None else parity
     table = read_table(data) if data is not None else None
-    page = _environment().get_template("report.html.j2")
+    page = page_environment().get_template("report.html.j2")
     content = page.render(
         title=title or f"{bundle.spec.name} {bundle.spec.version}",
         bundle=bundle,
@@ -208,7 +208,7 @@ def _describe_accuracy(
     }
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
     # Names come from data sets and bundles, so everything is escaped. A misspelt
     # variable raises an error instead of leaving a gap in the page.
     environment = jinja2.Environment(

@@ -24,6 +24,7 @@ VERBS: Mapping[str, str] = {
     "export": "export",
     "build": "evaluate",
     "evaluate": "evaluate",
+    "readers": "readers",
     "parity": "export",
 }
 # Extras that complete a verb or serve an engine.

@@ -20,6 +20,9 @@ FUNCTIONS = {
     "data sets": "list_data_sets",
     "data split": "split_data",
     "parity debug": "debug_parity",
+    "readers analyze": "analyze_readers",
+    "readers kit": "write_reader_kit",
+    "readers plan": "plan_readers",
     "teacher ensemble": "make_ensemble",
     "teacher import": "import_teacher",
 }

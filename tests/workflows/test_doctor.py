@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dermedge.cli import COMMANDS
+from dermedge.readers.simulate import write_study
 from dermedge.workflows.doctor import doctor
 from dermedge.workflows.extras import PURPOSES, VERBS, distribution_of, extra_of, extras
 from support import small
@@ -29,12 +30,14 @@ def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     (tmp_path / "lesions").symlink_to(small.data_set(base))
     (tmp_path / "student").symlink_to(small.student_folder(base))
+    write_study(tmp_path / "study.csv", readers=3, cases=20)
     return tmp_path
 
 
 COMMAND_LINES = {
     "evaluate": [["evaluate", TOY, "--data", "lesions", "--split", "all", "--replicates", "10"]],
     "data": [["data", "check", "lesions"], ["data", "sets"]],
+    "readers": [["readers", "analyze", "study.csv", "-o", "out", "--replicates", "10"]],
     "export": [["export", "student", "--target", "cpu", "-o", "out"]],
     "train": [
         *[["finetune", "--data", "lesions", "--backbone", "test_resnet", "-o", "teacher"]],
