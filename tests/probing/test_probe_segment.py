@@ -113,6 +113,26 @@ def test_pixel_counts_add_up_to_the_size_of_the_mask(place):
     assert (counts[:, 1, 0] <= masks.sum((1, 2))).all()
 
 
+def test_a_rate_of_zero_leaves_the_weights_of_a_decoder(place):
+    student = load_model_folder(place / "cnn")
+    table = with_split(read_table(place / "lesions")).select_split("val")
+    masks = read_masks(table, student.spec.preprocess)
+
+    def weight(**recipe):
+        decoders, levels = make_decoders(student, ("linear",), 0)
+        fit_decoders(
+            decoders,
+            FeatureMaps(student, levels, table),
+            masks,
+            recipe=LinearRecipe(batch_size=len(masks), lr=1e-3, **recipe),
+        )
+        return decoders["linear"].layers[2].weight
+
+    # With one batch per epoch, the cosine is at 0 in the second of two epochs.
+    assert weight(epochs=2, half_period=1).equal(weight(epochs=1))
+    assert not weight(epochs=2).equal(weight(epochs=1))
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_a_mask_is_cropped_and_resized_like_its_image(tmp_path, fit):
     shape = np.zeros((90, 140), np.uint8)
