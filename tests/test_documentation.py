@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import pytest
 
 import dermedge
 from dermedge.cli import cli
+from dermedge.evaluation.report import CorruptionScores, EvaluationReport, Robustness
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -103,3 +105,11 @@ def test_every_term_of_the_glossary_is_defined_once() -> None:
     text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     terms = re.findall(r"^\| \*\*([\w -]+)\*\*", text, re.MULTILINE)
     assert len(terms) == len(set(terms)) > 40
+
+
+def test_the_keys_of_an_evaluation_are_documented() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \|", text, re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    types = (EvaluationReport, Robustness, CorruptionScores)
+    assert documented == {field.name for each in types for field in fields(each)}

@@ -41,13 +41,18 @@ class Explanation:
         """Check that the pictures can be written; call this before the images are run.
 
         Raises:
-            UsageError: The bundle has no class activation maps, the path exists, or it is
-                one file for several images.
+            UsageError: The bundle has no class activation maps, or the path exists, is a
+                file of another format, or is one file for several images.
         """
         if not any(task.kind == "cam" for task in bundle.spec.tasks):
             raise UsageError(
                 f"{bundle.path} has no class activation maps. Export the model with them: dermedge "
                 f"export STUDENT --target {bundle.artifact.target} --explain."
+            )
+        if not self._is_file and self.out.suffix.lower() in Image.registered_extensions():
+            raise UsageError(
+                f"{self.out} is no name of a PNG. Give --explain a name that ends with {SUFFIX}, "
+                "or a folder."
             )
         check_free(self.out, overwrite=False)
         count = len(list(list_sources(sources, Skipped())))

@@ -20,6 +20,7 @@ from dermedge.evaluation.table_predictions import (
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.metrics import Statistic
 from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
+from dermedge_runtime.decode import decode
 from dermedge_runtime.model import Model
 from dermedge_runtime.preprocess import decode_image, preprocess
 from dermedge_runtime.progress import Progress
@@ -145,7 +146,7 @@ def _predict(
     progress: Progress | None,
 ) -> tuple[Predictions, float | None]:
     """Return the predictions for one corruption, and the share of flagged images."""
-    spec, limits = model.bundle.spec, model.bundle.quality
+    spec, fitted, limits = model.bundle.spec, model.bundle.postprocessing, model.bundle.quality
     flags: list[bool] = []
 
     def judged() -> Iterator[NDArray[np.uint8]]:
@@ -158,7 +159,13 @@ def _predict(
         table, spec, model.run, images=judged(), outlines=outlines, progress=progress
     )
     check_finite(predictions)
-    return predictions, float(np.mean(flags)) if flags else None
+    if limits is None:
+        return predictions, None
+    for row in range(len(flags)):
+        # The size of the lesion is known only after the engine.
+        outputs = {name: values[row] for name, values in predictions.outputs.items()}
+        flags[row] |= bool(decode(outputs, spec, fitted, limits=limits).quality)
+    return predictions, float(np.mean(flags))
 
 
 def _measures(

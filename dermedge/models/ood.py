@@ -19,7 +19,7 @@ SMALLEST_VARIANCE = 1e-12
 """Keeps the distance finite where all features are equal, as with a single image."""
 
 
-def without_ood(spec: Spec) -> Spec:
+def without_untrained(spec: Spec) -> Spec:
     """Return a spec without tasks of the kinds `ood` and `cam`, which no loss trains.
 
     A student inherits its teacher's tasks, but never the statistics of its features. Class

@@ -109,16 +109,18 @@ def _sort_kinds(evaluation: EvaluationReport) -> list[Examples]:
         if i.label is not None and i.predicted is not None and i.probability is not None
     ]
     limit = 0.0 if threshold is None else threshold
-    missed = [i for i in malignant if _score(i) < limit]
-    alarms = [i for i in benign if _score(i) >= limit]
+    # A referred image has no decision of the model that could be right or wrong.
+    missed = [i for i in malignant if _score(i) < limit and not i.referred]
+    alarms = [i for i in benign if _score(i) >= limit and not i.referred]
     # A correct diagnosis with a wrong decision is not a correct prediction.
     misjudged = {i.image_id for i in (*missed, *alarms)}
     wrong = [i for i in named if i.label != i.predicted]
-    right = [i for i in named if i.label == i.predicted and i.image_id not in misjudged]
+    same = [i for i in named if i.label == i.predicted]
+    right = [i for i in same if i.image_id not in misjudged and not i.referred]
     return [
         Examples(
             "Malignant and missed",
-            "Malignant images with a score below the threshold, the lowest scores first.",
+            "Malignant images with the decision benign, the lowest scores first.",
             "missed",
             "failed",
             0,
@@ -136,7 +138,7 @@ def _sort_kinds(evaluation: EvaluationReport) -> list[Examples]:
         ),
         Examples(
             "False alarms",
-            "Benign images with a score at or above the threshold, the highest scores first.",
+            "Benign images with the decision malignant, the highest scores first.",
             "false alarm",
             "warn",
             0,

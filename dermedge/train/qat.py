@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dermedge.models.folder_metadata import WEIGHTS
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import Network
-from dermedge.models.ood import without_ood
+from dermedge.models.ood import without_untrained
 from dermedge.train.loop import Schedule
 from dermedge.train.losses import distillation_loss, soft_cross_entropy
 from dermedge.train.run_record import RunRecord
@@ -112,7 +112,7 @@ def train_quantized(
     options = options or QatOptions()
     start = _serialize(module)
     # The head of the task `ood` holds statistics in buffers, which no loss changes.
-    spec = without_ood(student.spec)
+    spec = without_untrained(student.spec)
     samples, tasks = read_samples(data, spec.tasks)
     settings = _make_settings(samples, start, calibration, candidate, teacher, options)
     # The folder of a run is named by its fingerprint, which is known only after the run
@@ -178,7 +178,7 @@ def _copy_imitated(
     """Return copies of the networks to imitate, the fp32 student first."""
     if teacher is None:
         return [_ImitatedNetwork(1.0, _copy_network(student))]
-    model, spec = load_model_folder(teacher), without_ood(student.spec)
+    model, spec = load_model_folder(teacher), without_untrained(student.spec)
     # An export may leave tasks of the student out, which the teacher still has.
     missing = [task.name for task in spec.tasks if task not in model.spec.tasks]
     if missing or model.spec.preprocess.size != spec.preprocess.size:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dermedge.models.folder_metadata import WEIGHTS
 from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import LAST_MAP, POOLED
-from dermedge.models.ood import without_ood
+from dermedge.models.ood import without_untrained
 from dermedge.train.label_mapping import map_labels
 from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
@@ -295,8 +295,8 @@ def load_teacher(folders: Path | str | Sequence[Path | str]) -> Teacher:
         _check_preprocess(member, widest)
     if len(members) == 1:
         model = members[0].model
-        return Teacher(without_ood(model.spec), members, metrics=model.metrics.get("val", {}))
-    taught = [without_ood(member.model.spec).tasks for member in members]
+        return Teacher(without_untrained(model.spec), members, metrics=model.metrics.get("val", {}))
+    taught = [without_untrained(member.model.spec).tasks for member in members]
     tasks = {task.name: task for own in reversed(taught) for task in reversed(own)}
     order = dict.fromkeys(task.name for own in taught for task in own)
     spec = Spec("ensemble", "1", tuple(tasks[name] for name in order), widest.preprocess)

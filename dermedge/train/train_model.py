@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from dermedge.models.backbone import Backbone
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
-from dermedge.models.ood import without_ood
+from dermedge.models.ood import without_untrained
 from dermedge.train.distributed import explained_loss_of_ranks, rank, wait_for_ranks
 from dermedge.train.lineage import (
     collect_split,
@@ -126,7 +126,7 @@ def train_model(
     finished = run.finished(overwrite=overwrite)
     if finished is not None:
         return finished
-    spec = without_ood(spec)
+    spec = without_untrained(spec)
     training = TrainingData.prepare(
         samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )

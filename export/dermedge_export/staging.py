@@ -102,7 +102,7 @@ class StagedBundles:
             tolerance={task.name: tolerance(precision, task) for task in spec.tasks},
             parity=parity,
             files={**built.files, **files},
-            quality=limits_for(spec.preprocess.size),
+            quality=limits_for(spec),
         )
 
 

@@ -8,10 +8,15 @@ import pytest
 from PIL import Image
 
 from dermedge.cli.explanation import Explanation
+from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction, ScoredLabel
 from dermedge_runtime.errors import UsageError
-from dermedge_runtime.spec import Task
+from dermedge_runtime.model import load
+from dermedge_runtime.overlay import draw_overlay
+from dermedge_runtime.preprocess import preprocess
+from dermedge_runtime.spec import Preprocess, Task
+from support import small
 from support.command import TOY, dermedge
 
 CAM = np.float32([[0, 0], [0, 4]])
@@ -75,10 +80,39 @@ def test_a_folder_has_a_picture_of_each_image(
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["a-2.png", "a.png"]
 
 
+def test_an_exported_model_draws_its_maps_and_its_page_shows_them(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    student = small.student_folder(tmp_path_factory.getbasetemp())
+    options = ("--precision", "fp32", "--explain", "-o", tmp_path)
+    ran = dermedge("export", student, "--target", "cpu", *options)
+    assert ran.code == 0, ran.err
+    bundle, picture = tmp_path / "small-cpu.dermedge", tmp_path / "map.png"
+    assert dermedge("verify", bundle).code == 0
+    photo = tmp_path / "lesion.png"
+    Image.fromarray(draw_lesion(3).image).save(photo)
+    ran = dermedge("predict", bundle, photo, "--explain", picture, "--json")
+    assert ran.code == 0, ran.err
+    (answer,) = ran.lines()
+    assert "cam" not in answer
+    assert f"shows where {photo}" in " ".join(ran.err.split())
+    with load(bundle) as model:
+        predicted = model.predict(photo)
+    assert predicted.cam is not None
+    frame = preprocess(photo, Preprocess(small.SIZE))
+    assert np.array_equal(np.asarray(Image.open(picture)), draw_overlay(frame, predicted.cam))
+    assert dermedge("inspect", bundle, "--html", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text("utf-8")
+    count = len(Bundle.open(bundle).golden())
+    assert page.count('alt="Class activation map of ') == count > 1
+
+
 def test_one_file_for_two_images_and_an_existing_path_are_refused(
     bundle: Bundle, images: list[Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="2 images"):
         Explanation(tmp_path / "map.png", exact=False).check(bundle, images)
+    with pytest.raises(UsageError, match=r"ends with \.png"):
+        Explanation(tmp_path / "map.jpg", exact=False).check(bundle, images[:1])
     with pytest.raises(UsageError, match="exists already"):
         Explanation(images[0], exact=False).check(bundle, images[:1])

@@ -51,7 +51,7 @@ def _case(
         "postprocessing": _known(
             to_json({task.name: Postprocessing() for task in tasks} | dict(fitted))
         ),
-        "outputs": {task: _tensor(array) for task, array in arrays.items()},
+        "outputs": {task: tensor_json(array) for task, array in arrays.items()},
     }
     if mentions:
         return {**entry, "error": EngineError.__name__, "mentions": list(mentions)}
@@ -59,7 +59,7 @@ def _case(
     if prediction.mask is not None:
         entry["mask_sha256"] = sha256_hex(prediction.mask.astype(np.uint8).tobytes())
     if prediction.cam is not None:
-        entry["cam"] = _tensor(prediction.cam)
+        entry["cam"] = tensor_json(prediction.cam)
     return {**entry, "prediction": drop_volatile(prediction.to_json())}
 
 
@@ -72,7 +72,8 @@ def _known(value: Any) -> Any:
     return [_known(item) for item in value] if isinstance(value, list) else value
 
 
-def _tensor(array: np.ndarray) -> Json:
+def tensor_json(array: np.ndarray) -> Json:
+    """Return an array as its shape and its values in row-major order."""
     return {"shape": list(array.shape), "values": [_number(v) for v in array.ravel()]}
 
 

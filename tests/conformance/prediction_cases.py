@@ -1,5 +1,6 @@
 """Bundles with every kind of task, and what they predict for images of this folder."""
 
+from conformance.decode_cases import tensor_json
 from conformance.toy import (
     FITTED,
     QUALITY,
@@ -33,7 +34,7 @@ def prediction_files(images: Files) -> Files:
         "bundles/toy-litert.zip": toy_zip(SPEC, litert_artifact(), litert),
     }
     entries = [
-        {"bundle": bundle, "image": f"images/{name}", "prediction": predict(images, name)}
+        {"bundle": bundle, "image": f"images/{name}", **predict(images, name)}
         for bundle in bundles
         for name in IMAGES
     ]
@@ -48,8 +49,13 @@ def _litert_model() -> bytes:
 
 
 def predict(images: Files, name: str) -> Json:
-    """Return the prediction for an image; no engine takes part."""
+    """Return the prediction for an image, and its map; no engine takes part."""
     tensor = preprocess(images[f"images/{name}"], SPEC.preprocess, exact=True)
     quality = describe_quality(measure_quality(tensor), QUALITY)
-    prediction = decode(forward(tensor, SPEC), SPEC, FITTED, quality=quality)
-    return drop_volatile(prediction.to_json())
+    outputs = forward(tensor, SPEC)
+    prediction = decode(outputs, SPEC, FITTED, quality=quality, limits=QUALITY)
+    assert prediction.cam is not None
+    return {
+        "prediction": drop_volatile(prediction.to_json()),
+        "cam": tensor_json(prediction.cam),
+    }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conformance.drawing import random_bytes
 from conformance.make import existing, make
-from conformance.quality_cases import draw_plane
+from conformance.quality_cases import draw_box, draw_plane
 from conformance.writing import FOLDER
 from dermedge_runtime import errors, system_files
 from dermedge_runtime.bundle import Bundle
@@ -23,7 +23,15 @@ from dermedge_runtime.golden import drop_volatile
 from dermedge_runtime.image import decode as decode_file
 from dermedge_runtime.model import load
 from dermedge_runtime.preprocess import preprocess
-from dermedge_runtime.quality import QualityLimits, describe_quality, measure_quality
+from dermedge_runtime.quality import (
+    CUT_OFF,
+    TOO_SMALL,
+    QualityLimits,
+    describe_lesion,
+    describe_quality,
+    measure_lesion,
+    measure_quality,
+)
 from dermedge_runtime.spec import Postprocessing, Preprocess, Spec
 from dermedge_runtime.verify import verify
 from support import reference_quality, reference_resize
@@ -108,7 +116,21 @@ def test_random_sizes_are_resized_as_the_contract_says(case):
     assert sha256_hex(np.ascontiguousarray(tensor).tobytes()) == case["sha256"]
 
 
-@pytest.mark.parametrize("case", cases("quality.json"))
+QUALITY = cases("quality.json")
+
+
+@pytest.mark.parametrize("case", [case for case in QUALITY if "lesion" in case])
+def test_a_mask_has_its_measures_and_sentences(case):
+    mask = draw_box(case["size"], case["box"])
+    lesion = measure_lesion(mask)
+    assert vars(lesion) == case["lesion"]
+    # The contract's own words, pixel by pixel.
+    assert vars(lesion) == reference_quality.measure_lesion(mask.tolist())
+    limits = QualityLimits.from_json(case["limits"])
+    assert list(describe_lesion(lesion, limits)) == case["sentences"]
+
+
+@pytest.mark.parametrize("case", [case for case in QUALITY if "quality" in case])
 def test_a_tensor_has_its_measures_and_sentences(case):
     size = case["size"]
     if "tensor" in case:
@@ -228,8 +250,20 @@ def models():
     "case", cases("predictions.json"), ids=lambda case: f"{case['bundle']}-{case['image']}"
 )
 def test_a_bundle_predicts_what_is_listed(case, models):
-    prediction = models(case["bundle"]).predict(FOLDER / case["image"], exact=True).to_json()
-    assert_same(drop_volatile(prediction), case["prediction"], 1e-6)
+    prediction = models(case["bundle"]).predict(FOLDER / case["image"], exact=True)
+    assert_same(drop_volatile(prediction.to_json()), case["prediction"], 1e-6)
+    np.testing.assert_allclose(prediction.cam, to_array(case["cam"]), rtol=0, atol=1e-6)
+
+
+def test_predictions_judge_the_size_of_the_lesion():
+    for bundle in {case["bundle"] for case in cases("predictions.json")}:
+        said = {
+            sentence
+            for case in cases("predictions.json")
+            if case["bundle"] == bundle
+            for sentence in case["prediction"].get("quality", ())
+        }
+        assert {TOO_SMALL, CUT_OFF} < said
 
 
 def test_every_kind_of_task_is_predicted_by_each_bundle():

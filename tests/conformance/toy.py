@@ -31,6 +31,7 @@ from dermedge_runtime.spec import (
 )
 
 CHANNELS, PATCH = 4, 4
+MAPS = ("segment", "cam")  # Kinds whose head is applied at every place.
 DIAGNOSIS = Task(
     "diagnosis",
     "classify",
@@ -44,6 +45,7 @@ MALIGNANCY = Task("malignancy", "binary")
 SEVERITY = Task("severity", "ordinal", tuple(Label(str(n), f"Level {n}") for n in range(4)))
 LESION = Task("lesion", "segment")
 EMBEDDING = Task("embedding", "embed")
+CAM = Task("diagnosis_cam", "cam", DIAGNOSIS.labels)
 WIDTHS = {"diagnosis": 3, "malignancy": 1, "severity": 3, "lesion": 1, "embedding": 5}
 FITTED = {
     "diagnosis": Postprocessing(1.3),
@@ -51,12 +53,13 @@ FITTED = {
     "severity": Postprocessing(1.1),
     "lesion": Postprocessing(0.8, 0.43),
     "embedding": Postprocessing(),
+    "diagnosis_cam": Postprocessing(),
 }
-QUALITY = QualityLimits(sharpness=535, dark=60, bright=215, glare=80)
+QUALITY = QualityLimits(sharpness=535, dark=60, bright=215, glare=80, small=300, cut=200)
 SPEC = Spec(
     "toy",
     "1.0.0",
-    (DIAGNOSIS, MALIGNANCY, SEVERITY, LESION, EMBEDDING),
+    (DIAGNOSIS, MALIGNANCY, SEVERITY, LESION, EMBEDDING, CAM),
     Preprocess(32, background=(20, 200, 90)),
     intended_use="Tests only: its weights are random.",
     lineage={"data": {"name": "none", "licence": "CC0-1.0"}},
@@ -66,7 +69,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def weights(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-    """Return the weights by name; each task has its own."""
+    """Return the weights by name; each task has its own, and a map those of its diagnosis."""
 
     def draw_weights(seed: int, *shape: int) -> np.ndarray:
         samples = random_bytes(seed, int(np.prod(shape))).astype(int) >> 5
@@ -74,7 +77,8 @@ def weights(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
 
     values = {"patch.weight": draw_weights(21, CHANNELS, 3, PATCH, PATCH)}
     for task in tasks:
-        width, seed = WIDTHS[task.name], 30 + sum(task.name.encode())
+        head = DIAGNOSIS.name if task.kind == "cam" else task.name
+        width, seed = WIDTHS[head], 30 + sum(head.encode())
         values[f"{task.name}.weight"] = draw_weights(seed, width, CHANNELS) * np.float32(8)
         values[f"{task.name}.bias"] = draw_weights(seed + 1, width) * np.float32(8)
     return values
@@ -90,7 +94,7 @@ def forward(tensor: np.ndarray, spec: Spec) -> dict[str, np.ndarray]:
     outputs = {}
     for task in spec.tasks:
         weight, bias = values[f"{task.name}.weight"], values[f"{task.name}.bias"]
-        if task.kind == "segment":
+        if task.kind in MAPS:
             output = np.einsum("chw,oc->ohw", maps, weight) + bias[:, None, None]
         else:
             output = weight @ maps.mean(axis=(1, 2)) + bias
@@ -117,13 +121,14 @@ def onnx_model(spec: Spec) -> bytes:
     ]
     outputs = []
     for task in spec.tasks:
-        name, width = task.name, WIDTHS[task.name]
+        name = task.name
         parameters = [f"{name}.weight", f"{name}.bias"]
+        width = len(values[parameters[1]])
         shape = [1, width]
-        if task.kind == "segment":
+        if task.kind in MAPS:
             values[parameters[0]] = values[parameters[0]].reshape(width, CHANNELS, 1, 1)
             nodes.append(helper.make_node("Conv", ["maps", *parameters], [name]))
-            shape = [1, 1, side, side]
+            shape = [1, width, side, side]
         elif task.kind == "embed":
             nodes += [
                 helper.make_node("Gemm", ["features", *parameters], ["long"], transB=1),

@@ -4,7 +4,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from conformance.toy import PATCH, weights
+from conformance.toy import MAPS, PATCH, weights
 from dermedge_runtime.spec import Spec
 
 Operators = schema.BuiltinOperator
@@ -93,7 +93,7 @@ OPTIONS = {
     Operators.CONV_2D: "Conv2DOptions",
     Operators.MEAN: "ReducerOptions",
     Operators.FULLY_CONNECTED: "FullyConnectedOptions",
-    Operators.RESHAPE: "ReshapeOptions",
+    Operators.TRANSPOSE: "TransposeOptions",
     Operators.L2_NORMALIZATION: "L2NormOptions",
 }
 
@@ -125,22 +125,20 @@ def litert_model(spec: Spec) -> bytes:
     features = graph.tensor("features", (1, channels))
     axes = graph.constant("axes", np.array([1, 2], np.int32))
     graph.add(Operators.MEAN, [maps, axes], features, keepDims=False)
+    order = graph.constant("order", np.array([0, 3, 1, 2], np.int32))
     outputs = {}
     for task in spec.tasks:
         name = task.name
         weight, bias = values[f"{name}.weight"], values[f"{name}.bias"]
         parameters = graph.constant(f"{name}.bias", bias)
-        if task.kind == "segment":
-            kernel = graph.constant(f"{name}.weight", weight.reshape(1, 1, 1, channels))
-            logits = graph.tensor("logits", (1, side, side, 1))
+        if task.kind in MAPS:
+            width = len(bias)
+            kernel = graph.constant(f"{name}.weight", weight.reshape(width, 1, 1, channels))
+            last = graph.tensor(f"{name}.last", (1, side, side, width))
             one = {"padding": schema.Padding.VALID, "strideW": 1, "strideH": 1}
-            graph.add(Operators.CONV_2D, [maps, kernel, parameters], logits, **one)
-            # One channel: its place in the shape does not change the order of the values.
-            shape = graph.constant("shape", np.array([1, 1, side, side], np.int32))
-            outputs[name] = graph.tensor(name, (1, 1, side, side))
-            graph.add(
-                Operators.RESHAPE, [logits, shape], outputs[name], newShape=[1, 1, side, side]
-            )
+            graph.add(Operators.CONV_2D, [maps, kernel, parameters], last, **one)
+            outputs[name] = graph.tensor(name, (1, width, side, side))
+            graph.add(Operators.TRANSPOSE, [last, order], outputs[name])
             continue
         outputs[name] = graph.tensor(name, (1, len(bias)))
         linear = [features, graph.constant(f"{name}.weight", weight), parameters]

@@ -1,18 +1,24 @@
 """Test `evaluate` on corrupted photographs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import toy_content
+from conftest import FakeRuntime, toy_content
+from dermedge.data.table import read_table
 from dermedge.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from dermedge.evaluation.evaluate import evaluate
+from dermedge.evaluation.robustness import measure_robustness
 from dermedge.report.html import write_report
-from dermedge_export.quality_limits import QUALITY_LIMITS
+from dermedge_export.quality_limits import PIXEL_LIMITS
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime import model
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.errors import DataError, UsageError
+from dermedge_runtime.quality import QualityLimits
+from dermedge_runtime.spec import Postprocessing, Task
 from support.colour_data import make_data
 
 PHOTO = Image.fromarray(draw_lesion(5, height=90, width=120).image)
@@ -30,7 +36,7 @@ def _fake_engine(monkeypatch):
 @pytest.fixture
 def bundle(tmp_path):
     path = tmp_path / "toy.dermedge"
-    write_bundle(path, **toy_content(), quality=QUALITY_LIMITS)
+    write_bundle(path, **toy_content(), quality=PIXEL_LIMITS)
     return path
 
 
@@ -71,6 +77,30 @@ def test_the_report_compares_corrupted_photographs_with_the_same_clean_ones(bund
     page = write_report(tmp_path, bundle=Bundle.open(bundle), evaluation=report).read_text("utf-8")
     assert 'id="robustness"' in page
     assert "White balance" in page
+
+
+class Outliner(FakeRuntime):
+    """Engine that finds a lesion in bright images, and none in dark ones."""
+
+    def run(self, images):
+        logits = np.where(images.mean(axis=(1, 2, 3)) > 60, 5, -5)
+        lesion = np.broadcast_to(logits[:, None, None, None], (len(images), 1, 8, 8))
+        return {**super().run(images), "lesion": lesion.astype(np.float32)}
+
+
+def test_a_lesion_that_is_no_longer_found_counts_as_flagged(tmp_path):
+    content = toy_content()
+    content["spec"] = replace(
+        content["spec"], tasks=(*content["spec"].tasks, Task("lesion", "segment"))
+    )
+    content["postprocessing"] = {**content["postprocessing"], "lesion": Postprocessing(1, 0.5)}
+    content["tolerance"] = {**content["tolerance"], "lesion": 1e-3}
+    bundle = write_bundle(tmp_path / "toy.dermedge", **content, quality=QualityLimits(small=10))
+    table = read_table(make_data(tmp_path / "data", ROWS))
+    with model.Model(bundle, Outliner()) as outliner:
+        found = measure_robustness(outliner, table, ["underexposure"], replicates=10)
+    assert found.clean_flagged == 0
+    assert found.corruptions[2].flagged == 1
 
 
 def test_a_limit_takes_images_from_the_whole_split(bundle, tmp_path):

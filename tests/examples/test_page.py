@@ -161,9 +161,30 @@ def test_it_predicts_as_python_online_and_offline(page: Path, photo: Path, form:
     assert not seen["wide"], "the page scrolls sideways"
 
 
+# By reason: threshold of the OOD score, quantiles, the explanation, what else the page shows,
+# and the number of thresholds on the scale of the score.
 REFERRALS = {
-    "uncertain": (1e6, [1, None, 1], "neither clearly low nor clearly high", "coverage one of"),
-    "ood": (-1e6, [0, 0, 0], "unlike the images that the model knows", "coverage is empty"),
+    "uncertain": (
+        *(1e6, [1, None, 1], "neither clearly low nor clearly high"),
+        (
+            "The model cannot tell",
+            "below 5.0 % is benign, from 95.0 % on malignant",
+            "With 90 % coverage one of: ",
+            "For about 90 % of images like those of the calibration",
+            "Unlike known images no, score",
+        ),
+        2,
+    ),
+    "ood": (
+        *(-1e6, [0, 0, 0], "unlike the images that the model knows"),
+        (
+            "The model does not know such images",
+            "The set at 90 % coverage is empty",
+            "This coverage does not hold",
+            "Unlike known images yes, score",
+        ),
+        0,
+    ),
 }
 
 
@@ -192,7 +213,7 @@ def referring_bundle(path: Path, ood_threshold: float, quantiles: list[float | N
 def test_a_referral_gives_its_reason_and_the_set_its_coverage(
     page: Path, photo: Path, tmp_path: Path, reason: str
 ) -> None:
-    ood_threshold, quantiles, because, coverage = REFERRALS[reason]
+    ood_threshold, quantiles, because, shown, ticks = REFERRALS[reason]
     bundle = referring_bundle(tmp_path / "refer.dermedge", ood_threshold, quantiles)
     with served(bundle.path, page) as address:
         out = os.environ.get("SCREENSHOTS")
@@ -204,7 +225,10 @@ def test_a_referral_gives_its_reason_and_the_set_its_coverage(
     for text in (seen["result"], seen["announced"]):
         assert because in text
         assert "ee a dermatologist" in text
-    assert coverage in seen["result"]
+    result = " ".join(seen["result"].split())
+    for text in shown:
+        assert text in result
+    assert seen["ticks"] == ticks
     assert seen["faults"] == []
     assert seen["violations"] == []
 

@@ -18,6 +18,7 @@ from dermedge_export.target import find_target
 from dermedge_export.task_selection import select_outputs
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.spec import Label, Preprocess, Spec, Task
+from support.native_candidate import native_candidate
 
 DIAGNOSIS = Task("diagnosis", "classify", (Label("nv", "Naevus"), Label("mel", "Melanoma")))
 NAME = "diagnosis_cam"
@@ -28,7 +29,8 @@ def context() -> ExportContext:
     """Return a network with maps, traced once for all engines."""
     explained = with_class_map(untrained("test_efficientnet", size=96))
     images = synthetic_calibration(explained.spec.preprocess, 16)
-    return ExportContext(explained, lambda: images)
+    # Quantization-aware training that ends at once.
+    return ExportContext(explained, lambda: images, retrain=lambda module, *_: module)
 
 
 def untrained(backbone: str, *tasks: Task, size: int = 64, **args: object) -> Exportable:
@@ -80,13 +82,18 @@ def test_maps_go_along_with_the_diagnosis_only() -> None:
     [
         ("cpu", Candidate("fp32", "onnx")),
         ("cpu", Candidate("int8", "onnx", "minmax")),
+        ("cpu", native_candidate("qat")),
         ("cpu", Candidate("int8", "openvino", "nncf")),
+        ("android", Candidate("fp32", "litert")),
+        ("android", Candidate("int8", "litert", "minmax")),
     ],
-    ids=lambda value: value if isinstance(value, str) else f"{value.format}-{value.precision}",
+    ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_engines_give_the_same_maps(
     target: str, candidate: Candidate, context: ExportContext, tmp_path: Path
 ) -> None:
+    if candidate.format == "litert":
+        pytest.importorskip("litert_torch")
     images = context.calibration.images[:4]
     expected = module_runner(context.module)(images)
     staged = StagedBundles(context, find_target(target), tmp_path, cache=None)

@@ -28,6 +28,7 @@ from dermedge_export.context import ExportContext
 from dermedge_export.evaluation.postprocessing import fit_mask_threshold
 from dermedge_export.evaluation.predictions import Predictions, decode_table, ordinal_levels
 from dermedge_export.options import ExportOptions
+from dermedge_export.quality_limits import LESION_LIMITS
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import ordinal_level
 from dermedge_runtime.errors import DataError
@@ -62,6 +63,7 @@ def test_a_student_of_any_kinds_is_exported_and_verified_without_data(
     save_model_folder(student, tmp_path / "student")
     bundle = export(tmp_path / "student", "cpu", tmp_path / "out", options=FP32)
     assert verify(Bundle.open(bundle.path)).status == "passed"
+    assert Bundle.open(bundle.path).quality == LESION_LIMITS  # 64 px are too few for the others
     images = small.pixels(3, 64)
     with torch.no_grad():
         expected = student.module(images)

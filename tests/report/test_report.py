@@ -493,6 +493,17 @@ def test_examples_are_balanced_and_show_missed_malignant_first(bundle):
     assert len({*missed, *wrong, *alarms, *right}) == len(missed + wrong + alarms + right)
 
 
+def test_a_referred_image_is_neither_missed_nor_an_alarm_nor_correct(bundle):
+    images = (
+        picture(0, "mel", "mel", 0.9, True, 0.1, referred=True),
+        picture(1, "nv", "nv", 0.9, False, 0.9, referred=True),
+        picture(2, "mel", "mel", 0.9, True, 0.1),
+    )
+    kinds = choose_examples(evaluation_of(bundle, images=images))
+    shown = [(kind.word, [image.image_id for image in kind.images]) for kind in kinds]
+    assert shown == [("missed", ["i2"])]
+
+
 def test_without_a_threshold_no_image_is_missed(bundle):
     kinds = choose_examples(evaluation_of(bundle, threshold=None))
     assert [kind.word for kind in kinds] == ["wrong", "correct"]

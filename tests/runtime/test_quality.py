@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from conftest import FakeRuntime, toy_content
-from dermedge_export.quality_limits import QUALITY_LIMITS
+from dermedge_export.quality_limits import PIXEL_LIMITS
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle, write_bundle
 from dermedge_runtime.model import Model
@@ -24,7 +24,7 @@ from dermedge_runtime.spec import Preprocess
 PHOTO = Image.fromarray(draw_lesion(3, fitzpatrick=3, height=300, width=400).image)
 
 
-def found(photo, size=160, limits=QUALITY_LIMITS):
+def found(photo, size=160, limits=PIXEL_LIMITS):
     return describe_quality(measure_quality(preprocess(photo, Preprocess(size=size))), limits)
 
 
@@ -64,9 +64,9 @@ def test_a_limit_that_is_null_judges_nothing():
 
 def test_a_prediction_has_the_sentences_of_the_limits_in_its_bundle(tmp_path):
     black = np.zeros((64, 64, 3), np.uint8)
-    write_bundle(tmp_path / "judged.dermedge", **toy_content(), quality=QUALITY_LIMITS)
+    write_bundle(tmp_path / "judged.dermedge", **toy_content(), quality=PIXEL_LIMITS)
     bundle = Bundle.open(tmp_path / "judged.dermedge")
-    assert bundle.quality == QUALITY_LIMITS
+    assert bundle.quality == PIXEL_LIMITS
     with Model(bundle, FakeRuntime()) as model:
         assert TOO_DARK in model.predict(black).to_json()["quality"]
     write_bundle(tmp_path / "plain.dermedge", **toy_content())

@@ -18,6 +18,18 @@ def measure(green: list[list[int]]) -> dict[str, int]:
     }
 
 
+def measure_lesion(mask: list[list[bool]]) -> dict[str, int]:
+    """Measure a mask [S][S]."""
+    size = len(mask)
+    last = size - 1
+    frame = [(x, y) for y in range(size) for x in range(size)]
+    border = [(x, y) for x, y in frame if x in (0, last) or y in (0, last)]
+    return {
+        name: 1000 * sum(mask[y][x] for x, y in places) // len(places)
+        for name, places in (("share", frame), ("border", border))
+    }
+
+
 def _sharpness(lines: list[list[int]], k: int) -> int:
     near = far = 0
     for line in lines:

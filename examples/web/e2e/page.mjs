@@ -91,9 +91,10 @@ async function result(browser, { url, photo, out, name }) {
   const { page, context, faults } = await openPage(browser, url);
   await ready(page);
   const seen = await predict(page, photo);
+  const ticks = await page.locator("#decision .tick").count();
   const violations = await lookAt(page, name, out);
   await context.close();
-  return { ...seen, violations, faults };
+  return { ...seen, ticks, violations, faults };
 }
 
 /** Choose files that are no usable photos; after each the model still answers. */

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dermedge_runtime import activations
 from dermedge_runtime.errors import EngineError
+from dermedge_runtime.quality import QualityLimits, describe_lesion, measure_lesion
 from dermedge_runtime.spec import AGAIN, Conformal, Json, Postprocessing, Spec, Task, to_json
 
 Array = npt.NDArray[Any]
@@ -98,7 +99,7 @@ class Prediction:
     label, float32 [h, w] over the same frame: its mean is the label's logit, and places
     with larger values raise it more. `embedding` is L2-normalised. `quality` has a text
     for each reason to take the photograph again, if any: signs of damage, and measures
-    beyond the bundle's limits.
+    of the pixels and of the mask beyond the bundle's limits.
 
     Example:
         >>> from dermedge_runtime.model import load
@@ -148,6 +149,7 @@ def decode(
     timing: Timing | None = None,
     provenance: Provenance | None = None,
     quality: tuple[str, ...] = (),
+    limits: QualityLimits | None = None,
 ) -> Prediction:
     """Decode the outputs of one image.
 
@@ -158,6 +160,8 @@ def decode(
         timing: Timing to store in the prediction.
         provenance: Provenance to store in the prediction.
         quality: Sentences about the image to store in the prediction.
+        limits: Limits of image quality. With them, a sentence about the size of the
+            lesion follows the others, if the model has a mask. None judges no mask.
 
     Raises:
         EngineError: An output is missing, has a wrong shape, or holds NaN or infinity.
@@ -170,64 +174,72 @@ def decode(
         >>> decode({"malignancy": np.zeros(1, np.float32)}, spec, fitted).decision
         'malignant'
     """
-    # Plain floats, not arrays: one image has few values, so numpy's cost per call would
-    # exceed the arithmetic. dermedge_export/evaluation/predictions.py decodes whole
-    # tables.
-    diagnosis, malignancy = spec.diagnosis, spec.malignancy
-    labels: tuple[ScoredLabel, ...] = ()
-    score: float | None = None
-    maps: Array | None = None
-    decoded: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for task in spec.tasks:
-        fitted = postprocessing.get(task.name, _UNFITTED)
-        temperature = 1.0 if fitted.temperature is None else fitted.temperature
         array = _checked(outputs, task, spec.preprocess.size)
-        if task.kind == "segment":
-            _check_finite(task, bool(np.isfinite(array).all()))
-            if "mask" not in decoded and fitted.threshold is not None:
-                decoded["mask"] = segment_mask(
-                    array[0], spec.preprocess.size, temperature, fitted.threshold
-                )
-            continue
-        if task.kind == "cam":
-            _check_finite(task, bool(np.isfinite(array).all()))
-            maps = array if maps is None else maps
-            continue
-        values: list[float] = array.tolist()
-        _check_finite(task, all(map(math.isfinite, values)))
-        if task is diagnosis:
-            probabilities = softmax(values, temperature)
-            labels = _rank(task, probabilities)
-            if fitted.conformal is not None:
-                decoded["conformal_set"] = conformal_set(labels, task, fitted.conformal)
-            if task is malignancy:
-                score = _sum_malignant(task, probabilities)
-        elif task is malignancy:
-            score = sigmoid(values[0] / temperature)
-        elif task.kind == "ordinal" and "severity" not in decoded:
-            decoded["severity"] = ordinal_level(values, temperature)
-        elif task.kind == "embed" and "embedding" not in decoded:
-            decoded["embedding"] = tuple(values)
-        elif task.kind == "ood" and "ood_score" not in decoded:
-            decoded["ood_score"] = values[0]
-            if fitted.ood_threshold is not None:
-                decoded["ood"] = values[0] > fitted.ood_threshold
-    if maps is not None and diagnosis is not None:
-        row = [label.id for label in diagnosis.labels].index(labels[0].id)
-        decoded["cam"] = np.asarray(maps[row], np.float32)
-    fitted = _UNFITTED if malignancy is None else postprocessing.get(malignancy.name, _UNFITTED)
-    decision, reason = _decide(score, fitted, decoded.get("ood"))
+        fitted = postprocessing.get(task.name, _UNFITTED)
+        # Of several tasks that give a field, the first counts.
+        found = {**_decode_task(task, array, fitted, spec), **found}
+    maps = found.pop("maps", None)
+    if maps is not None and spec.diagnosis is not None:
+        row = [label.id for label in spec.diagnosis.labels].index(found["labels"][0].id)
+        found["cam"] = np.asarray(maps[row], np.float32)
+    if limits is not None and "mask" in found:
+        quality += describe_lesion(measure_lesion(found["mask"]), limits)
+    scored = spec.malignancy
+    fitted = _UNFITTED if scored is None else postprocessing.get(scored.name, _UNFITTED)
+    decision, reason = _decide(found.get("malignancy"), fitted, found.get("ood"))
     return Prediction(
-        labels,
-        score,
-        fitted.threshold,
-        decision,
-        reason,
+        threshold=fitted.threshold,
+        decision=decision,
+        refer_reason=reason,
         timing=timing,
         provenance=provenance,
         quality=quality,
-        **decoded,
+        **found,
     )
+
+
+def _decode_task(task: Task, array: Array, fitted: Postprocessing, spec: Spec) -> dict[str, Any]:
+    """Return the fields of a prediction that one task gives, and `maps` of a `cam` task."""
+    temperature = 1.0 if fitted.temperature is None else fitted.temperature
+    if task.kind in ("segment", "cam"):
+        _check_finite(task, bool(np.isfinite(array).all()))
+        if task.kind == "cam":
+            return {"maps": array}
+        if fitted.threshold is None:
+            return {}
+        size = spec.preprocess.size
+        return {"mask": segment_mask(array[0], size, temperature, fitted.threshold)}
+    # Plain floats, not arrays: one image has few values, so numpy's cost per call would
+    # exceed the arithmetic. dermedge_export/evaluation/predictions.py decodes whole
+    # tables.
+    values: list[float] = array.tolist()
+    _check_finite(task, all(map(math.isfinite, values)))
+    if task is spec.diagnosis:
+        return _decode_diagnosis(task, softmax(values, temperature), fitted, spec)
+    if task is spec.malignancy:
+        return {"malignancy": sigmoid(values[0] / temperature)}
+    if task.kind == "ordinal":
+        return {"severity": ordinal_level(values, temperature)}
+    if task.kind == "embed":
+        return {"embedding": tuple(values)}
+    if task.kind == "ood":
+        threshold = fitted.ood_threshold
+        return {"ood_score": values[0], "ood": None if threshold is None else values[0] > threshold}
+    return {}
+
+
+def _decode_diagnosis(
+    task: Task, probabilities: Sequence[float], fitted: Postprocessing, spec: Spec
+) -> dict[str, Any]:
+    """Return the labels, their conformal set, and the score if the diagnosis gives it."""
+    fields: dict[str, Any] = {"labels": _rank(task, probabilities)}
+    if fitted.conformal is not None:
+        fields["conformal_set"] = conformal_set(fields["labels"], task, fitted.conformal)
+    if task is spec.malignancy:
+        fields["malignancy"] = _sum_malignant(task, probabilities)
+    return fields
 
 
 def _decide(

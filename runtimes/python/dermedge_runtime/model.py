@@ -357,6 +357,7 @@ class Model:
                 timing=Timing(preprocess_ms, engine_ms),
                 provenance=self.provenance,
                 quality=prepared.quality,
+                limits=bundle.quality,
             )
             for index, (prepared, preprocess_ms) in enumerate(items)
         ]

@@ -10,6 +10,7 @@ import {
   type ScoredLabel,
   type Timing,
 } from "./prediction";
+import { describeLesion, measureLesion, type QualityLimits } from "./quality";
 import {
   type Conformal,
   diagnosisTask,
@@ -32,6 +33,8 @@ export interface Facts {
   readonly timing?: Timing;
   readonly provenance?: Provenance;
   readonly quality?: readonly string[];
+  /** Limits that the size of the lesion must keep; null or missing judges no mask. */
+  readonly limits?: QualityLimits | null;
 }
 
 const UNFITTED: Postprocessing = {
@@ -91,6 +94,7 @@ export function decode(
     }
   }
   const fitted = malignancy ? fittedValues(postprocessing, malignancy) : UNFITTED;
+  const quality = [...(facts.quality ?? []), ...judgeMask(mask, spec, facts.limits)];
   return new Prediction(
     {
       labels,
@@ -105,11 +109,20 @@ export function decode(
       embedding,
       timing: facts.timing ?? null,
       provenance: facts.provenance ?? null,
-      ...(facts.quality?.length ? { quality: facts.quality } : {}),
+      ...(quality.length ? { quality } : {}),
     },
     mask,
     maps && diagnosis && topMap(maps, diagnosis, labels),
   );
+}
+
+/** Return a sentence if the lesion does not keep the limits. */
+function judgeMask(
+  mask: Uint8Array | null,
+  { preprocess }: Spec,
+  limits: QualityLimits | null = null,
+): string[] {
+  return mask && limits ? describeLesion(measureLesion(mask, preprocess.size), limits) : [];
 }
 
 /** Return the class activation map of the most probable label. */

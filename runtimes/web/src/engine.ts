@@ -1,5 +1,6 @@
 /** Interface between dermedge and an inference engine. */
 
+import type { Tensor } from "./decode";
 import type { Artifact, Spec } from "./spec";
 
 /** An engine that has loaded a bundle's model. */
@@ -16,7 +17,7 @@ export interface Engine {
    * @param image - RGB, uint8 [S, S, 3], row-major. The engine does not keep it.
    * @throws EngineError if the engine fails.
    */
-  run(image: Uint8Array): Promise<Record<string, Float32Array>>;
+  run(image: Uint8Array): Promise<Record<string, Tensor>>;
 
   /** Return the number of operators by provider and operator; `{}` if unknown. */
   placement(): Record<string, Record<string, number>>;

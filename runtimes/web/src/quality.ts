@@ -1,4 +1,4 @@
-/** Measure the quality of a photograph in integers, as `runtimes/README.md` defines it. */
+/** Measure the quality of a photograph and its lesion, as `runtimes/README.md` defines it. */
 
 import { BundleError } from "./errors";
 import type { JsonObject } from "./spec";
@@ -18,9 +18,13 @@ export interface QualityLimits {
   readonly bright: number | null;
   /** Largest glare, 0 to 1000. */
   readonly glare: number | null;
+  /** Smallest share of the frame that the lesion covers, 0 to 1000. */
+  readonly small: number | null;
+  /** Largest share of the frame's border that the lesion covers, 0 to 1000. */
+  readonly cut: number | null;
 }
 
-/** Measures of one image. */
+/** Measures of the pixels of one image. */
 export interface Quality {
   /** About 500 in a blurred image, 600 or more in a sharp one. */
   readonly sharpness: number;
@@ -28,6 +32,14 @@ export interface Quality {
   readonly brightness: number;
   /** Green values that are white, in parts per 1000. */
   readonly glare: number;
+}
+
+/** Measures of the mask of one image. */
+export interface LesionSize {
+  /** Part of the frame that the lesion covers, in parts per 1000. */
+  readonly share: number;
+  /** Part of the frame's border, its outermost pixels, that the lesion covers. */
+  readonly border: number;
 }
 
 /**
@@ -70,6 +82,35 @@ export function describeQuality(quality: Quality, limits: QualityLimits): string
   return found;
 }
 
+/**
+ * Measure how much of the frame, and of its border, the lesion covers.
+ *
+ * @param mask - Bytes 0 and 1, [size, size].
+ */
+export function measureLesion(mask: Uint8Array, size: number): LesionSize {
+  let [inside, border] = [0, 0];
+  mask.forEach((value, index) => {
+    const [x, y] = [index % size, Math.floor(index / size)];
+    inside += value;
+    if (x === 0 || y === 0 || x === size - 1 || y === size - 1) border += value;
+  });
+  return {
+    share: Math.floor((1000 * inside) / mask.length),
+    border: Math.floor((1000 * border) / (4 * size - 4)),
+  };
+}
+
+/** Return a sentence, and what to do, if the lesion is too small or cut off. */
+export function describeLesion(lesion: LesionSize, { small, cut }: QualityLimits): string[] {
+  if (small !== null && lesion.share < small) {
+    return ["The lesion is missing or too small in the image. Move closer."];
+  }
+  if (cut !== null && lesion.border > cut) {
+    return ["The lesion is too large or cut off. Move back."];
+  }
+  return [];
+}
+
 /** Read limits from JSON; throw BundleError if one is no integer or out of range. */
 export function parseQuality(data: JsonObject): QualityLimits {
   const limit = (name: string, largest: number): number | null => {
@@ -84,6 +125,8 @@ export function parseQuality(data: JsonObject): QualityLimits {
     dark: limit("dark", 255),
     bright: limit("bright", 255),
     glare: limit("glare", 1000),
+    small: limit("small", 1000),
+    cut: limit("cut", 1000),
   };
 }
 

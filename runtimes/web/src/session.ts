@@ -2,7 +2,7 @@
 
 import { openBundle } from "./bundle";
 import { type Container, openContainer, type Source } from "./container";
-import { decode, type Tensor } from "./decode";
+import { decode } from "./decode";
 import type { Engine, EngineOptions } from "./engine";
 import { ENGINES } from "./engines";
 import { ElsewhereError, EngineError, UsageError } from "./errors";
@@ -13,7 +13,6 @@ import { artifactFiles, type Bundle } from "./manifest";
 import type { Prediction, Provenance } from "./prediction";
 import type { Progress } from "./protocol";
 import { describeQuality, measureQuality } from "./quality";
-import { expectedShape, type Spec } from "./spec";
 
 /** Options of an engine, and its artifact format if it is not that of the bundle. */
 export interface SessionOptions extends EngineOptions {
@@ -74,13 +73,14 @@ export class Session {
     const { pixels, quality } = await this.prepare(image);
     signal?.throwIfAborted();
     const prepared = performance.now();
-    const outputs = await this.run(pixels);
+    const outputs = await this.engine.run(pixels);
     const timing = {
       preprocess_ms: prepared - start,
       engine_ms: performance.now() - prepared,
     };
-    const { spec, postprocessing } = this.bundle;
-    return decode(outputs, spec, postprocessing, { timing, quality, provenance: this.provenance });
+    const { spec, postprocessing, quality: limits } = this.bundle;
+    const { provenance } = this;
+    return decode(outputs, spec, postprocessing, { timing, quality, provenance, limits });
   }
 
   /** Convert an image to the network's input. */
@@ -98,11 +98,6 @@ export class Session {
   private judge(pixels: Uint8Array): string[] {
     const { quality, spec } = this.bundle;
     return quality ? describeQuality(measureQuality(pixels, spec.preprocess.size), quality) : [];
-  }
-
-  /** Return the outputs of the engine, with their shapes, for a preprocessed image. */
-  async run(pixels: Uint8Array): Promise<Record<string, Tensor>> {
-    return withShapes(await this.engine.run(pixels), this.bundle.spec);
   }
 
   close(): Promise<void> {
@@ -155,18 +150,4 @@ export async function openEngine(
   }
   const { open } = await ENGINES[format]();
   return open(model, spec, artifact, options);
-}
-
-/** Give flat outputs the shapes of the spec; one of another length keeps its own. */
-function withShapes(outputs: Record<string, Float32Array>, spec: Spec): Record<string, Tensor> {
-  const tensors: Record<string, Tensor> = {};
-  for (const [name, values] of Object.entries(outputs)) {
-    const task = spec.tasks.find((one) => one.name === name);
-    const shape = (task ? expectedShape(task, spec.preprocess.size) : [null]).map(
-      (length) => length ?? values.length,
-    );
-    const count = shape.reduce((product, length) => product * length, 1);
-    tensors[name] = { shape: count === values.length ? shape : [values.length], values };
-  }
-  return tensors;
 }

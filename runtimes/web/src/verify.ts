@@ -210,14 +210,14 @@ async function checkEngine(
         `golden case ${quote(name)}, output ${quote(task)}`;
       const actual = outputs[task];
       const want = expected[task];
-      if (!actual || actual.length !== want.values.length) {
-        const described = actual ? `${actual.length} values` : "nothing";
+      if (!actual || !fitsShape(actual.shape, want.shape)) {
+        const described = actual ? `shape ${describeShape(actual.shape)}` : "nothing";
         throw new Failure(
           `${where}: ${described}, not shape ${describeShape(want.shape)}. ` +
             "Use the engine of the export.",
         );
       }
-      const error = distance(actual, want.values);
+      const error = distance(actual.values, want.values);
       if (!(error <= tolerance[task])) {
         throw new Failure(
           `${where}: off by ${round(error)}, tolerance ${round(tolerance[task])}. Use an engine ` +

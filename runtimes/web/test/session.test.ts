@@ -12,6 +12,7 @@ interface PredictionCase {
   readonly bundle: string;
   readonly image: string;
   readonly prediction: JsonObject;
+  readonly cam: { readonly shape: number[]; readonly values: number[] };
 }
 
 interface VerifyCase {
@@ -50,9 +51,12 @@ describe("a session", () => {
 
   test.each(cases<PredictionCase>("predictions.json").filter(({ bundle }) => bundle === TOY))(
     "gives Python's prediction for $image",
-    async ({ image, prediction }) => {
-      const { timing, provenance, ...fields } = await session.predict(file(image));
+    async ({ image, prediction, cam }) => {
+      const predicted = await session.predict(file(image));
+      const { timing, provenance, ...fields } = predicted;
       expectClose(fields, prediction, 1e-6);
+      const { height, width, values } = predicted.cam!;
+      expectClose({ shape: [height, width], values: [...values] }, cam, 1e-6);
       expect(timing?.engine_ms).toBeGreaterThan(0);
       expect(provenance).toEqual(session.provenance);
     },

@@ -2,6 +2,7 @@
 
 import { version } from "@litertjs/core/package.json";
 
+import type { Tensor } from "../decode";
 import type { Engine, EngineOptions } from "../engine";
 import { EngineError, firstLine } from "../errors";
 import type { Artifact, Spec } from "../spec";
@@ -88,8 +89,7 @@ async function compile(
     ? new GpuBuffers(module, environment, type, device)
     : new HostBuffers(module, environment, type);
   free.push(() => buffers.close());
-  const names = outputs.map(({ name }) => name);
-  return new LiteRt(compiled, buffers, names, threads, free);
+  return new LiteRt(compiled, buffers, outputs, threads, free);
 }
 
 class LiteRt implements Engine {
@@ -100,12 +100,12 @@ class LiteRt implements Engine {
   constructor(
     private readonly compiled: CompiledModel,
     private readonly buffers: Buffers,
-    private readonly names: readonly string[],
+    private readonly ports: readonly Port[],
     readonly threads: number,
     private readonly free: (() => void)[],
   ) {}
 
-  async run(image: Uint8Array): Promise<Record<string, Float32Array>> {
+  async run(image: Uint8Array): Promise<Record<string, Tensor>> {
     if (this.closed) {
       throw new EngineError("The LiteRT model is closed. Load the bundle again.");
     }
@@ -121,13 +121,16 @@ class LiteRt implements Engine {
     }
   }
 
-  private async read(outputs: readonly TensorBuffer[]): Promise<Record<string, Float32Array>> {
+  private async read(outputs: readonly TensorBuffer[]): Promise<Record<string, Tensor>> {
     try {
-      const values: Record<string, Float32Array> = {};
+      const tensors: Record<string, Tensor> = {};
       for (const [index, output] of outputs.entries()) {
-        values[this.names[index]] = await this.buffers.read(output);
+        const { name, shape } = this.ports[index];
+        // The converter writes fixed shapes; decoding refuses an open size as 0.
+        const fixed = shape.slice(1).map((size) => size ?? 0);
+        tensors[name] = { shape: fixed, values: await this.buffers.read(output) };
       }
-      return values;
+      return tensors;
     } finally {
       for (const output of outputs) output.delete();
     }

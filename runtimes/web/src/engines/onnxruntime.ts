@@ -1,7 +1,8 @@
 /** Run ONNX bundles with ONNX Runtime Web on the CPU. */
 
-import { env, InferenceSession, Tensor } from "onnxruntime-web/wasm";
+import { env, InferenceSession, Tensor as OrtTensor } from "onnxruntime-web/wasm";
 
+import type { Tensor } from "../decode";
 import type { Engine, EngineOptions } from "../engine";
 import { EngineError, firstLine } from "../errors";
 import type { Artifact, Spec } from "../spec";
@@ -77,15 +78,18 @@ class OnnxRuntime implements Engine {
     this.shape = [1, spec.preprocess.size, spec.preprocess.size, 3];
   }
 
-  async run(image: Uint8Array): Promise<Record<string, Float32Array>> {
+  async run(image: Uint8Array): Promise<Record<string, Tensor>> {
     if (!this.session) {
       throw new EngineError("The ONNX Runtime session is closed. Load the bundle again.");
     }
     try {
-      const input = new Tensor("uint8", image, this.shape);
+      const input = new OrtTensor("uint8", image, this.shape);
       const outputs = await this.session.run({ [INPUT]: input });
       return Object.fromEntries(
-        Object.entries(outputs).map(([name, tensor]) => [name, tensor.data as Float32Array]),
+        Object.entries(outputs).map(([name, { dims, data }]) => [
+          name,
+          { shape: dims.slice(1), values: data as Float32Array },
+        ]),
       );
     } catch (error) {
       throw new EngineError(

@@ -17,6 +17,7 @@ interface PredictionCase {
   readonly bundle: string;
   readonly image: string;
   readonly prediction: JsonObject;
+  readonly cam: { readonly shape: number[]; readonly values: number[] };
 }
 
 interface VerifyCase {
@@ -55,7 +56,10 @@ describe.skipIf(!hasChromium)("in Chromium", { timeout: START }, () => {
           const predictions = [];
           for (const image of images) {
             const blob = await (await fetch(image)).blob();
-            predictions.push({ ...(await model.predict(blob)) });
+            const prediction = await model.predict(blob);
+            const { height, width, values } = prediction.cam!;
+            const cam = { shape: [height, width], values: [...values] };
+            predictions.push({ fields: { ...prediction }, cam });
           }
           return { predictions, engine: model.engine };
         } finally {
@@ -64,9 +68,10 @@ describe.skipIf(!hasChromium)("in Chromium", { timeout: START }, () => {
       },
       { bundle, images: own.map(({ image }) => image) },
     );
-    for (const [index, { prediction }] of own.entries()) {
-      const { timing, provenance, ...rest } = results.predictions[index];
-      expectClose(rest, prediction, 1e-6, own[index].image);
+    for (const [index, { image, prediction, cam }] of own.entries()) {
+      const { timing, provenance, ...rest } = results.predictions[index].fields;
+      expectClose(rest, prediction, 1e-6, image);
+      expectClose(results.predictions[index].cam, cam, 1e-6, image);
       expect(timing?.engine_ms).toBeGreaterThan(0);
       expect(provenance?.engine).toBe(`${results.engine.name} ${results.engine.version}`);
     }

@@ -9,12 +9,14 @@ private const val LEVEL_ABOVE = 0.5
  * Decode the outputs of one image.
  *
  * @param outputs One tensor per task, without the batch dimension.
+ * @param limits Limits that the size of the lesion must keep; null judges no mask.
  * @throws EngineError An output is missing, has a wrong shape, or holds NaN or infinity.
  */
 internal fun decode(
     outputs: Map<String, Tensor>,
     spec: Spec,
     postprocessing: Map<String, Postprocessing>,
+    limits: QualityLimits? = null,
 ): Prediction {
     val diagnosis = spec.diagnosis
     val malignancy = spec.malignancy
@@ -60,8 +62,13 @@ internal fun decode(
         threshold = fitted.threshold,
         decision = decision,
         referReason = reason,
+        quality = judgeMask(result.mask, limits),
     )
 }
+
+/** A sentence if the lesion does not keep the limits. */
+private fun judgeMask(mask: Mask?, limits: QualityLimits?): List<String> =
+    if (mask == null || limits == null) emptyList() else describeLesion(measureLesion(mask), limits)
 
 /** The class activation map of each label. */
 private fun mapsOf(shape: List<Int>, values: DoubleArray): List<ClassMap> {

@@ -135,10 +135,11 @@ public class Model private constructor(
         val prepared = System.nanoTime()
         val outputs = engine.run(tensor)
         val done = System.nanoTime()
-        return decode(outputs, bundle.spec, bundle.postprocessing).copy(
+        val prediction = decode(outputs, bundle.spec, bundle.postprocessing, bundle.quality)
+        return prediction.copy(
             timing = Timing((prepared - start) / NANOS, (done - prepared) / NANOS),
             provenance = provenance,
-            quality = quality + found.orEmpty(),
+            quality = quality + found.orEmpty() + prediction.quality,
         )
     }
 

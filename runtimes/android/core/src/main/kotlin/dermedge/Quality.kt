@@ -11,16 +11,20 @@ private const val DETAIL = 96
  * @property dark Smallest brightness, 0 to 255.
  * @property bright Largest brightness, 0 to 255.
  * @property glare Largest glare, 0 to 1000.
+ * @property small Smallest share of the frame that the lesion covers, 0 to 1000.
+ * @property cut Largest share of the frame's border that the lesion covers, 0 to 1000.
  */
 public data class QualityLimits(
     val sharpness: Int? = null,
     val dark: Int? = null,
     val bright: Int? = null,
     val glare: Int? = null,
+    val small: Int? = null,
+    val cut: Int? = null,
 )
 
 /**
- * Measures of one image.
+ * Measures of the pixels of one image.
  *
  * @property sharpness About 500 in a blurred image, 600 or more in a sharp one.
  * @property brightness Mean of the green values, 0 to 255.
@@ -66,11 +70,44 @@ public fun describeQuality(quality: Quality, limits: QualityLimits): List<String
     }
 }
 
+/**
+ * Measures of the mask of one image.
+ *
+ * @property share Part of the frame that the lesion covers, in parts per 1000.
+ * @property border Part of the frame's border, its outermost pixels, that the lesion covers.
+ */
+public data class LesionSize(val share: Int, val border: Int)
+
+/** Measure how much of the frame, and of its border, the lesion covers. */
+public fun measureLesion(mask: Mask): LesionSize {
+    val size = mask.size
+    val inside = mask.inside.count { it }
+    val border = mask.inside.indices.count {
+        val (x, y) = it % size to it / size
+        mask.inside[it] && (x == 0 || y == 0 || x == size - 1 || y == size - 1)
+    }
+    return LesionSize(
+        share = (1000L * inside / mask.inside.size).toInt(),
+        border = 1000 * border / (4 * size - 4),
+    )
+}
+
+/** A sentence, and what to do, if the lesion is too small or cut off. */
+public fun describeLesion(lesion: LesionSize, limits: QualityLimits): List<String> = when {
+    limits.small != null && lesion.share < limits.small ->
+        listOf("The lesion is missing or too small in the image. Move closer.")
+    limits.cut != null && lesion.border > limits.cut ->
+        listOf("The lesion is too large or cut off. Move back.")
+    else -> emptyList()
+}
+
 internal fun readQuality(data: JsonObject): QualityLimits = QualityLimits(
     sharpness = data.limit("sharpness", 1000),
     dark = data.limit("dark", 255),
     bright = data.limit("bright", 255),
     glare = data.limit("glare", 1000),
+    small = data.limit("small", 1000),
+    cut = data.limit("cut", 1000),
 )
 
 private fun JsonObject.limit(name: String, largest: Int): Int? {

@@ -48,7 +48,7 @@ class ConformanceTest {
 
     @TestFactory
     fun quality(): DynamicTest = dynamicTest("measures and sentences") {
-        for (case in read("quality")) {
+        for (case in read("quality").filter { "quality" in it }) {
             val size = case.integer("size", "case").toInt()
             val tensor = case.optional<String>("tensor", "case")?.let(::file) ?: plane(case, size)
             val quality = measureQuality(tensor, size)
@@ -57,6 +57,22 @@ class ConformanceTest {
             val found = listOf(quality.sharpness, quality.brightness, quality.glare)
             assertEquals(names.map { wanted[it] }, found, "$case")
             val sentences = describeQuality(quality, readQuality(case.obj("limits", "case")))
+            assertEquals(case["sentences"], sentences, "$case")
+        }
+    }
+
+    @TestFactory
+    fun lesions(): DynamicTest = dynamicTest("measures and sentences of masks") {
+        for (case in read("quality").filter { "lesion" in it }) {
+            val size = case.integer("size", "case").toInt()
+            val (left, upper, right, lower) = case.array("box", "case").map { (it as Long).toInt() }
+            val inside = BooleanArray(size * size) {
+                it % size in left until right && it / size in upper until lower
+            }
+            val lesion = measureLesion(Mask(size, inside))
+            val wanted = case.obj("lesion", "case").mapValues { (it.value as Long).toInt() }
+            assertEquals(wanted, mapOf("share" to lesion.share, "border" to lesion.border), "$case")
+            val sentences = describeLesion(lesion, readQuality(case.obj("limits", "case")))
             assertEquals(case["sentences"], sentences, "$case")
         }
     }
@@ -127,7 +143,14 @@ class ConformanceTest {
             assumeTrue(false, "LiteRT has no library for a desktop's JVM")
         }
         Model.load(files, ModelOptions(threads = 1, decoder = ImageIoDecoder)).use { model ->
-            assertSame(model.predict(image, exact = true), case.obj("prediction", "case"), 1e-6)
+            val prediction = model.predict(image, exact = true)
+            assertSame(prediction, case.obj("prediction", "case"), 1e-6)
+            val map = readOutput(case.obj("cam", "case"))
+            val found = assertNotNull(prediction.cam)
+            assertEquals(map.shape, listOf(found.height, found.width))
+            found.values.forEachIndexed { at, value ->
+                assertEquals(map.values[at], value, 1e-6f)
+            }
         }
     }
 }

@@ -96,8 +96,8 @@ class MainActivity : ComponentActivity() {
         val labels = prediction.labels.take(3).joinToString("\n") {
             "${it.name}: %.0f %%".format(100 * it.probability)
         }
-        return listOfNotNull(labels, conformalSet(prediction), decision(prediction))
-            .joinToString("\n")
+        val results = listOfNotNull(labels, conformalSet(prediction), decision(prediction))
+        return (results + prediction.quality).joinToString("\n")
     }
 
     private fun decision(prediction: Prediction): String {
