@@ -92,7 +92,8 @@ def _add_output(module: "nn.Module", name: str) -> "nn.Module":
 
         def forward(self, image: "Tensor") -> "dict[str, Tensor]":
             outputs = dict(self.whole(image, extra=(CLASS_MAP,)))
-            return {**outputs, name: outputs.pop(CLASS_MAP)}
+            maps = outputs.pop(CLASS_MAP)
+            return {**outputs, name: maps}
 
     return Explained().train(module.training)
 

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dermedge.cli.explanation import Explanation
+from dermedge.models import Network, TrainedModel, save_model_folder
+from dermedge.models.network import Backbone
+from dermedge.models.new_spec import make_spec
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.decode import Prediction, ScoredLabel
@@ -15,7 +19,7 @@ from dermedge_runtime.errors import UsageError
 from dermedge_runtime.model import load
 from dermedge_runtime.overlay import draw_overlay
 from dermedge_runtime.preprocess import preprocess
-from dermedge_runtime.spec import Preprocess, Task
+from dermedge_runtime.spec import Label, Preprocess, Task
 from support import small
 from support.command import TOY, dermedge
 
@@ -80,10 +84,9 @@ def test_a_folder_has_a_picture_of_each_image(
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["a-2.png", "a.png"]
 
 
-def test_an_exported_model_draws_its_maps_and_its_page_shows_them(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    student = small.student_folder(tmp_path_factory.getbasetemp())
+def test_an_exported_model_draws_its_maps_and_its_page_shows_them(tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    save_untrained(student)
     options = ("--precision", "fp32", "--explain", "-o", tmp_path)
     ran = dermedge("export", student, "--target", "cpu", *options)
     assert ran.code == 0, ran.err
@@ -99,12 +102,20 @@ def test_an_exported_model_draws_its_maps_and_its_page_shows_them(
     with load(bundle) as model:
         predicted = model.predict(photo)
     assert predicted.cam is not None
-    frame = preprocess(photo, Preprocess(small.SIZE))
+    frame = preprocess(photo, Preprocess(64))
     assert np.array_equal(np.asarray(Image.open(picture)), draw_overlay(frame, predicted.cam))
     assert dermedge("inspect", bundle, "--html", tmp_path / "page.html").code == 0
     page = (tmp_path / "page.html").read_text("utf-8")
     count = len(Bundle.open(bundle).golden())
     assert page.count('alt="Class activation map of ') == count > 1
+
+
+def save_untrained(folder: Path) -> None:
+    """Save a student with random weights."""
+    torch.manual_seed(0)
+    tasks = (Task("diagnosis", "classify", (Label("nv", "Naevus"), Label("mel", "Melanoma"))),)
+    backbone, spec = Backbone(small.EXPORTED), make_spec("small", tasks, Preprocess(64), {})
+    save_model_folder(TrainedModel(Network(backbone, tasks).eval(), spec, backbone), folder)
 
 
 def test_one_file_for_two_images_and_an_existing_path_are_refused(

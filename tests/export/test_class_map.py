@@ -45,6 +45,7 @@ def test_the_mean_of_a_map_is_the_logit(backbone: str) -> None:
     explained = with_class_map(untrained(backbone))
     image = synthetic_calibration(Preprocess(64), 3).images
     outputs = module_runner(explained.module)(image)
+    assert set(outputs) == {"diagnosis", NAME}
     assert outputs[NAME].shape == (3, 2, 2, 2)
     np.testing.assert_allclose(outputs[NAME].mean((2, 3)), outputs["diagnosis"], atol=1e-5)
 
