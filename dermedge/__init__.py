@@ -15,6 +15,11 @@ Example:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dermedge.captions.evaluate import CaptionEvaluation, evaluate_caption
+    from dermedge.captions.options import CaptionOptions
+    from dermedge.captions.predict import GeneratedCaption, predict_caption
+    from dermedge.captions.table import caption_data
+    from dermedge.captions.train import train_caption
     from dermedge.data.check import check_data
     from dermedge.data.draw import draw_data_set
     from dermedge.data.importing.add import add_data, list_data_sets
@@ -68,6 +73,17 @@ if TYPE_CHECKING:
     from dermedge_runtime.verify import verify
 else:
     _MODULES = {
+        "dermedge.captions.evaluate": (
+            "CaptionEvaluation",
+            "evaluate_caption",
+        ),
+        "dermedge.captions.options": ("CaptionOptions",),
+        "dermedge.captions.predict": (
+            "GeneratedCaption",
+            "predict_caption",
+        ),
+        "dermedge.captions.table": ("caption_data",),
+        "dermedge.captions.train": ("train_caption",),
         "dermedge.data.check": ("check_data",),
         "dermedge.data.draw": ("draw_data_set",),
         "dermedge.data.importing.add": (
@@ -181,6 +197,8 @@ __all__ = [
     "Artifact",
     "Bundle",
     "BundleError",
+    "CaptionEvaluation",
+    "CaptionOptions",
     "DataError",
     "DermedgeError",
     "DistillOptions",
@@ -192,6 +210,7 @@ __all__ = [
     "ExportSummary",
     "FinetuneOptions",
     "GateError",
+    "GeneratedCaption",
     "HybridRecipe",
     "ImageError",
     "ImportOptions",
@@ -218,6 +237,7 @@ __all__ = [
     "analyze_readers",
     "bench",
     "build",
+    "caption_data",
     "check_data",
     "debug_parity",
     "demo",
@@ -226,6 +246,7 @@ __all__ = [
     "draw_data_set",
     "embed",
     "evaluate",
+    "evaluate_caption",
     "export",
     "export_all",
     "finetune",
@@ -237,6 +258,7 @@ __all__ = [
     "make_ensemble",
     "plan_readers",
     "predict",
+    "predict_caption",
     "pretrain",
     "probe",
     "read_table",
@@ -245,6 +267,7 @@ __all__ = [
     "split_data",
     "students",
     "targets",
+    "train_caption",
     "verify",
     "write_reader_kit",
     "write_report",

@@ -21,7 +21,7 @@ import dermedge_runtime
 from dermedge.workflows import run
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime import bench
-from support import small
+from support import language, small
 from support.command import TOY, TOY_LITERT
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -80,13 +80,14 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, session_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the folder in which examples run: a bundle, an image, a data set and two models."""
+    """Make the folder in which examples run: a bundle, an image, a data set and three models."""
     (tmp_path / "toy.dermedge").symlink_to(TOY)
     (tmp_path / "toy-litert.zip").symlink_to(TOY_LITERT)
     Image.fromarray(draw_lesion(3).image).save(tmp_path / "lesion.png")
     (tmp_path / "lesions").symlink_to(small.data_set(session_folder))
     (tmp_path / "teacher").symlink_to(small.teacher_folder(session_folder))
     (tmp_path / "student").symlink_to(small.student_folder(session_folder))
+    (tmp_path / "language-model").symlink_to(language.language_model_folder(session_folder))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

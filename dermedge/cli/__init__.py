@@ -27,6 +27,7 @@ COMMANDS = {
     "pretrain": "Pretrain a teacher on images with and without labels.",
     "teacher": "Import a published checkpoint as a teacher.",
     "probe": "Evaluate a teacher's frozen features.",
+    "caption": "Train, run or evaluate a model that describes images in words.",
     "finetune": "Train a teacher, or a student without a teacher, on labelled images.",
     "distill": "Train a compact student from a teacher.",
     "export": "Export a student as a bundle, if it passes the accuracy gate.",
@@ -46,7 +47,9 @@ COMMANDS = {
 }
 
 # Commands that train on the CPU if there is no GPU; the allocator is tuned for them.
-TRAINING_COMMANDS = frozenset(("demo", "run", "pretrain", "probe", "finetune", "distill", "export"))
+TRAINING_COMMANDS = frozenset(
+    ("demo", "run", "pretrain", "probe", "caption", "finetune", "distill", "export")
+)
 
 
 class _LazyCommands(click.Group):

@@ -1,4 +1,4 @@
-"""`dermedge data add|sets|check|split`: options and printing."""
+"""`dermedge data add|sets|check|split|caption`: options and printing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from dermedge.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from dermedge.captions.table import CaptionTableReport
     from dermedge.data.check import CheckReport
     from dermedge.data.importing.add import AddReport, DataSetInfo
     from dermedge.data.split import SplitReport
@@ -26,7 +27,7 @@ SHOWN = 5  # Examples that are printed for a finding.
 
 @click.group("data")
 def command() -> None:
-    """Add, check or split a data set, or list the public ones.
+    """Add, check, split or caption a data set, or list the public ones.
 
     A data set is a folder with images and a table, metadata.csv.
     """
@@ -174,6 +175,41 @@ def split_command(
 
     report = split_data(data, out, fractions=fractions, seed=seed, redo=redo, overwrite=overwrite)
     emit(report, as_json, show_split)
+
+
+@command.command("caption", short_help="Write captions from the columns and masks of a table.")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Table to write, in the same folder. Default: DATA itself.",
+)
+@overwrite_option
+@json_option
+def caption_command(data: Path, out: Path | None, overwrite: bool, as_json: bool) -> None:
+    """Write a caption into every row of DATA that has none.
+
+    A caption repeats diagnosis, site, age and sex of its row, and the colours, border
+    and size that are measured by its mask. The test split gets other phrasings than
+    train and val. These captions test the machinery; they are no clinical language.
+    """
+    from dermedge.captions.table import caption_data
+
+    with progress("captions") as report_progress:
+        report = caption_data(data, out, overwrite=overwrite, progress=report_progress)
+    emit(report, as_json, show_captions)
+
+
+def show_captions(report: "CaptionTableReport") -> None:
+    """Print an example of each split, the counts and the purpose of the captions."""
+    for split, caption in report.examples.items():
+        print_line(f"{split}: {caption or '(no caption)'}")
+    print_line(
+        f"{report.written} captions written and {report.kept} kept in {report.out}; "
+        f"{report.measured} lesions measured"
+    )
+    print_line(report.purpose, fg="yellow")
 
 
 def show_added(report: "AddReport") -> None:

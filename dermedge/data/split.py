@@ -1,6 +1,5 @@
 """Assign rows to train, val and test, with no lesion or patient in two splits."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,9 +11,8 @@ from dermedge.data.columns import match_columns
 from dermedge.data.sources import read_source
 from dermedge.data.split_checks import check_split
 from dermedge.data.table import SPLITS, Table, digests, groups, parse_table
-from dermedge.data.table_file import FILES, TextTable
+from dermedge.data.table_file import FILES, TextTable, write_text
 from dermedge_runtime.errors import UsageError
-from dermedge_runtime.files import atomic_write
 
 FRACTIONS = (0.7, 0.15, 0.15)
 """Default shares of train, val and test."""
@@ -249,7 +247,7 @@ def split_data(
         (12, 0, ['train', 'val'])
     """
     source = read_source(Path(data))
-    target = _find_target(source, out, overwrite)
+    target = find_target(source, out, overwrite)
     table = parse_table(source)
     table.log_notes()
     frame = table.frame.assign(split="") if redo else table.frame
@@ -259,12 +257,7 @@ def split_data(
     # of a label or a number must survive.
     text = source.frame
     text[match_columns(text.columns, source.file).get("split", "split")] = splits.to_numpy()
-    buffer = io.BytesIO()
-    if target.suffix.lower() == ".csv":
-        text.to_csv(buffer, index=False, lineterminator="\n", encoding="utf-8")
-    else:
-        text.to_parquet(buffer, index=False)
-    atomic_write(target, buffer.getvalue())
+    write_text(target, text)
     written = parse_table(read_source(target)).frame
     return SplitReport(
         out=str(target),
@@ -283,8 +276,13 @@ def split_data(
     )
 
 
-def _find_target(source: TextTable, out: str | Path | None, overwrite: bool) -> Path:
-    """Return the file to write; class folders get a table.
+def find_target(source: TextTable, out: str | Path | None, overwrite: bool) -> Path:
+    """Return the file that a changed table is written to; class folders get a table.
+
+    Args:
+        source: The table as it was read.
+        out: File in the folder of the table, or None for the table itself.
+        overwrite: Allow the file to exist.
 
     Raises:
         UsageError: The file is in another folder, has another suffix, or exists.
@@ -292,7 +290,7 @@ def _find_target(source: TextTable, out: str | Path | None, overwrite: bool) -> 
     if source.root not in (source.file, source.file.parent):
         raise UsageError(
             f"{source.file} holds its images, so no table can be written beside them. Extract them "
-            f"with `dermedge data add csv {source.file} -o OUT`, then split OUT."
+            f"with `dermedge data add csv {source.file} -o OUT`, then use OUT."
         )
     file = source.file / FILES[0] if source.file.is_dir() else source.file
     target = Path(out) if out is not None else file

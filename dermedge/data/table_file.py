@@ -1,5 +1,6 @@
-"""Find and read the file of a table as text cells, CSV or Parquet."""
+"""Find, read and write the file of a table as text cells, CSV or Parquet."""
 
+import io
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pandas as pd
 from dermedge.data.csv_text import decode_text, parse_csv
 from dermedge.data.messages import quote
 from dermedge_runtime.errors import DataError, MissingExtraError, first_line
+from dermedge_runtime.files import atomic_write
 
 REQUIRED = ("image_id", "image")
 """Columns that every table has."""
@@ -116,6 +118,16 @@ def read_text(file: Path, required: Collection[str] = ()) -> TextTable:
         frame, lines, notes = parse_csv(file, decode_text(file, content), required)
     where = [f"{file}, row {line}" for line in lines]
     return TextTable(file.parent, file, frame, where, tuple(notes))
+
+
+def write_text(file: Path, frame: pd.DataFrame) -> None:
+    """Write text cells as a table, CSV or Parquet by the suffix of the file."""
+    buffer = io.BytesIO()
+    if file.suffix.lower() == ".csv":
+        frame.to_csv(buffer, index=False, lineterminator="\n", encoding="utf-8")
+    else:
+        frame.to_parquet(buffer, index=False)
+    atomic_write(file, buffer.getvalue())
 
 
 def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[int]]:

@@ -7,6 +7,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from itertools import islice
 from types import MappingProxyType
 
@@ -20,6 +21,7 @@ __all__ = [
     "SOURCE_ALIASES",
     "TAXONOMY",
     "Diagnosis",
+    "find_named",
     "lineage",
     "malignancy",
     "project",
@@ -56,6 +58,8 @@ SEPARATOR = ";"
 UNKNOWN_SHOWN = 20
 """Number of unknown labels that a message lists."""
 _LONGEST_NAME = 100
+# Labels of data sets that a text uses without naming a diagnosis.
+_ADJECTIVES = frozenset({"benign", "malignant", "normal", "healthy", "hypersensitivity"})
 _PLURALS = (("oses", "osis"), ("es", ""), ("s", ""))
 
 
@@ -223,3 +227,39 @@ def malignancy(diagnosis: str) -> bool | None:
     """
     values = {TAXONOMY[part].malignant for part in split_diagnoses(diagnosis)}
     return values.pop() if len(values) == 1 else None
+
+
+def find_named(text: str) -> frozenset[str]:
+    """Return the ids of the diagnoses that a text names, by name or alias.
+
+    Of names inside each other the longest counts. Ids such as `nv`, adjectives such as
+    "benign", and "other" are not looked for.
+
+    Examples:
+        >>> sorted(find_named("A Basal-cell carcinoma; differential: seborrheic keratoses"))
+        ['bcc', 'sk']
+    """
+    found = (match[1] for match in _names_pattern().finditer(_normalize(text)))
+    return frozenset(id_ for name in found if (id_ := _find(name, None)) is not None)
+
+
+@cache
+def _names_pattern() -> re.Pattern[str]:
+    """Return a pattern of all names and aliases, the longest first."""
+    ids = {_normalize(diagnosis.id) for diagnosis in DIAGNOSES}
+    names = [
+        name
+        for name, id_ in _KNOWN.items()
+        if (name not in ids or name == _normalize(TAXONOMY[id_].name))
+        and len(name) > 3
+        and name not in _ADJECTIVES
+        and id_ != "other"
+    ]
+    plurals = [
+        name.removesuffix(new) + end
+        for name in names
+        for end, new in _PLURALS
+        if name.endswith(new)
+    ]
+    longest_first = sorted({*names, *plurals}, key=len, reverse=True)
+    return re.compile(f"(?<!\\w)({'|'.join(map(re.escape, longest_first))})(?!\\w)")

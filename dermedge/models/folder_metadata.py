@@ -92,7 +92,7 @@ def read_metadata(folder: Path | str) -> ModelMetadata:
             Backbone.from_json(data["backbone"]),
             data["role"],
             data.get("metrics", {}),
-            _parse_split((folder / SPLIT).read_text("utf-8")),
+            parse_split((folder / SPLIT).read_text("utf-8")),
         )
     except (KeyError, TypeError, ValueError, OSError, csv.Error, DermedgeError) as error:
         raise damaged_folder(folder, error) from error
@@ -103,7 +103,7 @@ def write_metadata(metadata: ModelMetadata, folder: Path) -> None:
 
     The JSON file is written last, because a folder without it is not a model.
     """
-    atomic_write(folder / SPLIT, _format_split(metadata.split).encode())
+    atomic_write(folder / SPLIT, format_split(metadata.split).encode())
     data = {
         "schema": SCHEMA,
         "role": metadata.role,
@@ -120,7 +120,7 @@ def damaged_folder(folder: Path, error: Exception) -> DataError:
     return DataError(f"{folder} is damaged ({error}). Train again, or restore it from a copy.")
 
 
-def _format_split(rows: SplitRows) -> str:
+def format_split(rows: SplitRows) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(SPLIT_COLUMNS)
@@ -128,7 +128,7 @@ def _format_split(rows: SplitRows) -> str:
     return text.getvalue()
 
 
-def _parse_split(text: str) -> SplitRows:
+def parse_split(text: str) -> SplitRows:
     rows = []
     for cells in list(csv.reader(io.StringIO(text, newline="")))[1:]:
         # Folders written before the csv module was used hold image ids with commas

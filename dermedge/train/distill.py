@@ -154,7 +154,7 @@ def distill(
             views=options.views,
         ),
     }
-    run = RunRecord(Path(out), "distill", "student", settings, samples.images_digest)
+    run = RunRecord(Path(out), "distill", settings, samples.images_digest, "student")
     finished = run.finished(overwrite=overwrite)
     if finished is not None:
         return finished

@@ -132,7 +132,7 @@ def finetune(
         "data": samples.table_digest,
         **describe_training(options, samples, backbone, spec, **own),
     }
-    run = RunRecord(Path(out), "finetune", options.role, settings, samples.images_digest)
+    run = RunRecord(Path(out), "finetune", settings, samples.images_digest, options.role)
 
     def objective(training: TrainingData) -> tuple[Batches, Loss]:
         log_prior = training.log_prior(balance=options.balance)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from timm.utils import ModelEmaV3
@@ -145,7 +145,7 @@ def fit(
     # The unwrapped modules go into the checkpoint, so that it does not depend on
     # Fabric's wrappers.
     parts = {"network": network, "ema": ema.module, "optimizer": optimizer, "loss": own}
-    checkpoint = _Checkpoint(folder / CHECKPOINT, fingerprint, parts)
+    checkpoint = Checkpoint(folder / CHECKPOINT, fingerprint, parts)
     state = checkpoint.read()
     resumed = None if state is None else int(state["epoch"])
     if state is None:
@@ -221,13 +221,33 @@ def _remedy(schedule: Schedule) -> str:
     return f"Lower --lr{other}, and train again into another folder or with --overwrite."
 
 
+class Stateful(Protocol):
+    """A part of a run with a state, such as a module or an optimizer.
+
+    Example:
+        >>> part: Stateful = nn.Linear(2, 1)
+        >>> sorted(part.state_dict())
+        ['bias', 'weight']
+    """
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
 @dataclass(frozen=True)
-class _Checkpoint:
-    """A run's state on disk: loop, and the state of its parts by name."""
+class Checkpoint:
+    """A run's state on disk: loop, and the state of its parts by name.
+
+    Example:
+        >>> checkpoint = Checkpoint(Path("run.ckpt"), "settings", {"network": nn.Linear(2, 1)})
+        >>> checkpoint.write({"epoch": 3})
+        >>> checkpoint.read()
+        {'epoch': 3}
+    """
 
     path: Path
     fingerprint: str
-    parts: Mapping[str, nn.Module | torch.optim.Optimizer]
+    parts: Mapping[str, "Stateful"]
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write everything that a resumed run needs, on rank 0."""

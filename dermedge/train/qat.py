@@ -117,7 +117,7 @@ def train_quantized(
     settings = _make_settings(samples, start, calibration, candidate, teacher, options)
     # The folder of a run is named by its fingerprint, which is known only after the run
     # is described.
-    run = RunRecord(folder, "qat", student.role, settings, samples.images_digest)
+    run = RunRecord(folder, "qat", settings, samples.images_digest, student.role)
     run = replace(run, folder=folder / run.fingerprint[:16])
     path = run.folder / WEIGHTS
     if path.is_file():

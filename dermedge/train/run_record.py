@@ -26,11 +26,13 @@ PACKAGES = (
     "albumentations",
     "lightning-fabric",
     "torch-pruning",
+    "transformers",
+    "peft",
     "numpy",
     "pillow",
 )
 RUN = "run.json"
-MODELS = ("student.json", "teacher.json")
+MODELS = ("student.json", "teacher.json", "captioner.json")
 CACHE = "cache"
 
 
@@ -41,16 +43,16 @@ class RunRecord:
     Attributes:
         folder: Folder of the run.
         command: Name of the verb.
-        role: `teacher` or `student`.
         settings: Settings, and digests of the data and the initial weights.
         images: Digest of the image files.
+        role: `teacher` or `student`, for a run that writes a model folder.
         started: Value of `time.perf_counter` at the start.
         cpu_started: Processor seconds of this process at the start.
 
     Example:
-        >>> run = RunRecord(Path("trained"), "finetune", "teacher", {"seed": 0}, "")
+        >>> run = RunRecord(Path("trained"), "finetune", {"seed": 0}, "")
         >>> run.open(overwrite=False)
-        >>> other = RunRecord(Path("trained"), "finetune", "teacher", {"seed": 1}, "")
+        >>> other = RunRecord(Path("trained"), "finetune", {"seed": 1}, "")
         >>> other.finished(overwrite=False)
         Traceback (most recent call last):
             ...
@@ -59,9 +61,9 @@ class RunRecord:
 
     folder: Path
     command: str
-    role: Role
     settings: Mapping[str, Any]
     images: str
+    role: Role = "student"
     started: float = field(default_factory=time.perf_counter)
     cpu_started: float = field(default_factory=lambda: sum(os.times()[:2]))
 
@@ -76,13 +78,21 @@ class RunRecord:
         Raises:
             UsageError: The folder holds another run, and `overwrite` is false.
         """
+        return load_model_folder(self.folder) if self.is_finished(overwrite=overwrite) else None
+
+    def is_finished(self, *, overwrite: bool) -> bool:
+        """Return True if the folder holds this run, finished. Nothing is written.
+
+        Raises:
+            UsageError: The folder holds another run, and `overwrite` is false.
+        """
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file. Choose a folder with -o.")
         if overwrite:
-            return None
+            return False
         earlier = self._earlier()
         if earlier is not None and earlier.get("finished"):
-            return load_model_folder(self.folder)
+            return True
         # A kill in the very first write leaves an unfinished run.json under a hidden
         # name.
         content = [path for path in self.folder.glob("*") if not path.name.startswith(f".{RUN}.")]
@@ -91,7 +101,7 @@ class RunRecord:
                 f"{self.folder} already holds {self._describe_other()}. Choose another folder, "
                 "or pass --overwrite."
             )
-        return None
+        return False
 
     def open(self, *, overwrite: bool) -> None:
         """Claim the folder for this run, and delete the results of another run.

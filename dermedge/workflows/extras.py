@@ -19,6 +19,7 @@ VERBS: Mapping[str, str] = {
     "pretrain": "pretrain",
     "teacher": "export",
     "probe": "train",
+    "caption": "captions",
     "finetune": "train",
     "distill": "train",
     "export": "export",

@@ -15,7 +15,11 @@ from dermedge.cli import cli
 
 # Commands whose function has another name than theirs.
 FUNCTIONS = {
+    "caption evaluate": "evaluate_caption",
+    "caption predict": "predict_caption",
+    "caption train": "train_caption",
     "data add": "add_data",
+    "data caption": "caption_data",
     "data check": "check_data",
     "data sets": "list_data_sets",
     "data split": "split_data",

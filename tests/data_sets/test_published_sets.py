@@ -272,6 +272,20 @@ def test_skincap_has_captions(tmp_path: Path) -> None:
     assert unknown(frame, "fitzpatrick") == [2, -1, -1]
 
 
+def test_skincap_reads_caption_en_where_the_polished_caption_is_missing(tmp_path: Path) -> None:
+    raw = FOLDERS["skincap"](tmp_path / "raw")
+    file = raw / "skincap_v240623.csv"
+    rows = pd.read_csv(file, keep_default_na=False)
+    assert set(rows) >= {"caption_en", "caption_zh_polish_en"}
+    rows.loc[0, "caption_zh_polish_en"] = ""
+    rows.to_csv(file, index=False)
+    add_data("skincap", raw, tmp_path / "out")
+    captions = read_table(tmp_path / "out").frame["caption"].tolist()
+    assert captions == ['Red plaques, with "silvery" scale. As translated.', "A dark macule.", ""]
+    add_data("skincap", raw, tmp_path / "own", columns={"caption": "caption_zh"})
+    assert set(read_table(tmp_path / "own").frame["caption"]) == {"x"}
+
+
 def test_waterloo_pairs_masks_of_one_name_by_their_folder(tmp_path: Path) -> None:
     frame = frame_of("waterloo", tmp_path)
     assert sorted(zip(frame["dx"], frame["malignant"], strict=True)) == [

@@ -241,6 +241,7 @@ def skincap(root: Path) -> Path:
                 "disease": disease,
                 "caption_zh": "x",
                 "caption_zh_polish_en": caption,
+                "caption_en": f"{caption} As translated." if caption else "",
                 "malignant": n % 2,
                 "fitzpatrick_scale": [2.0, "", -1][n],
             }

@@ -23,6 +23,7 @@ import torch
 
 from dermedge.data.taxonomy import TAXONOMY
 from dermedge.models import TrainedModel, load_model_folder
+from dermedge.train import memory
 from dermedge.train.finetune import FinetuneOptions, finetune
 from dermedge.train.hybrid import estimate, loss_log, trainer
 from dermedge.train.hybrid.crops import CropDataset, RankSampler, collate, step_keys
@@ -389,7 +390,7 @@ class TestReport:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(estimate, "machine_memory", lambda: 1_000_000)
+        monkeypatch.setattr(memory, "machine_memory", lambda: 1_000_000)
         lines: list[str] = []
 
         def stop(done: int, total: int, note: str) -> None:

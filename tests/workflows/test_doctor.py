@@ -9,7 +9,7 @@ from dermedge.cli import COMMANDS
 from dermedge.readers.simulate import write_study
 from dermedge.workflows.doctor import doctor
 from dermedge.workflows.extras import PURPOSES, VERBS, distribution_of, extra_of, extras
-from support import small
+from support import language, small
 from support.command import TOY, without_modules
 
 # Runs each command line of sys.argv, which are separated by a line of their own.
@@ -31,6 +31,8 @@ def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tmp_path / "lesions").symlink_to(small.data_set(base))
     (tmp_path / "student").symlink_to(small.student_folder(base))
     write_study(tmp_path / "study.csv", readers=3, cases=20)
+    (tmp_path / "captioned").symlink_to(language.captioned(base))
+    (tmp_path / "language-model").symlink_to(language.language_model_folder(base))
     return tmp_path
 
 
@@ -44,6 +46,13 @@ COMMAND_LINES = {
         *[["distill", "teacher", "--data", "lesions", "--backbone", "test_resnet", "-o", "small"]],
         *[["probe", "teacher", "--data", "lesions", "--task", "diagnosis", "--replicates", "10"]],
         *[["run", "--data", "lesions", "--backbone", "test_resnet", "-o", "out"]],
+    ],
+    "captions": [
+        [
+            *["caption", "train", "student", "--lm", "language-model", "--data", "captioned"],
+            *["-o", "captioner"],
+        ],
+        ["caption", "evaluate", "captioner", "--data", "captioned", "--limit", "2"],
     ],
     "pretrain": [
         *[["pretrain", "--data", "lesions", "--preset", "mobile", "--steps", "1", "-o", "start"]]

@@ -224,7 +224,12 @@ def _apply_options(layout: Layout, columns: Mapping[str, str], labels: Mapping[s
                 f"Our table has no column {column!r}. Map to one of {', '.join(COLUMNS)}."
             )
     return replace(
-        layout, columns={**layout.columns, **columns}, labels={**layout.labels, **labels}
+        layout,
+        columns={**layout.columns, **columns},
+        fallbacks={
+            ours: theirs for ours, theirs in layout.fallbacks.items() if ours not in columns
+        },
+        labels={**layout.labels, **labels},
     )
 
 

@@ -26,7 +26,11 @@ def translate_cells(
             of the label cannot be read.
     """
     raw = record.raw
-    cells = {ours: raw.get(theirs, "") for ours, theirs in columns.items() if ours != "image"}
+    cells = {
+        ours: raw.get(theirs, "") or raw.get(layout.fallbacks.get(ours, ""), "")
+        for ours, theirs in columns.items()
+        if ours != "image"
+    }
     label = _read_label(layout, cells.get("dx", ""), record)
     for column, meanings in layout.values.items():
         cell = label if column == "dx" else cells.get(column, "")

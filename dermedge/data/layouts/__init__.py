@@ -145,6 +145,8 @@ class Layout:
         parts: Downloads of the set; missing ones are left out.
         columns: Column of our table -> column of the set. `image` names the image, by
             its file name with or without suffix.
+        fallbacks: Column of our table -> column of the set that is read for a row whose
+            cell in `columns` is empty or missing.
         views: Column of the set that names an image -> the view that it shows, for rows
             with several images. The view is kept as `view`.
         keep: Columns of the set that are copied under their own name. They are for
@@ -182,6 +184,7 @@ class Layout:
     homepage: str
     parts: tuple[Part, ...]
     columns: Mapping[str, str]
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, str] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     one_hot: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """SkinCAP: 4,000 photographs with captions by dermatologists, no official split.
 
 The photographs are those of Fitzpatrick17k and DDI. The caption is the polished English
-one. The rows' `source` is skincap; `dermedge data check --teacher` takes into account
-that the images are those of the two sets.
+one, `caption_zh_polish_en`, or `caption_en` for a row without it. DermINO's released
+code reads `caption_en`. The rows' `source` is skincap; `dermedge data check --teacher`
+takes into account that the images are those of the two sets.
 """
 
 from dermedge.data.layouts import Layout, Part
@@ -24,6 +25,7 @@ LAYOUT = Layout(
         "malignant": "malignant",
         "fitzpatrick": "fitzpatrick_scale",
     },
+    fallbacks={"caption": "caption_en"},
     keep=("ori_file_path",),
     values={"fitzpatrick": {"-1": "", "-1.0": ""}},
     open_labels=True,

@@ -14,12 +14,9 @@ from torch import Tensor, nn
 from dermedge.train.hybrid.crops import CropBatch
 from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.step import Learner, add_up, assign_targets, compute_losses
+from dermedge.train.memory import format_bytes
 
 SAMPLE = 2  # Images of the small step; the label loss and KoLeo need two.
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 FLOAT = 4  # Bytes of a float32.
 
 
@@ -174,17 +171,6 @@ def teacher_logits(learner: Learner) -> int:
     return int(3 * FLOAT * rows * recipe.outputs)
 
 
-def machine_memory() -> int:
-    """Return the memory of this machine or container in bytes."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in CGROUP_LIMITS:
-        try:
-            limits.append(int(path.read_text("ascii")))
-        except (OSError, ValueError):  # No such file, or "max": no limit.
-            continue
-    return min(limits)
-
-
 def describe_estimate(
     estimate: Estimate, recipe: HybridRecipe, steps_left: int, available: int
 ) -> Iterator[str]:
@@ -216,16 +202,6 @@ def _advise(estimate: Estimate, recipe: HybridRecipe, available: int) -> str:
             needed = format_bytes(estimate.memory(recipe, parts))
             return f"Pass --accumulate {parts} to need about {needed}."
     return "Pass a smaller --batch-size or --outputs, or --preset tiny."
-
-
-def format_bytes(count: float) -> str:
-    """Format a number of bytes.
-
-    Example:
-        >>> format_bytes(6.44e9), format_bytes(3.2e8)
-        ('6.4 GB', '320 MB')
-    """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def format_seconds(seconds: float) -> str:

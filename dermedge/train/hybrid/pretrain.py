@@ -14,6 +14,7 @@ from dermedge.models.initialize import choose_backbone
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
 from dermedge.models.new_spec import make_preprocess, make_spec
+from dermedge.train import memory
 from dermedge.train.distributed import (
     explained_loss_of_ranks,
     make_fabric,
@@ -136,7 +137,7 @@ def pretrain(
         "name": name or f"{backbone.name}-hybrid",
         "seed": seed,
     }
-    run = RunRecord(Path(out), "pretrain", "teacher", settings, sources.images_digest)
+    run = RunRecord(Path(out), "pretrain", settings, sources.images_digest, "teacher")
     finished = run.finished(overwrite=overwrite)
     if finished is not None:
         report_line(f"{out} already holds this run, finished. Pass --overwrite to train it again.")
@@ -238,7 +239,7 @@ def report_start(learner: Learner, state: TrainingState, report_line: Report) ->
     if learner.fabric.device.type == "cpu" and learner.fabric.world_size == 1 and left:
         report_line("Measuring a step of two images, to estimate memory and time.")
         measured = estimate.measure_small_step(learner)
-        available = estimate.machine_memory()
+        available = memory.machine_memory()
         for line in estimate.describe_estimate(measured, recipe, left, available):
             report_line(line)
 
