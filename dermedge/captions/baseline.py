@@ -31,7 +31,7 @@ def most_common_captions(
     """
     names, index = np.unique(np.asarray(labels), return_inverse=True)
     common = [
-        _most_common([captions[row] for row in np.flatnonzero(index == label)])
+        _most_common([captions[row] for row in np.flatnonzero(index == label).tolist()])
         for label in range(len(names))
     ]
     predicted = vote(gallery, index, queries, len(names)).argmax(axis=1)

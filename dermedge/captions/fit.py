@@ -157,7 +157,7 @@ def _rows_of_step(count: int, step: int, steps: int, options: CaptionOptions) ->
     """Return the train rows of a step. An epoch takes each row once, in random order."""
     order = np.random.default_rng([options.seed, step // steps]).permutation(count)
     first = step % steps * options.batch_size
-    return order[first : first + options.batch_size].tolist()
+    return list(map(int, order[first : first + options.batch_size]))
 
 
 def _take_step(

@@ -1,8 +1,11 @@
 """Find, check and load a causal language model with its tokenizer."""
 
+import contextlib
 import json
+import logging
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,26 +189,27 @@ def load_language_model(
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        from transformers.utils import logging as verbosity
     except ImportError as error:
         raise MissingExtraError("transformers", "captions", "A language model") from error
     import torch
 
     check_memory(model, bf16=bf16)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    verbosity.disable_progress_bar()
+    verbosity.set_verbosity_error()
     where: dict[str, Any] = {"gguf_file": model.gguf} if model.gguf else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.folder, local_files_only=True, **where)
     except Exception as error:  # transformers raises many types for missing files
         raise _no_tokenizer(model, f"cannot be loaded ({first_line(error)})") from error
     try:
-        language = AutoModelForCausalLM.from_pretrained(
-            model.folder,
-            local_files_only=True,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
-            **where,
-        )
+        with _quiet_torchao():
+            language = AutoModelForCausalLM.from_pretrained(
+                model.folder,
+                local_files_only=True,
+                dtype=torch.bfloat16 if bf16 else torch.float32,
+                **where,
+            )
     except Exception as error:  # transformers raises many types for unknown architectures
         raise DataError(
             f"{model.folder} cannot be loaded as a causal language model ({first_line(error)}). "
@@ -213,6 +217,18 @@ def load_language_model(
         ) from error
     _check_tokenizer(model, tokenizer, language.get_input_embeddings().weight.shape[0])
     return language.eval().requires_grad_(False), tokenizer
+
+
+@contextlib.contextmanager
+def _quiet_torchao() -> Iterator[None]:
+    """Hide torch's log of deprecated calls by torchao, which transformers imports."""
+    logger = logging.getLogger("torch.utils._pytree")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_tokenizer(model: LanguageModel, tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:

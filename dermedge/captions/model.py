@@ -1,7 +1,8 @@
 """The captioner: image features, visual tokens, and a language model with LoRA."""
 
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,8 @@ class Captioner(nn.Module):
         >>> tuple(captioner.visual_tokens(features).shape)
         (2, 8, 32)
     """
+
+    language: Any  # A module with the methods of a language model of transformers.
 
     def __init__(
         self, language: "PreTrainedModel", width: int, prompt: Prompt, options: CaptionOptions
@@ -169,7 +172,11 @@ def add_lora(language: "PreTrainedModel", options: CaptionOptions) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     try:
-        found: nn.Module = get_peft_model(language, config)
+        with warnings.catch_warnings():
+            # peft 0.21.2 reads an attribute that transformers has renamed
+            # (https://github.com/huggingface/peft, src/peft/peft_model.py).
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            found: nn.Module = get_peft_model(language, config)
     except ValueError as error:
         raise DataError(
             f"LoRA cannot be added to this language model ({first_line(error)}). Choose another "

@@ -89,7 +89,8 @@ def caption_data(
     table.log_notes()
     report = progress or no_progress
     frame, captions, measured, kept = table.frame, [], 0, 0
-    for row, appearance in zip(frame.to_dict("records"), _measure(table), strict=True):
+    for cells, appearance in zip(frame.to_dict("records"), _measure(table), strict=True):
+        row = {str(name): cell for name, cell in cells.items()}
         own = row["caption"].strip()
         kept += bool(own)
         measured += appearance is not None

@@ -120,17 +120,18 @@ def train_caption(
             _extract_on_rank_0(model, weights, part, store, progress) for part in (train, val)
         ]
         captioner, tokenizer = _make_captioner(model, files, options)
-        sets = [
+        learned, selected = (
             CaptionSet(found, _encode(tokenizer, part, captioner, options))
             for found, part in zip(features, (train, val), strict=True)
-        ]
+        )
         wait_for_ranks()
         if rank() == 0:
             run.open(overwrite=overwrite)
         wait_for_ranks()
         fitted = fit_captioner(
             captioner,
-            *sets,
+            learned,
+            selected,
             options,
             folder=folder,
             fingerprint=run.fingerprint,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from dermedge.captions.describe import HELD_OUT, PHRASINGS
 from dermedge.captions.language_model import SAMPLE
@@ -70,6 +71,8 @@ def save_language_model(folder: Path, *, words: Sequence[str] = (), seed: int = 
         bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id,
         tie_word_embeddings=True,
+        initializer_range=0.1,  # With the usual 0.02, all tokens stay about equally probable.
     )
+    logging.disable_progress_bar()
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
