@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge.data.taxonomy import TAXONOMY
+from dermedge.data.taxonomy import diagnosis_name
 
 # Our own prototypes of the colours of lesions, and the share of a lesion from which a
 # colour is named.
@@ -150,7 +150,7 @@ def _list_facts(row: Mapping[str, Any], appearance: Appearance | None) -> dict[s
     person = f"{years}{PEOPLE.get(row['sex'], 'patient')}"
     known_person = bool(years) or row["sex"] in PEOPLE
     facts = {
-        "diagnosis": TAXONOMY[row["dx"]].name if row["dx"] else "",
+        "diagnosis": diagnosis_name(row["dx"]),
         "site": row["site"],
         "person": f"{_article(person)} {person}" if known_person else "",
     }

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dermedge.data.taxonomy import find_named, lineage
+from dermedge.data.taxonomy import find_named, lineage, split_diagnoses
 
 Floats = NDArray[np.float64]
 
@@ -15,11 +15,11 @@ def names_diagnosis(caption: str, diagnosis: str) -> bool:
     """Return True if a caption names a diagnosis and no other one.
 
     A narrower diagnosis counts as the diagnosis. A wider one beside it is no
-    contradiction.
+    contradiction. Of several diagnoses, one is enough, and each is allowed.
 
     Args:
         caption: The text.
-        diagnosis: Id of the taxonomy.
+        diagnosis: Id of the taxonomy, or several that `;` separates.
 
     Example:
         >>> names_diagnosis("A superficial basal cell carcinoma.", "bcc")
@@ -27,10 +27,11 @@ def names_diagnosis(caption: str, diagnosis: str) -> bool:
         >>> names_diagnosis("A nevus; a melanoma cannot be excluded.", "nv")
         False
     """
+    right = split_diagnoses(diagnosis)
+    wider = {step for one in right for step in lineage(one)}
     named = find_named(caption)
-    narrower = any(diagnosis in lineage(other) for other in named)
-    wider = set(lineage(diagnosis))
-    return narrower and all(other in wider or diagnosis in lineage(other) for other in named)
+    narrower = {other for other in named if not set(right).isdisjoint(lineage(other))}
+    return bool(narrower) and named <= narrower | wider
 
 
 def names_site(caption: str, site: str, sites: Collection[str]) -> bool:

@@ -108,6 +108,9 @@ class TestNames:
             ("A melanoma, not a nevus.", "mel", False),
             ("Actinic keratosis or Bowen's disease on the face.", "akiec", True),
             ("A benign lesion.", "nv", False),
+            ("Eczema of the hand.", "eczema;psoriasis", True),
+            ("Eczema or psoriasis.", "eczema;psoriasis", True),
+            ("Eczema or a nevus.", "eczema;psoriasis", False),
             ("", "nv", False),
         ],
     )
