@@ -58,8 +58,18 @@ SEPARATOR = ";"
 UNKNOWN_SHOWN = 20
 """Number of unknown labels that a message lists."""
 _LONGEST_NAME = 100
-# Labels of data sets that a text uses without naming a diagnosis.
-_ADJECTIVES = frozenset({"benign", "malignant", "normal", "healthy", "hypersensitivity"})
+# Ids and labels of data sets that a text uses without naming a diagnosis.
+_ADJECTIVES = frozenset(
+    {
+        *("acneiform", "adnexal", "benign", "benign dermal", "benign epidermal"),
+        *("benign melanocytic", "bullous", "connective tissue", "deposition", "fibrous"),
+        *("granulomatous", "haematologic", "healthy", "hypersensitivity", "infectious"),
+        *("inflammatory", "keratinization", "keratinocytic", "light or pigment", "malignant"),
+        *("malignant dermal", "malignant epidermal", "melanocytic", "mucosal", "neutrophilic"),
+        *("non neoplastic", "normal", "other", "papulosquamous", "physical", "pigmentary"),
+        *("premalignant or malignant", "sexually transmitted", "vascular", "vascular malignant"),
+    }
+)
 _PLURALS = (("oses", "osis"), ("es", ""), ("s", ""))
 
 
@@ -232,8 +242,8 @@ def malignancy(diagnosis: str) -> bool | None:
 def find_named(text: str) -> frozenset[str]:
     """Return the ids of the diagnoses that a text names, by name or alias.
 
-    Of names inside each other the longest counts. Ids such as `nv`, adjectives such as
-    "benign", and "other" are not looked for.
+    Of names inside each other the longest counts. Names of up to three letters and
+    adjectives such as "benign" are not looked for.
 
     Examples:
         >>> sorted(find_named("A Basal-cell carcinoma; differential: seborrheic keratoses"))
@@ -246,15 +256,7 @@ def find_named(text: str) -> frozenset[str]:
 @cache
 def _names_pattern() -> re.Pattern[str]:
     """Return a pattern of all names and aliases, the longest first."""
-    ids = {_normalize(diagnosis.id) for diagnosis in DIAGNOSES}
-    names = [
-        name
-        for name, id_ in _KNOWN.items()
-        if (name not in ids or name == _normalize(TAXONOMY[id_].name))
-        and len(name) > 3
-        and name not in _ADJECTIVES
-        and id_ != "other"
-    ]
+    names = [name for name in _KNOWN if len(name) > 3 and name not in _ADJECTIVES]
     plurals = [
         name.removesuffix(new) + end
         for name in names
