@@ -127,7 +127,7 @@ def show_report(report: "ReaderReport") -> None:
                 name,
                 interval(test.difference),
                 "-" if test.df is None else f"{test.df:.1f}",
-                "-" if test.p is None else f"{test.p:.4f}",
+                "-" if test.p is None else "< 0.0001" if test.p < 1e-4 else f"{test.p:.4f}",
             )
             for name, test in tests.items()
             if test is not None

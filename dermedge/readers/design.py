@@ -147,7 +147,7 @@ def _learning(study: Study, order: Floats | None) -> Check:
     test = compare_readers(first, second)
     detail = (
         "Unaided accuracy in the second half of the readings minus that in the first half: "
-        f"{test.mean_difference.value:+.3f} (p = {test.p:.3f})."
+        f"{test.mean_difference.value:+.3f} (p = {test.p:.2g})."
     )
     if test.p is not None and test.p < 0.05:
         return Check("learning", "warn", f"{detail} Readers changed during the study.")

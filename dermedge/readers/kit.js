@@ -3,7 +3,7 @@
 // and the answers stay in the browser's storage until the reader saves them.
 const study = JSON.parse(document.querySelector("#study").textContent);
 const CONDITIONS = ["unaided", "aided"];
-const CONFIDENCE = ["1: a guess", "2: unsure", "3: fairly sure", "4: sure", "5: certain"];
+const CONFIDENCE = ["a guess", "unsure", "fairly sure", "sure", "certain"];
 const COLUMNS = ["reader", "reader_group", "case", "condition", "order", "answer", "confidence", "seconds", "answered"];
 const DAY = 86_400_000;
 const $ = (id) => document.getElementById(id);
@@ -72,7 +72,7 @@ function advance() {
       "The first list is finished.",
       wait > 0
         ? `The second list opens on ${when}. Save the answers now, and open this page in this browser again then.`
-        : "In the second list you see each case again, with the model's prediction. Save the answers of the first list before.",
+        : "In the second list you see each case again, with the model's prediction. Save the answers of the first list now.",
       wait <= 0,
     );
   }
@@ -215,8 +215,8 @@ function press(event) {
 $("title").textContent = document.title = study.title;
 $("question").textContent = study.question;
 $("intro").textContent =
-  `You see ${study.cases.length} photographs twice: first alone, then, ${study.washoutDays} or more days later, ` +
-  "with the prediction of a model. Answer each one alone, in this browser.";
+  `You see ${study.cases.length} photographs twice: first without a model's prediction, then with it` +
+  `${study.washoutDays > 0 ? `, at least ${study.washoutDays} days later` : ""}. Answer each one yourself, in this browser.`;
 study.choices.forEach((choice, i) => option($("answers"), "answer", choice.id, choice.name, "abcdefghijklmnopqrstuvwxyz"[i] ?? ""));
 CONFIDENCE.forEach((text, i) => option($("confidences"), "confidence", i + 1, text, String(i + 1)));
 $("start-form").addEventListener("submit", start);

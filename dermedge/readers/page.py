@@ -104,6 +104,7 @@ def render_page(report: ReaderReport) -> str:
             groups=_draw(by_group, [f"{group.column} {group.value}" for group in report.subgroups]),
             columns=_list_columns(report),
             format_p=format_p,
+            state_p=state_p,
             matrix=list(_list_changes(report.changes.matrix)),
             made_by=f"dermedge {dermedge_version()}",
         )
@@ -120,7 +121,7 @@ def _summarize(report: ReaderReport) -> str:
     change = f"was {abs(100 * value):.1f} points {direction}" if value else "did not change"
     ends = interval_ends(test.difference, "points_bare")
     sentence = f"With the model, {name[0].lower()}{name[1:]} {change} (95 % interval {ends}"
-    p = "" if test.p is None else f", p = {format_p(test.p)}"
+    p = "" if test.p is None else f", {state_p(test.p)}"
     scope = "Obuchowski-Rockette, random readers and cases"
     if result.random is None:
         scope = "Obuchowski-Rockette, this reader and random cases"
@@ -137,6 +138,17 @@ def format_p(p: float | None) -> str:
     if p is None:
         return "not run"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def state_p(p: float) -> str:
+    """Return a p-value for a sentence.
+
+    Examples:
+        >>> state_p(0.0412), state_p(1e-6)
+        ('p = 0.041', 'p < 0.001')
+    """
+    text = format_p(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _draw(differences: Iterable[Interval], labels: Iterable[str]) -> dict[str, Any]:

@@ -1,17 +1,23 @@
 r"""Measure coverage, false positives and power of the tests of `dermedge readers analyze`.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/readers.py [--studies 500] [--fits 100]
+    OMP_NUM_THREADS=1 python tests/benchmarks/readers.py [--studies 500] [--fits 60]
+    python tests/benchmarks/readers.py --van-dyke dataset02.csv
 
 Studies are drawn by the model of Roe and Metz with a known difference of the areas under
 the ROC curves, or of the accuracies. Every study is analysed by Obuchowski-Rockette, by the
 crossed bootstrap and by Wilcoxon's test over readers. `--fits` studies are drawn from the
 model of the logistic regression, and fitted. The tables are printed as Markdown.
+
+`--van-dyke` analyses the ratings of Van Dyke et al. (1993) instead, for a comparison with
+the published values in `tests/readers/test_obuchowski_rockette.py`. The file is
+`tests/testthat/goodValues361/DfSaveDataFile/dataset02.csv` of github.com/dpc10ster/RJafroc.
 """
 
 import argparse
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,7 +29,7 @@ from dermedge.readers.logistic import fit_logistic
 from dermedge.readers.obuchowski_rockette import compare_conditions, estimate_covariances
 from dermedge.readers.paired import compare_readers
 from dermedge.readers.plan import make_score
-from dermedge.readers.scores import Replicates
+from dermedge.readers.scores import AreaScore, MeanScore, Replicates
 from dermedge.readers.simulate import STRUCTURES, draw_ratings
 from dermedge_export.evaluation.metrics import interval
 
@@ -91,6 +97,26 @@ def measure_logistic(fits: int) -> tuple[int, int]:
     return significant, covered
 
 
+def analyse_van_dyke(file: Path) -> None:
+    """Print areas, covariances and the three analyses of the published example."""
+    frame = pd.read_csv(file).sort_values(["modality", "reader", "case"])
+    shape = tuple(frame[name].nunique() for name in ("modality", "reader", "case"))
+    ratings = frame.rating.to_numpy(float).reshape(shape)
+    truth = frame.truth.to_numpy(float).reshape(shape)[0, 0]
+    detected = np.where(truth == 1, 0, -1)
+    scores = {
+        "area": AreaScore(ratings, truth),
+        "sensitivity, rating of at least 3": MeanScore((ratings >= 3) * 1.0, detected),
+    }
+    for name, score in scores.items():
+        theta = score.at(np.ones((1, len(truth))))[0]
+        error = estimate_covariances(score)
+        print(f"{name}\n  {theta.round(8).tolist()}\n  {error}")
+        result = compare_conditions(theta, error)
+        for analysis in ANALYSES[:3]:
+            print(f"  {analysis}: {getattr(result, analysis)}")
+
+
 def share(hits: int, trials: int) -> str:
     low, high = stats.binomtest(hits, trials).proportion_ci(method="wilson")
     return f"{hits / trials:.3f} ({low:.3f}-{high:.3f})"
@@ -99,8 +125,12 @@ def share(hits: int, trials: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--studies", type=int, default=500)
-    parser.add_argument("--fits", type=int, default=100)
+    parser.add_argument("--fits", type=int, default=60)
+    parser.add_argument("--van-dyke", type=Path)
     options = parser.parse_args()
+    if options.van_dyke:
+        analyse_van_dyke(options.van_dyke)
+        return
     started = time.monotonic()
     print("| metric | variances | readers, cases | analysis | false positives | coverage | power |")
     print("|---|---|---|---|---|---|---|")

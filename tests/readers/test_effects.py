@@ -108,6 +108,17 @@ def test_wilcoxon_and_its_effect_size_are_those_of_scipy() -> None:
     assert (test.mean_difference.low, test.mean_difference.high) == pytest.approx((low, high))
 
 
+def test_wilcoxon_with_ties_is_the_exact_test_of_all_signs() -> None:
+    differences = np.array([0.1, 0.1, 0.2, -0.1, 0.3, 0.2, 0.0, 0.1])
+    test = compare_readers(np.zeros(8), differences)
+    exact = stats.PermutationMethod(n_resamples=np.inf)
+    changed = differences[differences != 0]
+    assert test.p == pytest.approx(stats.wilcoxon(changed, method=exact).pvalue)
+    many = np.random.default_rng(2).normal(0.2, 1.0, 60)
+    expected = stats.wilcoxon(many, method="asymptotic").pvalue
+    assert compare_readers(np.zeros(60), many).p == pytest.approx(expected)
+
+
 def test_nobody_changed_is_no_effect_and_one_reader_no_test() -> None:
     same = np.array([0.5, 0.7, 0.9])
     # 0.1 + 0.2 is not 0.3 in floating point, but it is no difference.
