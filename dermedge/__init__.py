@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from dermedge.data.split import split_data
     from dermedge.data.table import read_table
     from dermedge.evaluation.evaluate import evaluate
+    from dermedge.federated.deployment import join_federated, serve_federated
+    from dermedge.federated.options import FederatedOptions
+    from dermedge.federated.partition import Partition
+    from dermedge.federated.report import FederatedReport
+    from dermedge.federated.simulate import simulate_federated
     from dermedge.models.import_teacher import ImportOptions, import_teacher
     from dermedge.models.model_folder import TrainedModel, load_model_folder
     from dermedge.probing.options import ProbeOptions
@@ -93,6 +98,11 @@ else:
         "dermedge.data.split": ("split_data",),
         "dermedge.data.table": ("read_table",),
         "dermedge.evaluation.evaluate": ("evaluate",),
+        "dermedge.federated.deployment": ("join_federated", "serve_federated"),
+        "dermedge.federated.options": ("FederatedOptions",),
+        "dermedge.federated.partition": ("Partition",),
+        "dermedge.federated.report": ("FederatedReport",),
+        "dermedge.federated.simulate": ("simulate_federated",),
         "dermedge.models.import_teacher": ("ImportOptions", "import_teacher"),
         "dermedge.models.model_folder": (
             "TrainedModel",
@@ -208,6 +218,8 @@ __all__ = [
     "ExecutionOptions",
     "ExportOptions",
     "ExportSummary",
+    "FederatedOptions",
+    "FederatedReport",
     "FinetuneOptions",
     "GateError",
     "GeneratedCaption",
@@ -219,6 +231,7 @@ __all__ = [
     "MissingPageError",
     "Model",
     "PageServer",
+    "Partition",
     "PlanReport",
     "Postprocessing",
     "Prediction",
@@ -252,6 +265,7 @@ __all__ = [
     "finetune",
     "import_teacher",
     "inspect",
+    "join_federated",
     "list_data_sets",
     "load",
     "load_model_folder",
@@ -264,6 +278,8 @@ __all__ = [
     "read_table",
     "run",
     "serve",
+    "serve_federated",
+    "simulate_federated",
     "split_data",
     "students",
     "targets",

@@ -30,6 +30,7 @@ COMMANDS = {
     "caption": "Train, run or evaluate a model that describes images in words.",
     "finetune": "Train a teacher, or a student without a teacher, on labelled images.",
     "distill": "Train a compact student from a teacher.",
+    "federated": "Train one model at several clients, whose images stay there.",
     "export": "Export a student as a bundle, if it passes the accuracy gate.",
     "build": "Build a bundle's TensorRT engine on this device, and run the gate.",
     "verify": "Check that a bundle is intact and computes correctly here.",
@@ -48,7 +49,10 @@ COMMANDS = {
 
 # Commands that train on the CPU if there is no GPU; the allocator is tuned for them.
 TRAINING_COMMANDS = frozenset(
-    ("demo", "run", "pretrain", "probe", "caption", "finetune", "distill", "export")
+    (
+        *("demo", "run", "pretrain", "probe", "caption"),
+        *("finetune", "distill", "federated", "export"),
+    )
 )
 
 

@@ -16,7 +16,7 @@ from dermedge.data.finding import Finding
 from dermedge.data.masks import decode_mask, output_grid, read_mask
 from dermedge.data.split import FRACTIONS, with_split
 from dermedge.data.split_checks import check_split, refuse_empty_split
-from dermedge.data.table import digests, read_table, table_digest
+from dermedge.data.table import Table, digests, read_table, table_digest
 from dermedge.data.taxonomy import project
 from dermedge.train.distributed import torchrun_layout
 from dermedge.train.tasks import derive_tasks
@@ -103,12 +103,15 @@ class Samples:
 
 
 def read_samples(
-    data: Path | str, tasks: tuple[Task, ...] | None = None, *, wanted: Sequence[str] | None = None
+    data: Path | str | Table,
+    tasks: tuple[Task, ...] | None = None,
+    *,
+    wanted: Sequence[str] | None = None,
 ) -> tuple[Samples, tuple[Task, ...]]:
     """Read a table, assign splits to rows without one, and derive the tasks.
 
     Args:
-        data: Folder or table file of a data set.
+        data: Folder or table file of a data set, or a table that was read.
         tasks: Tasks of an existing model. None derives them from the train rows.
         wanted: Names of the tasks to derive, as in `derive_tasks`.
 
@@ -125,7 +128,7 @@ def read_samples(
         >>> [task.name for task in tasks], len(samples.paths)
         (['diagnosis', 'malignancy'], 80)
     """
-    given = read_table(data)
+    given = data if isinstance(data, Table) else read_table(data)
     table = with_split(given)
     frame, files = table.frame, digests(table)
     findings = check_split(

@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = {
     "caption": "captions",
     "finetune": "train",
     "distill": "train",
+    "federated": "federated",
     "export": "export",
     "build": "evaluate",
     "evaluate": "evaluate",

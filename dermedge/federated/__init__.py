@@ -1,0 +1,1 @@
+"""Train one model at several clients, whose images stay where they are."""
