@@ -1,7 +1,7 @@
 """`dermedge federated simulate`, `server` and `client`: options and printing."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,7 +268,7 @@ def show_report(report: "FederatedReport", out: Path) -> None:
     )
 
 
-def tls_file(name: str, help: str) -> Any:
+def tls_file(name: str, help: str) -> Callable[[F], F]:
     """Return an option for a certificate or a key."""
     return click.option(name, type=click.Path(path_type=Path, exists=True), help=help)
 
@@ -305,9 +305,10 @@ def server_command(
     from dermedge.federated.deployment import ServerTls, serve_federated
     from dermedge.federated.options import FederatedOptions
 
-    files = [options.pop(name) for name in ("ca", "certificate", "key")]
+    ca, certificate, key = (options.pop(name) for name in ("ca", "certificate", "key"))
     registered_only = options.pop("registered_only")
-    if any(files) != all(files) or (registered_only and not all(files)):
+    encrypted = ca and certificate and key
+    if not encrypted and (ca or certificate or key or registered_only):
         raise click.UsageError("--ca, --certificate and --key belong together.")
     options["tasks"] = options["tasks"] or None
     with progress("federated") as report_progress:
@@ -316,7 +317,7 @@ def server_command(
             FederatedOptions(**options),
             clients=clients,
             address=address,
-            tls=ServerTls(*files, registered_only) if all(files) else None,
+            tls=ServerTls(ca, certificate, key, registered_only) if encrypted else None,
             overwrite=overwrite,
             progress=report_progress,
         )

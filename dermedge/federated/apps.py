@@ -24,7 +24,7 @@ def make_run(out: Path, options: FederatedOptions, clients: int) -> RunRecord:
     """Return the record of a server's run. Its data are known to the clients only."""
     settings = {"clients": clients, **asdict(options)}
     settings.pop("timeout")
-    return RunRecord(out, "federated server", "student", json.loads(json.dumps(settings)), "")
+    return RunRecord(out, "federated server", json.loads(json.dumps(settings)), "")
 
 
 def make_server_app() -> Any:

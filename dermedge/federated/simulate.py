@@ -94,7 +94,7 @@ def simulate_federated(
     }
     pooled_table = pool(tables, local_ids=options.local_ids)
     images = sha256_hex("".join(sorted(digests.values())).encode())
-    run = RunRecord(out, "federated simulate", "student", settings, images)
+    run = RunRecord(out, "federated simulate", settings, images)
     finished = read_finished(run, overwrite=overwrite)
     if finished is not None:
         return finished
@@ -138,14 +138,9 @@ def read_finished(run: RunRecord, *, overwrite: bool) -> FederatedReport | None:
     Raises:
         UsageError: The folder holds another run, and `overwrite` is false.
     """
-    path = run.folder / REPORT
-    if not overwrite and path.is_file() and (run.folder / "run.json").is_file():
-        record, data = read_json(run.folder / "run.json", DataError), read_json(path, DataError)
-        same = record.get("fingerprint") == data.get("fingerprint") == run.fingerprint
-        if same and record.get("finished"):
-            return FederatedReport.from_json(data)
-    run.finished(overwrite=overwrite)
-    return None
+    if not run.is_finished(overwrite=overwrite):
+        return None
+    return FederatedReport.from_json(read_json(run.folder / REPORT, DataError))
 
 
 def _read_tables(

@@ -21,7 +21,7 @@ from support.command import dermedge, strict
 from support.federated import needs_flower
 
 MODEL = ["--task", "malignancy", "--backbone", small.EXPORTED, "--size", small.SIZE]
-MODEL += ["--batch-size", 8, "--rounds", 1, "--timeout", 240]
+MODEL += ["--batch-size", 8, "--rounds", 1, "--timeout", 240, "--local-ids"]
 
 
 @pytest.fixture
