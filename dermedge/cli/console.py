@@ -278,6 +278,32 @@ def key_values(
     return values_by_key
 
 
+def out_option(text: str) -> Callable[[F], F]:
+    """Return the option for the folder that a command writes.
+
+    Args:
+        text: Help.
+    """
+    return click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=text)
+
+
+def task_option(default: str) -> Callable[[F], F]:
+    """Return the option for the tasks that a model learns.
+
+    Args:
+        default: The tasks without the option, for the help.
+    """
+    from dermedge.train.tasks import TASKS
+
+    return click.option(
+        "--task",
+        "tasks",
+        multiple=True,
+        type=click.Choice(TASKS),
+        help=f"Task to learn, with the labels of the table. Can be repeated. Default: {default}.",
+    )
+
+
 backbone_arg_option = click.option(
     "--backbone-arg",
     "backbone_args",

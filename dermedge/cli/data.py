@@ -9,6 +9,7 @@ from dermedge.cli.console import (
     emit,
     json_option,
     key_values,
+    out_option,
     overwrite_option,
     pairs,
     print_line,
@@ -36,9 +37,7 @@ def command() -> None:
 @command.command("add", short_help="Import a public data set as it is published.")
 @click.argument("layout")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write."
-)
+@out_option("Folder to write.")
 @click.option(
     "--column",
     "columns",

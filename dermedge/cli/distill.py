@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from dermedge.cli.console import data_option, emit, pairs, progress, training_options, views_option
+from dermedge.cli.console import (
+    data_option,
+    emit,
+    out_option,
+    pairs,
+    progress,
+    task_option,
+    training_options,
+    views_option,
+)
 from dermedge.cli.finetune import gather_schedule, summarize
 from dermedge.train.distill_recipe import DEFAULT_RECIPE, RECIPES
 
@@ -15,21 +24,18 @@ from dermedge.train.distill_recipe import DEFAULT_RECIPE, RECIPES
     "teachers", metavar="TEACHER...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @data_option
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the student."
-)
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation", "embedding"]),
-    help="Task to learn, with the labels of the table. Can be repeated. Default: the tasks and "
-    "labels of the teacher.",
-)
+@out_option("Folder for the student.")
+@task_option("the tasks and labels of the teacher")
 @click.option(
     "--size",
     type=click.IntRange(16, 4096),
     help="Side of the student's square input in pixels. Default: the teacher's.",
+)
+@click.option(
+    "--embedding-width",
+    type=click.IntRange(min=1),
+    help="Width of the embedding, as a trained linear map. Default: the width of the backbone's "
+    "features.",
 )
 @click.option(
     "--backbone",
@@ -77,7 +83,7 @@ def command(
     the mean of their probabilities. TEACHER may also be a folder that `dermedge teacher
     ensemble` wrote.
 
-    The teacher runs once on every stored view, so an epoch costs the student alone.
+    The teacher runs once on every stored view. The epochs run the student only.
 
     With several processes: torchrun --nproc-per-node N -m dermedge distill ...
 

@@ -9,6 +9,7 @@ from dermedge.cli.console import (
     bundle_argument,
     emit,
     json_option,
+    out_option,
     overwrite_option,
     pairs,
     print_line,
@@ -24,9 +25,7 @@ from dermedge.workflows.embed import PLATFORMS, Embedded, embed
     type=click.Choice(list(PLATFORMS)),
     help="Kind of app to lay the bundle out for.",
 )
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write."
-)
+@out_option("Folder to write.")
 @overwrite_option
 @json_option
 def command(

@@ -9,9 +9,11 @@ from dermedge.cli.console import (
     data_option,
     emit,
     fit_option,
+    out_option,
     pairs,
     progress,
     size_option,
+    task_option,
     training_options,
 )
 
@@ -23,17 +25,8 @@ SCHEDULE_OPTIONS = ("epochs", "batch_size", "lr", "patience", "precision")
 
 @click.command("finetune")
 @data_option
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the model."
-)
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    type=click.Choice(["diagnosis", "malignancy", "severity", "segmentation", "embedding"]),
-    help="Task to learn. Can be repeated. Default: the diagnosis and the malignancy, if the "
-    "table has them, and otherwise the severity.",
-)
+@out_option("Folder for the model.")
+@task_option("the diagnosis and the malignancy, if the table has them, and otherwise the severity")
 @click.option(
     "--backbone",
     help="timm name, or preset of `dermedge students`. May be omitted if --init names it.",

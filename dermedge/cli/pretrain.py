@@ -15,6 +15,7 @@ from dermedge.cli.console import (
     backbone_arg_option,
     emit,
     json_option,
+    out_option,
     overwrite_option,
     pairs,
     print_line,
@@ -86,9 +87,7 @@ def number_type(kind: object, limits: Limits) -> "click.ParamType[Any]":
     help="Data set: its folder or its table file. Can be repeated for several sources, each with "
     "classes of its own.",
 )
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher."
-)
+@out_option("Folder for the teacher.")
 @click.option(
     "--preset",
     type=click.Choice(tuple(PRESETS)),

@@ -11,6 +11,7 @@ from dermedge.cli.console import (
     emit,
     fit_option,
     json_option,
+    out_option,
     overwrite_option,
     pairs,
     progress,
@@ -27,9 +28,7 @@ def command() -> None:
 
 @command.command("import", short_help="Convert a published checkpoint to a teacher folder.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the teacher."
-)
+@out_option("Folder for the teacher.")
 @click.option(
     "--format",
     required=True,
@@ -79,9 +78,7 @@ def import_command(
     "teachers", metavar="TEACHER...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @data_option
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the ensemble."
-)
+@out_option("Folder of the ensemble.")
 @overwrite_option
 @json_option
 def ensemble_command(

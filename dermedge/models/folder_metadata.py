@@ -34,6 +34,7 @@ class ModelMetadata:
         metrics: Metrics on val, and the number of parameters.
         split: Rows (image_id, sha256, split) of the training table, and the images
             that earlier models of the lineage were trained on.
+        embedding_width: Width of the embedding, or None for that of the pooled features.
 
     Example:
         >>> metadata = read_metadata("teacher")
@@ -46,6 +47,7 @@ class ModelMetadata:
     role: Role
     metrics: Mapping[str, Any]
     split: SplitRows
+    embedding_width: int | None = None
 
     @property
     def training_images(self) -> tuple[str, ...]:
@@ -93,6 +95,7 @@ def read_metadata(folder: Path | str) -> ModelMetadata:
             data["role"],
             data.get("metrics", {}),
             parse_split((folder / SPLIT).read_text("utf-8")),
+            data.get("embedding_width"),
         )
     except (KeyError, TypeError, ValueError, OSError, csv.Error, DermedgeError) as error:
         raise damaged_folder(folder, error) from error
@@ -111,6 +114,8 @@ def write_metadata(metadata: ModelMetadata, folder: Path) -> None:
         "backbone": to_json(metadata.backbone),
         "metrics": to_json(metadata.metrics),
     }
+    if metadata.embedding_width is not None:
+        data["embedding_width"] = metadata.embedding_width
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     atomic_write(folder / f"{metadata.role}.json", text.encode())
 

@@ -69,7 +69,14 @@ def save_model_folder(model: TrainedModel, folder: Path) -> None:
         for name, tensor in model.module.state_dict().items()
     }
     atomic_write(folder / WEIGHTS, save(weights))
-    metadata = ModelMetadata(model.spec, model.backbone, model.role, model.metrics, model.split)
+    metadata = ModelMetadata(
+        model.spec,
+        model.backbone,
+        model.role,
+        model.metrics,
+        model.split,
+        model.module.embedding_width,
+    )
     write_metadata(metadata, folder)
 
 
@@ -90,7 +97,7 @@ def load_model_folder(folder: Path | str) -> TrainedModel:
     metadata = read_metadata(folder)
     try:
         # A missing or surplus tensor means that the files are not of one model.
-        network = Network(metadata.backbone, metadata.spec.tasks)
+        network = Network(metadata.backbone, metadata.spec.tasks, metadata.embedding_width)
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except (TypeError, ValueError, RuntimeError, OSError, SafetensorError, DermedgeError) as error:
         raise damaged_folder(folder, error) from error

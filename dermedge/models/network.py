@@ -52,6 +52,12 @@ class Network(nn.Module):
     A `segment` head reads the backbone's last feature map. The other heads read its
     pooled features. Both come from one pass through the backbone.
 
+    Args:
+        backbone: The backbone, which gets random weights.
+        tasks: The outputs.
+        embedding_width: Width of the `embed` tasks, as a linear map of the pooled
+            features. None takes the pooled features themselves.
+
     Example:
         >>> tasks = (Task("malignancy", "binary"),)
         >>> network = Network(Backbone("test_efficientnet"), tasks)
@@ -63,10 +69,15 @@ class Network(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, backbone: Backbone, tasks: tuple[Task, ...]) -> None:
+    def __init__(
+        self, backbone: Backbone, tasks: tuple[Task, ...], embedding_width: int | None = None
+    ) -> None:
         super().__init__()
         self.backbone = create_backbone(backbone)
-        self.heads = nn.ModuleDict({task.name: make_head(task, self.backbone) for task in tasks})
+        self.embedding_width = embedding_width
+        self.heads = nn.ModuleDict(
+            {task.name: make_head(task, self.backbone, embedding_width) for task in tasks}
+        )
         self.diagnosis = next((task.name for task in tasks if task.kind == "classify"), None)
         self.segments = frozenset(task.name for task in tasks if task.kind == "segment")
         # The normalization is inside the network, so that exported graphs take uint8
@@ -255,16 +266,26 @@ def truncate(model: TimmModel, stages: int, name: str) -> int:
 
 
 class Embed(nn.Module):
-    """Head of an `embed` task: the pooled features, L2-normalised.
+    """Head of an `embed` task: the pooled features or a linear map of them, L2-normalised.
+
+    Args:
+        width: Width D of the features.
+        out: Width E of the embedding. None leaves the map out.
 
     Example:
-        >>> Embed()(torch.tensor([[3.0, 4.0]]))
+        >>> Embed(2)(torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
+        >>> tuple(Embed(width=8, out=3)(torch.rand(2, 8)).shape)
+        (2, 3)
     """
 
+    def __init__(self, width: int, out: int | None = None) -> None:
+        super().__init__()
+        self.map = nn.Identity() if out is None else nn.Linear(width, out, bias=False)
+
     def forward(self, pooled: Tensor) -> Tensor:
-        """Return unit vectors [N, D] of features [N, D]."""
-        return F.normalize(pooled, dim=1)
+        """Return unit vectors [N, E] of features [N, D]."""
+        return F.normalize(self.map(pooled), dim=1)
 
 
 class Coral(nn.Module):
@@ -296,10 +317,15 @@ class Coral(nn.Module):
         return score + self.biases
 
 
-def make_head(task: Task, backbone: TimmModel) -> nn.Module:
+def make_head(task: Task, backbone: TimmModel, embedding_width: int | None = None) -> nn.Module:
     """Create the head of a task for a model of `create_backbone`.
 
     A `segment` head reads the last feature map; the others read pooled features.
+
+    Args:
+        task: The task.
+        backbone: The backbone.
+        embedding_width: Width of an `embed` task; see `Network`.
     """
     width = backbone.num_features_out
     if task.kind == "classify":
@@ -312,7 +338,7 @@ def make_head(task: Task, backbone: TimmModel) -> nn.Module:
         return nn.Conv2d(backbone.num_features_map, 1, 1)
     if task.kind == "ood":
         return FeatureDistance(width)
-    return Embed()
+    return Embed(width, embedding_width)
 
 
 def count_parameters(network: nn.Module) -> int:

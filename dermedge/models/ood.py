@@ -38,8 +38,8 @@ class FeatureDistance(nn.Module):
     square is divided by the number of features, so that an image like the training
     images scores about 1. `fit_distance` sets the buffers; there is nothing to train.
 
-    The projection is written as a product and a sum, because quantizers convert a linear
-    layer to int8 and these not.
+    The projection is written as a product and a sum, because quantizers convert linear
+    layers to int8, but not these.
 
     Source: Tipping and Bishop, "Probabilistic principal component analysis", Journal of
     the Royal Statistical Society B 61(3), 1999.
@@ -57,8 +57,7 @@ class FeatureDistance(nn.Module):
     def __init__(self, width: int, axes: int = AXES) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
-        # Row k is the k-th axis times the square root of what the shared variance counts
-        # too much along it.
+        # Row k is axis k, times the square root of 1 - shared variance / own variance.
         self.register_buffer("axes", torch.zeros(min(axes, width), width))
         # Inverse square root of the shared variance and of the number of features.
         self.register_buffer("scale", torch.ones(1))
@@ -70,7 +69,7 @@ class FeatureDistance(nn.Module):
         along = (offset.unsqueeze(1) * self.axes).sum(2)
         squares = offset.square().sum(1, keepdim=True) - along.square().sum(1, keepdim=True)
         # Rounding makes the difference negative at the centre itself. Quantizers convert
-        # a clamp to int8, and never an absolute value.
+        # a clamp to int8, but not an absolute value.
         return squares.abs().sqrt()
 
 

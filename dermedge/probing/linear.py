@@ -21,6 +21,7 @@ Probabilities = NDArray[np.float64]
 FittedClassifier = Callable[[Features], Probabilities]
 BASE_BATCH = 256
 EPSILON = 1e-6
+REMEDY = "Lower --lr, or scale the features with --normalise."
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ def fit_linear(
     Returns:
         A function from features [M, D] to probabilities [M, K].
 
+    Raises:
+        DataError: A weight of the layer is not finite.
+
     Source: DermINO (arXiv:2508.12190) for the protocol; Cao, Mirjalili and Raschka,
     Pattern Recognition Letters 140 (2020) for CORAL.
 
@@ -117,6 +121,8 @@ def fit_linear(
         True
     """
     import torch
+
+    from dermedge.train.finite import check_weights
 
     shift = features.mean(axis=0) if normalise else np.zeros(features.shape[1], np.float32)
     scale = features.std(axis=0) + EPSILON if normalise else np.ones(features.shape[1], np.float32)
@@ -136,6 +142,7 @@ def fit_linear(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+    check_weights(layer, "a linear probe", REMEDY)
 
     classify = fitted_classifier(kind, layer)
     return lambda features: classify((features - shift) / scale)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dermedge.models import TrainedModel
-    from dermedge.train.samples import Frames
+    from dermedge.train.views import Frames
 
 RowIndices = NDArray[np.intp]
 
@@ -253,7 +253,7 @@ def _random_crop(size: int) -> "Callable[[Image.Image], Image.Image]":
 
 
 def _frames(teacher: "TrainedModel", table: Table) -> "Frames":
-    from dermedge.train.samples import Frames
+    from dermedge.train.views import Frames
 
     paths = [table.path(image) for image in table.frame["image"]]
     return Frames(paths, teacher.spec.preprocess, margin=MARGIN)

@@ -50,6 +50,7 @@ CLASSES = 2
 # Memory for feature maps. Maps that do not fit are computed again in every epoch.
 MAPS_BYTES = 2 << 30
 LARGEST_HALF = 65504.0
+REMEDY = "Lower --lr, and probe again."
 RowIndices = NDArray[np.intp]
 
 
@@ -84,7 +85,7 @@ class FeatureMaps:
         normalised: bool = False,
         room: int = MAPS_BYTES,
     ) -> None:
-        from dermedge.train.samples import Frames
+        from dermedge.train.views import Frames
 
         self.network, self.levels, self.normalised = teacher.module, levels, normalised
         self.frames = Frames(
@@ -243,6 +244,9 @@ def fit_decoders(
         seed: Random seed for shuffling and dropout.
         progress: Called after every batch.
 
+    Raises:
+        DataError: A weight of a decoder is not finite after an epoch.
+
     Examples:
         >>> from dermedge.data.table import read_table
         >>> from dermedge.models import load_model_folder
@@ -256,6 +260,8 @@ def fit_decoders(
     """
     import torch
     import torch.nn.functional as F
+
+    from dermedge.train.finite import check_weights
 
     batches = max(1, round(len(masks) / recipe.batch_size))
     optimizers = {
@@ -286,6 +292,8 @@ def fit_decoders(
                     optimizers[name].step()
                 if progress is not None:
                     progress(step, recipe.epochs * batches, f"epoch {epoch + 1}/{recipe.epochs}")
+            for name, decoder in decoders.items():
+                check_weights(decoder, f"epoch {epoch + 1} of the decoder {name}", REMEDY)
 
 
 def count_pixels(

@@ -5,37 +5,37 @@ trains on one of these views, rotated or mirrored at random, which does not chan
 lesion's diagnosis.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from dermedge.models.backbone import Backbone
 from dermedge.models.initialize import choose_backbone, is_prunable
 from dermedge.models.model_folder import TrainedModel
 from dermedge.models.new_spec import make_spec
-from dermedge.train.distill_recipe import DEFAULT_RECIPE, DistillRecipe, read_recipe
+from dermedge.train.distill_recipe import (
+    DEFAULT_RECIPE,
+    EMBEDDING_LOSSES,
+    LOGIT_LOSSES,
+    DistillRecipe,
+    read_recipe,
+)
+from dermedge.train.distillation_batches import distillation_batches
 from dermedge.train.distillation_loss import EXTRA, DistillationLoss
 from dermedge.train.distributed import rank, start_processes
 from dermedge.train.ensemble import calibrate
+from dermedge.train.ensemble_file import write_ensemble
+from dermedge.train.fill_teacher_cache import fill_teacher_cache
 from dermedge.train.lineage import make_data_lineage, make_model_lineage
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import CACHE, RunRecord
-from dermedge.train.samples import RowIndices, Samples, read_samples
+from dermedge.train.samples import Samples, append_unlabelled, read_samples
+from dermedge.train.supervision import supervised_tasks
 from dermedge.train.teacher_cache import TeacherCache
-from dermedge.train.teachers import Teacher, describe_teacher, load_teacher, save_ensemble
-from dermedge.train.train_model import by_steps, describe_training, train_model
-from dermedge.train.training_data import Batches, Loss, TrainingBatch, TrainingData
+from dermedge.train.teachers import Teacher, describe_teacher, load_teacher
+from dermedge.train.train_model import Objective, by_steps, describe_training, train_model
+from dermedge.train.training_data import Batches, Loss, TrainingData
 from dermedge_runtime.errors import UsageError
-from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
-from dermedge_runtime.spec import Spec
-
-T = TypeVar("T", np.uint8, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,10 @@ class DistillOptions(TrainingOptions):
         tasks: Names of the tasks to learn, as in `FinetuneOptions`. None takes the
             teacher's. The labels of the teachers are mapped to those of the table.
         size: Side of the student's input in pixels. None takes the teacher's.
+        embedding_width: Width of the student's embedding, as a linear map of its pooled
+            features. None takes the pooled features themselves.
         teacher_cache: Folder of the stored views, which several runs can share. None
-            stores them in the run's folder and deletes them with the last epoch.
+            stores them in the run's folder and deletes them at the end of the run.
 
     Raises:
         UsageError: A value is outside its range.
@@ -72,11 +74,16 @@ class DistillOptions(TrainingOptions):
     views: int = 8
     tasks: Sequence[str] | None = None
     size: int | None = None
+    embedding_width: int | None = None
     teacher_cache: Path | str | None = None
 
     def __post_init__(self) -> None:
-        """Check the recipe's name or file, and the number of views."""
+        """Check the recipe's name or file, the number of views and the width."""
         read_recipe(self.recipe)
+        if self.embedding_width is not None and self.embedding_width < 1:
+            raise UsageError(
+                f"An embedding cannot have width {self.embedding_width}. Give 1 or more."
+            )
         if self.views < 1:
             raise UsageError(f"{self.views} views allow no distillation. Give at least one view.")
 
@@ -96,8 +103,8 @@ def distill(
     label, and all rows of `unlabelled`, count in the terms of the teacher only.
     Unless the options say otherwise, the student has the teacher's tasks and size.
 
-    The views of the train images and the teacher's outputs are stored once, so an epoch
-    costs the student alone.
+    The views of the train images and the teacher's outputs are stored once. The epochs
+    run the student only.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
@@ -115,9 +122,10 @@ def distill(
         DataError: A table cannot be read or lacks labels, a teacher's folder is
             damaged, or its labels do not map to the student's.
         DermedgeError: The disk has too little space for the stored views.
-        UsageError: The recipe is invalid, the backbone or the initial weights do not
-            exist or do not fit, the preprocessing of the teachers differs in more than
-            size, or `out` holds another run and `overwrite` is false.
+        UsageError: The recipe is invalid or trains one of the outputs by no term, the
+            backbone or the initial weights do not exist or do not fit, the
+            preprocessing of the teachers differs in more than size, or `out` holds
+            another run and `overwrite` is false.
 
     Example:
         >>> from dermedge.train.loop import Schedule
@@ -139,9 +147,20 @@ def distill(
     given = teacher.spec.tasks if options.tasks is None else None
     labelled, tasks = read_samples(data, given, wanted=options.tasks)
     teacher = teacher.fit_to(tasks, options.size or teacher.size)
+    check_recipe(recipe, teacher, embedding_width=options.embedding_width)
     unlabelled = [read_samples(table, tasks)[0] for table in options.unlabelled]
     samples = append_unlabelled(labelled, unlabelled)
-    spec = _make_student_spec(options, backbone, teacher, samples, recipe)
+    lineage = {
+        "teacher": describe_teacher(teacher),
+        "student": {
+            **make_model_lineage(backbone, options.init),
+            "recipe": recipe.to_json(),
+        },
+        "data": make_data_lineage(samples, unlabelled),
+    }
+    name = options.name or f"{backbone.name}-student"
+    spec = make_spec(name, tasks, teacher.spec.preprocess, lineage)
+    width = options.embedding_width
     settings = {
         "data": [table.table_digest for table in (labelled, *unlabelled)],
         "teacher": teacher.digest,
@@ -152,6 +171,7 @@ def distill(
             spec,
             recipe=recipe.to_json(),
             views=options.views,
+            **({} if width is None else {"embedding_width": width}),
         ),
     }
     run = RunRecord(Path(out), "distill", settings, samples.images_digest, "student")
@@ -161,30 +181,7 @@ def distill(
     if not teacher.calibrated:
         teacher = calibrate(teacher, data, labelled, progress)
         spec = replace(spec, lineage={**spec.lineage, "teacher": describe_teacher(teacher)})
-
-    def objective(training: TrainingData) -> tuple[Batches, Loss]:
-        if len(teacher.members) > 1 and rank() == 0:
-            save_ensemble(teacher, run.folder / "ensemble")
-        cache = TeacherCache.open(
-            Path(options.teacher_cache or run.folder / CACHE),
-            samples,
-            teacher,
-            views=options.views,
-            masked=training.masks is not None,
-            maps="map" in recipe.needs,
-        )
-        cache.fill(training.train, progress)
-        if "embedding" in recipe.needs:
-            cache = cache.whiten(training.train)
-        _, _, example = cache.read(training.train[:1], 0, recipe.needs)
-        loss = DistillationLoss(
-            tasks,
-            recipe,
-            training.log_prior(balance=options.balance),
-            {name: example[EXTRA[name]].shape[1] for name in recipe.needs},
-        )
-        return (lambda epoch: distillation_batches(training, cache, epoch, recipe.needs)), loss
-
+    objective = _make_objective(run, samples, teacher, recipe, options, progress)
     return train_model(
         run,
         samples,
@@ -193,8 +190,46 @@ def distill(
         options,
         by_steps(run, options, objective, progress),
         teacher=teacher,
+        embedding_width=width,
         overwrite=overwrite,
     )
+
+
+def _make_objective(
+    run: RunRecord,
+    samples: Samples,
+    teacher: Teacher,
+    recipe: DistillRecipe,
+    options: DistillOptions,
+    progress: Progress | None,
+) -> Objective:
+    """Return the function that fills the teacher cache and makes batches and loss of it."""
+
+    def objective(training: TrainingData) -> tuple[Batches, Loss]:
+        if len(teacher.members) > 1 and rank() == 0:
+            write_ensemble(teacher.members, teacher.metrics, run.folder / "ensemble")
+        cache = TeacherCache.open(
+            Path(options.teacher_cache or run.folder / CACHE),
+            samples,
+            teacher,
+            views=options.views,
+            masked=training.masks is not None,
+            maps="map" in recipe.needs,
+        )
+        fill_teacher_cache(cache, training.train, progress)
+        if "embedding" in recipe.needs:
+            cache = cache.whiten(training.train)
+        run.found.update(cache.describe())
+        _, _, example = cache.read(training.train[:1], 0, recipe.needs)
+        loss = DistillationLoss(
+            training.spec.tasks,
+            recipe,
+            training.log_prior(balance=options.balance),
+            {name: example[EXTRA[name]].shape[1] for name in recipe.needs},
+        )
+        return (lambda epoch: distillation_batches(training, cache, epoch, recipe.needs)), loss
+
+    return objective
 
 
 def _choose_init(options: DistillOptions, teacher: Teacher) -> str:
@@ -214,106 +249,42 @@ def _choose_init(options: DistillOptions, teacher: Teacher) -> str:
     return init
 
 
-def _make_student_spec(
-    options: DistillOptions,
-    backbone: Backbone,
-    teacher: Teacher,
-    samples: Samples,
-    recipe: DistillRecipe,
-) -> Spec:
-    lineage = {
-        "teacher": describe_teacher(teacher),
-        "student": {
-            **make_model_lineage(backbone, options.init),
-            "recipe": recipe.to_json(),
-        },
-        "data": make_data_lineage(samples),
-    }
-    name = options.name or f"{backbone.name}-student"
-    return make_spec(name, teacher.spec.tasks, teacher.spec.preprocess, lineage)
-
-
-def distillation_batches(
-    data: TrainingData, cache: TeacherCache, epoch: int, needs: Collection[str] = ()
-) -> Iterator[TrainingBatch]:
-    """Return the batches of one epoch.
-
-    A batch is a tuple: images, a target per task, a teacher output per task, and the
-    teacher's outputs in `needs` in the order `embedding`, `map`. Image, mask, the
-    teacher's mask and its map get the same symmetry of the square.
+def check_recipe(
+    recipe: DistillRecipe, teacher: Teacher, *, embedding_width: int | None = None
+) -> None:
+    """Check that a recipe trains every task of a student.
 
     Args:
-        data: Train rows.
-        cache: Stored views, which hold all train rows.
-        epoch: Index of the epoch. It selects the view, the order and the symmetries.
-        needs: `embedding`, `map`, both or none.
-    """
-    view = epoch % cache.views
-    names = [name for name in EXTRA if name in needs]
-    # Views repeat every `cache.views` epochs. The symmetry makes each repetition a new
-    # image, and the third seed keeps it independent of the order of the rows.
-    symmetries = np.random.default_rng((data.seed, epoch, 1)).integers(
-        8, size=len(data.samples.image_ids)
-    )
+        recipe: The recipe.
+        teacher: The teacher, fitted to the student's tasks.
+        embedding_width: Width of the student's embedding; see `DistillOptions`.
 
-    def transform(arrays: NDArray[T], rows: RowIndices) -> NDArray[T]:
-        pairs = zip(arrays, rows, strict=True)
-        return np.stack([apply_symmetry(array, int(symmetries[row])) for array, row in pairs])
-
-    def transform_maps(maps: NDArray[T], rows: RowIndices) -> NDArray[T]:
-        turned = transform(np.moveaxis(maps, 1, -1), rows)
-        return np.ascontiguousarray(np.moveaxis(turned, -1, 1))
-
-    def make_batch(rows: RowIndices) -> TrainingBatch:
-        pixels, masks, outputs = cache.read(rows, view, names)
-        targets = data.targets(rows, None if masks is None else transform(masks, rows))
-        # NaN marks a task that no teacher has.
-        unknown = np.full((len(rows), 1), np.nan, np.float32)
-        answers = [outputs.get(task.name, unknown) for task in data.spec.tasks]
-        answers += [outputs[EXTRA[name]] for name in names]
-        # Only masks and maps have places that move with the pixels.
-        moved = [transform_maps(one, rows) if one.ndim == 4 else one for one in answers]
-        soft = map(torch.from_numpy, moved)
-        return torch.from_numpy(transform(pixels, rows)), *targets, *soft
-
-    return prefetch(make_batch, data.batch_rows(epoch))
-
-
-def apply_symmetry(pixels: NDArray[T], symmetry: int) -> NDArray[T]:
-    """Apply one of the eight symmetries of the square to an image [S, S, ...].
-
-    Args:
-        pixels: The image.
-        symmetry: 0 to 7: quarter turns, and from 4 on a reflection too.
+    Raises:
+        UsageError: No term trains one of the tasks or the map of the embedding, or there
+            is no embedding.
 
     Example:
-        >>> apply_symmetry(np.array([[1, 2], [3, 4]], np.uint8), 1).tolist()
-        [[2, 4], [1, 3]]
+        >>> check_recipe(read_recipe("hinton"), load_teacher("teacher"))
     """
-    pixels = np.rot90(pixels, symmetry % 4)
-    return np.ascontiguousarray(pixels[:, ::-1] if symmetry >= 4 else pixels)
-
-
-def append_unlabelled(samples: Samples, tables: Sequence[Samples]) -> Samples:
-    """Append the rows of unlabelled tables as train rows without labels.
-
-    An image that is already there, by its digest, is skipped.
-    """
-    seen = set(samples.digests)
-    for table in tables:
-        new = [i for i, digest in enumerate(table.digests) if digest not in seen]
-        seen.update(table.digests)
-        samples = replace(
-            samples,
-            image_ids=samples.image_ids + tuple(table.image_ids[i] for i in new),
-            paths=samples.paths + tuple(table.paths[i] for i in new),
-            digests=samples.digests + tuple(table.digests[i] for i in new),
-            labels=np.concatenate([samples.labels, np.full(len(new), -1)]),
-            malignant=np.concatenate([samples.malignant, np.full(len(new), np.nan, np.float32)]),
-            severity=np.concatenate([samples.severity, np.full(len(new), -1)]),
-            masks=samples.masks + (None,) * len(new),
-            split=np.concatenate([samples.split, np.full(len(new), "train")]),
-            licences=tuple(sorted({*samples.licences, *table.licences})),
-            modalities=np.concatenate([samples.modalities, table.modalities[new]]),
+    terms, tasks = {term.loss for term in recipe.active}, teacher.spec.tasks
+    supervised = supervised_tasks(tasks).values() if "labels" in terms else ()
+    untrained = []
+    for task in tasks:
+        losses = {*LOGIT_LOSSES, "mask"} if task.kind == "segment" else LOGIT_LOSSES
+        trained = task in supervised or (teacher.knows(task) and bool(terms & losses))
+        if task.kind == "embed":
+            # The pooled features are trained by the terms of all tasks.
+            trained |= embedding_width is None or bool(terms & EMBEDDING_LOSSES)
+        if not trained:
+            untrained.append(task.name)
+    if untrained:
+        raise UsageError(
+            f"No term of the recipe {recipe.name!r} trains {', '.join(untrained)}. Add a term: "
+            f"labels for a task with labels, embedding for an embedding, and otherwise kl with "
+            "a teacher that has the task."
         )
-    return samples
+    if embedding_width is not None and not any(task.kind == "embed" for task in tasks):
+        raise UsageError(
+            f"The student has no embedding to give the width {embedding_width}. Add --task "
+            "embedding, or leave --embedding-width out."
+        )

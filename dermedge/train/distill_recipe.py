@@ -60,6 +60,13 @@ DISTILLATION_LOSSES: Mapping[str, LossEntry] = MappingProxyType(
     }
 )
 
+# Losses that compare the outputs of tasks.
+LOGIT_LOSSES = frozenset(("kl", "standardised", "dkd"))
+# Losses that compare the student's embedding, or its pooled features, with the teacher's.
+EMBEDDING_LOSSES = frozenset(
+    name for name, entry in DISTILLATION_LOSSES.items() if entry.needs == "embedding"
+)
+
 
 def check_weighting(weighting: object) -> None:
     """Check the name of a weighting of tasks.
@@ -75,9 +82,9 @@ def check_weighting(weighting: object) -> None:
 
 def _check_number(what: str, value: object, limit: str) -> None:
     """Raise UsageError unless a value is a finite number within a limit."""
-    # A bool is an int in Python, and `true` is no weight.
+    # In Python a bool is an int, but `true` is not a weight.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"{what} is {value!r}, which is no number. Give a number {limit}.")
+        raise UsageError(f"{what} is {value!r}, which is not a number. Give a number {limit}.")
     if value < 0 or (limit == POSITIVE and value == 0):
         raise UsageError(f"{what} cannot be {value}. Give a number {limit}.")
 

@@ -116,8 +116,8 @@ def mix_logits(task: Task, logits: Tensor, partner: Tensor, share: float) -> Ten
 class DistillationLoss(TrainingLoss):
     """The weighted terms of a recipe.
 
-    Its projectors are trained with the student, kept in the checkpoint and thrown away
-    with the last epoch.
+    Its projectors are trained with the student and kept in the checkpoint. They are not
+    part of the student.
 
     Args:
         tasks: Tasks of the student.
@@ -155,12 +155,16 @@ class DistillationLoss(TrainingLoss):
         self.register_buffer("log_prior", log_prior, persistent=False)
         self.weights = TaskWeights([task.name for task in tasks], recipe.task_weights)
         self.projectors = nn.ModuleDict()
+        self.embedding = POOLED
 
     def start(self, network: nn.Module) -> None:
         """Create a projector from the student's width to the teacher's, where needed."""
         assert isinstance(network, Network)
+        width = network.embedding_width
+        if width is not None:  # Otherwise nothing would train the map of the embedding.
+            self.embedding = next(task.name for task in self.tasks if task.kind == "embed")
         own = {
-            "embedding": network.backbone.num_features_out,
+            "embedding": width or network.backbone.num_features_out,
             "map": network.backbone.num_features_map,
         }
         for term in self.recipe.active:
@@ -256,7 +260,7 @@ class DistillationLoss(TrainingLoss):
         if term.loss == "map":
             own = outputs[LAST_MAP].movedim(1, -1)
             return map_distance(self.projectors["map"](own).movedim(-1, 1), batch.features["map"])
-        own, teacher = outputs[POOLED], batch.features["embedding"]
+        own, teacher = outputs[self.embedding], batch.features["embedding"]
         if term.loss == "embedding":
             return cosine_distance(self.projectors["embedding"](own), teacher)
         compare = relational_distance if term.loss == "distances" else relational_angle

@@ -98,8 +98,8 @@ def decoupled_divergence(
 ) -> Tensor:
     """Compute the divergence with separate weights of target class and other classes.
 
-    The plain divergence weighs the other classes by `1 - p`, which is next to nothing
-    where the teacher is sure.
+    The plain divergence weighs the other classes by `1 - p`, which is close to 0 if the
+    teacher is sure.
 
     Source: Zhao et al., "Decoupled knowledge distillation", CVPR 2022.
 
@@ -141,7 +141,7 @@ def mask_divergence(logits: Tensor, teacher: Tensor) -> Tensor:
 class OrthogonalProjector(nn.Module):
     """A linear map with orthonormal rows or columns, trained with the student.
 
-    It keeps angles between features, so it cannot do the student's work for it.
+    It keeps the angles between features, so the student itself must learn them.
 
     Source: Miles et al., "VkD: improving knowledge distillation using orthogonal
     projections", CVPR 2024. The map here is the Q of a QR factorization instead of a

@@ -7,9 +7,10 @@ from pathlib import Path
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
 from dermedge.evaluation.table_predictions import table_predictions
+from dermedge.train.ensemble_file import ENSEMBLE, write_ensemble
 from dermedge.train.samples import Samples, read_samples
 from dermedge.train.supervision import check_val, val_metrics
-from dermedge.train.teachers import ENSEMBLE, Teacher, load_teacher, save_ensemble
+from dermedge.train.teachers import Teacher, load_teacher
 from dermedge_export.evaluation.postprocessing import fit_postprocessing
 from dermedge_runtime.files import check_free
 from dermedge_runtime.progress import Progress
@@ -57,7 +58,7 @@ def make_ensemble(
     teacher = load_teacher(teachers)
     samples, _ = read_samples(data, teacher.spec.tasks)
     calibrated = calibrate(teacher, data, samples, progress)
-    save_ensemble(calibrated, path.parent)
+    write_ensemble(calibrated.members, calibrated.metrics, path.parent)
     return calibrated
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from dermedge.models.folder_metadata import Role
 from dermedge.models.initialize import choose_backbone
@@ -20,6 +21,7 @@ from dermedge.train.samples import read_samples
 from dermedge.train.train_model import by_steps, describe_training, train_model
 from dermedge.train.training_data import Batches, Loss, TrainingData
 from dermedge.train.training_loss import LabelledLoss
+from dermedge_runtime.errors import UsageError
 from dermedge_runtime.progress import Progress
 
 
@@ -40,7 +42,7 @@ class FinetuneOptions(TrainingOptions):
             `fit_heads`. Of the schedule, nothing is used.
 
     Raises:
-        UsageError: The weighting is unknown.
+        UsageError: The weighting or the role is unknown.
 
     Example:
         >>> options = FinetuneOptions(backbone="mobilenetv2_100", size=224)
@@ -56,8 +58,10 @@ class FinetuneOptions(TrainingOptions):
     freeze: bool = False
 
     def __post_init__(self) -> None:
-        """Check the weighting."""
+        """Check the weighting and the role."""
         check_weighting(self.task_weights)
+        if self.role not in get_args(Role):
+            raise UsageError(f"Unknown role {self.role!r}. Use one of {', '.join(get_args(Role))}.")
 
 
 def finetune(

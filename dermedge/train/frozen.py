@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from dermedge.models.model_folder import TrainedModel
 from dermedge.models.network import POOLED, Coral
+from dermedge.train.fill_teacher_cache import fill_teacher_cache
+from dermedge.train.finite import check_loss
 from dermedge.train.loop import FitResult
 from dermedge.train.run_record import CACHE, RunRecord
 from dermedge.train.supervision import (
@@ -24,7 +26,8 @@ from dermedge.train.supervision import (
     val_metrics,
 )
 from dermedge.train.teacher_cache import TeacherCache
-from dermedge.train.teachers import Member, Teacher
+from dermedge.train.teacher_member import Member
+from dermedge.train.teachers import Teacher
 from dermedge.train.training_data import EVALUATION_BATCH, TrainingData
 from dermedge_runtime.errors import UsageError
 from dermedge_runtime.progress import Progress
@@ -37,6 +40,7 @@ VIEWS = 4
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = 100
 EPSILON = 1e-6
+REMEDY = "Use another backbone or other initial weights."
 
 
 def check_heads(tasks: tuple[Task, ...]) -> None:
@@ -79,12 +83,12 @@ def fit_heads(
         Metrics on val, and the selected weight decay of each task.
 
     Raises:
-        DataError: An image cannot be read, or the features are not finite.
+        DataError: An image cannot be read, or the features or a loss are not finite.
     """
     member = Member(model, run.folder, run.fingerprint)
     teacher = Teacher(model.spec, (member,))
     cache = TeacherCache.open(run.folder / CACHE, data.samples, teacher, views=VIEWS)
-    cache.fill(data.train, progress)
+    fill_teacher_cache(cache, data.train, progress)
     features = np.concatenate([cache.read_embeddings(data.train, view) for view in range(VIEWS)])
     parts = np.array_split(data.val, -(-len(data.val) // EVALUATION_BATCH))
     val = torch.from_numpy(
@@ -147,7 +151,9 @@ def _fit_head(
 
         optimizer.step(closure)
         with torch.no_grad():
-            found.append((float(loss(val)), penalty, copy.deepcopy(head.state_dict())))
+            value = loss(val)
+        check_loss(value, {}, f"the fit of {task.name} with weight decay {penalty:g}", REMEDY)
+        found.append((value.item(), penalty, copy.deepcopy(head.state_dict())))
     _, penalty, state = min(found, key=lambda one: one[0])
     head.load_state_dict(state)
     return head, penalty

@@ -75,11 +75,16 @@ def make_model_lineage(backbone: Backbone, init: str) -> dict[str, Any]:
     return entry
 
 
-def make_data_lineage(samples: Samples) -> dict[str, Any]:
+def make_data_lineage(samples: Samples, unlabelled: Sequence[Samples] = ()) -> dict[str, Any]:
     """Return the data's entry in the lineage: name, digest, licences, counts.
 
     `modalities` has the number of train images by modality, "" for an unknown one.
+
+    Args:
+        samples: The table, with the rows of the unlabelled tables.
+        unlabelled: The unlabelled tables, whose names and digests are listed.
     """
+    further = [{"name": table.name, "digest": table.table_digest} for table in unlabelled]
     return {
         "name": samples.name,
         "digest": samples.table_digest,
@@ -88,6 +93,7 @@ def make_data_lineage(samples: Samples) -> dict[str, Any]:
         "modalities": dict(
             sorted(Counter(samples.modalities[samples.rows("train")].tolist()).items())
         ),
+        **({"unlabelled": further} if further else {}),
     }
 
 

@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from dermedge.train.distributed import make_fabric, rank, world_size
+from dermedge.train.finite import check_loss, check_weights
 from dermedge.train.precisions import check_precision
 from dermedge.train.training_loss import TrainingLoss
 from dermedge.train.whole_batch import WholeBatch, gather_batch, synchronize_norms
@@ -144,14 +145,20 @@ def fit(
     model, optimizer = fabric.setup(synchronize_norms(network, fabric.device), adamw)
     # The unwrapped modules go into the checkpoint, so that it does not depend on
     # Fabric's wrappers.
-    parts = {"network": network, "ema": ema.module, "optimizer": optimizer, "loss": own}
+    parts = {
+        "network": network,
+        "ema": ema.module,
+        "optimizer": optimizer,
+        "loss": own,
+        "precision": fabric.strategy.precision,  # the scale of the loss, for fp16
+    }
     checkpoint = Checkpoint(folder / CHECKPOINT, fingerprint, parts)
     state = checkpoint.read()
     resumed = None if state is None else int(state["epoch"])
     if state is None:
         state = {"epoch": 0, "best": -math.inf, "best_epoch": -1, "history": []}
         state["weights"] = _copy(network)
-    total = schedule.epochs * steps
+    total, remedy = schedule.epochs * steps, _remedy(schedule)
     for epoch in range(state["epoch"], schedule.epochs):
         if epoch - state["best_epoch"] > schedule.patience and state["best_epoch"] >= 0:
             break
@@ -165,7 +172,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * _rate(step, steps, total, schedule.warmup)
             value = loss(whole, gather_batch(fabric.to_device(batch)))
-            _check_loss(value, own.parts, f"epoch {epoch + 1}, step {step % steps + 1}", schedule)
+            check_loss(value, own.parts, f"epoch {epoch + 1}, step {step % steps + 1}", remedy)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(value)
             optimizer.step()
@@ -176,14 +183,16 @@ def fit(
                 progress(step + 1, total, f"epoch {epoch + 1}/{schedule.epochs}, best {best:.3f}")
         # The average is scored and kept instead of the weights of the last step,
         # because the average is exported.
-        _check_weights(network, f"epoch {epoch + 1}", schedule)
+        for module in (network, own):
+            check_weights(module, f"epoch {epoch + 1}", remedy)
         metrics = {"loss": running / steps, **own.metrics(), **score(ema.module)}
         state["history"].append(metrics)
         state["epoch"] = epoch + 1
         if metrics["score"] > state["best"]:
             state.update(best=metrics["score"], best_epoch=epoch, weights=_copy(ema.module))
         checkpoint.write(state)
-    network.to("cpu").load_state_dict(state["weights"])
+    ema.module.to("cpu").load_state_dict(state["weights"])
+    _give(network.to("cpu"), ema.module)
     network.eval()
     best_epoch, history = state["best_epoch"], tuple(state["history"])
     return FitResult(best_epoch, history[best_epoch] if best_epoch >= 0 else {}, history, resumed)
@@ -196,24 +205,6 @@ def _parameter_groups(
     groups = [{"params": list(network.parameters()), "weight_decay": weight_decay}]
     extra = list(loss.parameters())
     return [*groups, {"params": extra, "weight_decay": 0.0}] if extra else groups
-
-
-def _check_loss(loss: Tensor, parts: Mapping[str, Tensor], when: str, schedule: Schedule) -> None:
-    """Raise DataError with the names of the parts that are not finite."""
-    if torch.isfinite(loss):
-        return
-    names = [name for name, value in parts.items() if not torch.isfinite(value)]
-    which = f" of {', '.join(names)}" if names else ""
-    raise DataError(f"The loss{which} became {loss.item()} in {when}. {_remedy(schedule)}")
-
-
-def _check_weights(network: nn.Module, when: str, schedule: Schedule) -> None:
-    """Raise DataError if a weight is not finite, before the checkpoint is replaced."""
-    for name, weight in network.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise DataError(
-                f"The weight {name} is not finite at the end of {when}. {_remedy(schedule)}"
-            )
 
 
 def _remedy(schedule: Schedule) -> str:
@@ -282,8 +273,9 @@ class Checkpoint:
                 "folder, or pass --overwrite."
             )
         for name, part in self.parts.items():
-            # The checkpoint of an earlier version has no entry for the loss.
-            part.load_state_dict(saved.get(name, {}))
+            # The checkpoint of an earlier version lacks the newer parts.
+            if name in saved:
+                part.load_state_dict(saved[name])
         return dict(saved["state"])
 
 
@@ -300,3 +292,17 @@ def _rate(step: int, steps: int, total: int, warmup: float) -> float:
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _give(network: nn.Module, source: nn.Module) -> None:
+    """Give a network the weights and buffers of its copy, in the precision of the copy.
+
+    `bf16-true` converts the network, also the constants of its normalization, which are
+    not in the state. The copy is as it was before, and its scores are recorded.
+    """
+    for own, other in zip(_tensors(network), _tensors(source), strict=True):
+        own.data = other.data
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

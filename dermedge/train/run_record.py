@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dermedge.models.folder_metadata import Role
 from dermedge.models.model_folder import TrainedModel, load_model_folder
+from dermedge.train.distributed import world_size
 from dermedge.train.loop import CHECKPOINT
 from dermedge_runtime.canonical_json import canonical_json, read_json
 from dermedge_runtime.errors import DataError, UsageError
@@ -29,7 +32,9 @@ PACKAGES = (
     "transformers",
     "peft",
     "numpy",
+    "opencv-python-headless",
     "pillow",
+    "scipy",
 )
 RUN = "run.json"
 MODELS = ("student.json", "teacher.json", "captioner.json")
@@ -48,6 +53,8 @@ class RunRecord:
         role: `teacher` or `student`, for a run that writes a model folder.
         started: Value of `time.perf_counter` at the start.
         cpu_started: Processor seconds of this process at the start.
+        found: Further facts that decide the result and are known only during the work,
+            such as the digest of a whitening.
 
     Example:
         >>> run = RunRecord(Path("trained"), "finetune", {"seed": 0}, "")
@@ -66,6 +73,7 @@ class RunRecord:
     role: Role = "student"
     started: float = field(default_factory=time.perf_counter)
     cpu_started: float = field(default_factory=lambda: sum(os.times()[:2]))
+    found: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -135,9 +143,10 @@ class RunRecord:
             "images": self.images,
             "versions": {name: find_version(name) for name in PACKAGES}
             | {"python": platform.python_version()},
-            "machine": {"cpus": usable_cpus(), "platform": platform.platform()},
+            "machine": _describe_machine(),
             "wall_seconds": round(time.perf_counter() - self.started, 2),
             "cpu_seconds": round(sum(os.times()[:2]) - self.cpu_started, 2),
+            **self.found,
             **results,
         }
         atomic_write(
@@ -179,6 +188,18 @@ class RunRecord:
         if not isinstance(data, dict) or data.get("fingerprint") != self.fingerprint:
             return None
         return data if data.get("images", self.images) == self.images else None
+
+
+def _describe_machine() -> dict[str, Any]:
+    """Describe the hardware that trains. It changes the last digits of a result."""
+    cuda = torch.cuda.is_available()
+    return {
+        "cpus": usable_cpus(),
+        "platform": platform.platform(),
+        "accelerator": torch.cuda.get_device_name() if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+    }
 
 
 def differences(

@@ -13,7 +13,8 @@ from dermedge.train.losses import (
     dice_cross_entropy,
     masked_binary_cross_entropy,
 )
-from dermedge.train.samples import Coverage, RowIndices, Samples
+from dermedge.train.samples import RowIndices, Samples
+from dermedge.train.views import Coverage
 from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.predictions import ordinal_levels
 from dermedge_runtime.errors import DataError

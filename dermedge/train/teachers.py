@@ -1,7 +1,6 @@
 """Load teachers: one model, or an ensemble whose calibrated probabilities are averaged."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,122 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from dermedge.models.folder_metadata import WEIGHTS
-from dermedge.models.model_folder import TrainedModel, load_model_folder
 from dermedge.models.network import LAST_MAP, POOLED
 from dermedge.models.ood import without_untrained
+from dermedge.train.ensemble_file import ENSEMBLE, read_ensemble
 from dermedge.train.label_mapping import map_labels
-from dermedge_runtime.canonical_json import canonical_json, pretty_json, read_json
+from dermedge.train.teacher_member import Member, load_member
+from dermedge.train.teacher_outputs import (
+    Array,
+    Outputs,
+    average_outputs,
+    concatenate_embeddings,
+    resize_maps,
+)
+from dermedge.train.whitening import Whitening
+from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError
-from dermedge_runtime.files import atomic_write, sha256_file, sha256_hex
+from dermedge_runtime.files import sha256_hex
 from dermedge_runtime.spec import Spec, Task
 
 LOGGER = logging.getLogger(__name__)
-ENSEMBLE = "ensemble.json"
-SCHEMA = "dermedge.ensemble/1"
-Array = NDArray[np.float32]
-Outputs = Mapping[str, Array]
-BATCH = 64
-# Principal components of an embedding.
-COMPONENTS = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """One model of a teacher.
-
-    Attributes:
-        model: The model.
-        folder: Its folder.
-        digest: SHA-256 of its weights file.
-        temperatures: Temperature by task; tasks that are left out have 1.
-
-    Example:
-        >>> load_teacher("teacher").members[0].temperatures
-        {}
-    """
-
-    model: TrainedModel
-    folder: Path
-    digest: str
-    temperatures: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Side of the network's input in pixels."""
-        return self.model.spec.preprocess.size
-
-    def temperature(self, task: Task) -> float:
-        """Return the temperature of a task."""
-        return self.temperatures.get(task.name, 1.0)
-
-    @torch.no_grad()
-    def run(self, pixels: NDArray[np.uint8], *, maps: bool = False) -> dict[str, Array]:
-        """Run the model on the accelerator, if there is one.
-
-        Args:
-            pixels: Images, uint8 [N, S, S, 3]. Another side than the model's is resized.
-            maps: Return the feature map too.
-
-        Returns:
-            Float32 arrays: logits [N, ...] by task, `POOLED` features [N, D], and
-            `LAST_MAP` [N, C, h, w].
-        """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = self.model.module.eval().to(device)
-        extra = (POOLED, LAST_MAP) if maps else (POOLED,)
-        parts: list[dict[str, Tensor]] = []
-        for start in range(0, len(pixels), BATCH):
-            images = resize_pixels(pixels[start : start + BATCH], self.size)
-            outputs = network(torch.from_numpy(images).to(device), extra)
-            parts.append(outputs)
-        return {
-            name: torch.cat([part[name].float().cpu() for part in parts]).numpy()
-            for name in parts[0]
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Whitening:
-    """A linear map that gives features mean 0 and unit covariance.
-
-    Directions with little variance are left out, because whitening would enlarge their
-    noise. At most 256 are kept, which bounds the cost of the student's projector.
-
-    Attributes:
-        mean: Mean of the features, [D].
-        matrix: Map to the principal components, [D, E].
-
-    Example:
-        >>> features = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
-        >>> white = Whitening.fit(features @ features[:8]).apply(features @ features[:8])
-        >>> np.allclose(np.cov(white.T), np.eye(8), atol=1e-3)
-        True
-    """
-
-    mean: Array
-    matrix: Array
-
-    @classmethod
-    def fit(cls, features: Array) -> "Whitening":
-        """Fit to features [N, D]; N must be at least 2."""
-        mean = features.mean(0, dtype=np.float64)
-        values, vectors = np.linalg.eigh(
-            np.cov(features.T, dtype=np.float64).reshape(len(mean), -1)
-        )
-        kept = values > max(values.max(), 1e-12) * 1e-4
-        kept[:-COMPONENTS] = False  # the values rise
-        matrix = vectors[:, kept] / np.sqrt(values[kept])
-        return cls(mean.astype(np.float32), matrix[:, ::-1].astype(np.float32))
-
-    def apply(self, features: Array) -> Array:
-        """Return features [N, D] as principal components [N, E] of unit variance."""
-        return np.asarray((features - self.mean) @ self.matrix, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +135,7 @@ class Teacher:
             outputs[POOLED] = self.whitening.apply(features) if self.whitening else features
         if LAST_MAP in parts[0]:
             side = parts[0][LAST_MAP].shape[2]
-            maps = [_resize(part[LAST_MAP].astype(np.float32), side) for part in parts]
+            maps = [resize_maps(part[LAST_MAP].astype(np.float32), side) for part in parts]
             outputs[LAST_MAP] = np.concatenate(maps, axis=1)
         return outputs
 
@@ -242,25 +146,14 @@ class Teacher:
             if (index, task.name) in self._maps:
                 own = part[task.name].astype(np.float32)
                 grid = self.spec.preprocess.size // 4
-                logits.append(_resize(own, grid) if task.kind == "segment" else own)
+                logits.append(resize_maps(own, grid) if task.kind == "segment" else own)
                 temperatures.append(member.temperature(task))
                 maps.append(self._maps[index, task.name])
         if len(self.members) == 1 and maps[0] is None:
             return logits[0]
-        if task.kind == "embed":
-            # The product of two such vectors is the mean cosine of the members.
-            return np.concatenate(logits, axis=1) / np.float32(np.sqrt(len(logits)))
+        # An embedding has no temperature, which is then 1.
         scaled = [own / np.float32(t) for own, t in zip(logits, temperatures, strict=True)]
-        if task.kind == "classify":
-            classes = len(task.labels)
-            logs = [
-                _map_classes(own, where, classes) for own, where in zip(scaled, maps, strict=True)
-            ]
-            return _log_mean(logs)
-        # log p and log (1 - p) of logits, without overflow.
-        positive = _log_mean([-np.logaddexp(0, -own) for own in scaled])
-        negative = _log_mean([-np.logaddexp(0, own) for own in scaled])
-        return positive - negative
+        return average_outputs(task, scaled, maps)
 
 
 def load_teacher(folders: Path | str | Sequence[Path | str]) -> Teacher:
@@ -272,7 +165,8 @@ def load_teacher(folders: Path | str | Sequence[Path | str]) -> Teacher:
 
     Returns:
         The teacher. Its tasks are those of the first model, followed by further tasks
-        of the others, without `ood`. Its preprocessing is that of the model with the largest input.
+        of the others, without `ood`. Its preprocessing is that of the model with the
+        largest input.
 
     Raises:
         DataError: A folder holds no model or is damaged, a member of an ensemble has
@@ -287,40 +181,24 @@ def load_teacher(folders: Path | str | Sequence[Path | str]) -> Teacher:
     given = [folders] if isinstance(folders, str | Path) else list(folders)
     if not given:
         raise UsageError("No teacher is given. Name one or more model folders.")
-    members = tuple(member for folder in given for member in _load_members(Path(folder)))
+    loaded = [_load(Path(folder)) for folder in given]
+    members = tuple(member for own, _ in loaded for member in own)
     if len({member.digest for member in members}) < len(members):
         raise UsageError("The same teacher is given twice. Name each model once.")
     widest = max(members, key=lambda member: member.size).model.spec
     for member in members:
         _check_preprocess(member, widest)
     if len(members) == 1:
-        model = members[0].model
-        return Teacher(without_untrained(model.spec), members, metrics=model.metrics.get("val", {}))
+        spec, metrics = members[0].model.spec, members[0].model.metrics.get("val", {})
+        return Teacher(without_untrained(spec), members, metrics=metrics)
     taught = [without_untrained(member.model.spec).tasks for member in members]
     tasks = {task.name: task for own in reversed(taught) for task in reversed(own)}
     order = dict.fromkeys(task.name for own in taught for task in own)
     spec = Spec("ensemble", "1", tuple(tasks[name] for name in order), widest.preprocess)
     calibrated = len(given) == 1 and all(member.temperatures for member in members)
-    metrics = _read_metrics(Path(given[0]) / ENSEMBLE) if calibrated else {}
+    metrics = loaded[0][1] if calibrated else {}
     teacher = Teacher(spec, members, calibrated=calibrated, metrics=metrics)
     return teacher.fit_to(spec.tasks, spec.preprocess.size)
-
-
-def save_ensemble(teacher: Teacher, folder: Path) -> None:
-    """Write the members, temperatures and metrics of an ensemble to `folder`.
-
-    The paths of the members are relative to the folder.
-    """
-    members = [
-        {
-            "folder": Path(os.path.relpath(member.folder, folder)).as_posix(),
-            "weights": member.digest,
-            "temperatures": dict(member.temperatures),
-        }
-        for member in teacher.members
-    ]
-    data = {"schema": SCHEMA, "members": members, "metrics": {"val": dict(teacher.metrics)}}
-    atomic_write(folder / ENSEMBLE, pretty_json(data))
 
 
 def describe_teacher(teacher: Teacher) -> dict[str, Any]:
@@ -349,70 +227,11 @@ def describe_teacher(teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def concatenate_embeddings(parts: Sequence[Outputs]) -> Array:
-    """Return the features of all members side by side, float32 [N, D].
-
-    Example:
-        >>> part = {POOLED: np.ones((2, 3), np.float16)}
-        >>> concatenate_embeddings([part, part]).shape
-        (2, 6)
-    """
-    return np.concatenate([part[POOLED] for part in parts], axis=1).astype(np.float32)
-
-
-def resize_pixels(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize square images uint8 [N, S, S, 3] to another side, with antialiasing.
-
-    Example:
-        >>> resize_pixels(np.zeros((2, 64, 64, 3), np.uint8), 32).shape
-        (2, 32, 32, 3)
-    """
-    from PIL import Image
-
-    if pixels.shape[1] == size:
-        return pixels
-    bilinear = Image.Resampling.BILINEAR
-    return np.stack(
-        [np.asarray(Image.fromarray(one).resize((size, size), bilinear)) for one in pixels]
-    )
-
-
-def _load_members(folder: Path) -> tuple[Member, ...]:
-    path = folder / ENSEMBLE
-    if not path.is_file():
-        return (_load_member(folder),)
-    data = read_json(path, DataError)
-    try:
-        if data["schema"] != SCHEMA or not data["members"]:
-            raise ValueError(f"schema {data['schema']!r}")
-        entries = [
-            (folder / entry["folder"], entry.get("weights"), dict(entry.get("temperatures", {})))
-            for entry in data["members"]
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is not an ensemble of schema {SCHEMA} ({error}). Write it again with "
-            "`dermedge teacher ensemble`."
-        ) from error
-    members = []
-    for place, weights, temperatures in entries:
-        member = _load_member(place)
-        if weights not in (None, member.digest):
-            raise DataError(
-                f"The weights of {place} have changed since {path} was written. Write it again "
-                "with `dermedge teacher ensemble`."
-            )
-        members.append(replace(member, temperatures=temperatures))
-    return tuple(members)
-
-
-def _read_metrics(path: Path) -> dict[str, float]:
-    metrics = read_json(path, DataError).get("metrics", {})
-    return dict(metrics.get("val", {})) if isinstance(metrics, dict) else {}
-
-
-def _load_member(folder: Path) -> Member:
-    return Member(load_model_folder(folder), folder, sha256_file(folder / WEIGHTS))
+def _load(folder: Path) -> tuple[tuple[Member, ...], Mapping[str, float]]:
+    """Return the models of a folder, and the metrics of an ensemble."""
+    if (folder / ENSEMBLE).is_file():
+        return read_ensemble(folder)
+    return (load_member(folder),), {}
 
 
 def _check_preprocess(member: Member, widest: Spec) -> None:
@@ -423,28 +242,3 @@ def _check_preprocess(member: Member, widest: Spec) -> None:
             "differ in the fit, the kernel or the background of their preprocessing. Use teachers "
             "that differ in size only."
         )
-
-
-def _resize(maps: Array, side: int) -> Array:
-    """Resize maps [N, C, h, w] bilinearly to [N, C, side, side]."""
-    if maps.shape[2:] == (side, side):
-        return maps
-    resized = F.interpolate(
-        torch.from_numpy(maps), size=(side, side), mode="bilinear", align_corners=False
-    )
-    return resized.numpy()
-
-
-def _map_classes(logits: Array, where: NDArray[np.intp] | None, classes: int) -> Array:
-    """Return the log probabilities [N, classes]; those of one label are summed."""
-    logs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    if where is None:
-        return logs
-    columns = [np.logaddexp.reduce(logs[:, where == k], axis=1) for k in range(classes)]
-    return np.stack(columns, axis=1)
-
-
-def _log_mean(logs: Sequence[Array]) -> Array:
-    """Return the logarithm of the mean of numbers that are given as logarithms."""
-    mean = np.logaddexp.reduce(np.stack(logs), axis=0) - np.log(len(logs))
-    return np.asarray(mean, np.float32)

@@ -104,6 +104,7 @@ def train_model(
     train: Train,
     *,
     teacher: Teacher | None = None,
+    embedding_width: int | None = None,
     overwrite: bool,
 ) -> TrainedModel:
     """Return the finished model of a run, or train it and finish the run.
@@ -117,6 +118,7 @@ def train_model(
         options: Initial weights, schedule and seed.
         train: Trains the network.
         teacher: Teacher of the new model. Its splits and its val metrics are recorded.
+        embedding_width: Width of the embedding; see `DistillOptions`.
         overwrite: Replace another run in the folder.
 
     Raises:
@@ -133,7 +135,7 @@ def train_model(
     check_val(spec.tasks, samples, training.val)
     # The network is created before the folder, so that an unusable backbone or weights
     # file leaves no folder behind.
-    network = start_network(training, backbone, options.init)
+    network = start_network(training, backbone, options.init, embedding_width)
     members = () if teacher is None else teacher.members
     earlier = [member.model.split for member in members]
     split = collect_split(samples, *earlier, read_init_split(options.init))

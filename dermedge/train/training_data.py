@@ -14,26 +14,22 @@ from dermedge.models.backbone import Backbone
 from dermedge.models.initialize import initialise
 from dermedge.models.network import Network
 from dermedge.models.new_spec import check_input
-from dermedge.train.distributed import gather_arrays, rank, split_rows, torchrun_layout, world_size
+from dermedge.train.distributed import gather_arrays, rank, split_rows, world_size
+from dermedge.train.finite import check_outputs
 from dermedge.train.loop import FitResult, Schedule, fit
 from dermedge.train.run_record import RunRecord
-from dermedge.train.samples import (
+from dermedge.train.samples import RowIndices, Samples
+from dermedge.train.supervision import supervised_tasks, training_target, val_metrics
+from dermedge.train.views import (
     Coverage,
     Frames,
     Masks,
     Pixels,
-    RowIndices,
-    Samples,
     Views,
+    choose_threads,
     memory_budget,
 )
-from dermedge.train.supervision import (
-    supervised_tasks,
-    training_target,
-    val_metrics,
-)
 from dermedge_runtime.errors import DataError
-from dermedge_runtime.hardware import usable_cpus
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.progress import Progress
 from dermedge_runtime.spec import Spec
@@ -46,7 +42,6 @@ Batches = Callable[[int], Iterable[TrainingBatch]]
 Loss = Callable[[nn.Module, TrainingBatch], Tensor]
 Score = Callable[[nn.Module], Mapping[str, float]]
 EVALUATION_BATCH = 64
-DECODING_THREADS = 4
 # Number of train images that set the statistics of BatchNorms that were folded.
 NORM_IMAGES = 256
 
@@ -177,20 +172,24 @@ class TrainingData:
         return torch.tensor(prior, dtype=torch.float32)
 
 
-def choose_threads() -> int:
-    """Return the number of threads that decode and augment images in this process."""
-    return max(1, min(DECODING_THREADS, usable_cpus() // torchrun_layout()[0]))
-
-
-def start_network(data: TrainingData, backbone: Backbone, init: str) -> Network:
+def start_network(
+    data: TrainingData, backbone: Backbone, init: str, embedding_width: int | None = None
+) -> Network:
     """Create a network with its initial weights.
+
+    Args:
+        data: Tasks, size, seed and images.
+        backbone: The network's backbone.
+        init: `none`, `hub`, a safetensors file, or a model folder.
+        embedding_width: Width of the embedding; see `Network`.
 
     Raises:
         DataError: The initial weights cannot be read, or do not fit.
         UsageError: The network cannot be created, or refuses the input size.
     """
     torch.manual_seed(data.seed)
-    network, size = Network(backbone, data.spec.tasks), data.spec.preprocess.size
+    network = Network(backbone, data.spec.tasks, embedding_width)
+    size = data.spec.preprocess.size
     order = np.random.default_rng(data.seed).permutation(len(data.train))
     rows = data.train[order[:NORM_IMAGES]]
     parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
@@ -242,7 +241,8 @@ def make_val_score(data: TrainingData) -> Score:
 
     Raises:
         DataError: A val image or mask cannot be read, or no val mask has a lesion
-            although its Dice coefficient ranks the epochs.
+            although its Dice coefficient ranks the epochs. The function raises it if
+            an output is not finite.
     """
     # Each process runs the network on its part. All parts are equally long, so the last
     # ones repeat rows.
@@ -262,6 +262,8 @@ def make_val_score(data: TrainingData) -> Score:
         read = prefetch(data.images, parts, workers=choose_threads()) if kept is None else kept
         outputs = stack_outputs([run_network(network, pixels) for pixels in read])
         outputs = gather_arrays(outputs, count)
+        # The class of a NaN would be the first one.
+        check_outputs(outputs, "the network on val", "Lower --lr, and train again.")
         return val_metrics(data.spec.tasks, outputs, data.samples, data.val, masks)
 
     return score

@@ -16,8 +16,8 @@ LOG_VARIANCE_LIMIT = 3.0
 class TrainingLoss(nn.Module):
     """A loss of a batch, called with the network and the batch.
 
-    Its parameters are trained with the network's and stored in the checkpoint, but they
-    are no part of the model.
+    Its parameters are trained with the network's and stored in the checkpoint. They are
+    not part of the model.
 
     Attributes:
         parts: Value of each part in the last call, without its graph, so that a NaN

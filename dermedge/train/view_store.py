@@ -53,6 +53,11 @@ class ViewStore:
             atomic_write(self.folder / "key.json", pretty_json(dict(key)))
         self.refresh()
 
+    @property
+    def name(self) -> str:
+        """Digest of the key: the name of the store's own folder."""
+        return self.folder.name
+
     def refresh(self) -> None:
         """Register the chunks that other processes have written."""
         known = {path for path, _ in self._places.values()}
@@ -60,7 +65,7 @@ class ViewStore:
             self._register(path)
 
     def missing(self, images: Sequence[str], views: int) -> dict[str, tuple[int, ...]]:
-        """Return the numbers below `views` that each image lacks; complete images are out."""
+        """Return the view numbers below `views` that each image lacks, if it lacks any."""
         lacking = (
             (image, tuple(view for view in range(views) if (image, view) not in self._places))
             for image in images

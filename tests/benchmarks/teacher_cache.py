@@ -23,13 +23,16 @@ import torch
 from dermedge.models import Network, TrainedModel, save_model_folder
 from dermedge.models.backbone import Backbone
 from dermedge.models.new_spec import make_preprocess, make_spec
-from dermedge.train.distill import distillation_batches
 from dermedge.train.distill_recipe import read_recipe
+from dermedge.train.distillation_batches import distillation_batches
 from dermedge.train.distillation_loss import DistillationLoss
-from dermedge.train.samples import Frames, Samples, Views, read_samples
+from dermedge.train.fill_teacher_cache import fill_teacher_cache
+from dermedge.train.samples import Samples, read_samples
 from dermedge.train.teacher_cache import TeacherCache
-from dermedge.train.teachers import Teacher, load_teacher, resize_pixels
+from dermedge.train.teacher_member import resize_pixels
+from dermedge.train.teachers import Teacher, load_teacher
 from dermedge.train.training_data import TrainingBatch, TrainingData
+from dermedge.train.views import Frames, Views
 from dermedge_runtime.hardware import describe_device
 
 
@@ -75,7 +78,7 @@ def measure(samples: Samples, teacher: Teacher, folder: Path, given: argparse.Na
     step = make_step(training, given.student)
     images = training.steps * training.batch_size
     cache = TeacherCache.open(folder, samples, teacher, views=given.views)
-    fill = seconds(lambda: cache.fill(training.train))
+    fill = seconds(lambda: fill_teacher_cache(cache, training.train))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     cut = make_cutter(training, teacher)

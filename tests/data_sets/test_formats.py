@@ -15,7 +15,7 @@ from PIL import Image
 from dermedge.data.check import check_data
 from dermedge.data.images import inspect_images
 from dermedge.data.table import read_table
-from dermedge.train.samples import Frames
+from dermedge.train.views import Frames
 from dermedge_runtime.errors import DataError, ImageError
 from dermedge_runtime.model import Model, load
 from dermedge_runtime.preprocess import preprocess

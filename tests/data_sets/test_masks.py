@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from dermedge.data.check import check_data
 from dermedge.data.finding import Finding
 from dermedge.data.masks import decode_mask, open_mask, read_mask
-from dermedge.train.samples import Frames, Masks
+from dermedge.train.views import Frames, Masks
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.preprocess import decode_image
 from dermedge_runtime.spec import Preprocess

@@ -221,6 +221,12 @@ def test_constant_features_cause_no_division_by_zero():
     assert np.isfinite(fit_linear("classify", 2, features, labels, normalise=True)(features)).all()
 
 
+def test_a_layer_whose_weights_are_not_finite_is_refused():
+    labels = np.array([0, 1] * 20)
+    with pytest.raises(DataError, match=r"not finite at the end of a linear probe\. Lower --lr"):
+        fit_linear("classify", 2, blobs(labels), labels, recipe=LinearRecipe(5, 8, 1e39))
+
+
 @pytest.mark.parametrize(
     "wrong", [(0, 256, 5e-3), (50, 1, 5e-3), (50, 256, 0.0), (50, 256, float("nan"))]
 )

@@ -111,6 +111,9 @@ def test_pixel_counts_add_up_to_the_size_of_the_mask(place):
     # The union of one class is the complement of the intersection of the other.
     assert (counts[:, 0, 0] + counts[:, 1, 1] == 64 * 64).all()
     assert (counts[:, 1, 0] <= masks.sum((1, 2))).all()
+    next(decoders["linear"].parameters()).data.fill_(float("nan"))
+    with pytest.raises(DataError, match=r"not finite at the end of epoch 1 of the decoder linear"):
+        fit_decoders(decoders, maps, masks, recipe=LinearRecipe(3, 8, 1e-3))
 
 
 def test_a_rate_of_zero_leaves_the_weights_of_a_decoder(place):

@@ -14,18 +14,20 @@ from dermedge.data.draw import draw_data_set
 from dermedge.data.table import digests, read_table
 from dermedge.models import Network, load_model_folder
 from dermedge.models.initialize import narrow
-from dermedge.train.distill import apply_symmetry
 from dermedge.train.distill_recipe import RECIPES, DistillRecipe, Term
+from dermedge.train.distillation_batches import apply_symmetry
 from dermedge.train.loop import Schedule
 from dermedge_runtime.canonical_json import canonical_json
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.files import sha256_file, sha256_hex
+from dermedge_runtime.model import load
 from support.small import (
     EXPORTED,
     NARROW,
     SIZE,
     die,
     edited,
+    export_model,
     flat,
     in_process,
     learn,
@@ -142,7 +144,7 @@ class TestKill:
     ) -> None:
         out = tmp_path / "student"
         # The second of two chunks has its pixels, but not the teacher's outputs.
-        assert in_process(killed_distillation, teacher, data, out, "teacher", 65, 0) == -9
+        assert in_process(killed_distillation, teacher, data, out, "teacher", 180, 0) == -9
         seen = {path: path.stat().st_mtime_ns for path in (out / "cache").glob("*/*.safetensors")}
         assert len(seen) == 3
         assert in_process(killed_distillation, teacher, data, out, "epoch", 5, 0) == -9
@@ -226,7 +228,11 @@ class TestUnlabelled:
         counts = pd.Series([split for _, _, split in model.split]).value_counts()
         expected = main.frame["split"].value_counts()
         assert counts.to_dict() == {**expected.to_dict(), "train": expected["train"] + 12}
-        assert model.spec.lineage["data"]["licences"] == ["CC-BY-NC-4.0", "CC0-1.0"]
+        origin = model.spec.lineage["data"]
+        assert origin["licences"] == ["CC-BY-NC-4.0", "CC0-1.0"]
+        (unlabelled,) = origin["unlabelled"]
+        assert unlabelled["name"] == "clinic"
+        assert unlabelled["digest"] == record(taught)["settings"]["data"][1]
 
     def test_labels_of_unlabelled_tables_are_not_read(
         self, teacher: Path, data: Path, further: Path, taught: Path, tmp_path: Path
@@ -278,10 +284,67 @@ def test_the_full_recipe_trains_on_the_embedding_and_keeps_no_projector(
     with torch.no_grad():
         vectors = made.module(pixels(3))["features"]
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
-    losses = [epoch["loss"] for epoch in record(tmp_path / "out")["history"]]
+    found = record(tmp_path / "out")
+    whitening = found["whitening"]
+    master = load_model_folder(teacher).module.backbone
+    assert whitening["width"] == master.num_features_out >= whitening["components"] > 0
+    assert len(whitening["sha256"]) == 64
+    assert found["teacher"] == weights(teacher)
+    assert len(found["views"]["outputs"]) == 1
+    losses = [epoch["loss"] for epoch in found["history"]]
     assert np.isfinite(losses).all()
     with pytest.raises(UsageError, match=r"recipe\.mixup is 0\.2 there and 0\.0 here|recipe"):
         learn(teacher, data, tmp_path / "out", recipe="features", tasks=tasks, **options)
+
+
+class TestUntrainedOutputs:
+    """An output that no term of the recipe trains would be random in silence."""
+
+    def test_a_task_of_the_teacher_needs_a_term_of_logits(
+        self, teacher: Path, data: Path, tmp_path: Path
+    ) -> None:
+        recipe = DistillRecipe("angles only", (Term("angles"), Term("mask")))
+        with pytest.raises(
+            UsageError, match=r"'angles only' trains diagnosis, malignancy\. Add a term: labels"
+        ):
+            learn(teacher, data, tmp_path / "out", recipe=recipe)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_task_that_no_teacher_has_needs_the_term_of_labels(
+        self, teacher: Path, data: Path, tmp_path: Path
+    ) -> None:
+        options = {"tasks": ["diagnosis", "severity"], "recipe": DistillRecipe("kl", (Term("kl"),))}
+        with pytest.raises(UsageError, match=r"'kl' trains severity"):
+            learn(teacher, data, tmp_path / "out", **options)
+
+    def test_the_map_of_an_embedding_needs_a_term_of_the_embedding(
+        self, teacher: Path, data: Path, tmp_path: Path
+    ) -> None:
+        options = {"tasks": ["diagnosis", "embedding"], "embedding_width": 7}
+        with pytest.raises(UsageError, match=r"'hinton' trains features"):
+            learn(teacher, data, tmp_path / "out", **options)
+        with pytest.raises(UsageError, match=r"no embedding to give the width 7"):
+            learn(teacher, data, tmp_path / "out", tasks=["diagnosis"], embedding_width=7)
+
+
+def test_an_embedding_of_a_given_width_is_trained_saved_and_exported(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    options = {"tasks": ["diagnosis", "embedding"], "embedding_width": 7, "recipe": "features"}
+    out = tmp_path / "out"
+    made = learn(teacher, data, out, backbone=EXPORTED, views=1, schedule=SHORT, **options)
+    model, images = load_model_folder(out), pixels(3)
+    with torch.no_grad():
+        vectors = model.module(images)["features"]
+        torch.testing.assert_close(vectors, made.module(images)["features"])
+    assert vectors.shape == (3, 7)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    settings = record(out)["settings"]
+    assert settings["embedding_width"] == 7
+    bundle = export_model(model, "cpu", tmp_path / "small.dermedge", precision="fp32")
+    with load(bundle) as opened:
+        embedding = opened.predict(images[0].numpy()).embedding
+    np.testing.assert_allclose(embedding, vectors[0].numpy(), atol=1e-4)
 
 
 def test_training_images_of_the_teacher_count_as_training_images(

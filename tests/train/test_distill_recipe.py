@@ -78,9 +78,9 @@ def test_hinton_is_the_loss_before_there_were_recipes() -> None:
     [
         ('[[terms]]\nloss = "kd"', f"Unknown term 'kd'. Use one of {LOSSES}"),
         ('[[terms]]\nloss = "kl"\nheat = 2', "no option 'heat'.*loss, weight, temperature"),
-        ('[[terms]]\nloss = "kl"\nweight = "much"', "weight of 'kl' is 'much', which is no number"),
-        ('[[terms]]\nloss = "kl"\nweight = true', "is True, which is no number"),
-        ('[[terms]]\nloss = "kl"\nweight = nan', "is nan, which is no number"),
+        ('[[terms]]\nloss = "kl"\nweight = "much"', "of 'kl' is 'much', which is not a number"),
+        ('[[terms]]\nloss = "kl"\nweight = true', "is True, which is not a number"),
+        ('[[terms]]\nloss = "kl"\nweight = nan', "is nan, which is not a number"),
         ('[[terms]]\nloss = "kl"\nweight = -1', "cannot be -1"),
         ('[[terms]]\nloss = "kl"\ntemperature = 0', "temperature of 'kl' cannot be 0"),
         ('[[terms]]\nloss = "kl"\nweight = 0', "No term has a weight above 0"),

@@ -14,18 +14,10 @@ from dermedge.train.distill_recipe import RECIPES, DistillRecipe, Term
 from dermedge.train.distillation_loss import DistillationBatch, DistillationLoss, mix_logits
 from dermedge.train.loop import Schedule, fit
 from dermedge.train.supervision import labelled_losses
-from dermedge_runtime.spec import Label, Task
+from support.every_kind import TASKS, UNKNOWN
 from support.small import EXPORTED
 
-LABELS = tuple(Label(str(i), str(i)) for i in range(3))
-TASKS = (
-    Task("diagnosis", "classify", LABELS),
-    Task("malignancy", "binary"),
-    Task("severity", "ordinal", LABELS),
-    Task("lesion", "segment"),
-    Task("embedding", "embed"),
-)
-UNKNOWN, ROWS, SIZE = float("nan"), 6, 32
+ROWS, SIZE = 6, 32
 PRIOR = torch.tensor([-0.5, -1.5, -2.0])
 WIDTHS = {"embedding": 7, "map": 9}
 EVERYTHING = DistillRecipe(
@@ -200,7 +192,7 @@ class TestNetwork:
         )
 
     def test_the_embedding_follows_the_teachers_by_the_cosine(self, tmp_path: Path) -> None:
-        """The projector is thrown away: the network has no tensor more than before."""
+        """The projector is not kept: the network has no tensor more than before."""
         network, parts = student(), batch(["embedding"])
         names = list(network.state_dict())
         recipe = DistillRecipe("cosine", (Term("embedding"),))
@@ -218,6 +210,18 @@ class TestNetwork:
         )
         assert found.history[-1]["loss"] < 0.7 * found.history[0]["loss"]
         assert list(network.state_dict()) == names
+
+    def test_a_map_of_the_embedding_is_trained_by_each_term_of_the_embedding(self) -> None:
+        """Without the map they compare the pooled features."""
+        for term in ("embedding", "distances", "angles"):
+            torch.manual_seed(3)
+            network = Network(Backbone(EXPORTED), TASKS, embedding_width=5)
+            loss = make(DistillRecipe("one", (Term(term),)), network)
+            loss(network, batch(["embedding"])).backward()
+            (weights,) = network.heads["embedding"].parameters()
+            assert weights.grad is not None
+            assert weights.grad.any(), term
+        assert network(batch()[0])["embedding"].shape == (ROWS, 5)
 
     @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
     def test_every_term_trains_in_the_loop_in_every_precision(

@@ -117,7 +117,8 @@ class TestResult:
         assert run["fingerprint"] == sha256(identity).hexdigest()
 
     def test_the_model_gives_the_recorded_score(self, data: Path, teacher: Path) -> None:
-        from dermedge.train.samples import Frames, read_samples
+        from dermedge.train.samples import read_samples
+        from dermedge.train.views import Frames
         from dermedge_export.evaluation.metrics import balanced_accuracy
 
         model = load_model_folder(teacher)
@@ -333,6 +334,7 @@ class TestBadInput:
             ({"size": 8}, "16 to 4096 pixels"),
             ({"fit": "zoom"}, "crop, pad or stretch"),
             ({"name": "my model"}, "'my model' cannot name a model"),
+            ({"role": "pupil"}, "Unknown role 'pupil'. Use one of teacher, student"),
         ],
     )
     def test_invalid_arguments_are_refused(

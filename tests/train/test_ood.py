@@ -9,7 +9,8 @@ import torch
 from dermedge.models import TrainedModel, load_model_folder
 from dermedge.models.network import Network
 from dermedge.models.ood import LEAST_VARIANCE, OOD, FeatureDistance, fit_distance
-from dermedge.train.samples import Frames, read_samples
+from dermedge.train.samples import read_samples
+from dermedge.train.views import Frames
 from support import small
 
 

@@ -98,6 +98,14 @@ def table(lesions: Path, out: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]
     return small.edited(lesions, out, edit)
 
 
+def test_a_loss_that_is_not_finite_stops_the_run(
+    train: Callable[..., TrainedModel], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"^The loss of .* became .* in step \d\. Lower --lr"):
+        train("spoiled", lr=1e30)
+    assert not (tmp_path / "spoiled" / "teacher.json").exists()
+
+
 class TestResult:
     def test_the_teacher_embeds_images_and_finetune_starts_from_it(
         self, train: Callable[..., TrainedModel], lesions: Path, tmp_path: Path

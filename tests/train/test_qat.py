@@ -15,7 +15,8 @@ from dermedge.models.model_folder import save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.train.loop import Schedule
 from dermedge.train.qat import QatOptions, train_quantized
-from dermedge.train.samples import Frames, read_samples
+from dermedge.train.samples import read_samples
+from dermedge.train.views import Frames
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext

@@ -11,10 +11,10 @@ from dermedge.data.table import read_table
 from dermedge.models import Network
 from dermedge.models.backbone import Backbone
 from dermedge.models.new_spec import make_spec
-from dermedge.train import samples
-from dermedge.train.samples import Frames, Masks, Views, read_samples
+from dermedge.train.samples import read_samples
 from dermedge.train.tasks import derive_tasks
 from dermedge.train.training_data import TrainingBatch, TrainingData, make_val_score
+from dermedge.train.views import Frames, Masks, Views
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.preprocess import preprocess
 from dermedge_runtime.spec import Preprocess
@@ -95,7 +95,7 @@ class TestMemory:
 
         _, expected, score = run()
         budget = 10 * 3 * SIZE * SIZE
-        monkeypatch.setattr(samples, "FRAME_BYTES", budget)
+        monkeypatch.setattr("dermedge.train.views.FRAME_BYTES", budget)
         prepared, batches, other = run()
         assert prepared.masks is not None
         kept = [*prepared.frames._kept.values(), *prepared.masks._kept.values()]

@@ -17,13 +17,16 @@ from dermedge.models import TrainedModel, load_model_folder
 from dermedge.models.backbone import Backbone
 from dermedge.models.network import POOLED
 from dermedge.models.new_spec import make_spec
-from dermedge.train.distill import distillation_batches
+from dermedge.train.distillation_batches import distillation_batches
+from dermedge.train.fill_teacher_cache import fill_teacher_cache
 from dermedge.train.loop import Schedule
-from dermedge.train.samples import Frames, read_samples
+from dermedge.train.samples import read_samples
 from dermedge.train.supervision import training_target
 from dermedge.train.teacher_cache import TeacherCache
-from dermedge.train.teachers import Member, Teacher
+from dermedge.train.teacher_member import Member
+from dermedge.train.teachers import Teacher
 from dermedge.train.training_data import TrainingData
+from dermedge.train.views import Frames
 from dermedge_export.evaluation.metrics import dice
 from dermedge_runtime.decode import ordinal_level, segment_mask
 from dermedge_runtime.errors import DataError, UsageError
@@ -161,7 +164,7 @@ def test_image_mask_and_teachers_mask_get_the_same_symmetry(tmp_path: Path) -> N
     red = TrainedModel(Redness(), spec, Backbone("red"))  # type: ignore[arg-type]
     teacher = Teacher(spec, (Member(red, tmp_path, "red"),))
     cache = TeacherCache.open(tmp_path / "cache", samples, teacher, views=2, masked=True)
-    cache.fill(training.train)
+    fill_teacher_cache(cache, training.train)
     turns = 0
     for epoch in range(6):
         for image, mask, teacher in distillation_batches(training, cache, epoch):

@@ -11,16 +11,19 @@ import pytest
 import torch
 
 from dermedge.data.draw import draw_data_set
+from dermedge.train import fill_teacher_cache as filling
 from dermedge.train import teacher_cache
+from dermedge.train.fill_teacher_cache import fill_teacher_cache
 from dermedge.train.loop import Schedule
 from dermedge.train.samples import Samples, read_samples
 from dermedge.train.teacher_cache import TeacherCache
-from dermedge.train.teachers import Member, Teacher, load_teacher
+from dermedge.train.teacher_member import Member
+from dermedge.train.teachers import Teacher, load_teacher
 from dermedge.train.view_store import ViewStore
 from dermedge_runtime.errors import DataError, DermedgeError
 from support import small
 from support.small import edited, learn
-from train.test_teachers import LESION, untrained
+from train.test_teachers import LESION, MALIGNANCY, untrained
 
 SHORT = Schedule(epochs=1, batch_size=16)
 
@@ -53,7 +56,7 @@ def fill(folder: Path, data: Path, teacher: Path | Teacher, **changes: Any) -> T
     samples, _ = read_samples(data, loaded.spec.tasks)
     options = {"views": 2, **changes}
     cache = TeacherCache.open(folder, samples, loaded, **options)
-    cache.fill(samples.rows("train"))
+    fill_teacher_cache(cache, samples.rows("train"))
     return cache
 
 
@@ -176,10 +179,52 @@ def test_a_full_disk_is_named_before_the_work(
     data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: Ran
 ) -> None:
     usage = namedtuple("usage", ["total", "used", "free"])
-    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+    monkeypatch.setattr(filling.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
     with pytest.raises(DermedgeError, match=r"needs .* GB, but .* --views"):
         fill(tmp_path, data, teacher)
     assert ran.since() == 0
+
+
+def test_a_second_teacher_needs_the_space_of_its_outputs_only(
+    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pixels are most of the cache, and are stored already."""
+    cache = fill(tmp_path / "cache", data, teacher)
+    pixels = sum(path.stat().st_size for path in cache.pixels.folder.iterdir())
+    usage = namedtuple("usage", ["total", "used", "free"])
+    monkeypatch.setattr(filling.shutil, "disk_usage", lambda path: usage(1, 1, pixels // 2))
+    other = untrained(tmp_path / "other", MALIGNANCY, seed=5)
+    fill(tmp_path / "cache", data, other)
+
+
+def test_progress_counts_every_stored_view_once(data: Path, teacher: Path, tmp_path: Path) -> None:
+    both = load_teacher([teacher, untrained(tmp_path / "other", MALIGNANCY, seed=5)])
+    samples, _ = read_samples(data, both.spec.tasks)
+    cache = TeacherCache.open(tmp_path / "cache", samples, both, views=2)
+    seen: list[tuple[int, int]] = []
+    rows = samples.rows("train")
+    fill_teacher_cache(cache, rows, lambda done, total, note: seen.append((done, total)))
+    done = [one for one, _ in seen]
+    assert done == sorted(set(done))
+    assert seen[-1] == (3 * 2 * len(rows), 3 * 2 * len(rows))
+
+
+def test_other_augmentation_is_another_cache(
+    data: Path, teacher: Path, tmp_path: Path, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, data, teacher)
+    assert ran.since() > 0
+    make = teacher_cache.make_augmentation
+
+    class Other:
+        def to_dict(self) -> dict[str, Any]:
+            described = make(32).to_dict()
+            described["transform"]["transforms"][0]["scale"] = (0.5, 1.0)
+            return described
+
+    monkeypatch.setattr(teacher_cache, "make_augmentation", lambda size: Other())
+    fill(tmp_path, data, teacher)
+    assert ran.since() > 0
 
 
 def test_a_teacher_without_finite_outputs_is_named(

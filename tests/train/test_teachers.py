@@ -18,7 +18,8 @@ from dermedge.models.network import LAST_MAP, POOLED
 from dermedge.models.new_spec import make_preprocess, make_spec
 from dermedge.train.ensemble import make_ensemble
 from dermedge.train.loop import Schedule
-from dermedge.train.teachers import Whitening, load_teacher
+from dermedge.train.teachers import load_teacher
+from dermedge.train.whitening import Whitening
 from dermedge_export.evaluation.postprocessing import fit_temperature
 from dermedge_runtime.activations import sigmoid, softmax
 from dermedge_runtime.errors import DataError, UsageError
@@ -182,6 +183,13 @@ class TestBadInput:
             load_teacher(tmp_path)
 
 
+@pytest.mark.parametrize("value", [0, -1.0, "2"])
+def test_a_temperature_that_is_no_positive_number_is_refused(tmp_path: Path, value: Any) -> None:
+    members = {untrained(tmp_path / name, MALIGNANCY): {"malignancy": value} for name in "ab"}
+    with pytest.raises(DataError, match=r"ensemble\.json is not an ensemble"):
+        load_teacher(with_temperatures(tmp_path / "both", members))
+
+
 def test_an_ensemble_is_calibrated_on_val_and_moves_with_its_members(
     data: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +219,11 @@ def test_whitening_leaves_out_directions_without_variance() -> None:
     white = Whitening.fit(features.astype(np.float32)).apply(features.astype(np.float32))
     assert white.shape == (400, 4)
     np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=1e-3)
+
+
+def test_equal_features_cannot_be_whitened() -> None:
+    with pytest.raises(DataError, match="same for all train images"):
+        Whitening.fit(np.ones((5, 3), np.float32))
 
 
 @pytest.fixture(scope="module")

@@ -7,22 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 
+from dermedge.train import loop
 from dermedge.train.loop import CHECKPOINT, FitResult, Schedule, fit
 from dermedge.train.training_loss import LOG_VARIANCE_LIMIT, LabelledLoss, TaskWeights, TrainingLoss
 from dermedge_runtime.errors import DataError, UsageError
-from dermedge_runtime.spec import Label, Task
+from support.every_kind import TASKS, UNKNOWN
 
-LABELS = tuple(Label(str(i), str(i)) for i in range(3))
-TASKS = (
-    Task("diagnosis", "classify", LABELS),
-    Task("malignancy", "binary"),
-    Task("severity", "ordinal", LABELS),
-    Task("lesion", "segment"),
-    Task("embedding", "embed"),
-)
-UNKNOWN = float("nan")
 SUPERVISED = ["diagnosis", "malignancy", "severity", "lesion"]
 
 
@@ -201,3 +195,76 @@ class TestLoop:
         with pytest.raises(DataError, match=r"weight weight is not finite at the end of epoch 2"):
             train(tmp_path, Scaled(), network=network, batches=batches)
         assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["state"]["epoch"] == 1
+
+    def test_parameters_of_the_loss_that_are_not_finite_never_reach_it(
+        self, tmp_path: Path
+    ) -> None:
+        loss = Scaled()
+
+        def batches(epoch: int) -> Any:
+            yield torch.ones(4, 3)
+            yield torch.ones(4, 3)
+            if epoch == 1:
+                loss.scale.data.fill_(float("nan"))
+
+        with pytest.raises(DataError, match=r"weight scale is not finite at the end of epoch 2"):
+            train(tmp_path, loss, batches=batches)
+        saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+        assert saved["loss"]["scale"].isfinite().all()
+
+    def test_the_scale_of_fp16_losses_is_resumed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise the first steps of the resumed run overflow and are skipped again."""
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+
+        def make_fabric(precision: str) -> Fabric:
+            # Fabric itself replaces fp16 on a CPU by bf16.
+            return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu")])
+
+        monkeypatch.setattr(loop, "make_fabric", make_fabric)
+
+        def large(network: nn.Module, batch: Tensor) -> Tensor:
+            return 100 * (network(batch) - 3).square().mean()
+
+        whole = train(tmp_path / "a", large, "16-mixed")
+
+        def killed(epoch: int) -> list[Tensor]:
+            if epoch == 2:
+                raise KeyboardInterrupt
+            return [torch.ones(4, 3)] * 2
+
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "b", large, "16-mixed", batches=killed)
+        scale = torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["precision"]["scale"]
+        assert scale < 65536
+        assert train(tmp_path / "b", large, "16-mixed").history == whole.history
+
+    def test_the_network_is_the_one_that_was_scored_in_every_precision(
+        self, tmp_path: Path
+    ) -> None:
+        """`bf16-true` converts weights and buffers, but not the moving average."""
+        seen: list[Tensor] = []
+
+        class Normalised(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(3, 2)
+                self.register_buffer("mean", torch.tensor(123.675), persistent=False)
+
+            def forward(self, batch: Tensor) -> Tensor:
+                output: Tensor = self.layer(batch.to(self.mean.dtype) - self.mean)
+                return output
+
+        def score(network: nn.Module) -> dict[str, float]:
+            with torch.no_grad():
+                seen.append(network(torch.ones(4, 3)))
+            return {"score": 1.0}
+
+        network = Normalised()
+        train(
+            tmp_path, lambda n, b: n(b).square().mean(), "bf16-true", network=network, score=score
+        )
+        with torch.no_grad():
+            assert torch.equal(network(torch.ones(4, 3)), seen[0])

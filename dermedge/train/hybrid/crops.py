@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dermedge.models.backbone import Backbone
 from dermedge.train.hybrid.model import Grid
 from dermedge.train.hybrid.recipe import HybridRecipe
-from dermedge.train.samples import FRAME_BYTES, Frames
+from dermedge.train.views import FRAME_BYTES, Frames
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.spec import Preprocess
 

@@ -17,7 +17,7 @@ from dermedge.train.hybrid.model import Branch, HybridStudent, LabelHead, patch_
 from dermedge.train.hybrid.prototypes import make_prototypes
 from dermedge.train.hybrid.recipe import HybridRecipe
 from dermedge.train.hybrid.sources import Sources
-from dermedge.train.samples import Frames
+from dermedge.train.views import Frames
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.spec import Task
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from dermedge.train.distributed import world_max
+from dermedge.train.finite import check_loss
 from dermedge.train.hybrid.checkpoint import LOG, TrainingState, save_checkpoint
 from dermedge.train.hybrid.crops import CropBatch
 from dermedge.train.hybrid.loss_log import LOSSES, StepLosses, format_losses, format_speed
@@ -18,6 +19,8 @@ from dermedge.train.run_record import RunRecord
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import append_line
 from dermedge_runtime.progress import Progress
+
+REMEDY = "Lower --lr or use another --precision, and train again."
 
 
 def train(
@@ -60,7 +63,9 @@ def train(
         torch.manual_seed(seed * 100_003 + state.step)
         now = rates(recipe, state.step)
         losses = train_step(learner, parts, state.step, now)
-        check_loss(losses, state.step)
+        *each, total, _ = losses.values
+        # The values are means over the processes, so all ranks stop together.
+        check_loss(total, dict(zip(LOSSES, each, strict=True)), f"step {state.step + 1}", REMEDY)
         moment = clock()
         state.finish_step(losses, moment - started)
         # Rank 0 decides for all ranks, whose clocks differ.
@@ -99,25 +104,6 @@ def describe_step(learner: Learner, state: TrainingState, losses: StepLosses) ->
     speed = recipe.batch_size * done / max(state.seconds, 1e-9)
     named = format_losses(losses.named(recipe))
     return f"epoch {epoch}/{recipe.epochs}, {named}, {format_speed(speed)}"
-
-
-def check_loss(losses: StepLosses, step: int) -> None:
-    """Check that all losses are finite, with the same result on every rank.
-
-    Raises:
-        DataError: A loss is not finite.
-    """
-    if not torch.isfinite(losses.values).all():
-        bad = [
-            name
-            for name, value in zip(LOSSES, losses.values.tolist(), strict=False)
-            if not math.isfinite(value)
-        ]
-        which = f" of {', '.join(bad)}" if bad else ""
-        raise DataError(
-            f"The loss{which} became {losses.values[-2].item()} in step {step + 1}. Lower --lr or "
-            "use another --precision, and train again."
-        )
 
 
 def note_unreadable(
