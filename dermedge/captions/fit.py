@@ -16,12 +16,13 @@ from torch import Tensor
 from dermedge.captions.model import Captioner, pad_captions
 from dermedge.captions.options import CaptionOptions
 from dermedge.train.distributed import make_fabric, rank, wait_for_ranks, world_size, world_sum
+from dermedge.train.finite import check_loss
 from dermedge.train.loop import CHECKPOINT, Checkpoint
-from dermedge_runtime.errors import DataError
 from dermedge_runtime.progress import Progress
 
 CHECKPOINT_SECONDS = 60.0
 EVALUATION_BATCH = 8
+REMEDY = "Lower --lr or --lora-lr, and train again into another folder or with --overwrite."
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,22 +186,9 @@ def _take_step(
         total += loss.item()
     if world_size() > 1:
         total = float(world_sum(torch.tensor(total, device=fabric.device)))
-    check_loss(total, f"in step {step + 1}")
+    check_loss(torch.tensor(total), {}, f"in step {step + 1}", REMEDY)
     optimizer.step()
     return total
-
-
-def check_loss(loss: float, when: str) -> None:
-    """Check that a loss is finite.
-
-    Raises:
-        DataError: It is not.
-    """
-    if not math.isfinite(loss):
-        raise DataError(
-            f"The loss became {loss} {when}. Lower --lr or --lora-lr, and train again into another "
-            "folder or with --overwrite."
-        )
 
 
 def _shares(rows: list[int], parts: int) -> Iterator[tuple[list[int], int]]:
@@ -227,7 +215,7 @@ def _close_epoch(
     nll = negative_log_likelihood(captioner, val, own, fabric.device, fabric.autocast)
     loss = float(world_sum(torch.tensor(nll.sum(), device=fabric.device)))
     loss /= sum(map(len, val.captions))
-    check_loss(loss, f"on val after epoch {epoch + 1}")
+    check_loss(torch.tensor(loss), {}, f"on val after epoch {epoch + 1}", REMEDY)
     state["history"].append({"loss": state["sum"] / steps, "val_loss": loss})
     state["sum"] = 0.0
     if loss < state["best"]:

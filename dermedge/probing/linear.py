@@ -122,8 +122,6 @@ def fit_linear(
     """
     import torch
 
-    from dermedge.train.finite import check_weights
-
     shift = features.mean(axis=0) if normalise else np.zeros(features.shape[1], np.float32)
     scale = features.std(axis=0) + EPSILON if normalise else np.ones(features.shape[1], np.float32)
     inputs, targets = torch.from_numpy((features - shift) / scale), torch.from_numpy(labels)
@@ -142,8 +140,6 @@ def fit_linear(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-    check_weights(layer, "a linear probe", REMEDY)
-
     classify = fitted_classifier(kind, layer)
     return lambda features: classify((features - shift) / scale)
 
@@ -151,12 +147,19 @@ def fit_linear(
 def fitted_classifier(kind: Kind, layer: "nn.Module") -> FittedClassifier:
     """Return a trained layer as a function from features to class probabilities.
 
+    Raises:
+        DataError: A weight of the layer is not finite.
+
     Examples:
         >>> classify = fitted_classifier("classify", make_layer("classify", 8, 3))
         >>> classify(np.zeros((2, 8), np.float32)).shape
         (2, 3)
     """
     import torch
+
+    from dermedge.train.finite import check_weights
+
+    check_weights(layer, "a linear probe", REMEDY)
 
     def classify(features: Features) -> Probabilities:
         with torch.inference_mode():

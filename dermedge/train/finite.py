@@ -17,14 +17,14 @@ def check_loss(loss: Tensor, parts: Mapping[str, Tensor], when: str, remedy: str
     Args:
         loss: The loss.
         parts: Its parts by name, so that the message can name those that are not finite.
-        when: Step of the training, for the message.
+        when: Step of the training, such as `in step 3`, for the message.
         remedy: What to do, as a sentence.
 
     Raises:
         DataError: The loss is NaN or infinite.
 
     Example:
-        >>> check_loss(torch.tensor(torch.inf), {}, "step 3", "Lower --lr.")
+        >>> check_loss(torch.tensor(torch.inf), {}, "in step 3", "Lower --lr.")
         Traceback (most recent call last):
             ...
         dermedge_runtime.errors.DataError: The loss became inf in step 3. Lower --lr.
@@ -33,7 +33,7 @@ def check_loss(loss: Tensor, parts: Mapping[str, Tensor], when: str, remedy: str
         return
     names = [name for name, value in parts.items() if not torch.isfinite(value)]
     which = f" of {', '.join(names)}" if names else ""
-    raise DataError(f"The loss{which} became {loss.item()} in {when}. {remedy}")
+    raise DataError(f"The loss{which} became {loss.item()} {when}. {remedy}")
 
 
 def check_weights(module: nn.Module, when: str, remedy: str) -> None:

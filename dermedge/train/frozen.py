@@ -152,7 +152,7 @@ def _fit_head(
         optimizer.step(closure)
         with torch.no_grad():
             value = loss(val)
-        check_loss(value, {}, f"the fit of {task.name} with weight decay {penalty:g}", REMEDY)
+        check_loss(value, {}, f"in the fit of {task.name} with weight decay {penalty:g}", REMEDY)
         found.append((value.item(), penalty, copy.deepcopy(head.state_dict())))
     _, penalty, state = min(found, key=lambda one: one[0])
     head.load_state_dict(state)

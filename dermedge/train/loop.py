@@ -172,7 +172,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * _rate(step, steps, total, schedule.warmup)
             value = loss(whole, gather_batch(fabric.to_device(batch)))
-            check_loss(value, own.parts, f"epoch {epoch + 1}, step {step % steps + 1}", remedy)
+            check_loss(value, own.parts, f"in epoch {epoch + 1}, step {step % steps + 1}", remedy)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(value)
             optimizer.step()

@@ -65,7 +65,7 @@ def train(
         losses = train_step(learner, parts, state.step, now)
         *each, total, _ = losses.values
         # The values are means over the processes, so all ranks stop together.
-        check_loss(total, dict(zip(LOSSES, each, strict=True)), f"step {state.step + 1}", REMEDY)
+        check_loss(total, dict(zip(LOSSES, each, strict=True)), f"in step {state.step + 1}", REMEDY)
         moment = clock()
         state.finish_step(losses, moment - started)
         # Rank 0 decides for all ranks, whose clocks differ.
