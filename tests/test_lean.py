@@ -121,11 +121,13 @@ def test_the_command_line_imports_no_engine_and_no_training_package() -> None:
         assert packages <= COMMAND_LINE, module
 
 
-@pytest.mark.parametrize("package", ["export", "data", "evaluation", "probing", "report"])
+@pytest.mark.parametrize(
+    "package", ["export", "data", "evaluation", "probing", "readers", "report"]
+)
 def test_no_module_imports_torch_before_a_verb_needs_it(package: str) -> None:
     modules = walked(dermedge_export, "dermedge_export") if package == "export" else below(package)
     assert len(modules) > 3
-    allowed = {"jinja2", "matplotlib"} if package == "report" else set()
+    allowed = {"jinja2", "matplotlib"} if package in ("readers", "report") else set()
     for module, packages in brought_in(*modules).items():
         assert not packages & (TRAINING - allowed), module
 
@@ -202,6 +204,7 @@ def test_no_verb_of_the_device_imports_torch_when_it_really_runs(data: Path) -> 
         ("evaluate", ["dermedge.evaluation"]),
         ("data", ["dermedge.data"]),
         ("report", ["dermedge.report"]),
+        ("readers", [f"dermedge.readers.{name}" for name in ("analyze", "page", "plan")]),
         ("export", ["dermedge.workflows.export", "dermedge_export.exporters.onnx"]),
     ],
 )
