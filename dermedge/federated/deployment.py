@@ -5,6 +5,7 @@ server. They load the two apps of `APP`, which call installed code of dermedge.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ from dermedge_runtime.progress import Progress
 POLL_SECONDS = 0.5
 START_SECONDS = 120
 STOP_SECONDS = 10
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LINK, APP, MODULE, LOG = "server", "app", "dermedge_federated", "flower.log"
 CODE = """from dermedge.federated.apps import make_deployed_client_app, make_server_app
 
@@ -307,20 +310,48 @@ def _wait_for_result(
 
 @contextmanager
 def _start(command: Sequence[str], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a program of Flower, and stop it and its children at the end."""
+    """Start a program of Flower, and stop it and its children at the end.
+
+    They also end if this process gets SIGTERM or, on Linux, is killed. A SuperLink that
+    was left behind would keep the port.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("ab") as log:
+    with (folder / LOG).open("ab") as log, _sigterm_interrupts():
         process = subprocess.Popen(
             [*_program(command[0]), *command[1:]],
             env=_environment(folder),
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             yield process
         finally:
             _stop(process)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that children are stopped."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to send SIGTERM to this process when its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -140,6 +140,8 @@ def require_flower() -> None:
     """
     if importlib.util.find_spec("flwr") is None:
         raise MissingExtraError("flwr", "federated", "`dermedge federated`")
+    import flwr.serverapp  # noqa: F401  # sets the level of its logger
+
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 

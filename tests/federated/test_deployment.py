@@ -1,6 +1,7 @@
 """`federated server` and `federated client` as real processes over loopback."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -65,6 +66,30 @@ def test_clients_train_over_loopback(address, started, tmp_path) -> None:
     assert report["rounds"][0]["clients"] == ["h1", "h2"]
     assert {row["client"] for row in report["results"]} == {"h1", "h2"}
     assert load_model_folder(tmp_path / "out").spec.lineage["federated"]["clients"] == 2
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from dermedge.federated.deployment import _start
+with _start(["sleep", "600"], Path(sys.argv[1])) as process:
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_leaves_no_process_behind(kind: signal.Signals, tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, env=os.environ
+    )
+    assert parent.stdout is not None
+    child = os.pidfd_open(int(parent.stdout.readline()))
+    parent.send_signal(kind)
+    parent.communicate(timeout=60)
+    assert select.select([child], [], [], 60)[0], "the child still runs"
+    os.close(child)
 
 
 def test_an_address_of_other_machines_needs_certificates(tmp_path: Path) -> None:
