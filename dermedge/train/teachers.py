@@ -101,8 +101,10 @@ class Teacher:
                 f"No teacher ({names}) has a task of the student ({', '.join(alone)}). Choose "
                 "other tasks, or add a teacher that has one."
             )
-        if alone:
-            LOGGER.warning("No teacher has %s: learned from labels alone.", ", ".join(alone))
+        # An embedding has no labels: the terms of the other tasks train its features.
+        labelled = [task.name for task in tasks if task.name in alone and task.kind != "embed"]
+        if labelled:
+            LOGGER.warning("No teacher has %s: learned from labels alone.", ", ".join(labelled))
         return fitted
 
     def run(self, pixels: NDArray[np.uint8], *, maps: bool = False) -> dict[str, Array]:
