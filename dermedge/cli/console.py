@@ -364,6 +364,13 @@ def training_options(command: F) -> F:
             show_default=True,
             help="Give a student a score of how foreign an image is (task ood).",
         ),
+        click.option(
+            "--foreign",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="Data set whose images the task ood must flag, such as clinical photographs for a "
+            "model of dermoscopic images: its folder or table file. Can be repeated.",
+        ),
         click.option("--name", help="Name of the model. Default: the name of its backbone."),
         backbone_arg_option,
         click.option(

@@ -1,7 +1,8 @@
 """Options that fine-tuning and distillation share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dermedge.train.loop import Schedule
@@ -25,6 +26,9 @@ class TrainingOptions:
         seed: Random seed for shuffling, augmentation and initialization.
         ood: Give a student the task `ood`, which scores how foreign an image is. Its
             head is fitted on the train images after training.
+        foreign: Folders or table files of images that this score must flag, such as
+            clinical photographs for a model of dermoscopic images. Their train rows are
+            used. Without a table, drawn images without skin are used.
 
     Example:
         >>> from dataclasses import replace
@@ -42,3 +46,4 @@ class TrainingOptions:
     schedule: Schedule = field(default_factory=Schedule)
     seed: int = 0
     ood: bool = True
+    foreign: Sequence[Path | str] = ()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
+from dermedge.data.table import read_table, table_digest
 from dermedge.models.backbone import Backbone
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
@@ -17,7 +18,7 @@ from dermedge.train.lineage import (
     read_init_split,
 )
 from dermedge.train.loop import FitResult
-from dermedge.train.ood import with_ood
+from dermedge.train.ood import read_foreign, with_ood
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
 from dermedge.train.samples import Samples
@@ -80,6 +81,7 @@ def describe_training(
         spec: The new model's tasks and preprocessing.
         own: Further settings of the verb.
     """
+    digests = [table_digest(read_table(table)) for table in options.foreign]
     return {
         "backbone": describe_backbone(backbone),
         "init": digest_init(options.init),
@@ -91,6 +93,7 @@ def describe_training(
         "seed": options.seed,
         # Only where it changes the model, so that finished teachers are still recognized.
         **({"ood": True} if options.ood and own.get("role") != "teacher" else {}),
+        **({"foreign": digests} if digests else {}),
         **describe_masks(samples, spec.tasks),
     }
 
@@ -122,9 +125,13 @@ def train_model(
         overwrite: Replace another run in the folder.
 
     Raises:
-        DataError: The table lacks rows or labels, or the initial weights do not fit.
-        UsageError: The folder holds another run, or the network cannot be created.
+        DataError: The table lacks rows or labels, a table of foreign images cannot be
+            used, or the initial weights do not fit.
+        UsageError: The folder holds another run, the network cannot be created, or the
+            options name foreign images for a model without the task `ood`.
     """
+    fits_ood = options.ood and run.role == "student"
+    foreign = read_foreign(options, samples, fits=fits_ood)
     finished = run.finished(overwrite=overwrite)
     if finished is not None:
         return finished
@@ -150,8 +157,8 @@ def train_model(
             wait_for_ranks()
             return load_model_folder(run.folder)
     model = TrainedModel(network, spec, backbone, run.role, split=split)
-    if options.ood and run.role == "student":
-        model = with_ood(model, training)
+    if fits_ood:
+        model = with_ood(model, training, foreign)
     results = {} if teacher is None else {"teacher_val": dict(teacher.metrics)}
     saved = _save(model, run, fitted, results)
     wait_for_ranks()

@@ -108,12 +108,25 @@ def _abstention_lines(spec: Spec, postprocessing: Mapping[str, Postprocessing]) 
         "not find every image without skin, nor every clinical photograph."
         for threshold in flags
     ]
+    if flags and isinstance(fitted_on := spec.lineage.get("ood"), Mapping):
+        lines.append(f"The flag was fitted on these foreign images: {_foreign_images(fitted_on)}.")
     if not flags:
         lines.append(
             "Out-of-distribution detection is not fitted. The model gives a prediction for any "
             "image, even if it shows no skin."
         )
     return lines
+
+
+def _foreign_images(lineage: Mapping[str, Any]) -> str:
+    """Return the kinds of foreign images that an OOD score was fitted on."""
+    tables = lineage.get("tables", ())
+    drawn = f"{lineage.get('drawn', 0)} drawn images without skin, no photographs"
+    texts = [] if tables else [drawn]
+    for table in tables:
+        modalities = " and ".join(name or "unknown" for name in table["modalities"])
+        texts.append(f"{table['images']} images of {table['name']} ({modalities})")
+    return ", ".join(texts)
 
 
 def calibrated_on(artifact: Artifact) -> str:

@@ -7,7 +7,9 @@ STUDENT is a model folder that was trained on the first data set. Each score is 
 its train images, and its threshold keeps 95 % of its val images. The table gives the
 share of test images that is kept, and the share of the other images that is flagged:
 drawn ones, photographs of scikit-image and scikit-learn with crops of them, the clinical
-photographs, and dermoscopy from another source. It needs scikit-image and pytorch-ood
+photographs, and dermoscopy from another source. The last two scores also learn from
+foreign images: drawn ones with other seeds, or the train rows of the clinical set, whose
+other rows are the column. It needs scikit-image and pytorch-ood
 (`pip install scikit-image pytorch-ood`). Features are computed once and kept in the
 output folder.
 """
@@ -22,9 +24,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dermedge.data.split import with_split
 from dermedge.data.table import read_table
 from dermedge.models import TrainedModel, load_model_folder
-from dermedge.models.ood import AXES, fit_distance
+from dermedge.models.ood import AXES, FeatureDistance, fit_distance, fit_foreign
+from dermedge.train.ood import DRAWN as FITTED
 from dermedge_export.evaluation.ood import fit_ood_threshold
 from dermedge_export.synthetic.foreign import KINDS, draw_foreign
 from dermedge_runtime.canonical_json import pretty_json
@@ -35,6 +39,7 @@ Pixels = NDArray[np.uint8]
 Score = Callable[["Features"], NDArray[np.floating]]
 DRAWN = 100 * len(KINDS)
 CROPS = 15  # of each photograph
+OWN = ("train", "val", "fitted")  # sets that a score or a threshold is fitted on
 LEFT_OUT = ("color",)  # 10 x 15 pixels
 
 
@@ -62,10 +67,11 @@ def main() -> None:
     model = load_model_folder(arguments.student)
     sets = collect(model, arguments)
     found = {}
-    for name, score in scores(model, sets["train"]).items():
+    exposed = separate(sets, arguments.clinical)
+    for name, score in scores(model, sets, exposed).items():
         found[name] = measure(score, sets)
         atomic_write(out / "ood.json", pretty_json(found))
-    columns = ["test", *(name for name in sets if name not in ("train", "val", "test"))]
+    columns = ["test", *(name for name in sets if name not in (*OWN, "test"))]
     print("| score | test kept |", " | ".join(columns[1:]), "| least flagged kinds |")
     for name, row in found.items():
         cells = [f"{row[column]:.3f}" for column in columns]
@@ -101,10 +107,23 @@ def collect(model: TrainedModel, arguments: argparse.Namespace) -> dict[str, Fea
     sets["drawn"] = lambda: (
         (KINDS[seed % len(KINDS)], draw_foreign(seed, size)) for seed in range(DRAWN)
     )
+    sets["fitted"] = lambda: (("drawn", draw_foreign(seed, size)) for seed in FITTED)
     sets["photographs"] = photographs
     sets["clinical"] = lambda: of_table(arguments.clinical, None)
     sets["near"] = lambda: of_table(arguments.near, None)
     return {name: features(model, images, arguments.out / name) for name, images in sets.items()}
+
+
+def separate(sets: dict[str, Features], folder: Path) -> Features:
+    """Take the train rows out of the clinical set, by patients, and return them."""
+    whole = sets["clinical"]
+    train = (with_split(read_table(folder)).frame["split"] == "train").to_numpy()
+    parts = [
+        Features(whole.pooled[rows], whole.logits[rows], whole.kinds[rows].tolist())
+        for rows in (train, ~train)
+    ]
+    sets["clinical"] = parts[1]
+    return parts[0]
 
 
 def packaged() -> Iterator[tuple[str, Image.Image]]:
@@ -154,10 +173,13 @@ def features(
     return Features(pooled, logits, kinds)
 
 
-def scores(model: TrainedModel, train: Features) -> dict[str, Score]:
+def scores(
+    model: TrainedModel, sets: Mapping[str, Features], exposed: Features
+) -> dict[str, Score]:
     """Return every score, fitted on the train images. Larger is more foreign."""
     from pytorch_ood.detector import KNN, RMD, EnergyBased, Mahalanobis, MaxSoftmax, ViM
 
+    train = sets["train"]
     labels = train.logits.argmax(1)  # predicted classes: a score needs no true ones
     classifier = model.module.heads["diagnosis"]
     rank = min(512, train.pooled.shape[1] // 2)
@@ -179,6 +201,10 @@ def scores(model: TrainedModel, train: Features) -> dict[str, Score]:
     found[f"PCA residual, {AXES} axes"] = residual(train.pooled, AXES)
     for axes in (16, 64, 128):
         found[f"PPCA distance, {axes} axes"] = distance(train.pooled, axes)
+    for name, foreign in (("drawn", sets["fitted"]), ("clinical", exposed)):
+        head = fit_distance(train.pooled)
+        fit_foreign(head, train.pooled, sets["val"].pooled, foreign.pooled)
+        found[f"PPCA distance, 64 axes, and classifier of {name} images"] = applied(head)
     return found
 
 
@@ -197,7 +223,11 @@ def residual(train: torch.Tensor, axes: int) -> Score:
 
 def distance(train: torch.Tensor, axes: int = AXES) -> Score:
     """Return the score of the `ood` head, with a number of axes."""
-    head = fit_distance(train, axes)
+    return applied(fit_distance(train, axes))
+
+
+def applied(head: FeatureDistance) -> Score:
+    """Return the score of a head."""
     return lambda images: head(images.pooled)[:, 0].numpy()
 
 
@@ -209,7 +239,7 @@ def measure(score: Score, sets: Mapping[str, Features]) -> dict[str, float | dic
     kinds: dict[str, float] = {}
     with torch.no_grad():
         for name, images in sets.items():
-            if name in ("train", "val"):
+            if name in OWN:
                 continue
             flagged = score(images) > threshold
             row[name] = float((~flagged if name == "test" else flagged).mean())

@@ -5,7 +5,7 @@ from dataclasses import replace
 from conftest import TOY_POSTPROCESSING, TOY_SPEC
 from dermedge_export.model_card import model_card
 from dermedge_runtime.report import Interval, Limit, ParityReport
-from dermedge_runtime.spec import Artifact, Conformal, Postprocessing
+from dermedge_runtime.spec import Artifact, Conformal, Postprocessing, Task
 
 ARTIFACT = Artifact(
     "jetson-thor", "tensorrt", "model.onnx", "int8+fp16", requires=("tensorrt>=10.13,<12",)
@@ -88,3 +88,20 @@ def test_it_states_how_the_model_abstains_and_which_labels_have_no_quantile():
     assert "Scores from 0.2500 to 0.7500 get the decision `refer`" in text
     assert f"19 validation images of each label; {labels[-1].id} has fewer" in text
     assert "Conformal sets are not fitted." not in text
+
+
+def test_it_names_the_foreign_images_that_the_flag_was_fitted_on():
+    ood = Task("ood", "ood")
+    fitted = {**TOY_POSTPROCESSING, "ood": Postprocessing(ood_threshold=1.5)}
+
+    def written(lineage: dict[str, object]) -> str:
+        spec = replace(TOY_SPEC, tasks=(*TOY_SPEC.tasks, ood), lineage=lineage)
+        return model_card(spec, ARTIFACT, fitted, REPORT)
+
+    table = {"name": "clinic", "images": 300, "modalities": {"clinical": 290, "": 10}}
+    text = written({"ood": {"drawn": 0, "tables": [table]}})
+    assert "foreign images: 300 images of clinic (clinical and unknown).\n" in text
+    assert "350 drawn images without skin, no photographs." in written(
+        {"ood": {"drawn": 350, "tables": []}}
+    )
+    assert "The flag was fitted on" not in written({})

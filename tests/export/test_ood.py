@@ -11,7 +11,7 @@ import torch
 from dermedge.models import Network, TrainedModel
 from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_spec
-from dermedge.models.ood import OOD, fit_distance
+from dermedge.models.ood import OOD, fit_distance, fit_foreign
 from dermedge_export.calibration import synthetic_calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.context import ExportContext, module_runner
@@ -42,7 +42,11 @@ def context() -> ExportContext:
     calibration = synthetic_calibration(Preprocess(SIZE), 64)
     with torch.no_grad():
         features = network.features(torch.from_numpy(calibration.images))
-    network.heads[OOD.name] = fit_distance(features)
+        drawn = np.stack([draw_foreign(seed, SIZE) for seed in range(1000, 1021)])
+        foreign = network.features(torch.from_numpy(drawn))
+    head = fit_distance(features)
+    fit_foreign(head, features, features, foreign)
+    network.heads[OOD.name] = head
     spec = make_spec("foreign", TASKS, Preprocess(SIZE), {})
     return ExportContext(TrainedModel(network, spec, backbone), lambda: calibration)
 
@@ -119,7 +123,7 @@ def test_openvino_rounds_features_only(context: ExportContext) -> None:
     while node.get_type_name() not in ("ReduceMean", "FakeQuantize"):
         seen.append(node.get_type_name())
         node = node.input_value(0).get_node()
-    assert seen[:5] == ["Result", "Sqrt", "Abs", "Subtract", "ReduceSum"]
+    assert seen[:6] == ["Result", "Add", "Sqrt", "Abs", "Subtract", "ReduceSum"]
     assert seen.count("Subtract") == 2
 
 
