@@ -219,8 +219,9 @@ def test_images_of_a_table_are_flagged_and_recorded(
     head = model.module.heads["ood"]
     assert head.foreign.abs().sum() > 0
     plain = load_model_folder(folder).module.heads["ood"]
+    images = [table / name for name in read_table(table).frame["image"]]
     pixels = torch.from_numpy(
-        np.stack([preprocess(path, model.spec.preprocess) for path in sorted(table.rglob("*.png"))])
+        np.stack([preprocess(path, model.spec.preprocess) for path in images])
     )
     with torch.no_grad():
         features = model.module.features(pixels)
