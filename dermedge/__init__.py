@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dermedge.data.importing.add import add_data, list_data_sets
     from dermedge.data.split import split_data
     from dermedge.data.table import read_table
-    from dermedge.evaluation.evaluate import evaluate
     from dermedge.federated.deployment import join_federated, serve_federated
     from dermedge.federated.options import FederatedOptions
     from dermedge.federated.partition import Partition
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from dermedge.workflows.debug_parity import debug_parity
     from dermedge.workflows.doctor import doctor
     from dermedge.workflows.embed import Embedded, embed
+    from dermedge.workflows.evaluate import evaluate
     from dermedge.workflows.export import ExportSummary, export, export_all
     from dermedge.workflows.inspect import inspect
     from dermedge.workflows.page import MissingPageError
@@ -97,7 +97,6 @@ else:
         ),
         "dermedge.data.split": ("split_data",),
         "dermedge.data.table": ("read_table",),
-        "dermedge.evaluation.evaluate": ("evaluate",),
         "dermedge.federated.deployment": ("join_federated", "serve_federated"),
         "dermedge.federated.options": ("FederatedOptions",),
         "dermedge.federated.partition": ("Partition",),
@@ -131,6 +130,7 @@ else:
         "dermedge.workflows.debug_parity": ("debug_parity",),
         "dermedge.workflows.doctor": ("doctor",),
         "dermedge.workflows.embed": ("Embedded", "embed"),
+        "dermedge.workflows.evaluate": ("evaluate",),
         "dermedge.workflows.export": (
             "ExportSummary",
             "export",

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from dermedge.data.draw import draw_data_set
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
-from dermedge.evaluation.evaluate import evaluate
 from dermedge.models import student_presets
 from dermedge.train.hybrid.recipe import PRESETS
 from dermedge.workflows import run as module
+from dermedge.workflows.evaluate import evaluate
 from dermedge.workflows.run import RunOptions, default_pretrain_epochs, run
 from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import DataError, UsageError

@@ -77,6 +77,9 @@ def command(
 ) -> None:
     """Evaluate BUNDLE on labelled images.
 
+    BUNDLE may also be the folder of a student, a teacher or an ensemble. Such a model
+    runs in torch, with temperature, thresholds and conformal sets fitted on val.
+
     Metrics have 95 % intervals over lesions or patients, overall and per subgroup.
 
     Skin types (I-II, III-IV, V-VI) and sexes with at least 30 images are compared. The
@@ -92,7 +95,7 @@ def command(
     crop). The report gives each metric, its change, and the share of these photographs
     that the image quality of the bundle flags.
     """
-    from dermedge.evaluation.evaluate import evaluate
+    from dermedge.workflows.evaluate import evaluate
 
     with progress("evaluate") as report_progress:
         report = evaluate(

@@ -1,13 +1,10 @@
-"""Evaluate a bundle on a table of labelled images."""
+"""Evaluate a loaded model on a table of labelled images."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from dermedge.data.split import with_split
-from dermedge.data.table import SPLITS, Table, read_table, table_digest
-from dermedge.evaluation.corruptions import read_names
+from dermedge.data.table import SPLITS, Table, table_digest
 from dermedge.evaluation.fairness import fairness
 from dermedge.evaluation.known_images import (
     KnownImages,
@@ -29,92 +26,94 @@ from dermedge_export.evaluation import metrics
 from dermedge_export.evaluation.conformal import describe_unfitted
 from dermedge_export.evaluation.metrics import Floats
 from dermedge_export.evaluation.predictions import Decoded, Predictions, decode_table
-from dermedge_runtime.bundle import Bundle
 from dermedge_runtime.errors import UsageError
-from dermedge_runtime.model import load
+from dermedge_runtime.model import Model
 from dermedge_runtime.progress import Progress
 
 
-def evaluate(
-    bundle: str | Path | Bundle,
-    data: str | Path,
-    *,
-    split: str = "test",
-    engine: str | None = None,
-    threads: int | None = None,
-    replicates: int = 1000,
-    seed: int = 0,
-    limit: int | None = None,
-    corruptions: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> EvaluationReport:
-    """Measure the accuracy of a bundle, overall and by subgroup.
+def select_rows(table: Table, split: str, limit: int | None = None) -> Table:
+    """Return the rows of a table to evaluate.
+
+    The whole table has its splits before rows are selected: a split of fewer rows would
+    put other images into test, among them images that the model was trained on.
 
     Args:
-        bundle: Path of a bundle, or an opened bundle.
-        data: Folder or table file of a data set. A row's own `malignant` overrides that
-            of its diagnosis.
-        split: train, val, test or all. By default test, which no training or selection
-            has used.
-        engine: Name of the engine, as for `load`.
-        threads: Threads of the engine, as for `load`.
-        replicates: Bootstrap replicates over lesions or patients.
-        seed: Random seed of the bootstrap.
+        table: The whole table, with splits.
+        split: train, val, test or all.
         limit: Largest number of images, evenly spread over the split; None is all.
-        corruptions: Names of corruptions to measure as well, or `all` for every one.
-        progress: Called with the number of images done.
-
-    Returns:
-        Metrics with 95 % intervals, the confusion matrix, plots as data, comparisons of
-        groups, and a line for each image.
 
     Raises:
-        UsageError: The split, the engine or a corruption is unknown, or the limit is not
-            positive.
-        DataError: The table or one of its images is unusable, or the split is empty.
-        BundleError: The bundle is damaged, unsafe or of a newer schema.
-        EngineError: The engine failed, or returned NaN or infinity.
+        UsageError: The split is unknown, or the limit is not positive.
+        DataError: The split is empty.
 
-    Examples:
-        >>> from dermedge.evaluation.evaluate import evaluate
-        >>> report = evaluate("toy.dermedge", "lesions", split="all", replicates=10)
-        >>> report.overall.cases, report.labels
-        (80, ('nv', 'mel', 'bcc'))
-        >>> accuracy = report.overall.metrics["balanced_accuracy"]
-        >>> accuracy.low <= accuracy.value <= accuracy.high
-        True
+    Example:
+        >>> from dermedge.data.split import with_split
+        >>> from dermedge.data.table import read_table
+        >>> len(select_rows(with_split(read_table("lesions")), "all", limit=20))
+        20
     """
     if split not in (*SPLITS, "all"):
         raise UsageError(f"Unknown split {split!r}. Use {', '.join(SPLITS)} or all.")
     if limit is not None and limit < 1:
         raise UsageError(f"The limit is {limit} images. Use 1 or more.")
-    names = read_names(corruptions) if corruptions is not None else ()
-    # The whole table gets its split before rows are selected: a split of fewer rows
-    # would put other images into test, among them images that the model was trained on.
-    complete = with_split(read_table(data))
-    table = complete if split == "all" else complete.select_split(split)
-    if limit is not None and limit < len(table):
-        rows = np.linspace(0, len(table) - 1, limit).round().astype(int)
-        table = table.replace(table.frame.iloc[rows].reset_index(drop=True))
-    with load(bundle, engine=engine, threads=threads) as model:
-        opened = model.bundle
-        predictions = table_predictions(table, opened.spec, model.run, progress=progress)
-        provenance = model.provenance
-        check_finite(predictions)
-        robustness = (
-            measure_robustness(
-                model, table, names, replicates=replicates, seed=seed, progress=progress
-            )
-            if names
-            else None
+    chosen = table if split == "all" else table.select_split(split)
+    if limit is None or limit >= len(chosen):
+        return chosen
+    rows = np.linspace(0, len(chosen) - 1, limit).round().astype(int)
+    return chosen.replace(chosen.frame.iloc[rows].reset_index(drop=True))
+
+
+def evaluate_model(
+    model: Model,
+    table: Table,
+    *,
+    split: str = "test",
+    replicates: int = 1000,
+    seed: int = 0,
+    corruptions: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """Measure the accuracy of a loaded model on some rows of a table.
+
+    Args:
+        model: The model.
+        table: The rows, as from `select_rows`.
+        split: Name of the rows, for the report.
+        replicates: Bootstrap replicates over lesions or patients.
+        seed: Random seed of the bootstrap.
+        corruptions: Names of corruptions to measure as well.
+        progress: Called with the number of images done.
+
+    Raises:
+        DataError: An image is unusable.
+        EngineError: The engine failed, or returned NaN or infinity.
+
+    Example:
+        >>> from dermedge import load
+        >>> from dermedge.data.split import with_split
+        >>> from dermedge.data.table import read_table
+        >>> rows = select_rows(with_split(read_table("lesions")), "test")
+        >>> with load("toy.dermedge") as model:
+        ...     evaluate_model(model, rows, replicates=10).overall.cases
+        12
+    """
+    opened = model.bundle
+    predictions = table_predictions(table, opened.spec, model.run, progress=progress)
+    check_finite(predictions)
+    robustness = (
+        measure_robustness(
+            model, table, corruptions, replicates=replicates, seed=seed, progress=progress
         )
+        if corruptions
+        else None
+    )
     decoded = decode_table(predictions, opened.spec, opened.postprocessing)
     scores = score_images(predictions, decoded, replicates=replicates, seed=seed)
     known = find_known_images(opened, table)
     unmapped = count_unmapped(table.frame, opened.spec)
     confusion = _count_confusion(decoded)
     return EvaluationReport(
-        model=provenance,
+        model=model.provenance,
         data=table.name,
         data_digest=table_digest(table),
         split=split,

@@ -289,7 +289,7 @@ class EvaluationReport:
         robustness: Scores on corrupted photographs. None if they were not asked for.
 
     Examples:
-        >>> from dermedge.evaluation.evaluate import evaluate
+        >>> from dermedge import evaluate
         >>> report = evaluate("toy.dermedge", "lesions", replicates=10)
         >>> report.split, len(report.images) == report.overall.cases
         ('test', True)

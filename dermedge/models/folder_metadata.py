@@ -18,6 +18,8 @@ from dermedge_runtime.spec import Spec, to_json
 Role = Literal["teacher", "student"]
 SplitRows = tuple[tuple[str, str, str], ...]
 SCHEMA = "dermedge.student/1"
+MODEL_FILES = ("student.json", "teacher.json")
+ENSEMBLE = "ensemble.json"
 WEIGHTS = "weights.safetensors"
 SPLIT = "split.csv"
 SPLIT_COLUMNS = ("image_id", "sha256", "split")
@@ -55,6 +57,16 @@ class ModelMetadata:
         return training_images(self.split)
 
 
+def is_model_folder(path: Path | str) -> bool:
+    """Return whether a folder holds a model, or names the members of an ensemble.
+
+    Example:
+        >>> is_model_folder("teacher"), is_model_folder("lesions")
+        (True, False)
+    """
+    return any((Path(path) / name).is_file() for name in (*MODEL_FILES, ENSEMBLE))
+
+
 def training_images(split: SplitRows) -> tuple[str, ...]:
     """Return the sorted sha256 of the images that influenced a model's weights.
 
@@ -74,8 +86,7 @@ def read_metadata(folder: Path | str) -> ModelMetadata:
         'teacher'
     """
     folder = Path(folder)
-    paths = (folder / "student.json", folder / "teacher.json")
-    path = next((path for path in paths if path.is_file()), None)
+    path = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
     if path is None:
         raise DataError(
             f"{folder} holds neither student.json nor teacher.json. Give the folder that a "

@@ -110,7 +110,7 @@ def write_report(
 
     Examples:
         >>> from dermedge import Bundle
-        >>> from dermedge.evaluation.evaluate import evaluate
+        >>> from dermedge.workflows.evaluate import evaluate
         >>> from dermedge.report.html import write_report
         >>> evaluation = evaluate("toy.dermedge", "lesions", replicates=10)
         >>> bundle = Bundle.open("toy.dermedge")

@@ -80,7 +80,7 @@ def choose_examples(evaluation: EvaluationReport) -> list[Examples]:
         evaluation: The report.
 
     Examples:
-        >>> from dermedge.evaluation.evaluate import evaluate
+        >>> from dermedge.workflows.evaluate import evaluate
         >>> kinds = choose_examples(evaluate("toy.dermedge", "lesions", replicates=10))
         >>> all(0 < len(kind.images) <= 6 for kind in kinds)
         True
@@ -238,7 +238,7 @@ def make_thumbnails(
     Examples:
         >>> from dermedge import Preprocess
         >>> from dermedge.data.table import read_table
-        >>> from dermedge.evaluation.evaluate import evaluate
+        >>> from dermedge.workflows.evaluate import evaluate
         >>> kinds = choose_examples(evaluate("toy.dermedge", "lesions", replicates=10))
         >>> urls = make_thumbnails(read_table("lesions"), kinds, Preprocess(48))
         >>> all(url.startswith("data:image/jpeg") for url in urls.values())

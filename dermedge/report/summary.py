@@ -92,7 +92,7 @@ def is_classifier(evaluation: EvaluationReport) -> bool:
     This holds for a model with classes, and if no metric of another task was measured.
 
     Examples:
-        >>> from dermedge.evaluation.evaluate import evaluate
+        >>> from dermedge.workflows.evaluate import evaluate
         >>> is_classifier(evaluate("toy.dermedge", "lesions", replicates=10))
         True
     """
@@ -244,7 +244,7 @@ def describe_split(evaluation: EvaluationReport) -> str:
     """Return a short name of the evaluated images.
 
     Examples:
-        >>> from dermedge.evaluation.evaluate import evaluate
+        >>> from dermedge.workflows.evaluate import evaluate
         >>> describe_split(evaluate("toy.dermedge", "lesions", split="all", replicates=10))
         'all splits of lesions'
     """

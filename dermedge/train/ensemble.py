@@ -7,7 +7,8 @@ from pathlib import Path
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
 from dermedge.evaluation.table_predictions import table_predictions
-from dermedge.train.ensemble_file import ENSEMBLE, write_ensemble
+from dermedge.models.folder_metadata import ENSEMBLE
+from dermedge.train.ensemble_file import write_ensemble
 from dermedge.train.samples import Samples, read_samples
 from dermedge.train.supervision import check_val, val_metrics
 from dermedge.train.teachers import Teacher, load_teacher

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dermedge.models.folder_metadata import ENSEMBLE
 from dermedge.train.teacher_member import Member, load_member
 from dermedge_runtime.canonical_json import pretty_json, read_json
 from dermedge_runtime.errors import DataError
 from dermedge_runtime.files import atomic_write
 
-ENSEMBLE = "ensemble.json"
 SCHEMA = "dermedge.ensemble/1"
 AGAIN = "Write it again with `dermedge teacher ensemble`."
 

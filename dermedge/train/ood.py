@@ -15,8 +15,8 @@ from dermedge.models.network import Network
 from dermedge.models.ood import OOD, fit_distance, fit_foreign
 from dermedge.train.options import TrainingOptions
 from dermedge.train.samples import RowIndices, Samples, read_samples
-from dermedge.train.views import Frames
 from dermedge.train.training_data import EVALUATION_BATCH, TrainingData
+from dermedge.train.views import Frames
 from dermedge_export.synthetic.foreign import KINDS, draw_foreign
 from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.prefetch import prefetch

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dermedge.models.folder_metadata import ENSEMBLE
 from dermedge.models.network import LAST_MAP, POOLED
 from dermedge.models.ood import without_untrained
-from dermedge.train.ensemble_file import ENSEMBLE, read_ensemble
+from dermedge.train.ensemble_file import read_ensemble
 from dermedge.train.label_mapping import map_labels
 from dermedge.train.teacher_member import Member, load_member
 from dermedge.train.teacher_outputs import (

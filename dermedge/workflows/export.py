@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from dermedge.evaluation.export_data import TableEvaluationData
 from dermedge.models import TrainedModel, load_model_folder
+from dermedge.models.folder_metadata import MODEL_FILES
 from dermedge_export.calibration import Calibration
 from dermedge_export.candidate import Candidate
 from dermedge_export.export import CACHE, ExportSession
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from dermedge.models import Network
 
 STUDENT = "student"
-MODEL_FILES = ("student.json", "teacher.json")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from dermedge.data.check import CheckReport, check_data
 from dermedge.data.draw import draw_data_set
 from dermedge.data.split import split_data
 from dermedge.data.table import digests, read_table, table_digest
-from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.report import EvaluationReport
 from dermedge.models.initialize import choose_backbone
 from dermedge.models.student_presets import check_exportable, default_student
@@ -18,6 +17,7 @@ from dermedge.report.html import write_report
 from dermedge.train.distill import DistillOptions, distill
 from dermedge.train.finetune import FinetuneOptions, finetune
 from dermedge.train.loop import Schedule
+from dermedge.workflows.evaluate import evaluate
 from dermedge.workflows.export import export
 from dermedge_export.options import ExportOptions
 from dermedge_export.target import find_target

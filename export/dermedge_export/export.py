@@ -257,8 +257,8 @@ class ExportSession:
             **golden_files(cases),
             PARITY_REPORT: pretty_json(to_json(result.report)),
             CANDIDATES_REPORT: pretty_json(candidates),
-            TRAINING_IMAGES: _list_digests(self._training_images(selection)),
-            VALIDATION_IMAGES: _list_digests(validation),
+            TRAINING_IMAGES: list_digests(self._training_images(selection)),
+            VALIDATION_IMAGES: list_digests(validation),
             "modelcard.md": card.encode(),
             **licences(spec),
         }
@@ -322,8 +322,12 @@ def check_leakage(data: EvaluationData, training_images: Sequence[str]) -> None:
         )
 
 
-def _list_digests(digests: Sequence[str]) -> bytes:
-    """Return the digest prefixes of images as a text file, one per line, sorted."""
+def list_digests(digests: Sequence[str]) -> bytes:
+    """Return the digest prefixes of images as a text file, one per line, sorted.
+
+    Args:
+        digests: sha256 of image files.
+    """
     return "".join(f"{digest[:DIGEST_PREFIX]}\n" for digest in sorted(set(digests))).encode()
 
 

@@ -24,7 +24,6 @@ from typing import Any
 from dermedge.cli.allocator import keep_freed_memory
 from dermedge.data.split import with_split
 from dermedge.data.table import read_table
-from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.table_predictions import table_predictions
 from dermedge.models import load_model_folder
 from dermedge.models.network import count_macs
@@ -32,6 +31,7 @@ from dermedge.train.distill import DistillOptions, distill
 from dermedge.train.distill_recipe import RECIPES, DistillRecipe, Term
 from dermedge.train.finetune import FinetuneOptions, finetune
 from dermedge.train.loop import Schedule
+from dermedge.workflows.evaluate import evaluate
 from dermedge.workflows.export import export
 from dermedge_export.evaluation.metrics import auroc, balanced_accuracy, bootstrap, macro_auroc
 from dermedge_export.evaluation.metrics import interval as interval_of

@@ -23,7 +23,7 @@ from dermedge.data.check import check_data
 from dermedge.data.draw import draw_data_set
 from dermedge.data.importing.add import add_data
 from dermedge.data.split import split_data
-from dermedge.evaluation.evaluate import evaluate
+from dermedge.workflows.evaluate import evaluate
 from dermedge_export.context import module_runner
 from dermedge_export.synthetic.golden import COUNT
 from dermedge_export.synthetic.lesions import draw_lesion

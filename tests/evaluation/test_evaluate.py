@@ -13,8 +13,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from conftest import FakeRuntime, toy_content
 from dermedge.data.subgroups import age_band
 from dermedge.data.table import read_table
-from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.table_predictions import table_predictions
+from dermedge.workflows.evaluate import evaluate
 from dermedge_runtime import model
 from dermedge_runtime.bundle import write_bundle
 from dermedge_runtime.errors import DataError, EngineError, UsageError

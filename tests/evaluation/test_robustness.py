@@ -9,9 +9,9 @@ from PIL import Image
 from conftest import FakeRuntime, toy_content
 from dermedge.data.table import read_table
 from dermedge.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.robustness import measure_robustness
 from dermedge.report.html import write_report
+from dermedge.workflows.evaluate import evaluate
 from dermedge_export.quality_limits import PIXEL_LIMITS
 from dermedge_export.synthetic.lesions import draw_lesion
 from dermedge_runtime import model

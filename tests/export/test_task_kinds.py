@@ -17,12 +17,12 @@ from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 from conftest import toy_content
 from dermedge.data.masks import decode_mask, read_mask
 from dermedge.data.table import read_table
-from dermedge.evaluation.evaluate import evaluate
 from dermedge.evaluation.report import EvaluationReport
 from dermedge.models import Network, TrainedModel, save_model_folder
 from dermedge.models.network import Backbone
 from dermedge.models.new_spec import make_spec
 from dermedge.workflows.debug_parity import debug_parity
+from dermedge.workflows.evaluate import evaluate
 from dermedge.workflows.export import export
 from dermedge_export.context import ExportContext
 from dermedge_export.evaluation.postprocessing import fit_mask_threshold
