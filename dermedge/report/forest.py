@@ -116,9 +116,10 @@ class Row:
     Attributes:
         name: Name of the group or diagnosis.
         cases: Number of its images.
-        reference: Balanced accuracy of the student; for a diagnosis, its recall.
+        reference: Balanced accuracy of the student; for a diagnosis, its recall or the
+            coverage of its conformal sets.
         candidate: The same metric of the artifact.
-        loss: Loss as a share of the student's value.
+        loss: Loss as a share of the student's value; for coverage, in points.
         few: True for fewer than 100 cases, too few to decide.
         plot: Line of the drawing.
 
@@ -211,12 +212,14 @@ def _read_sections(parity: Mapping[str, Any], names: Mapping[str, str]) -> Itera
     worst = finite_number(limits.get("worst_subgroup", {}).get("allowed"))
     for column, rows in groups.items():
         yield Section(COLUMN_TITLES.get(column, column), worst, tuple(rows))
-    classes = [(str(part.get("value")), part) for part in _read_objects(parity, "classes")]
-    yield Section(
-        "Diagnosis (its recall)",
-        None,
-        tuple(_make_row(names.get(label, label), part) for label, part in classes),
-    )
+    covered = finite_number(limits.get("worst_label_coverage", {}).get("allowed"))
+    for key, heading, allowed in (
+        ("classes", "Diagnosis (its recall)", None),
+        ("coverage", "Diagnosis (coverage of its conformal sets)", covered),
+    ):
+        labelled = [(str(part.get("value")), part) for part in _read_objects(parity, key)]
+        rows = tuple(_make_row(names.get(label, label), part) for label, part in labelled)
+        yield Section(heading, allowed, rows)
 
 
 def _read_objects(parity: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

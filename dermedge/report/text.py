@@ -309,6 +309,9 @@ GATE_METRICS: Mapping[str, MetricText] = {
     "worst_subgroup_coverage": MetricText(
         "Worst subgroup's coverage of conformal sets", "percent_fine", "points"
     ),
+    "worst_label_coverage": MetricText(
+        "Worst diagnosis' coverage of conformal sets", "percent_fine", "points"
+    ),
     "level_agreement": MetricText("Same severity", "percent_fine", "points"),
     "severity_kappa": MetricText(
         "Severity, quadratic weighted kappa", "decimal_fine", "decimal_fine"

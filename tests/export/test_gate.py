@@ -42,6 +42,7 @@ def test_the_table_of_limits():
         "ece": (0.001, 0.005, 0.02),
         "conformal_coverage": (0.02, 0.02, 0.02),
         "worst_subgroup_coverage": (0.02, 0.02, 0.02),
+        "worst_label_coverage": (0.02, 0.02, 0.02),
         "level_agreement": (0, 0.005, 0.02),
         "severity_kappa": (0.001, 0.005, 0.01),
         "mask_overlap": (0.001, 0.005, 0.02),

@@ -74,7 +74,7 @@ def test_an_identical_candidate_passes_at_fp32():
     assert report.status == "passed"
     assert failure_messages(report) == []
     assert {entry.status for entry in report.limits} == {"passed"}
-    assert len(report.limits) == 10
+    assert len(report.limits) == 11
     assert report.agreement["top1"] == report.agreement["cosine"] == 1
     assert report.agreement["max_abs"] == report.agreement["kl"] == 0
     assert all(entry.loss.value == 0 for entry in report.subgroups)
@@ -397,7 +397,7 @@ def test_predict_table_keeps_order_and_batches():
 def covering(fits, change):
     """Return postprocessing whose conformal quantiles are changed."""
     fitted = fits["diagnosis"]
-    quantiles = tuple(change(value) for value in fitted.conformal.quantiles)
+    quantiles = tuple(map(change, fitted.conformal.quantiles))
     conformal = dataclasses.replace(fitted.conformal, quantiles=quantiles)
     return {**fits, "diagnosis": dataclasses.replace(fitted, conformal=conformal)}
 
@@ -424,9 +424,61 @@ def test_a_candidate_that_loses_coverage_fails_overall_and_in_its_worst_subgroup
     assert limit(wider, "conformal_coverage").status == "passed"
 
 
+def narrowed(fits, label, factor):
+    """Return postprocessing whose sets hold one label for fewer images."""
+    narrow = covering(fits, lambda quantile: factor * quantile)["diagnosis"].conformal.quantiles
+    index, fitted = list(IDS).index(label), fits["diagnosis"]
+    quantiles = list(fitted.conformal.quantiles)
+    quantiles[index] = narrow[index]
+    conformal = dataclasses.replace(fitted.conformal, quantiles=tuple(quantiles))
+    return {**fits, "diagnosis": dataclasses.replace(fitted, conformal=conformal)}
+
+
+def test_a_candidate_that_covers_one_label_less_fails_by_that_label():
+    fits, test = fit_postprocessing(student(n=1500, seed=1), SPEC), student(n=3000)
+    about = {"precision": "int8", "replicates": 300, **ABOUT}
+    report = parity(test, test, SPEC, fits, narrowed(fits, "bcc", 0.8), **about)
+    # bcc is an eighth of the images, so that all of them hide its loss.
+    assert limit(report, "conformal_coverage").status == "passed"
+    worst = limit(report, "worst_label_coverage")
+    assert (worst.status, worst.note) == ("failed", "label bcc, fitted to 0.9")
+    assert [text.partition(":")[0] for text in failure_messages(report)] == ["worst_label_coverage"]
+    rows = {entry.value: entry for entry in report.coverage}
+    assert list(rows) == list(IDS)
+    covered = dataclasses.replace(
+        rows["bcc"], column="class", cases=int((test.labels == 2).sum()), loss=worst.loss
+    )
+    assert rows["bcc"] == covered
+    assert rows["bcc"].reference.value > rows["bcc"].candidate.value == worst.candidate
+    assert rows["nv"].loss.value == 0
+
+
+def test_coverage_counts_up_to_the_one_that_the_sets_are_fitted_to():
+    fits, test = fit_postprocessing(student(n=1500, seed=1), SPEC), student(n=1500)
+    about = {"precision": "int8", "replicates": 300, **ABOUT}
+    wide = covering(fits, lambda quantile: 1.0)
+    report = parity(test, test, SPEC, wide, fits, **about)
+    for metric in ("conformal_coverage", "worst_label_coverage"):
+        found = limit(report, metric)
+        assert found.reference == 1
+        assert found.candidate == pytest.approx(0.9, abs=0.05)
+        assert found.loss.value == pytest.approx(0.9 - found.candidate)
+        assert found.status != "failed"
+    report = parity(test, test, SPEC, wide, narrowed(fits, "mel", 0.7), **about)
+    lost = limit(report, "worst_label_coverage")
+    assert (lost.status, lost.note) == ("failed", "label mel, fitted to 0.9")
+
+
+def test_rare_labels_do_not_decide():
+    fits, test = fit_postprocessing(student(seed=1), SPEC), student(n=180)
+    report = parity(test, test, SPEC, fits, fits, precision="int8", replicates=100, **ABOUT)
+    few = limit(report, "worst_label_coverage")
+    assert (few.status, few.note) == ("insufficient", "no label has 100 cases")
+    assert few.cases == (test.labels == 1).sum() < 100
+
+
 def test_coverage_is_not_compared_if_a_side_has_no_sets():
     fits, test = fit_postprocessing(student(seed=1), SPEC), student()
     report = parity(test, test, SPEC, {}, fits, precision="fp32", replicates=100, **ABOUT)
-    assert not {"conformal_coverage", "worst_subgroup_coverage"} & {
-        one.metric for one in report.limits
-    }
+    assert not [one.metric for one in report.limits if "coverage" in one.metric]
+    assert report.coverage == ()

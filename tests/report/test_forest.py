@@ -68,6 +68,15 @@ def test_sections_are_overall_then_groups_then_diagnoses():
     assert list(lines(plot)) == ["Overall", "VI", "I", "female", "Melanoma"]
 
 
+def test_the_coverage_of_each_diagnosis_has_the_limit_of_the_worst_one():
+    covered = group("class", "mel", 143, interval(0.03, 0.01, 0.05))
+    limit = {"metric": "worst_label_coverage", "loss": interval(0.03), "allowed": 0.02}
+    section = draw_forest(report(coverage=[covered], limits=[limit]), NAMES).sections[-1]
+    assert section.heading == "Diagnosis (coverage of its conformal sets)"
+    assert section.allowed == 0.02
+    assert [row.name for row in section.rows] == ["Melanoma"]
+
+
 def test_positions_of_points_intervals_and_bands():
     plot = draw_forest(report(), NAMES)
     most = 0.04 * 1.08  # the largest end among groups that are large enough to judge

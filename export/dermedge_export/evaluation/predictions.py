@@ -176,6 +176,7 @@ class Decoded:
         maps: Class activation maps, float32 [N, K, h, w]; None for a model without them.
         rule_in: Smallest score that is malignant; None is the threshold.
         sets: Labels in the conformal sets, bool [N, K]; None if not fitted.
+        coverage: Coverage that the sets are fitted to; None if not fitted.
         ood_scores: Scores of the `ood` task, float64 [N]; None for a model without one.
         ood: Flagged images, bool [N]; None if the threshold is not fitted.
 
@@ -205,6 +206,7 @@ class Decoded:
     maps: NDArray[np.float32] | None = None
     rule_in: float | None = None
     sets: NDArray[np.bool_] | None = None
+    coverage: float | None = None
     ood_scores: NDArray[np.float64] | None = None
     ood: NDArray[np.bool_] | None = None
 
@@ -355,6 +357,7 @@ def _classes(predictions: Predictions, spec: Spec, postprocessing: Postprocessin
             threshold,
             rule_in=rule_in,
             sets=None if conformal is None else conformal_sets(diagnosed, conformal),
+            coverage=None if conformal is None else conformal.coverage,
         )
     names = ("benign", "malignant") if spec.malignancy is not None else ()
     labels = np.where(np.isnan(predictions.malignant), -1, predictions.malignant).astype(np.int64)

@@ -22,6 +22,7 @@ from dermedge_export.parity.comparisons import (
     MetricComparison,
     class_comparisons,
     have_sets,
+    label_comparisons,
     list_comparisons,
     subgroup_comparisons,
 )
@@ -101,14 +102,15 @@ def parity(
     comparisons = list_comparisons(sides, reference)
     within = subgroup_comparisons(sides[0], reference)
     by_class = class_comparisons(sides[0])
-    coverage = (
-        list(subgroup_comparisons(sides[0], reference, "worst_subgroup_coverage").values())
-        if have_sets(sides)
-        else []
+    with_sets = have_sets(sides)
+    covered = (
+        subgroup_comparisons(sides[0], reference, "worst_subgroup_coverage") if with_sets else {}
     )
+    by_label = label_comparisons(sides[0]) if with_sets else {}
     measured = [Measurement("non_finite", len(candidate), Interval(float(broken)))]
     subgroups: list[Measurement] = []
     classes: list[Measurement] = []
+    coverage: list[Measurement] = []
     agreement: dict[str, float] = {}
     if broken:
         measured += [
@@ -119,16 +121,20 @@ def parity(
         agreement = _agreement(reference, candidate, sides)
         measured.append(_relative_difference(reference, candidate))
         # One bootstrap serves all comparisons, so that they share their replicates.
-        every = [*comparisons, *within.values(), *by_class.values(), *coverage]
+        parts = (within, by_class, covered, by_label)
+        every = [*comparisons, *(one for part in parts for one in part.values())]
         results = iter(_measure(every, sides, reference.groups, replicates, seed))
         measured += islice(results, len(comparisons))
         thresholds = (_ood_threshold(spec, reference_post), _ood_threshold(spec, candidate_post))
         measured += _rejection((reference, candidate), thresholds, replicates, seed)
-        subgroups, classes = (list(islice(results, len(part))) for part in (within, by_class))
+        subgroups, classes, within_sets, coverage = (
+            list(islice(results, len(part))) for part in parts
+        )
         if (sides[0].labels >= 0).any():
-            measured.append(_worst_subgroup(subgroups, "worst_subgroup"))
-            if have_sets(sides):
-                measured.append(_worst_subgroup(list(results), "worst_subgroup_coverage"))
+            measured.append(_worst_of(subgroups, "worst_subgroup"))
+            if with_sets:
+                measured.append(_worst_of(within_sets, "worst_subgroup_coverage"))
+                measured.append(_worst_of(coverage, "worst_label_coverage"))
         elif not _has_other_truth(sides[0], reference):
             basis += " (no labels: agreement only)"
     checked = tuple(gate.check_limit(m, allowed[m.metric]) for m in measured if m.metric in allowed)
@@ -143,6 +149,7 @@ def parity(
         subgroups=_by_subgroup(within, subgroups),
         agreement=agreement | {"non_finite": float(broken)},
         classes=_by_subgroup(by_class, classes),
+        coverage=_by_subgroup(by_label, coverage),
     )
 
 
@@ -226,7 +233,11 @@ def _measure(
     for index, comparison in enumerate(comparisons):
         if index in drawn:
             measurement = _with_interval(
-                comparison.metric, both(comparison, None), drawn[index], comparison.comparisons
+                comparison.metric,
+                both(comparison, None),
+                drawn[index],
+                comparison.comparisons,
+                comparison.enough,
             )
             count = int(comparison.rows.sum())
             measurements.append(replace(measurement, cases=count, note=comparison.note))
@@ -237,7 +248,9 @@ def _measure(
     return measurements
 
 
-def _with_interval(metric: str, point: Floats, pairs: Floats, comparisons: int = 1) -> Measurement:
+def _with_interval(
+    metric: str, point: Floats, pairs: Floats, comparisons: int = 1, enough: float = np.inf
+) -> Measurement:
     """Return one metric's measurement, without its number of cases.
 
     Args:
@@ -245,12 +258,13 @@ def _with_interval(metric: str, point: Floats, pairs: Floats, comparisons: int =
         point: Values of reference and candidate over all images, [2].
         pairs: The same in each bootstrap replicate, [R, 2].
         comparisons: As in `MetricComparison`.
+        enough: As in `MetricComparison`.
     """
     # Both sides are measured on the same replicate, so the images that are hard for
     # both cancel in its loss. The interval of the loss is much narrower than two
     # separate ones.
-    losses = _loss(metric, pairs)
-    loss = metrics.interval(_loss(metric, point), losses)
+    losses = _loss(metric, pairs, enough)
+    loss = metrics.interval(_loss(metric, point, enough), losses)
     # The lower bound is the 5 % quantile of the losses, one-sided at 95 %. The worst of
     # k subgroups is selected for its loss, so its bound is taken at 5 % / k
     # (Bonferroni): then the bounds of all k hold together with 95 %.
@@ -265,24 +279,27 @@ def _with_interval(metric: str, point: Floats, pairs: Floats, comparisons: int =
     )
 
 
-def _loss(metric: str, pair: Floats) -> Floats:
+def _loss(metric: str, pair: Floats, enough: float) -> Floats:
     """Return the loss of the candidate, [..., 2] -> [...]; positive if it is worse."""
-    loss = pair[..., 1] - pair[..., 0] if metric == "ece" else pair[..., 0] - pair[..., 1]
+    if metric == "ece":
+        return np.asarray(pair[..., 1] - pair[..., 0])
+    loss = np.minimum(pair[..., 0], enough) - pair[..., 1]
     return metrics.ratio(loss, pair[..., 0]) if metric in RELATIVE else loss
 
 
-def _worst_subgroup(subgroups: list[Measurement], metric: str) -> Measurement:
-    """Return the largest loss among the subgroups of 100 cases or more."""
+def _worst_of(parts: list[Measurement], metric: str) -> Measurement:
+    """Return the largest loss among the subgroups or labels of 100 cases or more."""
     large = [
         (m.loss.value, m)
-        for m in subgroups
+        for m in parts
         if (m.cases or 0) >= MINIMUM_CASES and m.loss.value is not None
     ]
     if large:
         return max(large, key=lambda pair: pair[0])[1]
-    most = max((m.cases or 0 for m in subgroups), default=0)
+    most = max((m.cases or 0 for m in parts), default=0)
+    kind = "label" if metric == "worst_label_coverage" else "subgroup"
     note = (
-        f"no subgroup has {MINIMUM_CASES} cases"
+        f"no {kind} has {MINIMUM_CASES} cases"
         if most
         else "no skin type, sex, age, site or modality is known"
     )

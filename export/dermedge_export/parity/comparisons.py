@@ -1,6 +1,6 @@
 """List the metrics that compare two tables of predictions, and the images of each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,7 @@ class MetricComparison:
         comparisons: Number of comparisons of which the worst one is reported. The 95 %
             bound has to hold for all of them at once (Bonferroni). Otherwise one
             subgroup of many looks worse by chance.
+        enough: Largest value of the reference that counts; a better one adds no loss.
 
     Example:
         >>> rows = np.ones(3, bool)
@@ -42,6 +43,7 @@ class MetricComparison:
     absent: str = ""
     note: str = ""
     comparisons: int = 1
+    enough: float = np.inf
 
 
 def list_comparisons(sides: tuple[Decoded, Decoded], table: Predictions) -> list[MetricComparison]:
@@ -79,7 +81,15 @@ def list_comparisons(sides: tuple[Decoded, Decoded], table: Predictions) -> list
         ),
         MetricComparison("ece", _ece, labelled, unlabelled),
         *(
-            [MetricComparison("conformal_coverage", _coverage, labelled, unlabelled)]
+            [
+                MetricComparison(
+                    "conformal_coverage",
+                    _coverage,
+                    labelled,
+                    unlabelled,
+                    enough=_asked_coverage(first),
+                )
+            ]
             if have_sets(sides)
             else []
         ),
@@ -162,24 +172,46 @@ def subgroup_comparisons(
     Returns:
         (column, value) -> comparison, for each value that a labelled image has.
     """
-    measure = _coverage if metric == "worst_subgroup_coverage" else _balanced_accuracy
+    of_sets = metric == "worst_subgroup_coverage"
     rows = {
         (column, value): (values == value) & (first.labels >= 0)
         for column, values in table.subgroups.items()
         for value in sorted(set(values.tolist()) - {""})
     }
-    # Only subgroups of MINIMUM_CASES or more can become the worst one, so only these
-    # count in the Bonferroni correction.
-    comparisons = sum(int(chosen.sum()) >= MINIMUM_CASES for chosen in rows.values())
     return {
         (column, value): MetricComparison(
             metric,
-            measure,
+            _coverage if of_sets else _balanced_accuracy,
             chosen,
             note=f"{column} {value}",
-            comparisons=max(1, comparisons),
+            comparisons=_count_large(rows.values()),
+            enough=_asked_coverage(first) if of_sets else np.inf,
         )
         for (column, value), chosen in rows.items()
+        if chosen.any()
+    }
+
+
+def label_comparisons(first: Decoded) -> dict[tuple[str, str], MetricComparison]:
+    """Return a comparison of the coverage of conformal sets for each label with an image.
+
+    Args:
+        first: The decoded reference.
+
+    Returns:
+        ("class", label) -> comparison.
+    """
+    rows = {("class", name): first.labels == index for index, name in enumerate(first.names)}
+    return {
+        key: MetricComparison(
+            "worst_label_coverage",
+            _coverage,
+            chosen,
+            note=f"label {key[1]}, fitted to {_asked_coverage(first):.4g}",
+            comparisons=_count_large(rows.values()),
+            enough=_asked_coverage(first),
+        )
+        for key, chosen in rows.items()
         if chosen.any()
     }
 
@@ -198,6 +230,22 @@ def class_comparisons(first: Decoded) -> dict[tuple[str, str], MetricComparison]
         for key, chosen in rows.items()
         if chosen.any()
     }
+
+
+def _count_large(parts: Iterable[NDArray[np.bool_]]) -> int:
+    """Return the number of parts that can become the worst one, and 1 if there is none.
+
+    These have MINIMUM_CASES or more, so only these count in the Bonferroni correction.
+    """
+    return max(1, sum(int(part.sum()) >= MINIMUM_CASES for part in parts))
+
+
+def _asked_coverage(first: Decoded) -> float:
+    """Return the coverage that a loss of coverage counts from.
+
+    A reference whose sets cover more than they are fitted to does so by chance.
+    """
+    return np.inf if first.coverage is None else first.coverage
 
 
 def _agrees(first: Decoded, side: Decoded, rows: Array, weights: Floats | None) -> Floats:

@@ -160,7 +160,9 @@ class Subgroup:
 
     `column` = `value` defines the subgroup. `loss` is a share of the reference's
     balanced accuracy. If `column` is `class` and `value` a label, the metric is that
-    class's recall.
+    class's recall. In `ParityReport.coverage` it is the coverage of the class, and `loss`
+    is the difference to the reference, which counts up to the coverage that the sets are
+    fitted to.
 
     Example:
         >>> light, dark = Interval(0.85, 0.81, 0.89), Interval(0.76, 0.68, 0.84)
@@ -187,7 +189,8 @@ class ParityReport:
 
     `basis` names the images (`test split of ham10000`, `procedural lesions`). `engine`
     and `hardware` name what computed the candidate's predictions. `classes` holds a
-    `Subgroup` for each class that has a labelled image; older reports lack it.
+    `Subgroup` for each class that has a labelled image. `coverage` holds the coverage of
+    conformal sets for each such class. Older reports lack these two.
 
     Example:
         >>> exact = Limit("non_finite", "passed", None, None, Interval(0.0), 0.0, 400)
@@ -208,6 +211,7 @@ class ParityReport:
     subgroups: tuple[Subgroup, ...] = ()
     agreement: Mapping[str, float] = field(default_factory=dict)
     classes: tuple[Subgroup, ...] = ()
+    coverage: tuple[Subgroup, ...] = ()
 
 
 def outcome_name(status: object) -> str:
