@@ -22,6 +22,7 @@ from dermedge_runtime.errors import DataError, UsageError
 from dermedge_runtime.prefetch import prefetch
 from dermedge_runtime.printable import printable
 from dermedge_runtime.progress import Progress
+from dermedge_runtime.spec import Preprocess
 
 LOGGER = logging.getLogger(__name__)
 LARGEST = 20_000
@@ -68,6 +69,22 @@ def read_foreign(options: TrainingOptions, samples: Samples, *, fits: bool) -> l
             "clinical photographs. Give a table of clinical photographs with --foreign."
         )
     return tables
+
+
+def check_foreign(tables: Sequence[Samples], preprocess: Preprocess) -> None:
+    """Decode the train images of the tables once, because training takes hours.
+
+    Args:
+        tables: Tables of `read_foreign`.
+        preprocess: Preprocessing of the model.
+
+    Raises:
+        DataError: An image cannot be decoded.
+    """
+    for table in tables:
+        frames = Frames(table.paths, preprocess)
+        for row in table.rows("train"):
+            frames.centred(int(row))
 
 
 def with_ood(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
-from dermedge.data.table import read_table, table_digest
 from dermedge.models.backbone import Backbone
 from dermedge.models.model_folder import TrainedModel, load_model_folder, save_model_folder
 from dermedge.models.network import Network, count_parameters
@@ -18,10 +17,10 @@ from dermedge.train.lineage import (
     read_init_split,
 )
 from dermedge.train.loop import FitResult
-from dermedge.train.ood import read_foreign, with_ood
+from dermedge.train.ood import check_foreign, read_foreign, with_ood
 from dermedge.train.options import TrainingOptions
 from dermedge.train.run_record import RunRecord
-from dermedge.train.samples import Samples
+from dermedge.train.samples import Samples, read_samples
 from dermedge.train.supervision import check_val
 from dermedge.train.teachers import Teacher
 from dermedge.train.training_data import (
@@ -81,7 +80,8 @@ def describe_training(
         spec: The new model's tasks and preprocessing.
         own: Further settings of the verb.
     """
-    digests = [table_digest(read_table(table)) for table in options.foreign]
+    foreign = [read_samples(table, ())[0] for table in options.foreign]
+    digests = [[table.table_digest, table.images_digest] for table in foreign]
     return {
         "backbone": describe_backbone(backbone),
         "init": digest_init(options.init),
@@ -140,6 +140,7 @@ def train_model(
         samples, spec, batch_size=options.schedule.batch_size, seed=options.seed
     )
     check_val(spec.tasks, samples, training.val)
+    check_foreign(foreign, spec.preprocess)
     # The network is created before the folder, so that an unusable backbone or weights
     # file leaves no folder behind.
     network = start_network(training, backbone, options.init, embedding_width)

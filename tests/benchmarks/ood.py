@@ -9,15 +9,18 @@ share of test images that is kept, and the share of the other images that is fla
 drawn ones, photographs of scikit-image and scikit-learn with crops of them, the clinical
 photographs, and dermoscopy from another source. The last two scores also learn from
 foreign images: drawn ones with other seeds, or the train rows of the clinical set, whose
-other rows are the column. It needs scikit-image and pytorch-ood
+other rows, of other patients, are the column. Its 95 % interval resamples patients. It needs
+scikit-image and pytorch-ood
 (`pip install scikit-image pytorch-ood`). Features are computed once and kept in the
 output folder.
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +28,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermedge.data.split import with_split
-from dermedge.data.table import read_table
+from dermedge.data.table import groups, read_table
 from dermedge.models import TrainedModel, load_model_folder
 from dermedge.models.ood import AXES, FeatureDistance, fit_distance, fit_foreign
 from dermedge.train.ood import DRAWN as FITTED
+from dermedge_export.evaluation.metrics import bootstrap, weighted_mean
 from dermedge_export.evaluation.ood import fit_ood_threshold
 from dermedge_export.synthetic.foreign import KINDS, draw_foreign
 from dermedge_runtime.canonical_json import pretty_json
@@ -67,14 +71,16 @@ def main() -> None:
     model = load_model_folder(arguments.student)
     sets = collect(model, arguments)
     found = {}
-    exposed = separate(sets, arguments.clinical)
+    exposed, patients = separate(sets, arguments.clinical)
     for name, score in scores(model, sets, exposed).items():
-        found[name] = measure(score, sets)
+        found[name] = measure(score, sets, patients)
         atomic_write(out / "ood.json", pretty_json(found))
     columns = ["test", *(name for name in sets if name not in (*OWN, "test"))]
     print("| score | test kept |", " | ".join(columns[1:]), "| least flagged kinds |")
     for name, row in found.items():
         cells = [f"{row[column]:.3f}" for column in columns]
+        low, high = row["clinical_interval"]
+        cells[columns.index("clinical")] += f" ({low:.3f}-{high:.3f})"
         worst = sorted(row["kinds"].items(), key=lambda pair: pair[1])[:3]
         print(f"| {name} |", " | ".join(cells), "|", ", ".join(f"{k} {v:.2f}" for k, v in worst))
 
@@ -114,16 +120,22 @@ def collect(model: TrainedModel, arguments: argparse.Namespace) -> dict[str, Fea
     return {name: features(model, images, arguments.out / name) for name, images in sets.items()}
 
 
-def separate(sets: dict[str, Features], folder: Path) -> Features:
-    """Take the train rows out of the clinical set, by patients, and return them."""
-    whole = sets["clinical"]
-    train = (with_split(read_table(folder)).frame["split"] == "train").to_numpy()
+def separate(sets: dict[str, Features], folder: Path) -> tuple[Features, NDArray[np.str_]]:
+    """Take the train rows out of the clinical set, by patients.
+
+    Returns:
+        These rows, and the patient of each image that is left.
+    """
+    whole, frame = sets["clinical"], with_split(read_table(folder)).frame
+    train, patients = (frame["split"] == "train").to_numpy(), groups(frame).to_numpy(str)
     parts = [
         Features(whole.pooled[rows], whole.logits[rows], whole.kinds[rows].tolist())
         for rows in (train, ~train)
     ]
+    for text, rows in (("fitted on", train), ("measured on", ~train)):
+        print(f"clinical: {text} {rows.sum()} images of {len(set(patients[rows]))} patients")
     sets["clinical"] = parts[1]
-    return parts[0]
+    return parts[0], patients[~train]
 
 
 def packaged() -> Iterator[tuple[str, Image.Image]]:
@@ -231,11 +243,13 @@ def applied(head: FeatureDistance) -> Score:
     return lambda images: head(images.pooled)[:, 0].numpy()
 
 
-def measure(score: Score, sets: Mapping[str, Features]) -> dict[str, float | dict[str, float]]:
+def measure(
+    score: Score, sets: Mapping[str, Features], patients: NDArray[np.str_]
+) -> dict[str, Any]:
     """Return the share of test images that is kept, and the flagged share of other sets."""
     threshold = fit_ood_threshold(score(sets["val"]))
     assert threshold is not None
-    row: dict[str, float | dict[str, float]] = {}
+    row: dict[str, Any] = {}
     kinds: dict[str, float] = {}
     with torch.no_grad():
         for name, images in sets.items():
@@ -243,6 +257,9 @@ def measure(score: Score, sets: Mapping[str, Features]) -> dict[str, float | dic
                 continue
             flagged = score(images) > threshold
             row[name] = float((~flagged if name == "test" else flagged).mean())
+            if name == "clinical":
+                drawn = bootstrap(patients, {0: partial(weighted_mean, flagged)})
+                row["clinical_interval"] = np.quantile(drawn[0], (0.025, 0.975)).tolist()
             if name in ("drawn", "photographs"):
                 kinds |= {
                     kind: float(flagged[images.kinds == kind].mean())

@@ -1,5 +1,6 @@
 """Every exporter keeps the head of an `ood` task in float32; the gate counts what it rejects."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,10 +19,11 @@ from dermedge_export.context import ExportContext, module_runner
 from dermedge_export.evaluation.ood import fit_ood_threshold
 from dermedge_export.evaluation.postprocessing import fit_postprocessing
 from dermedge_export.evaluation.predictions import Predictions
+from dermedge_export.exporters.onnx import export_onnx
 from dermedge_export.graph.exact import exact_nodes
+from dermedge_export.graph.run import watch_tensors
 from dermedge_export.parity.compare import parity
 from dermedge_export.parity.foreign import FOREIGN, with_foreign
-from dermedge_export.quantization.ptq import quantize_onnx
 from dermedge_export.synthetic.foreign import KINDS, draw_foreign
 from dermedge_export.target import ANDROID, CPU, IOS, JETSON_AGX_ORIN
 from dermedge_runtime.errors import UsageError
@@ -31,6 +33,8 @@ from support import small
 
 SIZE = 64
 TASKS = (Task("malignancy", "binary"), Task("features", "embed"), OOD)
+# Operators that write the pooled features: a mean, or a quantizer behind it.
+BORDERS = ("ReduceMean", "FakeQuantize", "MEAN", "DEQUANTIZE")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,30 @@ def context() -> ExportContext:
     return ExportContext(TrainedModel(network, spec, backbone), lambda: calibration)
 
 
+def images() -> np.ndarray:
+    """Return lesions and foreign images that the head is not fitted on, [N, S, S, 3]."""
+    lesions = synthetic_calibration(Preprocess(SIZE), 80).images[64:]
+    return np.concatenate([lesions, [draw_foreign(seed, SIZE) for seed in range(14)]])
+
+
+def assert_computed_in_float32(
+    context: ExportContext, features: np.ndarray, scores: np.ndarray
+) -> None:
+    """Check that an artifact's scores are what the head computes of its own features."""
+    network = context.source.module
+    assert isinstance(network, Network)
+    head = network.heads[OOD.name]
+    plain = copy.deepcopy(head)
+    plain.foreign.zero_()
+    plain.bias.zero_()
+    pooled = torch.from_numpy(features).reshape(len(scores), -1)
+    with torch.no_grad():
+        expected, distance = head(pooled).numpy(), plain(pooled).numpy()
+    # Without the classifier, some scores are others.
+    assert (expected > 1.1 * distance).any()
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+
+
 def head_of(context: ExportContext) -> list[str]:
     return exact_nodes(onnx.load_model_from_string(context.graph(CPU.opset)))
 
@@ -60,7 +88,7 @@ def test_the_head_is_a_product_and_sums(context: ExportContext) -> None:
     model = onnx.load_model_from_string(context.graph(CPU.opset))
     head = set(head_of(context))
     kinds = {node.op_type for node in model.graph.node if node.name in head}
-    assert {"Mul", "ReduceSum", "Sqrt"} <= kinds
+    assert {"Add", "Mul", "ReduceSum", "Sqrt"} <= kinds
     assert not kinds & {"Conv", "Gemm", "MatMul"}
     written = {name for node in model.graph.node if node.name in head for name in node.output}
     assert "ood" in written
@@ -71,8 +99,8 @@ def test_the_head_is_a_product_and_sums(context: ExportContext) -> None:
 def test_int8_onnx_reads_no_quantized_value_in_the_head(
     context: ExportContext, method: str
 ) -> None:
-    content, _, _ = quantize_onnx(context, CPU, Candidate("int8", "onnx", method))
-    model = onnx.load_model_from_string(content)
+    built = export_onnx(context, CPU, Candidate("int8", "onnx", method))
+    model = onnx.load_model_from_string(built.files["model.onnx"])
     makers = {name: node for node in model.graph.node for name in node.output}
     head = set(head_of(context))
     inside = [node for node in model.graph.node if node.name in head]
@@ -85,6 +113,8 @@ def test_int8_onnx_reads_no_quantized_value_in_the_head(
     }
     # Only the features that enter the head may have been rounded.
     assert len(entering) == 1
+    rows = watch_tensors(built.files["model.onnx"], [*entering, OOD.name], images())
+    assert_computed_in_float32(context, *map(np.concatenate, zip(*rows, strict=True)))
 
 
 def test_typed_fp16_keeps_the_head_in_float32(context: ExportContext) -> None:
@@ -117,36 +147,77 @@ def test_openvino_rounds_features_only(context: ExportContext) -> None:
 
     built = export_openvino(context, CPU, Candidate("int8", "openvino", "nncf"))
     model = openvino.Core().read_model(built.files[XML], built.files[WEIGHTS])
-    node = model.output("ood").get_node()
-    seen = []
+    waiting, seen = [model.output(OOD.name).get_node()], {}
     # From the output up to the pooled features, which a pooling or a quantizer writes.
-    while node.get_type_name() not in ("ReduceMean", "FakeQuantize"):
-        seen.append(node.get_type_name())
-        node = node.input_value(0).get_node()
-    assert seen[:6] == ["Result", "Add", "Sqrt", "Abs", "Subtract", "ReduceSum"]
-    assert seen.count("Subtract") == 2
+    while waiting:
+        node = waiting.pop()
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        if name not in seen and kind not in BORDERS:
+            waiting += [value.get_node() for value in node.input_values()]
+        seen[name] = node
+    kinds = [node.get_type_name() for node in seen.values()]
+    assert kinds.count("ReduceSum") == 4
+    assert kinds.count("Abs") == 2
+    (pooled,) = (node for node in seen.values() if node.get_type_name() in BORDERS)
+    constants = [node for node in seen.values() if node.get_type_name() == "Constant"]
+    assert {node.get_element_type().get_type_name() for node in constants} <= {"f32", "i64"}
+    model.add_outputs([pooled.output(0)])
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = [compiled(image[None]) for image in images()]
+    features, scores = (
+        np.concatenate([outputs[one] for outputs in found])
+        for one in (compiled.outputs[-1], compiled.output(OOD.name))
+    )
+    assert_computed_in_float32(context, features, scores)
 
 
 @pytest.mark.parametrize("precision", ["int8", "w8", "fp16"])
 def test_litert_keeps_the_head_in_float32(context: ExportContext, precision: str) -> None:
     pytest.importorskip("litert_torch")
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
     from dermedge_export.exporters.litert import PATH, export_litert
+    from dermedge_export.graph.read_litert import read_litert
 
     method = "minmax" if precision == "int8" else "plain"
     built = export_litert(context, ANDROID, Candidate(precision, "litert", method))
-    graph = schema.ModelT.InitFromPackedBuf(built.files[PATH], 0).subgraphs[0]
-    axes = [
-        tensor
-        for tensor in graph.tensors
-        if tensor.shape is not None and list(tensor.shape)[-2:] == list(axes_shape(context))
-    ]
-    assert axes
-    assert {tensor.type for tensor in axes} == {schema.TensorType.FLOAT32}
-
-
-def axes_shape(context: ExportContext) -> tuple[int, ...]:
-    return tuple(context.source.module.heads["ood"].axes.shape)  # type: ignore[union-attr, index]
+    model = schema.ModelT.InitFromPackedBuf(built.files[PATH], 0)
+    graph = model.subgraphs[0]
+    makers = {
+        index: (operator.kind, one.inputs)
+        for one, operator in zip(graph.operators, read_litert(built.files[PATH]), strict=True)
+        for index in one.outputs
+    }
+    # From the output up to the pooled features, which a mean or a quantizer writes.
+    outputs = {one.name.decode(): one.tensorIndex for one in model.signatureDefs[0].outputs}
+    waiting, seen = [outputs[OOD.name]], {}
+    while waiting:
+        index = waiting.pop()
+        kind, inputs = makers.get(index, ("", ()))
+        if kind not in BORDERS:
+            waiting += [one for one in inputs if one not in seen]
+        seen[index] = kind
+    kinds = list(seen.values())
+    assert kinds.count("SUM") == 4
+    assert kinds.count("ABS") == 2
+    (pooled,) = (index for index, kind in seen.items() if kind in BORDERS)
+    numbers = {schema.TensorType.FLOAT32, schema.TensorType.INT32}
+    assert {graph.tensors[index].type for index in seen} <= numbers
+    interpreter = Interpreter(
+        model_content=built.files[PATH],
+        num_threads=1,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    rows = []
+    for image in images():
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+        interpreter.invoke()
+        # A copy, because the next image overwrites the memory.
+        rows.append([interpreter.get_tensor(one).copy() for one in (pooled, outputs[OOD.name])])
+    assert_computed_in_float32(context, *map(np.concatenate, zip(*rows, strict=True)))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "w8", "palettized", "w8a8"])
@@ -161,9 +232,8 @@ def test_core_ml_keeps_the_head_in_float32(context: ExportContext, precision: st
     built = export_coreml(context, target, Candidate(precision, "coreml", "plain", options))
     files = {name.removeprefix(f"{PATH}/"): content for name, content in built.files.items()}
     assert exact_steps(read_program(files), {"ood"}) == set()
-    images = small.pixels(2, SIZE).numpy()
     assert built.simulation is not None
-    assert np.isfinite(built.simulation.run(images)["ood"]).all()
+    assert np.isfinite(built.simulation.run(images())[OOD.name]).all()
 
 
 def test_fake_quantizers_leave_the_head_alone(context: ExportContext) -> None:

@@ -232,6 +232,10 @@ def test_images_of_a_table_are_flagged_and_recorded(
     assert plain.foreign.abs().sum() > 0
     with pytest.raises(UsageError, match="already holds another run"):
         train(data, tmp_path / "out")
+    # The same cells with another image are other foreign images.
+    Image.new("RGB", (64, 48), "red").save(images[0])
+    with pytest.raises(UsageError, match="already holds another run"):
+        train(data, tmp_path / "out", foreign=[table])
 
 
 def test_tables_of_foreign_images_that_cannot_be_used(data: Path, tmp_path: Path) -> None:
@@ -241,6 +245,10 @@ def test_tables_of_foreign_images_that_cannot_be_used(data: Path, tmp_path: Path
     for changes in ({"role": "teacher"}, {"ood": False}):
         with pytest.raises(UsageError, match="only a student with the task ood"):
             train(data, tmp_path / "other", foreign=[table], **changes)
+    damaged = shifted(data, tmp_path / "damaged")
+    (damaged / read_table(damaged).frame["image"].iloc[3]).write_bytes(b"no image")
+    with pytest.raises(DataError, match="data check"):
+        train(data, tmp_path / "other", foreign=[damaged])
     (table / "metadata.csv").write_text(
         (table / "metadata.csv").read_text().replace(",train", ",test")
     )

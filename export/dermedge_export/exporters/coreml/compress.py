@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from dermedge_export.candidate import Candidate
+from dermedge_export.exporters.coreml.package import read_files
 from dermedge_export.exporters.coreml.ranges import Ranges
+from dermedge_export.exporters.coreml.simulation import read_program
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -59,7 +61,8 @@ def _palettize(model: "MLModel", candidate: Candidate, ranges: Ranges) -> "MLMod
 def _quantize_all(model: "MLModel", candidate: Candidate, ranges: Ranges) -> "MLModel":
     """Quantize weights, and activations around operators that compute in int8.
 
-    These are convolutions, matrix products, additions and pooling.
+    These are convolutions, matrix products, additions and pooling, as far as they compute
+    in fp16. Those in fp32 are the heads that stay exact, and operators that leave fp16.
     """
     # `coremltools.optimize.coreml.linear_quantize_activations` measures the ranges with
     # Core ML, which runs on macOS only (apple/coremltools 9.0). The passes behind it
@@ -70,7 +73,11 @@ def _quantize_all(model: "MLModel", candidate: Candidate, ranges: Ranges) -> "ML
     from coremltools.models.utils import _apply_graph_pass
     from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig
 
-    config = OptimizationConfig(global_config=OpLinearQuantizerConfig(mode="linear_symmetric"))
+    steps = read_program(read_files(model)).steps
+    config = OptimizationConfig(
+        global_config=OpLinearQuantizerConfig(mode="linear_symmetric"),
+        op_name_configs={step.name: None for step in steps if not any(step.half)},
+    )
     stats = {name: {"rmin": value.low, "rmax": value.high} for name, value in ranges.values.items()}
     passes = [
         PASS_REGISTRY[f"compression::insert_{side}_quantize_dequantize_pair"]
