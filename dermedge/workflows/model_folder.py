@@ -114,7 +114,7 @@ def open_model_folder(
                 TRAINING_IMAGES: list_digests(sorted(trained_on)),
                 VALIDATION_IMAGES: list_digests(val),
             },
-            quality=limits_for(spec.preprocess.size),
+            quality=limits_for(spec),
         )
         with Model(bundle, runtime) as model:
             yield model
