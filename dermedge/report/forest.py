@@ -218,8 +218,8 @@ def _read_sections(parity: Mapping[str, Any], names: Mapping[str, str]) -> Itera
         ("coverage", "Diagnosis (coverage of its conformal sets)", covered),
     ):
         labelled = [(str(part.get("value")), part) for part in _read_objects(parity, key)]
-        rows = tuple(_make_row(names.get(label, label), part) for label, part in labelled)
-        yield Section(heading, allowed, rows)
+        made = (_make_row(names.get(label, label), part) for label, part in labelled)
+        yield Section(heading, allowed, tuple(made))
 
 
 def _read_objects(parity: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
