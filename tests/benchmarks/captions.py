@@ -22,6 +22,7 @@ from dermedge.captions.options import CaptionOptions
 from dermedge.captions.table import caption_data
 from dermedge.captions.train import train_caption
 from dermedge.cli.caption import show
+from dermedge.cli.console import progress
 from dermedge.data.table import groups, read_table
 from dermedge.train.finetune import FinetuneOptions, finetune
 
@@ -57,13 +58,18 @@ def main() -> None:
         epochs=given.epochs, lr=given.lr, lora_lr=given.lora_lr, max_tokens=given.max_tokens
     )
     start = time.perf_counter()
-    model = train_caption(teacher, given.lm, data, given.out / "captioner", options)
+    out = given.out / "captioner"
+    with progress("train") as report_progress:
+        train_caption(teacher, given.lm, data, out, options, progress=report_progress)
     trained = time.perf_counter()
-    report = evaluate_caption(
-        model.folder, data, CaptionEvaluation(), out=given.out / "report.json", overwrite=True
-    )
+    with progress("evaluate") as report_progress:
+        report = evaluate_caption(
+            *(out, data, CaptionEvaluation()),
+            out=given.out / "report.json",
+            overwrite=True,
+            progress=report_progress,
+        )
     show(report)
-    print(f"metrics on val: {model.metrics}")
     print(f"training {trained - start:.0f} s, evaluation {time.perf_counter() - trained:.0f} s")
 
 
