@@ -112,10 +112,11 @@ def check_clients(summaries: Sequence[Summary], options: FederatedOptions) -> li
     if twice:
         raise DataError(f"Two clients are named {twice[0]!r}. Give each client its own --name.")
     for one in summaries:
-        if not one.rows.get("train") or not one.rows.get("val"):
+        counts = {split: one.rows.get(split, 0) for split in ("train", "val", "test")}
+        if not all(counts.values()):
+            sizes = ", ".join(f"{count} {split}" for split, count in counts.items())
             raise DataError(
-                f"The client {one.name!r} has {one.rows.get('train', 0)} train and "
-                f"{one.rows.get('val', 0)} val images. Give it a table with both."
+                f"The client {one.name!r} has {sizes} images. Give it a table with all three."
             )
     first = summaries[0]
     for other in summaries[1:]:

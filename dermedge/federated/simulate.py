@@ -38,7 +38,7 @@ LOCAL, POOLED, FEDERATED = "local", "pooled", "federated"
 
 
 def simulate_federated(
-    clients: Mapping[str, Path | str],
+    clients: Mapping[str, Data],
     out: Path | str,
     options: FederatedOptions | None = None,
     *,
@@ -58,7 +58,8 @@ def simulate_federated(
     continues after its last round.
 
     Args:
-        clients: Folder or table file of each client, by name. With a partition, one.
+        clients: Folder, table file or table of each client, by name. With a partition,
+            one.
         out: Folder for the model, `federated.json`, `federated.html` and `run.json`.
         options: Model, rounds and privacy.
         partition: Divide the one table among simulated clients.
@@ -143,17 +144,19 @@ def read_finished(run: RunRecord, *, overwrite: bool) -> FederatedReport | None:
     return FederatedReport.from_json(read_json(run.folder / REPORT, DataError))
 
 
-def _read_tables(
-    clients: Mapping[str, Path | str], partition: Partition | None
-) -> dict[str, Table]:
+def _read_tables(clients: Mapping[str, Data], partition: Partition | None) -> dict[str, Table]:
     if partition is not None:
         if len(clients) != 1:
             raise UsageError(
                 f"A partition needs one table, not {len(clients)}. Give one --client, or omit "
                 "--partition."
             )
-        return divide(read_table(next(iter(clients.values()))), partition)
-    return {name: read_table(data) for name, data in clients.items()}
+        return divide(_read(next(iter(clients.values()))), partition)
+    return {name: _read(data) for name, data in clients.items()}
+
+
+def _read(data: Data) -> Table:
+    return data if isinstance(data, Table) else read_table(data)
 
 
 def pool(tables: Mapping[str, Table], *, local_ids: bool) -> Table:

@@ -16,6 +16,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from dermedge.data.table import Table, read_table
 from dermedge.federated.options import FederatedOptions
 from dermedge.federated.partition import Partition
 from dermedge.federated.report import FederatedReport
@@ -55,7 +56,7 @@ def main() -> None:
         tables, partition, changes = SETTINGS[name]
         options = FederatedOptions(**{**COMMON, "init": str(arguments.weights), **changes})
         report = simulate_federated(
-            {table: arguments.data / table for table in tables},
+            {table: read_with_test(arguments.data / table) for table in tables},
             arguments.out / name,
             options,
             partition=partition,
@@ -63,6 +64,14 @@ def main() -> None:
             progress=lambda done, total, note: None,
         )
         print(format_report(name, report), flush=True)
+
+
+def read_with_test(folder: Path) -> Table:
+    """Read a table; assign all splits again if it has none for test, as isic2017 here."""
+    table = read_table(folder)
+    if (table.frame["split"] == "test").any():
+        return table
+    return table.replace(table.frame.assign(split=""))
 
 
 def format_report(name: str, report: FederatedReport) -> str:

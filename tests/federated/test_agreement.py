@@ -98,7 +98,7 @@ def test_clients_need_names_splits_and_one_backbone() -> None:
     a, b = client("a"), client("b")
     with pytest.raises(DataError, match="Two clients are named 'a'"):
         check_clients([a, a], FederatedOptions())
-    with pytest.raises(DataError, match="'b' has 0 train and 3 val"):
+    with pytest.raises(DataError, match="'b' has 0 train, 3 val, 0 test images"):
         check_clients([a, replace(b, rows={"val": 3})], FederatedOptions())
     with pytest.raises(DataError, match="'a' and 'b' have different frozen backbones"):
         check_clients([a, replace(b, backbone="other")], FederatedOptions())
