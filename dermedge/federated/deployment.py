@@ -181,7 +181,7 @@ def serve_federated(
 def join_federated(
     data: Path | str,
     server: str,
-    folder: Path | str,
+    out: Path | str,
     *,
     name: str,
     key: bytes = b"",
@@ -197,7 +197,7 @@ def join_federated(
     Args:
         data: Folder or table file of this client.
         server: Host and port of the server.
-        folder: Folder for stored features, the privacy ledger and Flower's files.
+        out: Folder for stored features, the privacy ledger and Flower's files.
         name: Name of this client, unique among all.
         key: Secret of all clients, unknown to the server, that hides ids.
         init: This client's copy of the initial weights. None takes the server's path.
@@ -217,7 +217,7 @@ def join_federated(
     """
     _parse_address(server, encrypted=tls is not None)
     require_flower()
-    folder = Path(folder).resolve()
+    folder = Path(out).resolve()
     setup = {
         "name": name,
         "data": str(Path(data).resolve()),

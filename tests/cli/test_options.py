@@ -23,6 +23,9 @@ FUNCTIONS = {
     "data check": "check_data",
     "data sets": "list_data_sets",
     "data split": "split_data",
+    "federated client": "join_federated",
+    "federated server": "serve_federated",
+    "federated simulate": "simulate_federated",
     "parity debug": "debug_parity",
     "readers analyze": "analyze_readers",
     "readers kit": "write_reader_kit",
@@ -52,7 +55,7 @@ COMMANDS = dict(commands())
 
 
 def option_classes(annotation: Any) -> Iterator[type]:
-    """Yield the dataclasses named *Options, *Recipe or Schedule in an annotation."""
+    """Yield the dataclasses in an annotation."""
     for part in (annotation, *typing.get_args(annotation)):
         if isinstance(part, type) and dataclasses.is_dataclass(part):
             yield part
@@ -68,7 +71,7 @@ def keywords(function: Callable[..., Any]) -> set[str]:
     pending = [
         kind
         for name, hint in hints.items()
-        if name in ("options", "recipe")
+        if name in ("options", "recipe", "partition", "tls")
         for kind in option_classes(hint)
     ]
     while pending:
