@@ -169,7 +169,13 @@ def show_report(report: "ReaderReport") -> None:
     show_default=True,
     help="Expected value of the metric with the model.",
 )
-@click.option("--metric", type=click.Choice(METRIC_NAMES), default="auc", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(METRIC_NAMES),
+    default="auc",
+    show_default=True,
+    help="Metric that the study compares.",
+)
 @click.option(
     "--malignant",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -216,11 +216,15 @@ def project(diagnosis: str, labels: Collection[str]) -> str | None:
 def diagnosis_name(diagnosis: str) -> str:
     """Return the name of a diagnosis, or the names of several, for people.
 
+    Text that is no id of the taxonomy stays as it is.
+
     Examples:
         >>> diagnosis_name("mel"), diagnosis_name("bcc;nv")
         ('melanoma', 'basal cell carcinoma or melanocytic nevus')
     """
-    return " or ".join(TAXONOMY[part].name for part in split_diagnoses(diagnosis))
+    return " or ".join(
+        TAXONOMY[part].name if part in TAXONOMY else part for part in split_diagnoses(diagnosis)
+    )
 
 
 def malignancy(diagnosis: str) -> bool | None:

@@ -136,6 +136,8 @@ def _list_settings(context: ProbeContext) -> Json:
     """List every setting of the probe, with the defaults of its protocol."""
     task, options, protocol = context.task, context.options, context.options.protocol
     training = {} if context.recipe is None else asdict(context.recipe)
+    if not training.get("half_period"):
+        training.pop("half_period", None)  # The rate is constant, or that of `finetune`.
     settings: Json = {"seed": options.seed, "replicates": options.replicates}
     settings["preprocess"] = to_json(context.teacher.spec.preprocess)
     if protocol == "paper":
