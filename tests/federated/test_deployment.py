@@ -36,10 +36,11 @@ def address() -> str:
 def started() -> Iterator[list[subprocess.Popen[bytes]]]:
     processes: list[subprocess.Popen[bytes]] = []
     yield processes
+    # SIGTERM is handled as Ctrl-C is. SIGINT is ignored under a shell's background job.
     for process in processes:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
     for process in processes:
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:
