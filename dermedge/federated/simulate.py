@@ -213,21 +213,8 @@ def make_local_grid(hosts: Mapping[str, ClientHost]) -> Any:
     }
 
     class LocalGrid(Grid):  # type: ignore[misc]
-        @property
-        def run(self) -> Any:
-            raise NotImplementedError
-
-        def set_run(self, run: Any) -> None:
-            raise NotImplementedError
-
-        def create_message(self, *args: Any, **kwargs: Any) -> Any:
-            raise NotImplementedError
-
-        def push_messages(self, messages: Any) -> Any:
-            raise NotImplementedError
-
-        def pull_messages(self, message_ids: Any) -> Any:
-            raise NotImplementedError
+        # Abstract in Flower. Its strategies call only the two methods below.
+        run = set_run = create_message = push_messages = pull_messages = None
 
         def get_node_ids(self) -> Iterable[int]:
             return names

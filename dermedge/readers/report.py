@@ -147,7 +147,7 @@ class SubgroupScores:
 
 @dataclass(frozen=True)
 class Change:
-    """Readings that were unaided right or wrong, and what became of them aided.
+    """Numbers of right and wrong aided answers, for one kind of unaided answer.
 
     Attributes:
         unaided_right: The unaided answer was right.
